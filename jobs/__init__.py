@@ -1,0 +1,1 @@
+"""Many streams: batch jobs, evaluation, training runs, and the `xmem` command."""

@@ -1,0 +1,37 @@
+"""What can go wrong in a pipeline, each with the exit code that the command line gives it.
+
+Every message is one line that names the offending value, what would be allowed and what to do about it.
+Raising one of these never undoes or damages anything that was committed before.
+"""
+
+
+class XmemError(Exception):
+    """A failure the user can act on; the command line prints its message and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(XmemError):
+    """The request itself is wrong: a bad option, prompt, id or query. Nothing was started."""
+
+    exit_code = 2
+
+
+class PromptError(UsageError):
+    """A prompt cannot be read or does not fit the video."""
+
+
+class SourceError(XmemError):
+    """The video cannot be opened, or holds no decodable frame."""
+
+
+class StoreError(XmemError):
+    """The output folder cannot be read or written."""
+
+
+class SettingsConflictError(UsageError):
+    """The output folder holds this stream under other settings; the message says which differ."""
+
+
+class AnotherWriterError(StoreError):
+    """Somebody else committed different rows under the name this writer was about to commit; it stops."""
