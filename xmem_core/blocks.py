@@ -1,0 +1,186 @@
+"""Building blocks of the encoders and the decoder.
+
+Per-object tensors are (B, O, C, h, w); the convolutions see them as (B*O, C, h, w). What all objects of an
+image share is (B, C, h, w) and is convolved once: a convolution over the concatenation of both is the sum of
+the convolutions over either part.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv_shared(conv: nn.Conv2d, shared: Tensor, own: Tensor) -> Tensor:
+    """`conv` of cat(shared, own) for every object, without repeating the work on what is shared.
+
+    Args:
+        conv: takes C_s + C_o channels.
+        shared: (B, C_s, h, w), the image's.
+        own: (B, O, C_o, h, w), the objects'.
+
+    Returns:
+        (B, O, C, h, w)
+    """
+    b, o = own.shape[:2]
+    split = shared.shape[1]
+    from_shared = F.conv2d(shared, conv.weight[:, :split], conv.bias, conv.stride, conv.padding)
+    from_own = F.conv2d(own.flatten(0, 1), conv.weight[:, split:], None, conv.stride, conv.padding)
+    return from_own.view(b, o, *from_own.shape[1:]) + from_shared.unsqueeze(1)
+
+
+class ResidualBlock(nn.Module):
+    """relu, conv1, relu, conv2, plus the input, itself or through a 3x3 `downsample` where channels change."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.downsample = nn.Conv2d(in_dim, out_dim, 3, padding=1) if in_dim != out_dim else None
+        self.conv1 = nn.Conv2d(in_dim, out_dim, 3, padding=1)
+        self.conv2 = nn.Conv2d(out_dim, out_dim, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(N, in_dim, h, w) -> (N, out_dim, h, w)."""
+        residual: Tensor = self.conv2(torch.relu(self.conv1(torch.relu(z))))
+        return residual + (z if self.downsample is None else self.downsample(z))
+
+    def forward_shared(self, shared: Tensor, own: Tensor) -> Tensor:
+        """The block over cat(shared, own) of every object: (B, C_s, h, w), (B, O, C_o, h, w) -> (B*O, out, h, w)."""
+        r = conv_shared(self.conv1, torch.relu(shared), torch.relu(own)).flatten(0, 1)
+        r = self.conv2(torch.relu(r))
+        if self.downsample is None:
+            b, o = own.shape[:2]
+            z = torch.cat([shared.unsqueeze(1).expand(b, o, -1, -1, -1), own], 2).flatten(0, 1)
+        else:
+            z = conv_shared(self.downsample, shared, own).flatten(0, 1)
+        return r + z
+
+
+class ChannelGate(nn.Module):
+    """CBAM's attention over channels (Woo et al. 2018, section 3)."""
+
+    def __init__(self, dim: int, reduction: int = 16) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Flatten(), nn.Linear(dim, dim // reduction), nn.ReLU(), nn.Linear(dim // reduction, dim)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.mlp(x.mean((2, 3), keepdim=True)) + self.mlp(x.amax((2, 3), keepdim=True))
+        return x * torch.sigmoid(weight)[:, :, None, None]
+
+
+class SpatialGate(nn.Module):
+    """CBAM's attention over positions: from the maximum and the mean over channels, in this order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # A module of its own only because the published state dict has this level of names.
+        self.spatial = nn.ModuleDict({"conv": nn.Conv2d(2, 1, 7, padding=3)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
+        return x * torch.sigmoid(self.spatial["conv"](maps))
+
+
+class CBAM(nn.Module):
+    """Convolutional block attention: the channel gate, then the spatial gate."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.ChannelGate = ChannelGate(dim)
+        self.SpatialGate = SpatialGate()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.SpatialGate(self.ChannelGate(x))
+        return out
+
+
+class FeatureFusion(nn.Module):
+    """Fuses an image's features with those of each of its objects (paper section 3.2, figure 4)."""
+
+    def __init__(self, shared_dim: int, own_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.block1 = ResidualBlock(shared_dim + own_dim, out_dim)
+        self.attention = CBAM(out_dim)
+        self.block2 = ResidualBlock(out_dim, out_dim)
+
+    def forward(self, shared: Tensor, own: Tensor) -> Tensor:
+        """(B, C_s, h, w), (B, O, C_o, h, w) -> (B, O, out_dim, h, w)."""
+        z = self.block1.forward_shared(shared, own)
+        out: Tensor = self.block2(z + self.attention(z))
+        return out.view(*own.shape[:2], *out.shape[1:])
+
+
+def _gate_convolution(in_dim: int, hidden_dim: int) -> nn.Conv2d:
+    conv = nn.Conv2d(in_dim + hidden_dim, 3 * hidden_dim, 3, padding=1)
+    # Small weights at first, so that an untrained memory neither saturates nor forgets at once.
+    nn.init.xavier_normal_(conv.weight)
+    return conv
+
+
+def gated_update(transform: nn.Conv2d, x: Tensor, hidden: Tensor) -> Tensor:
+    """The sensory memory's recurrent update, as the published model computes it.
+
+    It resembles a GRU but is not one: the forget gate scales h outside the tanh, and the candidate n does
+    not see the gated state. The published weights were trained so; do not "correct" it.
+
+    Args:
+        transform: 3x3 convolution to 3 C_h channels: forget, update, candidate.
+        x: (B, O, C, h, w)
+        hidden: (B, O, C_h, h, w)
+
+    Returns:
+        the new hidden, (B, O, C_h, h, w).
+    """
+    gates = transform(torch.cat([x, hidden], 2).flatten(0, 1))
+    forget, update, new = gates.view(*hidden.shape[:2], *gates.shape[1:]).chunk(3, 2)
+    renew = torch.sigmoid(update)
+    return torch.sigmoid(forget) * hidden * (1 - renew) + renew * torch.tanh(new)
+
+
+class GatedUpdate(nn.Module):
+    """`gated_update` from one input: the deep update, from the memory value."""
+
+    def __init__(self, in_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.transform = _gate_convolution(in_dim, hidden_dim)
+
+    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """x (B, O, C, h, w) and hidden (B, O, C_h, h, w) -> the new hidden."""
+        return gated_update(self.transform, x, hidden)
+
+
+class SensoryUpdate(nn.Module):
+    """`gated_update` from the decoder's three scales, summed at stride 16: the update of every frame."""
+
+    def __init__(self, dims: tuple[int, int, int], mid_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.g16_conv = nn.Conv2d(dims[0], mid_dim, 1)
+        self.g8_conv = nn.Conv2d(dims[1], mid_dim, 1)
+        self.g4_conv = nn.Conv2d(dims[2] + 1, mid_dim, 1)
+        self.transform = _gate_convolution(mid_dim, hidden_dim)
+
+    def forward(self, g16: Tensor, g8: Tensor, g4_logit: Tensor, hidden: Tensor) -> Tensor:
+        """Per-object maps (B*O, C, ...) at strides 16, 8 and 4 and hidden (B, O, C_h, h, w) -> new hidden."""
+        x = self.g16_conv(g16)
+        x = x + self.g8_conv(F.avg_pool2d(g8, 2))
+        x = x + self.g4_conv(F.avg_pool2d(g4_logit, 4))
+        return gated_update(self.transform, x.view(*hidden.shape[:2], *x.shape[1:]), hidden)
+
+
+class UpBlock(nn.Module):
+    """Doubles the resolution and adds the image's features of that scale."""
+
+    def __init__(self, skip_dim: int, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.skip_conv = nn.Conv2d(skip_dim, in_dim, 3, padding=1)
+        self.out_conv = ResidualBlock(in_dim, out_dim)
+
+    def forward(self, skip: Tensor, g: Tensor) -> Tensor:
+        """skip (B, C_s, 2h, 2w), g (B, O, in_dim, h, w) -> (B, O, out_dim, 2h, 2w)."""
+        b, o = g.shape[:2]
+        up = F.interpolate(g.flatten(0, 1), scale_factor=2, mode="bilinear", align_corners=False)
+        up = up.view(b, o, *up.shape[1:]) + self.skip_conv(skip).unsqueeze(1)
+        out: Tensor = self.out_conv(up.flatten(0, 1))
+        return out.view(b, o, *out.shape[1:])

@@ -1,0 +1,163 @@
+"""Settings of the model and of its memory: frozen, and checked when built."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+KEY_BACKBONES = ("resnet50", "efficientnet-lite0")
+
+
+def _require(ok: bool, name: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise ValueError(f"{name}={value!r} is not allowed: {allowed}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Backbones and widths of an XMem network. The defaults are the published model's.
+
+    Args:
+        key_backbone: trunk of the key encoder, one of `KEY_BACKBONES`.
+        value_stem: channels after the value encoder's first convolution.
+        value_widths: channels of its three residual stages, at strides 4, 8 and 16.
+        value_blocks: residual blocks in each of these stages (ResNet-18 has two).
+        key_dim: C_k, channels of key and selection.
+        value_dim: C_v, channels of a memory value.
+        hidden_dim: C_h, channels of the sensory memory; 0 switches it off.
+        decoder_dims: decoder channels at strides 16, 8 and 4.
+        sensory_mid_dim: channels to which the decoder's scales are brought before the sensory update.
+        default_size: shorter side, in pixels, at which the model was trained to be used.
+
+    Raises:
+        ValueError: a width is not positive or the backbone is unknown.
+    """
+
+    key_backbone: str = "resnet50"
+    value_stem: int = 64
+    value_widths: tuple[int, int, int] = (64, 128, 256)
+    value_blocks: tuple[int, int, int] = (2, 2, 2)
+    key_dim: int = 64
+    value_dim: int = 512
+    hidden_dim: int = 64
+    decoder_dims: tuple[int, int, int] = (512, 256, 256)
+    sensory_mid_dim: int = 256
+    default_size: int = 480
+
+    def __post_init__(self) -> None:
+        _require(
+            self.key_backbone in KEY_BACKBONES,
+            "key_backbone",
+            self.key_backbone,
+            f"choose one of {', '.join(KEY_BACKBONES)}",
+        )
+        for name in ("value_stem", "key_dim", "sensory_mid_dim"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "a width is at least 1")
+        # The channel gates of CBAM work at a sixteenth of these two widths.
+        _require(self.value_dim >= 16, "value_dim", self.value_dim, "at least 16")
+        _require(self.hidden_dim >= 0, "hidden_dim", self.hidden_dim, "0 (no sensory memory) or more")
+        _require(self.default_size >= 16, "default_size", self.default_size, "at least 16 pixels")
+        for name in ("value_widths", "value_blocks", "decoder_dims"):
+            value = tuple(getattr(self, name))
+            _require(len(value) == 3 and min(value) >= 1, name, value, "three numbers of at least 1")
+            object.__setattr__(self, name, value)
+        _require(self.decoder_dims[0] >= 16, "decoder_dims", self.decoder_dims, "the first is at least 16")
+
+    @classmethod
+    def lite(cls) -> ModelConfig:
+        """The shape of the bundled xmem-lite: 384 pixels, EfficientNet-Lite0, narrow everywhere else."""
+        return cls(
+            key_backbone="efficientnet-lite0",
+            value_stem=32,
+            value_widths=(32, 64, 128),
+            value_blocks=(1, 1, 1),
+            key_dim=64,
+            value_dim=128,
+            hidden_dim=32,
+            decoder_dims=(128, 64, 32),
+            sensory_mid_dim=64,
+            default_size=384,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict that `from_dict` takes back."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Build from `to_dict`'s output. Raises ValueError on an unknown name."""
+        _reject_unknown(cls, values)
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """When frames enter memory, and how much of them is kept (paper section 3.3; names as published).
+
+    Args:
+        mem_every: frames between two memory frames.
+        deep_update_every: frames between deep updates of the sensory memory; below 0, on every memory frame.
+        top_k: memory elements that a query position may read.
+        min_mid_term_frames: frames in working memory after a consolidation, the stream's first one included.
+        max_mid_term_frames: frames in working memory at which consolidation sets in. None, with
+            `enable_long_term` off, lets working memory grow without end, as the published code does.
+        num_prototypes: elements that one consolidation adds to long-term memory.
+        max_long_term_elements: cap of long-term memory; beyond it the least-used elements leave.
+        enable_long_term: False drops the oldest frames instead of consolidating them.
+        max_permanent_frames: prompted frames that stay for good, the stream's first one included.
+
+    Raises:
+        ValueError: a number is out of range, or two contradict each other.
+    """
+
+    mem_every: int = 5
+    deep_update_every: int = -1
+    top_k: int = 30
+    min_mid_term_frames: int = 5
+    max_mid_term_frames: int | None = 10
+    num_prototypes: int = 128
+    max_long_term_elements: int = 10000
+    enable_long_term: bool = True
+    max_permanent_frames: int = 6
+
+    def __post_init__(self) -> None:
+        for name in ("mem_every", "top_k", "num_prototypes", "max_permanent_frames"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.deep_update_every != 0, "deep_update_every", 0, "a number of frames, or -1")
+        low, high = self.min_mid_term_frames, self.max_mid_term_frames
+        _require(low >= 1, "min_mid_term_frames", low, "at least 1")
+        if high is None:
+            _require(
+                not self.enable_long_term,
+                "max_mid_term_frames",
+                None,
+                "without a limit nothing would ever be consolidated; give one, or set enable_long_term=False",
+            )
+        else:
+            _require(high > low, "max_mid_term_frames", high, f"more than min_mid_term_frames={low}")
+        if self.enable_long_term:
+            _require(
+                self.max_long_term_elements > self.num_prototypes,
+                "max_long_term_elements",
+                self.max_long_term_elements,
+                f"more than num_prototypes={self.num_prototypes}",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict that `from_dict` takes back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> MemoryConfig:
+        """Build from `to_dict`'s output. Raises ValueError on an unknown name."""
+        _reject_unknown(cls, values)
+        return cls(**values)
+
+
+def _reject_unknown(cls: type, values: dict[str, Any]) -> None:
+    known = {f.name for f in fields(cls)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(
+            f"{cls.__name__} has no {', '.join(map(repr, unknown))}; it has {', '.join(sorted(known))}"
+        )

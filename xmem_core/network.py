@@ -1,0 +1,192 @@
+"""The XMem network: key encoder, value encoder, decoder. Stateless; it knows nothing of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xmem_core.backbones import EfficientNetLite0Trunk, MaskTrunk, key_trunk
+from xmem_core.blocks import FeatureFusion, GatedUpdate, SensoryUpdate, UpBlock
+from xmem_core.config import ModelConfig
+
+# Probabilities are kept this far from 0 and 1 before their logit is taken.
+_EPS = 1e-7
+
+
+@dataclass(frozen=True)
+class KeyFeatures:
+    """What the key encoder makes of images. h, w are H/16, W/16.
+
+    Args:
+        key: (B, C_k, h, w)
+        shrinkage: (B, 1, h, w), at least 1
+        selection: (B, C_k, h, w), in 0..1
+        f16, f8, f4: trunk features at strides 16, 8 and 4
+    """
+
+    key: Tensor
+    shrinkage: Tensor
+    selection: Tensor
+    f16: Tensor
+    f8: Tensor
+    f4: Tensor
+
+    @property
+    def scales(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(f16, f8, f4), as `XMem.decode` takes them."""
+        return self.f16, self.f8, self.f4
+
+    def __repr__(self) -> str:
+        return f"KeyFeatures(key={tuple(self.key.shape)}, f16={tuple(self.f16.shape)})"
+
+
+def aggregate(probabilities: Tensor) -> Tensor:
+    """Soft aggregation of independent object probabilities into logits over background and objects.
+
+    Args:
+        probabilities: (B, O, H, W) in 0..1.
+
+    Returns:
+        (B, O + 1, H, W) logits, background first; their softmax over dim 1 sums to 1 at each pixel.
+
+    Source: Oh et al. 2019 (STM), equation 4, as XMem uses it.
+    """
+    background = torch.prod(1 - probabilities, dim=1, keepdim=True)
+    p = torch.cat([background, probabilities], 1).clamp(_EPS, 1 - _EPS)
+    return torch.log(p / (1 - p))
+
+
+class KeyProjection(nn.Module):
+    """Key, shrinkage and selection from the stride-16 features (paper section 3.2.1, equation 4)."""
+
+    def __init__(self, in_dim: int, key_dim: int) -> None:
+        super().__init__()
+        self.key_proj = nn.Conv2d(in_dim, key_dim, 3, padding=1)
+        self.d_proj = nn.Conv2d(in_dim, 1, 3, padding=1)
+        self.e_proj = nn.Conv2d(in_dim, key_dim, 3, padding=1)
+        nn.init.orthogonal_(self.key_proj.weight)
+        nn.init.zeros_(self.key_proj.bias)
+
+    def forward(self, f16: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shrinkage = self.d_proj(f16) ** 2 + 1
+        return self.key_proj(f16), shrinkage, torch.sigmoid(self.e_proj(f16))
+
+
+class ValueEncoder(MaskTrunk):
+    """Turns an image and an object's mask into that object's memory value."""
+
+    def __init__(self, config: ModelConfig, f16_dim: int) -> None:
+        super().__init__(config.value_stem, config.value_widths, config.value_blocks)
+        self.fuser = FeatureFusion(f16_dim, config.value_widths[2], config.value_dim)
+        if config.hidden_dim > 0:
+            self.hidden_reinforce = GatedUpdate(config.value_dim, config.hidden_dim)
+
+
+class Decoder(nn.Module):
+    """From readout and sensory memory to mask logits, and to the next sensory memory."""
+
+    def __init__(self, config: ModelConfig, channels: tuple[int, int, int]) -> None:
+        super().__init__()
+        d16, d8, d4 = config.decoder_dims
+        self.fuser = FeatureFusion(channels[0], config.value_dim + config.hidden_dim, d16)
+        if config.hidden_dim > 0:
+            self.hidden_update = SensoryUpdate(config.decoder_dims, config.sensory_mid_dim, config.hidden_dim)
+        self.up_16_8 = UpBlock(channels[1], d16, d8)
+        self.up_8_4 = UpBlock(channels[2], d8, d4)
+        self.pred = nn.Conv2d(d4, 1, 3, padding=1)
+
+
+class XMem(nn.Module):
+    """XMem's network (Cheng & Schwing, ECCV 2022). `state_dict()` has the published names.
+
+    Args:
+        config: backbones and widths; the default is the published model's.
+    """
+
+    def __init__(self, config: ModelConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or ModelConfig()
+        self.key_encoder = key_trunk(self.config.key_backbone)
+        channels = self.key_encoder.channels
+        self.value_encoder = ValueEncoder(self.config, channels[0])
+        self.key_proj = KeyProjection(channels[0], self.config.key_dim)
+        self.decoder = Decoder(self.config, channels)
+
+    def encode_key(self, image: Tensor) -> KeyFeatures:
+        """Encode images (B, 3, H, W), normalised, H and W multiples of 16."""
+        f16, f8, f4 = self.key_encoder(image)
+        key, shrinkage, selection = self.key_proj(f16)
+        return KeyFeatures(key, shrinkage, selection, f16, f8, f4)
+
+    def encode_value(
+        self, image: Tensor, f16: Tensor, hidden: Tensor | None, masks: Tensor, *, deep_update: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Encode what each object looks like on a frame that enters memory.
+
+        Args:
+            image: (B, 3, H, W) normalised.
+            f16: (B, C, h, w) of the same frame, from `encode_key`.
+            hidden: (B, O, C_h, h, w), or None for a model without sensory memory.
+            masks: (B, O, H, W) in 0..1.
+            deep_update: renew the sensory memory from the value.
+
+        Returns:
+            value (B, O, C_v, h, w), and the sensory memory, renewed or as it came.
+        """
+        encoder = self.value_encoder
+        others = masks.sum(1, keepdim=True) - masks if masks.shape[1] > 1 else torch.zeros_like(masks)
+        g = encoder(image, torch.stack([masks, others], 2))
+        value = encoder.fuser(f16, g)
+        if deep_update and hidden is not None:
+            hidden = encoder.hidden_reinforce(value, hidden)
+        return value, hidden
+
+    def decode(
+        self,
+        scales: tuple[Tensor, Tensor, Tensor],
+        readout: Tensor,
+        hidden: Tensor | None,
+        *,
+        update_hidden: bool = True,
+    ) -> tuple[Tensor | None, Tensor]:
+        """Mask logits of every object.
+
+        Args:
+            scales: (f16, f8, f4) of the frame.
+            readout: (B, O, C_v, h, w), read from memory.
+            hidden: (B, O, C_h, h, w), or None for a model without sensory memory.
+            update_hidden: also compute the next sensory memory.
+
+        Returns:
+            the next sensory memory (or `hidden` as it came), and logits (B, O, H, W).
+        """
+        decoder = self.decoder
+        f16, f8, f4 = scales
+        b, o = readout.shape[:2]
+        own = readout if hidden is None else torch.cat([readout, hidden], 2)
+        g16 = decoder.fuser(f16, own)
+        g8 = decoder.up_16_8(f8, g16)
+        g4 = decoder.up_8_4(f4, g8).flatten(0, 1)
+        logit = decoder.pred(torch.relu(g4))  # B*O, 1, H/4, W/4
+        if update_hidden and hidden is not None:
+            hidden = decoder.hidden_update(
+                g16.flatten(0, 1), g8.flatten(0, 1), torch.cat([g4, logit], 1), hidden
+            )
+        logits = F.interpolate(logit, scale_factor=4, mode="bilinear", align_corners=False)
+        return hidden, logits.view(b, o, *logits.shape[2:])
+
+    def load_backbone(self, path: str | Path) -> None:
+        """Start the key encoder from an ImageNet EfficientNet-Lite0 checkpoint (for training).
+
+        Raises:
+            ValueError: this model's key encoder is another one, or the file holds other tensors.
+        """
+        if not isinstance(self.key_encoder, EfficientNetLite0Trunk):
+            raise ValueError(f"key_backbone={self.config.key_backbone!r} has no ImageNet start here")
+        state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        self.key_encoder.load_imagenet(state)
