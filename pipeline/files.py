@@ -1,0 +1,255 @@
+"""Durable file operations under one folder, on a local disk or on any fsspec URI.
+
+What the store needs and fsspec leaves open: creating a file that never overwrites another (`create`),
+replacing one as a whole (`replace`), and listings that are never stale. A reader sees a file complete or not
+at all.
+
+How `create` excludes other writers:
+
+* local disk: `local_disk.py`.
+* object stores: `If-None-Match: *` or the store's own equivalent, through fsspec's `mode="create"`. A server
+  that ignores the condition is found out at the first file created, and refused.
+* `memory://`: a lock; it lives in one process.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pipeline.errors import StoreError
+
+T = TypeVar("T")
+_CREATE_ATTEMPTS = 5
+_MEMORY_LOCK = threading.Lock()
+
+
+class Files(ABC):
+    """Files under one root; names are relative, with forward slashes.
+
+    Every failure is a StoreError of one line, except that reading what does not exist is FileNotFoundError.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def uri(self, name: str) -> str:
+        """The full name of a file, for messages."""
+        return f"{self.root.rstrip('/')}/{name}"
+
+    @abstractmethod
+    def create(self, name: str, data: bytes, owner: str = "") -> bool:
+        """Creates `name` holding `data`, durably; False, and nothing changed, if the name is taken."""
+
+    @abstractmethod
+    def replace(self, name: str, data: bytes, owner: str = "") -> None:
+        """Writes `name` as a whole, durably, whether or not it exists."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """All bytes of a file; FileNotFoundError if there is none."""
+
+    @abstractmethod
+    def tail(self, name: str, count: int) -> bytes:
+        """The last `count` bytes of a file (all of it if shorter); FileNotFoundError if there is none."""
+
+    @abstractmethod
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+
+    @abstractmethod
+    def names(self, folder: str, recursive: bool = False) -> list[str]:
+        """Names (relative to the root, sorted) of the files in a folder; none if there is no such folder."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Removes a file; no error if there is none."""
+
+    @abstractmethod
+    def arrow(self, name: str) -> tuple[Any, str]:
+        """A pyarrow or fsspec file system, and the path of `name` on it: what a pyarrow dataset opens."""
+
+    @abstractmethod
+    def sweep(self, owner: str) -> None:
+        """Removes temporary files that `owner`'s killed writers left."""
+
+    @abstractmethod
+    def remove_empty_folder(self, folder: str) -> None:
+        """Removes a folder if it is empty, where folders are more than prefixes."""
+
+
+def open_files(root: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Files:
+    """Files under `root`: a path, or any URI that fsspec knows, with that file system's options."""
+    text = os.fspath(root)
+    if not text:
+        raise StoreError("the output folder's name is empty: give a path or a URI such as s3://bucket/folder")
+    if "::" in text:
+        raise StoreError(f"output {text!r}: chained URIs (a::b) cannot be written to; give the inner one")
+    options = dict(storage_options or {})
+    try:
+        # A listing cache would hide what another process commits.
+        if "://" in text and not text.startswith(("file:", "local:")):
+            options.setdefault("use_listings_cache", False)
+        fs, path = fsspec.core.url_to_fs(text, **options)
+    except ImportError as error:
+        raise StoreError(
+            f"output {text!r} needs a package that is not installed: {one_line(error)}"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise StoreError(f"output {text!r} cannot be opened: {one_line(error)}") from error
+    if isinstance(fs, LocalFileSystem):
+        from pipeline.local_disk import LocalFiles  # it needs this module's Files
+
+        return LocalFiles(Path(path))
+    return RemoteFiles(text, fs, path)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message on one line; its type if it has none."""
+    text = str(error) if not isinstance(error, OSError) or error.strerror is None else error.strerror
+    return " ".join(text.split()) or type(error).__name__
+
+
+class RemoteFiles(Files):
+    """Files on an object store or any other fsspec file system."""
+
+    def __init__(self, root: str, fs: Any, path: str) -> None:
+        super().__init__(root)
+        self._fs = fs
+        self._path = path.rstrip("/")
+        self._exclusive_checked = isinstance(fs, MemoryFileSystem)
+
+    def create(self, name: str, data: bytes, owner: str = "") -> bool:
+        for attempt in range(_CREATE_ATTEMPTS):
+            outcome = self._attempt("write", name, lambda: self._create_once(name, data))
+            if outcome is not None:
+                if outcome and not self._exclusive_checked:
+                    self._check_exclusive(name, data)
+                return outcome
+            # 409: another request for the same name was under way; who won shows in a moment.
+            time.sleep(0.1 * 2**attempt)
+        raise StoreError(
+            f"cannot write {self.uri(name)}: other writers kept writing the same name; try again"
+        )
+
+    def replace(self, name: str, data: bytes, owner: str = "") -> None:
+        self._attempt("write", name, lambda: self._put(name, data, "overwrite"))
+
+    def read(self, name: str) -> bytes:
+        return bytes(self._attempt("read", name, lambda: self._fs.cat_file(self._full(name))))
+
+    def tail(self, name: str, count: int) -> bytes:
+        def fetch() -> bytes:
+            # A plain suffix range (start=-count) fails on some servers when the file is shorter.
+            size = int(self._fs.info(self._full(name))["size"])
+            return bytes(self._fs.cat_file(self._full(name), start=max(0, size - count), end=size))
+
+        return self._attempt("read", name, fetch)
+
+    def exists(self, name: str) -> bool:
+        def look() -> bool:
+            try:
+                return bool(self._fs.info(self._full(name))["type"] == "file")
+            except FileNotFoundError:
+                return False
+
+        return self._attempt("read", name, look)
+
+    def names(self, folder: str, recursive: bool = False) -> list[str]:
+        def look() -> list[str]:
+            path = self._full(folder)
+            try:
+                if recursive:
+                    return list(self._fs.find(path))
+                return [str(e["name"]) for e in self._fs.ls(path, detail=True) if e["type"] == "file"]
+            except FileNotFoundError:
+                return []
+
+        # Some servers answer a listing with a placeholder for the folder itself.
+        prefix = self._full("").lstrip("/")
+        found = [p.lstrip("/").removeprefix(prefix) for p in self._attempt("list", folder, look)]
+        return sorted(n for n in found if n.startswith(folder + "/") and not n.endswith("/"))
+
+    def remove(self, name: str) -> None:
+        def remove() -> None:
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(self._full(name))
+
+        self._attempt("remove", name, remove)
+
+    def arrow(self, name: str) -> tuple[Any, str]:
+        return self._fs, self._full(name)
+
+    def _full(self, name: str) -> str:
+        return f"{self._path}/{name}"
+
+    def _put(self, name: str, data: bytes, mode: str) -> None:
+        self._fs.pipe_file(self._full(name), data, mode=mode)
+
+    def _create_once(self, name: str, data: bytes) -> bool | None:
+        """True: created; False: the name is taken; None: undecided, ask again."""
+        if isinstance(self._fs, MemoryFileSystem):
+            with _MEMORY_LOCK:
+                if self._fs.exists(self._full(name)):
+                    return False
+                self._put(name, data, "overwrite")
+                return True
+        try:
+            self._put(name, data, "create")
+            return True
+        except FileExistsError:
+            return False
+        except Exception as error:
+            status = _http_status(error)
+            if status == 412:
+                return False
+            if status == 409:
+                return False if self.exists(name) else None
+            raise
+
+    def _check_exclusive(self, name: str, data: bytes) -> None:
+        """Creates the same file again, which must fail; the bytes are the same, so success does no harm."""
+        if self._attempt("write", name, lambda: self._create_once(name, data)) is True:
+            raise StoreError(
+                f"{self.root} ignores the condition If-None-Match, so that two writers could overwrite each "
+                f"other's files: use a store that honours it (AWS S3, SeaweedFS) or a local folder"
+            )
+        self._exclusive_checked = True
+
+    def sweep(self, owner: str) -> None:
+        """Nothing to do: an upload that was not finished is not visible, and the bucket's rules expire it."""
+
+    def remove_empty_folder(self, folder: str) -> None:
+        """Nothing to do: here folders are only prefixes."""
+
+    def _attempt(self, doing: str, name: str, operation: Callable[[], T]) -> T:
+        """Every request goes through here: the one place for retries. s3fs itself retries what is safe to."""
+        try:
+            return operation()
+        except (FileNotFoundError, StoreError) as error:
+            if doing == "write" and isinstance(error, FileNotFoundError):
+                raise StoreError(f"cannot write {self.uri(name)}: {one_line(error)}") from error
+            raise
+        except Exception as error:  # object stores raise their client library's own types
+            raise StoreError(f"cannot {doing} {self.uri(name)}: {one_line(error)}") from error
+
+
+def _http_status(error: BaseException) -> int | None:
+    for cause in (error, error.__cause__):
+        response = getattr(cause, "response", None)
+        if isinstance(response, Mapping):
+            return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        status = getattr(cause, "status", None) or getattr(cause, "status_code", None)
+        if isinstance(status, int):
+            return status
+    return None

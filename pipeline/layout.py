@@ -1,0 +1,95 @@
+"""Where what lies in an output folder, and reading it as it lies there.
+
+OUT/tracks/stream_id=<id>/frames-<first:012d>.parquet
+OUT/events/stream_id=<id>/frames-<first:012d>.parquet
+OUT/state/<id>/<next_frame:012d>.safetensors
+OUT/streams/<id>.json
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from pipeline.chunk_file import ChunkFooter, read_footer
+from pipeline.errors import StoreError
+from pipeline.files import Files
+
+RECORD_VERSION = 1
+MEND = "restore it from a copy, or start this stream over with --restart"
+_CHUNK = re.compile(r"frames-(\d{12,18})\.parquet")
+
+
+def chunk_folder(kind: str, stream_id: str) -> str:
+    """The folder of a stream's files; `kind` is "tracks" or "events"."""
+    return f"{kind}/stream_id={stream_id}"
+
+
+def chunk_name(kind: str, stream_id: str, first: int) -> str:
+    """The name of the file of the chunk that begins at frame `first`."""
+    return f"{chunk_folder(kind, stream_id)}/frames-{first:012d}.parquet"
+
+
+def chunk_first(name: str) -> int | None:
+    """The first frame that a chunk's file name says; None if it is no such name."""
+    match = _CHUNK.fullmatch(name.rpartition("/")[2])
+    return int(match[1]) if match else None
+
+
+def list_chunks(files: Files, stream_id: str, kind: str = "tracks") -> list[int]:
+    """First frames of a stream's files, ascending."""
+    firsts = [chunk_first(name) for name in files.names(chunk_folder(kind, stream_id))]
+    return sorted(first for first in firsts if first is not None)
+
+
+def chunk_footer(files: Files, stream_id: str, first: int) -> ChunkFooter:
+    """The footer of a tracks file; StoreError if it is damaged or not what its name says."""
+    name = chunk_name("tracks", stream_id, first)
+    uri = files.uri(name)
+    try:
+        footer = read_footer(lambda count: files.tail(name, count), uri)
+    except FileNotFoundError:
+        raise StoreError(f"{uri} has vanished while it was read: is another run restarting it?") from None
+    except ValueError as error:
+        raise StoreError(
+            f"{uri} is damaged ({error}): restore it from a copy, or delete it and all later files beside "
+            f"it to track those frames again"
+        ) from error
+    if (footer.stream_id, footer.first) != (stream_id, first) or footer.last < first:
+        raise StoreError(
+            f"{uri} holds frames {footer.first}..{footer.last} of stream {footer.stream_id!r}, not what its "
+            f"name says: {MEND}"
+        )
+    return footer
+
+
+def record_name(stream_id: str) -> str:
+    """The name of a stream's record."""
+    return f"streams/{stream_id}.json"
+
+
+def load_record(files: Files, stream_id: str) -> dict[str, Any] | None:
+    """A stream's record, None if there is none; StoreError if it is damaged, foreign or of a newer format."""
+    name = record_name(stream_id)
+    try:
+        data = files.read(name)
+    except FileNotFoundError:
+        return None
+    advice = "delete it to have it written anew (the rows in tracks/ stay), or start over with --restart"
+    try:
+        record = json.loads(data)
+    except ValueError as error:
+        raise StoreError(f"stream record {files.uri(name)} is damaged: {advice}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("format_version"), int):
+        raise StoreError(f"stream record {files.uri(name)} has no format_version: {advice}")
+    if record["format_version"] > RECORD_VERSION:
+        raise StoreError(
+            f"stream record {files.uri(name)} has format version {record['format_version']}, and this xmem "
+            f"reads up to {RECORD_VERSION}: upgrade it"
+        )
+    if record.get("stream_id") != stream_id:
+        raise StoreError(
+            f"stream record {files.uri(name)} is that of stream {record.get('stream_id')!r}: {advice}"
+        )
+    return record

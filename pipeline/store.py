@@ -1,0 +1,322 @@
+"""The output folder: one stream's tracks, events, snapshots and record; how rows are committed and resumed.
+
+The resume rule: the files of `tracks/` without a gap from frame 0 are the truth about how far a stream is.
+A writer that starts, or starts again, calls `prepare()`, asks `committed()` for the next frame, loads the
+newest snapshot not after it, repeats the frames from there without committing them, and commits from
+`next_frame` on.
+
+The commit point is the creation of the tracks file: before it nothing of the chunk counts, after it all of it
+does. It never overwrites; if the name is taken by the same bytes, the commit succeeded earlier (a retried
+request, a repeated chunk), by any others, another writer works on this stream and this one stops. The events
+file is written before it, so that a reader who sees a tracks file finds its events too; one without a tracks
+file is what a killed writer left, and readers ignore it. Who creates the tracks file, and nobody else, may
+replace a leftover events file of other content; the tracks file's footer carries the events, so if that
+writer dies just then, `prepare()` repairs the copy.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from pipeline.chunk_file import ChunkFooter, check_chunk, events_bytes, tracks_bytes
+from pipeline.errors import AnotherWriterError, StoreError
+from pipeline.files import open_files
+from pipeline.layout import (
+    MEND,
+    RECORD_VERSION,
+    chunk_folder,
+    chunk_footer,
+    chunk_name,
+    list_chunks,
+    load_record,
+    record_name,
+)
+from pipeline.stream_ids import generate_stream_id, validate_stream_id
+
+__all__ = ["CommittedRange", "StreamStore", "generate_stream_id", "validate_stream_id"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+RESTARTING = "restarting"
+_SNAPSHOT = re.compile(r"(\d{12,18})\.safetensors")
+_FOOTER_THREADS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedRange:
+    """How far a stream is: frames 0..next_frame - 1 are committed, in `files` files."""
+
+    next_frame: int
+    files: int
+
+
+class StreamStore:
+    """One stream's part of an output folder.
+
+    Nothing is read or written before a method is called. Every failure is a StoreError of one line and leaves
+    what is committed as it was. Commits come from one thread; snapshots and records may come from others.
+
+    Args:
+        root: the output folder, a local path or any fsspec URI.
+        stream_id: see `validate_stream_id`; UsageError if it is not allowed.
+        storage_options: passed to the fsspec file system.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        stream_id: str,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.stream_id = validate_stream_id(stream_id)
+        self._files = open_files(root, storage_options)
+        self._next_frame: int | None = None
+        self._last_name: str | None = None
+
+    def __repr__(self) -> str:
+        return f"StreamStore({self._files.root!r}, {self.stream_id!r})"
+
+    @property
+    def root(self) -> str:
+        """The output folder, as an absolute path or a URI."""
+        return self._files.root
+
+    # How far it is
+
+    def prepare(self) -> None:
+        """Clears up after writers that were killed; a writer calls it before anything else.
+
+        Finishes a restart that was interrupted, removes temporary files, and makes the newest events file
+        equal to what its tracks file says. Does nothing to a stream that was left in order.
+        """
+        self._files.sweep(self.stream_id)
+        try:
+            record = self._load_record()
+        except StoreError:
+            record = None  # read_record() reports it
+        if record is not None and record.get("state") == RESTARTING:
+            logger.warning("stream %s: finishing a restart that was interrupted", self.stream_id)
+            self._remove_all()
+        firsts = list_chunks(self._files, self.stream_id)
+        if firsts:
+            footer = self._footer(firsts[-1])
+            data = events_bytes(self.stream_id, footer.first, footer.last, footer.events)
+            self._settle_events(footer.first, data)
+
+    def committed(self, check: bool = False) -> CommittedRange:
+        """Lists what is committed.
+
+        Reads the newest file's footer, and those of files whose neighbours' names leave open whether frames
+        are missing; all footers with `check`.
+
+        Raises:
+            StoreError: a file is missing or damaged; names it. Nothing is changed.
+        """
+        firsts = list_chunks(self._files, self.stream_id)
+        if not firsts:
+            return self._know(CommittedRange(0, 0), None)
+        if firsts[0] != 0:
+            missing = self._files.uri(chunk_name("tracks", self.stream_id, 0))
+            raise StoreError(f"{missing} is missing, though files of later frames exist: {MEND}")
+        nexts: list[int | None] = [*firsts[1:], None]
+        doubtful = [i for i in range(len(firsts)) if check or _is_doubtful(firsts, i)]
+        if len(doubtful) > 2:
+            with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+                footers = list(pool.map(self._footer, [firsts[i] for i in doubtful]))
+        else:
+            footers = [self._footer(firsts[i]) for i in doubtful]
+        for i, footer in zip(doubtful, footers, strict=True):
+            following = nexts[i]
+            if following is not None and footer.last + 1 != following:
+                raise StoreError(self._gap_message(footer, following))
+        return self._know(CommittedRange(footers[-1].last + 1, len(firsts)), firsts[-1])
+
+    def commit(self, first: int, last: int, tracks: pa.Table, events: pa.Table) -> bool:
+        """Commits the rows and events of frames `first`..`last` (inclusive); durable when it returns.
+
+        Args:
+            tracks: of `TRACKS_SCHEMA`, sorted by frame_index, object_id; may have no rows.
+            events: of `EVENTS_SCHEMA`; may have no rows.
+
+        Returns:
+            True if this call committed them, False if the same bytes were committed before.
+
+        Raises:
+            AnotherWriterError: somebody else committed other rows for these frames, or started the stream
+            over. StoreError: cannot be written, or frames before `first` are not committed.
+            ValueError: the tables are not what is said above.
+        """
+        tracks, events = check_chunk(first, last, tracks, events)
+        if self._next_frame is None:
+            self.committed()
+        assert self._next_frame is not None
+        name = chunk_name("tracks", self.stream_id, first)
+        if first > self._next_frame:
+            raise StoreError(
+                f"stream {self.stream_id}: frames {first}..{last} cannot be committed before frames "
+                f"{self._next_frame}..{first - 1} are"
+            )
+        if first < self._next_frame and not self._files.exists(name):
+            raise ValueError(
+                f"stream {self.stream_id}: frames up to {self._next_frame - 1} are committed, and none of "
+                f"the committed chunks begins at {first}"
+            )
+        if first == self._next_frame and self._last_name and not self._files.exists(self._last_name):
+            raise AnotherWriterError(
+                f"{self._files.uri(self._last_name)} has vanished: another run started this stream over; "
+                f"this one stops"
+            )
+        data = events_bytes(self.stream_id, first, last, events)
+        settled = self._files.create(chunk_name("events", self.stream_id, first), data, self.stream_id)
+        created = self._create_tracks(name, tracks_bytes(self.stream_id, first, last, tracks, events))
+        if not settled:
+            self._settle_events(first, data)
+        if last + 1 > self._next_frame:
+            self._next_frame, self._last_name = last + 1, name
+        return created
+
+    # Snapshots
+
+    def save_snapshot(self, next_frame: int, blob: bytes, keep: int = 2) -> None:
+        """Saves the state that a tracker of frames 0..next_frame - 1 has; keeps the newest `keep` up to it.
+
+        Snapshots of later frames are removed: rows were taken away since, or they could not be read.
+        """
+        if next_frame < 0 or keep < 1:
+            raise ValueError(f"snapshot of frame {next_frame}, keep {keep}: need next_frame >= 0, keep >= 1")
+        self._files.replace(self._snapshot_name(next_frame), blob, self.stream_id)
+        frames = self._snapshots()
+        kept = [frame for frame in frames if frame <= next_frame][-keep:]
+        for frame in frames:
+            if frame not in kept:
+                self._files.remove(self._snapshot_name(frame))
+
+    def load_snapshot(self, max_next_frame: int, validate: Callable[[bytes], T]) -> tuple[int, T] | None:
+        """The newest usable snapshot not after `max_next_frame` (see `committed`); None: start from frame 0.
+
+        Args:
+            validate: turns the bytes into what the caller needs; a ValueError says that they are damaged or
+                foreign, and the next older snapshot is tried after a warning.
+        """
+        for frame in reversed([f for f in self._snapshots() if f <= max_next_frame]):
+            name = self._snapshot_name(frame)
+            try:
+                return frame, validate(self._files.read(name))
+            except FileNotFoundError:
+                continue  # another writer removed it after our listing
+            except ValueError as error:
+                logger.warning(
+                    "snapshot %s is not usable, trying an older one: %s", self._files.uri(name), error
+                )
+        return None
+
+    # The stream record
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Replaces the stream record as a whole; `format_version` and `stream_id` are added."""
+        whole = {"format_version": RECORD_VERSION, "stream_id": self.stream_id}
+        whole |= {key: value for key, value in record.items() if key not in whole}
+        text = json.dumps(whole, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        self._files.replace(record_name(self.stream_id), text.encode(), self.stream_id)
+
+    def read_record(self) -> dict[str, Any] | None:
+        """The stream record, None if there is none; StoreError if it is damaged, foreign or of a newer "
+        "format."""
+        return self._load_record()
+
+    # Starting over
+
+    def restart(self) -> None:
+        """Removes everything of this stream, and nothing of any other; instead of `prepare()`, or after it.
+
+        Killed half-way, it leaves a record whose state is "restarting" and rows that still have no gap
+        (tracks go from the newest to the oldest, the record last); the next `prepare()` finishes it. A writer
+        that is still at work on the stream stops at its next commit with AnotherWriterError.
+        """
+        try:
+            record = self._load_record() or {}
+        except StoreError:
+            record = {}
+        self.write_record(record | {"state": RESTARTING})
+        self._remove_all()
+
+    def _remove_all(self) -> None:
+        for kind in ("tracks", "events"):
+            for first in reversed(list_chunks(self._files, self.stream_id, kind)):
+                self._files.remove(chunk_name(kind, self.stream_id, first))
+            self._files.remove_empty_folder(chunk_folder(kind, self.stream_id))
+        for frame in self._snapshots():
+            self._files.remove(self._snapshot_name(frame))
+        self._files.remove_empty_folder(f"state/{self.stream_id}")
+        self._files.remove(record_name(self.stream_id))
+        self._know(CommittedRange(0, 0), None)
+
+    def _create_tracks(self, name: str, data: bytes) -> bool:
+        if self._files.create(name, data, self.stream_id):
+            return True
+        try:
+            same = self._files.read(name) == data
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise AnotherWriterError(
+                f"{self._files.uri(name)} already holds other rows: another run writes stream "
+                f"{self.stream_id} in this folder; this one stops (give it another --stream-id or --out)"
+            )
+        return False
+
+    def _settle_events(self, first: int, data: bytes) -> None:
+        """Makes the events file of a committed chunk the one that belongs to it."""
+        name = chunk_name("events", self.stream_id, first)
+        try:
+            if self._files.read(name) == data:
+                return
+        except FileNotFoundError:
+            pass
+        self._files.replace(name, data, self.stream_id)
+
+    def _know(self, committed: CommittedRange, last_first: int | None) -> CommittedRange:
+        self._next_frame = committed.next_frame
+        self._last_name = None if last_first is None else chunk_name("tracks", self.stream_id, last_first)
+        return committed
+
+    def _footer(self, first: int) -> ChunkFooter:
+        return chunk_footer(self._files, self.stream_id, first)
+
+    def _gap_message(self, footer: ChunkFooter, following: int) -> str:
+        if footer.last + 1 > following:
+            name = self._files.uri(chunk_name("tracks", self.stream_id, following))
+            return f"{name} begins before frame {footer.last + 1}, where the file before it ends: {MEND}"
+        missing = self._files.uri(chunk_name("tracks", self.stream_id, footer.last + 1))
+        return f"{missing} is missing, though files of later frames exist: {MEND}"
+
+    def _snapshot_name(self, next_frame: int) -> str:
+        return f"state/{self.stream_id}/{next_frame:012d}.safetensors"
+
+    def _snapshots(self) -> list[int]:
+        names = self._files.names(f"state/{self.stream_id}")
+        return sorted(int(m[1]) for name in names if (m := _SNAPSHOT.fullmatch(name.rpartition("/")[2])))
+
+    def _load_record(self) -> dict[str, Any] | None:
+        return load_record(self._files, self.stream_id)
+
+
+def _is_doubtful(firsts: Sequence[int], i: int) -> bool:
+    """Whether only the footer can tell that frames up to the next file are all in file i.
+
+    Chunks of one run have one length. A file is taken on trust only if the distance to the next equals that
+    of the file before it, whose own was read or equal again; a missing file makes the distance jump.
+    """
+    if i == 0 or i == len(firsts) - 1:
+        return True
+    return firsts[i + 1] - firsts[i] != firsts[i] - firsts[i - 1]

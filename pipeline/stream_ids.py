@@ -1,0 +1,57 @@
+"""Stream ids: names of streams that are safe in paths, URIs, hive partitions and SQL."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import unicodedata
+from urllib.parse import unquote, urlsplit
+
+from pipeline.errors import UsageError
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_STEM_LENGTH = 100
+_HASH_LENGTH = 10
+_SUFFIX_LENGTH = 5
+
+
+def validate_stream_id(stream_id: str) -> str:
+    """Returns the id; UsageError if it is none."""
+    if not isinstance(stream_id, str) or not _ID.fullmatch(stream_id):
+        raise UsageError(
+            f"stream id {stream_id!r} is not allowed: 1 to 128 of the characters A-Z a-z 0-9 . _ -, "
+            f"the first a letter or digit"
+        )
+    return stream_id
+
+
+def generate_stream_id(uri: str) -> str:
+    """A stream id `<stem>-<hash>` from where the stream comes from; the same source always gets the same one.
+
+    A local path counts by its absolute form, a URI without user name and password, so that neither another
+    working directory nor a changed password makes it another stream. The hash begins with a letter, so that
+    no reader of hive partitions takes the id for a number or a date.
+    """
+    parts = urlsplit(uri)
+    if "://" not in uri or parts.scheme in ("file", "local"):
+        path = os.path.abspath(os.path.expanduser(unquote(parts.path) if "://" in uri else uri))
+        canonical = f"file://{path}"
+    else:
+        path = unquote(parts.path)
+        host = parts.netloc.rpartition("@")[2]
+        canonical = parts._replace(netloc=host, fragment="").geturl()
+        path = path if path.strip("/") else host
+    digest = hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+    first = "abcdefghijklmnop"[int(digest[0], 16)]
+    return f"{_stem(path)}-{first}{digest[1:_HASH_LENGTH]}"
+
+
+def _stem(path: str) -> str:
+    name = path.rstrip("/").rpartition("/")[2]
+    stem, suffix = os.path.splitext(name)
+    if not 1 < len(suffix) <= _SUFFIX_LENGTH or suffix[1:].isdigit():
+        stem = name
+    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
+    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", plain)[:_STEM_LENGTH].strip("._-")
+    return cleaned or "video"
