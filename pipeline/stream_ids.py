@@ -16,6 +16,11 @@ _HASH_LENGTH = 10
 _SUFFIX_LENGTH = 5
 
 
+def is_stream_id(text: str) -> bool:
+    """Whether a text could be a stream's id."""
+    return _ID.fullmatch(text) is not None
+
+
 def validate_stream_id(stream_id: str) -> str:
     """Returns the id; UsageError if it is none."""
     if not isinstance(stream_id, str) or not _ID.fullmatch(stream_id):

@@ -1,0 +1,130 @@
+"""Query results as a table on a terminal, CSV, JSON or Parquet."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import math
+from collections.abc import Iterator
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import UsageError
+
+FORMATS = ("table", "csv", "json", "parquet")
+MAX_TABLE_ROWS = 200
+_MAX_CELL = 60
+_BATCH_ROWS = 4096
+
+
+def format_result(table: pa.Table, fmt: str, out: IO[Any]) -> None:
+    """Writes a query's result to a stream.
+
+    Args:
+        table: of `query`.
+        fmt: "table" (for people: at most `MAX_TABLE_ROWS` rows and 60 characters a cell, it says what it left
+            out), "csv" (with a header, nulls empty), "json" (one array with an object a row) or "parquet".
+        out: a text stream; for Parquet a binary one. Times are ISO 8601 in UTC, whole numbers exact.
+
+    Raises:
+        UsageError: no such format.
+    """
+    table = _distinct_names(table)
+    if fmt == "table":
+        _write_table(table, out)
+    elif fmt == "csv":
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(table.schema.names)
+        writer.writerows([_csv_cell(v) for v in row] for row in _rows(table))
+    elif fmt == "json":
+        out.write("[")
+        for i, row in enumerate(_rows(table)):
+            line = dict(zip(table.schema.names, row, strict=True))
+            out.write((",\n " if i else "\n ") + json.dumps(line, ensure_ascii=False, allow_nan=False))
+        out.write("\n]\n" if table.num_rows else "]\n")
+    elif fmt == "parquet":
+        pq.write_table(table, out, compression="zstd")
+    else:
+        raise UsageError(f"format {fmt!r} is not known: use {', '.join(FORMATS)}")
+
+
+def _distinct_names(table: pa.Table) -> pa.Table:
+    """`SELECT a.x, b.x` has two columns x; JSON objects and Parquet readers need two names."""
+    names: list[str] = []
+    for name in table.schema.names:
+        count, new = 1, name
+        while new in names:
+            new, count = f"{name}_{count}", count + 1
+        names.append(new)
+    return table.rename_columns(names)
+
+
+def _rows(table: pa.Table) -> Iterator[list[Any]]:
+    """The rows as values that JSON knows."""
+    for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
+        columns = [[_plain(value) for value in column.to_pylist()] for column in batch.columns]
+        yield from (list(row) for row in zip(*columns, strict=True))
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value)
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=False)
+    return value
+
+
+def _write_table(table: pa.Table, out: IO[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(show_edge=False, pad_edge=False)
+    for field in table.schema:
+        numeric = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+        right = numeric or pa.types.is_decimal(field.type)
+        shown.add_column(Text(field.name), justify="right" if right else "left", overflow="fold")
+    for row in _rows(table.slice(0, MAX_TABLE_ROWS)):
+        shown.add_row(*[Text(_shorten(value)) for value in row])
+    console = Console(file=out)
+    console.print(shown)
+    rows = table.num_rows
+    if rows > MAX_TABLE_ROWS:
+        console.print(
+            f"{rows - MAX_TABLE_ROWS} of {rows} rows left out: add LIMIT, or use --format csv", markup=False
+        )
+
+
+def _shorten(value: Any) -> str:
+    text = "" if value is None else str(_csv_cell(value))
+    if isinstance(value, float):
+        text = f"{value:.6g}"
+    text = " ".join(text.split())
+    return text if len(text) <= _MAX_CELL else text[: _MAX_CELL - 3] + "..."

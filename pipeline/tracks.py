@@ -1,0 +1,110 @@
+"""Reading committed mask records back, frame by frame, one chunk's file at a time."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import StoreError, UsageError
+from pipeline.files import open_files
+from pipeline.layout import MEND, chunk_footer, chunk_name, list_chunks
+from pipeline.records import MaskRecord
+from pipeline.stream_ids import validate_stream_id
+
+_CHUNKS_KEPT = 2
+
+
+class TrackReader:
+    """The mask records of one stream, as committed when it was opened.
+
+    Holds the rows of at most two chunks, so a video of any length can be walked through.
+
+    Args:
+        root: the output folder.
+        stream_id: a stream in it; UsageError if there is none of that name.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        stream_id: str,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.stream_id = validate_stream_id(stream_id)
+        self._files = open_files(root, storage_options)
+        self._firsts = list_chunks(self._files, stream_id)
+        self._kept: OrderedDict[int, dict[int, list[MaskRecord]]] = OrderedDict()
+        if not self._firsts:
+            raise UsageError(self._absent())
+        self.next_frame = chunk_footer(self._files, stream_id, self._firsts[-1]).last + 1
+
+    def at(self, frame_index: int) -> list[MaskRecord]:
+        """The records of one frame by object_id, those of objects out of sight too; none if it has none."""
+        position = bisect_right(self._firsts, frame_index) - 1
+        if position < 0 or frame_index >= self.next_frame:
+            return []
+        return self._chunk(self._firsts[position]).get(frame_index, [])
+
+    def frames(
+        self, first: int | None = None, last: int | None = None
+    ) -> Iterator[tuple[int, list[MaskRecord]]]:
+        """(frame_index, records) of the frames `first`..`last` that have records, ascending."""
+        low, high = first or 0, self.next_frame - 1 if last is None else last
+        for i, start in enumerate(self._firsts):
+            end = self._firsts[i + 1] if i + 1 < len(self._firsts) else self.next_frame
+            if start <= high and low < end:
+                yield from ((f, r) for f, r in self._chunk(start).items() if low <= f <= high)
+
+    def _chunk(self, first: int) -> dict[int, list[MaskRecord]]:
+        if first in self._kept:
+            self._kept.move_to_end(first)
+            return self._kept[first]
+        name = chunk_name("tracks", self.stream_id, first)
+        try:
+            data = self._files.read(name)
+            table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+        except FileNotFoundError:
+            raise StoreError(f"{self._files.uri(name)} has vanished: is another run starting over?") from None
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"{self._files.uri(name)} is damaged: {MEND}") from error
+        self._kept[first] = rows = _records(table)
+        while len(self._kept) > _CHUNKS_KEPT:
+            self._kept.popitem(last=False)
+        return rows
+
+    def _absent(self) -> str:
+        names = {name.split("/")[1] for name in self._files.names("tracks", recursive=True)}
+        ids = sorted(name.removeprefix("stream_id=") for name in names)
+        there = f"it has {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}" if ids else "it has no tracks"
+        return f"no tracks of stream {self.stream_id!r} in {self._files.root}: {there}"
+
+
+def records_by_frame(
+    root: str | os.PathLike[str],
+    stream_id: str,
+    first: int | None = None,
+    last: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> dict[int, list[MaskRecord]]:
+    """All records of frames `first`..`last` at once; for long videos, walk a `TrackReader` instead."""
+    return dict(TrackReader(root, stream_id, storage_options).frames(first, last))
+
+
+def _records(table: pa.Table) -> dict[int, list[MaskRecord]]:
+    rows: dict[int, list[MaskRecord]] = {}
+    for row in table.to_pylist():
+        box = tuple(row.pop(f"bbox_{n}") for n in "xywh")
+        centroid = tuple(row.pop(f"centroid_{n}") for n in "xy")
+        record = MaskRecord(
+            **row,
+            bbox=None if None in box else box,
+            centroid=None if None in centroid else centroid,
+        )
+        rows.setdefault(record.frame_index, []).append(record)
+    return rows
