@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from xmem_core.blocks import conv_shared
+
+_M = TypeVar("_M", bound=nn.Module)
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -218,3 +222,30 @@ class EfficientNetLite0Trunk(nn.Module):
 def key_trunk(name: str) -> ResNet50Trunk | EfficientNetLite0Trunk:
     """The key encoder's trunk by its configured name."""
     return ResNet50Trunk() if name == "resnet50" else EfficientNetLite0Trunk()
+
+
+# A convolution and the BatchNorm that follows it, by attribute name.
+_NORMALISED = (
+    ("conv1", "bn1"),
+    ("conv2", "bn2"),
+    ("conv3", "bn3"),
+    ("conv_stem", "bn0"),
+    ("expand_conv", "bn0"),
+    ("depthwise_conv", "bn1"),
+    ("project_conv", "bn2"),
+    ("0", "1"),
+)
+
+
+def fold_batch_norms(module: _M) -> _M:
+    """Work every BatchNorm into the convolution before it, in place: the same function, fewer passes over memory.
+
+    Only for inference: the running statistics are constants then. The state dict's names change.
+    """
+    for parent in module.modules():
+        for conv_name, norm_name in _NORMALISED:
+            conv, norm = getattr(parent, conv_name, None), getattr(parent, norm_name, None)
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(parent, norm_name, nn.Identity())
+    return module

@@ -41,6 +41,11 @@ class KeyFeatures:
         """(f16, f8, f4), as `XMem.decode` takes them."""
         return self.f16, self.f8, self.f4
 
+    def at(self, row: int) -> KeyFeatures:
+        """The features of one image of the batch, as a batch of one."""
+        parts = (self.key, self.shrinkage, self.selection, self.f16, self.f8, self.f4)
+        return KeyFeatures(*(t[row : row + 1] for t in parts))
+
     def __repr__(self) -> str:
         return f"KeyFeatures(key={tuple(self.key.shape)}, f16={tuple(self.f16.shape)})"
 

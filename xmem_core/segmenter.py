@@ -1,0 +1,392 @@
+"""VideoSegmenter: one step, one frame. It holds the network and the settings, never a stream's state."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xmem_core.backbones import IMAGE_MEAN, IMAGE_STD, fold_batch_norms
+from xmem_core.config import MemoryConfig
+from xmem_core.memory import Memory
+from xmem_core.network import KeyFeatures, XMem, aggregate
+from xmem_core.state import TrackerState
+
+MAX_OBJECT_ID = 2**31 - 1
+_STRIDE = 16
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+Frame = NDArray[np.uint8] | Tensor
+
+
+class Prompt:
+    """Which object is where on a frame. Unknown ids start objects, known ones correct them.
+
+    Args:
+        masks: object id (1 .. 2^31 - 1) -> H x W, bool or 0/1, with at least one pixel set. Where masks
+            overlap, the later one has the pixel.
+
+    Raises:
+        ValueError: an id is out of range, or a mask is empty, covered, not H x W or not of 0 and 1.
+    """
+
+    def __init__(self, masks: Mapping[int, NDArray[Any] | Tensor]) -> None:
+        if not masks:
+            raise ValueError("a prompt without masks: give at least one, or prompt=None")
+        checked: dict[int, Tensor] = {}
+        for object_id, mask in masks.items():
+            if isinstance(object_id, bool) or not 1 <= int(object_id) <= MAX_OBJECT_ID:
+                raise ValueError(f"object id {object_id!r} is not in 1 .. {MAX_OBJECT_ID}")
+            checked[int(object_id)] = _as_bool(mask, int(object_id))
+        shapes = {tuple(m.shape) for m in checked.values()}
+        if len(shapes) > 1:
+            raise ValueError(f"masks of different sizes in one prompt: {sorted(shapes)}")
+        covered = torch.zeros_like(next(iter(checked.values())))
+        for object_id, mask in reversed(checked.items()):
+            own = mask & ~covered
+            if not bool(own.any()):
+                raise ValueError(f"mask of object {object_id} is empty, or covered by later ones")
+            covered |= mask
+            checked[object_id] = own
+        self.masks: dict[int, Tensor] = checked
+        self.size: tuple[int, int] = next(iter(shapes))  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Prompt(objects={list(self.masks)}, size={self.size})"
+
+
+def _as_bool(mask: NDArray[Any] | Tensor, object_id: int) -> Tensor:
+    tensor = torch.as_tensor(mask)
+    if tensor.ndim != 2:
+        raise ValueError(f"mask of object {object_id} has shape {tuple(tensor.shape)}: need H x W")
+    if tensor.dtype == torch.bool:
+        return tensor
+    if not bool(((tensor == 0) | (tensor == 1)).all()):
+        raise ValueError(f"mask of object {object_id} has values other than 0 and 1: give mask == id")
+    return tensor.bool()
+
+
+class StepResult:
+    """What a step found on one frame. Computed at the network's size; the frame's own size comes when read.
+
+    Attributes:
+        object_ids: the living objects, in the order of the probabilities.
+        frame_size: (H, W) of the frame.
+        network_probabilities: (O + 1, h, w) float32 at the size the network saw, background first.
+    """
+
+    def __init__(
+        self, object_ids: tuple[int, ...], frame_size: tuple[int, int], network_probabilities: Tensor
+    ) -> None:
+        self.object_ids = object_ids
+        self.frame_size = frame_size
+        self.network_probabilities = network_probabilities
+
+    def __repr__(self) -> str:
+        height, width = self.frame_size
+        return f"StepResult(objects={list(self.object_ids)}, {width}x{height})"
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """(O + 1, H, W) float32, background first, summing to 1 at each pixel."""
+        if tuple(self.network_probabilities.shape[1:]) == self.frame_size:
+            return self.network_probabilities
+        full: Tensor = F.interpolate(
+            self.network_probabilities.unsqueeze(0), self.frame_size, mode="bilinear", align_corners=False
+        )[0]
+        return full
+
+    @cached_property
+    def label_map(self) -> Tensor:
+        """(H, W) int32: 0 is the background, else the id of the most probable object."""
+        ids = torch.tensor((0, *self.object_ids), dtype=torch.int32, device=self.network_probabilities.device)
+        return ids[self.probabilities.argmax(0)]
+
+
+class VideoSegmenter:
+    """Tracks objects frame by frame with a model, under given memory settings.
+
+    One segmenter serves any number of streams: each has its own `TrackerState`, which is passed to every step.
+
+    Args:
+        model: the network; the segmenter keeps a copy prepared for inference.
+        memory_config: memory settings, by default the published ones.
+        size: shorter side that the network sees; frames are shrunk to it, never enlarged. None: as they are.
+        dtype: float32, or bfloat16 / float16 to run the network under autocast (memory reading stays fp32).
+
+    Raises:
+        ValueError: size is under 16 or dtype is none of these.
+    """
+
+    def __init__(
+        self,
+        model: XMem,
+        memory_config: MemoryConfig | None = None,
+        *,
+        size: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if size is not None and size < _STRIDE:
+            raise ValueError(f"size={size} is not allowed: at least {_STRIDE} pixels, or None")
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype={dtype} is not allowed: choose one of {', '.join(map(str, _DTYPES))}")
+        self.memory_config = memory_config or MemoryConfig()
+        self.size = size
+        self.dtype = dtype
+        self.config = model.config
+        self.fingerprint = model_fingerprint(model)
+        self._network = fold_batch_norms(copy.deepcopy(model).eval().requires_grad_(False)).to(
+            memory_format=torch.channels_last
+        )
+        self.device = next(model.parameters()).device
+        self._mean = torch.tensor(IMAGE_MEAN, device=self.device).view(1, 3, 1, 1) * 255
+        self._std = torch.tensor(IMAGE_STD, device=self.device).view(1, 3, 1, 1) * 255
+
+    def new_state(self) -> TrackerState:
+        """An empty state for a new stream."""
+        return TrackerState(self.memory_config, self.fingerprint, self.size)
+
+    def step(self, state: TrackerState, frame: Frame, prompt: Prompt | None = None) -> StepResult:
+        """Track one stream's objects onto its next frame, and remember it.
+
+        Args:
+            state: the stream's; changed in place.
+            frame: H x W x 3 uint8 RGB.
+            prompt: masks given on this frame, at its size.
+
+        Returns:
+            the objects' probabilities and label map; before the first prompt, all background.
+
+        Raises:
+            ValueError: frame, prompt or state do not fit. The state is unchanged then.
+            PoisonedStateError: an earlier step of this state failed half-way.
+        """
+        return self.step_many([(state, frame, prompt)])[0]
+
+    @torch.no_grad()
+    def step_many(
+        self, steps: Sequence[tuple[TrackerState, Frame, Prompt | None]]
+    ) -> list[StepResult]:
+        """`step` for several streams at once; on a GPU frames of one size share a pass of the key encoder.
+
+        On a CPU nothing is batched, so that a stream's bytes do not depend on its neighbours. All input is
+        checked before anything is changed.
+        """
+        seen: set[int] = set()
+        sizes = []
+        for state, frame, prompt in steps:
+            if id(state) in seen:
+                raise ValueError("the same state twice in one call: one frame of a stream at a time")
+            seen.add(id(state))
+            sizes.append(self._check(state, frame, prompt))
+        images = [
+            self._prepare(frame, size) if state.object_ids or prompt else None
+            for (state, frame, prompt), size in zip(steps, sizes, strict=True)
+        ]
+        features = self._encode_keys(images)
+        results = []
+        for (state, frame, prompt), size, image, keys in zip(steps, sizes, images, features, strict=True):
+            try:
+                results.append(self._advance(state, frame, prompt, size, image, keys))
+            except BaseException as error:
+                state.poisoned = f"{type(error).__name__}: {error}"
+                raise
+        return results
+
+    # --- input -----------------------------------------------------------------------------------
+
+    def _check(self, state: TrackerState, frame: Frame, prompt: Prompt | None) -> tuple[int, int]:
+        """Raise on anything wrong; returns the network size, (height, width)."""
+        state.check_usable()
+        for name, own, other in (
+            ("model", self.fingerprint, state.model_fingerprint),
+            ("memory settings", self.memory_config, state.memory_config),
+            ("size", self.size, state.size),
+        ):
+            if own != other:
+                raise ValueError(f"state of another {name}: it has {other}, this segmenter has {own}")
+        shape = tuple(frame.shape)
+        dtype = str(frame.dtype).removeprefix("torch.")
+        if len(shape) != 3 or shape[2] != 3 or min(shape) < 1 or dtype != "uint8":
+            raise ValueError(f"frame of shape {shape} and type {dtype}: need H x W x 3 uint8, RGB")
+        if prompt is not None and prompt.size != shape[:2]:
+            raise ValueError(f"prompt masks are {prompt.size}, the frame is {shape[:2]} (height, width)")
+        if state.network_size is not None:
+            return state.network_size
+        height, width = shape[:2]
+        if self.size is None or min(height, width) <= self.size:
+            return height, width
+        scale = self.size / min(height, width)
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def _prepare(self, frame: Frame, size: tuple[int, int]) -> Tensor:
+        """The frame as the network takes it: (1, 3, h, w) normalised, resized and padded to the stride."""
+        # H x W x 3 in memory is a (3, H, W) image in channels-last order already.
+        image = torch.as_tensor(frame, device=self.device).permute(2, 0, 1).unsqueeze(0)
+        if tuple(frame.shape[:2]) != size:
+            # On a CPU this runs in fixed point on the bytes themselves, many times faster than in floats.
+            if self.device.type != "cpu":
+                image = image.float()
+            image = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+        normalised = (image.float() - self._mean) / self._std
+        return F.pad(normalised, _padding(size)).contiguous(memory_format=torch.channels_last)
+
+    def _encode_keys(self, images: list[Tensor | None]) -> list[KeyFeatures | None]:
+        features: list[KeyFeatures | None] = [None] * len(images)
+        groups: dict[object, list[int]] = {}
+        for i, image in enumerate(images):
+            if image is not None:
+                groups.setdefault(i if self.device.type == "cpu" else image.shape, []).append(i)
+        for members in groups.values():
+            batch = torch.cat([image for i in members if (image := images[i]) is not None])
+            with self._autocast():
+                keys = self._network.encode_key(batch)
+            for row, i in enumerate(members):
+                features[i] = keys.at(row)
+        return features
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    # --- one stream ------------------------------------------------------------------------------
+
+    def _advance(
+        self,
+        state: TrackerState,
+        frame: Frame,
+        prompt: Prompt | None,
+        size: tuple[int, int],
+        image: Tensor | None,
+        keys: KeyFeatures | None,
+    ) -> StepResult:
+        state.network_size = size
+        frame_size = (int(frame.shape[0]), int(frame.shape[1]))
+        if state.time >= 0 or prompt is not None:
+            state.time += 1
+        if image is None or keys is None:
+            return StepResult((), frame_size, torch.ones(1, *size, device=self.device))
+        given = self._fit_masks(prompt, size)
+        settings = self.memory_config
+        known = state.object_ids
+        is_memory_frame = bool(given) or state.time - state.last_memory_time >= settings.mem_every
+        synchronised = settings.deep_update_every < 0
+        if synchronised:
+            deep_update = is_memory_frame
+        else:
+            deep_update = state.time - state.last_deep_time >= settings.deep_update_every
+
+        probabilities: dict[int, Tensor] = {}
+        if any(i not in given for i in known):
+            # The deep update that follows replaces the decoder's; computing that would be work for nothing.
+            update = not (synchronised and deep_update)
+            decoded = self._decode(state, keys, update)
+            probabilities = dict(zip(known, decoded[1:], strict=True))
+        if given:
+            claimed = torch.stack(list(given.values())).any(0)
+            probabilities = {i: p.masked_fill(claimed, 0) for i, p in probabilities.items()}
+            probabilities.update({i: mask.float() for i, mask in given.items()})
+        object_ids = (*known, *(i for i in given if i not in known))
+        if given:
+            joint = torch.stack([probabilities[i] for i in object_ids])
+            final = torch.softmax(aggregate(joint.unsqueeze(0)), 1)[0]
+        else:
+            final = decoded
+        if is_memory_frame:
+            self._remember(state, image, keys, final[1:], object_ids, bool(given), deep_update)
+        top, left = _padding(size)[2], _padding(size)[0]
+        cut = final[:, top : top + size[0], left : left + size[1]].contiguous()
+        return StepResult(object_ids, frame_size, cut)
+
+    def _fit_masks(self, prompt: Prompt | None, size: tuple[int, int]) -> dict[int, Tensor]:
+        """The prompt's masks at the padded network size, (H', W') bool."""
+        if prompt is None:
+            return {}
+        fitted = {}
+        for object_id, mask in prompt.masks.items():
+            small = mask.to(self.device)[None, None].float()
+            if prompt.size != size:
+                nearest = F.interpolate(small, size, mode="nearest-exact")
+                # An object thinner than the grid would vanish; then any pixel it touches counts.
+                small = nearest if bool(nearest.any()) else F.adaptive_max_pool2d(small, size)
+            fitted[object_id] = F.pad(small, _padding(size))[0, 0] > 0
+        return fitted
+
+    def _decode(self, state: TrackerState, keys: KeyFeatures, update_hidden: bool) -> Tensor:
+        """Read memory and decode: (O + 1, H', W') probabilities of the known objects."""
+        assert state.memory is not None
+        h, w = keys.key.shape[2:]
+        read = state.memory.read(keys.key[0].flatten(1).float(), keys.selection[0].flatten(1).float())
+        hidden = None if state.hidden is None else state.hidden.unsqueeze(0)
+        with self._autocast():
+            hidden, logits = self._network.decode(
+                keys.scales, read.view(1, *read.shape[:2], h, w), hidden, update_hidden=update_hidden
+            )
+        if hidden is not None:
+            state.hidden = hidden[0].float()
+        return torch.softmax(aggregate(torch.sigmoid(logits.float())), 1)[0]
+
+    def _remember(
+        self,
+        state: TrackerState,
+        image: Tensor,
+        keys: KeyFeatures,
+        masks: Tensor,
+        object_ids: tuple[int, ...],
+        prompted: bool,
+        deep_update: bool,
+    ) -> None:
+        h, w = keys.key.shape[2:]
+        hidden = self._hidden_for(state, len(object_ids), (h, w))
+        with self._autocast():
+            value, renewed = self._network.encode_value(
+                image, keys.f16, hidden, masks.unsqueeze(0), deep_update=deep_update
+            )
+        if state.memory is None:
+            state.memory = Memory(
+                self.memory_config, h * w, self.config.key_dim, self.config.value_dim, self.device
+            )
+        flat = value[0].flatten(2).float()
+        state.memory.add_frame(
+            state.time,
+            keys.key[0].flatten(1).float(),
+            keys.shrinkage[0].flatten(1).float(),
+            keys.selection[0].flatten(1).float(),
+            dict(zip(object_ids, flat, strict=True)),
+            prompted=prompted,
+        )
+        state.hidden = None if renewed is None else renewed[0].float()
+        state.last_memory_time = state.time
+        if deep_update:
+            state.last_deep_time = state.time
+
+    def _hidden_for(self, state: TrackerState, count: int, grid: tuple[int, int]) -> Tensor | None:
+        """The sensory memory of `count` objects, (1, O, C_h, h, w); those that have none start at 0."""
+        if self.config.hidden_dim == 0:
+            return None
+        known = 0 if state.hidden is None else len(state.hidden)
+        new = torch.zeros(count - known, self.config.hidden_dim, *grid, device=self.device)
+        return (new if state.hidden is None else torch.cat([state.hidden, new])).unsqueeze(0)
+
+
+def _padding(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(left, right, top, bottom) that bring a size to multiples of the stride; the smaller half comes first."""
+    height, width = -size[0] % _STRIDE, -size[1] % _STRIDE
+    return width // 2, width - width // 2, height // 2, height - height // 2
+
+
+def model_fingerprint(model: XMem) -> str:
+    """Which weights these are: a hash of the configuration and of every tensor, 32 hex digits."""
+    digest = hashlib.blake2b(repr(model.config).encode(), digest_size=16)
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,176 @@
+"""TrackerState: all that one stream's tracker remembers, and its form as bytes."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from xmem_core.config import MemoryConfig
+from xmem_core.memory import Memory
+
+_FORMAT = "xmem-tracker-state"
+_VERSION = 1
+
+
+class PoisonedStateError(RuntimeError):
+    """A step failed half-way through this state; go on from a snapshot of it (`to_bytes` taken before)."""
+
+
+class TrackerState:
+    """One stream's memory, object ids and frame counter. Made by `VideoSegmenter.new_state`.
+
+    A state holds no pixels and no weights. It belongs to the settings and the model that it was made with, and
+    says so when it is used with others.
+
+    Attributes:
+        memory_config: the settings of its memory.
+        model_fingerprint: which model's features it holds.
+        size: shorter side the segmenter was asked to see, or None.
+        network_size: (height, width) the network sees, before padding; None until the first frame.
+        time: frames since the first one with a prompt, which is 0; -1 before it.
+        last_memory_time, last_deep_time: when a frame last entered memory, and when it last deeply updated.
+        memory: working and long-term memory; None until the first prompt.
+        hidden: sensory memory, (O, C_h, h, w), in the order of `object_ids`; None without one.
+    """
+
+    def __init__(self, memory_config: MemoryConfig, model_fingerprint: str, size: int | None) -> None:
+        self.memory_config = memory_config
+        self.model_fingerprint = model_fingerprint
+        self.size = size
+        self.network_size: tuple[int, int] | None = None
+        self.time = -1
+        self.last_memory_time = 0
+        # Far enough back that the first deep update is due at once.
+        self.last_deep_time = -max(memory_config.deep_update_every, 1)
+        self.memory: Memory | None = None
+        self.hidden: Tensor | None = None
+        self.poisoned: str | None = None
+
+    @property
+    def object_ids(self) -> tuple[int, ...]:
+        """Ids of the living objects, in the order in which they came."""
+        return () if self.memory is None else tuple(self.memory.first_time)
+
+    def __repr__(self) -> str:
+        return (
+            f"TrackerState(time={self.time}, objects={list(self.object_ids)}, "
+            f"network_size={self.network_size}, memory={self.memory!r})"
+        )
+
+    def check_usable(self) -> None:
+        """Raises PoisonedStateError if an earlier step failed half-way."""
+        if self.poisoned is not None:
+            raise PoisonedStateError(
+                f"this state was left half-changed by a failed step ({self.poisoned}): "
+                "restore one with TrackerState.from_bytes"
+            )
+
+    def remove_objects(self, object_ids: Iterable[int]) -> None:
+        """Forget objects; their ids may come back later as new objects.
+
+        Raises:
+            ValueError: an id is not a living object's. Nothing is removed then.
+        """
+        self.check_usable()
+        gone = list(dict.fromkeys(int(i) for i in object_ids))
+        unknown = [i for i in gone if i not in self.object_ids]
+        if unknown:
+            raise ValueError(f"cannot remove objects {unknown}: living are {list(self.object_ids)}")
+        if self.memory is None or not gone:
+            return
+        stay = [k for k, i in enumerate(self.object_ids) if i not in gone]
+        if self.hidden is not None:
+            self.hidden = self.hidden[stay] if stay else None
+        self.memory.remove_objects(gone)
+
+    def to_bytes(self) -> bytes:
+        """The state as safetensors bytes, complete: tracking goes on from them bit by bit the same."""
+        self.check_usable()
+        tensors: dict[str, Tensor] = {}
+        facts: dict[str, Any] = {
+            "memory_config": self.memory_config.to_dict(),
+            "model_fingerprint": self.model_fingerprint,
+            "size": self.size,
+            "network_size": self.network_size,
+            "time": self.time,
+            "last_memory_time": self.last_memory_time,
+            "last_deep_time": self.last_deep_time,
+            "memory": None,
+        }
+        if self.memory is not None:
+            parts, facts["memory"] = self.memory.export()
+            tensors.update({f"memory.{name}": t for name, t in parts.items()})
+        if self.hidden is not None:
+            tensors["hidden"] = self.hidden
+        tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        metadata = {
+            "format": _FORMAT,
+            "version": str(_VERSION),
+            "facts": json.dumps(facts, sort_keys=True),
+            "crc32": str(_checksum(tensors)),
+        }
+        return safetensors.torch.save(tensors, metadata)
+
+    @classmethod
+    def from_bytes(cls, blob: bytes, device: torch.device | str = "cpu") -> TrackerState:
+        """The state that `to_bytes` stored.
+
+        Raises:
+            ValueError: the bytes are damaged, of another kind, or of a newer version.
+        """
+        metadata = _metadata(blob)
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(f"not a tracker state: its format is {metadata.get('format')!r}, need {_FORMAT!r}")
+        if metadata.get("version") != str(_VERSION):
+            raise ValueError(
+                f"tracker state of version {metadata.get('version')!r}: this release reads version {_VERSION}"
+            )
+        try:
+            tensors = safetensors.torch.load(blob)
+            if str(_checksum(tensors)) != metadata["crc32"]:
+                raise ValueError("its checksum does not match")
+            facts = json.loads(metadata["facts"])
+            state = cls(
+                MemoryConfig.from_dict(facts["memory_config"]), facts["model_fingerprint"], facts["size"]
+            )
+            if facts["network_size"] is not None:
+                state.network_size = (int(facts["network_size"][0]), int(facts["network_size"][1]))
+            state.time = int(facts["time"])
+            state.last_memory_time = int(facts["last_memory_time"])
+            state.last_deep_time = int(facts["last_deep_time"])
+            if facts["memory"] is not None:
+                parts = {k.removeprefix("memory."): t for k, t in tensors.items() if k.startswith("memory.")}
+                state.memory = Memory.restore(parts, facts["memory"], state.memory_config, device)
+            if "hidden" in tensors:
+                state.hidden = tensors["hidden"].to(device)
+        except (ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+            raise ValueError(f"damaged tracker state: {error}; take an older snapshot") from error
+        return state
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(name.encode(), crc)
+        crc = zlib.crc32(tensors[name].view(torch.uint8).numpy() if tensors[name].numel() else b"", crc)
+    return crc
+
+
+def _metadata(blob: bytes) -> dict[str, str]:
+    """The metadata of a safetensors blob: an 8-byte little-endian length, then a JSON header of that length."""
+    try:
+        (length,) = struct.unpack_from("<Q", blob)
+        header = json.loads(blob[8 : 8 + length])
+        metadata = header.get("__metadata__", {})
+    except (struct.error, ValueError, AttributeError) as error:
+        raise ValueError(f"damaged tracker state: no readable header in {len(blob)} bytes") from error
+    if not isinstance(metadata, dict):
+        raise ValueError("damaged tracker state: its header holds no metadata")
+    return metadata

@@ -1,0 +1,170 @@
+"""Crowds: cut-out people, often look-alikes, walking on their own paths, crossing and hiding one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xmem_core.training.compose import (
+    Image,
+    Pose,
+    Rng,
+    Sprite,
+    bend,
+    cut_out,
+    pose_matrix,
+    recolour,
+    shrink_to,
+)
+from xmem_core.training.library import Library
+
+
+def crowd_scene(
+    library: Library, rng: Rng, count: int, size: int, camera: Sequence[Pose]
+) -> tuple[list[Sprite], frozenset[int]]:
+    """Three to six people (and at times something large passing in front), and the people's identities.
+
+    `camera`: the background's poses; people stand on its ground, so they move with it.
+    """
+    number = int(rng.integers(3, 7))
+    cast = _cast(library, rng, number)
+    horizon, eye = rng.uniform(0.0, 0.45) * size, rng.uniform(0.9, 1.6)
+    common = float(np.exp(rng.uniform(np.log(0.2), np.log(0.6)))) * size
+    heights = np.clip(common * np.exp(rng.normal(0, 0.2, number)), 0.15 * size, 0.7 * size)
+    starts = rng.uniform(0.05, 0.95, number) * size
+    speeds = rng.normal(0, 1.0, number) * rng.uniform(0.02, 0.16) * size
+    if rng.random() < 0.6:
+        # Two of them swap sides, about half-way: they cross, and one hides the other.
+        a, b = 0, 1
+        gap = rng.uniform(0.2, 0.7) * size
+        starts[a], starts[b] = np.array([0.5, 0.5]) * size + [-gap / 2, gap / 2] + rng.normal(0, 0.05 * size)
+        speeds[a] = gap / max(1, count - 1) * rng.uniform(0.8, 1.3)
+        speeds[b] = -speeds[a] * rng.uniform(0.6, 1.1)
+        heights[b] = heights[a] * rng.uniform(0.85, 1.15)
+    sprites = []
+    for i in range(number):
+        feet = horizon + heights[i] * eye + rng.normal(0, 0.04 * size)
+        feet = float(np.clip(feet, 0.3 * size, 1.15 * size))
+        depth = feet if rng.random() < 0.85 else float(rng.uniform(0, size))
+        sprites.append(_walker(rng, cast[i], i + 1, count, size, heights[i], starts[i], feet, speeds[i], depth, camera))
+    people = frozenset(range(1, number + 1))
+    if count > 2 and rng.random() < 0.25:
+        target = int(rng.integers(number))
+        if rng.random() < 0.5:
+            sprites.append(occluder(library, rng, sprites[target], 1, count, size, identity=200))
+        else:
+            sprites[target] = _away(rng, sprites[target], count)
+    return sprites, people
+
+
+def _cast(library: Library, rng: Rng, number: int) -> list[Image]:
+    """Cut-outs of people; in two scenes of three some are the same person in slightly other colours."""
+    stills = library.stills["people"]
+    cast: list[Image] = []
+    double = rng.random() < 0.65
+    while len(cast) < number:
+        if cast and double and rng.random() < 0.5:
+            # At least so much colour apart that who is who can be seen.
+            cast.append(recolour(rng, cast[int(rng.integers(len(cast)))], rng.uniform(0.4, 1.0)))
+            continue
+        picture, labels = library.still("people", int(rng.integers(len(stills))))
+        piece = cut_out(picture, labels > 0)
+        if piece is None:
+            continue
+        if rng.random() < 0.2:
+            # From the knees or the waist up: people are cut off by cars and frames.
+            piece = piece[: max(12, int(piece.shape[0] * rng.uniform(0.45, 0.8)))]
+        cast.append(recolour(rng, piece, 0.5))
+    order = rng.permutation(number)
+    return [cast[i] for i in order]
+
+
+def _walker(
+    rng: Rng,
+    picture: Image,
+    identity: int,
+    count: int,
+    size: int,
+    height: float,
+    start: float,
+    feet: float,
+    speed: float,
+    depth: float,
+    camera: Sequence[Pose],
+) -> Sprite:
+    picture = shrink_to(picture, height * 1.15)
+    source_height, source_width = picture.shape[:2]
+    flip = bool(rng.random() < 0.5)
+    walks = abs(speed) > 0.01 * size
+    phase, stride = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 2.4)
+    nearer = rng.normal(0, 0.03)
+    upright, lean = rng.normal(0, 0.03), rng.normal(0, 0.06)
+    first = np.vstack([camera[0], [0, 0, 1]])
+    poses: list[Pose] = []
+    pictures: list[Image] = []
+    for t in range(count):
+        swing = float(np.sin(phase + stride * t)) if walks else 0.0
+        zoom = float(np.exp(nearer * t))
+        x = start + speed * t + rng.normal(0, 0.008 * size)
+        y = feet + (zoom - 1) * height + abs(swing) * 0.01 * size
+        pose = pose_matrix(
+            (source_height, source_width),
+            (x, y),
+            height / source_height * zoom,
+            upright + rng.normal(0, 0.01),
+            lean * swing,
+            1.0 + 0.1 * swing * (1 if walks else 0),
+            flip,
+            anchor=(source_width / 2, source_height),
+        )
+        # What the camera did since the first frame, people on the ground do with it.
+        since = np.vstack([camera[t], [0, 0, 1]]) @ np.linalg.inv(first)
+        poses.append(since[:2] @ np.vstack([pose, [0, 0, 1]]))
+        pictures.append(bend(picture, _gait(rng, swing)) if walks else picture)
+    return Sprite(tuple(pictures), tuple(poses), (depth,) * count, identity)
+
+
+def _gait(rng: Rng, swing: float) -> NDArray[np.float32]:
+    """Shifts that open and close the legs and swing the arms: opposite on both sides, larger further down."""
+    grid = rng.normal(0, 0.006, (5, 3, 2))
+    grid[3:, 0, 0] += 0.035 * swing
+    grid[3:, 2, 0] -= 0.035 * swing
+    grid[4:, :, 0] *= 1.4
+    grid[2, 0, 0] -= 0.02 * swing
+    grid[2, 2, 0] += 0.02 * swing
+    return grid.astype(np.float32)
+
+
+def _away(rng: Rng, sprite: Sprite, count: int) -> Sprite:
+    """The same, but out of sight on some middle frames, and back on the last."""
+    poses: list[Pose | None] = list(sprite.poses)
+    for t in range(1, int(rng.integers(2, count))):
+        poses[t] = None
+    return Sprite(sprite.pictures, tuple(poses), sprite.depths, sprite.identity)
+
+
+def occluder(
+    library: Library, rng: Rng, target: Sprite, when: int, count: int, size: int, identity: int
+) -> Sprite:
+    """Something larger that stands in front of `target` at frame `when`, coming from and going to a side."""
+    kind = "ecssd" if library.stills["ecssd"] and rng.random() < 0.5 else "people"
+    piece: Image | None = None
+    while piece is None:
+        picture, labels = library.still(kind, int(rng.integers(len(library.stills[kind]))))
+        piece = cut_out(picture, labels > 0)
+        kind = "people"
+    pose = next(p for p in (target.poses[when], *target.poses) if p is not None)
+    height, width = target.pictures[0].shape[:2]
+    corners = pose @ np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]], float)
+    middle = corners.mean(axis=1)
+    tall = float(np.ptp(corners[1])) * rng.uniform(1.1, 1.6)
+    tall = min(max(tall, float(np.ptp(corners[0])) * 1.2 * piece.shape[0] / piece.shape[1]), 1.3 * size)
+    piece = recolour(rng, shrink_to(piece, tall), 0.5)
+    speed = float(rng.choice([-1.0, 1.0])) * rng.uniform(0.5, 1.5) * (tall * piece.shape[1] / piece.shape[0])
+    poses = tuple(
+        pose_matrix(piece.shape[:2], (middle[0] + speed * (t - when), middle[1]), tall / piece.shape[0])
+        for t in range(count)
+    )
+    return Sprite((piece,), poses, (1e6,) * count, identity)

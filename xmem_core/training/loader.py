@@ -1,0 +1,57 @@
+"""Batches by step number, prepared ahead in one process beside the training."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from xmem_core.training.clips import Batch, make_batch
+from xmem_core.training.library import Library
+from xmem_core.training.settings import TrainConfig
+
+log = logging.getLogger(__name__)
+
+_library: Library | None = None
+
+
+def batches(config: TrainConfig, data_root: str | Path, first: int, last: int, ahead: int = 3) -> Iterator[Batch]:
+    """The batches of steps first..last-1, in order. They depend on the seed and the step alone."""
+    if config.workers == 0:
+        library = Library(data_root, config.held_out_people)
+        for step in range(first, last):
+            yield _batch_of(library, config, step)
+        return
+    pool = ProcessPoolExecutor(
+        1, mp_context=get_context("spawn"), initializer=_open_library, initargs=(str(data_root), config.held_out_people)
+    )
+    pending: deque[Future[Batch]] = deque()
+    try:
+        for step in range(first, last):
+            for later in range(step + len(pending), min(step + ahead, last)):
+                pending.append(pool.submit(_work, config, later))
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _batch_of(library: Library, config: TrainConfig, step: int) -> Batch:
+    phase = config.phase(step)
+    return make_batch(library, phase.options(), config.seed, step, phase.batch)
+
+
+def _open_library(data_root: str, held_out_people: int) -> None:
+    global _library
+    # A terminal's or a service's stop goes to the whole group: the trainer decides when the worker ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _library = Library(data_root, held_out_people)
+
+
+def _work(config: TrainConfig, step: int) -> Batch:
+    assert _library is not None
+    return _batch_of(_library, config, step)

@@ -1,0 +1,136 @@
+"""Settings of a training run: frozen, checked when built, written to and read from JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from xmem_core.config import ModelConfig
+from xmem_core.training.clips import ClipOptions
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What the batches look like from a step on. `mixture`: weights of stills, video and crowds."""
+
+    from_step: int = 0
+    size: int = 192
+    batch: int = 8
+    frames: int = 3
+    max_objects: int = 2
+    max_gap: int = 5
+    mixture: tuple[float, float, float] = (0.35, 0.40, 0.25)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mixture", tuple(self.mixture))
+        if self.from_step < 0 or self.batch < 1:
+            raise ValueError(f"from_step {self.from_step} and batch {self.batch}: at least 0 and 1 are needed")
+        self.options()
+
+    def options(self) -> ClipOptions:
+        """The part of the phase that the clips need."""
+        return ClipOptions(self.size, self.frames, self.max_objects, self.max_gap, self.mixture)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Args:
+        model: shape of the network (default: `ModelConfig.lite()`).
+        phases: the curriculum; the first begins at step 0, each later one further on.
+        backbone_lr: factor on `lr` for the key encoder's trunk; its stages to stride 4 stay fixed.
+        hard_start, hard_end, hard_fraction: cross-entropy over all pixels up to the first step, over the
+            hardest fraction from the second on.
+        deep_update: probability that a frame entering memory also renews the sensory memory.
+        freeze_norm: fraction of the run after which the value encoder's BatchNorms keep their statistics,
+            so that the network ends up trained as it is used.
+        max_hours: wall-clock limit of this process; then a checkpoint and a stop. 0: none.
+        workers: 1 prepares batches in a process of its own, 0 in this one.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig.lite)
+    phases: tuple[Phase, ...] = (Phase(),)
+    seed: int = 0
+    steps: int = 7000
+    lr: float = 4e-4
+    backbone_lr: float = 0.25
+    last_lr: float = 0.01
+    warmup: int = 200
+    weight_decay: float = 0.05
+    grad_clip: float = 3.0
+    hard_start: int = 800
+    hard_end: int = 3000
+    hard_fraction: float = 0.2
+    deep_update: float = 0.2
+    freeze_norm: float = 0.6
+    ema: float = 0.999
+    checkpoint_every: int = 500
+    log_every: int = 20
+    held_out_people: int = 100
+    threads: int = 2
+    workers: int = 1
+    max_hours: float = 0.0
+    device: str = "cpu"
+    bf16: bool = True
+
+    def __post_init__(self) -> None:
+        starts = [p.from_step for p in self.phases]
+        if not starts or starts[0] != 0 or sorted(set(starts)) != starts:
+            raise ValueError(f"phases start at steps {starts}: the first must start at 0, each later one further on")
+        if self.steps < 1 or self.checkpoint_every < 1 or self.log_every < 1:
+            raise ValueError("steps, checkpoint_every and log_every must be at least 1")
+        if not 0 <= self.warmup < self.steps:
+            raise ValueError(f"warmup is {self.warmup}: it must lie in 0..{self.steps - 1}, below steps")
+        if not 0 <= self.ema < 1 or not 0 <= self.deep_update <= 1 or not 0 < self.hard_fraction <= 1:
+            raise ValueError("ema lies in [0, 1), deep_update in [0, 1], hard_fraction in (0, 1]")
+        if self.workers not in (0, 1):
+            raise ValueError(f"workers is {self.workers}: 0 (this process) or 1 (one beside it) is allowed")
+
+    def phase(self, step: int) -> Phase:
+        """The phase that a step belongs to."""
+        return [p for p in self.phases if p.from_step <= step][-1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict that `from_dict` takes back."""
+        values = asdict(self)
+        values["model"] = self.model.to_dict()
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """Builds from `to_dict`'s output; what is left out keeps its default. ValueError on unknown names."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"unknown training setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        values = dict(values)
+        if isinstance(values.get("model"), dict):
+            values["model"] = ModelConfig.from_dict(values["model"])
+        if "phases" in values:
+            phase_names = {f.name for f in fields(Phase)}
+            for p in values["phases"]:
+                if isinstance(p, dict) and (unknown := sorted(set(p) - phase_names)):
+                    raise ValueError(
+                        f"unknown phase setting {', '.join(unknown)}; known are {', '.join(sorted(phase_names))}"
+                    )
+            values["phases"] = tuple(Phase(**p) if isinstance(p, dict) else p for p in values["phases"])
+        return cls(**values)
+
+    @classmethod
+    def load(cls, path: str | Path) -> TrainConfig:
+        """Reads a JSON file. OSError or ValueError if it can't be read or is not a valid configuration."""
+        return cls.from_dict(json.loads(Path(path).read_text()))
+
+    def save(self, path: str | Path) -> None:
+        """Writes a JSON file that `load` takes back."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    def with_overrides(self, overrides: dict[str, Any]) -> TrainConfig:
+        """The same with some settings changed; None means unchanged. ValueError on unknown names."""
+        given = {k: v for k, v in overrides.items() if v is not None}
+        known = {f.name for f in fields(self)}
+        if unknown := sorted(set(given) - known):
+            raise ValueError(f"unknown training setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        return replace(self, **given)

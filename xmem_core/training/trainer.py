@@ -1,0 +1,255 @@
+"""The training loop: steps, schedule, averaged weights, checkpoints, log and plot.
+
+What a step does depends on the settings, the weights and the step number alone (data and random choices are
+drawn from seed and step), so a run resumed from a checkpoint goes on exactly as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xmem_core.backbones import IMAGE_MEAN, IMAGE_STD, EfficientNetLite0Trunk
+from xmem_core.network import XMem
+from xmem_core.training.clips import Batch
+from xmem_core.training.keep import (
+    latest_checkpoint,
+    load_checkpoint,
+    load_weights,
+    plot_losses,
+    publish_weights,
+    save_checkpoint,
+    trim_log,
+)
+from xmem_core.training.loader import batches
+from xmem_core.training.losses import bootstrapped_cross_entropy, dice_loss, hardest_fraction, mean_iou
+from xmem_core.training.settings import TrainConfig
+from xmem_core.training.unroll import draw_plan, one_hot, unroll
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Network, averaged weights and optimizer of a run. `step` advances all three by one batch."""
+
+    def __init__(self, config: TrainConfig, backbone: str | Path | None = None) -> None:
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.device = torch.device(config.device)
+        model = XMem(config.model)
+        if backbone is not None:
+            model.load_backbone(backbone)
+        self.model: XMem = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        trunk = self.model.key_encoder
+        if isinstance(trunk, EfficientNetLite0Trunk):
+            for module in trunk.stages_to_stride_4():
+                module.requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=config.lr, betas=(0.9, 0.999))
+        self.averaged = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+
+    def _groups(self) -> list[dict[str, Any]]:
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault((name.startswith("key_encoder."), parameter.ndim > 1), []).append(parameter)
+        return [
+            {
+                "params": parameters,
+                "factor": self.config.backbone_lr if backbone else 1.0,
+                "weight_decay": self.config.weight_decay if decays else 0.0,
+            }
+            for (backbone, decays), parameters in sorted(groups.items())
+        ]
+
+    def use_weights(self, path: str | Path) -> None:
+        """Start from a weights file instead of from scratch. ValueError if it does not fit the model."""
+        load_weights(self.model, path)
+        self.averaged = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine down to `last_lr` of the peak at the last step."""
+        c = self.config
+        if step < c.warmup:
+            return c.lr * (step + 1) / c.warmup
+        progress = (step - c.warmup) / max(1, c.steps - c.warmup)
+        return c.lr * (c.last_lr + (1 - c.last_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+    def step(self, step: int, batch: Batch) -> dict[str, float]:
+        """One optimizer step on a batch; returns what the log shows of it."""
+        config = self.config
+        self._set_modes(step)
+        images, labels = self._tensors(batch)
+        objects = int(batch.objects.max())
+        counts = torch.from_numpy(batch.objects).to(self.device)
+        present = (torch.arange(objects, device=self.device)[None] < counts[:, None]).float()
+        plan = draw_plan(np.random.default_rng((config.seed, step, 1 << 20)), images.shape[1], config.deep_update)
+        fraction = hardest_fraction(step, config.hard_start, config.hard_end, config.hard_fraction)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
+            outputs = unroll(self.model, images, one_hot(labels[:, 0], objects), present, plan)
+        cross_entropy = images.new_zeros(())
+        dice = images.new_zeros(())
+        for t, logits in enumerate(outputs, 1):
+            cross_entropy = cross_entropy + bootstrapped_cross_entropy(logits, labels[:, t], fraction)
+            dice = dice + dice_loss(torch.softmax(logits, 1)[:, 1:], labels[:, t], present)
+        loss = (cross_entropy + dice) / len(outputs)
+        rate = self.learning_rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = float(
+            nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], config.grad_clip)
+        )
+        value = float(loss.detach())
+        if not math.isfinite(value) or not math.isfinite(norm):
+            # One bad batch must not end in weights of NaN; many in a row end the run (see `train`).
+            log.warning("step %d: loss %s, gradient norm %s; this step is left out", step, value, norm)
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            self.optimizer.step()
+            self._average(step)
+        iou = [
+            mean_iou(logits[b].argmax(0), labels[b, t], int(batch.objects[b]))
+            for t, logits in enumerate(outputs, 1)
+            for b in range(len(images))
+        ]
+        result = {
+            "loss": value,
+            "ce": float(cross_entropy.detach()) / len(outputs),
+            "dice": float(dice.detach()) / len(outputs),
+            "iou": float(np.mean(iou)),
+            "grad": norm,
+            "lr": rate,
+        }
+        by_clip = np.array(iou).reshape(len(outputs), -1).mean(0)
+        for kind in sorted(set(batch.kinds)):
+            result[f"iou_{kind}"] = float(by_clip[[k == kind for k in batch.kinds]].mean())
+        return result
+
+    def _tensors(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        frames = torch.from_numpy(batch.frames).to(self.device).permute(0, 1, 4, 2, 3).float()
+        mean = torch.tensor(IMAGE_MEAN, device=self.device).view(3, 1, 1) * 255
+        std = torch.tensor(IMAGE_STD, device=self.device).view(3, 1, 1) * 255
+        return (frames - mean) / std, torch.from_numpy(batch.labels).to(self.device).long()
+
+    def _set_modes(self, step: int) -> None:
+        self.model.train()
+        # ImageNet's statistics stay: batches of composed pictures are no better estimate of them.
+        self.model.key_encoder.eval()
+        if step >= self.config.freeze_norm * self.config.steps:
+            self.model.value_encoder.eval()
+
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        # Warm: early on the average forgets fast, or it would keep the random start for thousands of steps.
+        keep = min(self.config.ema, (step + 1) / (step + 10))
+        for name, now in self.model.state_dict().items():
+            if now.is_floating_point():
+                self.averaged[name].lerp_(now, 1 - keep)
+            else:
+                self.averaged[name].copy_(now)
+
+
+def train(
+    config: TrainConfig,
+    data_root: str | Path,
+    out_dir: str | Path,
+    resume: bool = True,
+    init: str | Path | None = None,
+    backbone: str | Path | None = None,
+) -> Path:
+    """Trains and returns the path of the averaged weights (fp16 safetensors).
+
+    `out_dir` gets config.json, log.jsonl (a line every `log_every` steps), loss.png, checkpoint-<step>/ (the
+    newest only) and weights-ema.safetensors. With `resume`, a checkpoint in `out_dir` is gone on from, and
+    `init` and `backbone` are not looked at. SIGTERM, SIGINT and `max_hours` end the run with a checkpoint.
+
+    Raises:
+        ValueError: the checkpoint belongs to other settings, or `init` to another model.
+        RuntimeError: the loss was not finite for 20 steps in a row.
+    """
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(config.threads)
+    found = latest_checkpoint(out) if resume else None
+    trainer = Trainer(config, backbone if found is None else None)
+    first = 0
+    if found is not None:
+        first = load_checkpoint(found, trainer.model, trainer.averaged, trainer.optimizer, config)
+        log.info("resuming after step %d from %s", first, found)
+    elif init is not None:
+        trainer.use_weights(init)
+    trim_log(out / "log.jsonl", first)
+    config.save(out / "config.json")
+    started = time.monotonic()
+    window: list[dict[str, float]] = []
+    window_start, failures, step = started, 0, first
+
+    def keep(done: int) -> None:
+        save_checkpoint(out, done, trainer.model, trainer.averaged, trainer.optimizer, config)
+        publish_weights(out / "weights-ema.safetensors", config.model, trainer.averaged, done)
+        plot_losses(out / "log.jsonl", out / "loss.png")
+
+    with _StopSignals() as stop, (out / "log.jsonl").open("a") as log_file:
+        for step, batch in enumerate(batches(config, data_root, first, config.steps), first):
+            result = trainer.step(step, batch)
+            failures = 0 if math.isfinite(result["loss"] + result["grad"]) else failures + 1
+            if failures >= 20:
+                raise RuntimeError(f"the loss has not been finite for {failures} steps up to step {step}")
+            window.append(result)
+            done = step + 1
+            late = config.max_hours > 0 and time.monotonic() - started > config.max_hours * 3600
+            ending = stop.asked or late
+            if done % config.log_every == 0 or done == config.steps or ending:
+                now = time.monotonic()
+                line = {"step": done, **_means(window), "s_per_step": (now - window_start) / len(window)}
+                log_file.write(json.dumps({k: _short(v) for k, v in line.items()}) + "\n")
+                log_file.flush()
+                window, window_start = [], now
+            if done % config.checkpoint_every == 0 or done == config.steps or ending:
+                keep(done)
+                window_start = time.monotonic() if not window else window_start
+            if ending:
+                log.info("stopped after step %d: %s", done, "max_hours is over" if late else "asked to")
+                break
+    return out / "weights-ema.safetensors"
+
+
+class _StopSignals:
+    """While entered, SIGTERM and SIGINT only set `asked`. Elsewhere than in the main thread it does nothing."""
+
+    asked = False
+
+    def __enter__(self) -> _StopSignals:
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+        self.asked = True
+
+
+def _means(window: list[dict[str, float]]) -> dict[str, float]:
+    names = sorted({name for line in window for name in line})
+    return {n: float(np.mean([line[n] for line in window if n in line])) for n in names}
+
+
+def _short(value: float) -> float:
+    return value if isinstance(value, int) else float(f"{value:.5g}")
