@@ -1,0 +1,372 @@
+"""Decoding with FFmpeg: opening a file, two ways to get pictures out of it, and pictures as RGB arrays.
+
+`lenient` takes whatever the decoder makes of the input and accounts for what was lost; with one thread its
+result depends on nothing but the bytes. `guarded` is for several threads and for decoding after a seek: it
+raises `Damage` at the first sign of any, before a picture that could look different has been handed on. FFmpeg's own messages
+are never printed (PyAV's default).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from statistics import median
+from typing import Any, cast
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from pipeline.errors import SourceError
+from pipeline.locations import GuardedFile, Location, one_line, read_error
+
+log = logging.getLogger(__name__)
+
+_STRICT = {"err_detect": "explode+crccheck+bitstream+buffer"}
+_MAX_READ_FAILURES = 32
+_HOLD_WITHOUT_PTS = 16
+_HOLD_AT_MOST = 64
+
+Losses = tuple[tuple[str, int], ...]
+"""(reason, how many frames), in order."""
+
+
+class Damage(Exception):  # noqa: N818 - a signal between this module and the source, never seen by users
+    """Something may be wrong with the input; only a decode with one thread from the start settles it."""
+
+
+@dataclass
+class Session:
+    """One opening of a video: its container and video stream, and how far the reading got.
+
+    Attributes:
+        packets_read: position, in decode order, of the packet to be read next.
+        trailing: what was lost after the last picture; set when pictures end.
+    """
+
+    container: Any
+    stream: Any
+    handle: GuardedFile | None
+    packets_read: int = 0
+    last_pts: int | None = None
+    trailing: Losses = ()
+
+    @property
+    def time_base(self) -> Fraction:
+        return Fraction(self.stream.time_base)
+
+    @property
+    def rate(self) -> float | None:
+        """Average frames per second, if the container knows."""
+        rate = self.stream.average_rate or self.stream.guessed_rate
+        return float(rate) if rate else None
+
+    def check_reading(self, uri: str) -> None:
+        """Raise SourceError if reading the underlying file failed: that is neither the end nor damage."""
+        if self.handle is not None and self.handle.failure is not None:
+            raise read_error(uri, self.handle.failure) from self.handle.failure
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded picture, not yet converted, and what was lost between the one before and it."""
+
+    frame: Any
+    losses: Losses = ()
+
+
+@contextmanager
+def opened(location: Location, *, threads: int, strict: bool, block_size: int) -> Iterator[Session]:
+    """Open a video for one reading. Raises SourceError if it is no video."""
+    handle = None if location.is_local else location.open(block_size)
+    container: Any = None
+    try:
+        try:
+            container = av.open(
+                location.path if handle is None else handle,
+                mode="r",
+                metadata_errors="replace",
+                buffer_size=32768 if handle is None else 1 << 18,
+            )
+        except Exception as error:
+            if handle is not None and handle.failure is not None:
+                raise read_error(location.uri, handle.failure) from error
+            if isinstance(error, FileNotFoundError | PermissionError):
+                raise read_error(location.uri, error) from error
+            raise SourceError(
+                f"{location.uri}: not a readable video ({_reason(error)}); "
+                "the file is of another type, or was cut off before its index was written"
+            ) from error
+        stream = _video_stream(container)
+        if stream is None:
+            raise SourceError(f"{location.uri}: holds no video stream that can be decoded; give a video file")
+        for other in container.streams:
+            if other is not stream:
+                with suppress(AttributeError, ValueError):
+                    other.discard = "all"
+        stream.thread_count = threads
+        stream.thread_type = "NONE" if threads == 1 else "AUTO"
+        if strict:
+            stream.codec_context.options = _STRICT
+        yield Session(container, stream, handle)
+    finally:
+        if container is not None:
+            container.close()
+        if handle is not None:
+            with suppress(Exception):  # nothing was written: failing to close loses nothing
+                handle.close()
+
+
+def guarded(session: Session, fed: Iterator[Any] | None = None) -> Iterator[Any]:
+    """Frames in the order shown; raises Damage before one is handed on that damage could have changed.
+
+    A frame is held back until every packet that precedes it in decode order has been shown: a damaged
+    reference picture is flagged only when it comes out itself, after pictures that were predicted from it.
+
+    Args:
+        session: opened with `strict=True`.
+        fed: the packets to decode; all of the stream if None.
+    """
+    waiting: dict[int, int] = {}  # pts -> position, of packets whose picture has not come out
+    held: deque[tuple[Any, int]] = deque()
+    position = 0
+    try:
+        for packet in session.container.demux(session.stream) if fed is None else fed:
+            if packet.size == 0:
+                continue
+            if packet.is_corrupt:
+                raise Damage("corrupt packet")
+            session.packets_read += 1
+            session.last_pts = _later(session.last_pts, packet.pts)
+            if packet.pts is not None and not packet.is_discard:
+                waiting[packet.pts] = position
+            position += 1
+            for frame in packet.decode():
+                _hold(frame, position, waiting, held)
+            yield from _released(waiting, held)
+        for frame in session.stream.codec_context.decode(None):
+            _hold(frame, position, waiting, held)
+    except av.FFmpegError as error:
+        raise Damage(_reason(error)) from error
+    while held:
+        yield held.popleft()[0]
+
+
+def lenient(session: Session) -> Iterator[Picture]:
+    """Whatever can be decoded, with an account of what could not: one entry per contiguous loss.
+
+    A packet is lost when pictures shown later have come out and an error was reported for it or for another
+    one lost with it. Pictures that the decoder flags as patched up are delivered and counted as "damaged picture".
+    """
+    waiting: dict[int, bool] = {}  # pts -> whether anything was wrong with it
+    cadence = _Cadence()
+    patched = unnamed = 0
+    signs = False
+    for packet in _packets(session):
+        wrong = packet is None or packet.is_corrupt
+        frames: list[Any] = []
+        if packet is not None:
+            session.last_pts = _later(session.last_pts, packet.pts)
+            if packet.pts is not None and not packet.is_discard:
+                waiting[packet.pts] = wrong
+            frames, failed = _decoded(session, packet)
+            wrong = wrong or failed
+            if packet.pts is None:
+                unnamed += failed
+            elif failed and not packet.is_discard:
+                waiting[packet.pts] = True
+        signs = signs or wrong
+        for frame in frames:
+            picture, patched = _account(frame, waiting, cadence, unnamed, patched)
+            unnamed = 0
+            yield picture
+    frames, _ = _decoded(session, None)
+    for frame in frames:
+        picture, patched = _account(frame, waiting, cadence, unnamed, patched)
+        unnamed = 0
+        yield picture
+    lost = unnamed + (len(waiting) if any(waiting.values()) else 0)
+    session.trailing = (*_some("damaged picture", patched), *trailing_losses(session, lost, damaged=signs))
+
+
+def trailing_losses(session: Session, lost: int, *, damaged: bool) -> Losses:
+    """The loss at the end: `lost` packets that yielded nothing, and those that the file no longer holds.
+
+    Containers that announce no length (MPEG-TS, fragments) miss nothing. AVI and MP4 announce frames that
+    were never stored or are edited out as well, so their word counts only if something else is wrong, too.
+    """
+    missing = 0
+    announced, end = int(session.stream.frames or 0), _duration_tag(session.stream)
+    if announced:
+        if damaged or _index_beyond_end(session):
+            missing = max(0, announced - session.packets_read)
+    elif end is not None and session.last_pts is not None and session.rate:
+        missing = round((end - float(session.last_pts * session.time_base)) * session.rate) - 1
+        missing = missing if missing >= 3 else 0  # less may be rounding, or a last frame shown for longer
+    return _some("file ends early" if missing else "decode error", lost + missing)
+
+
+def to_image(frame: Any, reformatter: VideoReformatter) -> NDArray[np.uint8]:
+    """A decoded frame as H x W x 3 uint8 RGB, upright. Use one reformatter for all: new ones leak."""
+    rgb = reformatter.reformat(frame, format="rgb24", threads=1)
+    image = upright(cast(NDArray[np.uint8], rgb.to_ndarray()), display_matrix(frame))
+    return image if image.flags.c_contiguous and image.flags.writeable else image.copy()
+
+
+def display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
+    """(a, b, c, d) of the display matrix as -1, 0, 1: a point (x, y) is shown at (a x + c y, b x + d y).
+
+    None where there is no matrix, or one that is no mirroring and no quarter turn: such pictures stay as
+    stored.
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return None
+    cells = np.frombuffer(bytes(data), dtype=np.int32)
+    if cells.size < 5:
+        return None
+    a, b, c, d = (round(int(cells[i]) / 65536) for i in (0, 1, 3, 4))
+    straight = b == c == 0 and abs(a) == abs(d) == 1
+    turned = a == d == 0 and abs(b) == abs(c) == 1
+    return (a, b, c, d) if straight or turned else None
+
+
+def upright(image: NDArray[np.uint8], matrix: tuple[int, int, int, int] | None) -> NDArray[np.uint8]:
+    """An H x W x 3 image as the display matrix shows it; H and W swap at a quarter turn."""
+    if matrix is None:
+        return image
+    a, b, c, d = matrix
+    if a == 0:
+        image = image.transpose(1, 0, 2)
+        a, d = c, b
+    return image[:: 1 if d > 0 else -1, :: 1 if a > 0 else -1]
+
+
+class _Cadence:
+    """Notices pictures missing from a stream that has a steady rate; knows nothing about one that has not."""
+
+    def __init__(self) -> None:
+        self._steps: deque[int] = deque(maxlen=8)
+        self._last: int | None = None
+
+    def step(self, pts: int | None, *, doubtful: bool) -> int:
+        """Take the next picture's time; if it is doubtful, how many pictures are missing before it."""
+        missing = 0
+        if pts is not None and self._last is not None:
+            gap = pts - self._last
+            if doubtful and len(self._steps) == 8:
+                usual = median(self._steps)
+                if usual > 0 and max(self._steps) - min(self._steps) <= max(1, usual / 10):
+                    missing = max(0, round(gap / usual) - 1)
+            if not missing:
+                self._steps.append(gap)
+        self._last = pts
+        return missing
+
+
+def _account(
+    frame: Any, waiting: dict[int, bool], cadence: _Cadence, unnamed: int, patched: int
+) -> tuple[Picture, int]:
+    """The frame with what was lost before it, and how many patched-up pictures in a row it ends."""
+    passed: list[int] = []
+    if frame.pts is not None:
+        waiting.pop(frame.pts, None)
+        passed = [pts for pts in waiting if pts < frame.pts]
+    lost = len(passed) if any(waiting[pts] for pts in passed) else 0
+    for pts in passed:
+        del waiting[pts]
+    lost = max(lost + unnamed, cadence.step(frame.pts, doubtful=lost > 0 or frame.is_corrupt))
+    losses = _some("decode error", lost)
+    if frame.is_corrupt:
+        return Picture(frame, losses), patched + 1
+    return Picture(frame, (*_some("damaged picture", patched), *losses)), 0
+
+
+def _packets(session: Session) -> Iterator[Any | None]:
+    """The stream's packets; None stands for a place where reading failed and was taken up again."""
+    failures = 0
+    while failures < _MAX_READ_FAILURES:
+        try:
+            for packet in session.container.demux(session.stream):
+                if packet.size:
+                    failures = 0
+                    session.packets_read += 1
+                    yield packet
+            return
+        except av.FFmpegError as error:
+            failures += 1
+            log.debug("reading failed: %s", _reason(error))
+            yield None
+
+
+def _decoded(session: Session, packet: Any | None) -> tuple[list[Any], bool]:
+    """Frames that come out after a packet goes in (None: the end), and whether the decoder complained."""
+    try:
+        return list(session.stream.codec_context.decode(packet)), False
+    except av.FFmpegError as error:
+        log.debug("decoding failed: %s", _reason(error))
+        return [], True
+
+
+def _hold(frame: Any, position: int, waiting: dict[int, int], held: deque[tuple[Any, int]]) -> None:
+    if frame.is_corrupt:
+        raise Damage("patched-up picture")
+    held.append((frame, position if frame.pts is None else waiting.pop(frame.pts, position)))
+
+
+def _released(waiting: dict[int, int], held: deque[tuple[Any, int]]) -> Iterator[Any]:
+    while held:
+        frame, position = held[0]
+        if frame.pts is None:
+            if len(held) <= _HOLD_WITHOUT_PTS:
+                return
+        elif len(held) <= _HOLD_AT_MOST and any(p < position and t > frame.pts for t, p in waiting.items()):
+            return
+        held.popleft()
+        if frame.pts is not None:
+            for pts in [t for t in waiting if t < frame.pts]:  # never shown, as VP8's hidden pictures
+                del waiting[pts]
+        yield frame
+
+
+def _video_stream(container: Any) -> Any | None:
+    for stream in container.streams.video:
+        pictured = stream.disposition & av.stream.Disposition.attached_pic
+        if stream.codec_context is not None and not pictured:
+            return stream
+    return None
+
+
+def _index_beyond_end(session: Session) -> bool:
+    entries = getattr(session.stream, "index_entries", None)
+    if not entries or session.container.size <= 0:
+        return False
+    last = entries[len(entries) - 1]
+    return bool(last.pos + last.size > session.container.size)
+
+
+def _duration_tag(stream: Any) -> float | None:
+    """Matroska's statistics tag: when the stream's last frame ends, in seconds."""
+    parts = str(stream.metadata.get("DURATION", "")).split(":")
+    try:
+        hours, minutes, seconds = (float(part) for part in parts)
+    except ValueError:
+        return None
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def _later(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one if other is None else max(one, other)
+
+
+def _some(reason: str, count: int) -> Losses:
+    return ((reason, count),) if count else ()
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or one_line(error)

@@ -1,0 +1,144 @@
+"""A folder of images as a video: natural order, no timestamps, sizes may differ."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import SourceError
+from pipeline.locations import Location, read_error
+from pipeline.records import Event, Frame
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+class ImageFolder:
+    """The images directly inside a folder or prefix, as frames without timestamps.
+
+    An image that cannot be decoded is no frame: it is reported as a `corrupt` event on the next one that
+    can. EXIF orientation is honoured, transparency dropped, 16-bit images reduced to 8. Attributes are
+    those of `pipeline.sources.VideoSource`. Raises SourceError when there are no images, or none can be
+    decoded.
+    """
+
+    rate: float | None = None
+    container = "images"
+
+    def __init__(self, location: Location) -> None:
+        self.uri = location.uri
+        self.trailing_losses: tuple[Event, ...] = ()
+        self._location = location
+        self._entries = _list_images(location)
+        if not self._entries:
+            kinds = ", ".join(s[1:] for s in SUFFIXES)
+            raise SourceError(f"{self.uri}: the folder holds no images; it needs files of type {kinds}")
+        self.frame_count: int | None = len(self._entries)
+        self.codec = self._entries[0][0].rsplit(".", 1)[1].lower()
+        self.fingerprint = _fingerprint(self._entries)
+        first = next(self.frames(), None)
+        if first is None:
+            raise SourceError(
+                f"{self.uri}: none of the folder's {len(self._entries)} images can be decoded; replace them"
+            )
+        self.height, self.width = first.size
+
+    def frames(self, start: int = 0, *, previous_pts_seconds: float | None = None) -> Iterator[Frame]:
+        """Frames from `start` on. Images before it are decoded too: only that tells how many are broken."""
+        del previous_pts_seconds  # images have no timestamps
+        self.trailing_losses = ()
+        index, lost = 0, 0
+        names: list[str] = []
+        for path, _ in self._entries:
+            image = self._decode(path)
+            if image is None:
+                lost += 1
+                names.append(path.rsplit("/", 1)[-1])
+                continue
+            losses = _losses(index, lost, names)
+            lost, names = 0, []
+            if index >= start:
+                yield Frame(image, index, None, losses=losses)
+            index += 1
+        self.trailing_losses = _losses(index, lost, names)
+
+    def _decode(self, path: str) -> NDArray[np.uint8] | None:
+        try:
+            data: bytes = self._location.fs.cat_file(path)
+        except Exception as error:
+            raise read_error(f"{self.uri}: {path}", error) from error
+        if not _looks_whole(data):
+            return None
+        try:
+            bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        except cv2.error as error:
+            log.debug("%s: %s", path, error)
+            return None
+        if bgr is None:
+            return None
+        return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+    def close(self) -> None:
+        """Nothing stays open between frames."""
+
+    def __enter__(self) -> ImageFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"ImageFolder({self.uri!r}, {self.frame_count} images, {self.width}x{self.height})"
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sort key that puts frame2 before frame10."""
+    parts = re.split(r"(\d+)", name)
+    return [(1, int(p), p) if p.isdecimal() else (0, 0, p.lower()) for p in parts if p]
+
+
+def _list_images(location: Location) -> list[tuple[str, dict[str, Any]]]:
+    try:
+        listed = location.fs.ls(location.path, detail=True)
+    except Exception as error:
+        raise read_error(location.uri, error) from error
+    found = []
+    for entry in listed:
+        name = str(entry["name"]).rsplit("/", 1)[-1]
+        if entry.get("type") == "file" and name.lower().endswith(SUFFIXES) and not name.startswith("."):
+            found.append((str(entry["name"]), dict(entry)))
+    return sorted(found, key=lambda e: (natural_key(e[0].rsplit("/", 1)[-1]), e[0]))
+
+
+def _fingerprint(entries: list[tuple[str, dict[str, Any]]]) -> str:
+    digest = hashlib.sha256()
+    for path, info in entries:
+        mark = info.get("ETag") or ""
+        digest.update(f"{path.rsplit('/', 1)[-1]}|{info.get('size')}|{mark}\n".encode())
+    return f"{len(entries)}-{digest.hexdigest()[:16]}"
+
+
+def _looks_whole(data: bytes) -> bool:
+    """False for a JPEG or PNG that was cut off: OpenCV would fill the missing part with grey."""
+    if data.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" in data[-4096:]
+    if data.startswith(b"\x89PNG"):
+        return b"IEND" in data[-4096:]
+    return True
+
+
+def _losses(frame_index: int, lost: int, names: list[str]) -> tuple[Event, ...]:
+    if not lost:
+        return ()
+    return (Event(frame_index, "corrupt", "image cannot be decoded", lost, detail={"files": names[:8]}),)

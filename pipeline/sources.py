@@ -1,0 +1,379 @@
+"""Opens videos: files that FFmpeg reads, folders of images, and what plugins read, by URI scheme.
+
+How a video file is read, and why:
+
+* What a decode from the start with ONE thread delivers is the truth about a file: its frames, their
+  numbers, its losses. FFmpeg makes the same of the same bytes then, damaged or not; with several threads it
+  conceals damage differently from run to run.
+* With several threads, or after a seek, decoding is guarded (see `pipeline.decoding`). At the first sign of
+  damage the file is decoded from the start with one thread; frames that were already delivered are skipped.
+* `frames(start)` seeks only if it knows which presentation time frame `start - 1` had (told by the caller,
+  or delivered by this very source before) and the index of packets agrees: had an earlier packet yielded no
+  frame, or two, the numbers would not fit. Otherwise the frames before `start` are decoded and dropped,
+  without converting them to RGB. After a seek each frame's time is compared with the index; at the first
+  difference decoding starts over from the beginning.
+
+Colours: FFmpeg's conversion to RGB, by the matrix and range that the stream declares; undeclared means
+BT.601 and limited range, as in ffmpeg and OpenCV. No tone mapping, no deinterlacing; pixels are taken as
+square.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing
+from fractions import Fraction
+from importlib.metadata import entry_points
+from types import TracebackType
+from typing import Any, Protocol, Self, cast
+
+from av import FFmpegError
+from av.video.reformatter import VideoReformatter
+
+from pipeline import decoding, packets
+from pipeline.errors import SourceError
+from pipeline.images import ImageFolder
+from pipeline.locations import Location, locate, one_line, scheme_of
+from pipeline.records import Event, Frame
+
+log = logging.getLogger(__name__)
+
+ENTRY_POINT_GROUP = "xmem.sources"
+SEEK_FROM = 64
+"""Below this frame number, seeking is not worth an index."""
+
+
+class Source(Protocol):
+    """A plugin that reads the URIs of one scheme: entry point `<scheme>` in the group `xmem.sources`."""
+
+    def open(self, uri: str, start: int) -> Iterator[Frame]:
+        """Frames from `frame_index` `start` on, as a decode from the beginning would number them."""
+        ...
+
+
+class VideoSource(Protocol):
+    """An opened video. Use it as a context manager; iterate `frames()` as often as needed.
+
+    Attributes:
+        uri: as given to `open_source`.
+        width, height: of the first frame, upright, in pixels; later frames may differ.
+        rate: average frames per second, None if unknown.
+        frame_count: an estimate of how many frames there are, None if unknown.
+        container, codec: FFmpeg's names; "images" and the suffix for a folder of images.
+        fingerprint: changes when the input does.
+        trailing_losses: what was lost after the last frame; set once `frames()` is exhausted.
+    """
+
+    uri: str
+    width: int
+    height: int
+    rate: float | None
+    frame_count: int | None
+    container: str
+    codec: str
+    fingerprint: str
+    trailing_losses: tuple[Event, ...]
+
+    def frames(self, start: int = 0, *, previous_pts_seconds: float | None = None) -> Iterator[Frame]:
+        """Frames with `frame_index` >= `start`, numbered and decoded as from the start.
+
+        `previous_pts_seconds` is the `pts_seconds` that frame `start - 1` had when it was tracked; with it
+        a resume can seek, without it the frames before `start` are decoded again. Raises SourceError.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_source(
+    uri: str,
+    *,
+    threads: int = 0,
+    storage_options: Mapping[str, Any] | None = None,
+    block_size: int = 4 << 20,
+) -> VideoSource:
+    """Open a video and decode its first frame.
+
+    Args:
+        uri: a path or fsspec URI of a video file or a folder of images, or a URI whose scheme a plugin
+        reads. threads: how many threads decode; 0 leaves it to FFmpeg. Frames are the same with any number.
+        storage_options: for the fsspec file system.
+        block_size: bytes per range read of a remote file.
+
+    Raises SourceError if nothing is there, it is no video, or it holds no decodable frame.
+    """
+    if plugin := find_plugin(scheme_of(uri)):
+        return PluginVideo(uri, plugin)
+    location = locate(uri, storage_options)
+    if location.is_folder():
+        return ImageFolder(location)
+    return VideoFile(location, threads=threads, block_size=block_size)
+
+
+def find_plugin(scheme: str) -> Source | None:
+    """The installed source for a URI scheme, if any; an entry point may name an instance or a class."""
+    for entry in entry_points(group=ENTRY_POINT_GROUP, name=scheme):
+        try:
+            loaded = entry.load()
+            return cast(Source, loaded() if isinstance(loaded, type) else loaded)
+        except Exception as error:
+            raise SourceError(
+                f"{scheme}://: the source plugin {entry.value} cannot be loaded ({one_line(error)}); "
+                "repair or uninstall it"
+            ) from error
+    return None
+
+
+class _Misprediction(Exception):  # noqa: N818 - a signal, never seen outside
+    """After a seek, other frames came than the index of packets announced."""
+
+
+class _Opened:
+    """What all sources share: they hold nothing open between iterations."""
+
+    def close(self) -> None:
+        """Each iteration of `frames` closes what it opened."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class VideoFile(_Opened):
+    """A video file that FFmpeg decodes; see the module's docstring and `VideoSource`."""
+
+    def __init__(self, location: Location, *, threads: int = 0, block_size: int = 4 << 20) -> None:
+        if threads < 0:
+            raise SourceError(f"threads={threads}: must be 0 (automatic) or a positive number")
+        self.uri = location.uri
+        self.trailing_losses: tuple[Event, ...] = ()
+        self._location = location
+        self._threads = threads
+        self._block_size = block_size
+        self._damaged = False
+        self._index: packets.PacketIndex | None = None
+        self._indexable = True
+        self._delivered: tuple[int, float | None] | None = None
+        self.fingerprint = location.fingerprint()
+        with decoding.opened(location, threads=1, strict=False, block_size=block_size) as session:
+            self.rate = session.rate
+            self._time_base = session.time_base
+            self.container = str(session.container.format.name)
+            self.codec = str(session.stream.codec_context.name)
+            self.frame_count = _estimate(session)
+            reformatter = VideoReformatter()
+            first = next(decoding.lenient(session), None)
+            session.check_reading(self.uri)
+            if first is None:
+                raise SourceError(
+                    f"{self.uri}: no frame can be decoded ({self.codec} in {self.container}); "
+                    "the file is empty, cut off or damaged"
+                )
+            self.height, self.width = decoding.to_image(first.frame, reformatter).shape[:2]
+
+    def frames(self, start: int = 0, *, previous_pts_seconds: float | None = None) -> Iterator[Frame]:
+        """See `VideoSource.frames`."""
+        if start < 0:
+            raise SourceError(f"frames from {start}: frame numbers begin at 0")
+        if previous_pts_seconds is None and self._delivered and self._delivered[0] == start - 1:
+            previous_pts_seconds = self._delivered[1]
+        return self._frames(start, previous_pts_seconds)
+
+    def __repr__(self) -> str:
+        return f"VideoFile({self.uri!r}, {self.width}x{self.height}, {self.codec} in {self.container})"
+
+    def _frames(self, start: int, previous: float | None) -> Iterator[Frame]:
+        self.trailing_losses = ()
+        reached = start
+        while True:
+            way = self._way(reached, previous if reached == start else None)
+            try:
+                with closing(way) as frames:
+                    for frame in frames:
+                        reached = frame.frame_index + 1
+                        self._delivered = (frame.frame_index, frame.pts_seconds)
+                        yield frame
+                return
+            except decoding.Damage as sign:
+                log.info("%s: damaged (%s): decoding with one thread", self.uri, sign)
+                self._damaged = True
+            except _Misprediction as sign:
+                log.info("%s: %s: decoding from the start", self.uri, sign)
+                self._indexable = False
+
+    def _way(self, start: int, previous: float | None) -> Generator[Frame]:
+        """The best way to frame `start` that has not turned out to be closed."""
+        if self._damaged:
+            return self._from_start(start)
+        index = self._index_for(start) if previous is not None else None
+        if index is not None and _seconds(index.order[start - 1], self._time_base) == previous:
+            return self._after_seek(start, index)
+        return self._from_start(start) if self._threads == 1 else self._guarded_from_start(start)
+
+    def _from_start(self, start: int) -> Generator[Frame]:
+        reformatter = VideoReformatter()
+        with self._session(threads=1, strict=False) as session:
+            number = -1
+            for number, picture in enumerate(decoding.lenient(session)):
+                if number >= start:
+                    pts = _seconds(picture.frame.pts, session.time_base)
+                    losses = _events(number, pts, picture.losses)
+                    yield Frame(decoding.to_image(picture.frame, reformatter), number, pts, losses=losses)
+            session.check_reading(self.uri)
+            self.trailing_losses = _events(number + 1, None, session.trailing)
+
+    def _guarded_from_start(self, start: int) -> Generator[Frame]:
+        with self._session(threads=self._threads, strict=True) as session:
+            yield from self._numbered(session, decoding.guarded(session), 0, start)
+
+    def _after_seek(self, start: int, index: packets.PacketIndex) -> Generator[Frame]:
+        with self._session(threads=self._threads, strict=True) as session:
+            fed = _packets_from_keyframe(session, index, start)
+            keyframe = index.positions[next(fed).pts]
+            session.packets_read = keyframe
+            number = index.rank(keyframe)
+            log.debug("%s: decoding from frame %d to get at frame %d", self.uri, number, start)
+            shown = _as_predicted(decoding.guarded(session, fed), index, keyframe)
+            yield from self._numbered(session, shown, number, start)
+
+    def _numbered(
+        self, session: decoding.Session, shown: Iterator[Any], number: int, start: int
+    ) -> Generator[Frame]:
+        """The frames shown, the first of which has that number, as Frames from `start` on."""
+        reformatter = VideoReformatter()
+        try:
+            for frame in shown:
+                if number >= start:
+                    pts = _seconds(frame.pts, session.time_base)
+                    yield Frame(decoding.to_image(frame, reformatter), number, pts)
+                number += 1
+        except decoding.Damage:
+            session.check_reading(self.uri)
+            raise
+        session.check_reading(self.uri)
+        self.trailing_losses = _events(number, None, decoding.trailing_losses(session, 0, damaged=False))
+
+    def _session(self, *, threads: int, strict: bool) -> AbstractContextManager[decoding.Session]:
+        return decoding.opened(self._location, threads=threads, strict=strict, block_size=self._block_size)
+
+    def _index_for(self, frame_index: int) -> packets.PacketIndex | None:
+        """An index that reaches beyond a frame, if seeking to it is possible and worth it."""
+        if frame_index < SEEK_FROM or not self._indexable:
+            return None
+        if self._index is None or not (self._index.complete or self._index.covers(frame_index)):
+            try:
+                with self._session(threads=1, strict=False) as session:
+                    found = packets.build(session.container.demux(session.stream), 2 * frame_index)
+                    session.check_reading(self.uri)
+            except FFmpegError as error:
+                log.debug("%s: no index: %s", self.uri, one_line(error))
+                found = None
+            self._index, self._indexable = found, found is not None
+            log.debug("%s: %s", self.uri, found)
+        index = self._index
+        if index is None or not index.covers(frame_index) or not index.keyframe_before(frame_index):
+            return None
+        return index
+
+
+class PluginVideo(_Opened):
+    """A video that an installed `Source` reads; what the plugin does not tell is unknown (None)."""
+
+    rate: float | None = None
+    frame_count: int | None = None
+    container = "plugin"
+    codec = "unknown"
+    fingerprint = ""
+
+    def __init__(self, uri: str, plugin: Source) -> None:
+        self.uri = uri
+        self.trailing_losses: tuple[Event, ...] = ()
+        self._plugin = plugin
+        first = next(self.frames(), None)
+        if first is None:
+            raise SourceError(
+                f"{uri}: the source plugin for {scheme_of(uri)}:// delivered no frame; check the URI"
+            )
+        self.height, self.width = first.size
+
+    def frames(self, start: int = 0, *, previous_pts_seconds: float | None = None) -> Iterator[Frame]:
+        """See `VideoSource.frames`; the plugin alone decides how it gets to `start`."""
+        return iter(self._plugin.open(self.uri, start))
+
+
+def _packets_from_keyframe(
+    session: decoding.Session, index: packets.PacketIndex, start: int
+) -> Generator[Any]:
+    """Seek; then the packets from the keyframe on that precedes frame `start`, the keyframe twice.
+
+    The first of the two announces where decoding begins. Raises _Misprediction where the packets after a
+    seek are not those that were indexed.
+    """
+    wanted = index.keyframe_before(start)
+    for back in range(3):
+        target = index.keyframe_before(start, back)
+        if wanted is None or target is None:
+            break
+        session.container.seek(index.pts[target], stream=session.stream, backward=True)
+        demuxed = session.container.demux(session.stream)
+        for packet in demuxed:
+            position = index.positions.get(packet.pts, -1)
+            if position == wanted:
+                yield packet
+                yield packet
+                yield from _as_indexed(demuxed, index, wanted + 1)
+                return
+            if position > wanted:
+                break
+    raise _Misprediction(f"seeking did not lead to packet {wanted}")
+
+
+def _as_indexed(demuxed: Iterator[Any], index: packets.PacketIndex, position: int) -> Iterator[Any]:
+    for packet in demuxed:
+        if packet.size and position < len(index.pts):
+            if packet.pts != index.pts[position] or packet.size != index.sizes[position]:
+                raise _Misprediction(f"packet {position} differs after a seek")
+            position += 1
+        yield packet
+
+
+def _as_predicted(shown: Iterator[Any], index: packets.PacketIndex, keyframe: int) -> Iterator[Any]:
+    """Frames from the keyframe on, as long as the index reaches checked against it."""
+    first_pts, number = index.pts[keyframe], index.rank(keyframe)
+    for frame in shown:
+        if frame.pts is None or (frame.pts < first_pts and number == index.rank(keyframe)):
+            continue  # shown before the keyframe, predicted from pictures before it
+        if index.covers(number) and frame.pts != index.order[number]:
+            raise _Misprediction(f"frame {number} has pts {frame.pts}, not {index.order[number]}")
+        yield frame
+        number += 1
+    if index.covers(number):
+        raise _Misprediction(f"frames end at {number}")
+
+
+def _estimate(session: decoding.Session) -> int | None:
+    announced, microseconds = int(session.stream.frames or 0), int(session.container.duration or 0)
+    if announced:
+        return announced
+    if microseconds and session.rate:
+        return round(microseconds / 1e6 * session.rate)
+    return None
+
+
+def _events(number: int, pts_seconds: float | None, losses: decoding.Losses) -> tuple[Event, ...]:
+    return tuple(Event(number, "corrupt", reason, count, pts_seconds) for reason, count in losses)
+
+
+def _seconds(pts: int | None, time_base: Fraction) -> float | None:
+    return None if pts is None else float(pts * time_base)
