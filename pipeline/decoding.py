@@ -2,8 +2,8 @@
 
 `lenient` takes whatever the decoder makes of the input and accounts for what was lost; with one thread its
 result depends on nothing but the bytes. `guarded` is for several threads and for decoding after a seek: it
-raises `Damage` at the first sign of any, before a picture that could look different has been handed on. FFmpeg's own messages
-are never printed (PyAV's default).
+raises `Damage` at the first sign of any, before a picture that could look different has been handed on.
+FFmpeg's own messages are never printed (PyAV's default).
 """
 
 from __future__ import annotations
@@ -161,7 +161,8 @@ def lenient(session: Session) -> Iterator[Picture]:
     """Whatever can be decoded, with an account of what could not: one entry per contiguous loss.
 
     A packet is lost when pictures shown later have come out and an error was reported for it or for another
-    one lost with it. Pictures that the decoder flags as patched up are delivered and counted as "damaged picture".
+    one lost with it. Pictures that the decoder flags as patched up are delivered, and counted as "damaged
+    picture".
     """
     waiting: dict[int, bool] = {}  # pts -> whether anything was wrong with it
     cadence = _Cadence()

@@ -196,8 +196,15 @@ class VideoFile(_Opened):
     def _frames(self, start: int, previous: float | None) -> Iterator[Frame]:
         self.trailing_losses = ()
         reached = start
+        keyframes_back = 0  # how many keyframes earlier than necessary decoding begins after a seek
         while True:
-            way = self._way(reached, previous if reached == start else None)
+            index = self._index_for(reached, previous, keyframes_back) if reached == start else None
+            if index is not None:
+                way = self._after_seek(reached, index, keyframes_back)
+            elif self._threads == 1 or self._damaged:
+                way = self._from_start(reached)
+            else:
+                way = self._guarded_from_start(reached)
             try:
                 with closing(way) as frames:
                     for frame in frames:
@@ -205,21 +212,14 @@ class VideoFile(_Opened):
                         self._delivered = (frame.frame_index, frame.pts_seconds)
                         yield frame
                 return
-            except decoding.Damage as sign:
-                log.info("%s: damaged (%s): decoding with one thread", self.uri, sign)
-                self._damaged = True
-            except _Misprediction as sign:
-                log.info("%s: %s: decoding from the start", self.uri, sign)
-                self._indexable = False
-
-    def _way(self, start: int, previous: float | None) -> Generator[Frame]:
-        """The best way to frame `start` that has not turned out to be closed."""
-        if self._damaged:
-            return self._from_start(start)
-        index = self._index_for(start) if previous is not None else None
-        if index is not None and _seconds(index.order[start - 1], self._time_base) == previous:
-            return self._after_seek(start, index)
-        return self._from_start(start) if self._threads == 1 else self._guarded_from_start(start)
+            except (decoding.Damage, _Misprediction) as sign:
+                log.info("%s: decoding goes back near frame %d: %s", self.uri, reached, sign)
+                if index is None:
+                    self._damaged = True
+                elif keyframes_back or reached > start:
+                    self._indexable = False
+                else:  # pictures before the keyframe may have been needed after all
+                    keyframes_back = 1
 
     def _from_start(self, start: int) -> Generator[Frame]:
         reformatter = VideoReformatter()
@@ -237,9 +237,9 @@ class VideoFile(_Opened):
         with self._session(threads=self._threads, strict=True) as session:
             yield from self._numbered(session, decoding.guarded(session), 0, start)
 
-    def _after_seek(self, start: int, index: packets.PacketIndex) -> Generator[Frame]:
+    def _after_seek(self, start: int, index: packets.PacketIndex, back: int) -> Generator[Frame]:
         with self._session(threads=self._threads, strict=True) as session:
-            fed = _packets_from_keyframe(session, index, start)
+            fed = _packets_from_keyframe(session, index, start, back)
             keyframe = index.positions[next(fed).pts]
             session.packets_read = keyframe
             number = index.rank(keyframe)
@@ -267,10 +267,16 @@ class VideoFile(_Opened):
     def _session(self, *, threads: int, strict: bool) -> AbstractContextManager[decoding.Session]:
         return decoding.opened(self._location, threads=threads, strict=strict, block_size=self._block_size)
 
-    def _index_for(self, frame_index: int) -> packets.PacketIndex | None:
-        """An index that reaches beyond a frame, if seeking to it is possible and worth it."""
-        if frame_index < SEEK_FROM or not self._indexable:
+    def _index_for(self, start: int, previous: float | None, back: int) -> packets.PacketIndex | None:
+        """The index to seek to frame `start` by, if that is known to be right, and worth it."""
+        if previous is None or start < SEEK_FROM or self._damaged or not self._indexable:
             return None
+        index = self._index_reaching(start)
+        if not index or not index.covers(start) or not index.keyframe_before(start, back):
+            return None
+        return index if _seconds(index.order[start - 1], self._time_base) == previous else None
+
+    def _index_reaching(self, frame_index: int) -> packets.PacketIndex | None:
         if self._index is None or not (self._index.complete or self._index.covers(frame_index)):
             try:
                 with self._session(threads=1, strict=False) as session:
@@ -281,10 +287,7 @@ class VideoFile(_Opened):
                 found = None
             self._index, self._indexable = found, found is not None
             log.debug("%s: %s", self.uri, found)
-        index = self._index
-        if index is None or not index.covers(frame_index) or not index.keyframe_before(frame_index):
-            return None
-        return index
+        return self._index
 
 
 class PluginVideo(_Opened):
@@ -313,16 +316,16 @@ class PluginVideo(_Opened):
 
 
 def _packets_from_keyframe(
-    session: decoding.Session, index: packets.PacketIndex, start: int
+    session: decoding.Session, index: packets.PacketIndex, start: int, back: int
 ) -> Generator[Any]:
     """Seek; then the packets from the keyframe on that precedes frame `start`, the keyframe twice.
 
     The first of the two announces where decoding begins. Raises _Misprediction where the packets after a
     seek are not those that were indexed.
     """
-    wanted = index.keyframe_before(start)
-    for back in range(3):
-        target = index.keyframe_before(start, back)
+    wanted = index.keyframe_before(start, back)
+    for further in range(3):
+        target = index.keyframe_before(start, back + further)
         if wanted is None or target is None:
             break
         session.container.seek(index.pts[target], stream=session.stream, backward=True)
@@ -332,28 +335,29 @@ def _packets_from_keyframe(
             if position == wanted:
                 yield packet
                 yield packet
-                yield from _as_indexed(demuxed, index, wanted + 1)
+                yield from _as_indexed(demuxed, index, wanted)
                 return
             if position > wanted:
                 break
     raise _Misprediction(f"seeking did not lead to packet {wanted}")
 
 
-def _as_indexed(demuxed: Iterator[Any], index: packets.PacketIndex, position: int) -> Iterator[Any]:
+def _as_indexed(demuxed: Iterator[Any], index: packets.PacketIndex, keyframe: int) -> Iterator[Any]:
+    position = keyframe + 1
     for packet in demuxed:
         if packet.size and position < len(index.pts):
             if packet.pts != index.pts[position] or packet.size != index.sizes[position]:
                 raise _Misprediction(f"packet {position} differs after a seek")
             position += 1
+            if packet.pts < index.pts[keyframe]:
+                continue  # shown before the keyframe, predicted from pictures that were not decoded
         yield packet
 
 
 def _as_predicted(shown: Iterator[Any], index: packets.PacketIndex, keyframe: int) -> Iterator[Any]:
     """Frames from the keyframe on, as long as the index reaches checked against it."""
-    first_pts, number = index.pts[keyframe], index.rank(keyframe)
+    number = index.rank(keyframe)
     for frame in shown:
-        if frame.pts is None or (frame.pts < first_pts and number == index.rank(keyframe)):
-            continue  # shown before the keyframe, predicted from pictures before it
         if index.covers(number) and frame.pts != index.order[number]:
             raise _Misprediction(f"frame {number} has pts {frame.pts}, not {index.order[number]}")
         yield frame
