@@ -127,7 +127,8 @@ class RemoteFiles(Files):
         super().__init__(root)
         self._fs = fs
         self._path = path.rstrip("/")
-        self._exclusive_checked = isinstance(fs, MemoryFileSystem)
+        self._is_memory = isinstance(fs, MemoryFileSystem)
+        self._exclusive_checked = self._is_memory
 
     def create(self, name: str, data: bytes, owner: str = "") -> bool:
         for attempt in range(_CREATE_ATTEMPTS):
@@ -198,7 +199,7 @@ class RemoteFiles(Files):
 
     def _create_once(self, name: str, data: bytes) -> bool | None:
         """True: created; False: the name is taken; None: undecided, ask again."""
-        if isinstance(self._fs, MemoryFileSystem):
+        if self._is_memory:
             with _MEMORY_LOCK:
                 if self._fs.exists(self._full(name)):
                     return False

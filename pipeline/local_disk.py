@@ -72,7 +72,7 @@ class LocalFiles(Files):
 
     def exists(self, name: str) -> bool:
         with self._reporting("read", name):
-            return (self._folder / name).exists()
+            return (self._folder / name).is_file()
 
     def names(self, folder: str, recursive: bool = False) -> list[str]:
         found: list[str] = []
