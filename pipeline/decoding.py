@@ -36,6 +36,9 @@ Losses = tuple[tuple[str, int], ...]
 """(reason, how many frames), in order."""
 
 
+Matrix = tuple[int, int, int, int]
+
+
 class Damage(Exception):  # noqa: N818 - a signal between this module and the source, never seen by users
     """Something may be wrong with the input; only a decode with one thread from the start settles it."""
 
@@ -212,14 +215,28 @@ def trailing_losses(session: Session, lost: int, *, damaged: bool) -> Losses:
     return _some("file ends early" if missing else "decode error", lost + missing)
 
 
-def to_image(frame: Any, reformatter: VideoReformatter) -> NDArray[np.uint8]:
-    """A decoded frame as H x W x 3 uint8 RGB, upright. Use one reformatter for all: new ones leak."""
-    rgb = reformatter.reformat(frame, format="rgb24", threads=1)
-    image = upright(cast(NDArray[np.uint8], rgb.to_ndarray()), display_matrix(frame))
-    return image if image.flags.c_contiguous and image.flags.writeable else image.copy()
+class Converter:
+    """Makes upright RGB arrays of one stream's decoded frames.
+
+    One for all frames: swscale's context is expensive to set up. The display matrix is read anew only when the
+    rotation changes, because a frame whose side data was looked at stays in memory until the garbage collector runs.
+    """
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+        self._rotation: int | None = None
+        self._matrix: Matrix | None = None
+
+    def to_image(self, frame: Any) -> NDArray[np.uint8]:
+        """A decoded frame as H x W x 3 uint8 RGB, upright and writable."""
+        if frame.rotation != self._rotation:
+            self._rotation, self._matrix = frame.rotation, display_matrix(frame)
+        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
+        image = upright(cast(NDArray[np.uint8], rgb.to_ndarray()), self._matrix)
+        return image if image.flags.c_contiguous and image.flags.writeable else image.copy()
 
 
-def display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
+def display_matrix(frame: Any) -> Matrix | None:
     """(a, b, c, d) of the display matrix as -1, 0, 1: a point (x, y) is shown at (a x + c y, b x + d y).
 
     None where there is no matrix, or one that is no mirroring and no quarter turn: such pictures stay as
@@ -237,7 +254,7 @@ def display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
     return (a, b, c, d) if straight or turned else None
 
 
-def upright(image: NDArray[np.uint8], matrix: tuple[int, int, int, int] | None) -> NDArray[np.uint8]:
+def upright(image: NDArray[np.uint8], matrix: Matrix | None) -> NDArray[np.uint8]:
     """An H x W x 3 image as the display matrix shows it; H and W swap at a quarter turn."""
     if matrix is None:
         return image

@@ -78,11 +78,15 @@ class ImageFolder:
             raise read_error(f"{self.uri}: {path}", error) from error
         if not _looks_whole(data):
             return None
+        level = cv2.utils.logging.getLogLevel()
+        cv2.utils.logging.setLogLevel(0)  # OpenCV would print to stderr what becomes an event
         try:
             bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         except cv2.error as error:
             log.debug("%s: %s", path, error)
             return None
+        finally:
+            cv2.utils.logging.setLogLevel(level)
         if bgr is None:
             return None
         return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)

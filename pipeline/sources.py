@@ -29,7 +29,6 @@ from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
 from av import FFmpegError
-from av.video.reformatter import VideoReformatter
 
 from pipeline import decoding, packets
 from pipeline.errors import SourceError
@@ -172,7 +171,6 @@ class VideoFile(_Opened):
             self.container = str(session.container.format.name)
             self.codec = str(session.stream.codec_context.name)
             self.frame_count = _estimate(session)
-            reformatter = VideoReformatter()
             first = next(decoding.lenient(session), None)
             session.check_reading(self.uri)
             if first is None:
@@ -180,7 +178,7 @@ class VideoFile(_Opened):
                     f"{self.uri}: no frame can be decoded ({self.codec} in {self.container}); "
                     "the file is empty, cut off or damaged"
                 )
-            self.height, self.width = decoding.to_image(first.frame, reformatter).shape[:2]
+            self.height, self.width = decoding.Converter().to_image(first.frame).shape[:2]
 
     def frames(self, start: int = 0, *, previous_pts_seconds: float | None = None) -> Iterator[Frame]:
         """See `VideoSource.frames`."""
@@ -222,14 +220,14 @@ class VideoFile(_Opened):
                     keyframes_back = 1
 
     def _from_start(self, start: int) -> Generator[Frame]:
-        reformatter = VideoReformatter()
+        converter = decoding.Converter()
         with self._session(threads=1, strict=False) as session:
             number = -1
             for number, picture in enumerate(decoding.lenient(session)):
                 if number >= start:
                     pts = _seconds(picture.frame.pts, session.time_base)
                     losses = _events(number, pts, picture.losses)
-                    yield Frame(decoding.to_image(picture.frame, reformatter), number, pts, losses=losses)
+                    yield Frame(converter.to_image(picture.frame), number, pts, losses=losses)
             session.check_reading(self.uri)
             self.trailing_losses = _events(number + 1, None, session.trailing)
 
@@ -251,12 +249,12 @@ class VideoFile(_Opened):
         self, session: decoding.Session, shown: Iterator[Any], number: int, start: int
     ) -> Generator[Frame]:
         """The frames shown, the first of which has that number, as Frames from `start` on."""
-        reformatter = VideoReformatter()
+        converter = decoding.Converter()
         try:
             for frame in shown:
                 if number >= start:
                     pts = _seconds(frame.pts, session.time_base)
-                    yield Frame(decoding.to_image(frame, reformatter), number, pts)
+                    yield Frame(converter.to_image(frame), number, pts)
                 number += 1
         except decoding.Damage:
             session.check_reading(self.uri)
