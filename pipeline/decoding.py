@@ -31,6 +31,8 @@ _STRICT = {"err_detect": "explode+crccheck+bitstream+buffer"}
 _MAX_READ_FAILURES = 32
 _HOLD_WITHOUT_PTS = 16
 _HOLD_AT_MOST = 64
+_HIDES_PICTURES = ("vp8", "libvpx")
+"""Decoders of codecs with packets that are never shown, only referred to."""
 
 Losses = tuple[tuple[str, int], ...]
 """(reason, how many frames), in order."""
@@ -137,6 +139,7 @@ def guarded(session: Session, fed: Iterator[Any] | None = None) -> Iterator[Any]
     """
     waiting: dict[int, int] = {}  # pts -> position, of packets whose picture has not come out
     held: deque[tuple[Any, int]] = deque()
+    may_hide = session.stream.codec_context.name in _HIDES_PICTURES
     position = 0
     try:
         for packet in session.container.demux(session.stream) if fed is None else fed:
@@ -151,11 +154,13 @@ def guarded(session: Session, fed: Iterator[Any] | None = None) -> Iterator[Any]
             position += 1
             for frame in packet.decode():
                 _hold(frame, position, waiting, held)
-            yield from _released(waiting, held)
+            yield from _released(waiting, held, may_hide)
         for frame in session.stream.codec_context.decode(None):
             _hold(frame, position, waiting, held)
     except av.FFmpegError as error:
         raise Damage(_reason(error)) from error
+    if waiting and not may_hide:
+        raise Damage("last packets yielded no picture")  # at the end FFmpeg reports no errors
     while held:
         yield held.popleft()[0]
 
@@ -218,8 +223,9 @@ def trailing_losses(session: Session, lost: int, *, damaged: bool) -> Losses:
 class Converter:
     """Makes upright RGB arrays of one stream's decoded frames.
 
-    One for all frames: swscale's context is expensive to set up. The display matrix is read anew only when the
-    rotation changes, because a frame whose side data was looked at stays in memory until the garbage collector runs.
+    One for all frames: swscale's context is expensive to set up. A frame whose side data was looked at stays in
+    memory until the garbage collector runs, so the display matrix is read only when the rotation changes, and
+    from the converted frame: which of the decoder's own buffers are free decides what it patches damage with.
     """
 
     def __init__(self) -> None:
@@ -229,9 +235,9 @@ class Converter:
 
     def to_image(self, frame: Any) -> NDArray[np.uint8]:
         """A decoded frame as H x W x 3 uint8 RGB, upright and writable."""
-        if frame.rotation != self._rotation:
-            self._rotation, self._matrix = frame.rotation, display_matrix(frame)
         rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
+        if rgb.rotation != self._rotation:
+            self._rotation, self._matrix = rgb.rotation, display_matrix(rgb)
         image = upright(cast(NDArray[np.uint8], rgb.to_ndarray()), self._matrix)
         return image if image.flags.c_contiguous and image.flags.writeable else image.copy()
 
@@ -337,7 +343,7 @@ def _hold(frame: Any, position: int, waiting: dict[int, int], held: deque[tuple[
     held.append((frame, position if frame.pts is None else waiting.pop(frame.pts, position)))
 
 
-def _released(waiting: dict[int, int], held: deque[tuple[Any, int]]) -> Iterator[Any]:
+def _released(waiting: dict[int, int], held: deque[tuple[Any, int]], may_hide: bool) -> Iterator[Any]:
     while held:
         frame, position = held[0]
         if frame.pts is None:
@@ -347,7 +353,10 @@ def _released(waiting: dict[int, int], held: deque[tuple[Any, int]]) -> Iterator
             return
         held.popleft()
         if frame.pts is not None:
-            for pts in [t for t in waiting if t < frame.pts]:  # never shown, as VP8's hidden pictures
+            passed = [t for t in waiting if t < frame.pts]
+            if passed and not may_hide:
+                raise Damage("packet yielded no picture")
+            for pts in passed:
                 del waiting[pts]
         yield frame
 
