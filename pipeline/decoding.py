@@ -223,9 +223,9 @@ def trailing_losses(session: Session, lost: int, *, damaged: bool) -> Losses:
 class Converter:
     """Makes upright RGB arrays of one stream's decoded frames.
 
-    One for all frames: swscale's context is expensive to set up. A frame whose side data was looked at stays in
-    memory until the garbage collector runs, so the display matrix is read only when the rotation changes, and
-    from the converted frame: which of the decoder's own buffers are free decides what it patches damage with.
+    One for all frames: swscale's context is expensive to set up. A frame whose side data was looked at stays
+    in memory until the garbage collector runs; so the display matrix is read only when the rotation changes,
+    and from the converted frame: which of the decoder's buffers are free decides what it patches damage with.
     """
 
     def __init__(self) -> None:
