@@ -27,9 +27,7 @@ def _factors(
     return left, right
 
 
-def similarity(
-    mem_key: Tensor, mem_shrinkage: Tensor, query_key: Tensor, query_selection: Tensor
-) -> Tensor:
+def similarity(mem_key: Tensor, mem_shrinkage: Tensor, query_key: Tensor, query_selection: Tensor) -> Tensor:
     """How well each memory element answers each query position, in fp32 (equation 2).
 
     Args:
@@ -61,7 +59,7 @@ def readout(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def top_k_weights(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """Softmax over each query's `top_k` best elements alone; all others weigh nothing (equation 3, section 3.2.1).
+    """Softmax over each query's `top_k` best elements alone (equation 3); all others weigh nothing.
 
     Args:
         scores: (P, N); -inf bars an element.

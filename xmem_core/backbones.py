@@ -145,7 +145,7 @@ class InvertedResidual(nn.Module):
             out = nn.functional.relu6(self.bn0(self.expand_conv(out)))
         out = nn.functional.relu6(self.bn1(self.depthwise_conv(out)))
         out = self.bn2(self.project_conv(out))
-        return x + out if self.residual else out
+        return torch.add(x, out) if self.residual else out
 
 
 class EfficientNetLite0Trunk(nn.Module):
@@ -238,7 +238,7 @@ _NORMALISED = (
 
 
 def fold_batch_norms(module: _M) -> _M:
-    """Work every BatchNorm into the convolution before it, in place: the same function, fewer passes over memory.
+    """Work every BatchNorm into the convolution before it, in place: same function, fewer passes over memory.
 
     Only for inference: the running statistics are constants then. The state dict's names change.
     """

@@ -31,7 +31,7 @@ def conv_shared(conv: nn.Conv2d, shared: Tensor, own: Tensor) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """relu, conv1, relu, conv2, plus the input, itself or through a 3x3 `downsample` where channels change."""
+    """relu, conv1, relu, conv2, plus the input; a 3x3 `downsample` brings it to `out_dim` channels."""
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class ResidualBlock(nn.Module):
         return residual + (z if self.downsample is None else self.downsample(z))
 
     def forward_shared(self, shared: Tensor, own: Tensor) -> Tensor:
-        """The block over cat(shared, own) of every object: (B, C_s, h, w), (B, O, C_o, h, w) -> (B*O, out, h, w)."""
+        """`forward` of cat(shared, own): (B, C_s, h, w), (B, O, C_o, h, w) -> (B*O, out_dim, h, w)."""
         r = conv_shared(self.conv1, torch.relu(shared), torch.relu(own)).flatten(0, 1)
         r = self.conv2(torch.relu(r))
         if self.downsample is None:
@@ -53,7 +53,7 @@ class ResidualBlock(nn.Module):
             z = torch.cat([shared.unsqueeze(1).expand(b, o, -1, -1, -1), own], 2).flatten(0, 1)
         else:
             z = conv_shared(self.downsample, shared, own).flatten(0, 1)
-        return r + z
+        return torch.add(r, z)
 
 
 class ChannelGate(nn.Module):

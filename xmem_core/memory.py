@@ -171,9 +171,7 @@ class Memory:
 
     def _used_rows(self) -> Tensor:
         regions = (self.long_term, self.permanent, self.working)
-        return torch.cat(
-            [torch.arange(r.start, r.start + r.size, device=self.device) for r in regions]
-        )
+        return torch.cat([torch.arange(r.start, r.start + r.size, device=self.device) for r in regions])
 
     def _count_use(self, rows: Tensor, weights: Tensor, best: Tensor) -> None:
         use = torch.bincount(best.flatten(), weights.flatten(), minlength=len(rows))
@@ -358,7 +356,7 @@ class Memory:
             valid = time >= first
             own = weights
             if not bool(valid.all()):
-                # A prototype older than the object has no valid candidate of its own; its value is never read.
+                # Where no candidate is valid nothing is either: such a prototype is older than the object.
                 barred = scores.masked_fill(~valid.unsqueeze(1), float("-inf"))
                 own = torch.nan_to_num(torch.softmax(barred, 0), nan=0.0)
             values[object_id] = own.T @ self._values[object_id][rows].float()
@@ -431,9 +429,7 @@ class Memory:
         while sizes[2] > memory.working.capacity and config.max_mid_term_frames is None:
             memory._grow()
         memory.first_time = objects
-        memory._values = {
-            i: memory._empty(memory.capacity, memory.value_dim, dtype=dtype) for i in objects
-        }
+        memory._values = {i: memory._empty(memory.capacity, memory.value_dim, dtype=dtype) for i in objects}
         start = 0
         for region, size in zip((memory.long_term, memory.permanent, memory.working), sizes, strict=True):
             if size > region.capacity:

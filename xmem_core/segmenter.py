@@ -115,7 +115,7 @@ class StepResult:
 class VideoSegmenter:
     """Tracks objects frame by frame with a model, under given memory settings.
 
-    One segmenter serves any number of streams: each has its own `TrackerState`, which is passed to every step.
+    One segmenter serves any number of streams: each has its own `TrackerState`, passed to every step.
 
     Args:
         model: the network; the segmenter keeps a copy prepared for inference.
@@ -144,9 +144,15 @@ class VideoSegmenter:
         self.dtype = dtype
         self.config = model.config
         self.fingerprint = model_fingerprint(model)
-        self._network = fold_batch_norms(copy.deepcopy(model).eval().requires_grad_(False)).to(
-            memory_format=torch.channels_last
-        )
+        network = copy.deepcopy(model).eval().requires_grad_(False)
+        if self.config.key_backbone != "resnet50":
+            # Not for the published network: where several objects saturate, aggregation turns a last bit of a
+            # probability into 0.4 of a logit, and folding would spend the little slack parity has.
+            fold_batch_norms(network)
+        for parameter in network.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        self._network = network
         self.device = next(model.parameters()).device
         self._mean = torch.tensor(IMAGE_MEAN, device=self.device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(IMAGE_STD, device=self.device).view(1, 3, 1, 1) * 255
@@ -173,9 +179,7 @@ class VideoSegmenter:
         return self.step_many([(state, frame, prompt)])[0]
 
     @torch.no_grad()
-    def step_many(
-        self, steps: Sequence[tuple[TrackerState, Frame, Prompt | None]]
-    ) -> list[StepResult]:
+    def step_many(self, steps: Sequence[tuple[TrackerState, Frame, Prompt | None]]) -> list[StepResult]:
         """`step` for several streams at once; on a GPU frames of one size share a pass of the key encoder.
 
         On a CPU nothing is batched, so that a stream's bytes do not depend on its neighbours. All input is
@@ -378,7 +382,7 @@ class VideoSegmenter:
 
 
 def _padding(size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """(left, right, top, bottom) that bring a size to multiples of the stride; the smaller half comes first."""
+    """(left, right, top, bottom) that make a size multiples of the stride; the smaller half comes first."""
     height, width = -size[0] % _STRIDE, -size[1] % _STRIDE
     return width // 2, width - width // 2, height // 2, height - height // 2
 

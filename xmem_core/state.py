@@ -26,8 +26,8 @@ class PoisonedStateError(RuntimeError):
 class TrackerState:
     """One stream's memory, object ids and frame counter. Made by `VideoSegmenter.new_state`.
 
-    A state holds no pixels and no weights. It belongs to the settings and the model that it was made with, and
-    says so when it is used with others.
+    A state holds no pixels and no weights. It belongs to the settings and the model that it was made with,
+    and says so when it is used with others.
 
     Attributes:
         memory_config: the settings of its memory.
@@ -127,7 +127,9 @@ class TrackerState:
         """
         metadata = _metadata(blob)
         if metadata.get("format") != _FORMAT:
-            raise ValueError(f"not a tracker state: its format is {metadata.get('format')!r}, need {_FORMAT!r}")
+            raise ValueError(
+                f"not a tracker state: its format is {metadata.get('format')!r}, need {_FORMAT!r}"
+            )
         if metadata.get("version") != str(_VERSION):
             raise ValueError(
                 f"tracker state of version {metadata.get('version')!r}: this release reads version {_VERSION}"
@@ -159,12 +161,13 @@ def _checksum(tensors: Mapping[str, Tensor]) -> int:
     crc = 0
     for name in sorted(tensors):
         crc = zlib.crc32(name.encode(), crc)
-        crc = zlib.crc32(tensors[name].view(torch.uint8).numpy() if tensors[name].numel() else b"", crc)
+        if tensors[name].numel():
+            crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, crc)
     return crc
 
 
 def _metadata(blob: bytes) -> dict[str, str]:
-    """The metadata of a safetensors blob: an 8-byte little-endian length, then a JSON header of that length."""
+    """The metadata of a safetensors blob: 8 bytes give the length of the JSON header that follows."""
     try:
         (length,) = struct.unpack_from("<Q", blob)
         header = json.loads(blob[8 : 8 + length])

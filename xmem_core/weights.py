@@ -1,0 +1,245 @@
+"""Finding and loading weights: the bundled model, the published checkpoints, files.
+
+Nothing is ever unpickled: `.pth` files load with `weights_only=True`, ours are safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import pickle
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from xmem_core.config import ModelConfig
+from xmem_core.network import XMem
+
+logger = logging.getLogger(__name__)
+
+BUNDLED_FOLDER = Path(__file__).parent / "checkpoints"
+BUNDLED = ("xmem-lite",)
+
+_RELEASE = "https://github.com/hkchengrex/XMem/releases/download/v1.0"
+_TIMEOUT_S = 30
+_BLOCK = 1 << 20
+# Mismatching tensors that an error names before it stops counting them out.
+_NAMED = 3
+
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes received so far and the bytes expected, if known."""
+
+
+@dataclass(frozen=True)
+class _Published:
+    file: str
+    sha256: str | None  # None until somebody has verified a download against the authors' file
+
+
+_PUBLISHED = {
+    "xmem": _Published("XMem.pth", None),
+    "xmem-s012": _Published("XMem-s012.pth", None),
+    "xmem-s2": _Published("XMem-s2.pth", None),
+    "xmem-no-sensory": _Published("XMem-no-sensory.pth", None),
+}
+
+MODEL_NAMES = (*BUNDLED, *_PUBLISHED)
+
+
+class WeightsError(ValueError):
+    """Weights are missing, damaged, or of another network; the message says what to do."""
+
+
+def cache_folder() -> Path:
+    """Where downloaded weights are kept: $XMEM_CACHE, else $XDG_CACHE_HOME/xmem, else ~/.cache/xmem."""
+    if own := os.environ.get("XMEM_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "xmem"
+
+
+def load_model(
+    name: str | os.PathLike[str] = "xmem-lite",
+    device: torch.device | str = "cpu",
+    *,
+    progress: Progress | None = None,
+) -> XMem:
+    """A model ready for inference.
+
+    Args:
+        name: `xmem-lite` (bundled); `xmem`, `xmem-s012`, `xmem-s2` or `xmem-no-sensory` (the published
+            checkpoints, from the cache folder or downloaded into it); or a path, `.pth` or `.safetensors`.
+        device: where its tensors go.
+        progress: told of a download's bytes as they come.
+
+    Returns:
+        the model in eval mode.
+
+    Raises:
+        WeightsError: no such model, no such file and no network, or a file that is not this network's.
+    """
+    path = find_weights(name, progress=progress)
+    state, metadata = _read(path)
+    try:
+        config = (
+            ModelConfig.from_dict(json.loads(metadata["config"]))
+            if "config" in metadata
+            else infer_config(state)
+        )
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path}: {error}") from error
+    model = XMem(config)
+    load_weights(model, state, str(path))
+    return model.eval().to(device)
+
+
+def find_weights(name: str | os.PathLike[str], *, progress: Progress | None = None) -> Path:
+    """The file that `load_model` would load, downloaded first if it is a published one not yet there."""
+    text = os.fspath(name)
+    if text in BUNDLED:
+        path = BUNDLED_FOLDER / f"{text}.safetensors"
+        if not path.is_file():
+            raise WeightsError(f"the bundled model {text!r} is not at {path}: reinstall the package")
+        return path
+    if text in _PUBLISHED:
+        published = _PUBLISHED[text]
+        path = cache_folder() / published.file
+        if not path.is_file():
+            _download(f"{_RELEASE}/{published.file}", path, published.sha256, progress)
+        return path
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise WeightsError(
+            f"no model {text!r}: give one of {', '.join(MODEL_NAMES)}, or the path of a "
+            ".pth or .safetensors file"
+        )
+    return path
+
+
+def save_weights(model: XMem, path: str | os.PathLike[str], dtype: torch.dtype = torch.float16) -> None:
+    """Write a model as safetensors with its configuration inside, in one atomic step."""
+    state = {
+        name: (t.to(dtype) if t.is_floating_point() else t).detach().cpu().contiguous()
+        for name, t in model.state_dict().items()
+    }
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    safetensors.torch.save_file(state, part, {"config": json.dumps(model.config.to_dict(), sort_keys=True)})
+    os.replace(part, target)
+
+
+def load_weights(model: XMem, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict strictly.
+
+    A single-object checkpoint's first value convolution has no channel for the other objects; it gets one of
+    zeros, which computes the same.
+
+    Raises:
+        WeightsError: names the first tensors that are missing, unknown or of another shape.
+    """
+    own = model.state_dict()
+    given = dict(state)
+    stem = "value_encoder.conv1.weight"
+    if stem in given and given[stem].ndim == 4 and given[stem].shape[1] == own[stem].shape[1] - 1:
+        given[stem] = torch.cat([given[stem], torch.zeros_like(given[stem][:, :1])], 1)
+    faults = [f"{n} is missing" for n in own if n not in given]
+    faults += [f"{n} is unknown" for n in given if n not in own]
+    faults += [
+        f"{n} is {list(given[n].shape)}, not {list(own[n].shape)}"
+        for n in own
+        if n in given and given[n].shape != own[n].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
+        raise WeightsError(
+            f"{source} does not hold this network's weights: {'; '.join(faults[:_NAMED])}{more}"
+        )
+    model.load_state_dict(given)
+
+
+def infer_config(state: Mapping[str, Tensor]) -> ModelConfig:
+    """The configuration of a published checkpoint, from its tensors' shapes.
+
+    Raises:
+        ValueError: the tensors that tell are not there.
+    """
+    try:
+        hidden = state.get("decoder.hidden_update.transform.weight")
+        return replace(
+            ModelConfig(),
+            key_dim=state["key_proj.key_proj.weight"].shape[0],
+            value_dim=state["value_encoder.fuser.block2.conv2.weight"].shape[0],
+            hidden_dim=0 if hidden is None else hidden.shape[0] // 3,
+        )
+    except KeyError as error:
+        raise ValueError(f"not an XMem checkpoint: it has no tensor {error}") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors in fp32, and the metadata (empty for a `.pth`)."""
+    try:
+        if path.suffix == ".safetensors":
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = dict(file.metadata() or {})
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        else:
+            metadata = {}
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise WeightsError(f"{path} cannot be read as weights: {reason}; get the file again") from error
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise WeightsError(f"{path} holds no state dict of tensors: it is not an XMem checkpoint")
+    return {n: t.float() if t.is_floating_point() else t for n, t in state.items()}, metadata
+
+
+def _download(url: str, path: Path, sha256: str | None, progress: Progress | None) -> None:
+    """Fetch a file under a temporary name, verify its length and hash, then give it its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logger.info("downloading %s to %s", url, path)
+    part: Path | None = None
+    try:
+        with (
+            urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response,
+            tempfile.NamedTemporaryFile(
+                dir=path.parent, prefix=path.name, suffix=".part", delete=False
+            ) as out,
+        ):
+            part = Path(out.name)
+            header = response.headers.get("Content-Length")
+            expected = int(header) if header else None
+            digest = hashlib.sha256()
+            received = 0
+            while block := response.read(_BLOCK):
+                out.write(block)
+                digest.update(block)
+                received += len(block)
+                if progress is not None:
+                    progress(received, expected)
+        if expected is not None and received != expected:
+            raise WeightsError(f"{url} broke off after {received} of {expected} bytes: try again")
+        if sha256 is not None and digest.hexdigest() != sha256:
+            raise WeightsError(f"{url} has SHA-256 {digest.hexdigest()}, not {sha256}: not the authors' file")
+        logger.info("%s: %d bytes, SHA-256 %s", path.name, received, digest.hexdigest())
+        shutil.move(part, path)
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", error)
+        raise WeightsError(
+            f"{path.name} is not in the cache and cannot be downloaded ({reason}): "
+            f"get {url} elsewhere and put it at {path}"
+        ) from error
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
