@@ -50,10 +50,12 @@ class Session:
     """One opening of a video: its container and video stream, and how far the reading got.
 
     Attributes:
+        uri: as the user gave it, for messages.
         packets_read: position, in decode order, of the packet to be read next.
         trailing: what was lost after the last picture; set when pictures end.
     """
 
+    uri: str
     container: Any
     stream: Any
     handle: GuardedFile | None
@@ -71,10 +73,10 @@ class Session:
         rate = self.stream.average_rate or self.stream.guessed_rate
         return float(rate) if rate else None
 
-    def check_reading(self, uri: str) -> None:
+    def check_reading(self) -> None:
         """Raise SourceError if reading the underlying file failed: that is neither the end nor damage."""
         if self.handle is not None and self.handle.failure is not None:
-            raise read_error(uri, self.handle.failure) from self.handle.failure
+            raise read_error(self.uri, self.handle.failure) from self.handle.failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ def opened(location: Location, *, threads: int, strict: bool, block_size: int) -
         stream.thread_type = "NONE" if threads == 1 else "AUTO"
         if strict:
             stream.codec_context.options = _STRICT
-        yield Session(container, stream, handle)
+        yield Session(location.uri, container, stream, handle)
     finally:
         if container is not None:
             container.close()
@@ -143,6 +145,7 @@ def guarded(session: Session, fed: Iterator[Any] | None = None) -> Iterator[Any]
     position = 0
     try:
         for packet in session.container.demux(session.stream) if fed is None else fed:
+            session.check_reading()
             if packet.size == 0:
                 continue
             if packet.is_corrupt:
@@ -158,6 +161,7 @@ def guarded(session: Session, fed: Iterator[Any] | None = None) -> Iterator[Any]
         for frame in session.stream.codec_context.decode(None):
             _hold(frame, position, waiting, held)
     except av.FFmpegError as error:
+        session.check_reading()
         raise Damage(_reason(error)) from error
     if waiting and not may_hide:
         raise Damage("last packets yielded no picture")  # at the end FFmpeg reports no errors
@@ -317,12 +321,14 @@ def _packets(session: Session) -> Iterator[Any | None]:
     while failures < _MAX_READ_FAILURES:
         try:
             for packet in session.container.demux(session.stream):
+                session.check_reading()
                 if packet.size:
                     failures = 0
                     session.packets_read += 1
                     yield packet
             return
         except av.FFmpegError as error:
+            session.check_reading()
             failures += 1
             log.debug("reading failed: %s", _reason(error))
             yield None

@@ -85,10 +85,10 @@ class Location:
 
 
 class GuardedFile(io.RawIOBase):
-    """A readable, seekable file that remembers the error a read met.
+    """A readable, seekable file that seems to end where reading fails, and keeps the error in `failure`.
 
-    FFmpeg takes a failed read for the end of the file; `failure` lets the caller tell a network that broke
-    from a video that ended.
+    FFmpeg would take it for the end anyway, and PyAV print it. Whoever reads must look at `failure` to tell a
+    network that broke from a video that ended.
     """
 
     def __init__(self, handle: BinaryIO) -> None:
@@ -106,17 +106,15 @@ class GuardedFile(io.RawIOBase):
             return bytes(self._handle.read(size))
         except Exception as error:
             self.failure = error
-            raise
+            return b""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         try:
             return int(self._handle.seek(offset, whence))
         except Exception as error:
-            if not isinstance(
-                error, ValueError
-            ):  # seeking before the start is FFmpeg's doing, not the network's
+            if not isinstance(error, ValueError):  # to before the start, or for the size: FFmpeg just tries
                 self.failure = error
-            raise
+            return -1
 
     def tell(self) -> int:
         return int(self._handle.tell())

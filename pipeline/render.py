@@ -342,8 +342,9 @@ def _tile(frame: Frame, drawn: Image, tile_width: int) -> Image:
         text += f"  {frame.pts_seconds:.2f} s"
     scale = tile_width / 700
     at = (round(tile_width * 0.02), size[1] - round(tile_width * 0.02))
-    for ink, weight in (((0, 0, 0), 4), ((255, 255, 255), 1)):
-        cv2.putText(tile, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, ink, weight, cv2.LINE_AA)
+    for shift, ink in ((1, (0, 0, 0)), (0, (255, 255, 255))):
+        place = (at[0] + shift, at[1] + shift)
+        cv2.putText(tile, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, ink, 1, cv2.LINE_AA)
     return tile
 
 

@@ -172,7 +172,6 @@ class VideoFile(_Opened):
             self.codec = str(session.stream.codec_context.name)
             self.frame_count = _estimate(session)
             first = next(decoding.lenient(session), None)
-            session.check_reading(self.uri)
             if first is None:
                 raise SourceError(
                     f"{self.uri}: no frame can be decoded ({self.codec} in {self.container}); "
@@ -228,7 +227,6 @@ class VideoFile(_Opened):
                     pts = _seconds(picture.frame.pts, session.time_base)
                     losses = _events(number, pts, picture.losses)
                     yield Frame(converter.to_image(picture.frame), number, pts, losses=losses)
-            session.check_reading(self.uri)
             self.trailing_losses = _events(number + 1, None, session.trailing)
 
     def _guarded_from_start(self, start: int) -> Generator[Frame]:
@@ -250,16 +248,11 @@ class VideoFile(_Opened):
     ) -> Generator[Frame]:
         """The frames shown, the first of which has that number, as Frames from `start` on."""
         converter = decoding.Converter()
-        try:
-            for frame in shown:
-                if number >= start:
-                    pts = _seconds(frame.pts, session.time_base)
-                    yield Frame(converter.to_image(frame), number, pts)
-                number += 1
-        except decoding.Damage:
-            session.check_reading(self.uri)
-            raise
-        session.check_reading(self.uri)
+        for frame in shown:
+            if number >= start:
+                pts = _seconds(frame.pts, session.time_base)
+                yield Frame(converter.to_image(frame), number, pts)
+            number += 1
         self.trailing_losses = _events(number, None, decoding.trailing_losses(session, 0, damaged=False))
 
     def _session(self, *, threads: int, strict: bool) -> AbstractContextManager[decoding.Session]:
@@ -279,7 +272,7 @@ class VideoFile(_Opened):
             try:
                 with self._session(threads=1, strict=False) as session:
                     found = packets.build(session.container.demux(session.stream), 2 * frame_index)
-                    session.check_reading(self.uri)
+                    session.check_reading()
             except FFmpegError as error:
                 log.debug("%s: no index: %s", self.uri, one_line(error))
                 found = None

@@ -1,8 +1,8 @@
-"""Makes the helper modules beside this file (`videos`, ...) importable from every test."""
+"""Makes this checkout's packages and the helper modules beside this file importable from every test."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
-from servers import s3_server  # noqa: F401
+from servers import s3_server  # noqa: E402, F401
