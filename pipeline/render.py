@@ -37,7 +37,8 @@ Image = NDArray[np.uint8]
 Tracks = Mapping[int, Sequence[MaskRecord]] | Callable[[int], Sequence[MaskRecord]]
 """The records of a frame by its index: a mapping, or a function."""
 
-TIME_BASE = Fraction(1, 90_000)
+TIME_BASE = Fraction(1, 60_000)
+"""Exact for all common rates, and the finest that MPEG-4 can count in."""
 RATE_IF_UNKNOWN = 25.0
 _SUFFIXES = {
     ".mp4": "libx264",
@@ -49,7 +50,7 @@ _SUFFIXES = {
 _OPTIONS = {
     "libx264": {"crf": "20", "preset": "veryfast", "g": "60"},
     "libvpx-vp9": {"crf": "28", "b": "0", "deadline": "realtime", "cpu-used": "7"},
-    "mpeg4": {"qscale": "3"},
+    "mpeg4": {"flags": "+qscale", "global_quality": "354"},
 }
 _BT709 = 1
 _LIMITED = 1
