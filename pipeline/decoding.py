@@ -38,6 +38,9 @@ Losses = tuple[tuple[str, int], ...]
 """(reason, how many frames), in order."""
 
 
+MediaError = av.FFmpegError
+"""What FFmpeg raises."""
+
 Matrix = tuple[int, int, int, int]
 
 
@@ -160,7 +163,7 @@ def guarded(session: Session, fed: Iterator[Any] | None = None) -> Iterator[Any]
             yield from _released(waiting, held, may_hide)
         for frame in session.stream.codec_context.decode(None):
             _hold(frame, position, waiting, held)
-    except av.FFmpegError as error:
+    except MediaError as error:
         session.check_reading()
         raise Damage(_reason(error)) from error
     if waiting and not may_hide:
@@ -327,7 +330,7 @@ def _packets(session: Session) -> Iterator[Any | None]:
                     session.packets_read += 1
                     yield packet
             return
-        except av.FFmpegError as error:
+        except MediaError as error:
             session.check_reading()
             failures += 1
             log.debug("reading failed: %s", _reason(error))
@@ -338,7 +341,7 @@ def _decoded(session: Session, packet: Any | None) -> tuple[list[Any], bool]:
     """Frames that come out after a packet goes in (None: the end), and whether the decoder complained."""
     try:
         return list(session.stream.codec_context.decode(packet)), False
-    except av.FFmpegError as error:
+    except MediaError as error:
         log.debug("decoding failed: %s", _reason(error))
         return [], True
 

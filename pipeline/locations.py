@@ -8,7 +8,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -41,11 +40,16 @@ class Location:
         return isinstance(self.fs, LocalFileSystem)
 
     def is_folder(self) -> bool:
-        """Whether this is a folder. Raises SourceError where nothing is there or it cannot be asked."""
+        """Whether this is a folder. Raises SourceError if it is neither that nor a file."""
         try:
-            return bool(self.fs.info(self.path)["type"] == "directory")
+            kind = self.fs.info(self.path)["type"]
         except Exception as error:
             raise read_error(self.uri, error) from error
+        if kind not in ("file", "directory"):
+            raise SourceError(
+                f"{self.uri}: is a {kind}, neither a file nor a folder; save the video to a file"
+            )
+        return bool(kind == "directory")
 
     def open(self, block_size: int) -> GuardedFile:
         """Open for reading in ranges of `block_size` bytes; read errors are kept in the file's `failure`."""
@@ -128,9 +132,7 @@ class GuardedFile(io.RawIOBase):
 def scheme_of(uri: str) -> str:
     """The URI's scheme in lower case; "file" for plain paths."""
     head, separator, _ = uri.partition("://")
-    if not separator and "::" not in uri:
-        return "file"
-    return (urlsplit(uri).scheme or head).lower()
+    return head.lower() if separator else "file"
 
 
 def locate(uri: str, storage_options: Mapping[str, Any] | None = None) -> Location:

@@ -28,8 +28,6 @@ from importlib.metadata import entry_points
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
-from av import FFmpegError
-
 from pipeline import decoding, packets
 from pipeline.errors import SourceError
 from pipeline.images import ImageFolder
@@ -273,7 +271,7 @@ class VideoFile(_Opened):
                 with self._session(threads=1, strict=False) as session:
                     found = packets.build(session.container.demux(session.stream), 2 * frame_index)
                     session.check_reading()
-            except FFmpegError as error:
+            except decoding.MediaError as error:
                 log.debug("%s: no index: %s", self.uri, one_line(error))
                 found = None
             self._index, self._indexable = found, found is not None
@@ -359,6 +357,8 @@ def _as_predicted(shown: Iterator[Any], index: packets.PacketIndex, keyframe: in
 
 def _estimate(session: decoding.Session) -> int | None:
     announced, microseconds = int(session.stream.frames or 0), int(session.container.duration or 0)
+    if "matroska" in session.container.format.name:  # which counts from 0, not from the first frame
+        microseconds -= int(session.container.start_time or 0)
     if announced:
         return announced
     if microseconds and session.rate:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import av
@@ -19,8 +20,9 @@ import numpy as np
 import pytest
 import videos
 from fsspec.implementations.memory import MemoryFileSystem
+from servers import S3Server
 
-from pipeline import sources
+from pipeline import packets, sources
 from pipeline.errors import SourceError
 from pipeline.records import Frame
 from pipeline.sources import VideoSource, open_source
@@ -48,6 +50,8 @@ def seek_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_metadata(tmp_path: Path) -> None:
     path = videos.make_video(tmp_path / "clip.mp4", 30, width=98, height=66, b_frames=2)
+    late = videos.make_video(tmp_path / "late.mkv", 30, start_pts=100)
+    assert open_source(str(late)).frame_count == 30
     with open_source(str(path)) as source:
         assert (source.uri, source.width, source.height) == (str(path), 98, 66)
         assert (source.rate, source.frame_count) == (25.0, 30)
@@ -319,6 +323,53 @@ def test_damaged_input_is_the_same_however_it_is_read(
                 assert (decode(source, start, previous), source.trailing_losses) == (whole[start:], trailing)
 
 
+def test_damage_that_shows_before_it_is_flagged(tmp_path: Path) -> None:
+    """B-frames come out before the damaged picture that they were predicted from, and are not flagged."""
+    good = videos.make_video(tmp_path / "good.mp4", 60, gop=30, b_frames=3, quality=12)
+    with av.open(str(good)) as container:
+        stored = [(p.pts, p.pos, p.size) for p in container.demux(video=0) if p.pts is not None]
+    pairs = itertools.pairwise(stored)
+    referred = [(pos or 0, size) for (pts, pos, size), after in pairs if after[0] < (pts or 0)]
+    assert len(referred) > 10
+    flagged_late = 0
+    for number, (position, size) in enumerate(referred):
+        data = bytearray(good.read_bytes())
+        data[position + 20 + number % 4 * (size - 30) // 4] ^= 0x55
+        bad = tmp_path / "bad.mp4"
+        bad.write_bytes(data)
+        whole = decode(open_source(str(bad), threads=1))
+        assert decode(open_source(str(bad), threads=2)) == whole
+        flagged_late += any(s[4] for s in whole)
+    assert flagged_late > 5
+
+
+@pytest.mark.parametrize("keep", [0.55, 0.6, 0.65, 0.7, 0.75, 0.8])
+def test_damage_in_the_last_packets(tmp_path: Path, keep: float) -> None:
+    """At the end of the stream FFmpeg's threads swallow errors, and pictures with them."""
+    good = videos.make_video(tmp_path / "good.ts", 100, width=320, height=240, b_frames=2, gop=30)
+    bad = str(videos.truncate(good, tmp_path / "bad.ts", keep))
+    with open_source(bad, threads=1) as source:
+        whole, trailing = decode(source), source.trailing_losses
+    for threads in (2, 3, 4):
+        with open_source(bad, threads=threads) as source:
+            assert (decode(source), source.trailing_losses) == (whole, trailing)
+
+
+def test_frames_after_a_seek_are_compared_with_the_index() -> None:
+    times = [0, 10, 20, 30, 40]
+    stored = [
+        SimpleNamespace(pts=t, dts=t, size=9, is_keyframe=t in (0, 20), is_corrupt=False, is_discard=False)
+        for t in times
+    ]
+    index = packets.build(stored, 10)
+    assert index is not None
+    right = [SimpleNamespace(pts=t) for t in (20, 30, 40)]
+    assert list(sources._as_predicted(iter(right), index, 2)) == right
+    for wrong in ((20, 40), (30, 40), (20, 30), (10, 20, 30, 40), (20, None, 40)):
+        with pytest.raises(sources._Misprediction):
+            list(sources._as_predicted((SimpleNamespace(pts=t) for t in wrong), index, 2))
+
+
 def test_each_loss_is_one_event_and_nothing_is_lost_twice(tmp_path: Path) -> None:
     good = videos.make_video(tmp_path / "good.mp4", **SMALL, gop=10)
     bad = videos.damage_packets(good, tmp_path / "bad.mp4", [25, 26, 27, 63])
@@ -398,6 +449,7 @@ def test_not_a_video(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
         refused(tmp_path / name, "not a readable video")
     refused(tmp_path / "absent.mp4", "no such file")
+    refused("/dev/zero", "neither a file nor a folder")
     refused("nosuchscheme://bucket/clip.mp4", "cannot be understood")
     with pytest.raises(SourceError, match="give a path"):
         open_source("")
@@ -500,6 +552,24 @@ def test_a_broken_connection_is_no_damage(
         assert all(frame.losses == () for frame in delivered)
     monkeypatch.setattr(BrokenFileSystem, "breaks_at", 100)
     refused("broken://clip.mkv", "connection reset by peer")
+
+
+def test_videos_and_images_on_s3(tmp_path: Path, s3_server: S3Server) -> None:
+    path = videos.make_video(tmp_path / "clip.mp4", **SMALL, b_frames=2)
+    pictures = videos.make_images(tmp_path / "pictures", 3)
+    fs = fsspec.filesystem("s3", **s3_server.options)
+    clip, folder = s3_server.uri("sources/clip.mp4"), s3_server.uri("sources/pictures")
+    fs.pipe_file(clip, path.read_bytes())
+    for picture in pictures.iterdir():
+        fs.pipe_file(f"{folder}/{picture.name}", picture.read_bytes())
+    whole = decode(open_source(str(path)))
+    with open_source(clip, storage_options=s3_server.options, block_size=1 << 16) as source:
+        assert decode(source) == whole
+        assert decode(source, 100, whole[99][1]) == whole[100:]
+    with open_source(folder, storage_options=s3_server.options) as source:
+        assert [s[3] for s in decode(source)] == [s[3] for s in decode(open_source(str(pictures)))]
+    with pytest.raises(SourceError, match="no such file"):
+        open_source(s3_server.uri("sources/absent.mp4"), storage_options=s3_server.options)
 
 
 def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
