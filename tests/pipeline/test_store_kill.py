@@ -75,7 +75,11 @@ def test_killed_at_any_moment_and_resumed_it_is_the_undisturbed_run(tmp_path: Pa
     while kills < KILLS:
         writer = start(root, end)
         go(writer)
-        time.sleep(rng.uniform(0.0, 0.12))
+        # After so many chunks (none: perhaps in the first) and somewhere in the steps that follow.
+        assert writer.stdout is not None
+        for _ in range(rng.randrange(4)):
+            assert int(writer.stdout.readline()) % CHUNK == 0
+        time.sleep(rng.uniform(0.0, 0.04))
         writer.kill()
         writer.communicate()
         assert writer.returncode == -9
