@@ -76,7 +76,7 @@ def load_record(files: Files, stream_id: str) -> dict[str, Any] | None:
         data = files.read(name)
     except FileNotFoundError:
         return None
-    advice = "delete it to have it written anew (the rows in tracks/ stay), or start over with --restart"
+    advice = f"{MEND} (the rows in tracks/ can still be queried)"
     try:
         record = json.loads(data)
     except ValueError as error:
