@@ -232,7 +232,8 @@ class Converter:
 
     One for all frames: swscale's context is expensive to set up. A frame whose side data was looked at stays
     in memory until the garbage collector runs; so the display matrix is read only when the rotation changes,
-    and from the converted frame: which of the decoder's buffers are free decides what it patches damage with.
+    and from a tiny copy. The decoder's buffers must not be held up: which of them are free decides what it
+    patches damage with.
     """
 
     def __init__(self) -> None:
@@ -244,7 +245,8 @@ class Converter:
         """A decoded frame as H x W x 3 uint8 RGB, upright and writable."""
         rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
         if rgb.rotation != self._rotation:
-            self._rotation, self._matrix = rgb.rotation, display_matrix(rgb)
+            tiny = VideoReformatter().reformat(frame, width=16, height=16, format="gray", threads=1)
+            self._rotation, self._matrix = rgb.rotation, display_matrix(tiny)
         image = upright(cast(NDArray[np.uint8], rgb.to_ndarray()), self._matrix)
         return image if image.flags.c_contiguous and image.flags.writeable else image.copy()
 
