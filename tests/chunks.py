@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pyarrow as pa
 
@@ -17,7 +18,7 @@ def rows(first: int, last: int, salt: int = 0) -> pa.Table:
     "masks."""
     records = []
     for frame in range(first, last + 1):
-        common = {
+        common: dict[str, Any] = {
             "frame_index": frame,
             "frame_height": 48,
             "frame_width": 64,
