@@ -207,8 +207,15 @@ class Memory:
             raise ValueError(f"objects {missing} have no value at time {time}: give every object one")
         if self.frames and time <= self.frames[-1].time:
             raise ValueError(f"time {time} is not after the last memory frame's, {self.frames[-1].time}")
-        if key.shape != (self.key_dim, self.positions):
-            raise ValueError(f"key of shape {tuple(key.shape)}: need {(self.key_dim, self.positions)}")
+        parts = [
+            ("key", key, self.key_dim),
+            ("shrinkage", shrinkage, 1),
+            ("selection", selection, self.key_dim),
+        ]
+        parts += [(f"value of object {i}", value, self.value_dim) for i, value in values.items()]
+        for name, tensor, dim in parts:
+            if tensor.shape != (dim, self.positions):
+                raise ValueError(f"{name} of shape {tuple(tensor.shape)}: need {(dim, self.positions)}")
         limit = self.config.max_mid_term_frames
         if not self.config.enable_long_term and limit is not None and len(self.frames) == limit:
             self._drop_oldest()
@@ -305,10 +312,9 @@ class Memory:
         return frame.prompted and self.permanent.capacity > 0
 
     def _drop_oldest(self) -> None:
-        index = next((i for i, f in enumerate(self.frames) if not f.anchor), None)
-        if index is None:  # a working memory of the anchor alone: it makes room after all
-            index = 0
-        elif self._stays_for_good(self.frames[index]):
+        # There is at most one anchor, and a limit is at least 2 frames.
+        index = next(i for i, f in enumerate(self.frames) if not f.anchor)
+        if self._stays_for_good(self.frames[index]):
             self._make_permanent(index)
         self._keep_frames([i for i in range(len(self.frames)) if i != index])
 

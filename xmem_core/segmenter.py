@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import operator
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -44,8 +45,8 @@ class Prompt:
             raise ValueError("a prompt without masks: give at least one, or prompt=None")
         checked: dict[int, Tensor] = {}
         for object_id, mask in masks.items():
-            if isinstance(object_id, bool) or not 1 <= int(object_id) <= MAX_OBJECT_ID:
-                raise ValueError(f"object id {object_id!r} is not in 1 .. {MAX_OBJECT_ID}")
+            if not _is_object_id(object_id):
+                raise ValueError(f"object id {object_id!r} is not a whole number in 1 .. {MAX_OBJECT_ID}")
             checked[int(object_id)] = _as_bool(mask, int(object_id))
         shapes = {tuple(m.shape) for m in checked.values()}
         if len(shapes) > 1:
@@ -64,8 +65,21 @@ class Prompt:
         return f"Prompt(objects={list(self.masks)}, size={self.size})"
 
 
+def _is_object_id(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        return False
+    return 1 <= operator.index(value) <= MAX_OBJECT_ID
+
+
+def _as_tensor(array: NDArray[Any] | Tensor) -> Tensor:
+    """The array as a tensor, without a copy where torch can share its memory."""
+    if isinstance(array, np.ndarray) and (not array.flags.writeable or min(array.strides, default=0) < 0):
+        array = array.copy()  # torch warns of the one and refuses the other
+    return torch.as_tensor(array)
+
+
 def _as_bool(mask: NDArray[Any] | Tensor, object_id: int) -> Tensor:
-    tensor = torch.as_tensor(mask)
+    tensor = _as_tensor(mask)
     if tensor.ndim != 2:
         raise ValueError(f"mask of object {object_id} has shape {tuple(tensor.shape)}: need H x W")
     if tensor.dtype == torch.bool:
@@ -235,7 +249,7 @@ class VideoSegmenter:
     def _prepare(self, frame: Frame, size: tuple[int, int]) -> Tensor:
         """The frame as the network takes it: (1, 3, h, w) normalised, resized and padded to the stride."""
         # H x W x 3 in memory is a (3, H, W) image in channels-last order already.
-        image = torch.as_tensor(frame, device=self.device).permute(2, 0, 1).unsqueeze(0)
+        image = _as_tensor(frame).to(self.device).permute(2, 0, 1).unsqueeze(0)
         if tuple(frame.shape[:2]) != size:
             # On a CPU this runs in fixed point on the bytes themselves, many times faster than in floats.
             if self.device.type != "cpu":

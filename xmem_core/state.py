@@ -110,13 +110,10 @@ class TrackerState:
         if self.hidden is not None:
             tensors["hidden"] = self.hidden
         tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        metadata = {
-            "format": _FORMAT,
-            "version": str(_VERSION),
-            "facts": json.dumps(facts, sort_keys=True),
-            "crc32": str(_checksum(tensors)),
-        }
-        return safetensors.torch.save(tensors, metadata)
+        text = json.dumps(facts, sort_keys=True)
+        envelope = {"version": _VERSION, "facts": text, "crc32": _checksum(tensors, text)}
+        # One entry only: safetensors writes several in an order of chance, and equal states have equal bytes.
+        return safetensors.torch.save(tensors, {_FORMAT: json.dumps(envelope, sort_keys=True)})
 
     @classmethod
     def from_bytes(cls, blob: bytes, device: torch.device | str = "cpu") -> TrackerState:
@@ -125,20 +122,16 @@ class TrackerState:
         Raises:
             ValueError: the bytes are damaged, of another kind, or of a newer version.
         """
-        metadata = _metadata(blob)
-        if metadata.get("format") != _FORMAT:
+        envelope = _envelope(blob)
+        if envelope.get("version") != _VERSION:
             raise ValueError(
-                f"not a tracker state: its format is {metadata.get('format')!r}, need {_FORMAT!r}"
-            )
-        if metadata.get("version") != str(_VERSION):
-            raise ValueError(
-                f"tracker state of version {metadata.get('version')!r}: this release reads version {_VERSION}"
+                f"tracker state of version {envelope.get('version')!r}: this release reads version {_VERSION}"
             )
         try:
             tensors = safetensors.torch.load(blob)
-            if str(_checksum(tensors)) != metadata["crc32"]:
+            if _checksum(tensors, envelope["facts"]) != envelope["crc32"]:
                 raise ValueError("its checksum does not match")
-            facts = json.loads(metadata["facts"])
+            facts = json.loads(envelope["facts"])
             state = cls(
                 MemoryConfig.from_dict(facts["memory_config"]), facts["model_fingerprint"], facts["size"]
             )
@@ -152,28 +145,39 @@ class TrackerState:
                 state.memory = Memory.restore(parts, facts["memory"], state.memory_config, device)
             if "hidden" in tensors:
                 state.hidden = tensors["hidden"].to(device)
-        except (ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RuntimeError,
+            safetensors.SafetensorError,
+        ) as error:
             raise ValueError(f"damaged tracker state: {error}; take an older snapshot") from error
         return state
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    crc = 0
+def _checksum(tensors: Mapping[str, Tensor], facts: str) -> int:
+    crc = zlib.crc32(facts.encode())
     for name in sorted(tensors):
-        crc = zlib.crc32(name.encode(), crc)
-        if tensors[name].numel():
-            crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, crc)
+        tensor = tensors[name]
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        if tensor.numel():
+            crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
     return crc
 
 
-def _metadata(blob: bytes) -> dict[str, str]:
-    """The metadata of a safetensors blob: 8 bytes give the length of the JSON header that follows."""
+def _envelope(blob: bytes) -> dict[str, Any]:
+    """What `to_bytes` put beside the tensors, from the header: 8 bytes give its length, then it is JSON."""
     try:
         (length,) = struct.unpack_from("<Q", blob)
         header = json.loads(blob[8 : 8 + length])
         metadata = header.get("__metadata__", {})
-    except (struct.error, ValueError, AttributeError) as error:
+        if _FORMAT not in metadata:
+            raise ValueError(f"not a tracker state: its header has no {_FORMAT!r}")
+        envelope = json.loads(metadata[_FORMAT])
+    except (struct.error, json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
         raise ValueError(f"damaged tracker state: no readable header in {len(blob)} bytes") from error
-    if not isinstance(metadata, dict):
-        raise ValueError("damaged tracker state: its header holds no metadata")
-    return metadata
+    if not isinstance(envelope, dict):
+        raise ValueError("damaged tracker state: its header holds no facts")
+    return envelope

@@ -1,0 +1,181 @@
+"""What the memory must do, as plainly as it can be said: lists of elements, float64, no cleverness.
+
+Written from the description of the model alone, as an oracle for `xmem_core.memory.Memory`. Every element holds
+its own values in a dict, so "an object has no value here" is the absence of an entry and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xmem_core.config import MemoryConfig
+
+Vector = NDArray[np.float64]
+
+
+@dataclass
+class Element:
+    key: Vector
+    shrinkage: float
+    selection: Vector
+    values: dict[int, Vector]
+    use: float = 0.0
+    life: float = 1e-7
+
+    @property
+    def usage(self) -> float:
+        return self.use / self.life
+
+
+@dataclass
+class WholeFrame:
+    prompted: bool
+    is_first: bool
+    elements: list[Element]
+
+
+def similarity(element: Element, query: Vector, selection: Vector) -> float:
+    """-s / sqrt(C_k) * sum_c e_c (k_c - q_c)^2"""
+    distance = sum(e * (k - q) ** 2 for e, k, q in zip(selection, element.key, query, strict=True))
+    return -element.shrinkage / math.sqrt(len(query)) * distance
+
+
+def softmax(scores: list[float]) -> list[float]:
+    top = max(scores)
+    powers = [math.exp(s - top) for s in scores]
+    return [p / sum(powers) for p in powers]
+
+
+@dataclass
+class PlainMemory:
+    """Attributes:
+    closest_call: smallest difference, apart from exact ties, that ever decided between two elements. Where it is
+        down at fp32's precision the fp32 memory may rightly decide otherwise.
+    """
+
+    config: MemoryConfig
+    objects: list[int] = field(default_factory=list)
+    working: list[WholeFrame] = field(default_factory=list)
+    permanent: list[WholeFrame] = field(default_factory=list)
+    long_term: list[Element] = field(default_factory=list)
+    closest_call: float = math.inf
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        return sum(len(f.elements) for f in self.permanent + self.working), len(self.long_term)
+
+    def pool(self) -> list[Element]:
+        frames = [e for f in self.permanent + self.working for e in f.elements]
+        return self.long_term + frames
+
+    # --- reading -------------------------------------------------------------------------------------
+
+    def read(self, query_key: Vector, query_selection: Vector) -> Vector:
+        """(C_k, P), (C_k, P) -> (O, C_v, P)"""
+        pool = self.pool()
+        counted = next(o for o in self.objects if all(o in e.values for e in pool))
+        out = []
+        for object_id in self.objects:
+            columns = []
+            for j in range(query_key.shape[1]):
+                mine = [e for e in pool if object_id in e.values]
+                scores = [similarity(e, query_key[:, j], query_selection[:, j]) for e in mine]
+                order = sorted(range(len(mine)), key=lambda i: -scores[i])
+                self._note([scores[i] for i in order], self.config.top_k)
+                best = order[: self.config.top_k]
+                weights = softmax([scores[i] for i in best])
+                columns.append(sum(w * mine[i].values[object_id] for w, i in zip(weights, best, strict=True)))
+                if object_id == counted:
+                    for w, i in zip(weights, best, strict=True):
+                        mine[i].use += w
+            out.append(np.stack(columns, 1))
+        for element in pool:
+            element.life += 1
+        return np.stack(out)
+
+    def _note(self, falling: list[float], cut: int) -> None:
+        """The difference between the last one taken and the first one left out."""
+        if cut < len(falling) and falling[cut - 1] != falling[cut]:
+            self.closest_call = min(self.closest_call, abs(falling[cut - 1] - falling[cut]))
+
+    # --- writing -------------------------------------------------------------------------------------
+
+    def add_frame(
+        self,
+        key: Vector,
+        shrinkage: Vector,
+        selection: Vector,
+        values: dict[int, Vector],
+        *,
+        prompted: bool,
+    ) -> None:
+        """(C_k, P), (1, P), (C_k, P), {id: (C_v, P)}"""
+        limit = self.config.max_mid_term_frames
+        if not self.config.enable_long_term and limit is not None and len(self.working) == limit:
+            leaving = next(f for f in self.working if not f.is_first)
+            self.working.remove(leaving)
+            self._keep_for_good(leaving)
+        is_first = not self.pool()
+        self.objects += [i for i in values if i not in self.objects]
+        elements = [
+            Element(
+                key[:, i], float(shrinkage[0, i]), selection[:, i], {o: v[:, i] for o, v in values.items()}
+            )
+            for i in range(key.shape[1])
+        ]
+        self.working.append(WholeFrame(prompted, is_first, elements))
+        if self.config.enable_long_term and len(self.working) == limit:
+            self._consolidate()
+
+    def _keep_for_good(self, frame: WholeFrame) -> bool:
+        """A prompted frame that leaves working memory; whether there is a place for it."""
+        room = self.config.max_permanent_frames - 1
+        if not frame.prompted or room == 0:
+            return False
+        self.permanent = [*self.permanent, frame][-room:]
+        return True
+
+    def _consolidate(self) -> None:
+        newest = self.config.min_mid_term_frames - 1
+        old = self.working[: len(self.working) - newest]
+        self.working = [f for f in old if f.is_first] + self.working[len(self.working) - newest :]
+        candidates = [e for f in old if not f.is_first and not self._keep_for_good(f) for e in f.elements]
+        if not candidates:
+            return
+        limit = self.config.max_long_term_elements - self.config.num_prototypes
+        if len(self.long_term) > limit:
+            # Python's sort is stable: of equals the older one leaves.
+            by_usage = sorted(self.long_term, key=lambda e: e.usage)
+            leaving = len(self.long_term) - limit
+            self._note([e.usage for e in by_usage], leaving)
+            gone = {id(e) for e in by_usage[:leaving]}
+            self.long_term = [e for e in self.long_term if id(e) not in gone]
+        falling = sorted(candidates, key=lambda e: -e.usage)
+        for cut in range(1, self.config.num_prototypes + 1):
+            self._note([e.usage for e in falling], cut)
+        self.long_term += [self._prototype(c, candidates) for c in falling[: self.config.num_prototypes]]
+
+    def _prototype(self, picked: Element, candidates: list[Element]) -> Element:
+        weights = softmax([similarity(c, picked.key, picked.selection) for c in candidates])
+        shrinkage = sum(w * c.shrinkage for w, c in zip(weights, candidates, strict=True))
+        values = {}
+        for object_id in picked.values:
+            mine = [c for c in candidates if object_id in c.values]
+            own = softmax([similarity(c, picked.key, picked.selection) for c in mine])
+            values[object_id] = sum(w * c.values[object_id] for w, c in zip(own, mine, strict=True))
+        return Element(picked.key, shrinkage, picked.selection, values)
+
+    def remove_objects(self, object_ids: list[int]) -> None:
+        self.objects = [i for i in self.objects if i not in object_ids]
+        for element in self.pool():
+            for object_id in object_ids:
+                element.values.pop(object_id, None)
+        for frame in self.permanent + self.working:
+            frame.elements = [e for e in frame.elements if e.values]
+        self.permanent = [f for f in self.permanent if f.elements]
+        self.working = [f for f in self.working if f.elements]
+        self.long_term = [e for e in self.long_term if e.values]

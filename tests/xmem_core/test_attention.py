@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from xmem_core.attention import (
+    readout,
+    similarity,
+    similarity_by_query,
+    sparse_readout,
+    top_k_weights,
+)
+
+
+def random_inputs(seed: int, elements: int, queries: int, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    key = torch.randn(2, dim, elements, generator=g)
+    shrinkage = 1 + torch.randn(2, 1, elements, generator=g) ** 2
+    query = torch.randn(2, dim, queries, generator=g)
+    return key, shrinkage, query, torch.rand(2, dim, queries, generator=g)
+
+
+def by_definition(key: Tensor, shrinkage: Tensor, query: Tensor, selection: Tensor) -> Tensor:
+    """-s_i / sqrt(C_k) * sum_c e_cj (k_ci - q_cj)^2, term by term in float64."""
+    k, s, q, e = (t.double() for t in (key, shrinkage, query, selection))
+    out = torch.zeros(k.shape[0], k.shape[2], q.shape[2], dtype=torch.float64)
+    for b in range(k.shape[0]):
+        for i in range(k.shape[2]):
+            for j in range(q.shape[2]):
+                distance = (e[b, :, j] * (k[b, :, i] - q[b, :, j]) ** 2).sum()
+                out[b, i, j] = -s[b, 0, i] / math.sqrt(k.shape[1]) * distance
+    return out
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 5), st.integers(1, 9))
+def test_similarity_is_its_definition(seed: int, elements: int, queries: int, dim: int) -> None:
+    inputs = random_inputs(seed, elements, queries, dim)
+    expected = by_definition(*inputs)
+    torch.testing.assert_close(similarity(*inputs).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(similarity_by_query(*inputs).mT.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_similarity_is_in_fp32_whatever_comes_in() -> None:
+    inputs = tuple(t.bfloat16() for t in random_inputs(0, 5, 4, 8))
+    got = similarity(*inputs)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), by_definition(*inputs), rtol=1e-5, atol=1e-5)
+
+
+def test_without_selection_it_ranks_as_the_isotropic_formula() -> None:
+    key, shrinkage, query, _ = random_inputs(3, 20, 4, 8)
+    got = similarity(key, torch.ones_like(shrinkage), query, torch.ones_like(query))
+    # |q|^2 is the same for every element, so the softmax over elements does not see it.
+    isotropic = (-(key**2).sum(1).unsqueeze(2) + 2 * key.mT @ query) / math.sqrt(8)
+    torch.testing.assert_close(torch.softmax(got, 1), torch.softmax(isotropic, 1), rtol=1e-4, atol=1e-6)
+
+
+def test_top_k_weights_are_a_softmax_over_the_best_alone() -> None:
+    scores = torch.tensor([[0.0, 3.0, 1.0, 2.0]])
+    weights, index = top_k_weights(scores, 2)
+    assert index.tolist() == [[1, 3]]
+    e = math.e
+    torch.testing.assert_close(weights, torch.tensor([[e / (e + 1), 1 / (e + 1)]]))
+
+
+def test_fewer_elements_than_top_k_are_all_read() -> None:
+    scores = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    weights, index = top_k_weights(scores, 30)
+    assert weights.shape == (5, 3)
+    dense = torch.zeros(5, 3).scatter_(1, index, weights)
+    torch.testing.assert_close(dense, torch.softmax(scores, 1))
+
+
+def test_barred_elements_weigh_nothing_even_where_all_are() -> None:
+    inf = float("inf")
+    weights, index = top_k_weights(torch.tensor([[-inf, 1.0, -inf], [-inf, -inf, -inf]]), 2)
+    assert weights[0].tolist() == [1.0, 0.0]
+    assert index[0, 0] == 1
+    assert weights[1].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("top_k", [1, 4, 50])
+def test_sparse_readout_equals_the_dense_product(top_k: int) -> None:
+    g = torch.Generator().manual_seed(1)
+    scores, values = torch.randn(6, 40, generator=g), torch.randn(40, 7, generator=g)
+    weights, index = top_k_weights(scores, top_k)
+    dense = torch.zeros(6, 40).scatter_(1, index, weights)
+    expected = readout(dense.T.unsqueeze(0), values.T.view(1, 1, 7, 40))[0, 0]
+    torch.testing.assert_close(sparse_readout(weights, index, values).T, expected)
+
+
+def test_readout_sums_each_objects_values() -> None:
+    weights = torch.tensor([[[0.25], [0.75]]])  # 1, N=2, P=1
+    values = torch.tensor([[[[4.0, 8.0]], [[0.0, 4.0]]]])  # 1, O=2, C=1, N=2
+    assert readout(weights, values).flatten().tolist() == [7.0, 3.0]

@@ -1,0 +1,126 @@
+"""The published model, case by case: what the authors' implementation computed, from the same weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden.weights import fill
+from numpy.typing import NDArray
+
+from xmem_core import MemoryConfig, ModelConfig, Prompt, TrackerState, VideoSegmenter, XMem
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CASES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
+
+# The model under made-up weights is chaotic where several objects saturate: p is about 1 - 1e-7 there, and one
+# fp32 step moves its logit by 0.4. README.md of the goldens derives these two bounds and the third.
+MAX_PROBABILITY, MEAN_PROBABILITY, LABELS = 1e-2, 1e-5, 2e-4
+# Measured: 1.5e-5 and 3e-4.
+MAX_USAGE, MAX_SENSORY = 1e-4, 1e-3
+
+
+@dataclass
+class Run:
+    """What our implementation made of a case, beside the arrays it has to equal."""
+
+    golden: dict[str, NDArray[np.generic]]
+    labels: NDArray[np.int32]
+    probabilities: list[NDArray[np.float32]]
+    sizes: list[tuple[int, int]]
+    state: TrackerState
+
+
+@pytest.fixture(scope="module")
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def models(two_threads: None) -> dict[int, XMem]:
+    """The published network with and without sensory memory, by hidden_dim."""
+    built = {dim: XMem(ModelConfig(hidden_dim=dim)).eval() for dim in (64, 0)}
+    for model in built.values():
+        model.load_state_dict(fill(model.state_dict()))
+    return built
+
+
+@pytest.fixture(scope="module", params=CASES)
+def run(request: pytest.FixtureRequest, models: dict[int, XMem]) -> Run:
+    with np.load(GOLDEN / f"{request.param}.npz", allow_pickle=False) as file:
+        golden = {name: file[name] for name in file.files}
+    options = json.loads(str(golden["config"]))
+    ours = {f.name for f in fields(MemoryConfig)}
+    config = MemoryConfig(**{name: value for name, value in options.items() if name in ours})
+    segmenter = VideoSegmenter(models[options["hidden_dim"]], config)
+    state = segmenter.new_state()
+    labels, probabilities, sizes = [], [], []
+    given_t, prob_t = golden["given_t"].tolist(), golden["prob_t"].tolist()
+    for t, frame in enumerate(golden["frames"]):
+        prompt = None
+        if t in given_t:
+            mask = golden[f"given_mask_{t}"]
+            prompt = Prompt({int(i): mask == i for i in golden[f"given_labels_{t}"]})
+        result = segmenter.step(state, frame, prompt)
+        labels.append(result.label_map.numpy())
+        if t in prob_t:
+            probabilities.append(result.probabilities.numpy())
+        assert state.memory is not None
+        sizes.append(state.memory.sizes)
+    return Run(golden, np.stack(labels), probabilities, sizes, state)
+
+
+def test_there_are_seven_cases() -> None:
+    assert len(CASES) == 7
+
+
+def test_sizes_are_equal(run: Run) -> None:
+    assert run.sizes == [tuple(pair) for pair in run.golden["sizes"].tolist()]
+
+
+def test_probabilities_are_close(run: Run) -> None:
+    differences = []
+    for ours, golden in zip(run.probabilities, run.golden["prob"], strict=True):
+        existing = golden[golden[:, 0, 0] >= 0]
+        assert ours.shape == existing.shape
+        differences.append(np.abs(ours - existing).ravel())
+    everywhere = np.concatenate(differences)
+    assert everywhere.max() <= MAX_PROBABILITY
+    assert everywhere.mean() <= MEAN_PROBABILITY
+
+
+def test_labels_are_equal_but_for_a_few_pixels(run: Run) -> None:
+    assert (run.labels != run.golden["labels"]).mean() < LABELS
+
+
+def test_usage_is_close(run: Run) -> None:
+    memory = run.state.memory
+    assert memory is not None
+    compared = 0
+    for name, regions in (("work_usage", ("working",)), ("long_usage", ("long_term",))):
+        if name in run.golden:
+            ours = torch.cat([memory.usage(region) for region in regions]).numpy()
+            golden = run.golden[name].ravel()
+            if name == "work_usage":
+                # A late object's first frame is kept apart here and turned into prototypes there.
+                ours, golden = ours[: golden.size], golden[: ours.size]
+            assert np.abs(ours - golden).max(initial=0) <= MAX_USAGE
+            compared += ours.size
+    assert compared > 0 or not memory.config.enable_long_term
+
+
+def test_sensory_memory_is_close(run: Run) -> None:
+    if "sensory" not in run.golden:
+        assert run.state.hidden is None
+        return
+    assert run.state.hidden is not None
+    assert run.state.hidden.numpy().shape == run.golden["sensory"][0].shape
+    assert np.abs(run.state.hidden.numpy() - run.golden["sensory"][0]).max() <= MAX_SENSORY

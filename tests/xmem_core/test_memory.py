@@ -1,0 +1,296 @@
+"""The memory against a plain oracle, its caps, and what may never be read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from reference.plain_memory import PlainMemory
+from torch import Tensor
+
+from xmem_core.config import MemoryConfig
+from xmem_core.memory import Memory
+
+KEY_DIM, VALUE_DIM = 3, 2
+IDS = (1, 2, 3, 4)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> MemoryConfig:
+    long_term = draw(st.booleans())
+    least = draw(st.integers(1, 3))
+    most = draw(st.integers(least + 1, least + 4))
+    prototypes = draw(st.integers(1, 7))
+    return MemoryConfig(
+        top_k=draw(st.integers(1, 9)),
+        min_mid_term_frames=least,
+        max_mid_term_frames=most if long_term or draw(st.booleans()) else None,
+        num_prototypes=prototypes,
+        max_long_term_elements=prototypes + draw(st.integers(1, 12)),
+        enable_long_term=long_term,
+        max_permanent_frames=draw(st.integers(1, 4)),
+    )
+
+
+OPERATIONS = st.one_of(
+    st.tuples(st.just("frame"), st.just(frozenset())),
+    st.tuples(st.just("prompt"), st.frozensets(st.sampled_from(IDS), min_size=1, max_size=2)),
+    st.tuples(st.just("remove"), st.frozensets(st.sampled_from(IDS), min_size=1)),
+    st.tuples(st.just("read"), st.just(frozenset())),
+    st.tuples(st.just("store"), st.just(frozenset())),
+)
+
+
+class Pair:
+    """The memory and the oracle, fed with the same numbers."""
+
+    def __init__(self, config: MemoryConfig, positions: int, seed: int) -> None:
+        self.config = config
+        self.positions = positions
+        self.rng = np.random.default_rng(seed)
+        self.memory = Memory(config, positions, KEY_DIM, VALUE_DIM)
+        self.plain = PlainMemory(config)
+        self.time = -1
+
+    def draw(self, *shape: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return self.rng.normal(size=shape).astype(np.float32).astype(np.float64)
+
+    def add_frame(self, new: frozenset[int], prompted: bool) -> None:
+        self.time += 1 + int(self.rng.integers(3))
+        ids = [*self.plain.objects, *sorted(new - set(self.plain.objects))]
+        key, selection = self.draw(KEY_DIM, self.positions) / 2, self.draw(KEY_DIM, self.positions)
+        shrinkage = 1 + self.draw(1, self.positions) ** 2
+        selection = 1 / (1 + np.exp(-selection))
+        values = {i: self.draw(VALUE_DIM, self.positions) for i in ids}
+        self.plain.add_frame(key, shrinkage, selection, values, prompted=prompted)
+        as_tensors = {i: torch.from_numpy(v).float() for i, v in values.items()}
+        parts = (torch.from_numpy(a).float() for a in (key, shrinkage, selection))
+        self.memory.add_frame(self.time, *parts, as_tensors, prompted=prompted)
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        queries = 1 + int(self.rng.integers(3))
+        key = self.draw(KEY_DIM, queries) / 2
+        selection = 1 / (1 + np.exp(-self.draw(KEY_DIM, queries)))
+        expected = self.plain.read(key, selection)
+        got = self.memory.read(torch.from_numpy(key).float(), torch.from_numpy(selection).float())
+        return got.double(), torch.from_numpy(expected)
+
+    def usages(self) -> tuple[Tensor, Tensor]:
+        got = [self.memory.usage(region) for region in ("long_term", "permanent", "working")]
+        expected = torch.tensor([e.usage for e in self.plain.pool()], dtype=torch.float64)
+        return torch.cat(got).double(), expected
+
+    def poison(self) -> None:
+        """NaN wherever nothing is stored: whoever reads there shows it."""
+        free = torch.ones(self.memory.capacity, dtype=torch.bool)
+        free[self.memory._used_rows()] = False
+        for column in (*self.memory._columns.values(), *self.memory._values.values()):
+            column[free] = float("nan") if column.is_floating_point() else 2**62
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    configs(),
+    st.integers(1, 3),
+    st.lists(OPERATIONS, min_size=5, max_size=40),
+    st.integers(0, 2**32),
+    st.booleans(),
+)
+def test_any_sequence_equals_the_oracle(
+    config: MemoryConfig,
+    positions: int,
+    operations: list[tuple[str, frozenset[int]]],
+    seed: int,
+    poison: bool,
+) -> None:
+    pair = Pair(config, positions, seed)
+    permanent = (config.max_permanent_frames - 1) * positions
+    for name, ids in operations:
+        alive = pair.plain.objects
+        if name == "prompt" or (name == "frame" and alive):
+            pair.add_frame(ids, prompted=name == "prompt")
+        elif name == "remove" and ids & set(alive):
+            for side in (pair.memory, pair.plain):
+                side.remove_objects(sorted(ids & set(alive)))
+        elif name == "store":
+            pair.memory = Memory.restore(*pair.memory.export(), config)
+        elif name == "read" and alive and all(any(i in e.values for e in pair.plain.pool()) for i in alive):
+            if poison:
+                pair.poison()
+            got, expected = pair.read()
+            # Decisions that hang on fp32's last bits may fall either way.
+            assume(pair.plain.closest_call > 1e-5)
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+        assume(pair.plain.closest_call > 1e-5)
+        assert pair.memory.sizes == pair.plain.sizes
+        assert list(pair.memory.first_time) == pair.plain.objects
+        torch.testing.assert_close(*pair.usages(), rtol=1e-4, atol=1e-4)
+        assert pair.memory.permanent.size <= permanent
+        assert pair.memory.long_term.size <= (config.max_long_term_elements if config.enable_long_term else 0)
+        if config.max_mid_term_frames is not None:
+            assert pair.memory.working.size <= config.max_mid_term_frames * positions
+
+
+def fill_frames(
+    memory: Memory, count: int, ids: tuple[int, ...] = (1,), start: int = 0, prompted: bool = False
+) -> None:
+    """`count` frames. The value of an element is its time, in every channel."""
+    for time in range(start, start + count):
+        generator = torch.Generator().manual_seed(time)
+        key = torch.randn(KEY_DIM, memory.positions, generator=generator)
+        ones = torch.ones(1, memory.positions)
+        value = torch.full((VALUE_DIM, memory.positions), float(time))
+        memory.add_frame(time, key, ones, torch.ones_like(key), dict.fromkeys(ids, value), prompted=prompted)
+
+
+def small_config(**changes: Any) -> MemoryConfig:
+    values: dict[str, Any] = {
+        "top_k": 4,
+        "min_mid_term_frames": 2,
+        "max_mid_term_frames": 4,
+        "num_prototypes": 3,
+        "max_long_term_elements": 8,
+        "max_permanent_frames": 3,
+    }
+    return MemoryConfig(**(values | changes))
+
+
+def test_nothing_is_allocated_after_the_first_frame() -> None:
+    memory = Memory(small_config(), 4, KEY_DIM, VALUE_DIM)
+    fill_frames(memory, 1)
+    bytes_at_first = memory.nbytes
+    places = {name: column.data_ptr() for name, column in memory._columns.items()}
+    for block in range(20):
+        fill_frames(memory, 5, start=1 + 5 * block)
+        memory.read(torch.zeros(KEY_DIM, 2), torch.ones(KEY_DIM, 2))
+        assert memory.nbytes == bytes_at_first
+    assert {name: column.data_ptr() for name, column in memory._columns.items()} == places
+
+
+def test_unlimited_working_memory_grows_and_keeps_every_frame() -> None:
+    config = small_config(enable_long_term=False, max_mid_term_frames=None)
+    memory = Memory(config, 2, KEY_DIM, VALUE_DIM)
+    fill_frames(memory, 50)
+    assert memory.sizes == (100, 0)
+    assert memory._columns["time"][memory.working.used].tolist() == [t for t in range(50) for _ in range(2)]
+    assert memory._values[1][memory.working.used][:, 0].tolist() == [t for t in range(50) for _ in range(2)]
+
+
+def test_without_long_term_the_first_frame_and_the_newest_stay() -> None:
+    memory = Memory(small_config(enable_long_term=False), 2, KEY_DIM, VALUE_DIM)
+    fill_frames(memory, 20)
+    assert [f.time for f in memory.frames] == [0, 17, 18, 19]
+    assert memory.sizes == (8, 0)
+
+
+def test_evicted_of_equally_used_elements_are_the_oldest() -> None:
+    # Never read, so every usage is the same 0.
+    memory = Memory(small_config(), 1, KEY_DIM, VALUE_DIM)
+    fill_frames(memory, 30)
+    assert memory._columns["time"][memory.long_term.used].tolist() == [22, 23, 24, 25, 26, 27, 28]
+
+
+def test_prototypes_are_as_many_as_candidates_where_these_are_fewer() -> None:
+    memory = Memory(small_config(num_prototypes=7, max_long_term_elements=20), 1, KEY_DIM, VALUE_DIM)
+    fill_frames(memory, 4)  # the first stays, the newest stays, two are candidates
+    assert memory.sizes == (2, 2)
+
+
+def test_a_prompted_frame_moves_to_the_permanent_store_and_the_oldest_there_makes_room() -> None:
+    memory = Memory(small_config(), 2, KEY_DIM, VALUE_DIM)
+    fill_frames(memory, 30, prompted=True)
+    assert memory.frames[0].time == 0
+    assert memory.frames[0].anchor
+    assert memory.permanent.size == 2 * 2
+    held = [f.time for f in memory.permanent_frames]
+    assert len(held) == 2
+    assert held[-1] == memory.frames[1].time - 1
+    assert memory._columns["time"][memory.permanent.used].tolist() == [t for t in held for _ in range(2)]
+    assert memory.long_term.size == 0
+
+
+def test_an_id_that_returns_reads_nothing_of_its_predecessor() -> None:
+    memory = Memory(small_config(), 2, KEY_DIM, VALUE_DIM)
+    fill_frames(memory, 9, ids=(1, 2))
+    memory.remove_objects([2])
+    again = torch.full((VALUE_DIM, 2), 1000.0)
+    own = torch.zeros(VALUE_DIM, 2)
+    key = torch.randn(KEY_DIM, 2, generator=torch.Generator().manual_seed(99))
+    memory.add_frame(9, key, torch.ones(1, 2), torch.ones_like(key), {1: own, 2: again}, prompted=True)
+    read = memory.read(torch.zeros(KEY_DIM, 3), torch.ones(KEY_DIM, 3))
+    assert list(memory.first_time) == [1, 2]
+    torch.testing.assert_close(read[1], torch.full((VALUE_DIM, 3), 1000.0))
+
+
+def test_elements_of_removed_objects_alone_are_freed() -> None:
+    memory = Memory(small_config(max_mid_term_frames=9), 2, KEY_DIM, VALUE_DIM)
+    fill_frames(memory, 3, ids=(1,))
+    fill_frames(memory, 2, ids=(1, 2), start=3)
+    memory.remove_objects([1])
+    assert memory.sizes == (4, 0)
+    assert [f.time for f in memory.frames] == [3, 4]
+    memory.remove_objects([2])
+    assert memory.sizes == (0, 0)
+    with pytest.raises(RuntimeError, match="nothing to read"):
+        memory.read(torch.zeros(KEY_DIM, 1), torch.ones(KEY_DIM, 1))
+
+
+def test_objects_that_come_together_share_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    searches = []
+    from xmem_core import memory as module
+
+    search = module.top_k_weights
+    monkeypatch.setattr(module, "top_k_weights", lambda *a: searches.append(1) or search(*a))
+    memory = Memory(small_config(max_mid_term_frames=9), 2, KEY_DIM, VALUE_DIM)
+    fill_frames(memory, 2, ids=(1, 2, 3))
+    fill_frames(memory, 2, ids=(1, 2, 3, 4, 5), start=2)
+    memory.read(torch.zeros(KEY_DIM, 1), torch.ones(KEY_DIM, 1))
+    assert len(searches) == 2
+
+
+GOOD: dict[str, Any] = {
+    "time": 5,
+    "key": torch.zeros(KEY_DIM, 2),
+    "shrinkage": torch.ones(1, 2),
+    "selection": torch.ones(KEY_DIM, 2),
+    "values": {1: torch.zeros(VALUE_DIM, 2)},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"values": {2: torch.zeros(VALUE_DIM, 2)}}, r"objects \[1\] have no value"),
+        ({"time": 1}, "time 1 is not after"),
+        ({"key": torch.zeros(KEY_DIM, 3)}, "key of shape"),
+        ({"shrinkage": torch.ones(2)}, "shrinkage of shape"),
+        ({"selection": torch.ones(KEY_DIM + 1, 2)}, "selection of shape"),
+        ({"values": {1: torch.zeros(VALUE_DIM, 3)}}, "value of object 1 of shape"),
+        ({"values": GOOD["values"] | {2: torch.zeros(1, 2)}}, "value of object 2 of shape"),
+    ],
+)
+def test_input_that_does_not_fit_changes_nothing(changes: dict[str, Any], says: str) -> None:
+    memory = Memory(small_config(), 2, KEY_DIM, VALUE_DIM)
+    fill_frames(memory, 2)
+    before, facts = memory.export()
+    with pytest.raises(ValueError, match=says):
+        memory.add_frame(**(GOOD | changes), prompted=False)
+    after, facts_after = memory.export()
+    assert facts == facts_after
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    memory.add_frame(**GOOD, prompted=False)
+    assert memory.sizes == (6, 0)
+
+
+def test_restore_refuses_facts_that_contradict_its_tensors() -> None:
+    memory = Memory(small_config(), 2, KEY_DIM, VALUE_DIM)
+    fill_frames(memory, 3)
+    tensors, facts = memory.export()
+    with pytest.raises(ValueError, match="do not make"):
+        Memory.restore(tensors, facts | {"sizes": [0, 0, 4]}, memory.config)
+    with pytest.raises(ValueError, match="do not fit a region"):
+        Memory.restore(tensors, facts | {"sizes": [9, 0, 6]}, memory.config)
