@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.boxes import Box, BoxSegmenter, inscribed_ellipse
 from pipeline.errors import PromptError
+from pipeline.index_png import decode_index_png
 from pipeline.masks import MAX_OBJECT_ID, mask_to_rle, rle_to_mask
 from pipeline.records import Frame
 
@@ -193,7 +194,7 @@ def load_mask_png(path: str, frame: int = 0) -> PromptSet:
     Raises:
         PromptError: it cannot be read, is coloured, or shows no object.
     """
-    index = _decode_index(_read(path), path)
+    index = decode_index_png(_read(path), path)
     values = [int(v) for v in np.unique(index) if v]
     if not values:
         raise PromptError(f"{path} shows no object: all its pixels are 0")
@@ -329,56 +330,6 @@ def _read_json(path: str) -> Any:
         return json.loads(_read(path))
     except (ValueError, RecursionError) as error:
         raise PromptError(f"{path} is not JSON: {error}") from error
-
-
-def _decode_index(data: bytes, path: str) -> NDArray[np.int32]:
-    """The values of an index picture. OpenCV would turn a palette into colours, so those are undone."""
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
-    if picture is None:
-        raise PromptError(f"{path} is not a picture that can be decoded: give an index or palette PNG")
-    if picture.ndim == 2:
-        return picture.astype(np.int32)
-    palette = _png_palette(data)
-    colours = picture[..., 2::-1]
-    if palette is None:
-        if (colours == colours[..., :1]).all():
-            return colours[..., 0].astype(np.int32)
-        raise PromptError(
-            f"{path} is a coloured picture of {picture.shape[2]} channels: save it with one value per object "
-            "(index or palette PNG)"
-        )
-    index = _png_indices(palette, colours, path)
-    return index.astype(np.int32)
-
-
-def _png_palette(data: bytes) -> NDArray[np.uint8] | None:
-    """The palette of a PNG of colour type 3, (n, 3) RGB."""
-    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[25:26] != b"\x03":
-        return None
-    at = 8
-    while at + 8 <= len(data):
-        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        if kind == b"PLTE":
-            return np.frombuffer(data[at + 8 : at + 8 + length], np.uint8).reshape(-1, 3)
-        at += 12 + length
-    return None
-
-
-def _png_indices(palette: NDArray[np.uint8], colours: NDArray[Any], path: str) -> NDArray[np.int64]:
-    weights = np.array([1 << 16, 1 << 8, 1], np.int64)
-    codes = palette.astype(np.int64) @ weights
-    order = np.argsort(codes, kind="stable")
-    pixels = colours.astype(np.int64) @ weights
-    place = np.searchsorted(codes[order], pixels).clip(0, len(codes) - 1)
-    index: NDArray[np.int64] = order[place]
-    used = np.unique(codes[index])
-    doubled = [int(c) for c in used if (codes == c).sum() > 1]
-    if doubled or (codes[index] != pixels).any():
-        raise PromptError(
-            f"{path}: two indices of its palette have the same colour, so they cannot be told apart; "
-            "save it as a grey index PNG"
-        )
-    return index
 
 
 # --- checking ------------------------------------------------------------------------------------
