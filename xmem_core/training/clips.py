@@ -35,7 +35,7 @@ KINDS = ("stills", "video", "crowd")
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """What the clips are like. `mixture`: the weights of stills, video and crowd; `max_gap` in source frames."""
+    """What the clips are like. `mixture`: weights of stills, video, crowd; `max_gap` in source frames."""
 
     size: int = 192
     frames: int = 3
@@ -50,12 +50,14 @@ class ClipOptions:
         if self.frames < 2 or self.max_objects < 1 or self.max_gap < 1:
             raise ValueError("a clip needs frames >= 2, max_objects >= 1 and max_gap >= 1")
         if len(self.mixture) != 3 or min(self.mixture) < 0 or sum(self.mixture) <= 0:
-            raise ValueError(f"mixture is {self.mixture}: three weights (stills, video, crowd), not all 0, are needed")
+            raise ValueError(
+                f"mixture is {self.mixture}: three weights (stills, video, crowd), not all 0, are needed"
+            )
 
 
 @dataclass(frozen=True)
 class Clip:
-    """frames (T, H, W, 3) RGB uint8; labels (T, H, W) uint8: 0 background, 1..objects as labelled on frame 0."""
+    """frames (T, H, W, 3) RGB uint8; labels (T, H, W) uint8: 0 background, then 1..objects."""
 
     frames: NDArray[np.uint8]
     labels: NDArray[np.uint8]
@@ -65,7 +67,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Batch:
-    """frames (B, T, H, W, 3) RGB uint8; labels (B, T, H, W) uint8; objects (B,): how many each clip labels."""
+    """frames (B, T, H, W, 3) RGB uint8; labels (B, T, H, W) uint8; objects (B,): how many a clip labels."""
 
     frames: NDArray[np.uint8]
     labels: NDArray[np.uint8]
@@ -151,8 +153,8 @@ def still_scene(library: Library, options: ClipOptions, rng: Rng) -> Scene:
     own_layer = rng.random() < 0.4 and 0 < (labels > 0).mean() < 0.35
     sprites: list[Sprite] = []
     inner = (labels > 0) if (labels > 0).any() else np.ones_like(labels, bool)
-    anchor = _pixel_of(rng, inner)
     scale = size / min(picture.shape[:2]) * float(np.exp(rng.uniform(np.log(1.0), np.log(1.6))))
+    anchor = _inside(rng, _pixel_of(rng, inner), picture.shape[:2], size / scale)
     poses = _camera_path(rng, picture.shape[:2], anchor, scale, size, count, flip, speed=0.05)
     if own_layer:
         for number in np.unique(labels[labels > 0])[:4]:
@@ -171,15 +173,16 @@ def still_scene(library: Library, options: ClipOptions, rng: Rng) -> Scene:
     pictures, masks = [], []
     grids = _bend_grids(rng, count, float(rng.choice([0.0, 0.015, 0.04])))
     for t in range(count):
-        bent = grids is not None
-        pictures.append(bend(picture, grids[t]) if grids is not None and bent else picture)
-        masks.append(bend(identities, grids[t]) if grids is not None and bent else identities)
+        pictures.append(bend(picture, grids[t]) if grids is not None else picture)
+        masks.append(bend(identities, grids[t]) if grids is not None else identities)
     sprites += _passers(library, rng, options, first_identity=100, counts=(0.25, 0.45, 0.3))
-    return Scene(Background(tuple(pictures), tuple(masks), tuple(poses)), _hide_some(library, rng, options, sprites))
+    return Scene(
+        Background(tuple(pictures), tuple(masks), tuple(poses)), _hide_some(library, rng, options, sprites)
+    )
 
 
 def video_scene(library: Library, options: ClipOptions, rng: Rng) -> Scene:
-    """Frames of a video clip with random gaps, forward or backward, cropped; at times with cut-outs pasted."""
+    """Frames of a video clip with random gaps, forward or backward, cropped; at times cut-outs pasted."""
     pictures, identities, poses = _video_layer(library, options, rng, options.max_gap)
     weights = (0.5, 0.3, 0.2)
     sprites = _passers(library, rng, options, first_identity=100, counts=weights)
@@ -203,8 +206,12 @@ def _crowd(library: Library, options: ClipOptions, rng: Rng) -> Scene:
         scale = size / min(height, width) * rng.uniform(1.0, 1.3)
         anchor = (rng.uniform(0.3, 0.7) * width, rng.uniform(0.25, 0.75) * height)
         speed = 0.0 if rng.random() < 0.6 else 0.02
-        camera = _camera_path(rng, (height, width), anchor, scale, size, count, bool(rng.random() < 0.5), speed)
-        background = Background((picture,) * count, (np.zeros((height, width), np.uint8),) * count, tuple(camera))
+        camera = _camera_path(
+            rng, (height, width), anchor, scale, size, count, bool(rng.random() < 0.5), speed
+        )
+        background = Background(
+            (picture,) * count, (np.zeros((height, width), np.uint8),) * count, tuple(camera)
+        )
     sprites, people = crowd_scene(library, rng, count, size, background.poses)
     return Scene(background, sprites, people)
 
@@ -221,7 +228,7 @@ def moving_sprite(
     flip: bool = False,
     depth: float | None = None,
 ) -> Sprite:
-    """A cut-out on a smooth path of position, size, angle and shape. `height` in frame pixels, `speed` of the frame."""
+    """A cut-out on a smooth path of place, size, angle and shape. `height` in pixels, `speed` of `size`."""
     picture = shrink_to(picture, height * 1.1)
     scale = height / picture.shape[0]
     dx, dy = smooth_path(rng, count, speed * size), smooth_path(rng, count, speed * size * 0.7)
@@ -305,15 +312,18 @@ def _video_layer(
     frames = [library.clip_frame(clip, n) for n in numbers]
     picture, labels = frames[0]
     height, width = picture.shape[:2]
-    low, high = (1.0, 1.25) if wide else (1.0, 2.0)
+    low, high = (1.0, 1.25) if wide else (1.0, 1.8)
     scale = size / min(height, width) * float(np.exp(rng.uniform(np.log(low), np.log(high))))
-    x, y = _pixel_of(rng, labels > 0 if (labels > 0).any() else np.ones_like(labels, bool))
-    # Keep the crop on the picture, as far as it is the larger of the two.
-    half = size / scale / 2
-    x = float(np.clip(x + rng.normal(0, half * 0.4), min(half, width / 2), max(width - half, width / 2)))
-    y = float(np.clip(y + rng.normal(0, half * 0.4), min(half, height / 2), max(height - half, height / 2)))
+    spot = np.array(_pixel_of(rng, labels > 0 if (labels > 0).any() else np.ones_like(labels, bool)))
+    last = frames[-1][1] > 0
+    if last.any() and rng.random() < 0.6:
+        # Between where the object is first and last: else fast ones leave most crops at once.
+        spot = (spot + _pixel_of(rng, last)) / 2
+    x, y = _inside(rng, (float(spot[0]), float(spot[1])), (height, width), size / scale)
     speed = 0.0 if rng.random() < 0.6 else 0.015
-    poses = _camera_path(rng, (height, width), (x, y), scale, size, count, bool(rng.random() < 0.5), speed, tilt=0.05)
+    poses = _camera_path(
+        rng, (height, width), (x, y), scale, size, count, bool(rng.random() < 0.5), speed, tilt=0.05
+    )
     return tuple(f[0] for f in frames), tuple((f[1] > 0).astype(np.uint8) for f in frames), tuple(poses)
 
 
@@ -328,7 +338,7 @@ def _camera_path(
     speed: float,
     tilt: float = 0.1,
 ) -> list[Pose]:
-    """Poses of a picture whose `anchor` starts at the frame's middle; `speed` 0 is a camera that stands still."""
+    """Poses of a picture whose `anchor` starts at the frame's middle; `speed` 0: the camera stands still."""
     dx, dy = smooth_path(rng, count, speed * size), smooth_path(rng, count, speed * size)
     zoom = np.exp(smooth_path(rng, count, speed))
     angle = rng.normal(0, tilt) + smooth_path(rng, count, speed)
@@ -347,6 +357,18 @@ def _camera_path(
         )
         for t in range(count)
     ]
+
+
+def _inside(
+    rng: Rng, spot: tuple[float, float], source_size: tuple[int, ...], crop: float
+) -> tuple[float, float]:
+    """The spot moved about by a part of the crop, and so that the crop stays on the picture, if it can."""
+    half = crop / 2
+    x, y = (
+        float(np.clip(v + rng.normal(0, half * 0.4), min(half, n / 2), max(n - half, n / 2)))
+        for v, n in zip(spot, reversed(source_size), strict=True)
+    )
+    return x, y
 
 
 def _bend_grids(rng: Rng, count: int, amount: float) -> list[NDArray[np.float32]] | None:

@@ -49,9 +49,9 @@ def pose_matrix(
     flip: bool = False,
     anchor: tuple[float, float] | None = None,
 ) -> Pose:
-    """The pose that puts `anchor` (source pixels; the middle unless given) of a (height, width) source at `centre`.
+    """The pose that puts `anchor` (source pixels; by default its middle) of a source at `centre`.
 
-    `rotation` in radians, `stretch` the extra factor of x, `shear` moves x with y.
+    `source_size` is (height, width), `rotation` in radians, `stretch` an extra factor of x, `shear` x by y.
     """
     height, width = source_size
     ax, ay = anchor if anchor is not None else (width / 2, height / 2)
@@ -70,10 +70,12 @@ def cut_out(picture: Image, mask: NDArray[np.bool_], pad: int = 2) -> Image | No
     y0, y1 = max(0, rows[0] - pad), min(mask.shape[0], rows[-1] + 1 + pad)
     x0, x1 = max(0, columns[0] - pad), min(mask.shape[1], columns[-1] + 1 + pad)
     alpha = mask[y0:y1, x0:x1].astype(np.uint8) * 255
-    # One pixel off the edge, then a soft one: an object's cut edge still shows its old background.
-    alpha = cv2.erode(alpha, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=255)
-    alpha = cv2.GaussianBlur(alpha, (3, 3), 0)
-    return np.dstack([picture[y0:y1, x0:x1], alpha])
+    # A pixel or two off the edge, then a soft one: an object's cut edge still shows its old background.
+    times = 2 if min(alpha.shape) > 60 else 1
+    kernel = np.ones((3, 3), np.uint8)
+    eroded = cv2.erode(alpha, kernel, iterations=times, borderType=cv2.BORDER_CONSTANT, borderValue=255)
+    soft = cv2.GaussianBlur(eroded, (3, 3), 0)
+    return np.dstack([picture[y0:y1, x0:x1], np.asarray(soft, np.uint8)])
 
 
 def shrink_to(picture: Image, height: float) -> Image:
@@ -82,19 +84,19 @@ def shrink_to(picture: Image, height: float) -> Image:
     if scale >= 1:
         return picture
     size = (max(2, round(picture.shape[1] * scale)), max(2, round(picture.shape[0] * scale)))
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def bend(picture: Image, shifts: NDArray[np.float32]) -> Image:
     """The picture bent by a coarse grid of shifts (rows, columns, 2), in fractions of its height."""
     height, width = picture.shape[:2]
-    field = cv2.resize(shifts, (width, height), interpolation=cv2.INTER_CUBIC) * np.float32(height)
+    smooth = cv2.resize(shifts, (width, height), interpolation=cv2.INTER_CUBIC)
+    field = np.asarray(smooth, np.float32) * np.float32(height)
     map_x = field[..., 0] + np.arange(width, dtype=np.float32)[None]
     map_y = field[..., 1] + np.arange(height, dtype=np.float32)[:, None]
     border = cv2.BORDER_CONSTANT if picture.ndim == 3 and picture.shape[2] == 4 else cv2.BORDER_REPLICATE
     interpolation = cv2.INTER_LINEAR if picture.ndim == 3 else cv2.INTER_NEAREST
-    bent: Image = cv2.remap(picture, map_x, map_y, interpolation, borderMode=border)
-    return bent
+    return np.asarray(cv2.remap(picture, map_x, map_y, interpolation, borderMode=border), np.uint8)
 
 
 def render(
@@ -145,14 +147,14 @@ def _draw(frame: Image, identities: Image, picture: Image, pose: Pose, identity:
 
 
 def smooth_path(rng: Rng, count: int, speed: float, wander: float | None = None) -> NDArray[np.float64]:
-    """Offsets (count,) starting at 0: a steady speed (normal, deviation `speed` a frame) plus some wandering."""
+    """Offsets (count,) from 0: a steady speed (normal, deviation `speed` a frame) plus some wandering."""
     steps = rng.normal(0, speed) + rng.normal(0, speed * 0.4 if wander is None else wander, count)
     steps[0] = 0.0
     return np.cumsum(steps)
 
 
 def recolour(rng: Rng, picture: Image, strength: float) -> Image:
-    """RGB or RGBA with brightness, contrast, channel balance, hue and saturation changed; strength 1 is strong."""
+    """RGB or RGBA with tone, channel balance, hue and saturation changed; strength 1 is strong."""
     rgb = picture[..., :3]
     if rng.random() < 0.7:
         hsv = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2HSV)
@@ -160,8 +162,8 @@ def recolour(rng: Rng, picture: Image, strength: float) -> Image:
         hsv[..., 0] = (hsv[..., 0].astype(np.uint16) + hue) % 180
         factor = float(np.exp(rng.normal(0, 0.35 * strength)))
         hsv[..., 1] = np.clip(hsv[..., 1] * factor, 0, 255).astype(np.uint8)
-        rgb = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-    rgb = cv2.LUT(np.ascontiguousarray(rgb), tone_table(rng, strength))
+        rgb = np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), np.uint8)
+    rgb = np.asarray(cv2.LUT(np.ascontiguousarray(rgb), tone_table(rng, strength)), np.uint8)
     if picture.shape[2] == 4:
         return np.dstack([rgb, picture[..., 3]])
     return np.asarray(rgb, np.uint8)
@@ -173,11 +175,12 @@ def tone_table(rng: Rng, strength: float) -> Image:
     gamma = np.exp(rng.normal(0, 0.2 * strength))
     gains = np.exp(rng.normal(0, 0.2 * strength) + rng.normal(0, 0.08 * strength, 3))
     table = (levels**gamma - 0.5) * gains + 0.5 + rng.normal(0, 0.06 * strength)
-    return np.clip(table * 255, 0, 255).astype(np.uint8)[:, None]
+    result: Image = np.clip(table * 255, 0, 255).astype(np.uint8)[:, None]
+    return result
 
 
 def degrade(rng: Rng, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Camera faults on a whole clip (T, H, W, 3): light drifting over time, blur, low resolution, noise, JPEG."""
+    """Camera faults on a whole clip (T, H, W, 3): drifting light, blur, low resolution, noise, JPEG."""
     frames = frames.copy()
     count, height, width = frames.shape[:3]
     if rng.random() < 0.8:
@@ -206,7 +209,7 @@ def degrade(rng: Rng, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
             frames[t] = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
         elif choice < 0.5:
             _, code = cv2.imencode(".jpg", frames[t], [cv2.IMWRITE_JPEG_QUALITY, quality])
-            frames[t] = cv2.imdecode(code, cv2.IMREAD_COLOR)
+            frames[t] = np.asarray(cv2.imdecode(code, cv2.IMREAD_COLOR), np.uint8)
         elif noise is not None:
             rolled = np.roll(noise, int(rng.integers(0, 10_000)))
             frames[t] = np.clip(frames[t] + rolled, 0, 255).astype(np.uint8)

@@ -48,7 +48,9 @@ def crowd_scene(
         feet = horizon + heights[i] * eye + rng.normal(0, 0.04 * size)
         feet = float(np.clip(feet, 0.3 * size, 1.15 * size))
         depth = feet if rng.random() < 0.85 else float(rng.uniform(0, size))
-        sprites.append(_walker(rng, cast[i], i + 1, count, size, heights[i], starts[i], feet, speeds[i], depth, camera))
+        sprites.append(
+            _walker(rng, cast[i], i + 1, count, size, heights[i], starts[i], feet, speeds[i], depth, camera)
+        )
     people = frozenset(range(1, number + 1))
     if count > 2 and rng.random() < 0.25:
         target = int(rng.integers(number))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -16,8 +17,13 @@ from xmem_core.config import ModelConfig
 from xmem_core.network import XMem
 from xmem_core.training.settings import TrainConfig
 
-# Settings that may differ when a run is gone on with: they change how, not what.
+# Settings without influence on the weights.
 _FREE = {"threads", "workers", "max_hours", "log_every", "checkpoint_every", "device"}
+# Settings that a checkpoint can't be gone on with if they differ. The others may be changed on purpose, to
+# end a run sooner or to change its curriculum; what then comes is another run.
+_FIXED = {"model", "seed"}
+
+log = logging.getLogger(__name__)
 
 
 def save_checkpoint(
@@ -67,16 +73,18 @@ def load_checkpoint(
 ) -> int:
     """Fills model, averaged weights and optimizer; returns the number of steps done.
 
-    Raises ValueError if the checkpoint was made with settings that would make another run of it.
+    Raises ValueError if the checkpoint was made with another model or seed.
     """
     state = json.loads((path / "state.json").read_text())
     before, now = state["config"], json.loads(json.dumps(config.to_dict()))
     differing = sorted(k for k in now if k not in _FREE and before.get(k) != now[k])
-    if differing:
+    if fixed := [k for k in differing if k in _FIXED]:
         raise ValueError(
-            f"{path} was made with other settings ({', '.join(differing)}): "
-            "give the same ones, another output folder, or start over without resuming"
+            f"{path} was made with another {' and '.join(fixed)}: give the same, another output folder, "
+            "or start over without resuming"
         )
+    if differing:
+        log.warning("resuming with changed settings: %s", ", ".join(differing))
     model.load_state_dict(load_file(path / "model.safetensors"))
     for name, value in load_file(path / "averaged.safetensors").items():
         averaged[name].copy_(value)
@@ -85,7 +93,7 @@ def load_checkpoint(
 
 
 def publish_weights(path: Path, config: ModelConfig, weights: dict[str, Tensor], step: int) -> None:
-    """Writes weights as fp16 safetensors, atomically, with the model's shape in the metadata (key `config`)."""
+    """Writes weights as fp16 safetensors, atomically; the metadata's `config` is the model's shape."""
     half = {k: (v.half() if v.is_floating_point() else v).contiguous().cpu() for k, v in weights.items()}
     partial = path.with_name(f".{path.name}.partial")
     save_file(half, partial, metadata={"config": json.dumps(config.to_dict()), "step": str(step)})
@@ -97,7 +105,9 @@ def load_weights(model: XMem, path: str | Path) -> None:
     with safe_open(str(path), "pt") as file:
         metadata = file.metadata() or {}
     if "config" in metadata and ModelConfig.from_dict(json.loads(metadata["config"])) != model.config:
-        raise ValueError(f"{path} holds a model of another shape: {metadata['config']}; train with that shape")
+        raise ValueError(
+            f"{path} holds a model of another shape: {metadata['config']}; train with that shape"
+        )
     state = load_file(path)
     problems = sorted(set(model.state_dict()) ^ set(state))
     if problems:

@@ -1,7 +1,7 @@
 """The training pictures on disk: which there are, and decoded ones kept in memory.
 
-`root` holds `stills/{ecssd,people,coco}/*.jpg` with a PNG of the same stem (0 the background, then one value per
-object) and `davis/{JPEGImages,Annotations}/<clip>/`. Any of them may be absent; what is there is used.
+`root` holds `stills/{ecssd,people,coco}/*.jpg` with a PNG of the same stem (0 the background, then one value
+per object) and `davis/{JPEGImages,Annotations}/<clip>/`. Any of them may be absent; what is there is used.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ STILL_KINDS = ("ecssd", "people", "coco")
 class Library:
     """Lists and decodes the training pictures. Pictures are RGB uint8, label images uint8 of the same size.
 
-    `held_out_people`: so many stills of `people`, the last by name, are never given out: a later evaluation of
-    crowds composes its scenes from them. Raises FileNotFoundError if `root` holds no picture at all.
+    `held_out_people`: so many stills of `people`, the last by name, are never given out: a later evaluation
+    of crowds composes its scenes from them. Raises FileNotFoundError if `root` holds no picture at all.
     """
 
     def __init__(self, root: str | Path, held_out_people: int = 100, longest: int = 384) -> None:
@@ -45,7 +45,8 @@ class Library:
                 self.clips.append(pairs)
         if not self.clips and not any(self.stills.values()):
             raise FileNotFoundError(
-                f"no training pictures under {self.root}: expected stills/{{ecssd,people,coco}} or davis/JPEGImages"
+                f"no training pictures under {self.root}: "
+                "expected stills/{ecssd,people,coco} or davis/JPEGImages in it"
             )
         self._pictures: dict[Path, tuple[Image, Image]] = {}
         self._emptied: dict[Path, Image] = {}
@@ -82,18 +83,18 @@ class Library:
                 labels = labels[..., 0]
             scale = min(1.0, self.longest / max(bgr.shape[:2]))
             size = (max(1, round(bgr.shape[1] * scale)), max(1, round(bgr.shape[0] * scale)))
-            bgr = cv2.resize(bgr, size, interpolation=cv2.INTER_AREA)
+            rgb = cv2.cvtColor(cv2.resize(bgr, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
             # Label images may differ from their JPEG by a few pixels (aspect rounding): the JPEG decides.
             labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
-            self._pictures[picture_path] = (cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), labels.astype(np.uint8))
+            self._pictures[picture_path] = (np.asarray(rgb, np.uint8), labels.astype(np.uint8))
         return self._pictures[picture_path]
 
 
 def paint_over(picture: Image, hole: NDArray[np.bool_]) -> Image:
     """The picture with `hole` filled, cheaply: a shifted copy of the scene beside it, and a smooth rest.
 
-    A shifted copy keeps texture and the horizon's height; what the shift can't reach is inpainted at an eighth
-    of the size and is smooth.
+    A shifted copy keeps texture and the horizon's height; what the shift can't reach is inpainted at an
+    eighth of the size and is smooth.
     """
     if not hole.any():
         return picture

@@ -19,7 +19,9 @@ log = logging.getLogger(__name__)
 _library: Library | None = None
 
 
-def batches(config: TrainConfig, data_root: str | Path, first: int, last: int, ahead: int = 3) -> Iterator[Batch]:
+def batches(
+    config: TrainConfig, data_root: str | Path, first: int, last: int, ahead: int = 3
+) -> Iterator[Batch]:
     """The batches of steps first..last-1, in order. They depend on the seed and the step alone."""
     if config.workers == 0:
         library = Library(data_root, config.held_out_people)
@@ -27,7 +29,10 @@ def batches(config: TrainConfig, data_root: str | Path, first: int, last: int, a
             yield _batch_of(library, config, step)
         return
     pool = ProcessPoolExecutor(
-        1, mp_context=get_context("spawn"), initializer=_open_library, initargs=(str(data_root), config.held_out_people)
+        1,
+        mp_context=get_context("spawn"),
+        initializer=_open_library,
+        initargs=(str(data_root), config.held_out_people),
     )
     pending: deque[Future[Batch]] = deque()
     try:

@@ -26,7 +26,9 @@ class Phase:
     def __post_init__(self) -> None:
         object.__setattr__(self, "mixture", tuple(self.mixture))
         if self.from_step < 0 or self.batch < 1:
-            raise ValueError(f"from_step {self.from_step} and batch {self.batch}: at least 0 and 1 are needed")
+            raise ValueError(
+                f"from_step {self.from_step} and batch {self.batch}: at least 0 and 1 are needed"
+            )
         self.options()
 
     def options(self) -> ClipOptions:
@@ -79,7 +81,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         starts = [p.from_step for p in self.phases]
         if not starts or starts[0] != 0 or sorted(set(starts)) != starts:
-            raise ValueError(f"phases start at steps {starts}: the first must start at 0, each later one further on")
+            raise ValueError(
+                f"phases start at steps {starts}: the first must start at 0, each later one further on"
+            )
         if self.steps < 1 or self.checkpoint_every < 1 or self.log_every < 1:
             raise ValueError("steps, checkpoint_every and log_every must be at least 1")
         if not 0 <= self.warmup < self.steps:
@@ -104,7 +108,9 @@ class TrainConfig:
         """Builds from `to_dict`'s output; what is left out keeps its default. ValueError on unknown names."""
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
-            raise ValueError(f"unknown training setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+            raise ValueError(
+                f"unknown training setting {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+            )
         values = dict(values)
         if isinstance(values.get("model"), dict):
             values["model"] = ModelConfig.from_dict(values["model"])
@@ -113,7 +119,8 @@ class TrainConfig:
             for p in values["phases"]:
                 if isinstance(p, dict) and (unknown := sorted(set(p) - phase_names)):
                     raise ValueError(
-                        f"unknown phase setting {', '.join(unknown)}; known are {', '.join(sorted(phase_names))}"
+                        f"unknown phase setting {', '.join(unknown)}; "
+                        f"known are {', '.join(sorted(phase_names))}"
                     )
             values["phases"] = tuple(Phase(**p) if isinstance(p, dict) else p for p in values["phases"])
         return cls(**values)
@@ -132,5 +139,7 @@ class TrainConfig:
         given = {k: v for k, v in overrides.items() if v is not None}
         known = {f.name for f in fields(self)}
         if unknown := sorted(set(given) - known):
-            raise ValueError(f"unknown training setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+            raise ValueError(
+                f"unknown training setting {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+            )
         return replace(self, **given)

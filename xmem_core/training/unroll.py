@@ -25,7 +25,7 @@ class Plan:
 
 
 def draw_plan(rng: np.random.Generator, frames: int, deep_update: float, most: int = 3) -> Plan:
-    """The first frame is always read, and up to `most` - 1 random later ones; it also always updates deeply."""
+    """The first frame is always read, and up to `most` - 1 later ones; it also always updates deeply."""
     read: list[tuple[int, ...]] = [()]
     for t in range(1, frames):
         later = rng.permutation(np.arange(1, t))[: most - 1]
@@ -49,10 +49,10 @@ def unroll(model: XMem, images: Tensor, first_masks: Tensor, present: Tensor, pl
     batch, frames = images.shape[:2]
     objects = first_masks.shape[1]
     selector = present[:, :, None, None].float()
-    features = model.encode_key(images.flatten(0, 1))
+    features = model.encode_key(images.flatten(0, 1).contiguous(memory_format=torch.channels_last))
 
     def of_frame(x: Tensor, t: int) -> Tensor:
-        return x.unflatten(0, (batch, frames))[:, t]
+        return x.view(batch, frames, *x.shape[1:])[:, t]
 
     keys = [of_frame(features.key, t) for t in range(frames)]
     height, width = keys[0].shape[2:]
@@ -75,14 +75,16 @@ def unroll(model: XMem, images: Tensor, first_masks: Tensor, present: Tensor, pl
                     _flat(of_frame(features.selection, t)),
                 )
             memory = torch.stack([values[i] for i in read], 3).flatten(3)  # B, O, C_v, n*h*w
-            read_out = readout(torch.softmax(scores, 1), memory).unflatten(3, (height, width))
+            read_out = readout(torch.softmax(scores, 1), memory)
+            read_out = read_out.view(*read_out.shape[:3], height, width)
             scales = (f16, of_frame(features.f8, t), of_frame(features.f4, t))
             hidden, logits = model.decode(scales, read_out, hidden, update_hidden=t < frames - 1)
             combined = aggregate(torch.sigmoid(logits.float()) * selector)
             outputs.append(combined)
             masks = torch.softmax(combined, 1)[:, 1:] * selector
         if t in still_read:
-            values[t], hidden = model.encode_value(images[:, t], f16, hidden, masks, deep_update=plan.deep[t])
+            image = images[:, t].contiguous()
+            values[t], hidden = model.encode_value(image, f16, hidden, masks, deep_update=plan.deep[t])
     return outputs
 
 

@@ -1,0 +1,45 @@
+"""Where bf16 is slow on a CPU: the backward of a few convolutions, found by profiling a step.
+
+oneDNN's bf16 backward in channels_last takes 3 to 9 times as long as in fp32 for depthwise convolutions,
+strided ones and those with very few channels. On two cores these were 60 % of a step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xmem_core.network import XMem
+
+
+def tune_for_cpu(model: XMem) -> None:
+    """Changes precision and layout of single convolutions; results stay the same to rounding."""
+    for module in model.key_encoder.modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            _full_precision(module)
+    for module in model.value_encoder.modules():
+        if (
+            isinstance(module, nn.Conv2d)
+            and module.stride == (2, 2)
+            and module is not model.value_encoder.conv1
+        ):
+            _full_precision(module)
+    _full_precision(model.decoder.pred)
+    _full_precision(model.key_proj.d_proj)
+    # The masks' two channels make a poor channels_last tensor.
+    first = model.value_encoder.conv1
+    first.weight.data = first.weight.data.contiguous(memory_format=torch.contiguous_format)
+
+
+def _full_precision(conv: nn.Conv2d) -> None:
+    plain = type(conv).forward
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return plain(conv, x.float()).to(x.dtype)
+
+    # On the instance: the parameters, their names and the module's place stay as they are.
+    patched: Any = conv
+    patched.forward = forward
