@@ -149,7 +149,9 @@ class StreamTracker:
             raise PromptError("nothing to track: give masks, boxes or a prompts file")
         self._prompts = prompts
         self.summary.frames = self._committed
-        if record is not None and record.get("state") == FINISHED:
+        # The rows are the truth: a record that claims more than they hold is not believed.
+        whole = record is not None and record.get("frames") == self._committed
+        if record is not None and record.get("state") == FINISHED and whole:
             self.summary.state = FINISHED
             self.summary.rows = int(record.get("rows", 0))
             self._ended = True

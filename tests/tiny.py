@@ -1,12 +1,13 @@
-"""A network small enough for hundreds of frames a second, and a clip of moving shapes for it."""
+"""A tiny network with random weights: the whole algorithm at a cost that property tests can pay."""
 
 from __future__ import annotations
 
-import numpy as np
-from golden.weights import fill
-from numpy.typing import NDArray
+from pathlib import Path
 
-from xmem_core import MemoryConfig, ModelConfig, XMem
+import torch
+
+from xmem_core import ModelConfig, XMem
+from xmem_core.weights import save_weights
 
 TINY = ModelConfig(
     key_backbone="efficientnet-lite0",
@@ -18,35 +19,19 @@ TINY = ModelConfig(
     hidden_dim=8,
     decoder_dims=(16, 16, 8),
     sensory_mid_dim=8,
-)
-SMALL_MEMORY = MemoryConfig(
-    mem_every=2,
-    top_k=8,
-    min_mid_term_frames=2,
-    max_mid_term_frames=4,
-    num_prototypes=6,
-    max_long_term_elements=20,
-    max_permanent_frames=3,
+    default_size=48,
 )
 
 
-def tiny_model(config: ModelConfig = TINY) -> XMem:
-    """Always the same weights, which react to their input (torch's own start would give all but constants)."""
-    model = XMem(config)
-    model.load_state_dict(fill(model.state_dict()))
-    return model.eval()
+def tiny_model(seed: int = 0) -> XMem:
+    """The network, in eval mode. Its masks mean nothing, but they depend on all that came before."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return XMem(TINY).eval()
 
 
-def square(height: int, width: int, top: int, left: int, side: int) -> NDArray[np.bool_]:
-    mask = np.zeros((height, width), np.bool_)
-    mask[top : top + side, left : left + side] = True
-    return mask
-
-
-def frame_at(index: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]:
-    """Coloured noise, the same for an index, with two squares moving over it."""
-    rng = np.random.default_rng(index % 97)
-    image = rng.integers(60, 120, (height, width, 3), dtype=np.uint8)
-    image[square(height, width, index % (height // 2), 4, 14)] = (220, 40, 40)
-    image[square(height, width, 8, (3 * index) % (width // 2) + 12, 12)] = (40, 60, 230)
-    return image
+def tiny_weights(folder: Path, seed: int = 0) -> str:
+    """The network as a file that `load_model` takes."""
+    path = folder / f"tiny-{seed}.safetensors"
+    save_weights(tiny_model(seed), path)
+    return str(path)

@@ -1,7 +1,7 @@
 """What the memory must do, as plainly as it can be said: lists of elements, float64, no cleverness.
 
-Written from the description of the model alone, as an oracle for `xmem_core.memory.Memory`. Every element holds
-its own values in a dict, so "an object has no value here" is the absence of an entry and nothing else.
+Written from the description of the model alone, as an oracle for `xmem_core.memory.Memory`. An element
+holds its own values in a dict, so "an object has no value here" is the absence of an entry and nothing else.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def softmax(scores: list[float]) -> list[float]:
 @dataclass
 class PlainMemory:
     """Attributes:
-    closest_call: smallest difference, apart from exact ties, that ever decided between two elements. Where it is
-        down at fp32's precision the fp32 memory may rightly decide otherwise.
+    closest_call: smallest difference, apart from exact ties, that ever decided between two elements. Where
+        it is down at fp32's precision the fp32 memory may rightly decide otherwise.
     """
 
     config: MemoryConfig
@@ -121,12 +121,10 @@ class PlainMemory:
             self._keep_for_good(leaving)
         is_first = not self.pool()
         self.objects += [i for i in values if i not in self.objects]
-        elements = [
-            Element(
-                key[:, i], float(shrinkage[0, i]), selection[:, i], {o: v[:, i] for o, v in values.items()}
-            )
-            for i in range(key.shape[1])
-        ]
+        elements = []
+        for i in range(key.shape[1]):
+            own = {object_id: value[:, i] for object_id, value in values.items()}
+            elements.append(Element(key[:, i], float(shrinkage[0, i]), selection[:, i], own))
         self.working.append(WholeFrame(prompted, is_first, elements))
         if self.config.enable_long_term and len(self.working) == limit:
             self._consolidate()

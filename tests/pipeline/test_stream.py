@@ -1,0 +1,505 @@
+"""One stream end to end on a tiny network: rows, events, resume after any interruption, refusals."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tiny import tiny_weights
+from videos import corrupt, damage_packets, make_images, make_video
+
+from pipeline.errors import PromptError, SettingsConflictError, SourceError, UsageError
+from pipeline.executor import Executor, track
+from pipeline.masks import rle_to_mask
+from pipeline.prompts import PromptSet
+from pipeline.query import query
+from pipeline.settings import TrackSettings
+from pipeline.sources import open_source
+from pipeline.store import StreamStore
+from pipeline.stream import StreamTracker, redacted
+from xmem_core import MemoryConfig, StepResult, VideoSegmenter, load_model
+
+WORKER = Path(__file__).with_name("track_worker.py")
+KILLS = int(os.environ.get("XMEM_CHAOS", "4"))
+MEMORY = MemoryConfig(
+    mem_every=2, min_mid_term_frames=2, max_mid_term_frames=4, num_prototypes=8, max_long_term_elements=40
+)
+PROMPTS: dict[str, Any] = {
+    "version": 1,
+    "objects": [
+        {"frame": 0, "id": 1, "category": "square", "polygons": [[2, 28, 34, 28, 34, 55, 2, 55]]},
+        {"frame": 0, "id": 2, "box": [90, 70, 30, 30]},
+        {"frame": 9, "id": 70000, "category": "late", "polygons": [[60, 10, 90, 10, 90, 40, 60, 40]]},
+        {"frame": 21, "id": 1, "polygons": [[20, 28, 54, 28, 54, 55, 20, 55]]},
+    ],
+    "remove": [{"frame": 15, "id": 2}],
+}
+FRAMES = 33
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_weights(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With B-frames and a start that is not 0, 159 x 121: odd sizes and no multiple of 16."""
+    folder = tmp_path_factory.mktemp("video")
+    return make_video(folder / "clip.mkv", FRAMES, width=158, height=122, b_frames=2, start_pts=10, gop=8)
+
+
+def run(video: Path | str, out: Path, model: str, **changes: Any) -> Any:
+    arguments: dict[str, Any] = {
+        "stream_id": "cam",
+        "model": model,
+        "threads": 1,
+        "chunk_frames": 5,
+        "snapshot_chunks": 2,
+        "memory": MEMORY,
+        "prompts": PromptSet.from_record(PROMPTS),
+    }
+    return track(str(video), out, **(arguments | changes))
+
+
+def files(out: Path, *folders: str) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(out)): p.read_bytes()
+        for folder in folders
+        for p in sorted((out / folder).rglob("*"))
+        if p.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, video: Path, model: str) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed")
+    summary = run(video, out, model)
+    assert (summary.state, summary.frames) == ("finished", FRAMES)
+    return out
+
+
+class InterruptedRunError(Exception):
+    pass
+
+
+def test_rows_are_those_of_a_bare_loop_over_the_segmenter(undisturbed: Path, video: Path, model: str) -> None:
+    from pipeline.boxes import GrabCut
+    from pipeline.prompts import resolve
+    from xmem_core import Prompt
+
+    prompts = PromptSet.from_record(PROMPTS)
+    network = load_model(model)
+    segmenter = VideoSegmenter(network, MEMORY, size=network.config.default_size)
+    state = segmenter.new_state()
+    expected = {}
+    with open_source(str(video)) as source:
+        for frame in source.frames():
+            if frame.frame_index == 15:
+                state.remove_objects([2])
+            given = prompts.at(frame.frame_index)
+            prompt = Prompt(resolve(given, frame, GrabCut()).masks) if given else None
+            result = segmenter.step(state, frame.image, prompt)
+            labels = result.label_map.numpy()
+            for object_id in result.object_ids:
+                expected[frame.frame_index, object_id] = (frame.pts_seconds, labels == object_id)
+    rows = query(undisturbed, "select * from tracks order by frame_index, object_id").to_pylist()
+    assert [(r["frame_index"], r["object_id"]) for r in rows] == sorted(expected)
+    for row in rows:
+        pts, mask = expected[row["frame_index"], row["object_id"]]
+        assert row["pts_seconds"] == pts
+        assert (row["frame_height"], row["frame_width"], row["area"]) == (122, 158, mask.sum())
+        if mask.any():
+            assert np.array_equal(rle_to_mask(row["mask_rle"], 122, 158), mask)
+            assert 0 < row["score"] <= 1
+        else:
+            assert (row["mask_rle"], row["bbox_x"], row["score"]) == (None, None, 0)
+    categories = {(r["object_id"], r["category"]) for r in rows}
+    assert categories == {(1, "square"), (2, None), (70000, "late")}
+
+
+def test_events_tell_what_happened_to_objects(undisturbed: Path) -> None:
+    rows = query(
+        undisturbed, "select frame_index, kind, object_id, reason from events order by all"
+    ).to_pylist()
+    assert [tuple(r.values()) for r in rows] == [
+        (0, "object_added", 1, "prompt"),
+        (0, "object_added", 2, "prompt"),
+        (9, "object_added", 70000, "prompt"),
+        (15, "object_removed", 2, "requested"),
+        (21, "corrected", 1, "prompt"),
+    ]
+
+
+def test_chunks_follow_each_other_without_gap(undisturbed: Path) -> None:
+    names = sorted(p.name for p in (undisturbed / "tracks" / "stream_id=cam").iterdir())
+    assert names == [f"frames-{first:012d}.parquet" for first in range(0, FRAMES, 5)]
+    record = json.loads((undisturbed / "streams" / "cam.json").read_text())
+    rows = sum(pq.read_metadata(p).num_rows for p in (undisturbed / "tracks").rglob("*.parquet"))
+    assert (record["state"], record["frames"], record["rows"]) == ("finished", FRAMES, rows)
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 5, 6, 10, 11, 16, 22, 30, FRAMES])
+def test_interrupted_anywhere_it_ends_with_the_same_bytes(
+    tmp_path: Path, undisturbed: Path, video: Path, model: str, stop_after: int
+) -> None:
+    def stop(stream: StreamTracker) -> None:
+        if stream.next_frame == stop_after:
+            raise InterruptedRunError
+
+    with pytest.raises(InterruptedRunError):
+        run(video, tmp_path, model, on_frame=stop)
+    summary = run(video, tmp_path, model)
+    assert files(tmp_path, "tracks", "events") == files(undisturbed, "tracks", "events")
+    assert files(tmp_path, "streams") == files(undisturbed, "streams")
+    committed = (stop_after - 1) // 5 * 5
+    assert summary.resumed_at == (committed or None)
+    # The snapshot saves work: no more than what lies between two snapshots is repeated.
+    assert summary.tracked <= FRAMES - committed + 10
+
+
+def test_without_or_with_damaged_snapshots_it_starts_over_and_rows_stay(
+    tmp_path: Path, undisturbed: Path, video: Path, model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stop(stream: StreamTracker) -> None:
+        if stream.next_frame == 24:
+            raise InterruptedRunError
+
+    with pytest.raises(InterruptedRunError):
+        run(video, tmp_path, model, on_frame=stop)
+    for snapshot in (tmp_path / "state").rglob("*.safetensors"):
+        data = bytearray(snapshot.read_bytes())
+        data[-100] ^= 255
+        snapshot.write_bytes(data)
+    with caplog.at_level(logging.WARNING):
+        summary = run(video, tmp_path, model)
+    assert "snapshot" in caplog.text
+    assert summary.tracked == FRAMES
+    assert files(tmp_path, "tracks", "events") == files(undisturbed, "tracks", "events")
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+def test_any_cut_into_chunks_gives_the_same_rows(
+    tmp_path: Path, undisturbed: Path, video: Path, model: str, chunk: int
+) -> None:
+    run(video, tmp_path, model, chunk_frames=chunk)
+    for view in ("tracks", "events"):
+        ask = (
+            f"select * from {view} order by frame_index, object_id, kind"
+            if view == "events"
+            else ("select * from tracks order by frame_index, object_id")
+        )
+        assert query(tmp_path, ask).equals(query(undisturbed, ask))
+
+
+def test_a_finished_stream_is_left_alone(tmp_path: Path, video: Path, model: str) -> None:
+    run(video, tmp_path, model, max_frames=12)
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in tmp_path.rglob("*") if p.is_file()}
+    summary = run(video, tmp_path, model, max_frames=12)
+    assert (summary.state, summary.frames, summary.tracked) == ("finished", 12, 0)
+    assert {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_rows_that_vanished_are_tracked_again(
+    tmp_path: Path, undisturbed: Path, video: Path, model: str
+) -> None:
+    run(video, tmp_path, model)
+    for first in (25, 30):
+        (tmp_path / f"tracks/stream_id=cam/frames-{first:012d}.parquet").unlink()
+    run(video, tmp_path, model)
+    assert files(tmp_path, "tracks", "events") == files(undisturbed, "tracks", "events")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"size": 32}, "size was 48, now 32"),
+        ({"memory": MemoryConfig()}, "memory.mem_every was 2, now 5"),
+        ({"chunk_frames": 6}, "chunk_frames was 5, now 6"),
+        ({"threads": 2}, "threads was 1, now 2"),
+        ({"max_frames": 13}, "max_frames was 12, now 13"),
+        ({"prompts": PromptSet.from_record(PROMPTS | {"remove": []})}, "prompts are others"),
+    ],
+)
+def test_other_settings_are_refused_and_named(
+    tmp_path: Path, video: Path, model: str, changes: dict[str, Any], said: str
+) -> None:
+    run(video, tmp_path, model, max_frames=12)
+    before = files(tmp_path, "tracks", "events", "state", "streams")
+    with pytest.raises(SettingsConflictError, match="tracked with other settings") as caught:
+        run(video, tmp_path, model, **({"max_frames": 12} | changes))
+    assert said in str(caught.value)
+    assert files(tmp_path, "tracks", "events", "state", "streams") == before
+
+
+def test_another_model_or_video_is_refused(tmp_path: Path, video: Path, model: str) -> None:
+    run(video, tmp_path / "out", model, max_frames=6)
+    other = make_video(tmp_path / "other.mkv", 8, width=158, height=122)
+    with pytest.raises(SettingsConflictError, match="source was"):
+        run(other, tmp_path / "out", model, max_frames=6)
+    with pytest.raises(SettingsConflictError, match="model_fingerprint was"):
+        run(video, tmp_path / "out", tiny_weights(tmp_path, seed=1), max_frames=6)
+
+
+def test_restart_starts_over_with_other_settings(
+    tmp_path: Path, undisturbed: Path, video: Path, model: str
+) -> None:
+    run(video, tmp_path, model, chunk_frames=3, max_frames=20)
+    run(video, tmp_path, model, restart=True)
+    assert files(tmp_path, "tracks", "events") == files(undisturbed, "tracks", "events")
+
+
+def test_going_on_needs_no_prompts_and_keeps_the_threads(
+    tmp_path: Path, undisturbed: Path, video: Path, model: str
+) -> None:
+    def stop(stream: StreamTracker) -> None:
+        if stream.next_frame == 18:
+            raise InterruptedRunError
+
+    with pytest.raises(InterruptedRunError):
+        run(video, tmp_path, model, on_frame=stop)
+    run(video, tmp_path, model, prompts=None, threads=None)
+    assert files(tmp_path, "tracks", "events") == files(undisturbed, "tracks", "events")
+
+
+def test_nothing_to_track_is_said(tmp_path: Path, video: Path, model: str) -> None:
+    with pytest.raises(PromptError, match="nothing to track"):
+        run(video, tmp_path, model, prompts=None)
+    assert not (tmp_path / "tracks").exists()
+
+
+def test_a_prompt_beyond_the_end_is_warned_of(tmp_path: Path, video: Path, model: str) -> None:
+    record = PROMPTS | {"objects": [*PROMPTS["objects"], {"frame": 500, "id": 3, "box": [1, 1, 9, 9]}]}
+    summary = run(video, tmp_path, model, prompts=PromptSet.from_record(record))
+    assert summary.state == "finished"
+    assert [w for w in summary.warnings if "before the prompts at frames [500]" in w]
+
+
+def test_a_bad_prompt_in_the_middle_leaves_what_is_committed(
+    tmp_path: Path, undisturbed: Path, video: Path, model: str
+) -> None:
+    entry = {"frame": 12, "id": 5, "rle": {"size": [10, 10], "counts": [3, 4, 93]}}
+    record = PROMPTS | {"objects": [*PROMPTS["objects"], entry]}
+    with pytest.raises(PromptError, match="10x10, the frame 158x122"):
+        run(video, tmp_path, model, prompts=PromptSet.from_record(record))
+    assert StreamStore(tmp_path, "cam").committed().next_frame == 10
+    assert query(tmp_path, "select max(frame_index) as last from tracks").to_pylist() == [{"last": 9}]
+
+
+def test_frames_before_the_first_prompt_have_files_without_rows(
+    tmp_path: Path, video: Path, model: str
+) -> None:
+    record = {"version": 1, "objects": [{"frame": 12, "id": 4, "box": [40, 40, 50, 50]}]}
+    run(video, tmp_path, model, prompts=PromptSet.from_record(record), max_frames=20)
+    counts = [pq.read_metadata(p).num_rows for p in sorted((tmp_path / "tracks").rglob("*.parquet"))]
+    assert counts == [0, 0, 3, 5]
+
+
+def test_damaged_video_tracks_what_decodes_with_one_event_per_loss(tmp_path: Path, model: str) -> None:
+    clean = make_video(tmp_path / "clean.mp4", 40, gop=10, b_frames=0)
+    broken = damage_packets(clean, tmp_path / "broken.mp4", [12, 13, 31])
+    prompts = PromptSet.from_record(
+        {"version": 1, "objects": [{"id": 1, "polygons": [[2, 28, 34, 28, 34, 55]]}]}
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    summary = run(broken, whole, model, prompts=prompts)
+    losses = query(whole, "select frame_index, count from events where kind = 'corrupt'").to_pylist()
+    assert losses
+    assert summary.losses == sum(r["count"] for r in losses)
+    tracked = query(whole, "select count(distinct frame_index) as n from tracks").to_pylist()[0]["n"]
+    assert tracked == summary.frames >= 25
+
+    def stop(stream: StreamTracker) -> None:
+        if stream.next_frame == 23:
+            raise InterruptedRunError
+
+    with pytest.raises(InterruptedRunError):
+        run(broken, cut, model, prompts=prompts, on_frame=stop)
+    run(broken, cut, model, prompts=prompts)
+    assert files(cut, "tracks", "events") == files(whole, "tracks", "events")
+
+
+def test_hopelessly_corrupt_video_is_one_clear_error(tmp_path: Path, model: str) -> None:
+    clean = make_video(tmp_path / "clean.mp4", 20)
+    broken = corrupt(clean, tmp_path / "broken.mp4", count=400, between=(0.0, 1.0))
+    with pytest.raises(SourceError, match=r"^[^\n]*broken\.mp4[^\n]*$"):
+        run(broken, tmp_path / "out", model)
+
+
+def test_a_folder_of_images_whose_size_changes(tmp_path: Path, model: str) -> None:
+    make_images(tmp_path / "images", 6)
+    import cv2
+
+    for i in (6, 7, 8):
+        small = cv2.resize(cv2.imread(str(tmp_path / "images/frame2.jpg")), (81, 67))
+        cv2.imwrite(str(tmp_path / f"images/frame{i}.jpg"), small)
+    summary = run(
+        tmp_path / "images",
+        tmp_path / "out",
+        model,
+        prompts=PromptSet.from_record({"version": 1, "objects": [{"id": 1, "box": [20, 20, 60, 60]}]}),
+    )
+    assert summary.frames == 9
+    sizes = query(
+        tmp_path / "out", "select frame_width, frame_height, pts_seconds from tracks order by frame_index"
+    ).to_pylist()
+    assert [tuple(r.values()) for r in sizes] == [(160, 120, None)] * 6 + [(81, 67, None)] * 3
+    events = query(tmp_path / "out", "select frame_index, detail from events where kind = 'resized'")
+    assert events.to_pylist() == [{"frame_index": 6, "detail": '{"from": [120, 160], "to": [67, 81]}'}]
+
+
+def test_a_failed_commit_surfaces_and_a_later_run_goes_on(
+    tmp_path: Path, undisturbed: Path, video: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = StreamStore.commit
+
+    def failing(self: StreamStore, first: int, last: int, *tables: Any) -> bool:
+        if first == 10:
+            raise OSError(28, "No space left on device")
+        return commit(self, first, last, *tables)
+
+    monkeypatch.setattr(StreamStore, "commit", failing)
+    with pytest.raises(OSError, match="No space left"):
+        run(video, tmp_path, model)
+    monkeypatch.undo()
+    run(video, tmp_path, model)
+    assert files(tmp_path, "tracks", "events") == files(undisturbed, "tracks", "events")
+
+
+def test_a_second_writer_stops_or_writes_the_same(
+    tmp_path: Path, undisturbed: Path, video: Path, model: str
+) -> None:
+    """Two runs at once on one stream: deterministic, so both may finish; never a row too many or too few."""
+    environment = dict(os.environ, PYTHONPATH=f"{WORKER.parents[2]}")
+    with (
+        _start(video, tmp_path, model, environment) as one,
+        _start(video, tmp_path, model, environment) as two,
+    ):
+        codes = [one.wait(timeout=300), two.wait(timeout=300)]
+    assert 0 in codes
+    assert files(tmp_path, "tracks") == files(undisturbed, "tracks")
+
+
+def test_many_streams_on_one_executor_do_not_touch_each_other(
+    tmp_path: Path, undisturbed: Path, video: Path, model: str
+) -> None:
+    network = load_model(model)
+    segmenter = VideoSegmenter(network, MEMORY, size=network.config.default_size)
+    settings = TrackSettings(
+        model, segmenter.fingerprint, MEMORY, segmenter.size, threads=1, chunk_frames=5, snapshot_chunks=2
+    )
+    streams = [
+        StreamTracker(
+            open_source(str(video)),
+            StreamStore(tmp_path / str(i), "cam"),
+            segmenter,
+            settings,
+            PromptSet.from_record(PROMPTS),
+        )
+        for i in range(3)
+    ]
+    executor = Executor(segmenter, 1)
+    # They start one after another, so that they stand at different frames.
+    running: list[StreamTracker] = []
+    for stream in streams:
+        running = executor.advance([*running, stream])
+    while running:
+        running = executor.advance(running)
+    for i, stream in enumerate(streams):
+        stream.close()
+        assert files(tmp_path / str(i), "tracks") == files(undisturbed, "tracks")
+
+
+def test_accept_needs_a_frame(tmp_path: Path, video: Path, model: str) -> None:
+    network = load_model(model)
+    segmenter = VideoSegmenter(network, MEMORY, size=48)
+    settings = TrackSettings(model, segmenter.fingerprint, MEMORY, 48, threads=1)
+    source = open_source(str(video))
+    store = StreamStore(tmp_path, "cam")
+    stream = StreamTracker(source, store, segmenter, settings, PromptSet.from_record(PROMPTS))
+    with stream, pytest.raises(RuntimeError, match="without a frame"):
+        stream.accept(StepResult((), (2, 2), torch.ones(1, 2, 2)))
+
+
+def test_credentials_do_not_reach_the_record() -> None:
+    assert redacted("https://user:secret@host/v.mp4?x=1") == "https://host/v.mp4?x=1"
+    assert redacted("/data/a@b.mp4") == "/data/a@b.mp4"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"threads": 0}, {"chunk_frames": 0}, {"max_frames": 0}, {"dtype": "int8"}, {"size": 8}]
+)
+def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(wrong))}="):
+        TrackSettings("m", "f", **wrong)
+
+
+def _start(video: Path, out: Path, model: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+    from dataclasses import asdict
+
+    arguments = {
+        "video": str(video),
+        "out": str(out),
+        "prompts": PROMPTS,
+        "stream_id": "cam",
+        "model": model,
+        "threads": 1,
+        "chunk_frames": 5,
+        "snapshot_chunks": 2,
+        "memory": asdict(MEMORY),
+    }
+    return subprocess.Popen(
+        [sys.executable, str(WORKER), json.dumps(arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+    )
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(
+    tmp_path: Path, undisturbed: Path, video: Path, model: str
+) -> None:
+    """SIGKILL at seeded moments, again and again, until a run comes through."""
+    environment = dict(os.environ, PYTHONPATH=f"{WORKER.parents[2]}")
+    rng = random.Random(5)
+    kills, rounds = 0, 0
+    while kills < KILLS:
+        out = tmp_path / str(rounds)
+        rounds += 1
+        while True:
+            process = _start(video, out, model, environment)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "go\n"
+            try:
+                code = process.wait(timeout=rng.uniform(0.02, 1.2) if kills < KILLS else 300)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                kills += 1
+                continue
+            finally:
+                process.stdout.close()
+            assert code == 0
+            break
+        assert files(out, "tracks", "events") == files(undisturbed, "tracks", "events")
+    logging.getLogger(__name__).info("%d kills over %d runs at %s", kills, rounds, time.ctime())

@@ -1,0 +1,25 @@
+"""Tracks a video in a process of its own, to be killed: python track_worker.py JSON.
+
+JSON: the arguments of `pipeline.executor.track`, prompts as the content of a prompts file. Says "go"
+once it is loaded.
+"""
+
+import json
+import sys
+
+from pipeline.executor import track
+from pipeline.prompts import PromptSet
+from xmem_core import MemoryConfig
+
+
+def main() -> None:
+    arguments = json.loads(sys.argv[1])
+    arguments["prompts"] = PromptSet.from_record(arguments["prompts"])
+    arguments["memory"] = MemoryConfig(**arguments["memory"])
+    sys.stdout.write("go\n")
+    sys.stdout.flush()
+    track(arguments.pop("video"), arguments.pop("out"), arguments.pop("prompts"), **arguments)
+
+
+if __name__ == "__main__":
+    main()
