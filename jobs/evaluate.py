@@ -43,10 +43,13 @@ Mask = NDArray[np.bool_]
 
 
 class StepResult(Protocol):
-    """What a segmenter says of a frame: H x W integers, 0 the background, otherwise object ids."""
+    """What a segmenter says of a frame: H x W integers, 0 the background, otherwise object ids.
+
+    An array or a tensor, on any device.
+    """
 
     @property
-    def label_map(self) -> NDArray[np.int32]: ...
+    def label_map(self) -> Any: ...
 
 
 class Segmenter(Protocol):
@@ -256,7 +259,9 @@ def _evaluate_clip(clip: _Clip, segmenter: Segmenter, max_frames: int | None) ->
             new = [] if truth is None else [int(i) for i in np.unique(truth) if i and int(i) not in sums]
             prompt = Prompt({i: truth == i for i in new}) if new and truth is not None else None
             started = time.perf_counter()
-            labels = np.asarray(segmenter.step(state, frame, prompt).label_map)
+            labels = segmenter.step(state, frame, prompt).label_map
+            if not isinstance(labels, np.ndarray):
+                labels = labels.cpu().numpy()  # within the measured time: on a GPU this waits for the step
             seconds += time.perf_counter() - started
             if labels.shape != frame.shape[:2]:
                 raise UsageError(

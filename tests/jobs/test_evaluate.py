@@ -1,0 +1,391 @@
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from reference.blobs import random_mask
+from reference.plain_davis import plain_f, plain_j, plain_outline
+from reference.plain_png import PALETTE, plain_png
+from rich.console import Console
+
+from jobs.evaluate import EvaluationReport, boundary_accuracy, outline, region_similarity, run
+from pipeline.errors import UsageError
+
+REAL = Path("/work/shared/data/davis2016-val-part")
+HEIGHT, WIDTH = 40, 60
+
+
+def square(top: int, left: int, side: int = 12, value: int = 1) -> np.ndarray:
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[top : top + side, left : left + side] = value
+    return labels
+
+
+def write_clip(
+    root: Path, name: str, annotations: list[np.ndarray | bytes | None], layer: str = "480p"
+) -> None:
+    """Frame i is all of the colour (RGB) 10 i, 100, 200; an annotation of None is left out."""
+    images, masks = root / "JPEGImages" / layer / name, root / "Annotations" / layer / name
+    images.mkdir(parents=True)
+    masks.mkdir(parents=True)
+    for i, annotation in enumerate(annotations):
+        frame = np.full((HEIGHT, WIDTH, 3), (200, 100, 10 * i), np.uint8)  # OpenCV writes BGR
+        assert cv2.imwrite(str(images / f"{i:05d}.jpg"), frame)
+        if isinstance(annotation, bytes):
+            (masks / f"{i:05d}.png").write_bytes(annotation)
+        elif annotation is not None:
+            assert cv2.imwrite(str(masks / f"{i:05d}.png"), annotation)
+
+
+class Replay:
+    """Gives prepared label maps, clip by clip, and remembers what it was asked."""
+
+    def __init__(self, *clips: list[np.ndarray]) -> None:
+        self.clips = list(clips)
+        self.states: list[dict] = []
+
+    def new_state(self) -> dict:
+        self.states.append({"labels": iter(self.clips[len(self.states)]), "frames": [], "prompts": []})
+        return self.states[-1]
+
+    def step(self, state, frame, prompt=None):
+        assert state is self.states[-1]
+        state["frames"].append(frame)
+        state["prompts"].append(prompt)
+        return SimpleNamespace(label_map=next(state["labels"]).astype(np.int32))
+
+
+def shifted(labels: np.ndarray, pixels: int = 1) -> np.ndarray:
+    return np.roll(labels, pixels, axis=1)
+
+
+# --- the measures --------------------------------------------------------------------------------
+
+SIZES = st.tuples(st.integers(1, 18), st.integers(1, 18))
+
+
+@given(SIZES, st.integers(0, 2**32 - 1))
+def test_j_is_the_plain_one(size, seed):
+    rng = np.random.default_rng(seed)
+    mask, truth = random_mask(rng, *size), random_mask(rng, *size)
+    assert region_similarity(mask, truth) == plain_j(mask, truth)
+
+
+@given(SIZES, st.integers(0, 2**32 - 1), st.sampled_from([0.008, 0.05, 0.12, 1, 2, 5]))
+def test_f_is_the_plain_one(size, seed, tolerance):
+    rng = np.random.default_rng(seed)
+    mask, truth = random_mask(rng, *size), random_mask(rng, *size)
+    assert list(zip(*np.nonzero(outline(mask)), strict=True)) == plain_outline(mask)
+    assert boundary_accuracy(mask, truth, tolerance) == plain_f(mask, truth, tolerance)
+
+
+def test_outline_of_a_pixel_lies_up_and_left_of_it_too():
+    mask = np.zeros((4, 4), np.bool_)
+    mask[2, 2] = True
+    np.testing.assert_array_equal(
+        outline(mask), np.array([[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]], np.bool_)
+    )
+
+
+def test_matches_reach_as_far_as_the_rounded_up_share_of_the_diagonal_and_no_farther():
+    # 480 x 854: 0.008 of the diagonal is 7.84, so 8 pixels match and 9 do not.
+    assert math.ceil(0.008 * math.hypot(480, 854)) == 8
+    scores = []
+    for distance in (8, 9):
+        mask, truth = np.zeros((480, 854), np.bool_), np.zeros((480, 854), np.bool_)
+        truth[:, :400] = True
+        mask[:, : 400 + distance] = True
+        scores.append(boundary_accuracy(mask, truth))
+    assert scores == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("mask", "truth", "j", "f"),
+    [
+        (np.zeros((9, 9), np.bool_), np.zeros((9, 9), np.bool_), 1.0, 1.0),
+        (np.ones((9, 9), np.bool_), np.ones((9, 9), np.bool_), 1.0, 1.0),
+        (np.zeros((9, 9), np.bool_), np.eye(9, dtype=np.bool_), 0.0, 0.0),
+        (np.eye(9, dtype=np.bool_), np.zeros((9, 9), np.bool_), 0.0, 0.0),
+        # Neither has an outline, so F sees no difference between everything and nothing; nor does DAVIS's.
+        (np.ones((9, 9), np.bool_), np.zeros((9, 9), np.bool_), 0.0, 1.0),
+    ],
+)
+def test_empty_and_full_masks(mask, truth, j, f):
+    assert (region_similarity(mask, truth), boundary_accuracy(mask, truth)) == (j, f)
+
+
+# --- a data set ----------------------------------------------------------------------------------
+
+
+def test_truth_against_itself_is_a_hundred_and_a_pixel_off_costs_j_only(tmp_path):
+    truth = [square(10, 5 + 3 * i) for i in range(6)]
+    write_clip(tmp_path, "walk", truth)
+    exact = run(tmp_path, Replay(truth)).to_json()
+    assert exact["overall"] == {"J&F": 100.0, "J": 100.0, "F": 100.0}
+    off = run(tmp_path, Replay([shifted(t) for t in truth])).to_json()
+    assert off["overall"]["F"] == 100.0
+    assert off["overall"]["J"] == pytest.approx(100 * 132 / 156, abs=1e-3)
+    assert off["overall"]["J&F"] == pytest.approx((100 + 100 * 132 / 156) / 2, abs=1e-3)
+    assert set(off["clips"]) == {"walk"}
+    assert {k: off["clips"]["walk"][k] for k in ("J&F", "J", "F")} == off["overall"]
+
+
+def test_first_and_last_frame_do_not_count(tmp_path):
+    truth = [square(10, 5 + 3 * i) for i in range(5)]
+    nothing = np.zeros_like(truth[0])
+    write_clip(tmp_path, "a", truth)
+    assert run(tmp_path, Replay([nothing, *truth[1:4], nothing])).j == 1.0
+    for wrong in (1, 2, 3):
+        answer = list(truth)
+        answer[wrong] = nothing
+        report = run(tmp_path, Replay(answer))
+        assert report.j == pytest.approx(2 / 3)
+        assert report.f == pytest.approx(2 / 3)
+
+
+def test_overall_is_the_mean_over_objects_not_over_clips(tmp_path):
+    def two(i: int) -> np.ndarray:
+        return square(2, 3 + i, value=1) + square(20, 30 + i, value=2)
+
+    pair, single = [two(i) for i in range(4)], [square(9, 9 + i) for i in range(4)]
+    write_clip(tmp_path, "b-pair", pair)
+    write_clip(tmp_path, "a-single", single)
+    lost_second = [np.where(p == 2, 0, p) for p in pair]
+    report = run(tmp_path, Replay(single, lost_second))
+    assert [c.name for c in report.clips] == ["a-single", "b-pair"]
+    assert [(o.object_id, o.j, o.f, o.frames) for o in report.clips[1].objects] == [
+        (1, 1.0, 1.0, 2),
+        (2, 0.0, 0.0, 2),
+    ]
+    assert report.clips[1].j == 0.5
+    assert report.j == pytest.approx(2 / 3)
+    figures = report.to_json()
+    assert figures["clips"]["b-pair"]["J"] == 50.0
+    assert figures["overall"]["J"] == pytest.approx(66.667)
+
+
+def test_labels_swapped_between_objects_score_nothing(tmp_path):
+    truth = [square(2, 3 + i, value=1) + square(20, 30 + i, value=2) for i in range(4)]
+    write_clip(tmp_path, "a", truth)
+    swapped = [np.choose(t, [0, 2, 1]) for t in truth]
+    assert run(tmp_path, Replay(swapped)).j == 0.0
+
+
+def test_the_segmenter_gets_rgb_frames_in_order_and_the_first_mask_only(tmp_path):
+    truth = [square(5, 5 + i, value=3) for i in range(4)]
+    write_clip(tmp_path, "x", truth)
+    write_clip(tmp_path, "y", truth)
+    replay = Replay(truth, truth)
+    run(tmp_path, replay)
+    assert len(replay.states) == 2  # nothing is carried from clip to clip
+    for state in replay.states:
+        assert len(state["frames"]) == 4
+        for i, frame in enumerate(state["frames"]):
+            assert (frame.dtype, frame.shape) == (np.uint8, (HEIGHT, WIDTH, 3))
+            assert np.abs(frame[0, 0].astype(int) - (10 * i, 100, 200)).max() <= 3
+        first, *later = state["prompts"]
+        assert later == [None, None, None]
+        assert list(first.masks) == [3]
+        np.testing.assert_array_equal(np.asarray(first.masks[3]), truth[0] == 3)
+
+
+def test_an_object_that_shows_later_is_given_there_and_scored_from_the_next_frame(tmp_path):
+    truth = [square(5, 5 + i) for i in range(5)]
+    for i in (2, 3, 4):
+        truth[i] = truth[i] + square(22, 30 + i, value=7)
+    write_clip(tmp_path, "late", truth)
+    replay = Replay([truth[0], truth[1], np.where(truth[2] == 7, 0, truth[2]), truth[3], truth[4]])
+    report = run(tmp_path, replay)
+    given = [sorted(p.masks) if p is not None else [] for p in replay.states[0]["prompts"]]
+    assert given == [[1], [], [7], [], []]
+    assert [(o.object_id, o.j, o.frames) for o in report.clips[0].objects] == [(1, 1.0, 3), (7, 1.0, 1)]
+
+
+def test_255_alone_is_object_one_and_beside_others_counts_for_nobody(tmp_path):
+    truth = [square(10, 5 + i) for i in range(4)]
+    write_clip(tmp_path / "binary", "a", [t * 255 for t in truth])
+    assert run(tmp_path / "binary", Replay(truth)).j == 1.0
+
+    marked = [t + square(25, 5 + i, value=255) for i, t in enumerate(truth)]
+    write_clip(tmp_path / "void", "a", marked)
+    spilt = [np.where(m == 255, 1, m) for m in marked]
+    replay = Replay(spilt)
+    report = run(tmp_path / "void", replay)
+    assert [o.object_id for o in report.clips[0].objects] == [1]
+    assert (report.j, report.f) == (1.0, 1.0)
+    np.testing.assert_array_equal(np.asarray(replay.states[0]["prompts"][0].masks[1]), truth[0] == 1)
+
+
+def test_palette_annotations_and_a_layout_without_480p(tmp_path):
+    colours = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (0, 0, 0)]
+    truth = [square(2, 3 + i, value=1) + square(20, 30 + i, value=3) for i in range(4)]
+    write_clip(tmp_path, "a", [plain_png(t, 8, PALETTE, colours) for t in truth], layer=".")
+    replay = Replay(truth)
+    report = run(tmp_path, replay)
+    assert sorted(replay.states[0]["prompts"][0].masks) == [1, 3]
+    assert (report.j, report.f) == (1.0, 1.0)
+
+
+def test_frames_without_annotation_are_tracked_but_not_scored(tmp_path):
+    truth = [square(10, 5 + i) for i in range(6)]
+    write_clip(tmp_path, "sparse", [truth[0], None, truth[2], None, None, truth[5]])
+    nothing = np.zeros_like(truth[0])
+    replay = Replay([truth[0], nothing, shifted(truth[2]), nothing, nothing, nothing])
+    (clip,) = run(tmp_path, replay).clips
+    assert (clip.frames, clip.objects[0].frames) == (6, 1)
+    assert clip.j == pytest.approx(132 / 156)
+
+
+def test_clips_and_frames_can_be_limited_and_progress_is_told(tmp_path):
+    truth = [square(10, 5 + i) for i in range(6)]
+    for name in ("a", "b", "c"):
+        write_clip(tmp_path, name, truth)
+    lines: list[str] = []
+    answer = [truth[0], truth[1], truth[2], np.zeros_like(truth[0])]  # the fourth frame is now the last
+    replay = Replay(answer, answer)
+    report = run(tmp_path, replay, clips=["c", "a"], max_frames=4, progress=lines.append)
+    assert [(c.name, c.frames, c.objects[0].frames, c.j) for c in report.clips] == [
+        ("a", 4, 2, 1.0),
+        ("c", 4, 2, 1.0),
+    ]
+    assert [len(s["frames"]) for s in replay.states] == [4, 4]
+    assert [line.split(":")[0] for line in lines] == ["1/2 a", "2/2 c"]
+    assert all("J&F 100.0" in line for line in lines)
+    assert all(clip.seconds > 0 and clip.frames_per_second > 0 for clip in report.clips)
+
+
+def test_tensors_are_taken_too(tmp_path):
+    truth = [square(10, 5 + i) for i in range(4)]
+    write_clip(tmp_path, "a", truth)
+
+    class OnSomeDevice:
+        """A tensor that, like one on a GPU, NumPy can't read before it was copied."""
+
+        def __init__(self, labels: np.ndarray) -> None:
+            self.labels = torch.from_numpy(labels)
+
+        def __array__(self, *_: object, **__: object) -> np.ndarray:
+            raise TypeError("can't convert a device tensor to numpy")
+
+        def cpu(self) -> torch.Tensor:
+            return self.labels
+
+    class Tensors(Replay):
+        def step(self, state, frame, prompt=None):
+            return SimpleNamespace(label_map=OnSomeDevice(super().step(state, frame, prompt).label_map))
+
+    assert run(tmp_path, Tensors(truth)).j == 1.0
+
+
+def test_table_shows_the_same_figures(tmp_path):
+    truth = [square(10, 5 + i) for i in range(4)]
+    write_clip(tmp_path, "some-clip", truth)
+    text = io.StringIO()
+    Console(file=text, width=120).print(run(tmp_path, Replay([shifted(t) for t in truth])).table())
+    rows = [line for line in text.getvalue().splitlines() if "some-clip" in line or "overall" in line]
+    assert len(rows) == 2
+    assert all("92.3" in row and "84.6" in row and "100.0" in row for row in rows)
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def good(tmp_path):
+    write_clip(tmp_path, "a", [square(10, 5 + i) for i in range(4)])
+    return tmp_path
+
+
+def refused(root: Path, labels: list[np.ndarray] | None = None, **options) -> str:
+    with pytest.raises(UsageError) as caught:
+        run(root, Replay(labels or [square(10, 5)] * 9), **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_folder_of_another_layout_is_refused(tmp_path, good):
+    assert "no folder JPEGImages" in refused(good / "JPEGImages")
+    assert "no folder JPEGImages" in refused(good / "nowhere")
+    empty = tmp_path / "empty"
+    for name in ("JPEGImages", "Annotations"):
+        (empty / name / "480p").mkdir(parents=True)
+    assert "holds no clip" in refused(empty)
+
+
+def test_unknown_clips_and_too_few_frames_are_refused(good):
+    assert "no clip 'b'" in (message := refused(good, clips=["a", "b"]))
+    assert "there are: a" in message
+    assert "at least 3" in refused(good, max_frames=2)
+    (good / "JPEGImages/480p/a/00003.jpg").unlink()
+    (good / "JPEGImages/480p/a/00002.jpg").unlink()
+    assert "2 .jpg files" in refused(good)
+
+
+def test_annotations_that_are_missing_or_stray_are_refused(good):
+    masks = good / "Annotations/480p/a"
+    (masks / "00009.png").write_bytes((masks / "00001.png").read_bytes())
+    assert "00009.png has no frame of that name" in refused(good)
+    for path in masks.iterdir():
+        path.unlink()
+    assert "has no annotation" in refused(good)
+
+
+def test_unreadable_pictures_are_named(good):
+    (good / "Annotations/480p/a/00001.png").write_bytes(b"no picture")
+    assert "00001.png is not a PNG" in refused(good)
+    assert cv2.imwrite(str(good / "Annotations/480p/a/00001.png"), square(10, 6))
+    (good / "JPEGImages/480p/a/00002.jpg").write_bytes(b"no picture")
+    assert "00002.jpg cannot be decoded" in refused(good)
+
+
+def test_coloured_annotations_are_refused(good):
+    assert cv2.imwrite(
+        str(good / "Annotations/480p/a/00000.png"), np.dstack([square(1, 1)] * 2 + [square(2, 2)])
+    )
+    assert "coloured" in refused(good)
+
+
+def test_annotations_of_another_size_are_refused(good):
+    assert cv2.imwrite(str(good / "Annotations/480p/a/00001.png"), np.zeros((20, 30), np.uint8))
+    message = refused(good)
+    assert "00001.png is 30x20, its frame 60x40" in message
+
+
+def test_clips_that_show_nothing_are_refused(good):
+    for path in (good / "Annotations/480p/a").iterdir():
+        assert cv2.imwrite(str(path), np.zeros((HEIGHT, WIDTH), np.uint8))
+    assert "clip a: no annotated object" in refused(good)
+
+
+def test_labels_of_another_size_are_refused(good):
+    assert "labels of (20, 30)" in refused(good, [np.zeros((20, 30), np.uint8)] * 4)
+
+
+# --- real data -----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not here")
+def test_real_clips_score_a_hundred_against_themselves():
+    truth = {}
+    for clip in ("bmx-trees", "dog"):
+        files = sorted((REAL / "Annotations/480p" / clip).glob("*.png"))[:5]
+        truth[clip] = [(cv2.imread(str(f), cv2.IMREAD_UNCHANGED) > 0).astype(np.uint8) for f in files]
+    report: EvaluationReport = run(REAL, Replay(*truth.values()), clips=list(truth), max_frames=5)
+    assert report.to_json()["overall"] == {"J&F": 100.0, "J": 100.0, "F": 100.0}
+    off = run(
+        REAL,
+        Replay(*[[shifted(t) for t in clip] for clip in truth.values()]),
+        clips=list(truth),
+        max_frames=5,
+    )
+    assert off.f == 1.0
+    assert 0.8 < off.j < 1.0
