@@ -168,8 +168,8 @@ class VideoSegmenter:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self._network = network
         self.device = next(model.parameters()).device
-        self._mean = torch.tensor(IMAGE_MEAN, device=self.device).view(1, 3, 1, 1) * 255
-        self._std = torch.tensor(IMAGE_STD, device=self.device).view(1, 3, 1, 1) * 255
+        self._mean = torch.tensor(IMAGE_MEAN, device=self.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(IMAGE_STD, device=self.device).view(1, 3, 1, 1)
 
     def new_state(self) -> TrackerState:
         """An empty state for a new stream."""
@@ -255,7 +255,9 @@ class VideoSegmenter:
             if self.device.type != "cpu":
                 image = image.float()
             image = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
-        normalised = (image.float() - self._mean) / self._std
+        # In this order and unfolded: the input then has the published model's very bits. What a last bit of it
+        # becomes is seen where objects saturate (a tenth of a probability, at single pixels).
+        normalised = (image.float() / 255 - self._mean) / self._std
         return F.pad(normalised, _padding(size)).contiguous(memory_format=torch.channels_last)
 
     def _encode_keys(self, images: list[Tensor | None]) -> list[KeyFeatures | None]:

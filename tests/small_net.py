@@ -1,0 +1,52 @@
+"""A network small enough for a hundred frames a second, and a clip of moving squares for it."""
+
+from __future__ import annotations
+
+import numpy as np
+from golden.weights import fill
+from numpy.typing import NDArray
+
+from xmem_core import MemoryConfig, ModelConfig, XMem
+
+SMALL = ModelConfig(
+    key_backbone="efficientnet-lite0",
+    value_stem=8,
+    value_widths=(8, 8, 16),
+    value_blocks=(1, 1, 1),
+    key_dim=16,
+    value_dim=16,
+    hidden_dim=8,
+    decoder_dims=(16, 16, 8),
+    sensory_mid_dim=8,
+)
+SMALL_MEMORY = MemoryConfig(
+    mem_every=2,
+    top_k=8,
+    min_mid_term_frames=2,
+    max_mid_term_frames=4,
+    num_prototypes=6,
+    max_long_term_elements=20,
+    max_permanent_frames=3,
+)
+
+
+def small_model(config: ModelConfig = SMALL) -> XMem:
+    """Always the same weights. They react to their input, where torch's own start gives all but constants."""
+    model = XMem(config)
+    model.load_state_dict(fill(model.state_dict()))
+    return model.eval()
+
+
+def square(height: int, width: int, top: int, left: int, side: int) -> NDArray[np.bool_]:
+    mask = np.zeros((height, width), np.bool_)
+    mask[top : top + side, left : left + side] = True
+    return mask
+
+
+def frame_at(index: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]:
+    """Coloured noise, the same for an index, with two squares moving over it."""
+    rng = np.random.default_rng(index % 97)
+    image = rng.integers(60, 120, (height, width, 3), dtype=np.uint8)
+    image[square(height, width, index % (height // 2), 4, 14)] = (220, 40, 40)
+    image[square(height, width, 8, (3 * index) % (width // 2) + 12, 12)] = (40, 60, 230)
+    return image
