@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UsageError, XmemError
-from xmem_core.training.settings import TrainConfig
+from xmem_core.training.settings import RECIPE, TrainConfig
 
 
 def run(config_path: str | None, data_root: str, out: str, overrides: dict[str, Any]) -> Path:
     """Trains, or goes on with the training in `out`; returns the path of the averaged weights.
 
     Args:
-        config_path: JSON of `TrainConfig`; None for the one in `out` if there is one, else the defaults.
+        config_path: JSON of `TrainConfig`; None for the one in `out` if there is one, else the bundled
+            model's (`xmem_core/training/xmem-lite.json`).
         data_root: folder with stills/ and davis/.
         out: the run's folder.
         overrides: settings of `TrainConfig` that replace the file's; besides `init` (weights to start from),
@@ -25,20 +27,21 @@ def run(config_path: str | None, data_root: str, out: str, overrides: dict[str, 
     Raises:
         UsageError: settings or data that can't be used. XmemError: the training failed.
     """
+    from xmem_core.training.keep import latest_checkpoint
     from xmem_core.training.trainer import train
 
     overrides = dict(overrides)
     init, resume = overrides.pop("init", None), bool(overrides.pop("resume", True))
     backbone = overrides.pop("backbone", None)
-    earlier = Path(out) / "config.json"
-    if config_path is None and resume and earlier.exists():
-        config_path = str(earlier)
+    if config_path is None:
+        earlier = Path(out) / "config.json"
+        config_path = str(earlier if resume and earlier.exists() else RECIPE)
     try:
-        config = TrainConfig.load(config_path) if config_path else TrainConfig()
-        config = config.with_overrides(overrides)
+        config = TrainConfig.load(config_path).with_overrides(overrides)
     except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"training settings {config_path or '(defaults)'}: {error}") from error
-    if init is None and backbone is None and config.model.key_backbone == "efficientnet-lite0":
+        raise UsageError(f"training settings {config_path}: {error}") from error
+    starts = not (resume and latest_checkpoint(Path(out)))
+    if starts and not init and not backbone and config.model.key_backbone == "efficientnet-lite0":
         backbone = _installed_backbone()
     try:
         return train(config, data_root, out, resume=resume, init=init, backbone=backbone)
@@ -46,6 +49,23 @@ def run(config_path: str | None, data_root: str, out: str, overrides: dict[str, 
         raise UsageError(str(error)) from error
     except (OSError, RuntimeError) as error:
         raise XmemError(f"training stopped: {error}") from error
+
+
+def parse_settings(items: Sequence[str]) -> dict[str, Any]:
+    """`name=value` texts as settings: the value is JSON if it can be read as such, else the text itself.
+
+    Raises UsageError for an item that is not of this form.
+    """
+    settings: dict[str, Any] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--set {item!r} is not allowed: give name=value, for instance --set lr=2e-4")
+        try:
+            settings[name] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[name] = value
+    return settings
 
 
 def _installed_backbone() -> str:
@@ -69,15 +89,9 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    overrides: dict[str, Any] = {"init": args.init, "resume": not args.no_resume}
-    for item in args.set:
-        name, _, value = item.partition("=")
-        try:
-            overrides[name] = json.loads(value)
-        except json.JSONDecodeError:
-            overrides[name] = value
     try:
-        run(args.config, args.data, args.out, overrides)
+        given = parse_settings(args.set)
+        run(args.config, args.data, args.out, {**given, "init": args.init, "resume": not args.no_resume})
     except XmemError as error:
         parser.exit(error.exit_code, f"{error}\n")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -22,8 +25,14 @@ _FREE = {"threads", "workers", "max_hours", "log_every", "checkpoint_every", "de
 # Settings that a checkpoint can't be gone on with if they differ. The others may be changed on purpose, to
 # end a run sooner or to change its curriculum; what then comes is another run.
 _FIXED = {"model", "seed"}
+# Checkpoints left: the newest, and one before it in case a full disk or a power cut damages that.
+_KEPT = 2
 
 log = logging.getLogger(__name__)
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint lacks a file, or one is not what was written; the message names it."""
 
 
 def save_checkpoint(
@@ -34,7 +43,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
 ) -> Path:
-    """Writes out/checkpoint-<step> whole or not at all, then removes the older ones."""
+    """Writes out/checkpoint-<step> whole or not at all, then removes all but it and the one before."""
     final = out / f"checkpoint-{step:08d}"
     partial = out / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -42,26 +51,65 @@ def save_checkpoint(
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial / "model.safetensors")
     save_file({k: v.contiguous() for k, v in averaged.items()}, partial / "averaged.safetensors")
     torch.save(optimizer.state_dict(), partial / "optimizer.pt")
-    (partial / "state.json").write_text(json.dumps({"step": step, "config": config.to_dict()}))
+    digests = {path.name: _digest(path) for path in sorted(partial.iterdir())}
+    state = {"step": step, "config": config.to_dict(), "sha256": digests}
+    (partial / "state.json").write_text(json.dumps(state))
     for path in partial.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
-    for older in _checkpoints(out):
-        if older != final:
-            shutil.rmtree(older, ignore_errors=True)
+    # Later ones are damaged, or of a run that was started over.
+    kept = [p for p in checkpoints(out) if p <= final][-_KEPT:]
+    remove_checkpoints(out, but=kept)
     return final
 
 
-def _checkpoints(out: Path) -> list[Path]:
+def remove_checkpoints(out: Path, but: Sequence[Path] = ()) -> None:
+    """Removes a run's checkpoints, but for those named."""
+    for path in checkpoints(out):
+        if path not in but:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """The finished checkpoints of a run's folder, the newest last."""
     return sorted(p for p in out.glob("checkpoint-*") if p.is_dir())
 
 
 def latest_checkpoint(out: Path) -> Path | None:
-    """The newest complete checkpoint of a run's folder."""
-    found = _checkpoints(out)
+    """The newest checkpoint of a run's folder."""
+    found = checkpoints(out)
     return found[-1] if found else None
+
+
+def resume_from(
+    out: Path,
+    model: XMem,
+    averaged: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+) -> int:
+    """`load_checkpoint` of the newest one that is whole; 0 if there is none at all.
+
+    Raises ValueError if all are damaged, or the one to use was made with another model or seed.
+    """
+    damage: list[str] = []
+    for path in reversed(checkpoints(out)):
+        try:
+            step = load_checkpoint(path, model, averaged, optimizer, config)
+        except DamagedCheckpointError as error:
+            log.warning("%s; trying the checkpoint before", error)
+            damage.append(str(error))
+            continue
+        log.info("resuming after step %d from %s", step, path)
+        return step
+    if damage:
+        raise ValueError(
+            f"no checkpoint in {out} can be used: {'; '.join(damage)}: "
+            "remove them, or start over without resuming"
+        )
+    return 0
 
 
 def load_checkpoint(
@@ -71,25 +119,58 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
 ) -> int:
-    """Fills model, averaged weights and optimizer; returns the number of steps done.
+    """Fills model, averaged weights and optimizer, all or none; returns the number of steps done.
 
-    Raises ValueError if the checkpoint was made with another model or seed.
+    Raises:
+        DamagedCheckpointError: a file is missing or damaged.
+        ValueError: the checkpoint was made with another model or seed.
     """
-    state = json.loads((path / "state.json").read_text())
-    before, now = state["config"], json.loads(json.dumps(config.to_dict()))
-    differing = sorted(k for k in now if k not in _FREE and before.get(k) != now[k])
+    state = _read_state(path)
+    # Through the class, so that a setting that is new since then counts with its default.
+    before, now = TrainConfig.from_dict(state["config"]).to_dict(), config.to_dict()
+    differing = sorted(k for k in now if k not in _FREE and before[k] != now[k])
     if fixed := [k for k in differing if k in _FIXED]:
         raise ValueError(
             f"{path} was made with another {' and '.join(fixed)}: give the same, another output folder, "
             "or start over without resuming"
         )
+    try:
+        own = load_file(path / "model.safetensors")
+        average = load_file(path / "averaged.safetensors")
+        moments = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # three formats, each with errors of its own
+        raise DamagedCheckpointError(f"{path} is damaged: {_first_line(error)}") from error
     if differing:
         log.warning("resuming with changed settings: %s", ", ".join(differing))
-    model.load_state_dict(load_file(path / "model.safetensors"))
-    for name, value in load_file(path / "averaged.safetensors").items():
+    model.load_state_dict(own)
+    for name, value in average.items():
         averaged[name].copy_(value)
-    optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
+    optimizer.load_state_dict(moments)
     return int(state["step"])
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """A checkpoint's state.json, once the other files have the digests that it notes."""
+    try:
+        state: dict[str, Any] = json.loads((path / "state.json").read_text())
+        # Checkpoints of earlier versions note none.
+        wrong = [n for n, digest in state.get("sha256", {}).items() if _digest(path / n) != digest]
+        int(state["step"]), dict(state["config"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedCheckpointError(f"{path} is damaged: {_first_line(error)}") from error
+    if wrong:
+        raise DamagedCheckpointError(f"{path} is damaged: {', '.join(wrong)} is not what was written")
+    return state
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def publish_weights(path: Path, config: ModelConfig, weights: dict[str, Tensor], step: int) -> None:
@@ -98,6 +179,27 @@ def publish_weights(path: Path, config: ModelConfig, weights: dict[str, Tensor],
     partial = path.with_name(f".{path.name}.partial")
     save_file(half, partial, metadata={"config": json.dumps(config.to_dict()), "step": str(step)})
     partial.replace(path)
+
+
+def publish_checkpoint(checkpoint: str | Path, path: str | Path) -> None:
+    """`publish_weights` of a checkpoint's averaged weights.
+
+    Where the value encoder's BatchNorm statistics are frozen by then, its own are taken, not their average:
+    they are what the weights have since been trained with.
+    """
+    folder = Path(checkpoint)
+    state = _read_state(folder)
+    config = TrainConfig.from_dict(state["config"])
+    weights = load_file(folder / "averaged.safetensors")
+    if int(state["step"]) > config.first_frozen_step():
+        own = load_file(folder / "model.safetensors")
+        weights.update({name: own[name] for name in own if is_statistic(name)})
+    publish_weights(Path(path), config.model, weights, int(state["step"]))
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a tensor of the state dict is a BatchNorm's running statistic, not a trained parameter."""
+    return name.endswith((".running_mean", ".running_var", ".num_batches_tracked"))
 
 
 def load_weights(model: XMem, path: str | Path) -> None:

@@ -22,17 +22,22 @@ _library: Library | None = None
 def batches(
     config: TrainConfig, data_root: str | Path, first: int, last: int, ahead: int = 3
 ) -> Iterator[Batch]:
-    """The batches of steps first..last-1, in order. They depend on the seed and the step alone."""
+    """The batches of steps first..last-1, in order. They depend on the seed and the step alone.
+
+    Raises FileNotFoundError, at once, if `data_root` holds no pictures.
+    """
+    library = Library(data_root, config.held_out_people)
     if config.workers == 0:
-        library = Library(data_root, config.held_out_people)
-        for step in range(first, last):
-            yield _batch_of(library, config, step)
-        return
+        return (_batch_of(library, config, step) for step in range(first, last))
+    return _from_worker(config, library.root, first, last, ahead)
+
+
+def _from_worker(config: TrainConfig, root: Path, first: int, last: int, ahead: int) -> Iterator[Batch]:
     pool = ProcessPoolExecutor(
         1,
         mp_context=get_context("spawn"),
         initializer=_open_library,
-        initargs=(str(data_root), config.held_out_people),
+        initargs=(str(root), config.held_out_people),
     )
     pending: deque[Future[Batch]] = deque()
     try:

@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+import math
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from xmem_core.config import ModelConfig
 from xmem_core.training.clips import ClipOptions
+
+# The settings that the bundled model was trained with.
+RECIPE = Path(__file__).with_name("xmem-lite.json")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_numbers(settings: Any) -> None:
+    """What comes from JSON or a command line may be of any type. ValueError names the first wrong one."""
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        good, needed = {
+            "int": (isinstance(value, int) and not isinstance(value, bool), "a whole number"),
+            "float": (_is_number(value) and math.isfinite(value), "a number"),
+            "bool": (isinstance(value, bool), "true or false"),
+            "str": (isinstance(value, str), "a text"),
+        }.get(str(each.type), (True, ""))
+        if not good:
+            raise ValueError(f"{each.name}={value!r} is not allowed: {needed} is needed")
 
 
 @dataclass(frozen=True)
@@ -24,6 +46,9 @@ class Phase:
     mixture: tuple[float, float, float] = (0.35, 0.40, 0.25)
 
     def __post_init__(self) -> None:
+        _check_numbers(self)
+        if not isinstance(self.mixture, list | tuple) or not all(_is_number(w) for w in self.mixture):
+            raise ValueError(f"mixture={self.mixture!r} is not allowed: three weights are needed")
         object.__setattr__(self, "mixture", tuple(self.mixture))
         if self.from_step < 0 or self.batch < 1:
             raise ValueError(
@@ -79,6 +104,7 @@ class TrainConfig:
     bf16: bool = True
 
     def __post_init__(self) -> None:
+        _check_numbers(self)
         starts = [p.from_step for p in self.phases]
         if not starts or starts[0] != 0 or sorted(set(starts)) != starts:
             raise ValueError(
@@ -86,6 +112,11 @@ class TrainConfig:
             )
         if self.steps < 1 or self.checkpoint_every < 1 or self.log_every < 1:
             raise ValueError("steps, checkpoint_every and log_every must be at least 1")
+        if self.threads < 1 or self.held_out_people < 0 or self.lr <= 0:
+            raise ValueError(
+                f"threads {self.threads}, held_out_people {self.held_out_people}, lr {self.lr}: "
+                "at least 1, at least 0 and more than 0 are needed"
+            )
         if not 0 <= self.warmup < self.steps:
             raise ValueError(f"warmup is {self.warmup}: it must lie in 0..{self.steps - 1}, below steps")
         if not 0 <= self.ema < 1 or not 0 <= self.deep_update <= 1 or not 0 < self.hard_fraction <= 1:
@@ -97,6 +128,10 @@ class TrainConfig:
         """The phase that a step belongs to."""
         return [p for p in self.phases if p.from_step <= step][-1]
 
+    def first_frozen_step(self) -> int:
+        """The first step on which the value encoder's BatchNorms keep their statistics."""
+        return math.ceil(self.freeze_norm * self.steps)
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict that `from_dict` takes back."""
         values = asdict(self)
@@ -106,6 +141,8 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """Builds from `to_dict`'s output; what is left out keeps its default. ValueError on unknown names."""
+        if not isinstance(values, dict):
+            raise ValueError("training settings are a JSON object of names and values")
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(
@@ -115,14 +152,9 @@ class TrainConfig:
         if isinstance(values.get("model"), dict):
             values["model"] = ModelConfig.from_dict(values["model"])
         if "phases" in values:
-            phase_names = {f.name for f in fields(Phase)}
-            for p in values["phases"]:
-                if isinstance(p, dict) and (unknown := sorted(set(p) - phase_names)):
-                    raise ValueError(
-                        f"unknown phase setting {', '.join(unknown)}; "
-                        f"known are {', '.join(sorted(phase_names))}"
-                    )
-            values["phases"] = tuple(Phase(**p) if isinstance(p, dict) else p for p in values["phases"])
+            if not isinstance(values["phases"], list | tuple):
+                raise ValueError(f"phases={values['phases']!r} is not allowed: a list of phases is needed")
+            values["phases"] = tuple(_as_phase(p) for p in values["phases"])
         return cls(**values)
 
     @classmethod
@@ -137,9 +169,15 @@ class TrainConfig:
     def with_overrides(self, overrides: dict[str, Any]) -> TrainConfig:
         """The same with some settings changed; None means unchanged. ValueError on unknown names."""
         given = {k: v for k, v in overrides.items() if v is not None}
-        known = {f.name for f in fields(self)}
-        if unknown := sorted(set(given) - known):
-            raise ValueError(
-                f"unknown training setting {', '.join(unknown)}; known are {', '.join(sorted(known))}"
-            )
-        return replace(self, **given)
+        return self.from_dict({**self.to_dict(), **given})
+
+
+def _as_phase(value: Phase | dict[str, Any]) -> Phase:
+    if isinstance(value, Phase):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"phase {value!r} is not allowed: an object of names and values is needed")
+    known = {f.name for f in fields(Phase)}
+    if unknown := sorted(set(value) - known):
+        raise ValueError(f"unknown phase setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    return Phase(**value)

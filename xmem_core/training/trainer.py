@@ -24,14 +24,17 @@ from xmem_core.backbones import IMAGE_MEAN, IMAGE_STD, EfficientNetLite0Trunk
 from xmem_core.network import XMem
 from xmem_core.training.clips import Batch
 from xmem_core.training.keep import (
+    is_statistic,
     latest_checkpoint,
-    load_checkpoint,
     load_weights,
     plot_losses,
     publish_weights,
+    remove_checkpoints,
+    resume_from,
     save_checkpoint,
     trim_log,
 )
+from xmem_core.training.library import Library
 from xmem_core.training.loader import batches
 from xmem_core.training.losses import bootstrapped_cross_entropy, dice_loss, hardest_fraction, mean_iou
 from xmem_core.training.settings import TrainConfig
@@ -161,15 +164,17 @@ class Trainer:
         self.model.train()
         # ImageNet's statistics stay: batches of composed pictures are no better estimate of them.
         self.model.key_encoder.eval()
-        if step >= self.config.freeze_norm * self.config.steps:
+        if step >= self.config.first_frozen_step():
             self.model.value_encoder.eval()
 
     @torch.no_grad()
     def _average(self, step: int) -> None:
         # Warm: early on the average forgets fast, or it would keep the random start for thousands of steps.
         keep = min(self.config.ema, (step + 1) / (step + 10))
+        # Frozen statistics are what the weights are trained with from then on: no average fits better.
+        frozen = step >= self.config.first_frozen_step()
         for name, now in self.model.state_dict().items():
-            if now.is_floating_point():
+            if now.is_floating_point() and not (frozen and is_statistic(name)):
                 self.averaged[name].lerp_(now, 1 - keep)
             else:
                 self.averaged[name].copy_(now)
@@ -186,24 +191,28 @@ def train(
     """Trains and returns the path of the averaged weights (fp16 safetensors).
 
     `out_dir` gets config.json, log.jsonl (a line every `log_every` steps), loss.png, checkpoint-<step>/ (the
-    newest only) and weights-ema.safetensors. With `resume`, a checkpoint in `out_dir` is gone on from, and
-    `init` and `backbone` are not looked at. SIGTERM, SIGINT and `max_hours` end the run with a checkpoint.
+    newest two) and weights-ema.safetensors. With `resume`, the newest checkpoint in `out_dir` that is not
+    damaged is gone on from, and `init` and `backbone` are not looked at. SIGTERM, SIGINT and `max_hours` end
+    the run with a checkpoint; a second SIGINT ends it at once.
 
     Raises:
-        ValueError: the checkpoint belongs to other settings, or `init` to another model.
+        FileNotFoundError: no pictures under `data_root`. Nothing is written then.
+        ValueError: the checkpoint belongs to other settings or all are damaged, or `init` to another model.
         RuntimeError: the loss was not finite for 20 steps in a row.
     """
     out = Path(out_dir)
-    out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
-    found = latest_checkpoint(out) if resume else None
-    trainer = Trainer(config, backbone if found is None else None)
+    Library(data_root, config.held_out_people)  # complains now, before anything is written or loaded
+    resume = resume and latest_checkpoint(out) is not None
+    trainer = Trainer(config, None if resume or init is not None else backbone)
     first = 0
-    if found is not None:
-        first = load_checkpoint(found, trainer.model, trainer.averaged, trainer.optimizer, config)
-        log.info("resuming after step %d from %s", first, found)
+    if resume:
+        first = resume_from(out, trainer.model, trainer.averaged, trainer.optimizer, config)
     elif init is not None:
         trainer.use_weights(init)
+    out.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        remove_checkpoints(out)
     trim_log(out / "log.jsonl", first)
     config.save(out / "config.json")
     started = time.monotonic()
@@ -230,6 +239,13 @@ def train(
                 line = {"step": done, **_means(window), "s_per_step": (now - window_start) / len(window)}
                 log_file.write(json.dumps({k: _short(v) for k, v in line.items()}) + "\n")
                 log_file.flush()
+                log.info(
+                    "step %d of %d: loss %.3f, %.2f s a step",
+                    done,
+                    config.steps,
+                    line["loss"],
+                    line["s_per_step"],
+                )
                 window, window_start = [], now
             if done % config.checkpoint_every == 0 or done == config.steps or ending:
                 keep(done)
@@ -256,7 +272,9 @@ class _StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
         self.asked = True
 
 
