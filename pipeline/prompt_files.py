@@ -1,0 +1,299 @@
+"""Prompts as users give them: JSON files, index PNGs and boxes on the command line, read and checked.
+
+Everything is checked here except what needs the frame: sizes, and what boxes and polygons cover on it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.resources import files as resource_files
+from typing import Any
+
+import fsspec
+import numpy as np
+
+from pipeline import prompt_values as check
+from pipeline.errors import PromptError
+from pipeline.index_png import decode_index_png
+from pipeline.masks import mask_to_rle
+
+logger = logging.getLogger(__name__)
+
+_KINDS = ("box", "rle", "polygons")
+_OBJECT_KEYS = {"frame", "id", "category", *_KINDS}
+_MANY_OBJECTS = 64
+
+
+@dataclass(frozen=True)
+class PromptObject:
+    """One object on one frame, given in exactly one way.
+
+    Args:
+        object_id: 1 .. 2^31 - 1.
+        category: free text, or None.
+        box: x, y, width, height in pixels.
+        polygons: each x1, y1, x2, y2, ... in pixels; the object is their union.
+        rle: (height, width, COCO compressed counts).
+    """
+
+    object_id: int
+    category: str | None = None
+    box: tuple[float, float, float, float] | None = None
+    polygons: tuple[tuple[float, ...], ...] | None = None
+    rle: tuple[int, int, str] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As an entry of a prompts file, without its frame."""
+        entry: dict[str, Any] = {"id": self.object_id}
+        if self.category is not None:
+            entry["category"] = self.category
+        if self.box is not None:
+            entry["box"] = list(self.box)
+        if self.polygons is not None:
+            entry["polygons"] = [list(p) for p in self.polygons]
+        if self.rle is not None:
+            entry["rle"] = {"size": list(self.rle[:2]), "counts": self.rle[2]}
+        return entry
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """All prompts of one stream, by frame.
+
+    Raises:
+        PromptError: an id is given or removed twice on one frame.
+    """
+
+    objects: Mapping[int, tuple[PromptObject, ...]] = field(default_factory=dict)
+    removals: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given = {frame: [e.object_id for e in entries] for frame, entries in self.objects.items()}
+        for verb, by_frame in (("given", given), ("removed", self.removals)):
+            for frame, ids in by_frame.items():
+                twice = [object_id for object_id, count in Counter(ids).items() if count > 1]
+                if twice:
+                    raise PromptError(
+                        f"object id {min(twice)} is {verb} twice on frame {frame}: use each id once"
+                    )
+
+    @property
+    def frames(self) -> list[int]:
+        """The frames that have objects or removals, in order."""
+        return sorted({*self.objects, *self.removals})
+
+    def is_empty(self) -> bool:
+        """Whether nothing is ever tracked."""
+        return not any(self.objects.values())
+
+    def at(self, frame_index: int) -> tuple[PromptObject, ...]:
+        """The objects given on a frame, in order."""
+        return self.objects.get(frame_index, ())
+
+    def removals_at(self, frame_index: int) -> tuple[int, ...]:
+        """The ids to stop tracking from a frame on."""
+        return self.removals.get(frame_index, ())
+
+    def to_record(self) -> dict[str, Any]:
+        """The prompts as the content of a prompts file; equal prompts give equal dicts."""
+        record: dict[str, Any] = {
+            "version": 1,
+            "objects": [{"frame": f, **e.to_json()} for f in sorted(self.objects) for e in self.objects[f]],
+        }
+        if self.removals:
+            record["remove"] = [
+                {"frame": f, "id": i} for f in sorted(self.removals) for i in self.removals[f]
+            ]
+        return record
+
+    @classmethod
+    def from_record(cls, record: Any, name: str = "prompts") -> PromptSet:
+        """Prompts from the content of a prompts file, checked.
+
+        Raises:
+            PromptError: names the entry, its fault and what is allowed.
+        """
+        return _collect(*_parse(record, name), name)
+
+
+def prompts_schema() -> dict[str, Any]:
+    """The JSON Schema of a prompts file."""
+    text = resource_files("pipeline").joinpath("prompts.schema.json").read_text("utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
+def gather_prompts(
+    masks: Sequence[str] = (), files: Sequence[str] = (), boxes: Sequence[str] = ()
+) -> PromptSet | None:
+    """Prompts from any mix of mask images, prompts files and boxes; None if there are none.
+
+    Objects without an id get the lowest that nobody else has. On one frame, boxes come after files, and these
+    after masks: where they overlap, the later has the pixels.
+
+    Raises:
+        PromptError: one of them is wrong, or two give the same id on the same frame.
+    """
+    entries: list[tuple[int, PromptObject]] = []
+    removals: list[tuple[int, int]] = []
+    for path in masks:
+        entries += [(frame, e) for frame, found in load_mask_png(path).objects.items() for e in found]
+    for path in files:
+        given, gone = _parse(_read_json(path), path)
+        _collect(given, gone, path)  # so that a fault within the file is reported with its name
+        entries += given
+        removals += gone
+    entries += [(0, parse_box(text)) for text in boxes]
+    result = _collect(entries, removals)
+    return None if result.is_empty() and not removals else result
+
+
+def load_prompts(path: str) -> PromptSet:
+    """Read a prompts file (JSON, see `prompts_schema`) from a path or fsspec URI."""
+    return PromptSet.from_record(_read_json(path), path)
+
+
+def load_mask_png(path: str, frame: int = 0) -> PromptSet:
+    """Read an index or palette PNG: each value but 0 is an object's id.
+
+    A picture of the two values 0 and 255 (16 bit: 65535) is a binary mask, as DAVIS-2016 has them: object 1.
+
+    Raises:
+        PromptError: it cannot be read, is coloured, or shows no object.
+    """
+    index = decode_index_png(_read(path), path)
+    values = [int(v) for v in np.unique(index) if v]
+    if not values:
+        raise PromptError(f"{path} shows no object: all its pixels are 0")
+    if values in ([255], [65535]):
+        logger.info("%s holds 0 and %d only: taken as the mask of object 1", path, values[0])
+        index, values = (index > 0).astype(np.int32), [1]
+    if len(values) > _MANY_OBJECTS:
+        logger.warning(
+            "%s shows %d objects, one per value; if it is one mask with soft edges, save it without them",
+            path,
+            len(values),
+        )
+    height, width = index.shape
+    objects = tuple(PromptObject(value, rle=(height, width, mask_to_rle(index == value))) for value in values)
+    return PromptSet({frame: objects})
+
+
+def parse_box(text: str) -> PromptObject:
+    """`x,y,w,h[:id[:category]]` in pixels; the id is 0 where none is given.
+
+    Raises:
+        PromptError: the text is something else.
+    """
+    form = "x,y,w,h[:id[:category]] in pixels, for instance 40,60,120,300:1:person"
+    where = f"box {text!r}"
+    numbers, _, rest = text.partition(":")
+    id_text, _, category = rest.partition(":")
+    try:
+        box = [float(n) for n in numbers.split(",")]
+        object_id = int(id_text) if id_text else 0
+    except ValueError:
+        raise PromptError(f"{where} is not {form}") from None
+    if id_text:
+        object_id = check.object_id(object_id, where)
+    return PromptObject(object_id, check.category(category or None, where), box=check.box(box, where))
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def _read(path: str) -> bytes:
+    try:
+        with fsspec.open(path, "rb") as file:
+            data: bytes = file.read()
+            return data
+    except Exception as error:  # every store behind fsspec has errors of its own
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise PromptError(f"{path} cannot be read: {' '.join(reason.split())}") from error
+
+
+def _read_json(path: str) -> Any:
+    try:
+        return json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{path} is not JSON: {error}") from error
+
+
+# --- checking ------------------------------------------------------------------------------------
+
+
+def _parse(document: Any, name: str) -> tuple[list[tuple[int, PromptObject]], list[tuple[int, int]]]:
+    """(frame, object) of every entry, id 0 where none is given, and (frame, id) of every removal."""
+    if not isinstance(document, dict) or "objects" not in document or "version" not in document:
+        raise PromptError(f'{name}: not a prompts file; need {{"version": 1, "objects": [...]}}')
+    unknown = sorted(map(str, set(document) - {"version", "objects", "remove"}))
+    if unknown:
+        raise PromptError(
+            f"{name}: unknown key {check.short(unknown[0])}; allowed are version, objects, remove"
+        )
+    if check.whole(document["version"]) != 1:
+        raise PromptError(
+            f"{name}: version {check.short(document['version'])} is not known; this release reads 1"
+        )
+    objects = check.as_list(document["objects"], f"{name}: objects")
+    removals = check.as_list(document.get("remove", []), f"{name}: remove")
+    return (
+        [_entry(e, f"{name}: objects[{i}]") for i, e in enumerate(objects)],
+        [_removal(e, f"{name}: remove[{i}]") for i, e in enumerate(removals)],
+    )
+
+
+def _collect(
+    entries: Sequence[tuple[int, PromptObject]], removals: Sequence[tuple[int, int]], name: str | None = None
+) -> PromptSet:
+    """The entries by frame; those of id 0 get the lowest ids that no other entry has."""
+    taken = {entry.object_id for _, entry in entries}
+    objects: dict[int, list[PromptObject]] = {}
+    candidate = 1
+    for frame, entry in entries:
+        if not entry.object_id:
+            while candidate in taken:
+                candidate += 1
+            taken.add(candidate)
+            entry = replace(entry, object_id=candidate)
+        objects.setdefault(frame, []).append(entry)
+    gone: dict[int, list[int]] = {}
+    for frame, object_id in removals:
+        gone.setdefault(frame, []).append(object_id)
+    try:
+        return PromptSet({f: tuple(e) for f, e in objects.items()}, {f: tuple(i) for f, i in gone.items()})
+    except PromptError as error:
+        raise PromptError(f"{name}: {error}" if name else str(error)) from None
+
+
+def _removal(entry: Any, where: str) -> tuple[int, int]:
+    if not isinstance(entry, dict) or set(entry) != {"frame", "id"}:
+        raise PromptError(f'{where}: need {{"frame": ..., "id": ...}}, not {check.short(entry)}')
+    return check.frame_number(entry["frame"], where), check.object_id(entry["id"], where)
+
+
+def _entry(entry: Any, where: str) -> tuple[int, PromptObject]:
+    if not isinstance(entry, dict):
+        raise PromptError(f"{where}: need an object, not {check.short(entry)}")
+    unknown = sorted(map(str, set(entry) - _OBJECT_KEYS))
+    if unknown:
+        raise PromptError(
+            f"{where}: unknown key {check.short(unknown[0])}; allowed are {', '.join(sorted(_OBJECT_KEYS))}"
+        )
+    kinds = [k for k in _KINDS if k in entry]
+    if len(kinds) != 1:
+        raise PromptError(
+            f"{where}: has {' and '.join(kinds) or 'none'} of {', '.join(_KINDS)}; give exactly one"
+        )
+    frame = check.frame_number(entry.get("frame", 0), where)
+    object_id = check.object_id(entry["id"], where) if "id" in entry else 0
+    category = check.category(entry.get("category"), where)
+    if "box" in entry:
+        return frame, PromptObject(object_id, category, box=check.box(entry["box"], where))
+    if "rle" in entry:
+        return frame, PromptObject(object_id, category, rle=check.rle(entry["rle"], where))
+    return frame, PromptObject(object_id, category, polygons=check.polygons(entry["polygons"], where))
