@@ -54,7 +54,7 @@ soak: setup-dev
 	$(BIN)/python -m pytest -m soak --timeout=7200
 
 chaos: setup-dev
-	XMEM_CHAOS=100 $(BIN)/python -m pytest -m "chaos or kills" --timeout=7200
+	XMEM_CHAOS=100 $(BIN)/python -m pytest -k kill --timeout=7200
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-out

@@ -9,12 +9,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -30,11 +30,16 @@ app = typer.Typer(
 
 logger = logging.getLogger("xmem")
 
+# Where there is no terminal for a bar, a line so often.
+_SPEAK_EVERY_S = 30.0
+
 _MEMORY = "Memory"
 _NETWORK = "Network"
 
 
+@cache
 def _console() -> Console:
+    """The one console on stderr: a bar and messages that share it do not tear each other up."""
     return Console(stderr=True, highlight=False)
 
 
@@ -78,12 +83,18 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
+class _ConsoleHandler(logging.Handler):
+    """Messages above the bar, each on one line however narrow the terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _console().print(self.format(record), soft_wrap=True, markup=False)
+
+
 def _set_up_logging(debug: bool) -> None:
-    handler = RichHandler(console=_console(), show_path=debug, show_time=debug, markup=False)
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.WARNING,
-        format="%(message)s",
-        handlers=[handler],
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s" if debug else "xmem: %(message)s",
+        handlers=[_ConsoleHandler()],
         force=True,
     )
     if debug:
@@ -168,9 +179,8 @@ def track(
 
     Run again it goes on where it was interrupted; a finished stream is left as it is.
     """
-    from pipeline.prompts import gather_prompts
-
     from pipeline.executor import track as track_video
+    from pipeline.prompts import gather_prompts
     from pipeline.stream import FINISHED, StreamTracker
     from xmem_core import MemoryConfig
 
@@ -190,7 +200,7 @@ def track(
     except ValueError as error:
         raise UsageError(str(error)) from error
     asked = gather_prompts(masks=masks or [], files=prompts or [], boxes=box or [])
-    started = time.monotonic()
+    started = spoke = time.monotonic()
     already_done = False
     _fetch_model(model)
     with _frame_bar(Path(video).name) as (progress, task):
@@ -204,8 +214,14 @@ def track(
             progress.update(task, total=total, completed=stream.next_frame)
 
         def on_frame(stream: StreamTracker) -> None:
-            rate = stream.summary.tracked / max(time.monotonic() - started, 1e-9)
-            progress.update(task, completed=stream.next_frame, rate=f"{rate:.1f} frames/s")
+            nonlocal spoke
+            now = time.monotonic()
+            rate = f"{stream.summary.tracked / max(now - started, 1e-9):.1f} frames/s"
+            progress.update(task, completed=stream.next_frame, rate=rate)
+            if progress.disable and now - spoke > _SPEAK_EVERY_S:
+                spoke = now
+                of = f" of {total}" if (total := progress.tasks[0].total) else ""
+                sys.stderr.write(f"{video}: {stream.next_frame}{of} frames, {rate}\n")
 
         summary = track_video(
             video,
@@ -230,7 +246,8 @@ def track(
     if already_done:
         console.print(
             f"{summary.stream_id} is finished: {summary.frames} frames, {summary.rows} rows in {out}; "
-            "nothing to do."
+            "nothing to do.",
+            soft_wrap=True,
         )
         return
     _print_summary(console, out, summary, time.monotonic() - started)
@@ -267,7 +284,7 @@ def _print_summary(console: Console, out: str, summary: Any, seconds: float) -> 
         notes.append(f"resumed at frame {summary.resumed_at}")
     if summary.losses:
         notes.append(f"{summary.losses} frames or packets lost in the input, see the events")
-    console.print("; ".join(notes))
+    console.print("; ".join(notes), soft_wrap=True)
 
 
 @app.command()
@@ -431,13 +448,15 @@ def schema() -> None:
 
 @contextmanager
 def _frame_bar(name: str) -> Iterator[tuple[Progress, TaskID]]:
+    console = _console()
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
-        console=_console(),
+        console=console,
+        disable=not console.is_terminal,
     )
     with progress:
         yield progress, progress.add_task(name, total=None, rate="")

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from pipeline.errors import UsageError
 from pipeline.prompts import PromptSet
-from pipeline.settings import TrackSettings
+from pipeline.settings import DTYPES, TrackSettings
 from pipeline.sources import open_source
 from pipeline.store import StreamStore, generate_stream_id
 from pipeline.stream import StreamSummary, StreamTracker
@@ -100,6 +101,7 @@ def track(
         XmemError: one of `pipeline.errors`; what was committed stays.
     """
     uri = os.fspath(video)
+    _check(device, dtype, threads)
     source = open_source(uri, threads=0, storage_options=storage_options)
     try:
         store = StreamStore(out, stream_id or generate_stream_id(uri), out_storage_options)
@@ -132,6 +134,19 @@ def track(
         if on_open is not None:
             on_open(stream)
         return executor.run(stream, on_frame)
+
+
+def _check(device: str, dtype: str, threads: int | None) -> None:
+    """What would otherwise fail late, and in torch's words."""
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r} is not allowed: choose one of {', '.join(DTYPES)}")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads {threads} is not allowed: at least 1")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {device!r} cannot be used here: {reason}; cpu always can") from error
 
 
 def _threads_of(store: StreamStore) -> int | None:

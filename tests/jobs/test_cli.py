@@ -1,0 +1,361 @@
+"""The command line: exit codes, one line of error, what is printed where; on a tiny network."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tiny import tiny_weights
+from videos import make_video, truncate
+
+from jobs.cli import main
+from pipeline.query import query
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Any:
+    threads, handlers, level = torch.get_num_threads(), logging.root.handlers[:], logging.root.level
+    yield
+    torch.set_num_threads(threads)
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, a video, and one finished output of it."""
+    folder = tmp_path_factory.mktemp("made")
+    os.rename(tiny_weights(folder), folder / "tiny.safetensors")
+    make_video(folder / "clip.mp4", 12)
+    return folder
+
+
+def call(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main([str(a) for a in arguments])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def track(made: Path, out: Path, *more: str | Path, video: str | Path = "clip.mp4", box: bool = True) -> int:
+    given = ["--box", "20,20,40,40:3:shape"] if box else []
+    return call(
+        "track",
+        made / video,
+        "--out",
+        out,
+        "--model",
+        made / "tiny.safetensors",
+        "--threads",
+        "1",
+        *given,
+        *more,
+    )
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = [line for line in captured.err.splitlines() if line.startswith("xmem: error: ")]
+    assert len(lines) == 1, captured.err
+    assert "Traceback" not in captured.err
+    return lines[0]
+
+
+def test_track_query_render(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert track(made, out, "--stream-id", "cam", "--chunk", "5") == 0
+    summary = capsys.readouterr()
+    assert summary.out == ""
+    assert "cam: 12 frames, 12 rows" in summary.err
+    assert "shape" in summary.err
+
+    assert (
+        call("query", out, "select object_id, count(*) as n from tracks group by all", "--format", "json")
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out) == [{"object_id": 3, "n": 12}]
+    assert call("query", out, "select stream_id, frame_index from tracks", "--format", "csv") == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["stream_id,frame_index", "cam,0"]
+    assert call("query", out, "from tracks", "--format", "parquet", "-o", tmp_path / "rows.parquet") == 0
+    assert pq.read_table(tmp_path / "rows.parquet").num_rows == 12
+
+    capsys.readouterr()
+    assert (
+        call(
+            "render",
+            made / "clip.mp4",
+            out,
+            "-o",
+            tmp_path / "o.mp4",
+            "--sheet",
+            tmp_path / "sheet.png",
+            "--last",
+            "7",
+        )
+        == 0
+    )
+    assert "8 frames written" in capsys.readouterr().err
+    assert cv2.imread(str(tmp_path / "sheet.png")) is not None
+    capture = cv2.VideoCapture(str(tmp_path / "o.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 8
+    capture.release()
+
+    assert track(made, out, "--stream-id", "cam", "--chunk", "5") == 0
+    assert "nothing to do" in capsys.readouterr().err
+    assert track(made, out, "--stream-id", "cam", "--chunk", "6") == 2
+    assert "chunk_frames was 5, now 6" in error_line(capsys)
+    assert track(made, out, "--stream-id", "cam", "--chunk", "6", "--restart") == 0
+    names = sorted(p.name for p in (out / "tracks/stream_id=cam").iterdir())
+    assert names == ["frames-000000000000.parquet", "frames-000000000006.parquet"]
+
+
+def test_masks_and_prompts_files_together(made: Path, tmp_path: Path) -> None:
+    index = np.zeros((120, 160), np.uint8)
+    index[10:40, 10:50], index[60:90, 80:120] = 1, 7
+    cv2.imwrite(str(tmp_path / "first.png"), index)
+    (tmp_path / "more.json").write_text(
+        json.dumps({"version": 1, "objects": [{"frame": 4, "category": "late", "box": [100, 10, 40, 40]}]})
+    )
+    code = track(
+        made, tmp_path / "out", "--masks", tmp_path / "first.png", "--prompts", tmp_path / "more.json"
+    )
+    assert code == 0
+    rows = query(
+        tmp_path / "out", "select object_id, min(frame_index) as f from tracks group by all order by 1"
+    )
+    # The late object took the lowest free id: 1, 7 and 3 were given.
+    assert rows.to_pylist() == [
+        {"object_id": 1, "f": 0},
+        {"object_id": 2, "f": 4},
+        {"object_id": 3, "f": 0},
+        {"object_id": 7, "f": 0},
+    ]
+
+
+def _mask(path: Path, height: int, width: int, value: int) -> Path:
+    cv2.imwrite(str(path), np.full((height, width), value, np.uint8))
+    return path
+
+
+def _json(path: Path, *objects: dict[str, Any]) -> Path:
+    path.write_text(json.dumps({"version": 1, "objects": list(objects)}))
+    return path
+
+
+BOX = [10, 10, 30, 30]
+BAD_PROMPTS = [
+    (lambda t: ["--masks", _mask(t / "m.png", 60, 80, 1)], "80x60, the frame 160x120"),
+    (lambda t: ["--masks", _mask(t / "m.png", 120, 160, 0)], "shows no object"),
+    (lambda t: ["--masks", t / "absent.png"], "absent.png cannot be read"),
+    (
+        lambda t: ["--prompts", _json(t / "p.json", {"id": 4, "box": BOX}, {"id": 4, "box": BOX})],
+        "twice on frame 0",
+    ),
+    (lambda t: ["--prompts", _json(t / "p.json", {"id": 0, "box": BOX})], "object id 0 is out of range"),
+    (lambda t: ["--prompts", _json(t / "p.json", {"id": 2**31, "box": BOX})], "2147483648 is out of range"),
+    (lambda t: ["--prompts", _json(t / "p.json", {"id": 4, "boxx": BOX})], "unknown key 'boxx'"),
+    (lambda t: ["--box", "1,2,3"], "needs four numbers"),
+    (lambda t: ["--box", "1,2,3,four"], "is not x,y,w,h"),
+    (lambda t: ["--box", "500,500,20,20"], "no pixel inside the frame of 160x120"),
+    (lambda t: ["--box", "5,5,0,9"], "has no area"),
+    (lambda t: ["--box", "1,1,9,9:3"], "twice on frame 0"),
+    (lambda t: [], "nothing to track"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), BAD_PROMPTS)
+def test_bad_prompts_are_usage_errors(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: Any, said: str
+) -> None:
+    arguments = given(tmp_path)
+    boxed = arguments == ["--box", "1,1,9,9:3"]
+    assert track(made, tmp_path / "out", *arguments, box=boxed) == 2
+    assert said in error_line(capsys)
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
+BAD_OPTIONS = [
+    (["--size", "7"], "size=7"),
+    (["--size", "-3"], "size=-3"),
+    (["--chunk", "0"], "chunk_frames=0"),
+    (["--chunk", "many"], "--chunk"),
+    (["--max-frames", "0"], "max_frames=0"),
+    (["--threads", "0"], "threads 0"),
+    (["--dtype", "int8"], "'int8' is not allowed"),
+    (["--device", "tpu9"], "device 'tpu9' cannot be used here"),
+    (["--device", "cuda:77"], "device 'cuda:77' cannot be used here"),
+    (["--mem-every", "0"], "mem_every=0"),
+    (["--max-mid-term-frames", "3"], "max_mid_term_frames=3"),
+    (["--model", "xmem-huge"], "no model 'xmem-huge'"),
+    (["--stream-id", "a/b"], "stream id 'a/b' is not allowed"),
+    (["--box-segmenter", "sam9"], "no box segmenter 'sam9'; there are: grabcut"),
+    (["--colour"], "--colour"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), BAD_OPTIONS)
+def test_bad_options_are_usage_errors(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], said: str
+) -> None:
+    assert track(made, tmp_path / "out", *given) == 2
+    assert said in error_line(capsys)
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
+def _not_a_video(t: Path, made: Path) -> Path:
+    (t / "notes.mp4").write_text("not a video at all\n" * 100)
+    return t / "notes.mp4"
+
+
+def _empty(t: Path, made: Path) -> Path:
+    (t / "empty.mp4").touch()
+    return t / "empty.mp4"
+
+
+def _without_end(t: Path, made: Path) -> Path:
+    return truncate(made / "clip.mp4", t / "half.mp4", 0.6)
+
+
+def _no_images(t: Path, made: Path) -> Path:
+    (t / "folder").mkdir()
+    (t / "folder" / "readme.txt").touch()
+    return t / "folder"
+
+
+@pytest.mark.parametrize(
+    "make", [lambda t, m: t / "absent.mp4", _not_a_video, _empty, _without_end, _no_images]
+)
+def test_what_is_no_video_is_a_failure(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Any
+) -> None:
+    path = make(tmp_path, made)
+    assert track(made, tmp_path / "out", video=path) == 1
+    assert path.name in error_line(capsys)
+    assert not (tmp_path / "out" / "tracks").exists()
+
+
+def test_a_truncated_video_tracks_what_is_there(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = make_video(tmp_path / "clip.avi", 40, codec="mpeg4")
+    half = truncate(whole, tmp_path / "half.avi", 0.6)
+    assert track(made, tmp_path / "out", video=half) == 0
+    assert "lost in the input" in capsys.readouterr().err
+    frames = query(tmp_path / "out", "select count(*) as n from tracks").to_pylist()[0]["n"]
+    assert 10 < frames < 40
+    assert query(tmp_path / "out", "select kind from events where kind = 'corrupt'").num_rows == 1
+
+
+def test_an_output_that_cannot_be_written(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert track(made, tmp_path / "file") == 1
+    assert "file" in error_line(capsys)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_full_disk_ends_with_one_line_and_a_later_run_goes_on(made: Path, tmp_path: Path) -> None:
+    """A file size limit of the process stands in for the disk: the same failing write, on any machine."""
+    script = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "from jobs.cli import main\nmain(sys.argv[1:])\n"
+    )
+    arguments = ["track", str(made / "clip.mp4"), "--out", str(tmp_path / "out"), "--box", "20,20,40,40"]
+    arguments += ["--model", str(made / "tiny.safetensors"), "--threads", "1", "--chunk", "4"]
+    environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2]), PYTHONDONTWRITEBYTECODE="1")
+    failed = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+    assert failed.returncode == 1, failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert [line for line in failed.stderr.splitlines() if line.startswith("xmem: error: ")]
+    assert call(*arguments) == 0
+    assert query(tmp_path / "out", "select count(*) as n from tracks").to_pylist() == [{"n": 12}]
+
+
+def test_queries_that_cannot_be_answered(
+    tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("query", tmp_path, "select 1") == 2
+    assert str(tmp_path) in error_line(capsys)
+    assert call("query", tmp_path / "absent", "select 1") == 2
+    error_line(capsys)
+    assert track(made, tmp_path / "out") == 0
+    capsys.readouterr()
+    assert call("query", tmp_path / "out", "select nonsense from tracks") == 2
+    assert "nonsense" in error_line(capsys)
+    assert call("query", tmp_path / "out", "from tracks", "--format", "xml") == 2
+    assert "'xml' is not allowed" in error_line(capsys)
+    assert call("query", tmp_path / "out", "from tracks", "-o", tmp_path / "no" / "file.csv") == 1
+    assert "file.csv" in error_line(capsys)
+
+
+def test_renders_that_cannot_be_made(tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert track(made, tmp_path / "out", "--stream-id", "one") == 0
+    assert track(made, tmp_path / "out", "--stream-id", "two") == 0
+    capsys.readouterr()
+    clip = made / "clip.mp4"
+    assert call("render", clip, tmp_path / "out", "-o", tmp_path / "o.mp4") == 2
+    assert "one, two: choose one with --stream-id" in error_line(capsys)
+    assert call("render", clip, tmp_path / "out", "-o", tmp_path / "o.gif", "--stream-id", "one") == 2
+    assert "o.gif" in error_line(capsys)
+    assert (
+        call(
+            "render", clip, tmp_path / "out", "-o", tmp_path / "o.mp4", "--stream-id", "one", "--first", "99"
+        )
+        == 2
+    )
+    assert "up to frame 11" in error_line(capsys)
+    assert (
+        call("render", clip, tmp_path / "out", "-o", tmp_path / "o.mp4", "--stream-id", "one", "--alpha", "2")
+        == 2
+    )
+    assert "--alpha 2" in error_line(capsys)
+
+
+def test_overlapping_boxes_are_one_warning(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    polygons = [
+        {"id": 1, "polygons": [[10, 10, 60, 10, 60, 60, 10, 60]]},
+        {"id": 2, "polygons": [[40, 40, 90, 40, 90, 90, 40, 90]]},
+    ]
+    assert track(made, tmp_path / "out", "--prompts", _json(tmp_path / "p.json", *polygons), box=False) == 0
+    words = " ".join(capsys.readouterr().err.split())
+    assert words.count("the later entry has the pixels") == 1
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(made: Path, tmp_path: Path) -> None:
+    from pipeline.errors import SourceError
+
+    with pytest.raises(SourceError):
+        main(["track", "/absent.mp4", "--out", str(tmp_path), "--box", "1,1,9,9", "--debug"])
+    with pytest.raises(SourceError):
+        main(["--debug", "track", "/absent.mp4", "--out", str(tmp_path), "--box", "1,1,9,9"])
+
+
+def test_help_and_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--help") == 0
+    helped = capsys.readouterr().out
+    assert all(name in helped for name in ("track", "query", "render", "evaluate", "train"))
+    assert call("schema") == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "Prompts of xmem track"
+    assert call() == 2
