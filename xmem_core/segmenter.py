@@ -122,8 +122,18 @@ class StepResult:
     @cached_property
     def label_map(self) -> Tensor:
         """(H, W) int32: 0 is the background, else the id of the most probable object."""
-        ids = torch.tensor((0, *self.object_ids), dtype=torch.int32, device=self.network_probabilities.device)
-        return ids[self.probabilities.argmax(0)]
+        planes = self.probabilities
+        if planes.device.type != "cpu":
+            ids = torch.tensor((0, *self.object_ids), dtype=torch.int32, device=planes.device)
+            return ids[planes.argmax(0)]
+        # A reduction over the outermost dimension walks memory against the grain on a CPU; plane by plane is
+        # the same argmax, the first of equals winning, many times faster.
+        best = planes[0].clone()
+        labels = torch.zeros(planes.shape[1:], dtype=torch.int32)
+        for object_id, plane in zip(self.object_ids, planes[1:], strict=True):
+            labels.masked_fill_(plane > best, object_id)
+            torch.maximum(best, plane, out=best)
+        return labels
 
 
 class VideoSegmenter:
@@ -255,8 +265,8 @@ class VideoSegmenter:
             if self.device.type != "cpu":
                 image = image.float()
             image = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
-        # In this order and unfolded: the input then has the published model's very bits. What a last bit of it
-        # becomes is seen where objects saturate (a tenth of a probability, at single pixels).
+        # In this order, nothing folded: the input then has the published model's very bits. What becomes of a
+        # last bit is seen where several objects saturate (a tenth of a probability, at single pixels).
         normalised = (image.float() / 255 - self._mean) / self._std
         return F.pad(normalised, _padding(size)).contiguous(memory_format=torch.channels_last)
 
