@@ -1,0 +1,99 @@
+"""`make bench`: frames per second of decoding, of the bare tracking loop, and of `track` as a whole.
+
+Figures of one run may be compared with each other, not with those of another machine or hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from videos import make_video
+
+from pipeline.boxes import GrabCut
+from pipeline.executor import track
+from pipeline.prompts import PromptSet, resolve
+from pipeline.sources import open_source
+from xmem_core import Prompt, VideoSegmenter, load_model
+
+WIDTH, HEIGHT = 768, 576
+
+
+def boxes(count: int) -> PromptSet:
+    """`count` boxes side by side on frame 0."""
+    objects = [{"id": i + 1, "box": [20 + 180 * i, 150, 140, 200]} for i in range(count)]
+    return PromptSet.from_record({"version": 1, "objects": objects})
+
+
+def decode(video: Path, threads: int) -> float:
+    """Frames per second of decoding alone."""
+    started = time.perf_counter()
+    with open_source(str(video), threads=threads) as source:
+        count = sum(1 for _ in source.frames())
+    return count / (time.perf_counter() - started)
+
+
+def bare(video: Path, frames: int, objects: int, warm: int) -> float:
+    """Frames per second of `VideoSegmenter.step` on frames decoded beforehand, label maps computed."""
+    with open_source(str(video)) as source:
+        decoded = [f for f, _ in zip(source.frames(), range(frames), strict=False)]
+    model = load_model("xmem-lite")
+    segmenter = VideoSegmenter(model, size=model.config.default_size)
+    state = segmenter.new_state()
+    masks = resolve(boxes(objects).at(0), decoded[0], GrabCut()).masks
+    for i, frame in enumerate(decoded):
+        if i == warm:
+            started = time.perf_counter()
+        result = segmenter.step(state, frame.image, Prompt(masks) if i == 0 else None)
+        result.label_map  # noqa: B018 - computed when read
+    return (frames - warm) / (time.perf_counter() - started)
+
+
+def whole(video: Path, frames: int, objects: int, warm: int, threads: int) -> float:
+    """Frames per second of `track`: decoding, rows, Parquet and snapshots included."""
+    at: list[float] = []
+    with tempfile.TemporaryDirectory() as out:
+        track(
+            video,
+            out,
+            boxes(objects),
+            max_frames=frames,
+            threads=threads,
+            on_frame=lambda _: at.append(time.perf_counter()),
+        )
+    return (len(at) - warm) / (at[-1] - at[warm - 1])
+
+
+def main() -> None:
+    """Run the benchmarks and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--frames", type=int, default=120)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warm = 20
+    machine = platform.processor() or platform.machine()
+    table = Table(title=f"{WIDTH}x{HEIGHT} H.264, {options.threads} threads, {machine}")
+    for name in ("what", "frames/s", "ratio"):
+        table.add_column(name, justify="left" if name == "what" else "right")
+    with tempfile.TemporaryDirectory() as folder:
+        video = make_video(Path(folder) / "clip.mp4", options.frames, width=WIDTH, height=HEIGHT)
+        for threads in (1, options.threads):
+            table.add_row(f"decode, {threads} threads", f"{decode(video, threads):.0f}", "")
+        for objects in (1, 3):
+            alone = bare(video, options.frames, objects, warm)
+            table.add_row(f"step, {objects} objects", f"{alone:.1f}", "1.00")
+            full = whole(video, options.frames, objects, warm, options.threads)
+            table.add_row(f"track, {objects} objects", f"{full:.1f}", f"{full / alone:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
