@@ -190,7 +190,7 @@ def parse_box(text: str) -> PromptObject:
         PromptError: the text is something else.
     """
     form = "x,y,w,h[:id[:category]] in pixels, for instance 40,60,120,300:1:person"
-    where = f"box {text!r}"
+    where = f"box {check.short(text)}"
     numbers, _, rest = text.partition(":")
     id_text, _, category = rest.partition(":")
     try:
