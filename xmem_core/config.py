@@ -13,6 +13,15 @@ def _require(ok: bool, name: str, value: object, allowed: str) -> None:
         raise ValueError(f"{name}={value!r} is not allowed: {allowed}")
 
 
+def _require_whole(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        # bool is an int to Python, but nobody means True by a width of 1.
+        ok = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+        _require(ok, name, value, "a whole number is needed")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Backbones and widths of an XMem network. The defaults are the published model's.
@@ -51,6 +60,9 @@ class ModelConfig:
             self.key_backbone,
             f"choose one of {', '.join(KEY_BACKBONES)}",
         )
+        for name in ("value_widths", "value_blocks", "decoder_dims"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _require_whole(self, *(f.name for f in fields(self) if f.name != "key_backbone"))
         for name in ("value_stem", "key_dim", "sensory_mid_dim"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a width is at least 1")
         # The channel gates of CBAM work at a sixteenth of these two widths.
@@ -58,9 +70,8 @@ class ModelConfig:
         _require(self.hidden_dim >= 0, "hidden_dim", self.hidden_dim, "0 (no sensory memory) or more")
         _require(self.default_size >= 16, "default_size", self.default_size, "at least 16 pixels")
         for name in ("value_widths", "value_blocks", "decoder_dims"):
-            value = tuple(getattr(self, name))
+            value = getattr(self, name)
             _require(len(value) == 3 and min(value) >= 1, name, value, "three numbers of at least 1")
-            object.__setattr__(self, name, value)
         _require(self.decoder_dims[0] >= 16, "decoder_dims", self.decoder_dims, "the first is at least 16")
 
     @classmethod
@@ -122,6 +133,9 @@ class MemoryConfig:
     max_permanent_frames: int = 6
 
     def __post_init__(self) -> None:
+        _require_whole(
+            self, *(f.name for f in fields(self) if f.name not in ("enable_long_term", "max_mid_term_frames"))
+        )
         for name in ("mem_every", "top_k", "num_prototypes", "max_permanent_frames"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.deep_update_every != 0, "deep_update_every", 0, "a number of frames, or -1")
@@ -135,6 +149,7 @@ class MemoryConfig:
                 "without a limit nothing would ever be consolidated; give one, or set enable_long_term=False",
             )
         else:
+            _require_whole(self, "max_mid_term_frames")
             _require(high > low, "max_mid_term_frames", high, f"more than min_mid_term_frames={low}")
         if self.enable_long_term:
             _require(

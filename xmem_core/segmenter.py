@@ -242,6 +242,10 @@ class VideoSegmenter:
         ):
             if own != other:
                 raise ValueError(f"state of another {name}: it has {other}, this segmenter has {own}")
+        if not isinstance(frame, np.ndarray | Tensor):
+            raise ValueError(f"frame is a {type(frame).__name__}: need H x W x 3 uint8, numpy or tensor")
+        if prompt is not None and not isinstance(prompt, Prompt):
+            raise ValueError(f"prompt is a {type(prompt).__name__}: need a Prompt, or None")
         shape = tuple(frame.shape)
         dtype = str(frame.dtype).removeprefix("torch.")
         if len(shape) != 3 or shape[2] != 3 or min(shape) < 1 or dtype != "uint8":
@@ -340,14 +344,24 @@ class VideoSegmenter:
         """The prompt's masks at the padded network size, (H', W') bool."""
         if prompt is None:
             return {}
-        fitted = {}
+        fitted: dict[int, Tensor] = {}
+        saved: list[Tensor] = []
         for object_id, mask in prompt.masks.items():
             small = mask.to(self.device)[None, None].float()
+            vanished = False
             if prompt.size != size:
                 nearest = F.interpolate(small, size, mode="nearest-exact")
                 # An object thinner than the grid would vanish; then any pixel it touches counts.
-                small = nearest if bool(nearest.any()) else F.adaptive_max_pool2d(small, size)
+                vanished = not bool(nearest.any())
+                small = F.adaptive_max_pool2d(small, size) if vanished else nearest
             fitted[object_id] = F.pad(small, _padding(size))[0, 0] > 0
+            if vanished:
+                saved.append(fitted[object_id])
+        for object_id, mask in fitted.items() if saved else ():
+            rest = mask & ~torch.stack(saved).any(0)
+            # It has these pixels for itself, as in the prompt, where that leaves the other one any.
+            if bool(rest.any()):
+                fitted[object_id] = rest
         return fitted
 
     def _decode(self, state: TrackerState, keys: KeyFeatures, update_hidden: bool) -> Tensor:

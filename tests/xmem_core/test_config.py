@@ -57,7 +57,7 @@ def test_a_config_is_frozen() -> None:
         ({"max_permanent_frames": 0}, "max_permanent_frames=0"),
         ({"deep_update_every": 0}, "deep_update_every=0"),
         ({"min_mid_term_frames": 0}, "min_mid_term_frames=0"),
-        ({"min_mid_term_frames": 10}, "max_mid_term_frames=10 is not allowed: more than min_mid_term_frames=10"),
+        ({"min_mid_term_frames": 10}, "max_mid_term_frames=10 .* more than min_mid_term_frames=10"),
         ({"max_mid_term_frames": None}, "enable_long_term=False"),
         ({"max_long_term_elements": 128}, "more than num_prototypes=128"),
         ({"mem_every": 2.5}, r"mem_every=2\.5 is not allowed: a whole number"),

@@ -18,8 +18,8 @@ from xmem_core import MemoryConfig, ModelConfig, Prompt, TrackerState, VideoSegm
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
 
-# The model under made-up weights is chaotic where several objects saturate: p is about 1 - 1e-7 there, and one
-# fp32 step moves its logit by 0.4. README.md of the goldens derives these two bounds and the third.
+# Where several objects saturate the model is chaotic: p is about 1 - 1e-7 there, and one fp32 step moves its
+# logit by 0.4. README.md of the goldens derives these bounds.
 MAX_PROBABILITY, MEAN_PROBABILITY, LABELS = 1e-2, 1e-5, 2e-4
 # Measured: 1.5e-5 and 3e-4.
 MAX_USAGE, MAX_SENSORY = 1e-4, 1e-3

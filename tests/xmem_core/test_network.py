@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
 import torch
 from small_net import SMALL, small_model
 from torch import Tensor, nn
@@ -15,8 +19,6 @@ from xmem_core.blocks import (
     gated_update,
 )
 from xmem_core.network import XMem, aggregate
-
-import pytest  # isort: skip
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:
@@ -214,8 +216,6 @@ def test_the_sensory_memory_changes_only_when_asked(model: XMem) -> None:
 
 
 def test_without_sensory_memory_there_is_none() -> None:
-    from dataclasses import replace
-
     model = small_model(replace(SMALL, hidden_dim=0)).requires_grad_(False)
     assert not any("hidden" in name for name in model.state_dict())
     keys = model.encode_key(seeded(1, 3, 32, 32))
@@ -228,8 +228,6 @@ def test_without_sensory_memory_there_is_none() -> None:
 
 @pytest.mark.parametrize("backbone", ["resnet50", "efficientnet-lite0"])
 def test_folded_batch_norms_compute_the_same(backbone: str) -> None:
-    from dataclasses import replace
-
     plain = small_model(replace(SMALL, key_backbone=backbone)).requires_grad_(False)
     folded = fold_batch_norms(small_model(replace(SMALL, key_backbone=backbone))).requires_grad_(False)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
@@ -239,25 +237,18 @@ def test_folded_batch_norms_compute_the_same(backbone: str) -> None:
 
 
 def imagenet_checkpoint(trunk: EfficientNetLite0Trunk) -> dict[str, Tensor]:
-    """The trunk's tensors under the classifier's names, with a head it has no use for."""
-    state = {}
+    """The trunk's tensors under the classifier's names (`_blocks.3._bn1.weight`), and a head besides."""
+    state = {"_fc.weight": torch.zeros(1000, 1280)}
     for name, tensor in trunk.state_dict().items():
-        renamed = ".".join(p if p.isdigit() or p == last else f"_{p}" for p, last in _with_last(name))
-        state[renamed] = tensor.clone()
-    return state | {"_fc.weight": torch.zeros(1000, 1280)}
+        *modules, last = name.split(".")
+        state[".".join([p if p.isdigit() else f"_{p}" for p in modules] + [last])] = tensor.clone()
+    return state
 
 
-def _with_last(name: str) -> list[tuple[str, str]]:
-    parts = name.split(".")
-    return [(p, parts[-1]) for p in parts]
-
-
-def test_imagenet_weights_are_moved_to_our_normalisation(tmp_path: object) -> None:
-    from pathlib import Path
-
+def test_imagenet_weights_are_moved_to_our_normalisation(tmp_path: Path) -> None:
     source = small_model()
     assert isinstance(source.key_encoder, EfficientNetLite0Trunk)
-    path = Path(str(tmp_path)) / "lite0.pth"
+    path = tmp_path / "lite0.pth"
     torch.save(imagenet_checkpoint(source.key_encoder), path)
     model = small_model().requires_grad_(False)
     model.load_backbone(path)
@@ -271,17 +262,14 @@ def test_imagenet_weights_are_moved_to_our_normalisation(tmp_path: object) -> No
     torch.testing.assert_close(ours[inner], theirs[inner], rtol=1e-3, atol=1e-3)
 
 
-def test_a_foreign_backbone_is_refused(tmp_path: object) -> None:
-    from pathlib import Path
-
-    path = Path(str(tmp_path)) / "other.pth"
+def test_a_foreign_backbone_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.pth"
     torch.save({"_conv_stem.weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="not an EfficientNet-Lite0 checkpoint: it lacks"):
         small_model().load_backbone(path)
+    other = small_model(replace(SMALL, key_backbone="resnet50"))
     with pytest.raises(ValueError, match="key_backbone='resnet50' has no ImageNet start"):
-        from dataclasses import replace
-
-        small_model(replace(SMALL, key_backbone="resnet50")).load_backbone(path)
+        other.load_backbone(path)
 
 
 def test_a_gated_update_from_one_input_keeps_its_shape() -> None:

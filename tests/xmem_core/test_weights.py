@@ -1,0 +1,385 @@
+"""Names, files and downloads of weights; nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import pickle
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from golden.weights import fill
+from small_net import SMALL, small_model
+
+from xmem_core import ModelConfig, WeightsError, XMem, load_model
+from xmem_core import weights as module
+from xmem_core.weights import find_weights, infer_config, load_weights, save_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def published_shapes(hidden_dim: int = 64) -> dict[str, list[int]]:
+    with torch.device("meta"):
+        model = XMem(ModelConfig(hidden_dim=hidden_dim))
+    return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+# --- names and shapes ----------------------------------------------------------------------------------
+
+
+def test_the_state_dict_has_the_published_names_and_shapes_in_order() -> None:
+    published = json.loads((GOLDEN / "state_dict.json").read_text())
+    assert list(published_shapes().items()) == list(published.items())
+
+
+def test_without_sensory_memory_only_its_updates_are_missing() -> None:
+    full, plain = published_shapes(), published_shapes(0)
+    gone = set(full) - set(plain)
+    assert gone
+    assert all(n.startswith(("decoder.hidden_update.", "value_encoder.hidden_reinforce.")) for n in gone)
+    assert not set(plain) - set(full)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [ModelConfig(), ModelConfig(hidden_dim=0), ModelConfig(key_dim=32, value_dim=256, hidden_dim=16)],
+)
+def test_the_config_of_a_published_checkpoint_is_read_from_its_shapes(config: ModelConfig) -> None:
+    with torch.device("meta"):
+        state = XMem(config).state_dict()
+    assert infer_config(state) == config
+
+
+# --- files ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A `.pth` as the authors publish them, but narrow: a state dict without a word about its shape."""
+    with torch.device("meta"):
+        shapes = XMem(ModelConfig(key_dim=8, value_dim=16, hidden_dim=0)).state_dict()
+    state = fill(shapes)
+    path = tmp_path_factory.mktemp("cache") / "XMem-no-sensory.pth"
+    torch.save(state, path)
+    return path, state
+
+
+def test_a_published_file_is_found_in_the_cache_and_loaded(
+    published: tuple[Path, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, state = published
+    monkeypatch.setenv("XMEM_CACHE", str(path.parent))
+    model = load_model("xmem-no-sensory")
+    assert not model.training
+    assert (model.config.key_dim, model.config.value_dim, model.config.hidden_dim) == (8, 16, 0)
+    loaded = model.state_dict()
+    assert list(loaded) == list(state)
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XMEM_CACHE", "/a")
+    assert module.cache_folder() == Path("/a")
+    monkeypatch.delenv("XMEM_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/b")
+    assert module.cache_folder() == Path("/b/xmem")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/c")
+    assert module.cache_folder() == Path("/c/.cache/xmem")
+
+
+def test_a_saved_model_comes_back_with_its_configuration(tmp_path: Path) -> None:
+    model = small_model()
+    path = tmp_path / "deep" / "model.safetensors"
+    save_weights(model, path, torch.float32)
+    assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"]
+    again = load_model(path)
+    assert again.config == SMALL
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+
+
+def test_half_precision_on_disk_is_fp32_in_memory(tmp_path: Path) -> None:
+    model = small_model()
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    save_weights(model, first)
+    with safetensors.safe_open(first, framework="pt") as file:
+        assert file.get_tensor("decoder.pred.weight").dtype == torch.float16
+        assert json.loads(file.metadata()["config"]) == SMALL.to_dict()
+    again = load_model(first)
+    for name, tensor in model.state_dict().items():
+        loaded = again.state_dict()[name]
+        assert loaded.dtype == tensor.dtype
+        expected = tensor.half().float() if tensor.is_floating_point() else tensor
+        assert torch.equal(loaded, expected)
+    save_weights(again, second)
+    assert first.stat().st_size * 1.5 < sum(t.nbytes for t in model.state_dict().values())
+    reloaded = load_model(second).state_dict()
+    assert all(torch.equal(t, reloaded[name]) for name, t in again.state_dict().items())
+
+
+def test_the_bundled_model_is_the_lite_one() -> None:
+    model = load_model()
+    assert model.config == ModelConfig.lite()
+    assert all(torch.isfinite(t).all() for t in model.state_dict().values())
+
+
+def test_a_first_convolution_for_single_objects_is_widened_and_computes_the_same() -> None:
+    model = small_model()
+    state = dict(model.state_dict())
+    name = "value_encoder.conv1.weight"
+    narrow = state[name][:, :4].clone()
+    load_weights(model, state | {name: narrow}, "a file")
+    image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mask, others = torch.rand(2, 1, 32, 32), torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        got = model.value_encoder.conv1(torch.cat([image, mask, others], 1))
+        expected = F.conv2d(torch.cat([image, mask], 1), narrow, None, 2, 3)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"decoder.pred.bias": None},
+            "here does not hold this network's weights: decoder.pred.bias is missing$",
+        ),
+        ({"decoder.extra": torch.zeros(1)}, "decoder.extra is unknown$"),
+        (
+            {"decoder.pred.weight": torch.zeros(1, 9, 3, 3)},
+            r"decoder.pred.weight is \[1, 9, 3, 3\], not \[1, 8, 3, 3\]$",
+        ),
+        ({"value_encoder.conv1.weight": torch.zeros(8, 3, 7, 7)}, r"is \[8, 3, 7, 7\], not \[8, 5, 7, 7\]"),
+        (
+            {f"x{i}": torch.zeros(1) for i in range(5)},
+            "x0 is unknown; x1 is unknown; x2 is unknown and 2 more$",
+        ),
+    ],
+)
+def test_another_networks_weights_name_their_first_faults(changes: dict[str, Any], says: str) -> None:
+    model = small_model()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    state = {n: t for n, t in (dict(before) | changes).items() if t is not None}
+    with pytest.raises(WeightsError, match=says):
+        load_weights(model, state, "here")
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+class Evil:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.witness,)
+
+
+@pytest.mark.parametrize("write", ["torch", "torch, old format", "pickle"])
+def test_a_pickled_object_is_refused_and_not_run(tmp_path: Path, write: str) -> None:
+    path, witness = tmp_path / "evil.pth", tmp_path / "witness"
+    content = {"key_proj.key_proj.weight": Evil(witness)}
+    if write == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=write == "torch")
+    with pytest.raises(WeightsError, match=r"evil\.pth cannot be read as weights"):
+        load_model(path)
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_damaged_file_is_a_weights_error(tmp_path: Path, suffix: str) -> None:
+    good = tmp_path / f"good{suffix}"
+    state = {"a": torch.arange(40.0), "b": torch.zeros(3, dtype=torch.int64)}
+    if suffix == ".pth":
+        torch.save(state, good)
+    else:
+        safetensors.torch.save_file(state, good)
+    content = good.read_bytes()
+    damaged = [content[:n] for n in range(0, len(content), 7)]
+    damaged += [bytes(64), b"\x80\x02}q\x00.", b"\x80", b"PK\x03\x04" + bytes(60), b"[1, 2]", b"\xff" * 300]
+    for k, at in enumerate(range(0, len(content), 11)):
+        flipped = bytearray(content)
+        flipped[at] ^= 1 << (k % 8)
+        damaged.append(bytes(flipped))
+    bad = tmp_path / f"bad{suffix}"
+    for data in damaged:
+        bad.write_bytes(data)
+        with pytest.raises(WeightsError, match=f"bad{suffix}"):  # at the latest: not an XMem checkpoint
+            load_model(bad)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [
+        ({"config": "{"}, "model.safetensors: "),
+        ({"config": "[1]"}, "model.safetensors: "),
+        ({"config": '{"key_dim": 0}'}, "key_dim=0"),
+        ({"config": '{"colour": 1}'}, "has no 'colour'"),
+        (None, "not an XMem checkpoint: it has no tensor"),
+    ],
+)
+def test_a_file_with_a_bad_configuration_is_named(
+    tmp_path: Path, metadata: dict[str, str] | None, says: str
+) -> None:
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file({"a": torch.zeros(1)}, path, metadata)
+    with pytest.raises(WeightsError, match=says):
+        load_model(path)
+
+
+def test_a_pth_that_holds_no_state_dict_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "list.pth"
+    torch.save({"model": {"a": torch.zeros(1)}}, path)
+    with pytest.raises(WeightsError, match="no state dict of tensors"):
+        load_model(path)
+
+
+def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
+    for name in ("xmen", str(tmp_path)):
+        with pytest.raises(WeightsError, match="give one of xmem-lite, xmem, xmem-s012, xmem-s2, xmem-no-s"):
+            load_model(name)
+
+
+# --- downloads -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Release:
+    """A server on this machine in the release's place."""
+
+    content: bytes
+    sent: int | None = None  # breaks off after so many bytes
+    status: int = 200
+    garbage: bool = False  # answers with something that is not HTTP
+    length: bool = True  # says how long the file is
+    paths: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def release(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Release]:
+    served = Release(bytes(range(256)) * 40)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            served.paths.append(self.path)
+            if served.garbage:
+                self.wfile.write(b"not http at all\r\n\r\n")
+                return
+            self.send_response(served.status)
+            if served.length:
+                self.send_header("Content-Length", str(len(served.content)))
+            self.end_headers()
+            self.wfile.write(served.content[: served.sent])
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("XMEM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "_RELEASE", f"http://127.0.0.1:{server.server_port}/v1.0")
+    yield served
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def nothing_is_left(folder: Path) -> bool:
+    return not folder.exists() or not list(folder.iterdir())
+
+
+def test_a_download_reports_its_progress_and_is_kept(
+    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BLOCK", 4096)
+    told: list[tuple[int, int | None]] = []
+    path = find_weights("xmem-s2", progress=lambda done, total: told.append((done, total)))
+    assert path == tmp_path / "cache" / "XMem-s2.pth"
+    assert path.read_bytes() == release.content
+    assert told == [(4096, 10240), (8192, 10240), (10240, 10240)]
+    assert release.paths == ["/v1.0/XMem-s2.pth"]
+    assert find_weights("xmem-s2") == path
+    assert len(release.paths) == 1
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_download_of_unknown_length_is_taken(release: Release) -> None:
+    release.length = False
+    told: list[tuple[int, int | None]] = []
+    path = find_weights("xmem", progress=lambda done, total: told.append((done, total)))
+    assert path.read_bytes() == release.content
+    assert told[-1] == (10240, None)
+
+
+def test_a_download_that_breaks_off_is_not_kept(release: Release, tmp_path: Path) -> None:
+    release.sent = 5000
+    with pytest.raises(WeightsError, match=r"XMem\.pth broke off after 5000 of 10240 bytes: try again"):
+        find_weights("xmem")
+    assert nothing_is_left(tmp_path / "cache")
+    release.sent = None
+    assert find_weights("xmem").read_bytes() == release.content
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_known_hash_is_verified(
+    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: bool
+) -> None:
+    expected = hashlib.sha256(release.content if right else b"other").hexdigest()
+    monkeypatch.setitem(module._PUBLISHED, "xmem", module._Published("XMem.pth", expected))
+    if right:
+        assert find_weights("xmem").read_bytes() == release.content
+        return
+    with pytest.raises(WeightsError, match=f"not {expected}: not the authors' file"):
+        find_weights("xmem")
+    assert nothing_is_left(tmp_path / "cache")
+
+
+def test_a_missing_release_file_and_a_server_of_another_kind_are_named(
+    release: Release, tmp_path: Path
+) -> None:
+    release.status = 404
+    with pytest.raises(
+        WeightsError, match=r"XMem\.pth is not in the cache and cannot be downloaded \(Not Found"
+    ):
+        find_weights("xmem")
+    release.garbage = True
+    with pytest.raises(WeightsError, match=r"XMem\.pth is not in the cache and cannot be downloaded"):
+        find_weights("xmem")
+    assert nothing_is_left(tmp_path / "cache")
+
+
+def test_offline_the_error_names_the_file_and_its_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("XMEM_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "_RELEASE", "http://127.0.0.1:9/v1.0")  # nobody listens there
+    with pytest.raises(WeightsError) as caught:
+        load_model("xmem-s012")
+    said = str(caught.value)
+    assert "XMem-s012.pth is not in the cache" in said
+    assert "get http://127.0.0.1:9/v1.0/XMem-s012.pth elsewhere" in said
+    assert f"put it at {tmp_path / 'XMem-s012.pth'}" in said
+    assert "\n" not in said
+
+
+def test_a_cache_that_cannot_be_made_is_named(release: Release, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file in the folder's place")
+    with pytest.raises(WeightsError, match=r"cannot be downloaded \(.*File exists"):
+        find_weights("xmem")
