@@ -34,8 +34,10 @@ def crowd_scene(
     common = float(np.exp(rng.uniform(np.log(0.2), np.log(0.6)))) * size
     heights = np.clip(common * np.exp(rng.normal(0, 0.2, number)), 0.15 * size, 0.7 * size)
     starts = rng.uniform(0.05, 0.95, number) * size
-    speeds = rng.normal(0, 1.0, number) * rng.uniform(0.02, 0.16) * size
-    if rng.random() < 0.6:
+    # From the steps between neighbouring frames, where being near is what tells look-alikes apart (and only
+    # the sensory memory knows where one was), to those between far frames, where only the looks do.
+    speeds = rng.normal(0, 1.0, number) * float(np.exp(rng.uniform(np.log(0.006), np.log(0.12)))) * size
+    if rng.random() < 0.45:
         # Two of them swap sides, about half-way: they cross, and one hides the other.
         a, b = 0, 1
         gap = rng.uniform(0.2, 0.7) * size
