@@ -420,7 +420,14 @@ def train(
     data: Annotated[str, typer.Option(help="Folder with stills/ and davis/.")],
     out: Annotated[str, typer.Option(help="Folder of the run: log, checkpoints, weights.")],
     config: Annotated[
-        str | None, typer.Option(help="JSON of training settings; default: the run's own.")
+        str | None,
+        typer.Option(help="JSON of training settings. Default: the run's own, else those of xmem-lite."),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="name=value: replaces one of the settings; repeatable.", metavar="NAME=VALUE"
+        ),
     ] = None,
     init: Annotated[str | None, typer.Option(help="Weights to start from.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
@@ -430,10 +437,10 @@ def train(
     fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from the run's checkpoint.")] = False,
 ) -> None:
     """Train a small model; run again, it goes on from its last checkpoint."""
-    from jobs.train import run
+    from jobs.train import parse_settings, run
 
     given = {"steps": steps, "seed": seed, "max_hours": max_hours, "threads": threads, "init": init}
-    overrides: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+    overrides = parse_settings(setting or []) | {k: v for k, v in given.items() if v is not None}
     logging.getLogger().setLevel(logging.INFO)
     _console().print(f"averaged weights: {run(config, data, out, overrides | {'resume': not fresh})}")
 

@@ -173,28 +173,13 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def publish_weights(path: Path, config: ModelConfig, weights: dict[str, Tensor], step: int) -> None:
+def publish_weights(path: Path, config: ModelConfig, weights: dict[str, Tensor]) -> None:
     """Writes weights as fp16 safetensors, atomically; the metadata's `config` is the model's shape."""
     half = {k: (v.half() if v.is_floating_point() else v).contiguous().cpu() for k, v in weights.items()}
     partial = path.with_name(f".{path.name}.partial")
-    save_file(half, partial, metadata={"config": json.dumps(config.to_dict()), "step": str(step)})
+    # One entry: safetensors writes several in any order, and equal weights shall be equal files.
+    save_file(half, partial, metadata={"config": json.dumps(config.to_dict(), sort_keys=True)})
     partial.replace(path)
-
-
-def publish_checkpoint(checkpoint: str | Path, path: str | Path) -> None:
-    """`publish_weights` of a checkpoint's averaged weights.
-
-    Where the value encoder's BatchNorm statistics are frozen by then, its own are taken, not their average:
-    they are what the weights have since been trained with.
-    """
-    folder = Path(checkpoint)
-    state = _read_state(folder)
-    config = TrainConfig.from_dict(state["config"])
-    weights = load_file(folder / "averaged.safetensors")
-    if int(state["step"]) > config.first_frozen_step():
-        own = load_file(folder / "model.safetensors")
-        weights.update({name: own[name] for name in own if is_statistic(name)})
-    publish_weights(Path(path), config.model, weights, int(state["step"]))
 
 
 def is_statistic(name: str) -> bool:

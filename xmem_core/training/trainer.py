@@ -221,7 +221,7 @@ def train(
 
     def keep(done: int) -> None:
         save_checkpoint(out, done, trainer.model, trainer.averaged, trainer.optimizer, config)
-        publish_weights(out / "weights-ema.safetensors", config.model, trainer.averaged, done)
+        publish_weights(out / "weights-ema.safetensors", config.model, trainer.averaged)
         plot_losses(out / "log.jsonl", out / "loss.png")
 
     with _StopSignals() as stop, (out / "log.jsonl").open("a") as log_file:
