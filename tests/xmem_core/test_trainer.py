@@ -13,8 +13,9 @@ import pytest
 import torch
 from pictures import write_pictures
 from safetensors.torch import load_file
-from tiny import TINY
+from tiny import TINY, tiny_model
 
+from xmem_core import MemoryConfig, Prompt, VideoSegmenter
 from xmem_core.config import ModelConfig
 from xmem_core.network import XMem
 from xmem_core.training import keep
@@ -24,7 +25,7 @@ from xmem_core.training.loader import batches
 from xmem_core.training.settings import RECIPE, Phase, TrainConfig
 from xmem_core.training.speed import tune_for_cpu
 from xmem_core.training.trainer import Trainer, train
-from xmem_core.training.unroll import draw_plan, one_hot, unroll
+from xmem_core.training.unroll import Plan, draw_plan, one_hot, unroll
 
 SMALL = TrainConfig(
     model=TINY,
@@ -210,7 +211,7 @@ def test_nothing_but_damaged_checkpoints_is_an_error_that_names_them(
     for step in (3, 6):
         spoil(out, step, "optimizer.pt", "cut")
     with pytest.raises(
-        ValueError, match=r"00000006 is damaged: optimizer.pt .* 00000003 is damaged"
+        ValueError, match=r"00000006 is damaged: optimizer.pt .*-00000003 is damaged"
     ) as caught:
         train(SMALL, root, out)
     assert "\n" not in str(caught.value)
@@ -245,7 +246,7 @@ def test_starting_over_leaves_no_checkpoint_of_the_run_before(
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(undisturbed, out)
-    train(replace(SMALL, steps=2), root, out, resume=False)
+    train(replace(SMALL, steps=2, warmup=0), root, out, resume=False)
     assert [p.name for p in keep.checkpoints(out)] == ["checkpoint-00000002"]
 
 
@@ -296,7 +297,9 @@ def test_the_frozen_part_and_imagenets_statistics_stay(undisturbed: Path) -> Non
     ):
         assert name in changed
     untouched = set(start) - changed - {n for n in start if n.startswith(stem)}
-    assert {n for n in untouched if "running" not in n and "num_batches" not in n} == set()
+    # So narrow, the channel gate has one unit behind its ReLU; where that is always 0, its bias stays.
+    dead = "attention.ChannelGate.mlp.1.bias"
+    assert not [n for n in untouched if "running" not in n and "num_batches" not in n and dead not in n]
 
 
 def test_the_value_encoders_statistics_stay_from_freeze_norm_on(root: Path) -> None:
@@ -377,6 +380,43 @@ def test_frames_see_only_what_is_before_them() -> None:
     assert torch.equal(a[0], b[0])
     assert not torch.equal(a[1], b[1])
     assert not torch.equal(a[2], b[2])
+
+
+@pytest.mark.parametrize(
+    ("settings", "plan"),
+    [
+        # Only the first frame is remembered; the sensory memory goes on by the decoder alone.
+        ({"mem_every": 100}, Plan(((), (0,), (0,), (0,)), (True, False, False, False))),
+        # Every frame is remembered and renews the sensory memory, after the decoder did.
+        (
+            {"mem_every": 1, "deep_update_every": 1},
+            Plan(((), (0,), (0, 1), (0, 1, 2)), (True, True, True, True)),
+        ),
+    ],
+)
+def test_training_computes_what_tracking_computes(settings: dict[str, int], plan: Plan) -> None:
+    """From the same pixels: colours' order and scaling, masks, memory, readout, gates, aggregation."""
+    model = tiny_model(1)
+    rng = np.random.default_rng(2)
+    frames = rng.integers(0, 256, (4, 64, 80, 3), dtype=np.uint8)
+    labels = np.zeros((64, 80), np.uint8)
+    labels[8:30, 10:40], labels[30:60, 35:70] = 1, 2
+    segmenter = VideoSegmenter(model, MemoryConfig(top_k=10_000, **settings))
+    state = segmenter.new_state()
+    tracked = [
+        segmenter.step(state, frame, Prompt({1: labels == 1, 2: labels == 2}) if t == 0 else None)
+        for t, frame in enumerate(frames)
+    ]
+    batch = Batch(
+        frames[None], np.repeat(labels[None, None], 4, 1), np.array([2], np.int64), kinds=("stills",)
+    )
+    images, truth = Trainer(SMALL)._tensors(batch)
+    with torch.no_grad():
+        logits = unroll(model, images, one_hot(truth[:, 0], 2), torch.ones(1, 2), plan)
+    for result, ours in zip(tracked[1:], logits, strict=True):
+        theirs = result.probabilities
+        assert theirs.std() > 1e-3
+        assert torch.allclose(torch.softmax(ours[0], 0), theirs, atol=2e-5)
 
 
 def test_an_absent_object_is_never_painted_and_changes_nobody() -> None:

@@ -217,7 +217,7 @@ def trim_log(path: Path, step: int) -> None:
 
 
 def plot_losses(log_path: Path, png: Path) -> None:
-    """Draws the log's losses and agreement over steps; without matplotlib there is no plot."""
+    """Draws the log's losses and agreement over steps, as running means; without matplotlib, no plot."""
     try:
         import matplotlib
     except ImportError:
@@ -228,17 +228,21 @@ def plot_losses(log_path: Path, png: Path) -> None:
     lines = [json.loads(line) for line in log_path.read_text().splitlines()]
     if not lines:
         return
-    figure = Figure(figsize=(9, 6))
+    figure = Figure(figsize=(8, 5.5))
     upper, lower = figure.subplots(2, 1, sharex=True)
-    for name in ("loss", "ce", "dice"):
-        upper.plot([x["step"] for x in lines], [x[name] for x in lines], label=name)
-    for name in sorted({k for x in lines for k in x if k.startswith("iou")}):
-        chosen = [x for x in lines if name in x]
-        lower.plot([x["step"] for x in chosen], [x[name] for x in chosen], label=name, linewidth=1)
+    names = sorted({k for x in lines for k in x if k.startswith("iou")})
+    # One line of the log is a few batches and says little: a thirtieth of the run is drawn as one.
+    window = max(1, len(lines) // 30)
+    for axes, shown in ((upper, ["loss", "ce", "dice"]), (lower, names)):
+        for name in shown:
+            points = [(x["step"], x[name]) for x in lines if name in x]
+            runs = [points[max(0, i - window + 1) : i + 1] for i in range(len(points))]
+            means = [sum(value for _, value in run) / len(run) for run in runs]
+            axes.plot([step for step, _ in points], means, label=name, linewidth=1.2)
     upper.set_ylabel("loss")
     lower.set_ylabel("mean IoU on training batches")
     lower.set_xlabel("step")
     for axes in (upper, lower):
         axes.legend(loc="best", fontsize=8)
         axes.grid(alpha=0.3)
-    figure.savefig(png, dpi=90)
+    figure.savefig(png, dpi=80)
