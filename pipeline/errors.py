@@ -4,11 +4,19 @@ Every message is one line that names the offending value, what would be allowed 
 Raising one of these never undoes or damages anything that was committed before.
 """
 
+from pipeline.redact import redacted
+
 
 class XmemError(Exception):
-    """A failure the user can act on; the command line prints its message and exits with `exit_code`."""
+    """A failure the user can act on; the command line prints its message and exits with `exit_code`.
+
+    Messages name the URI that was given; they end up in logs, so its credentials are taken out here.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
 
 
 class UsageError(XmemError):

@@ -1,0 +1,24 @@
+"""Takes credentials out of URIs, and out of texts that hold some: records, messages, logs."""
+
+from __future__ import annotations
+
+import re
+
+# Up to the last "@" before the path: an unescaped one may be part of the password.
+_USER = re.compile(r"(?<=://)[^/?#\s'\"<>]*@")
+_PARAMETER = re.compile(
+    r"""(?ix) ( [?&;] (?:
+        x-(?:amz|goog)-[\w-]+ | awsaccesskeyid | googleaccessid | key-pair-id | policy | expires
+        | sig | sas | auth | authorization | pwd | passwd | passphrase | api-?key
+        | (?:[\w-]*[_-])? (?:signature | token | secret | password | credentials? | api_key | access_key)
+    ) = ) [^&;\#\s'"<>]+ """
+)
+
+
+def redacted(text: str) -> str:
+    """The text with every URI in it free of user names, passwords, and signatures in its query.
+
+    Half characters, which a path from the command line may hold, become escapes: the result can be stored.
+    """
+    text = _PARAMETER.sub(r"\1***", _USER.sub("", text))
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,39 @@
+"""Credentials leave records, messages and logs; what identifies a video stays."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.errors import SourceError, StoreError
+from pipeline.redact import redacted
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ("https://user:secret@host/v.mp4?x=1", "https://host/v.mp4?x=1"),
+        ("rtsp://admin:pa@ss@10.0.0.7:554/ch1", "rtsp://10.0.0.7:554/ch1"),
+        ("simplecache::https://user:secret@host/v.mp4", "simplecache::https://host/v.mp4"),
+        (
+            "https://b.s3.amazonaws.com/v.mp4?X-Amz-Credential=AKIA%2Fx&part=2&X-Amz-Signature=ab12",
+            "https://b.s3.amazonaws.com/v.mp4?X-Amz-Credential=***&part=2&X-Amz-Signature=***",
+        ),
+        ("https://a.blob/v.mp4?sv=2024&sig=a%2Fb%3D", "https://a.blob/v.mp4?sv=2024&sig=***"),
+        ("https://h/v?access_token=t0k&id=7", "https://h/v?access_token=***&id=7"),
+        ("https://h/v?signal=3&design=b&monkey=x", "https://h/v?signal=3&design=b&monkey=x"),
+        ("/data/a@b.mp4", "/data/a@b.mp4"),
+        ("s3://bucket/a@b/c.mp4", "s3://bucket/a@b/c.mp4"),
+        ("403 for url='https://u:p@h/v?sig=x', try again", "403 for url='https://h/v?sig=***', try again"),
+    ],
+)
+def test_credentials_are_taken_out(given: str, left: str) -> None:
+    assert redacted(given) == left
+
+
+def test_what_cannot_be_stored_becomes_an_escape() -> None:
+    assert redacted("/data/\udcff.mp4").encode() == b"/data/\\udcff.mp4"
+
+
+@pytest.mark.parametrize("kind", [SourceError, StoreError])
+def test_errors_carry_none(kind: type[Exception]) -> None:
+    assert str(kind("https://user:secret@host/v.mp4: no such file")) == "https://host/v.mp4: no such file"
