@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Iterator
 from typing import Generic, TypeVar
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -13,15 +16,16 @@ T = TypeVar("T")
 class Prefetch(Generic[T]):
     """Iterates `items` in a thread of its own, at most `depth` items ahead.
 
-    Order and content stay the same, and an exception comes out where it was raised. `close()` stops the
-    thread and leaves `items` alone afterwards.
+    Order and content stay the same, and an exception comes out where it was raised, and again whenever more
+    is asked for: a source that failed never looks like one that ended. `close()` stops the thread, which
+    closes `items` if it is a generator.
     """
 
     def __init__(self, items: Iterator[T], depth: int = 4) -> None:
         self._items = items
         self._queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
         self._stop = threading.Event()
-        self._ended = False
+        self._end: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="xmem-decode", daemon=True)
         self._thread.start()
 
@@ -29,23 +33,21 @@ class Prefetch(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        if self._ended:
+        if self._end is None:
+            item, self._end = self._queue.get()
+            if self._end is None:
+                return item  # type: ignore[return-value]
+        if isinstance(self._end, StopIteration):
             raise StopIteration
-        item, error = self._queue.get()
-        if error is not None:
-            self._ended = True
-            if isinstance(error, StopIteration):
-                raise StopIteration
-            raise error
-        return item  # type: ignore[return-value]
+        raise self._end
 
     def close(self) -> None:
         """Stop decoding and wait until the thread has let go of the source."""
         self._stop.set()
-        self._ended = True
-        while self._thread.is_alive():
-            # Waiting for room it looks at the stop sign ten times a second.
-            self._thread.join(0.05)
+        if self._end is None:
+            self._end = RuntimeError("nothing more comes from what has been closed")
+        # Waiting for room it looks at the stop sign ten times a second.
+        self._thread.join()
 
     def _run(self) -> None:
         try:
@@ -53,6 +55,11 @@ class Prefetch(Generic[T]):
                 self._put((next(self._items), None))
         except BaseException as error:
             self._put((None, error))
+        try:
+            # Here, and not wherever the garbage collector finds it: open files are closed by who opened them.
+            getattr(self._items, "close", lambda: None)()
+        except Exception as error:
+            logger.debug("closing what was iterated failed: %s", error)
 
     def _put(self, entry: tuple[T | None, BaseException | None]) -> None:
         while not self._stop.is_set():
