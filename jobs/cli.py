@@ -10,15 +10,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.errors import UsageError, XmemError
+from pipeline.redact import redacted
 
 app = typer.Typer(
     name="xmem",
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         if debug:
             raise
-        _fail("interrupted; the same command goes on from the last committed chunk", 130)
+        _fail("interrupted" + _how_to_go_on(arguments), 130)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): not worth a word.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -72,13 +73,19 @@ def main(arguments: list[str] | None = None) -> None:
             _fail("aborted", 130)
         if isinstance(error, XmemError):
             _fail(str(error), error.exit_code)
-        if isinstance(error, ValueError):  # the core's checks: its messages name value and remedy
-            _fail(str(error), 2 if type(error).__name__ in ("ValueError", "WeightsError") else 1)
+        # Anything else is a fault of ours, or of the machine; what the user got wrong has been said by now.
         _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
 
 
+def _how_to_go_on(arguments: list[str]) -> str:
+    if arguments[:1] != ["track"]:
+        return ""
+    again = "the same command without --restart" if "--restart" in arguments else "the same command"
+    return f"; {again} goes on from the last committed chunk"
+
+
 def _fail(message: str, code: int) -> None:
-    line = " ".join(str(message).split())
+    line = " ".join(redacted(str(message)).split())
     sys.stderr.write(f"xmem: error: {line}\n")
     sys.exit(code)
 
@@ -87,7 +94,12 @@ class _ConsoleHandler(logging.Handler):
     """Messages above the bar, each on one line however narrow the terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _console().print(self.format(record), soft_wrap=True, markup=False)
+        _say(redacted(self.format(record)))
+
+
+def _say(text: str) -> None:
+    """One line on stderr; nothing in it is markup, whatever brackets a path has."""
+    _console().print(text, soft_wrap=True, markup=False)
 
 
 def _set_up_logging(debug: bool) -> None:
@@ -184,6 +196,8 @@ def track(
     from pipeline.stream import FINISHED, StreamTracker
     from xmem_core import MemoryConfig
 
+    shown = redacted(video)
+
     given = {
         "mem_every": mem_every,
         "deep_update_every": deep_update_every,
@@ -203,10 +217,11 @@ def track(
     started = spoke = time.monotonic()
     already_done = False
     _fetch_model(model)
-    with _frame_bar(Path(video).name) as (progress, task):
+    with _frame_bar(_short_name(video)) as (progress, task):
 
         def on_open(stream: StreamTracker) -> None:
-            nonlocal already_done
+            nonlocal already_done, started
+            started = time.monotonic()  # from here on it is frames that take the time
             already_done = stream.summary.state == FINISHED
             total = stream.source.frame_count
             if max_frames is not None:
@@ -221,7 +236,7 @@ def track(
             if progress.disable and now - spoke > _SPEAK_EVERY_S:
                 spoke = now
                 of = f" of {total}" if (total := progress.tasks[0].total) else ""
-                sys.stderr.write(f"{video}: {stream.next_frame}{of} frames, {rate}\n")
+                _say(f"{shown}: {stream.next_frame}{of} frames, {rate}")
 
         summary = track_video(
             video,
@@ -242,18 +257,21 @@ def track(
             on_open=on_open,
             on_frame=on_frame,
         )
-    console = _console()
     if already_done:
-        console.print(
-            f"{summary.stream_id} is finished: {summary.frames} frames, {summary.rows} rows in {out}; "
-            "nothing to do.",
-            soft_wrap=True,
+        _say(
+            f"{summary.stream_id} is finished: {summary.frames} frames, {summary.rows} rows in "
+            f"{redacted(out)}; nothing to do."
         )
         return
-    _print_summary(console, out, summary, time.monotonic() - started)
+    _print_summary(out, summary, time.monotonic() - started)
 
 
-def _print_summary(console: Console, out: str, summary: Any, seconds: float) -> None:
+def _short_name(uri: str) -> str:
+    """The last part of a path or URI, without what stands behind a `?`."""
+    return redacted(uri).split("?")[0].rstrip("/").rpartition("/")[2] or uri
+
+
+def _print_summary(out: str, summary: Any, seconds: float) -> None:
     from pipeline.query import query
 
     rows = query(
@@ -263,7 +281,8 @@ def _print_summary(console: Console, out: str, summary: Any, seconds: float) -> 
         "count(*) as frames, avg(score) filter (area > 0) as score "
         f"from tracks where stream_id = '{summary.stream_id}' group by object_id order by object_id",
     ).to_pylist()
-    table = Table(title=f"{summary.stream_id}: {summary.frames} frames, {summary.rows} rows in {out}")
+    title = f"{summary.stream_id}: {summary.frames} frames, {summary.rows} rows in {redacted(out)}"
+    table = Table(title=Text(title))
     for name in ("object", "category", "first frame", "last seen", "seen on", "mean score"):
         table.add_column(name, justify="left" if name == "category" else "right")
     for row in rows:
@@ -271,20 +290,20 @@ def _print_summary(console: Console, out: str, summary: Any, seconds: float) -> 
         score = "" if row["score"] is None else f"{row['score']:.2f}"
         table.add_row(
             str(row["object_id"]),
-            row["category"] or "",
+            Text(row["category"] or ""),
             str(row["first_frame"]),
             last,
             f"{row['seen']} of {row['frames']}",
             score,
         )
-    console.print(table)
+    _console().print(table)
     rate = summary.tracked / seconds if seconds > 0 else 0.0
     notes = [f"{summary.tracked} frames tracked in {seconds:.1f} s ({rate:.1f} frames/s)"]
     if summary.resumed_at is not None:
         notes.append(f"resumed at frame {summary.resumed_at}")
     if summary.losses:
         notes.append(f"{summary.losses} frames or packets lost in the input, see the events")
-    console.print("; ".join(notes), soft_wrap=True)
+    _say("; ".join(notes))
 
 
 @app.command()
@@ -328,50 +347,26 @@ def render(
     sheet: Annotated[str | None, typer.Option(help="Also write a contact sheet (PNG).")] = None,
 ) -> None:
     """Draw masks, outlines and ids over the video."""
-    from pipeline.query import TrackReader
-    from pipeline.render import contact_sheet, render_video
+    from pipeline.render import render as render_tracks
 
     if not 0 <= alpha <= 1:
         raise UsageError(f"--alpha {alpha} is not allowed: from 0 to 1")
-    chosen, tracked = _tracked_stream(video, folder, stream_id)
-    if first >= tracked:
-        raise UsageError(f"--first {first}: {chosen} is tracked up to frame {tracked - 1}")
-    last = tracked - 1 if last is None else min(last, tracked - 1)
-    reader = TrackReader(folder, chosen)
-    with _frame_bar(Path(output).name) as (progress, task):
-        progress.update(task, total=last - first + 1)
-        count = render_video(
+    with _frame_bar(_short_name(output)) as (progress, task):
+        count = render_tracks(
             video,
-            reader.at,
+            folder,
             output,
+            stream_id=stream_id,
             first=first,
             last=last,
             alpha=alpha,
-            progress=lambda n: progress.update(task, completed=n),
+            sheet=sheet,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    if sheet is not None:
-        contact_sheet(video, reader.at, sheet, first=first, last=last, alpha=alpha)
-    _console().print(f"{count} frames written to {output}" + (f", contact sheet to {sheet}" if sheet else ""))
-
-
-def _tracked_stream(video: str, folder: str, stream_id: str | None) -> tuple[str, int]:
-    """The stream of that video in the folder, and how many of its frames are tracked."""
-    from pipeline.query import query as ask
-    from pipeline.store import generate_stream_id
-
-    rows = {
-        row["stream_id"]: row["next_frame"]
-        for row in ask(folder, "select stream_id, next_frame from streams").to_pylist()
-    }
-    own = stream_id or generate_stream_id(video)
-    if own not in rows and stream_id is None and len(rows) == 1:
-        own = next(iter(rows))
-    if own not in rows:
-        names = ", ".join(sorted(rows)) or "none"
-        raise UsageError(f"{folder} has no stream {own!r}; it has {names}: choose one with --stream-id")
-    if not rows[own]:
-        raise UsageError(f"stream {own!r} in {folder} has no tracked frames yet")
-    return own, int(rows[own])
+    _say(
+        f"{count} frames written to {redacted(output)}"
+        + (f", contact sheet to {redacted(sheet)}" if sheet else "")
+    )
 
 
 @app.command()
@@ -389,25 +384,20 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Measure region similarity J and boundary accuracy F on a labelled data set, first frame given."""
-    import torch
-
     from jobs.evaluate import run
-    from xmem_core import VideoSegmenter, load_model
+    from pipeline.executor import open_segmenter
 
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise UsageError(f"--dtype {dtype!r} is not allowed: float32, bfloat16 or float16")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    network = load_model(model, device)
-    side = None if size == 0 else size or network.config.default_size
-    segmenter = VideoSegmenter(network, size=side, dtype=getattr(torch, dtype))
+    _fetch_model(model)
+    segmenter = open_segmenter(
+        model, size=size or None, full_size=size == 0, device=device, dtype=dtype, threads=threads
+    )
     console = _console()
     report = run(
         root,
         segmenter,
         clips=clip,
         max_frames=max_frames,
-        progress=lambda text: console.print(text, style="dim"),
+        progress=lambda text: console.print(text, style="dim", markup=False),
     )
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=2))
@@ -442,7 +432,7 @@ def train(
     given = {"steps": steps, "seed": seed, "max_hours": max_hours, "threads": threads, "init": init}
     overrides = parse_settings(setting or []) | {k: v for k, v in given.items() if v is not None}
     logging.getLogger().setLevel(logging.INFO)
-    _console().print(f"averaged weights: {run(config, data, out, overrides | {'resume': not fresh})}")
+    _say(f"averaged weights: {run(config, data, out, overrides | {'resume': not fresh})}")
 
 
 @app.command()
@@ -457,7 +447,7 @@ def schema() -> None:
 def _frame_bar(name: str) -> Iterator[tuple[Progress, TaskID]]:
     console = _console()
     progress = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
@@ -471,7 +461,8 @@ def _frame_bar(name: str) -> Iterator[tuple[Progress, TaskID]]:
 
 def _fetch_model(name: str) -> None:
     """Download a published checkpoint with a bar, where one has to be."""
-    from xmem_core.weights import find_weights
+    from pipeline.executor import weights_failure
+    from xmem_core.weights import WeightsError, find_weights
 
     with Progress(console=_console(), transient=True) as progress:
         task: TaskID | None = None
@@ -482,7 +473,10 @@ def _fetch_model(name: str) -> None:
                 task = progress.add_task(f"downloading {name}", total=expected)
             progress.update(task, completed=received)
 
-        find_weights(name, progress=report)
+        try:
+            find_weights(name, progress=report)
+        except WeightsError as error:
+            raise weights_failure(name, error) from error
 
 
 if __name__ == "__main__":

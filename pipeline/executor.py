@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, XmemError
 from pipeline.prompts import PromptSet
-from pipeline.settings import DTYPES, TrackSettings
+from pipeline.settings import DTYPES, MIN_SIZE, TrackSettings
 from pipeline.sources import open_source
 from pipeline.store import StreamStore, generate_stream_id
 from pipeline.stream import StreamSummary, StreamTracker
 from xmem_core import MemoryConfig, VideoSegmenter, load_model
+from xmem_core.weights import MODEL_NAMES, WeightsError
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +37,22 @@ class Executor:
             torch.set_num_threads(threads)
 
     def advance(self, streams: Sequence[StreamTracker]) -> list[StreamTracker]:
-        """One frame further on every stream; returns those that go on."""
+        """One frame further on every stream; returns those that go on.
+
+        Raises what the first stream that fails raises. The others lose nothing by it: they go on with the
+        next call, without the failed one, which raises the same again.
+        """
         inputs = [(stream, step) for stream in streams if (step := stream.next_input()) is not None]
         results = self.segmenter.step_many([(s.state, s.image, s.prompt) for _, s in inputs])
+        failure: Exception | None = None
         for (stream, _), result in zip(inputs, results, strict=True):
-            stream.accept(result)
+            try:
+                stream.accept(result)
+            except Exception as error:
+                # All states have moved on by a frame; each stream must hear of it.
+                failure = failure or error
+        if failure is not None:
+            raise failure
         return [stream for stream, _ in inputs]
 
     def run(self, stream: StreamTracker, on_frame: OnFrame | None = None) -> StreamSummary:
@@ -90,7 +102,7 @@ def track(
             with, else to torch's.
         memory: memory settings.
         chunk_frames, snapshot_chunks, max_frames, box_segmenter: see `TrackSettings`.
-        restart: remove what the folder holds of this stream first.
+        restart: remove what the folder holds of this stream first; not before everything else is in order.
         storage_options, out_storage_options: for the fsspec file systems of video and output.
         on_open, on_frame: called with the stream once it is open, and after every frame.
 
@@ -101,26 +113,22 @@ def track(
         XmemError: one of `pipeline.errors`; what was committed stays.
     """
     uri = os.fspath(video)
-    _check(device, dtype, threads)
+    _check(device, dtype, threads, size)
     source = open_source(uri, threads=0, storage_options=storage_options)
     try:
         store = StreamStore(out, stream_id or generate_stream_id(uri), out_storage_options)
-        if restart:
-            store.restart()
-        network = load_model(model, device)
-        segmenter = VideoSegmenter(
-            network,
-            memory,
-            size=None if full_size else size or network.config.default_size,
-            dtype=getattr(torch, dtype),
+        segmenter = open_segmenter(
+            model, memory, size=size, full_size=full_size, device=device, dtype=dtype, threads=threads
         )
+        if threads is None and not restart:
+            threads = _threads_of(store)
         settings = TrackSettings(
             model=model,
             model_fingerprint=segmenter.fingerprint,
             memory=segmenter.memory_config,
             size=segmenter.size,
             dtype=dtype,
-            threads=threads or _threads_of(store) or torch.get_num_threads(),
+            threads=threads or torch.get_num_threads(),
             chunk_frames=chunk_frames,
             snapshot_chunks=snapshot_chunks,
             max_frames=max_frames,
@@ -130,14 +138,47 @@ def track(
     except BaseException:
         source.close()
         raise
-    with StreamTracker(source, store, segmenter, settings, prompts) as stream:
+    with StreamTracker(source, store, segmenter, settings, prompts, restart=restart) as stream:
         if on_open is not None:
             on_open(stream)
         return executor.run(stream, on_frame)
 
 
-def _check(device: str, dtype: str, threads: int | None) -> None:
+def open_segmenter(
+    model: str,
+    memory: MemoryConfig | None = None,
+    *,
+    size: int | None = None,
+    full_size: bool = False,
+    device: str = "cpu",
+    dtype: str = "float32",
+    threads: int | None = None,
+) -> VideoSegmenter:
+    """A segmenter as `track` makes it; the arguments are the same.
+
+    Raises:
+        UsageError: one of the arguments is wrong. XmemError: a published model cannot be fetched.
+    """
+    _check(device, dtype, threads, size)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        network = load_model(model, device)
+    except WeightsError as error:
+        raise weights_failure(model, error) from error
+    side = None if full_size else size or network.config.default_size
+    return VideoSegmenter(network, memory, size=side, dtype=getattr(torch, dtype))
+
+
+def weights_failure(model: str, error: WeightsError) -> XmemError:
+    """The error to report: a name or file that was given is a request, a known model's absence a failure."""
+    return XmemError(str(error)) if model in MODEL_NAMES else UsageError(str(error))
+
+
+def _check(device: str, dtype: str, threads: int | None, size: int | None) -> None:
     """What would otherwise fail late, and in torch's words."""
+    if size is not None and size < MIN_SIZE:
+        raise UsageError(f"size={size} is not allowed: at least {MIN_SIZE} pixels")
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is not allowed: choose one of {', '.join(DTYPES)}")
     if threads is not None and threads < 1:
@@ -151,6 +192,6 @@ def _check(device: str, dtype: str, threads: int | None) -> None:
 
 def _threads_of(store: StreamStore) -> int | None:
     """The thread count that the stream was begun with."""
-    record = store.read_record() or {}
-    threads = record.get("settings", {}).get("threads")
-    return threads if isinstance(threads, int) else None
+    settings = (store.read_record() or {}).get("settings")
+    threads = settings.get("threads") if isinstance(settings, dict) else None
+    return threads if type(threads) is int and threads > 0 else None

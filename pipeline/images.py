@@ -33,6 +33,7 @@ class ImageFolder:
 
     rate: float | None = None
     container = "images"
+    damaged = False  # images before the one wanted are always decoded
 
     def __init__(self, location: Location) -> None:
         self.uri = location.uri

@@ -30,6 +30,7 @@ from pipeline.locations import one_line, scheme_of
 from pipeline.masks import rle_to_mask
 from pipeline.records import Frame, MaskRecord
 from pipeline.sources import VideoSource, open_source
+from pipeline.tracks import open_tracks
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,45 @@ def overlay(image: Image, records: Sequence[MaskRecord], alpha: float = 0.5) -> 
     for record in visible:
         _draw_label(drawn, record)
     return drawn
+
+
+def render(
+    video: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    stream_id: str | None = None,
+    first: int = 0,
+    last: int | None = None,
+    alpha: float = 0.5,
+    sheet: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Write a tracked video with its tracks laid over it, as far as it is tracked; return how many frames.
+
+    Args:
+        video: the video that was tracked; path or fsspec URI, as for `pipeline.executor.track`.
+        out: its output folder.
+        output: the video to write; .mp4, .mov, .m4v, .mkv or .webm.
+        stream_id: which stream; default: the video's own, or the only one there.
+        first, last: the frames to write, inclusive.
+        alpha: how opaque the masks are, 0 to 1.
+        sheet: write a contact sheet (PNG) of the same frames, too.
+        progress: called with the frames written so far, and how many there will be.
+
+    Raises UsageError (no such stream or frames, not the video that was tracked), SourceError, StoreError.
+    """
+    uri, target = os.fspath(video), os.fspath(output)
+    reader = open_tracks(uri, out, stream_id)
+    tracked = reader.next_frame
+    if not 0 <= first < tracked:
+        raise UsageError(f"first frame {first}: {reader.stream_id} is tracked up to frame {tracked - 1}")
+    end = tracked - 1 if last is None else min(last, tracked - 1)
+    report = None if progress is None else lambda done: progress(done, end - first + 1)
+    count = render_video(uri, reader.at, target, first=first, last=end, alpha=alpha, progress=report)
+    if sheet is not None:
+        contact_sheet(uri, reader.at, os.fspath(sheet), first=first, last=end, alpha=alpha)
+    return count
 
 
 def render_video(

@@ -10,6 +10,10 @@ from pipeline.errors import UsageError
 from xmem_core import MemoryConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
+MIN_SIZE = 16
+
+# Snapshots may come as often as one likes. A model may be called by another name: its weights count.
+_INDIFFERENT = ("snapshot_chunks", "model")
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,8 @@ class TrackSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value} is not allowed: at least 1")
-        if self.size is not None and self.size < 16:
-            raise UsageError(f"size={self.size} is not allowed: at least 16 pixels")
+        if self.size is not None and self.size < MIN_SIZE:
+            raise UsageError(f"size={self.size} is not allowed: at least {MIN_SIZE} pixels")
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype={self.dtype!r} is not allowed: choose one of {', '.join(DTYPES)}")
 
@@ -60,22 +64,25 @@ class TrackSettings:
         """Build from `to_dict`'s output."""
         return cls(**{**values, "memory": MemoryConfig.from_dict(values["memory"])})
 
+    def decisive(self) -> dict[str, Any]:
+        """Those that change rows, as a flat dict."""
+        return _decisive(self.to_dict())
+
     def differences(self, stored: Mapping[str, Any]) -> list[str]:
         """How settings of a record differ from these, one short phrase each; only what changes rows."""
-        own = _flat(self.to_dict())
-        other = _flat(stored)
-        # Snapshots may come as often as one likes. A model may be called by another name: its weights count.
-        skipped = {"snapshot_chunks", "model"}
+        own, other = self.decisive(), _decisive(stored)
         return [
             f"{name} was {other.get(name)!r}, now {own.get(name)!r}"
-            for name in sorted((set(own) | set(other)) - skipped)
+            for name in sorted(set(own) | set(other))
             if own.get(name) != other.get(name)
         ]
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+def _decisive(values: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
+        if name in _INDIFFERENT:
+            continue
         if isinstance(value, Mapping):
             flat.update({f"{name}.{inner}": v for inner, v in value.items()})
         else:

@@ -59,6 +59,7 @@ class VideoSource(Protocol):
         frame_count: an estimate of how many frames there are, None if unknown.
         container, codec: FFmpeg's names; "images" and the suffix for a folder of images.
         fingerprint: changes when the input does.
+        damaged: whether any sign of damage has been met; resuming after it must decode from the start.
         trailing_losses: what was lost after the last frame; set once `frames()` is exhausted.
     """
 
@@ -70,6 +71,7 @@ class VideoSource(Protocol):
     container: str
     codec: str
     fingerprint: str
+    damaged: bool
     trailing_losses: tuple[Event, ...]
 
     def frames(self, start: int = 0, *, previous_pts_seconds: float | None = None) -> Iterator[Frame]:
@@ -158,7 +160,7 @@ class VideoFile(_Opened):
         self._location = location
         self._threads = threads
         self._block_size = block_size
-        self._damaged = False
+        self.damaged = False
         self._index: packets.PacketIndex | None = None
         self._indexable = True
         self._delivered: tuple[int, float | None] | None = None
@@ -196,7 +198,7 @@ class VideoFile(_Opened):
             index = self._index_for(reached, previous, keyframes_back) if reached == start else None
             if index is not None:
                 way = self._after_seek(reached, index, keyframes_back)
-            elif self._threads == 1 or self._damaged:
+            elif self._threads == 1 or self.damaged:
                 way = self._from_start(reached)
             else:
                 way = self._guarded_from_start(reached)
@@ -210,7 +212,7 @@ class VideoFile(_Opened):
             except (decoding.Damage, _Misprediction) as sign:
                 log.info("%s: decoding goes back near frame %d: %s", self.uri, reached, sign)
                 if index is None:
-                    self._damaged = True
+                    self.damaged = True
                 elif keyframes_back or reached > start:
                     self._indexable = False
                 else:  # pictures before the keyframe may have been needed after all
@@ -221,6 +223,8 @@ class VideoFile(_Opened):
         with self._session(threads=1, strict=False) as session:
             number = -1
             for number, picture in enumerate(decoding.lenient(session)):
+                if picture.losses or picture.frame.is_corrupt:
+                    self.damaged = True
                 if number >= start:
                     pts = _seconds(picture.frame.pts, session.time_base)
                     losses = _events(number, pts, picture.losses)
@@ -258,7 +262,7 @@ class VideoFile(_Opened):
 
     def _index_for(self, start: int, previous: float | None, back: int) -> packets.PacketIndex | None:
         """The index to seek to frame `start` by, if that is known to be right, and worth it."""
-        if previous is None or start < SEEK_FROM or self._damaged or not self._indexable:
+        if previous is None or start < SEEK_FROM or self.damaged or not self._indexable:
             return None
         index = self._index_reaching(start)
         if not index or not index.covers(start) or not index.keyframe_before(start, back):
@@ -287,6 +291,7 @@ class PluginVideo(_Opened):
     container = "plugin"
     codec = "unknown"
     fingerprint = ""
+    damaged = False
 
     def __init__(self, uri: str, plugin: Source) -> None:
         self.uri = uri

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import StoreError, UsageError
-from pipeline.files import open_files
+from pipeline.files import Files, open_files
 from pipeline.layout import MEND, chunk_footer, chunk_name, list_chunks
 from pipeline.records import MaskRecord
-from pipeline.stream_ids import validate_stream_id
+from pipeline.stream_ids import generate_stream_id, validate_stream_id
 
 _CHUNKS_KEPT = 2
+_IDS_NAMED = 5
 
 
 class TrackReader:
@@ -79,10 +80,42 @@ class TrackReader:
         return rows
 
     def _absent(self) -> str:
-        names = {name.split("/")[1] for name in self._files.names("tracks", recursive=True)}
-        ids = sorted(name.removeprefix("stream_id=") for name in names)
-        there = f"it has {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}" if ids else "it has no tracks"
+        ids = stream_ids(self._files)
+        there = f"it has {_some(ids)}" if ids else "it has no tracks"
         return f"no tracks of stream {self.stream_id!r} in {self._files.root}: {there}"
+
+
+def open_tracks(
+    video: str,
+    root: str | os.PathLike[str],
+    stream_id: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> TrackReader:
+    """The tracks of a video in an output folder.
+
+    Those of `stream_id` if given; else of the id that `track` gives this video; else, if the folder holds one
+    stream, of that one: a video may have been moved since.
+
+    Raises:
+        UsageError: there are none, or it cannot be told which.
+    """
+    if stream_id is not None:
+        return TrackReader(root, stream_id, storage_options)
+    files = open_files(root, storage_options)
+    own = generate_stream_id(video)
+    if not list_chunks(files, own):
+        tracked = stream_ids(files)
+        if len(tracked) != 1:
+            there = f"it has tracks of {_some(tracked)}" if tracked else "it has no tracks"
+            raise UsageError(f"no tracks of {video} in {files.root}; {there}: choose one with --stream-id")
+        own = tracked[0]
+    return TrackReader(root, own, storage_options)
+
+
+def stream_ids(files: Files) -> list[str]:
+    """The streams that have tracks, sorted."""
+    names = {name.split("/")[1] for name in files.names("tracks", recursive=True)}
+    return sorted(name.removeprefix("stream_id=") for name in names)
 
 
 def records_by_frame(
@@ -94,6 +127,10 @@ def records_by_frame(
 ) -> dict[int, list[MaskRecord]]:
     """All records of frames `first`..`last` at once; for long videos, walk a `TrackReader` instead."""
     return dict(TrackReader(root, stream_id, storage_options).frames(first, last))
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:_IDS_NAMED]) + (", ..." if len(ids) > _IDS_NAMED else "")
 
 
 def _records(table: pa.Table) -> dict[int, list[MaskRecord]]:

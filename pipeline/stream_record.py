@@ -1,0 +1,203 @@
+"""What a stream record says, and whether a run may go on with the rows that lie beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.errors import AnotherWriterError, PromptError, StoreError
+from pipeline.prompts import PromptSet, ResolvedPrompt
+from pipeline.redact import redacted
+from pipeline.settings import TrackSettings
+from pipeline.sources import VideoSource
+from pipeline.store import RESTARTING, StreamStore
+
+FINISHED = "finished"
+RUNNING = "running"
+
+
+@dataclass
+class StreamSummary:
+    """How a stream stands.
+
+    Args:
+        stream_id, state: state is "running" or "finished".
+        frames, rows: committed so far, over all runs.
+        tracked: frames tracked by this run, repeated ones included.
+        resumed_at: first frame this run commits, None for a fresh start.
+        objects: per object id, [first frame, last visible frame, visible frames] as seen by this run.
+        losses: frames or packets that the source lost, over all runs.
+        warnings: in the order in which they came.
+    """
+
+    stream_id: str
+    state: str = RUNNING
+    frames: int = 0
+    rows: int = 0
+    tracked: int = 0
+    resumed_at: int | None = None
+    objects: dict[int, list[int]] = field(default_factory=dict)
+    losses: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class StreamIdentity:
+    """What decides a stream's rows. Runs of one identity write the same files.
+
+    Args:
+        source: the video's URI, without credentials.
+        fingerprint: of its content.
+        settings, prompts: how it is tracked, and what.
+    """
+
+    source: str
+    fingerprint: str
+    settings: TrackSettings
+    prompts: PromptSet
+
+    @classmethod
+    def of(cls, source: VideoSource, settings: TrackSettings, prompts: PromptSet) -> StreamIdentity:
+        """That of an opened video."""
+        return cls(redacted(source.uri), source.fingerprint, settings, prompts)
+
+    def digest(self) -> str:
+        """32 hex digits; the same for the same rows. A copy of a video is the same video."""
+        facts = [self.fingerprint, self.settings.decisive(), self.prompts.to_record()]
+        text = json.dumps(facts, sort_keys=True)
+        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+    def differences(self, record: Mapping[str, Any]) -> list[str]:
+        """How a record's identity differs from this one, one short phrase each."""
+        differing = self.settings.differences(record["settings"])
+        if record.get("source_fingerprint") != self.fingerprint:
+            if record.get("source") != self.source:
+                differing.append(f"source was {record.get('source')!r}, now {self.source!r}")
+            else:
+                differing.append(f"the content of {self.source} has changed")
+        if record["prompts"] != self.prompts.to_record():
+            differing.append("prompts are others")
+        return differing
+
+    def to_record(self, source: VideoSource) -> dict[str, Any]:
+        """Its part of the record."""
+        return {
+            "source": self.source,
+            "source_fingerprint": self.fingerprint,
+            "width": source.width,
+            "height": source.height,
+            "rate": source.rate,
+            "codec": source.codec,
+            "container": source.container,
+            "model": self.settings.model,
+            "settings": self.settings.to_dict(),
+            "prompts": self.prompts.to_record(),
+        }
+
+
+def checked(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The record, if what `StreamIdentity` needs is in it; StoreError otherwise."""
+    for name in ("settings", "prompts"):
+        if not isinstance(record.get(name), dict):
+            raise StoreError(
+                f"the stream record in {where} has no {name}: restore it from a copy, or start this stream "
+                "over with --restart"
+            )
+    return dict(record)
+
+
+def prompts_of(record: Mapping[str, Any], where: str) -> PromptSet:
+    """The prompts that a record holds."""
+    try:
+        return PromptSet.from_record(record["prompts"])
+    except PromptError as error:
+        raise StoreError(
+            f"the stream record in {where} is damaged ({error}): restore it from a copy, or start this "
+            "stream over with --restart"
+        ) from error
+
+
+class ResolvedPrompts:
+    """Masks that were made of boxes, by frame. Kept as run lengths: a mask of a large frame is megabytes.
+
+    Only frames with boxes are here; masks and polygons give the same pixels whenever they are asked.
+    """
+
+    def __init__(self) -> None:
+        self._frames: dict[str, Any] = {}
+
+    def load(self, stored: Any) -> None:
+        """Take over what `to_record` gave."""
+        self._frames = dict(stored) if isinstance(stored, dict) else {}
+
+    def get(self, frame_index: int) -> ResolvedPrompt | None:
+        """The masks of a frame, None if they have not been made yet."""
+        stored = self._frames.get(str(frame_index))
+        if stored is None:
+            return None
+        try:
+            return ResolvedPrompt.from_record(stored)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise StoreError(
+                f"the stream record's masks of frame {frame_index} are damaged ({error}): restore the record "
+                "from a copy, or start this stream over with --restart"
+            ) from error
+
+    def has(self, frame_index: int) -> bool:
+        """Whether a frame's masks are kept."""
+        return str(frame_index) in self._frames
+
+    def put(self, frame_index: int, resolved: ResolvedPrompt) -> None:
+        """Keep the masks of a frame."""
+        self._frames[str(frame_index)] = resolved.to_record()
+
+    def to_record(self) -> dict[str, Any]:
+        """JSON-ready; `load` takes it back."""
+        return dict(sorted(self._frames.items(), key=lambda item: int(item[0])))
+
+
+class StreamRecord:
+    """Keeps a run's stream record, and notices when another run has put its own in that place."""
+
+    def __init__(
+        self, store: StreamStore, source: VideoSource, identity: StreamIdentity, resolved: ResolvedPrompts
+    ) -> None:
+        self._store = store
+        self._source = source
+        self._identity = identity
+        self._resolved = resolved
+
+    def begin(self, summary: StreamSummary) -> None:
+        """Write it for the first time, in place of one without rows."""
+        self._store.write_record(self._content(RUNNING, summary))
+
+    def update(self, state: str, summary: StreamSummary) -> None:
+        """Replace it. Raises AnotherWriterError as `check_ours` does."""
+        self.check_ours()
+        self._store.write_record(self._content(state, summary))
+
+    def check_ours(self) -> None:
+        """Raises AnotherWriterError if it is no longer a record of this run's identity."""
+        where = f"stream {self._store.stream_id} in {self._store.root}"
+        record = self._store.read_record()
+        if record is None or record.get("state") == RESTARTING:
+            raise AnotherWriterError(f"{where} is being started over by another run; this one stops")
+        differing = self._identity.differences(checked(record, self._store.root))
+        if differing:
+            raise AnotherWriterError(
+                f"another run has begun {where} with other settings: {'; '.join(differing)}; this one stops "
+                "(give it another --stream-id or --out)"
+            )
+
+    def _content(self, state: str, summary: StreamSummary) -> dict[str, Any]:
+        return {
+            "state": state,
+            **self._identity.to_record(self._source),
+            "resolved_prompts": self._resolved.to_record(),
+            "frames": summary.frames,
+            "rows": summary.rows,
+            "losses": summary.losses,
+        }

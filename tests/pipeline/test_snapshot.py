@@ -1,0 +1,50 @@
+"""Snapshots come back whole or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.snapshot import Snapshot
+
+SNAPSHOT = Snapshot(
+    next_frame=4200,
+    tracker=bytes(range(256)) * 8,
+    run="5f" * 16,
+    previous_pts_seconds=168.04,
+    previous_size=(122, 158),
+    categories=((3, "Läufer 走"), (70000, None)),
+    rows=12345,
+    losses=2,
+)
+
+
+@pytest.mark.parametrize(
+    "snapshot",
+    [SNAPSHOT, replace(SNAPSHOT, next_frame=0, previous_pts_seconds=None, previous_size=None, categories=())],
+)
+def test_it_comes_back(snapshot: Snapshot) -> None:
+    assert Snapshot.from_bytes(snapshot.to_bytes()) == snapshot
+
+
+def test_any_changed_byte_is_noticed() -> None:
+    """Its facts as well as the tracker's state: a category that reads differently would change rows."""
+    blob = SNAPSHOT.to_bytes()
+    unnoticed = []
+    for position in range(len(blob)):
+        damaged = bytearray(blob)
+        damaged[position] ^= 1
+        try:
+            found = Snapshot.from_bytes(bytes(damaged))
+        except ValueError:
+            continue
+        if found != SNAPSHOT:
+            unnoticed.append(position)
+    assert not unnoticed
+
+
+@pytest.mark.parametrize("length", [0, 7, 8, 100, -1])
+def test_what_was_cut_off_is_noticed(length: int) -> None:
+    with pytest.raises(ValueError, match="damaged or foreign snapshot"):
+        Snapshot.from_bytes(SNAPSHOT.to_bytes()[:length])
