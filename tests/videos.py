@@ -171,8 +171,13 @@ def corrupt(
     return Path(target)
 
 
-def damage_packets(source: str | Path, target: str | Path, packets: Sequence[int]) -> Path:
-    """Copy a file with the payload of the given video packets (in decode order) overwritten by noise."""
+def damage_packets(
+    source: str | Path, target: str | Path, packets: Sequence[int], spared: float = 0.0
+) -> Path:
+    """Copy a file with the payload of the given video packets (in decode order) overwritten by noise.
+
+    The first `spared` (0..1) of each is left alone: then there is a picture, patched up.
+    """
     spans: list[tuple[int, int]] = []
     with av.open(str(source)) as container:
         for i, packet in enumerate(container.demux(video=0)):
@@ -181,7 +186,10 @@ def damage_packets(source: str | Path, target: str | Path, packets: Sequence[int
     data = bytearray(Path(source).read_bytes())
     rng = np.random.default_rng(3)
     for position, size in spans:
-        data[position + 4 : position + size] = rng.integers(0, 256, size - 4, dtype=np.uint8).tobytes()
+        first = max(4, round(size * spared))
+        data[position + first : position + size] = rng.integers(
+            0, 256, size - first, dtype=np.uint8
+        ).tobytes()
     Path(target).write_bytes(data)
     return Path(target)
 

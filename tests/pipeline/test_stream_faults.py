@@ -182,14 +182,15 @@ def test_a_snapshot_that_cannot_be_written_is_a_failure_after_its_rows(
 def test_damage_before_a_keyframe_is_told_of_after_a_seek_to_it(tmp_path: Path, model: str) -> None:
     """The frame before frame 70 is patched up, which is reported with frame 70; resumed there, too."""
     clean = make_video(tmp_path / "clean.mp4", 90, gop=10)
-    broken = damage_packets(clean, tmp_path / "broken.mp4", [69])
+    broken = damage_packets(clean, tmp_path / "broken.mp4", [69], spared=0.5)
     settings: dict[str, Any] = {
         "prompts": PromptSet.from_record(OTHERS),
         "chunk_frames": 10,
         "snapshot_chunks": 7,
     }
     whole = run(broken, tmp_path / "whole", model, **settings)
-    assert whole.losses
+    losses = query(tmp_path / "whole", "select frame_index, reason from events where kind = 'corrupt'")
+    assert losses.to_pylist() == [{"frame_index": 70, "reason": "damaged picture"}]
     run(broken, tmp_path / "cut", model, stop=75, **settings)
     assert snapshots(tmp_path / "cut") == [70]
     again = run(broken, tmp_path / "cut", model, **settings)
