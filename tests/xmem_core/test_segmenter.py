@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from small_net import SMALL, SMALL_MEMORY, frame_at, small_model, square
 
-from xmem_core import MemoryConfig, PoisonedStateError, Prompt, TrackerState, VideoSegmenter
+from xmem_core import MemoryConfig, PoisonedStateError, Prompt, TrackerState, VideoSegmenter, network
+from xmem_core import segmenter as segmenter_module
 from xmem_core.segmenter import StepResult, model_fingerprint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -125,6 +126,24 @@ def test_a_correction_replaces_what_was_predicted(segmenter: VideoSegmenter) -> 
     assert state.memory is not None
     assert state.memory.frames[-1].prompted
     assert state.last_memory_time == 3
+
+
+def test_a_given_mask_takes_its_pixels_from_every_prediction(
+    segmenter: VideoSegmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, _ = follow(segmenter, {0: Prompt({1: MASK, 2: OTHER})}, 3)
+    blob = state.to_bytes()
+    predicted = segmenter.step(state, frame_at(3)).probabilities
+    joint: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        segmenter_module, "aggregate", lambda p: joint.append(p[0].clone()) or network.aggregate(p)
+    )
+    corrected = torch.from_numpy(square(HEIGHT, WIDTH, 20, 40, 12))
+    segmenter.step(TrackerState.from_bytes(blob), frame_at(3), Prompt({2: corrected}))
+    assert len(joint) == 2  # of the decoder's maps, then of these
+    assert torch.equal(joint[1][1], corrected.float())
+    assert joint[1][0][corrected].max() == 0
+    assert torch.equal(joint[1][0][~corrected], predicted[1][~corrected])
 
 
 def test_a_prompt_for_all_objects_needs_no_reading(
@@ -248,7 +267,7 @@ def test_frames_are_shrunk_with_antialiasing(height: int, width: int) -> None:
     padded = segmenter._prepare(frame, size).double()
     top, left = (-size[0] % 16) // 2, (-size[1] % 16) // 2
     got = (padded[..., top : top + size[0], left : left + size[1]] * std + mean) * 255
-    # In fixed point on bytes: each of two passes rounds to a whole level (a bias of 0.08 of one was measured).
+    # In fixed point on bytes: each of two passes rounds to a whole level (measured bias: 0.08 of one).
     assert (got - exact).abs().max() <= 1.01
     assert abs(float((got - exact).mean())) < 0.15
 
