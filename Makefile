@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet -c constraints.txt
 SOURCES := xmem_core pipeline jobs
 
 .PHONY: help setup setup-dev demo test lint format bench soak chaos clean
@@ -36,7 +36,7 @@ demo: $(VENV)/runtime $(VENV)/clips
 	@infra/dev/demo.sh $(BIN)
 
 test: setup-dev
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 lint: setup-dev
 	$(BIN)/ruff check .
