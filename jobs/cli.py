@@ -34,6 +34,7 @@ logger = logging.getLogger("xmem")
 # Where there is no terminal for a bar, a line so often.
 _SPEAK_EVERY_S = 30.0
 
+_INTERRUPTED = 130
 _MEMORY = "Memory"
 _NETWORK = "Network"
 
@@ -53,15 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
     _set_up_logging(debug)
     try:
         code = app(arguments, standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        _fail("interrupted" + _how_to_go_on(arguments), 130)
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`): not worth a word.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except KeyboardInterrupt:  # outside Typer, which makes a code of those inside
+        code = _INTERRUPTED
     except Exception as error:
         if debug and not hasattr(error, "format_message"):
             raise
@@ -70,11 +64,14 @@ def main(arguments: list[str] | None = None) -> None:
                 error.format_message() or "give a command; --help lists them", getattr(error, "exit_code", 2)
             )
         if type(error).__name__ == "Abort":
-            _fail("aborted", 130)
+            _fail("aborted", _INTERRUPTED)
         if isinstance(error, XmemError):
             _fail(str(error), error.exit_code)
         # Anything else is a fault of ours, or of the machine; what the user got wrong has been said by now.
         _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
+    if code == _INTERRUPTED:
+        _fail("interrupted" + _how_to_go_on(arguments), _INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _how_to_go_on(arguments: list[str]) -> str:
@@ -324,7 +321,12 @@ def query(
         binary = fmt == "parquet"
         if binary and sys.stdout.isatty():
             raise UsageError("parquet is binary: redirect it, or give --output FILE")
-        format_result(result, fmt, sys.stdout.buffer if binary else sys.stdout)
+        try:
+            format_result(result, fmt, sys.stdout.buffer if binary else sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The reader has gone (`| head`): not worth a word. Nor is what Python flushes at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     try:
         with open(

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny import tiny_weights
-from videos import make_video, truncate
+from videos import make_images, make_video, truncate
 
 from jobs.cli import main
 from pipeline.query import query
@@ -362,3 +362,194 @@ def test_help_and_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("schema") == 0
     assert json.loads(capsys.readouterr().out)["title"] == "Prompts of xmem track"
     assert call() == 2
+
+
+def test_names_with_spaces_brackets_and_letters_of_all_kinds(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rich would take [/b] for markup, and fail after all the work."""
+    folder = tmp_path / "ein [/b] Ördner"
+    folder.mkdir(parents=True)
+    video = folder / "clip [bold] 走.mp4"
+    video.write_bytes((made / "clip.mp4").read_bytes())
+    out = folder / "out [/x]"
+    box = f"20,20,40,40:{2**31 - 1}:Läufer [/red] 走"
+    assert track(made, out, "--box", box, video=video, box=False) == 0
+    printed = capsys.readouterr().err
+    assert f"{2**31 - 1}" in printed
+    assert all(part in printed for part in ("Läufer", "[/red]", "走"))
+    assert call("query", out, "select distinct category, object_id from tracks", "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out) == [{"category": "Läufer [/red] 走", "object_id": 2**31 - 1}]
+    assert call("render", video, out, "-o", folder / "over [/i].mp4") == 0
+    assert "over [/i].mp4" in " ".join(capsys.readouterr().err.split())
+    assert track(made, out, "--box", box, video=video, box=False) == 0
+    assert "out [/x]; nothing to do" in capsys.readouterr().err
+
+
+def test_a_folder_of_images_at_its_own_size_and_only_partly_tracked(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import executor
+
+    make_images(tmp_path / "images", 9)
+    advance, steps = executor.Executor.advance, 0
+
+    def interrupted(self: Any, streams: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 8:
+            raise KeyboardInterrupt
+        return advance(self, streams)
+
+    monkeypatch.setattr(executor.Executor, "advance", interrupted)
+    arguments = ["--size", "0", "--chunk", "3"]
+    assert track(made, tmp_path / "out", *arguments, video=tmp_path / "images") == 130
+    assert "interrupted; the same command goes on" in error_line(capsys)
+    monkeypatch.undo()
+    assert call("render", tmp_path / "images", tmp_path / "out", "-o", tmp_path / "o.mp4") == 0
+    assert "6 frames written" in capsys.readouterr().err
+    assert track(made, tmp_path / "out", *arguments, video=tmp_path / "images") == 0
+    assert "resumed at frame 6" in capsys.readouterr().err
+    settings = query(tmp_path / "out", "select settings from streams").to_pylist()[0]["settings"]
+    assert json.loads(settings)["size"] is None
+
+
+def test_a_reader_that_goes_is_no_failure(made: Path, tmp_path: Path) -> None:
+    assert track(made, tmp_path / "out") == 0
+    environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2]), PYTHONDONTWRITEBYTECODE="1")
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "jobs.cli",
+            "query",
+            str(tmp_path / "out"),
+            "from range(100000)",
+            "--format",
+            "csv",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == b"range\n"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(timeout=120) == 0
+
+
+def test_interrupted_while_starting_over_it_does_not_advise_to_start_over(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.executor.Executor.advance", interrupted)
+    assert track(made, tmp_path / "out", "--restart") == 130
+    assert "the same command without --restart goes on" in error_line(capsys)
+
+
+@pytest.mark.parametrize("wrong", [["--chunk", "0"], ["--masks", "absent.png"], ["--size", "5"]])
+def test_starting_over_with_a_wrong_option_removes_nothing(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: list[str]
+) -> None:
+    out = tmp_path / "out"
+    assert track(made, out) == 0
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert track(made, out, "--restart", *wrong) == 2
+    error_line(capsys)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_starting_over_mends_a_damaged_record_and_damaged_rows(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert track(made, out, "--stream-id", "cam", "--chunk", "5") == 0
+    (out / "streams/cam.json").write_text("{")
+    (out / "tracks/stream_id=cam/frames-000000000010.parquet").write_text("PAR1")
+    capsys.readouterr()
+    assert track(made, out, "--stream-id", "cam", "--chunk", "5") == 1
+    error_line(capsys)
+    assert track(made, out, "--stream-id", "cam", "--chunk", "5", "--restart") == 0
+    assert query(out, "select count(*) as n from tracks").to_pylist() == [{"n": 12}]
+
+
+def test_prompts_that_were_wrong_can_be_given_again(made: Path, tmp_path: Path) -> None:
+    assert track(made, tmp_path / "out", "--masks", _mask(tmp_path / "m.png", 60, 80, 1)) == 2
+    assert track(made, tmp_path / "out", "--masks", _mask(tmp_path / "m.png", 120, 160, 1), box=False) == 0
+
+
+def test_a_fault_of_ours_is_not_called_a_wrong_request(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise ValueError("operands could not be\nbroadcast together")
+
+    monkeypatch.setattr("pipeline.stream.mean_probability", broken)
+    assert track(made, tmp_path / "out") == 1
+    assert "ValueError: operands could not be broadcast together (--debug" in error_line(capsys)
+
+
+def test_credentials_are_not_printed(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uri = "ftpx://user:secret@host/clip.mp4?sig=alsosecret"
+    assert (
+        call(
+            "track", uri, "--out", tmp_path / "out", "--box", "1,1,9,9", "--model", made / "tiny.safetensors"
+        )
+        == 1
+    )
+    line = error_line(capsys)
+    assert "ftpx://host/clip.mp4" in line
+    assert "secret" not in line
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--threads", "0"], "threads 0"),
+        (["--size", "3"], "size=3"),
+        (["--dtype", "int4"], "'int4' is not allowed"),
+        (["--device", "tpu9"], "device 'tpu9'"),
+        (["--model", "xmem-huge"], "no model 'xmem-huge'"),
+    ],
+)
+def test_evaluate_checks_its_options_too(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], said: str
+) -> None:
+    assert call("evaluate", tmp_path, "--model", made / "tiny.safetensors", *given) == 2
+    assert said in error_line(capsys)
+
+
+def test_weights_that_are_none_are_a_usage_error(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "fake.safetensors").write_text("not weights")
+    assert track(made, tmp_path / "out", "--model", tmp_path / "fake.safetensors") == 2
+    assert "fake.safetensors cannot be read as weights" in error_line(capsys)
+
+
+def test_render_from_python_is_what_the_command_does(made: Path, tmp_path: Path) -> None:
+    from pipeline.render import render
+
+    assert track(made, tmp_path / "out") == 0
+    seen: list[tuple[int, int]] = []
+    count = render(
+        made / "clip.mp4",
+        tmp_path / "out",
+        tmp_path / "python.mp4",
+        first=2,
+        last=99,
+        sheet=tmp_path / "sheet.png",
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert (count, seen[-1]) == (10, (10, 10))
+    assert (
+        call("render", made / "clip.mp4", tmp_path / "out", "-o", tmp_path / "cli.mp4", "--first", "2") == 0
+    )
+    assert (tmp_path / "python.mp4").read_bytes() == (tmp_path / "cli.mp4").read_bytes()
+    assert cv2.imread(str(tmp_path / "sheet.png")) is not None
