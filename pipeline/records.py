@@ -1,4 +1,4 @@
-"""Plain data that the pipeline hands around: frames, chunks, events, and the Arrow schemas of what is stored."""
+"""Plain data that the pipeline hands around: frames, chunks, events; the Arrow schemas of what is stored."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class FrameChunk:
-    """Consecutive frames `first`..`last` (inclusive) of one stream: the unit of hand-over, commit and retry."""
+    """Frames `first`..`last` (inclusive) of one stream: the unit of hand-over, commit and retry."""
 
     stream_id: str
     first: int
@@ -121,7 +121,8 @@ class FrameChunk:
 
     def __post_init__(self) -> None:
         if not 0 <= self.first <= self.last:
-            raise ValueError(f"chunk {self.first}..{self.last} of {self.stream_id!r}: need 0 <= first <= last")
+            chunk = f"chunk {self.first}..{self.last} of {self.stream_id!r}"
+            raise ValueError(f"{chunk}: need 0 <= first <= last")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +162,7 @@ def tracks_table(records: Iterable[MaskRecord]) -> pa.Table:
         "score": [r.score for r in rows],
         "mask_rle": [r.mask_rle for r in rows],
     }
-    return pa.table(
-        [pa.array(columns[f.name], type=f.type) for f in TRACKS_SCHEMA], schema=TRACKS_SCHEMA
-    )
+    return pa.table([pa.array(columns[f.name], type=f.type) for f in TRACKS_SCHEMA], schema=TRACKS_SCHEMA)
 
 
 def events_table(events: Iterable[Event]) -> pa.Table:
@@ -174,6 +173,4 @@ def events_table(events: Iterable[Event]) -> pa.Table:
         name: [getattr(e, name) for e in rows] for name in EVENTS_SCHEMA.names if name != "detail"
     }
     columns["detail"] = details
-    return pa.table(
-        [pa.array(columns[f.name], type=f.type) for f in EVENTS_SCHEMA], schema=EVENTS_SCHEMA
-    )
+    return pa.table([pa.array(columns[f.name], type=f.type) for f in EVENTS_SCHEMA], schema=EVENTS_SCHEMA)
