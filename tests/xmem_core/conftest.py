@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Small tensors on one thread: several only wait for each other, and the bits then depend on the machine."""
+    """One thread: with small tensors several only wait for each other, and bits depend on their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
