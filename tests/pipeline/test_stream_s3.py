@@ -1,0 +1,108 @@
+"""From a bucket into a bucket, against a real S3 server: the same rows as on a disk, whoever dies when."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import S3Server
+from tiny import tiny_weights
+from videos import make_video
+
+FRAMES = 12
+BOX = "20,20,40,40:3:shape"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    os.rename(tiny_weights(folder), folder / "tiny.safetensors")
+    make_video(folder / "clip.mp4", FRAMES)
+    return folder
+
+
+def xmem(server: S3Server, *arguments: str | Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, which finds the server as users have it found: by environment."""
+    environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2]), **server.environment)
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+    assert done.returncode == expect, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def track(server: S3Server, made: Path, video: str, out: str, *more: str, expect: int = 0) -> str:
+    arguments: list[Any] = ["track", video, "--out", out, "--model", made / "tiny.safetensors", "--box", BOX]
+    arguments += ["--threads", "1", "--chunk", "5", "--stream-id", "cam", *more]
+    return xmem(server, *arguments, expect=expect).stderr
+
+
+def rows(server: S3Server, out: str) -> Any:
+    ask = "select * exclude (stream_id) from tracks order by all"
+    return json.loads(xmem(server, "query", out, ask, "--format", "json").stdout)
+
+
+def test_track_query_render_and_resume_on_s3(s3_server: S3Server, made: Path, tmp_path: Path) -> None:
+    import s3fs
+
+    fs = s3fs.S3FileSystem(**s3_server.options, use_listings_cache=False)
+    video, out = s3_server.uri("in put/clip.mp4"), s3_server.uri("stream-out")
+    fs.pipe_file(video, (made / "clip.mp4").read_bytes())
+
+    assert f"cam: {FRAMES} frames, {FRAMES} rows" in track(s3_server, made, video, out)
+    track(s3_server, made, str(made / "clip.mp4"), str(tmp_path / "out"))
+    assert rows(s3_server, out) == rows(s3_server, str(tmp_path / "out"))
+    # The very bytes: a stream may move between disk and bucket.
+    for path in (tmp_path / "out" / "tracks").rglob("*.parquet"):
+        assert fs.cat_file(f"{out}/{path.relative_to(tmp_path / 'out')}") == path.read_bytes()
+
+    assert "nothing to do" in track(s3_server, made, video, out)
+    assert "chunk_frames was 5, now 4" in track(s3_server, made, video, out, "--chunk", "4", expect=2)
+    overlay, sheet = s3_server.uri("over.mp4"), s3_server.uri("sheet.png")
+    assert (
+        f"{FRAMES} frames written"
+        in xmem(s3_server, "render", video, out, "-o", overlay, "--sheet", sheet).stderr
+    )
+    assert fs.info(overlay)["size"] > 1000
+    assert fs.cat_file(sheet).startswith(b"\x89PNG")
+
+    # What a run leaves that was killed after its second commit.
+    fs.rm_file(f"{out}/tracks/stream_id=cam/frames-000000000010.parquet")
+    assert "resumed at frame 10" in track(s3_server, made, video, out)
+    assert rows(s3_server, out) == rows(s3_server, str(tmp_path / "out"))
+    assert f"cam: {FRAMES} frames" in track(s3_server, made, video, out, "--chunk", "4", "--restart")
+    assert len(fs.ls(f"{out}/tracks/stream_id=cam")) == 3
+
+
+@pytest.mark.parametrize(
+    ("video", "out", "changed", "said"),
+    [
+        ("s3://videos/absent.mp4", "s3://videos/o", {}, "absent.mp4: no such file"),
+        ("s3://nobucket-here/a.mp4", "s3://videos/o", {}, "nobucket-here/a.mp4"),
+        ("clip.mp4", "s3://videos/o", {"AWS_ACCESS_KEY_ID": "nobody"}, "s3://videos/o"),
+    ],
+)
+def test_what_cannot_be_reached_is_one_clear_line(
+    s3_server: S3Server,
+    made: Path,
+    video: str,
+    out: str,
+    changed: dict[str, str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uri = video if "://" in video else str(made / video)
+    monkeypatch.setattr(S3Server, "environment", s3_server.environment | changed)
+    errors = [line for line in track(s3_server, made, uri, out, expect=1).splitlines() if "error" in line]
+    assert len(errors) == 1
+    assert said in errors[0]
