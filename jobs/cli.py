@@ -466,7 +466,7 @@ def _fetch_model(name: str) -> None:
     from pipeline.executor import weights_failure
     from xmem_core.weights import WeightsError, find_weights
 
-    with Progress(console=_console(), transient=True) as progress:
+    with Progress(console=_console(), transient=True, disable=not _console().is_terminal) as progress:
         task: TaskID | None = None
 
         def report(received: int, expected: int | None) -> None:

@@ -98,6 +98,8 @@ def render(
     alpha: float = 0.5,
     sheet: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    out_storage_options: Mapping[str, Any] | None = None,
 ) -> int:
     """Write a tracked video with its tracks laid over it, as far as it is tracked; return how many frames.
 
@@ -110,19 +112,21 @@ def render(
         alpha: how opaque the masks are, 0 to 1.
         sheet: write a contact sheet (PNG) of the same frames, too.
         progress: called with the frames written so far, and how many there will be.
+        storage_options, out_storage_options: for the fsspec file systems of the two videos, and of `out`.
 
     Raises UsageError (no such stream or frames, not the video that was tracked), SourceError, StoreError.
     """
     uri, target = os.fspath(video), os.fspath(output)
-    reader = open_tracks(uri, out, stream_id)
+    reader = open_tracks(uri, out, stream_id, out_storage_options)
     tracked = reader.next_frame
     if not 0 <= first < tracked:
         raise UsageError(f"first frame {first}: {reader.stream_id} is tracked up to frame {tracked - 1}")
     end = tracked - 1 if last is None else min(last, tracked - 1)
     report = None if progress is None else lambda done: progress(done, end - first + 1)
-    count = render_video(uri, reader.at, target, first=first, last=end, alpha=alpha, progress=report)
+    some: dict[str, Any] = {"first": first, "last": end, "alpha": alpha, "storage_options": storage_options}
+    count = render_video(uri, reader.at, target, progress=report, **some)
     if sheet is not None:
-        contact_sheet(uri, reader.at, os.fspath(sheet), first=first, last=end, alpha=alpha)
+        contact_sheet(uri, reader.at, os.fspath(sheet), **some)
     return count
 
 

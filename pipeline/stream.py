@@ -105,6 +105,7 @@ class StreamTracker:
         self._events: list[Event] = []
         self._rows = 0  # of all frames up to _next, committed or not
         self._resolved = ResolvedPrompts()
+        self._tried: tuple[int, ResolvedPrompt] | None = None
         self._pending: tuple[Frame, StepInput] | None = None
         self._failure: BaseException | None = None
         self._ended = False
@@ -168,7 +169,7 @@ class StreamTracker:
         """Whatever is wrong with the first frame's prompts is found before anything is removed."""
         frame = next(self.source.frames(), None)
         if frame is not None and prompts.at(frame.frame_index):
-            self._resolve(frame, prompts)
+            self._tried = (frame.frame_index, self._resolve(frame, prompts))
 
     def _restore(self) -> None:
         """Take the newest usable snapshot, or start from the first frame."""
@@ -327,7 +328,10 @@ class StreamTracker:
         known = self._resolved.get(frame.frame_index)
         if known is not None:
             return known
-        resolved = self._resolve(frame, self._prompts)
+        if self._tried is not None and self._tried[0] == frame.frame_index:
+            resolved, self._tried = self._tried[1], None
+        else:
+            resolved = self._resolve(frame, self._prompts)
         if self._resolved.has(frame.frame_index):
             # Durable before any row that rests on it: a box becomes a mask once.
             self._writer.drain()
