@@ -6,25 +6,36 @@ Source: paper section 3.2, equations 2 to 4.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Queries searched at a time on a CPU: their scores for all elements then stay in its cache.
+_CPU_BLOCK = 64
 
-def _factors(
-    mem_key: Tensor, mem_shrinkage: Tensor, query_key: Tensor, query_selection: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(B, N, 2C+1) and (B, 2C+1, P), whose product is the similarity.
 
-    The square in e (k - q)^2 is expanded, so that one matrix product replaces a B x C x N x P tensor.
+def _prepare(mem_key: Tensor, mem_shrinkage: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the memory's side contributes, computed once for all queries."""
+    k = mem_key.float()
+    return 2 * k, k * k, mem_shrinkage.float() / math.sqrt(mem_key.shape[1])
+
+
+def _scores(memory: tuple[Tensor, Tensor, Tensor], query_key: Tensor, query_selection: Tensor) -> Tensor:
+    """Similarity, (B, P, N): each query's row lies in one piece, which makes its top k cheap to find.
+
+    The square in e (k - q)^2 is expanded, so that two matrix products replace a B x C x N x P tensor. Not
+    by one product, nor in another order: so rounding errors are the published model's own, which brings its
+    golden outputs four times closer.
     """
-    k = mem_key.float().mT  # B, N, C
+    twice, squared, scale = memory
     q, e = query_key.float(), query_selection.float()
-    s = mem_shrinkage.float().mT / math.sqrt(mem_key.shape[1])  # B, N, 1
-    left = torch.cat([2 * s * k, -s * k * k, -s], 2)
-    right = torch.cat([q * e, e, (e * q * q).sum(1, keepdim=True)], 1)
-    return left, right
+    scores = (q * e).mT @ twice
+    scores -= e.mT @ squared
+    scores -= (e * (q * q)).sum(1).unsqueeze(2)
+    scores *= scale
+    return scores
 
 
 def similarity(mem_key: Tensor, mem_shrinkage: Tensor, query_key: Tensor, query_selection: Tensor) -> Tensor:
@@ -39,16 +50,40 @@ def similarity(mem_key: Tensor, mem_shrinkage: Tensor, query_key: Tensor, query_
     Returns:
         (B, N, P): -s_i / sqrt(C_k) * sum_c e_cj (k_ci - q_cj)^2
     """
-    left, right = _factors(mem_key, mem_shrinkage, query_key, query_selection)
-    return left @ right
+    return _scores(_prepare(mem_key, mem_shrinkage), query_key, query_selection).mT
 
 
-def similarity_by_query(
-    mem_key: Tensor, mem_shrinkage: Tensor, query_key: Tensor, query_selection: Tensor
-) -> Tensor:
-    """`similarity` as (B, P, N): each query's row lies in one piece, which makes its top k cheap to find."""
-    left, right = _factors(mem_key, mem_shrinkage, query_key, query_selection)
-    return right.mT @ left.mT
+def search(
+    mem_key: Tensor,
+    mem_shrinkage: Tensor,
+    query_key: Tensor,
+    query_selection: Tensor,
+    top_k: int,
+    barred: Sequence[Tensor | None],
+) -> list[tuple[Tensor, Tensor]]:
+    """The elements that each query reads and their weights, for several readers with one look at the scores.
+
+    Args:
+        mem_key: (C_k, N)
+        mem_shrinkage: (N,)
+        query_key, query_selection: (C_k, P)
+        top_k: elements that a query reads at most.
+        barred: a reader's forbidden elements, (N,) bool, or None; one entry per reader.
+
+    Returns:
+        per reader weights (P, k) and indices (P, k), as `top_k_weights` gives them.
+    """
+    memory = _prepare(mem_key.unsqueeze(0), mem_shrinkage.view(1, 1, -1))
+    positions = query_key.shape[1]
+    block = _CPU_BLOCK if query_key.device.type == "cpu" else positions
+    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in barred]
+    for start in range(0, positions, block):
+        part = (t[:, start : start + block].unsqueeze(0) for t in (query_key, query_selection))
+        scores = _scores(memory, *part)[0]
+        for reader, bar in zip(found, barred, strict=True):
+            seen = scores if bar is None else scores.masked_fill(bar, float("-inf"))
+            reader.append(top_k_weights(seen, top_k))
+    return [(torch.cat([w for w, _ in parts]), torch.cat([i for _, i in parts])) for parts in found]
 
 
 def readout(weights: Tensor, values: Tensor) -> Tensor:

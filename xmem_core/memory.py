@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xmem_core.attention import similarity, similarity_by_query, sparse_readout, top_k_weights
+from xmem_core.attention import search, similarity, sparse_readout
 from xmem_core.config import MemoryConfig
 
 # An element's life starts just above 0, so that use / life is defined before its first reading.
@@ -144,29 +144,22 @@ class Memory:
         if len(rows) == 0 or not self.first_time:
             raise RuntimeError(f"nothing to read: {self!r}")
         column = self._columns
-        scores = similarity_by_query(
-            column["key"][rows].T.unsqueeze(0),
-            column["shrinkage"][rows].view(1, 1, -1),
-            query_key.unsqueeze(0),
-            query_selection.unsqueeze(0),
-        )[0]  # P, N
-        weights, best = top_k_weights(scores, self.config.top_k)
-        self._count_use(rows, weights, best)
         time = column["time"][rows]
         oldest = int(time.min())
-        chosen: dict[int, tuple[Tensor, Tensor]] = {}
-        out = []
-        for object_id, first in self.first_time.items():
-            # Objects that came together share one softmax; one older than all elements bars nothing.
-            first = max(first, oldest)
-            if first not in chosen:
-                if first > oldest:
-                    barred = scores.masked_fill(time < first, float("-inf"))
-                    weights_now, best_now = top_k_weights(barred, self.config.top_k)
-                else:
-                    weights_now, best_now = weights, best
-                chosen[first] = (weights_now, rows[best_now])
-            out.append(sparse_readout(*chosen[first], self._values[object_id]).T)
+        # Objects that came together share one softmax; one older than all elements is barred from nothing.
+        since = {i: max(first, oldest) for i, first in self.first_time.items()}
+        readers = [oldest, *sorted(set(since.values()) - {oldest})]
+        found = search(
+            column["key"][rows].T,
+            column["shrinkage"][rows],
+            query_key,
+            query_selection,
+            self.config.top_k,
+            [None if first == oldest else time < first for first in readers],
+        )
+        self._count_use(rows, *found[0])
+        chosen = {first: (w, rows[best]) for first, (w, best) in zip(readers, found, strict=True)}
+        out = [sparse_readout(*chosen[since[i]], value).T for i, value in self._values.items()]
         return torch.stack(out)
 
     def _used_rows(self) -> Tensor:

@@ -168,16 +168,20 @@ class VideoSegmenter:
         self.dtype = dtype
         self.config = model.config
         self.fingerprint = model_fingerprint(model)
+        self.device = next(model.parameters()).device
         network = copy.deepcopy(model).eval().requires_grad_(False)
+        self._layout = torch.channels_last
         if self.config.key_backbone != "resnet50":
-            # Not for the published network: where several objects saturate, aggregation turns a last bit of a
-            # probability into 0.4 of a logit, and folding would spend the little slack parity has.
             fold_batch_norms(network)
+        elif self.device.type == "cpu":
+            # The published network is computed as it was published: where several objects saturate,
+            # aggregation turns a last bit of a probability into 0.4 of a logit, and other kernels, or folded
+            # norms, differ from the authors' in more last bits.
+            self._layout = torch.contiguous_format
         for parameter in network.parameters():
             if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+                parameter.data = parameter.data.contiguous(memory_format=self._layout)
         self._network = network
-        self.device = next(model.parameters()).device
         self._mean = torch.tensor(IMAGE_MEAN, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(IMAGE_STD, device=self.device).view(1, 3, 1, 1)
 
@@ -272,7 +276,7 @@ class VideoSegmenter:
         # In this order, nothing folded: the input then has the published model's very bits. What becomes of a
         # last bit is seen where several objects saturate (a tenth of a probability, at single pixels).
         normalised = (image.float() / 255 - self._mean) / self._std
-        return F.pad(normalised, _padding(size)).contiguous(memory_format=torch.channels_last)
+        return F.pad(normalised, _padding(size)).contiguous(memory_format=self._layout)
 
     def _encode_keys(self, images: list[Tensor | None]) -> list[KeyFeatures | None]:
         features: list[KeyFeatures | None] = [None] * len(images)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from xmem_core.attention import (
     readout,
+    search,
     similarity,
-    similarity_by_query,
     sparse_readout,
     top_k_weights,
 )
@@ -43,7 +43,6 @@ def test_similarity_is_its_definition(seed: int, elements: int, queries: int, di
     inputs = random_inputs(seed, elements, queries, dim)
     expected = by_definition(*inputs)
     torch.testing.assert_close(similarity(*inputs).double(), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(similarity_by_query(*inputs).mT.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_similarity_is_in_fp32_whatever_comes_in() -> None:
@@ -93,6 +92,30 @@ def test_sparse_readout_equals_the_dense_product(top_k: int) -> None:
     dense = torch.zeros(6, 40).scatter_(1, index, weights)
     expected = readout(dense.T.unsqueeze(0), values.T.view(1, 1, 7, 40))[0, 0]
     torch.testing.assert_close(sparse_readout(weights, index, values).T, expected)
+
+
+@pytest.mark.parametrize("queries", [1, 64, 150])  # one block, exactly one, several
+def test_search_finds_for_every_reader_what_the_whole_matrix_shows(queries: int) -> None:
+    key, shrinkage, query, selection = (t[0] for t in random_inputs(7, 40, queries, 8))
+    bar = torch.arange(40) < 25
+    found = search(key, shrinkage[0], query, selection, 6, [None, bar])
+    scores = similarity(*(t.unsqueeze(0) for t in (key, shrinkage, query, selection)))[0].T
+    for (weights, index), seen in zip(found, (scores, scores.masked_fill(bar, -math.inf)), strict=True):
+        expected_weights, expected_index = top_k_weights(seen, 6)
+        assert torch.equal(index, expected_index)
+        torch.testing.assert_close(weights, expected_weights)
+    assert found[1][1].min() >= 25
+
+
+def test_similarity_has_the_gradients_of_its_definition() -> None:
+    inputs = [t.requires_grad_() for t in random_inputs(5, 4, 3, 4)]
+    weight = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1))
+    got = torch.autograd.grad((similarity(*inputs) * weight).sum(), inputs)
+    k, s, q, e = inputs
+    distance = (e[:, :, None] * (k[..., None] - q[:, :, None]) ** 2).sum(1)
+    expected = torch.autograd.grad((-s.mT / 2 * distance * weight).sum(), inputs)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_readout_sums_each_objects_values() -> None:

@@ -243,13 +243,14 @@ def test_objects_that_come_together_share_one_search(monkeypatch: pytest.MonkeyP
     searches = []
     from xmem_core import memory as module
 
-    search = module.top_k_weights
-    monkeypatch.setattr(module, "top_k_weights", lambda *a: searches.append(1) or search(*a))
+    search = module.search
+    monkeypatch.setattr(module, "search", lambda *a: searches.append(a[-1]) or search(*a))
     memory = Memory(small_config(max_mid_term_frames=9), 2, KEY_DIM, VALUE_DIM)
     fill_frames(memory, 2, ids=(1, 2, 3))
     fill_frames(memory, 2, ids=(1, 2, 3, 4, 5), start=2)
     memory.read(torch.zeros(KEY_DIM, 1), torch.ones(KEY_DIM, 1))
-    assert len(searches) == 2
+    assert len(searches) == 1
+    assert [None if bar is None else bar.tolist() for bar in searches[0]] == [None, [True] * 4 + [False] * 4]
 
 
 GOOD: dict[str, Any] = {
