@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -448,7 +449,9 @@ def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
         TrackSettings("m", "f", **wrong)
 
 
-def _start(video: Path, out: Path, model: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+def _start(
+    video: Path, out: Path, model: str, environment: dict[str, str], **changes: Any
+) -> subprocess.Popen[str]:
     from dataclasses import asdict
 
     arguments = {
@@ -461,6 +464,7 @@ def _start(video: Path, out: Path, model: str, environment: dict[str, str]) -> s
         "chunk_frames": 5,
         "snapshot_chunks": 2,
         "memory": asdict(MEMORY),
+        **changes,
     }
     return subprocess.Popen(
         [sys.executable, str(WORKER), json.dumps(arguments)],
@@ -498,3 +502,22 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
             break
         assert files(out, "tracks", "events") == files(undisturbed, "tracks", "events")
     logging.getLogger(__name__).info("%d kills over %d runs at %s", kills, rounds, time.ctime())
+
+
+def test_killed_while_starting_over_it_ends_with_the_same_bytes(
+    tmp_path: Path, undisturbed: Path, video: Path, model: str
+) -> None:
+    """A restart that came half-way is finished by the next run, which was not asked for one."""
+    environment = dict(os.environ, PYTHONPATH=f"{WORKER.parents[2]}")
+    rng = random.Random(11)
+    run(video, tmp_path, model)
+    for _ in range(KILLS):
+        with _start(video, tmp_path, model, environment, restart=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "go\n"
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=rng.uniform(0.05, 0.6))
+            process.kill()
+        run(video, tmp_path, model)
+        assert files(tmp_path, "tracks", "events") == files(undisturbed, "tracks", "events")
+        assert sorted(p.name for p in (tmp_path / "tracks").iterdir()) == ["stream_id=cam"]
