@@ -48,7 +48,7 @@ format: setup-dev
 	$(BIN)/ruff format .
 
 bench: setup-dev
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/speed.py
+	PYTHONPATH=.:tests $(BIN)/python tests/benchmarks/speed.py
 
 soak: setup-dev
 	$(BIN)/python -m pytest -m soak --timeout=7200
