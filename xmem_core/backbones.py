@@ -33,10 +33,10 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = torch.relu(self.bn1(self.conv1(x)))
+        out = torch.relu_(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         shortcut = x if self.downsample is None else self.downsample(x)
-        return torch.relu(out + shortcut)
+        return torch.relu_(out + shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -60,11 +60,11 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = torch.relu(self.bn1(self.conv1(x)))
-        out = torch.relu(self.bn2(self.conv2(out)))
+        out = torch.relu_(self.bn1(self.conv1(x)))
+        out = torch.relu_(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         shortcut = x if self.downsample is None else self.downsample(x)
-        return torch.relu(out + shortcut)
+        return torch.relu_(out + shortcut)
 
 
 def _stage(
@@ -92,7 +92,7 @@ class ResNet50Trunk(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, 3, H, W) -> features at strides 16, 8 and 4."""
-        x = self.maxpool(torch.relu(self.bn1(self.conv1(image))))
+        x = self.maxpool(torch.relu_(self.bn1(self.conv1(image))))
         f4 = self.res2(x)  # B, 256, H/4, W/4
         f8 = self.layer2(f4)  # B, 512, H/8, W/8
         f16 = self.layer3(f8)  # B, 1024, H/16, W/16
@@ -142,8 +142,8 @@ class InvertedResidual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = x
         if self.expand_conv is not None:
-            out = nn.functional.relu6(self.bn0(self.expand_conv(out)))
-        out = nn.functional.relu6(self.bn1(self.depthwise_conv(out)))
+            out = nn.functional.relu6(self.bn0(self.expand_conv(out)), inplace=True)
+        out = nn.functional.relu6(self.bn1(self.depthwise_conv(out)), inplace=True)
         out = self.bn2(self.project_conv(out))
         return torch.add(x, out) if self.residual else out
 
@@ -182,7 +182,7 @@ class EfficientNetLite0Trunk(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, 3, H, W) -> features at strides 16, 8 and 4."""
-        x = nn.functional.relu6(self.bn0(self.conv_stem(image)))
+        x = nn.functional.relu6(self.bn0(self.conv_stem(image)), inplace=True)
         taps = []
         for i, block in enumerate(self.blocks):
             x = block(x)

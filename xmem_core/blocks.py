@@ -41,13 +41,13 @@ class ResidualBlock(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """(N, in_dim, h, w) -> (N, out_dim, h, w)."""
-        residual: Tensor = self.conv2(torch.relu(self.conv1(torch.relu(z))))
+        residual: Tensor = self.conv2(torch.relu_(self.conv1(torch.relu(z))))
         return residual + (z if self.downsample is None else self.downsample(z))
 
     def forward_shared(self, shared: Tensor, own: Tensor) -> Tensor:
         """`forward` of cat(shared, own): (B, C_s, h, w), (B, O, C_o, h, w) -> (B*O, out_dim, h, w)."""
         r = conv_shared(self.conv1, torch.relu(shared), torch.relu(own)).flatten(0, 1)
-        r = self.conv2(torch.relu(r))
+        r = self.conv2(torch.relu_(r))
         if self.downsample is None:
             b, o = own.shape[:2]
             z = torch.cat([shared.unsqueeze(1).expand(b, o, -1, -1, -1), own], 2).flatten(0, 1)
