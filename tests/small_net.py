@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from golden.weights import fill
 from numpy.typing import NDArray
+from tiny import TINY
 
 from xmem_core import MemoryConfig, ModelConfig, XMem
 
-SMALL = ModelConfig(
-    key_backbone="efficientnet-lite0",
-    value_stem=8,
-    value_widths=(8, 8, 16),
-    value_blocks=(1, 1, 1),
-    key_dim=16,
-    value_dim=16,
-    hidden_dim=8,
-    decoder_dims=(16, 16, 8),
-    sensory_mid_dim=8,
-)
+SMALL = replace(TINY, default_size=ModelConfig().default_size)
 SMALL_MEMORY = MemoryConfig(
     mem_every=2,
     top_k=8,
