@@ -31,8 +31,8 @@ def crowd_scene(
     number = int(rng.integers(3, 7))
     cast = _cast(library, rng, number)
     horizon, eye = rng.uniform(0.0, 0.45) * size, rng.uniform(0.9, 1.6)
-    common = float(np.exp(rng.uniform(np.log(0.2), np.log(0.6)))) * size
-    heights = np.clip(common * np.exp(rng.normal(0, 0.2, number)), 0.15 * size, 0.7 * size)
+    common = float(np.exp(rng.uniform(np.log(0.25), np.log(0.65)))) * size
+    heights = np.clip(common * np.exp(rng.normal(0, 0.2, number)), 0.15 * size, 0.75 * size)
     starts = rng.uniform(0.05, 0.95, number) * size
     # From the steps between neighbouring frames, where being near is what tells look-alikes apart (and only
     # the sensory memory knows where one was), to those between far frames, where only the looks do.
