@@ -1,0 +1,157 @@
+"""What a scheduler and a tracker's process say to each other: plain, small data, never pixels.
+
+A chunk is named by its stream and its frames; whoever tracks it decodes it. Nothing here is believed about how
+far a stream is: that is in the store, and every answer repeats it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline.errors import AnotherWriterError, UsageError, XmemError
+from pipeline.redact import redacted
+from xmem_core import MemoryConfig
+
+Outcome = Literal["tracked", "finished", "refused", "unknown", "failed"]
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What all streams of one batch have in common. The arguments are those of `pipeline.executor.track`.
+
+    Args:
+        threads: CPU threads of the network; a stream that was begun with another number keeps its own.
+        storage_options, out_storage_options: may hold credentials, so they are in no repr.
+    """
+
+    out: str
+    model: str = "xmem-lite"
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    size: int | None = None
+    full_size: bool = False
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 1
+    chunk_frames: int = 100
+    snapshot_chunks: int = 4
+    max_frames: int | None = None
+    box_segmenter: str = "grabcut"
+    detector: str | None = None
+    sinks: tuple[str, ...] = ()
+    storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
+    out_storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSpec:
+    """One video to track.
+
+    Args:
+        stream_id: as `validate_stream_id` allows.
+        uri: the video; may hold credentials, so it is in no repr.
+        prompts_uri: a prompts file (.json) or an index PNG of the first frame's masks (.png).
+        prompts: the content of a prompts file, instead of its URI.
+        restart: start the stream over.
+
+    With neither prompts nor a detector the stream must have been begun before.
+    """
+
+    stream_id: str
+    uri: str = field(repr=False)
+    prompts_uri: str | None = field(default=None, repr=False)
+    prompts: Mapping[str, Any] | None = field(default=None, repr=False)
+    restart: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRef:
+    """Frames `first` .. `last` (inclusive) of a stream."""
+
+    stream_id: str
+    first: int
+    last: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first <= self.last:
+            raise ValueError(f"chunk of frames {self.first}..{self.last}: 0 <= first <= last is needed")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why something could not be done, as it can travel between processes.
+
+    Args:
+        kind: name of the error's class.
+        message: one line without credentials.
+        permanent: trying again cannot help.
+    """
+
+    kind: str
+    message: str
+    permanent: bool
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """That of an error. What the user asked for wrongly, and another writer, stay as they are."""
+        lines = redacted(str(error)).strip().splitlines()
+        message = lines[0] if lines else type(error).__name__
+        if not isinstance(error, XmemError):
+            message = f"{type(error).__name__}: {message}"
+        return cls(type(error).__name__, message, isinstance(error, UsageError | AnotherWriterError))
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStatus:
+    """How a stream stands after it was opened.
+
+    Args:
+        next_frame: the first frame without committed rows; chunks go on from there.
+        finished: nothing is left to do.
+        height, width: of the source's frames, pixels.
+        frame_count: of the source, where it says so.
+        objects: how many its prompts ask for at most.
+        state_bytes: predicted device memory of its state, in bytes.
+        failure: it could not be opened; the other values mean nothing then.
+    """
+
+    stream_id: str
+    next_frame: int = 0
+    rows: int = 0
+    losses: int = 0
+    finished: bool = False
+    height: int = 0
+    width: int = 0
+    frame_count: int | None = None
+    objects: int = 0
+    state_bytes: int = 0
+    warnings: tuple[str, ...] = ()
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkReport:
+    """What became of a chunk.
+
+    Args:
+        outcome: "tracked": the frames are tracked and their rows on the way to the store, in order.
+            "finished": so is the video's end, and everything is committed. "refused": the chunk is not the one
+            that comes next, and nothing was done; `next_frame` says which would be. "unknown": the stream is
+            not open here, and nothing was done. "failed": see `failure`; the stream is closed here.
+        next_frame: the frame that comes next.
+        frames: frames tracked by this call, repeated ones included.
+        rows, losses: of the whole stream so far.
+        seconds: this call took.
+        warnings: new since the last report.
+    """
+
+    stream_id: str
+    outcome: Outcome
+    next_frame: int = 0
+    frames: int = 0
+    rows: int = 0
+    losses: int = 0
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+    failure: Failure | None = None
