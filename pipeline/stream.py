@@ -75,6 +75,8 @@ class StreamTracker:
         box_segmenter: turns boxes into masks; by default the one that the settings name.
         restart: remove first what the folder holds of this stream; not if there is nothing to track, or the
             first frame's prompts don't fit it.
+        snapshot: what `export` gave, to go on from. If it is not of this stream, or of frames that have no
+            rows, the store's own are used.
 
     Raises:
         SettingsConflictError: the folder holds this stream with other settings, prompts or another video.
@@ -92,6 +94,7 @@ class StreamTracker:
         box_segmenter: BoxSegmenter | None = None,
         *,
         restart: bool = False,
+        snapshot: bytes | None = None,
     ) -> None:
         self.source = source
         self.store = store
@@ -106,12 +109,13 @@ class StreamTracker:
         self._rows = 0  # of all frames up to _next, committed or not
         self._resolved = ResolvedPrompts()
         self._tried: tuple[int, ResolvedPrompt] | None = None
+        self._waiting: Frame | None = None
         self._pending: tuple[Frame, StepInput] | None = None
         self._failure: BaseException | None = None
         self._ended = False
         self._exhausted = False
         try:
-            self._open(prompts, restart)
+            self._open(prompts, restart, snapshot)
         except BaseException:
             self.close()
             raise
@@ -124,7 +128,7 @@ class StreamTracker:
 
     # --- opening ---------------------------------------------------------------------------------
 
-    def _open(self, prompts: PromptSet | None, restart: bool) -> None:
+    def _open(self, prompts: PromptSet | None, restart: bool, snapshot: bytes | None) -> None:
         if restart:
             self._try_first_frame(_something(prompts))
             self.store.restart()
@@ -162,7 +166,7 @@ class StreamTracker:
                 self.summary.losses = int(record.get("losses", 0))
                 self._ended = True
                 return
-        self._restore()
+        self._restore(snapshot)
         self._frames = Prefetch(self._limited(self._next, self._previous_pts))
 
     def _try_first_frame(self, prompts: PromptSet) -> None:
@@ -171,9 +175,14 @@ class StreamTracker:
         if frame is not None and prompts.at(frame.frame_index):
             self._tried = (frame.frame_index, self._resolve(frame, prompts))
 
-    def _restore(self) -> None:
-        """Take the newest usable snapshot, or start from the first frame."""
-        found = self.store.load_snapshot(self._committed, self._validated)
+    def _restore(self, given: bytes | None) -> None:
+        """Take the state that was handed over, else the newest usable one, or start from the first frame."""
+        found = None if given is None else self._handed_over(given)
+        if (
+            found is None
+            and (stored := self.store.load_snapshot(self._committed, self._validated)) is not None
+        ):
+            found = stored[1]
         if found is None:
             self.state = self._segmenter.new_state()
             self._next = 0
@@ -181,7 +190,7 @@ class StreamTracker:
             self._previous_size: tuple[int, int] | None = None
             self._categories: dict[int, str | None] = {}
         else:
-            _, (snapshot, self.state) = found
+            snapshot, self.state = found
             self._next = snapshot.next_frame
             self._previous_pts = snapshot.previous_pts_seconds
             self._previous_size = snapshot.previous_size
@@ -200,12 +209,25 @@ class StreamTracker:
         self._first = self._committed
         self._snapshot_at = self._next
 
+    def _handed_over(self, blob: bytes) -> tuple[Snapshot, TrackerState] | None:
+        try:
+            return self._validated(blob)
+        except ValueError as error:
+            logger.warning(
+                "stream %s: the state that was handed over is not usable, rebuilding it: %s",
+                self.store.stream_id,
+                error,
+            )
+            return None
+
     def _validated(self, blob: bytes) -> tuple[Snapshot, TrackerState]:
         snapshot = Snapshot.from_bytes(blob)
         if snapshot.run != self._identity.digest():
             raise ValueError("it was taken with other settings, prompts or another video")
         if snapshot.next_frame > self._committed:
-            raise ValueError(f"it is of frame {snapshot.next_frame}, later than its name says")
+            raise ValueError(
+                f"it is of frame {snapshot.next_frame}, and frames up to {self._committed - 1} have rows"
+            )
         return snapshot, TrackerState.from_bytes(snapshot.tracker, device=self._segmenter.device)
 
     def _limited(self, start: int, previous_pts: float | None) -> Iterator[Frame]:
@@ -224,6 +246,16 @@ class StreamTracker:
         """The frame that comes next: how far this run is."""
         return self.summary.frames if self._ended else self._next
 
+    @property
+    def position(self) -> int:
+        """The first frame that this run has not tracked for good: frames that it only repeats don't count."""
+        return self.summary.frames if self._ended else max(self._first, self._next)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of it is tracked and committed."""
+        return self._ended
+
     # --- stepping --------------------------------------------------------------------------------
 
     def next_input(self) -> StepInput | None:
@@ -236,20 +268,77 @@ class StreamTracker:
             raise self._failure
         if self._pending is not None:
             return self._pending[1]
-        if self._ended or self._frames is None:
+        if not self.settle():
             return None
+        frame, self._waiting = self._waiting, None
+        assert frame is not None
         try:
-            self._writer.check()
-            frame = next(self._frames, None)
-            if frame is None:
-                self._finish()
-                return None
             step = self._arrive(frame)
             self._pending = (frame, step)
         except BaseException as error:
             self._failure = error
             raise
         return step
+
+    def settle(self) -> bool:
+        """Look at the next frame without beginning it: a chunk that ends before it is handed to the writer.
+
+        Only the frame after it shows that a chunk is whole. `next_input` does this too; calling it alone lets
+        a stream rest between two chunks.
+
+        Returns:
+            whether there is another frame. If not, everything is committed.
+
+        Raises:
+            SourceError, StoreError: what is committed stays, and a later run goes on from it.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._pending is not None or self._waiting is not None:
+            return True
+        if self._ended or self._frames is None:
+            return False
+        try:
+            self._writer.check()
+            frame = next(self._frames, None)
+            if frame is None:
+                self._finish()
+                return False
+            self._end_chunk(frame)
+            self._waiting = frame
+        except BaseException as error:
+            self._failure = error
+            raise
+        return True
+
+    def export(self) -> bytes:
+        """The state between two chunks, for a StreamTracker elsewhere; returns once all rows are committed.
+
+        Raises:
+            RuntimeError: in the middle of a chunk, or after the end. StoreError: rows could not be written.
+        """
+        return self._between_chunks().to_bytes()
+
+    def save(self) -> None:
+        """Save a snapshot between two chunks; durable when it returns. Raises as `export` does."""
+        snapshot = self._between_chunks()
+        self._snapshot_at = self._next
+        self.store.save_snapshot(snapshot.next_frame, snapshot.to_bytes())
+
+    def _between_chunks(self) -> Snapshot:
+        if self._failure is not None:
+            raise self._failure
+        if self._ended or self._pending is not None or self._next > self._first:
+            raise RuntimeError(
+                f"stream {self.store.stream_id} is not between two chunks at frame {self._next}: "
+                "its state can be taken only there"
+            )
+        try:
+            self._writer.drain()
+        except BaseException as error:
+            self._failure = error
+            raise
+        return self._snapshot()
 
     def accept(self, result: StepResult) -> None:
         """Take the segmenter's result for the frame that `next_input` gave last."""
@@ -276,14 +365,18 @@ class StreamTracker:
             self._writer.close()
             self.source.close()
 
+    def _end_chunk(self, following: Frame) -> None:
+        """Commit the chunk that ends before a frame, if one does."""
+        if following.frame_index % self.settings.chunk_frames:
+            return
+        # Not earlier: losses at the very end of a video belong into its last chunk.
+        if following.frame_index > self._first:
+            self._commit(following.frame_index)
+        # While frames are repeated too, lest a run that is killed again and again gets nowhere.
+        if self._next - self._snapshot_at >= self.settings.snapshot_chunks * self.settings.chunk_frames:
+            self._take_snapshot()
+
     def _arrive(self, frame: Frame) -> StepInput:
-        if frame.frame_index % self.settings.chunk_frames == 0:
-            # Not earlier: losses at the very end of a video belong into its last chunk.
-            if frame.frame_index > self._first:
-                self._commit(frame.frame_index)
-            # While frames are repeated too, lest a run that is killed again and again gets nowhere.
-            if self._next - self._snapshot_at >= self.settings.snapshot_chunks * self.settings.chunk_frames:
-                self._take_snapshot()
         for loss in frame.losses:
             self._add_event(loss)
         if self._previous_size is not None and frame.size != self._previous_size:
@@ -388,7 +481,12 @@ class StreamTracker:
 
     def _take_snapshot(self) -> None:
         """Of the state before the frame that arrives; written after the commit of all frames before it."""
-        snapshot = Snapshot(
+        snapshot = self._snapshot()
+        self._snapshot_at = self._next
+        self._writer.submit(lambda: self.store.save_snapshot(snapshot.next_frame, snapshot.to_bytes()))
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(
             next_frame=self._next,
             tracker=self.state.to_bytes(),
             run=self._identity.digest(),
@@ -398,8 +496,6 @@ class StreamTracker:
             rows=self._rows,
             losses=self.summary.losses,
         )
-        self._snapshot_at = self._next
-        self._writer.submit(lambda: self.store.save_snapshot(snapshot.next_frame, snapshot.to_bytes()))
 
     def _finish(self) -> None:
         if self._next < self._committed:

@@ -1,7 +1,7 @@
 """What a scheduler and a tracker's process say to each other: plain, small data, never pixels.
 
-A chunk is named by its stream and its frames; whoever tracks it decodes it. Nothing here is believed about how
-far a stream is: that is in the store, and every answer repeats it.
+A chunk is named by its stream and its frames; whoever tracks it decodes it. How far a stream is, is in the
+store and nowhere else; every answer repeats it.
 """
 
 from __future__ import annotations
@@ -136,9 +136,9 @@ class ChunkReport:
 
     Args:
         outcome: "tracked": the frames are tracked and their rows on the way to the store, in order.
-            "finished": so is the video's end, and everything is committed. "refused": the chunk is not the one
-            that comes next, and nothing was done; `next_frame` says which would be. "unknown": the stream is
-            not open here, and nothing was done. "failed": see `failure`; the stream is closed here.
+            "finished": so is the video's end, and everything is committed. "refused": another chunk comes
+            next, and nothing was done; `next_frame` says where it begins. "unknown": the stream is not open
+            here, and nothing was done. "failed": see `failure`; the stream is closed here.
         next_frame: the frame that comes next.
         frames: frames tracked by this call, repeated ones included.
         rows, losses: of the whole stream so far.
