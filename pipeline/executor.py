@@ -12,6 +12,7 @@ import torch
 from pipeline.errors import UsageError, XmemError
 from pipeline.prompts import PromptSet
 from pipeline.settings import DTYPES, MIN_SIZE, TrackSettings
+from pipeline.sinks import Sinks
 from pipeline.sources import open_source
 from pipeline.store import StreamStore, generate_stream_id
 from pipeline.stream import StreamSummary, StreamTracker
@@ -80,6 +81,7 @@ def track(
     snapshot_chunks: int = 4,
     max_frames: int | None = None,
     box_segmenter: str = "grabcut",
+    sinks: Sequence[str] = (),
     restart: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     out_storage_options: Mapping[str, Any] | None = None,
@@ -102,6 +104,7 @@ def track(
             with, else to torch's.
         memory: memory settings.
         chunk_frames, snapshot_chunks, max_frames, box_segmenter: see `TrackSettings`.
+        sinks: names of sinks that get the rows too, see `pipeline.sinks`.
         restart: remove what the folder holds of this stream first; not before everything else is in order.
         storage_options, out_storage_options: for the fsspec file systems of video and output.
         on_open, on_frame: called with the stream once it is open, and after every frame.
@@ -117,11 +120,12 @@ def track(
     source = open_source(uri, threads=0, storage_options=storage_options)
     try:
         store = StreamStore(out, stream_id or generate_stream_id(uri), out_storage_options)
+        also = Sinks.load(sinks)
         segmenter = open_segmenter(
             model, memory, size=size, full_size=full_size, device=device, dtype=dtype, threads=threads
         )
         if threads is None and not restart:
-            threads = _threads_of(store)
+            threads = threads_of(store)
         settings = TrackSettings(
             model=model,
             model_fingerprint=segmenter.fingerprint,
@@ -138,7 +142,9 @@ def track(
     except BaseException:
         source.close()
         raise
-    with StreamTracker(source, store, segmenter, settings, prompts, restart=restart) as stream:
+    with StreamTracker(
+        source, store, segmenter, settings, prompts, restart=restart, sinks=also
+    ) as stream:
         if on_open is not None:
             on_open(stream)
         return executor.run(stream, on_frame)
@@ -190,8 +196,8 @@ def _check(device: str, dtype: str, threads: int | None, size: int | None) -> No
         raise UsageError(f"device {device!r} cannot be used here: {reason}; cpu always can") from error
 
 
-def _threads_of(store: StreamStore) -> int | None:
-    """The thread count that the stream was begun with."""
+def threads_of(store: StreamStore) -> int | None:
+    """The thread count that a stream was begun with; None if it was not begun."""
     settings = (store.read_record() or {}).get("settings")
     threads = settings.get("threads") if isinstance(settings, dict) else None
     return threads if type(threads) is int and threads > 0 else None

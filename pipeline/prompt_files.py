@@ -94,6 +94,17 @@ class PromptSet:
         """The objects given on a frame, in order."""
         return self.objects.get(frame_index, ())
 
+    @property
+    def most_objects(self) -> int:
+        """How many objects there are at most at the same time."""
+        living: set[int] = set()
+        most = 0
+        for frame in self.frames:
+            living -= set(self.removals_at(frame))
+            living |= {entry.object_id for entry in self.at(frame)}
+            most = max(most, len(living))
+        return most
+
     def removals_at(self, frame_index: int) -> tuple[int, ...]:
         """The ids to stop tracking from a frame on."""
         return self.removals.get(frame_index, ())

@@ -29,6 +29,7 @@ from pipeline.prefetch import Prefetch
 from pipeline.prompts import PromptSet, ResolvedPrompt, resolve
 from pipeline.records import Event, Frame, MaskRecord, events_table, tracks_table
 from pipeline.settings import TrackSettings
+from pipeline.sinks import Sinks
 from pipeline.snapshot import Snapshot
 from pipeline.sources import VideoSource
 from pipeline.store import StreamStore
@@ -77,6 +78,7 @@ class StreamTracker:
             first frame's prompts don't fit it.
         snapshot: what `export` gave, to go on from. If it is not of this stream, or of frames that have no
             rows, the store's own are used.
+        sinks: where rows go besides the store; each chunk is given to them before it is committed.
 
     Raises:
         SettingsConflictError: the folder holds this stream with other settings, prompts or another video.
@@ -95,6 +97,7 @@ class StreamTracker:
         *,
         restart: bool = False,
         snapshot: bytes | None = None,
+        sinks: Sinks | None = None,
     ) -> None:
         self.source = source
         self.store = store
@@ -102,6 +105,7 @@ class StreamTracker:
         self.summary = StreamSummary(store.stream_id)
         self._segmenter = segmenter
         self._boxes = box_segmenter
+        self._sinks = sinks
         self._frames: Prefetch[Frame] | None = None
         self._writer = BackgroundWriter()
         self._records: list[MaskRecord] = []
@@ -255,6 +259,11 @@ class StreamTracker:
     def ended(self) -> bool:
         """Whether all of it is tracked and committed."""
         return self._ended
+
+    @property
+    def most_objects(self) -> int:
+        """How many objects the prompts ask for at the same time."""
+        return self._prompts.most_objects
 
     # --- stepping --------------------------------------------------------------------------------
 
@@ -474,7 +483,11 @@ class StreamTracker:
             if first == 0:
                 # Two runs that began at the same time, and this one's record was replaced by the other's.
                 self._record.check_ours()
-            self.store.commit(first, next_frame - 1, tracks_table(records), events_table(events))
+            tracks, happened = tracks_table(records), events_table(events)
+            # Whoever committed these frames meanwhile has told the sinks; older rows must not replace those.
+            if self._sinks and not self.store.holds(first):
+                self._sinks.commit(self.store.stream_id, first, next_frame - 1, tracks, happened)
+            self.store.commit(first, next_frame - 1, tracks, happened)
             self.summary.frames, self.summary.rows = next_frame, rows
 
         self._writer.submit(write)

@@ -112,7 +112,9 @@ class StreamStatus:
         height, width: of the source's frames, pixels.
         frame_count: of the source, where it says so.
         objects: how many its prompts ask for at most.
-        state_bytes: predicted device memory of its state, in bytes.
+        state_bytes: predicted device memory of its state at its largest. States of open streams add up.
+        workspace_bytes: predicted device memory that its steps take beside it. The streams of one worker
+            take turns, so that only the largest counts.
         failure: it could not be opened; the other values mean nothing then.
     """
 
@@ -126,6 +128,7 @@ class StreamStatus:
     frame_count: int | None = None
     objects: int = 0
     state_bytes: int = 0
+    workspace_bytes: int = 0
     warnings: tuple[str, ...] = ()
     failure: Failure | None = None
 

@@ -185,6 +185,12 @@ class VideoSegmenter:
         self._mean = torch.tensor(IMAGE_MEAN, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(IMAGE_STD, device=self.device).view(1, 3, 1, 1)
 
+    @property
+    def weights_bytes(self) -> int:
+        """Device memory of the weights, in bytes."""
+        tensors = [*self._network.parameters(), *self._network.buffers()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
     def new_state(self) -> TrackerState:
         """An empty state for a new stream."""
         return TrackerState(self.memory_config, self.fingerprint, self.size)

@@ -1,0 +1,275 @@
+"""A tracker's process: the model loaded once, several streams open, chunks tracked as they are asked for.
+
+No Ray in here; `actor.py` puts it into an actor. The rule after any accident: a worker knows of no stream
+until it is opened, and opening asks the store how far it is.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline.errors import UsageError, XmemError
+from pipeline.executor import Executor, open_segmenter, threads_of
+from pipeline.memory_plan import predict_state_bytes, predict_workspace_bytes
+from pipeline.prompts import PromptSet, load_mask_png, load_prompts
+from pipeline.settings import TrackSettings
+from pipeline.sources import open_source
+from pipeline.store import StreamStore
+from pipeline.stream import StreamTracker
+from pipeline.work import ChunkRef, ChunkReport, Failure, Outcome, StreamSpec, StreamStatus, WorkerSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Open:
+    stream: StreamTracker
+    told: int = 0  # warnings that have been reported
+
+    def news(self) -> tuple[str, ...]:
+        new = tuple(self.stream.summary.warnings[self.told :])
+        self.told += len(new)
+        return new
+
+
+class Worker:
+    """Tracks chunks of several streams on one device, one after another.
+
+    Nothing that concerns one stream is raised: it comes back as a `Failure`, and the other streams go on.
+
+    Args:
+        settings: of all streams.
+
+    Raises:
+        UsageError: the settings are wrong. XmemError: the model cannot be had.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._segmenter = open_segmenter(
+            settings.model,
+            settings.memory,
+            size=settings.size,
+            full_size=settings.full_size,
+            device=settings.device,
+            dtype=settings.dtype,
+            threads=settings.threads,
+        )
+        self._executor = Executor(self._segmenter)
+        self._streams: dict[str, _Open] = {}
+
+    def facts(self) -> dict[str, Any]:
+        """This process: pid, device, the device's memory and what the weights take of it, in bytes."""
+        return {
+            "pid": os.getpid(),
+            "device": str(self._segmenter.device),
+            "device_bytes": device_bytes(self._segmenter.device),
+            "weights_bytes": self._segmenter.weights_bytes,
+            "streams": sorted(self._streams),
+        }
+
+    def open(self, spec: StreamSpec, state: bytes | None = None) -> StreamStatus:
+        """Open a stream where the store says it stands; one that is open already stays as it is.
+
+        Args:
+            state: what `release` gave, here or elsewhere. Not needed: without it the state is rebuilt.
+        """
+        held = self._streams.get(spec.stream_id)
+        try:
+            if held is None:
+                held = _Open(self._begin(spec, state))
+                self._streams[spec.stream_id] = held
+            return self._status(held)
+        except Exception as error:
+            self.close(spec.stream_id)
+            return StreamStatus(spec.stream_id, failure=self._failure(spec.stream_id, error))
+
+    def track(self, ref: ChunkRef) -> ChunkReport:
+        """Track a chunk: all or, at the video's end, what there is of it."""
+        begun = time.monotonic()
+        held = self._streams.get(ref.stream_id)
+        if held is None:
+            return ChunkReport(ref.stream_id, "unknown")
+        stream = held.stream
+        before = stream.summary.tracked
+        outcome: Outcome = "tracked"
+        try:
+            if stream.ended:
+                outcome = "finished"
+            elif ref.first != stream.position:
+                outcome = "refused"
+            elif (ref.last + 1) % stream.settings.chunk_frames:
+                raise UsageError(
+                    f"a chunk that ends at frame {ref.last} is not allowed: rows are committed by "
+                    f"{stream.settings.chunk_frames} frames"
+                )
+            else:
+                torch.set_num_threads(stream.settings.threads)
+                outcome = self._advance(stream, ref.last)
+        except Exception as error:
+            failure = self._failure(ref.stream_id, error)
+            self.close(ref.stream_id)
+            return ChunkReport(
+                ref.stream_id,
+                "failed",
+                next_frame=stream.summary.frames,
+                frames=stream.summary.tracked - before,
+                seconds=time.monotonic() - begun,
+                failure=failure,
+            )
+        report = ChunkReport(
+            ref.stream_id,
+            outcome,
+            next_frame=stream.position,
+            frames=stream.summary.tracked - before,
+            rows=stream.summary.rows,
+            losses=stream.summary.losses,
+            seconds=time.monotonic() - begun,
+            warnings=held.news(),
+        )
+        if outcome == "finished":
+            self.close(ref.stream_id)
+        return report
+
+    def _advance(self, stream: StreamTracker, last: int) -> Outcome:
+        while stream.next_frame <= last:
+            if not self._executor.advance([stream]):
+                return "finished"
+        # Only the frame after it shows that the chunk is whole, and whether the video ends here.
+        return "tracked" if stream.settle() else "finished"
+
+    def release(self, stream_id: str, to_store: bool = True) -> bytes | None:
+        """Let go of a stream between two chunks, so that another worker may take it.
+
+        Args:
+            to_store: keep its state in the store; otherwise it is returned.
+
+        Returns:
+            the state for `open`; None if it is in the store, or there is none to be had: the stream is not
+            open here, has ended or failed. Then it is rebuilt from what is committed.
+        """
+        held = self._streams.get(stream_id)
+        if held is None:
+            return None
+        try:
+            if held.stream.ended:
+                return None
+            if to_store:
+                held.stream.save()
+                return None
+            return held.stream.export()
+        except Exception as error:
+            logger.warning("stream %s: released without its state: %s", stream_id, error)
+            return None
+        finally:
+            self.close(stream_id)
+
+    def close(self, stream_id: str) -> None:
+        """Let go of a stream and its memory. What is committed stays."""
+        held = self._streams.pop(stream_id, None)
+        if held is None:
+            return
+        try:
+            held.stream.close()
+        except Exception as error:
+            logger.warning("stream %s: closing it failed: %s", stream_id, error)
+
+    def close_all(self) -> None:
+        """Let go of every stream."""
+        for stream_id in list(self._streams):
+            self.close(stream_id)
+
+    def _begin(self, spec: StreamSpec, state: bytes | None) -> StreamTracker:
+        options = self._settings
+        store = StreamStore(options.out, spec.stream_id, options.out_storage_options)
+        prompts = self._prompts(spec)
+        threads = (None if spec.restart else threads_of(store)) or options.threads
+        settings = TrackSettings(
+            model=options.model,
+            model_fingerprint=self._segmenter.fingerprint,
+            memory=self._segmenter.memory_config,
+            size=self._segmenter.size,
+            dtype=options.dtype,
+            threads=threads,
+            chunk_frames=options.chunk_frames,
+            snapshot_chunks=options.snapshot_chunks,
+            max_frames=options.max_frames,
+            box_segmenter=options.box_segmenter,
+        )
+        source = open_source(spec.uri, threads=0, storage_options=options.storage_options)
+        return StreamTracker(
+            source, store, self._segmenter, settings, prompts, restart=spec.restart, snapshot=state
+        )
+
+    def _prompts(self, spec: StreamSpec) -> PromptSet | None:
+        if spec.prompts is not None:
+            return PromptSet.from_record(spec.prompts)
+        if spec.prompts_uri is None:
+            return None
+        if spec.prompts_uri.split("?")[0].lower().endswith(".png"):
+            return load_mask_png(spec.prompts_uri)
+        return load_prompts(spec.prompts_uri)
+
+    def _status(self, held: _Open) -> StreamStatus:
+        stream = held.stream
+        source, segmenter = stream.source, self._segmenter
+        sizes = (source.height, source.width, stream.most_objects, segmenter.size, stream.settings.dtype)
+        status = StreamStatus(
+            stream.store.stream_id,
+            next_frame=stream.position,
+            rows=stream.summary.rows,
+            losses=stream.summary.losses,
+            finished=stream.ended,
+            height=source.height,
+            width=source.width,
+            frame_count=source.frame_count,
+            objects=stream.most_objects,
+            state_bytes=predict_state_bytes(
+                segmenter.config, segmenter.memory_config, *sizes, frames=source.frame_count
+            ),
+            workspace_bytes=predict_workspace_bytes(
+                segmenter.config,
+                segmenter.memory_config,
+                *sizes,
+                device=segmenter.device.type,
+                frames=source.frame_count,
+            ),
+            warnings=held.news(),
+        )
+        if stream.ended:
+            self.close(stream.store.stream_id)
+        return status
+
+    def _failure(self, stream_id: str, error: Exception) -> Failure:
+        if isinstance(error, XmemError):
+            logger.warning("stream %s: %s", stream_id, error)
+        else:
+            # A fault of ours, or of a library: whoever reads the worker's log needs to see where.
+            logger.exception("stream %s", stream_id)
+        if isinstance(error, torch.OutOfMemoryError):
+            gc.collect()
+            torch.cuda.empty_cache()
+        return Failure.of(error)
+
+
+def device_bytes(device: torch.device) -> int:
+    """Memory of a device, in bytes; of this machine or its container for the CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            with open(path) as file:
+                text = file.read().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            return min(total, int(text))
+    return total
