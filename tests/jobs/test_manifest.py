@@ -1,0 +1,442 @@
+"""Manifests: what counts as a video, whose prompts it gets, and what is said about rows that are wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from servers import S3Server
+
+from jobs.listing import sidecar_of
+from jobs.manifest import VideoJob, load_manifest
+from jobs.manifest_file import absolute
+from pipeline.errors import UsageError
+from pipeline.stream_ids import generate_stream_id
+from pipeline.work import StreamSpec
+
+BOX = {"version": 1, "objects": [{"frame": 0, "id": 1, "box": [1, 2, 30, 40]}]}
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(BOX) if name.endswith(".json") else "x")
+    return folder
+
+
+def names(jobs: list[VideoJob], root: Path | str) -> list[str]:
+    return [job.spec.uri.removeprefix(f"{root}/") for job in jobs]
+
+
+def prompts(jobs: list[VideoJob], root: Path | str) -> list[str | None]:
+    return [p and p.removeprefix(f"{root}/") for p in (job.spec.prompts_uri for job in jobs)]
+
+
+def refused(source: Any, **options: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        load_manifest(source, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def manifest(folder: Path, *rows: Any, name: str = "m.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    return path
+
+
+# --- folders and globs ---------------------------------------------------------------------------
+
+
+def test_a_folder_means_its_videos_at_any_depth(tmp_path: Path) -> None:
+    touch(tmp_path, "b.mp4", "a.MKV", "deep/er/c.webm", "notes.txt", "a.prompts.json", "c.masks.png")
+    touch(tmp_path, ".hidden.mp4", ".cache/d.mp4", "deep/.trash/e.mp4", "out/streams/f.json", "noext")
+    jobs = load_manifest(tmp_path, detector="d")
+    assert names(jobs, tmp_path) == ["a.MKV", "b.mp4", "deep/er/c.webm"]
+    assert [j.spec.stream_id for j in jobs] == [generate_stream_id(j.spec.uri) for j in jobs]
+    assert [j.priority for j in jobs] == [1.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.mp4", ["a.mp4", "b.mp4"]),
+        ("**/*.mp4", ["a.mp4", "b.mp4", "x/c.mp4", "x/y/d.mp4"]),
+        ("x/*", ["x/c.mp4", "x/e.avi"]),
+        ("*/y/*.mp4", ["x/y/d.mp4"]),
+        ("[ac].mp4", ["a.mp4"]),
+        ("?.*", ["a.mp4", "b.mp4", "c.raw"]),
+        ("*.raw", ["c.raw"]),
+        ("*", ["a.mp4", "b.mp4"]),
+    ],
+)
+def test_globs(tmp_path: Path, pattern: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4", "c.raw", "x/c.mp4", "x/e.avi", "x/readme", "x/y/d.mp4", ".h.mp4")
+    touch(tmp_path, "a.prompts.json", "b.masks.png")
+    monkeypatch.chdir(tmp_path)
+    for given in (f"{tmp_path}/{pattern}", f"file://{tmp_path}/{pattern}", pattern):
+        assert names(load_manifest(given, detector="d"), tmp_path) == expected, given
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> None:
+    touch(tmp_path, "take[1].mp4", "take1.mp4")
+    jobs = load_manifest(tmp_path / "take[1].mp4", detector="d")
+    assert names(jobs, tmp_path) == ["take[1].mp4"]
+    assert names(load_manifest(f"{tmp_path}/take[12].mp4", detector="d"), tmp_path) == ["take1.mp4"]
+
+
+def test_local_videos_are_named_so_that_another_process_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "in/a.mp4", "in/a.prompts.json")
+    monkeypatch.chdir(tmp_path)
+    expected = StreamSpec(
+        generate_stream_id(f"{tmp_path}/in/a.mp4"), f"{tmp_path}/in/a.mp4", f"{tmp_path}/in/a.prompts.json"
+    )
+    manifest(tmp_path, {"uri": "in/a.mp4"})
+    for source in ("in", "in/a.mp4", f"file://{tmp_path}/in", "./in/*.mp4", "m.jsonl", "in/../in/a.mp4"):
+        assert [job.spec for job in load_manifest(source)] == [expected], source
+
+
+def test_the_memory_file_system_keeps_its_scheme() -> None:
+    import fsspec
+
+    fs = fsspec.filesystem("memory")
+    for name in ("a.mp4", "sub/b.mp4", "sub/b.prompts.json"):
+        fs.pipe_file(f"/manifest-test/{name}", b"x")
+    for source in ("memory://manifest-test", "memory://manifest-test/", "memory://manifest-test/**/*.mp4"):
+        jobs = load_manifest(source)
+        assert names(jobs, "memory://manifest-test") == ["a.mp4", "sub/b.mp4"]
+        assert prompts(jobs, "memory://manifest-test") == [None, "sub/b.prompts.json"]
+
+
+def test_videos_in_an_archive_are_named_within_it(tmp_path: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "v.zip", "w") as archive:
+        for name in ("one/a.mp4", "one/a.prompts.json", "two/b.mp4"):
+            archive.writestr(name, "x")
+    jobs = load_manifest(f"zip://**/*.mp4::file://{tmp_path}/v.zip")
+    assert [j.spec.uri for j in jobs] == [
+        f"zip://{n}::file://{tmp_path}/v.zip" for n in ("one/a.mp4", "two/b.mp4")
+    ]
+    assert jobs[0].spec.prompts_uri == f"zip://one/a.prompts.json::file://{tmp_path}/v.zip"
+
+
+def test_a_bucket_is_listed_once_however_many_videos_it_holds(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    fs = s3fs.S3FileSystem(**s3_server.options)
+    root = s3_server.uri("manifest")
+    fs.pipe({f"{root}/{i:02d}/v{i}.mp4": b"x" for i in range(30)})
+    fs.pipe({f"{root}/{i:02d}/v{i}.prompts.json": b"x" for i in range(0, 30, 2)})
+    fs.pipe(f"{root}/.tmp/z.mp4", b"x")
+    calls: list[str] = []
+    plain = s3fs.S3FileSystem._call_s3
+
+    async def counted(self: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+        calls.append(method)
+        return await plain(self, method, *args, **kwargs)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+    for source in (root, f"{root}/**/*.mp4"):
+        calls.clear()
+        jobs = load_manifest(source, storage_options=s3_server.options)
+        assert names(jobs, root) == [f"{i:02d}/v{i}.mp4" for i in range(30)]
+        assert prompts(jobs, root) == [None if i % 2 else f"{i:02d}/v{i}.prompts.json" for i in range(30)]
+        assert len(calls) < 8, calls
+    monkeypatch.undo()
+    assert jobs[3].spec.stream_id == generate_stream_id(f"{root}/03/v3.mp4")
+    fs.pipe(f"{root}/30/v30.mp4", b"x")  # nothing of the first listing is remembered
+    assert len(load_manifest(root, storage_options=s3_server.options)) == 31
+
+
+def test_a_manifest_in_a_bucket_is_relative_to_itself(s3_server: S3Server) -> None:
+    import s3fs
+
+    fs = s3fs.S3FileSystem(**s3_server.options)
+    root = s3_server.uri("relative")
+    fs.pipe(f"{root}/lists/m.csv", b"uri,prompts\na.mp4,p.json\n../clips/b.mp4,\n/../c.mp4,/p.json\n")
+    fs.pipe(f"{root}/clips/b.masks.png", b"x")
+    jobs = load_manifest(f"{root}/lists/m.csv", storage_options=s3_server.options)
+    assert [j.spec.uri for j in jobs] == [f"{root}/lists/a.mp4", f"{root}/clips/b.mp4", "/../c.mp4"]
+    expected = [f"{root}/lists/p.json", f"{root}/clips/b.masks.png", "/p.json"]
+    assert [j.spec.prompts_uri for j in jobs] == expected
+
+
+def test_nothing_found_says_what_there_is(tmp_path: Path) -> None:
+    assert "no such file or folder" in refused(tmp_path / "none")
+    assert "holds no video (0 other files" in refused(tmp_path)
+    touch(tmp_path, "frames/0.jpg", "frames/1.jpg")
+    assert "name it in a manifest" in refused(tmp_path)
+    assert "matches no video" in refused(f"{tmp_path}/*.mp4")
+    touch(tmp_path, "list.txt")
+    assert "a manifest is one of .jsonl" in refused(tmp_path / "list.txt")
+    assert "xyz" in refused("xyz://bucket/folder")
+
+
+# --- prompts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("beside", "expected"),
+    [
+        (["a.prompts.json"], "a.prompts.json"),
+        (["a.masks.png"], "a.masks.png"),
+        (["a.mp4.prompts.json", "a.prompts.json"], "a.mp4.prompts.json"),
+        (["a.mp4.masks.png"], "a.mp4.masks.png"),
+        (["a.masks.png", "a.prompts.json"], "a.prompts.json"),
+        (["b.prompts.json", "a.prompts.yaml", "A.prompts.json"], None),
+    ],
+)
+def test_sidecars(tmp_path: Path, beside: list[str], expected: str | None) -> None:
+    assert sidecar_of("a.mp4", set(beside)) == expected
+    touch(tmp_path, "a.mp4", *beside)
+    manifest(tmp_path, {"uri": "a.mp4"})
+    for source in (tmp_path, tmp_path / "a.mp4", tmp_path / "m.jsonl"):
+        assert prompts(load_manifest(source, detector="d"), tmp_path) == [expected], source
+
+
+def test_a_video_without_suffix_and_a_folder_of_images_have_sidecars_too(tmp_path: Path) -> None:
+    touch(tmp_path, "v1.0/0.png", "v1.0.prompts.json", "clip", "clip.masks.png")
+    jobs = load_manifest(manifest(tmp_path, {"uri": "v1.0/"}, {"uri": "clip"}))
+    assert prompts(jobs, tmp_path) == ["v1.0.prompts.json", "clip.masks.png"]
+
+
+def test_own_prompts_come_before_those_for_all(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4", "c.mp4", "d.mp4", "b.prompts.json", "d.prompts.json", "all.json")
+    rows = [
+        {"uri": "a.mp4"},
+        {"uri": "b.mp4"},
+        {"uri": "c.mp4", "prompts": BOX},
+        {"uri": "d.mp4", "prompts": "s3://elsewhere/d.png"},
+    ]
+    jobs = load_manifest(manifest(tmp_path, *rows), prompts=str(tmp_path / "all.json"))
+    assert prompts(jobs, tmp_path) == ["all.json", "b.prompts.json", None, "s3://elsewhere/d.png"]
+    assert [j.spec.prompts for j in jobs] == [None, None, BOX, None]
+
+
+def test_prompts_for_all_are_checked_before_anything_starts(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "bad.json").write_text('{"version": 1, "objects": [{"id": 1}]}')
+    assert "objects[0]: has none of box" in refused(tmp_path, prompts=str(tmp_path / "bad.json"))
+    assert "cannot be read" in refused(tmp_path, prompts=str(tmp_path / "none.json"))
+    assert "give a .json prompts file or a .png" in refused(tmp_path, prompts="prompts.txt")
+    cv2.imwrite(str(tmp_path / "empty.png"), np.zeros((2, 2), np.uint8))
+    assert "shows no object" in refused(tmp_path, prompts=str(tmp_path / "empty.png"))
+
+
+def test_nothing_to_track_anywhere_is_an_error_something_somewhere_is_not(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    message = refused(tmp_path)
+    assert "any of the 2 videos" in message
+    assert "a.prompts.json" in message
+    assert "--detect" in message
+    assert len(load_manifest(tmp_path, detector="d")) == 2
+    touch(tmp_path, "b.masks.png")
+    assert prompts(load_manifest(tmp_path), tmp_path) == [None, "b.masks.png"]
+
+
+def test_a_folder_that_cannot_be_listed_has_no_sidecars(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.implementations.local import LocalFileSystem
+
+    touch(tmp_path, "a.mp4", "b.mp4", "p.json")
+
+    def ls(self: Any, path: str, **options: Any) -> Any:
+        raise PermissionError("no right to list")
+
+    rows = [{"uri": "a.mp4", "prompts": "p.json"}, {"uri": "b.mp4"}, {"uri": "gone/c.mp4"}, {"uri": "c.mp4"}]
+    source = manifest(tmp_path, *rows)
+    monkeypatch.setattr(LocalFileSystem, "ls", ls)
+    assert prompts(load_manifest(source), tmp_path) == ["p.json", None, None, None]
+    assert caplog.text.count(f"{tmp_path} cannot be listed") == 1
+
+
+def test_prompts_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "a.prompts.json").write_text("not JSON at all")
+    assert prompts(load_manifest(tmp_path), tmp_path) == ["a.prompts.json"]
+
+
+# --- manifest files ------------------------------------------------------------------------------
+
+ROWS = [
+    {"uri": "a.mp4", "stream_id": "first", "prompts": "a.json", "priority": 2.5},
+    {"uri": "sub/b.mp4", "stream_id": None, "prompts": None, "priority": None},
+    {"uri": "s3://bucket/c.mp4", "stream_id": "third", "prompts": "s3://bucket/c.png", "priority": 1.0},
+]
+
+
+def as_jsonl(folder: Path) -> Path:
+    return manifest(folder, ROWS[0], "", {k: v for k, v in ROWS[1].items() if v}, ROWS[2])
+
+
+def as_csv(folder: Path) -> Path:
+    cells = [[str(v or "") for v in row.values()] for row in ROWS]
+    return manifest(folder, "\ufeffuri,stream_id,prompts,priority", *map(",".join, cells), name="m.csv")
+
+
+def as_parquet(folder: Path) -> Path:
+    pq.write_table(pa.Table.from_pylist(ROWS), folder / "m.parquet")
+    return folder / "m.parquet"
+
+
+def as_gzip(folder: Path) -> Path:
+    path = folder / "m.ndjson.gz"
+    path.write_bytes(gzip.compress(as_jsonl(folder).read_bytes()))
+    return path
+
+
+@pytest.mark.parametrize("write", [as_jsonl, as_csv, as_parquet, as_gzip])
+def test_every_format_says_the_same(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    second = f"{tmp_path}/sub/b.mp4"
+    assert load_manifest(write(tmp_path), priority=3) == [
+        VideoJob(StreamSpec("first", f"{tmp_path}/a.mp4", f"{tmp_path}/a.json"), 2.5),
+        VideoJob(StreamSpec(generate_stream_id(second), second), 3),
+        VideoJob(StreamSpec("third", "s3://bucket/c.mp4", "s3://bucket/c.png"), 1.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ("{", "line 2: not a JSON object"),
+        ('"a.mp4"', "line 2: 'a.mp4' is not a JSON object"),
+        ("[" * 100_000, "line 2: not a JSON object"),
+        ({}, "line 2: uri None is not allowed"),
+        ({"uri": " "}, "line 2: uri ' ' is not allowed"),
+        ({"uri": 7}, "line 2: uri 7 is not allowed"),
+        ({"uri": "a.mp4", "promts": "x.json"}, "line 2: unknown column 'promts'; allowed are uri, stream_id"),
+        ({"uri": "a.mp4", "stream_id": "a b"}, "line 2: stream id 'a b' is not allowed"),
+        ({"uri": "a.mp4", "stream_id": 5}, "line 2: stream id 5 is not allowed"),
+        ({"uri": "a.mp4", "priority": 0}, "line 2: priority 0 is not allowed: give a number above 0"),
+        ({"uri": "a.mp4", "priority": -1.5}, "line 2: priority -1.5 is not allowed"),
+        ({"uri": "a.mp4", "priority": True}, "line 2: priority True is not allowed"),
+        ({"uri": "a.mp4", "priority": "high"}, "line 2: priority 'high' is not allowed"),
+        ('{"uri": "a.mp4", "priority": NaN}', "line 2: priority nan is not allowed"),
+        ('{"uri": "a.mp4", "priority": Infinity}', "line 2: priority inf is not allowed"),
+        ({"uri": "a.mp4", "prompts": 5}, "line 2: prompts 5 is not allowed"),
+        ({"uri": "a.mp4", "prompts": "p.txt"}, "line 2: prompts 'p.txt' is not allowed"),
+        ({"uri": "a.mp4", "prompts": {"objects": []}}, "line 2: prompts: not a prompts file"),
+        (
+            {"uri": "a.mp4", "prompts": {"version": 1, "objects": [{"id": 0, "box": [0, 0, 1, 1]}]}},
+            "line 2: prompts: objects[0]",
+        ),
+    ],
+)
+def test_a_wrong_row_is_named_with_what_is_allowed(tmp_path: Path, row: Any, complaint: str) -> None:
+    source = manifest(tmp_path, {"uri": "ok.mp4", "prompts": BOX}, row)
+    assert complaint in refused(source)
+
+
+def test_all_wrong_rows_are_counted(tmp_path: Path) -> None:
+    source = manifest(tmp_path, {"uri": 1}, {"uri": "a.mp4", "prompts": BOX}, "nonsense", {"uri": ""})
+    message = refused(source)
+    assert "m.jsonl line 1: uri 1" in message
+    assert message.endswith("; 2 more lines are wrong too")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "no column uri"),
+        ("video,prompts\na.mp4,\n", "unknown column 'video'; allowed are uri, stream_id, prompts, priority"),
+        ("prompts\na.json\n", "no column uri"),
+        ("uri,uri\na,b\n", "column uri is there twice"),
+        ("uri,prompts\na.mp4,a.json\nb.mp4\n", "line 3: 1 cells where the header names 2"),
+        ("uri,prompts\na.mp4,a.json,b.json\n", "line 2: 3 cells where the header names 2"),
+        ('uri\n"a.mp4\n', "line 2: not CSV"),
+        ('uri,prompts\n\n"a\nb.mp4",x.txt\n', "line 4: prompts 'x.txt'"),
+        ("uri\n", "names no video"),
+    ],
+)
+def test_a_wrong_csv_is_named(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "m.csv").write_text(text)
+    assert complaint in refused(tmp_path / "m.csv", detector="d")
+
+
+def test_a_file_that_is_something_else_is_named(tmp_path: Path) -> None:
+    (tmp_path / "m.parquet").write_text("uri\na.mp4\n")
+    assert "is not Parquet" in refused(tmp_path / "m.parquet")
+    pq.write_table(pa.table({"uri": [1, 2]}), tmp_path / "n.parquet")
+    assert "n.parquet line 1: uri 1 is not allowed" in refused(tmp_path / "n.parquet")
+    (tmp_path / "m.csv").write_bytes(b"uri\n\xff\xfe\n")
+    assert "not UTF-8" in refused(tmp_path / "m.csv")
+    (tmp_path / "m.jsonl").write_bytes(b'{"uri": "\xff"}\n')
+    assert "m.jsonl line 1: not a JSON object" in refused(tmp_path / "m.jsonl")
+    (tmp_path / "m.jsonl.gz").write_bytes(b"no gzip")
+    assert "cannot be read" in refused(tmp_path / "m.jsonl.gz")
+    assert "no such file" in refused(tmp_path / "none.jsonl")
+
+
+def test_the_same_stream_or_video_twice_names_both_lines(tmp_path: Path) -> None:
+    first = {"uri": "a.mp4", "prompts": BOX}
+    message = refused(manifest(tmp_path, first, {"uri": "b.mp4"}, "", {"uri": "./x/../a.mp4"}))
+    assert f"lines 1 and 4: video {tmp_path}/a.mp4 is there twice" in message
+    rows = [{"uri": u, "stream_id": "s", "prompts": BOX} for u in ("a.mp4", "b.mp4")]
+    message = refused(manifest(tmp_path, {"uri": "c.mp4"}, *rows))
+    assert "lines 2 and 3: stream id s is there twice" in message
+    assert f"{tmp_path}/b.mp4" in message
+    message = refused(manifest(tmp_path, {"uri": "a.mp4"}, {"uri": "a.mp4", "stream_id": "s"}))
+    assert "lines 1 and 2" in message
+    # Credentials are no part of what a video is, nor of what is said about it.
+    rows = [{"uri": f"ftp://me:{word}@host/a.mp4", "prompts": BOX} for word in ("secret1", "secret2")]
+    message = refused(manifest(tmp_path, *rows))
+    assert "ftp://host/a.mp4 is there twice" in message
+    assert "secret" not in message
+
+
+def test_a_video_twice_under_names_of_its_own_is_meant(tmp_path: Path) -> None:
+    rows = [{"uri": "a.mp4", "stream_id": s, "prompts": BOX} for s in ("left", "right")]
+    assert [j.spec.stream_id for j in load_manifest(manifest(tmp_path, *rows))] == ["left", "right"]
+
+
+def test_no_credentials_in_a_job_s_repr(tmp_path: Path) -> None:
+    (job,) = load_manifest(manifest(tmp_path, {"uri": "ftp://me:secret@host/a.mp4", "prompts": BOX}))
+    assert job.spec.uri == "ftp://me:secret@host/a.mp4"
+    assert "secret" not in repr(job)
+
+
+@pytest.mark.parametrize(
+    ("uri", "base", "expected"),
+    [
+        ("a.mp4", "/m/list.csv", "/m/a.mp4"),
+        ("../a.mp4", "/m/list.csv", "/a.mp4"),
+        ("/x/a.mp4", "s3://b/m/list.csv", "/x/a.mp4"),
+        ("a.mp4", "file:///m/list.csv", "/m/a.mp4"),
+        ("sub/a#1.mp4", "s3://b/list.csv", "s3://b/sub/a#1.mp4"),
+        ("../../../a.mp4", "s3://b/m/list.csv", "s3://b/a.mp4"),
+        ("a.mp4", "https://host/m/list.csv?token=x", "https://host/m/a.mp4"),
+        ("a.mp4", "simplecache::s3://b/m/list.csv", "simplecache::s3://b/m/a.mp4"),
+        ("rtsp://cam/1", "/m/list.csv", "rtsp://cam/1"),
+    ],
+)
+def test_relative_uris(uri: str, base: str, expected: str) -> None:
+    assert absolute(uri, base) == expected
+
+
+def test_relative_to_a_relative_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute("a.mp4", "lists/m.csv") == os.path.join(tmp_path, "lists/a.mp4")
+    assert absolute("~/a.mp4", "lists/m.csv") == os.path.expanduser("~/a.mp4")
+
+
+@pytest.mark.parametrize("priority", [0, -1, float("nan"), float("inf")])
+def test_a_priority_is_above_0(priority: float) -> None:
+    with pytest.raises(UsageError, match="give a number above 0"):
+        VideoJob(StreamSpec("s", "a.mp4"), priority)
