@@ -1,0 +1,133 @@
+"""Trackers in real Ray actors: any order of actors, killed processes, the same rows."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+from ray.exceptions import RayActorError
+from test_worker import FRAMES, MEMORY, PROMPTS, ROWS, rows
+from tiny import tiny_weights
+from videos import make_video
+
+from pipeline.actor import tracker_actor
+from pipeline.executor import track
+from pipeline.prompts import PromptSet
+from pipeline.work import ChunkRef, StreamSpec, StreamStatus, WorkerSettings
+
+CHUNK = 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    ray.init(num_cpus=3, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_weights(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_video(tmp_path_factory.mktemp("video") / "clip.mp4", FRAMES, width=158, height=122, gop=8)
+
+
+@pytest.fixture(scope="module")
+def one_pass(tmp_path_factory: pytest.TempPathFactory, video: Path, model: str) -> pa.Table:
+    out = tmp_path_factory.mktemp("one-pass")
+    prompts = PromptSet.from_record(PROMPTS)
+    track(video, out, prompts, stream_id="cam", model=model, memory=MEMORY, threads=1, chunk_frames=1000)
+    return rows(out)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("out")
+
+
+@pytest.fixture(scope="module")
+def actors(out: Path, model: str) -> list[Any]:
+    options = WorkerSettings(str(out), model=model, memory=MEMORY, chunk_frames=CHUNK, snapshot_chunks=2)
+    return [tracker_actor(options) for _ in range(2)]
+
+
+def spec(video: Path, stream_id: str) -> StreamSpec:
+    return StreamSpec(stream_id, str(video), prompts=PROMPTS)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_any_order_of_actors_gives_the_rows_of_one_pass(
+    actors: list[Any], video: Path, out: Path, one_pass: pa.Table, seed: int
+) -> None:
+    rng, stream_id = random.Random(seed), f"moving-{seed}"
+    at, position, outcome = 0, 0, ""
+    assert ray.get(actors[at].open.remote(spec(video, stream_id))).next_frame == 0
+    while outcome != "finished":
+        report = ray.get(actors[at].track.remote(ChunkRef(stream_id, position, position + CHUNK - 1)))
+        outcome, position = report.outcome, report.next_frame
+        assert outcome in ("tracked", "finished")
+        if outcome == "tracked" and rng.random() < 0.6:
+            # By reference: the state goes from actor to actor and not through this process.
+            state = actors[at].release.remote(stream_id, rng.random() < 0.5)
+            ray.wait([state])
+            at = rng.randrange(2)
+            assert ray.get(actors[at].open.remote(spec(video, stream_id), state)).next_frame == position
+    assert report.rows == ROWS
+    assert rows(out, stream_id).equals(one_pass)
+
+
+def test_a_killed_actor_comes_back_and_rebuilds_from_the_store(
+    actors: list[Any], video: Path, out: Path, one_pass: pa.Table
+) -> None:
+    rng, actor, stream_id = random.Random(5), actors[0], "killed"
+    kills, outcome = 0, ""
+    status, pid = _persistently(actor, spec(video, stream_id))
+    position, reached = status.next_frame, 0
+    while outcome != "finished":
+        call = actor.track.remote(ChunkRef(stream_id, position, position + CHUNK - 1))
+        if kills < 4 and rng.random() < 0.5:
+            kills += 1
+            ray.wait([call], timeout=rng.uniform(0, 0.05))
+            os.kill(pid, signal.SIGKILL)
+        try:
+            report = ray.get(call)
+        except RayActorError:
+            outcome = "lost"
+        else:
+            outcome, position = report.outcome, report.next_frame
+        if outcome in ("lost", "unknown"):
+            status, pid = _persistently(actor, spec(video, stream_id))
+            assert status.failure is None
+            position = status.next_frame
+            assert position >= reached  # what has rows keeps them
+            reached = position
+            outcome = "finished" if status.finished else "tracked"
+    assert kills >= 2
+    assert rows(out, stream_id).equals(one_pass)
+
+
+def _persistently(actor: Any, wanted: StreamSpec) -> tuple[StreamStatus, int]:
+    """Opened, and the process's id. Ray reports calls as failed until the actor has been restarted."""
+    for _ in range(100):
+        try:
+            status, facts = ray.get([actor.open.remote(wanted), actor.facts.remote()])
+            return status, facts["pid"]
+        except RayActorError:
+            continue
+    raise AssertionError("the actor did not come back")
+
+
+def test_an_actor_has_the_threads_it_was_promised(out: Path, model: str) -> None:
+    actor = tracker_actor(WorkerSettings(str(out), model=model, threads=1), num_cpus=0)
+    assert ray.get(actor.__ray_call__.remote(lambda self: os.environ["OMP_NUM_THREADS"])) == "1"
+    ray.kill(actor)
