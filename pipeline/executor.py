@@ -142,9 +142,7 @@ def track(
     except BaseException:
         source.close()
         raise
-    with StreamTracker(
-        source, store, segmenter, settings, prompts, restart=restart, sinks=also
-    ) as stream:
+    with StreamTracker(source, store, segmenter, settings, prompts, restart=restart, sinks=also) as stream:
         if on_open is not None:
             on_open(stream)
         return executor.run(stream, on_frame)

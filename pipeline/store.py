@@ -141,6 +141,10 @@ class StreamStore:
                 raise StoreError(self._gap_message(footer, following))
         return self._know(CommittedRange(footers[-1].last + 1, len(firsts)), firsts[-1])
 
+    def holds(self, first: int) -> bool:
+        """Whether a chunk that begins at frame `first` is committed, by whomever."""
+        return self._files.exists(chunk_name("tracks", self.stream_id, first))
+
     def commit(self, first: int, last: int, tracks: pa.Table, events: pa.Table) -> bool:
         """Commits the rows and events of frames `first`..`last` (inclusive); durable when it returns.
 
