@@ -20,6 +20,7 @@ from pipeline.executor import Executor, open_segmenter, threads_of
 from pipeline.memory_plan import predict_state_bytes, predict_workspace_bytes
 from pipeline.prompts import PromptSet, load_mask_png, load_prompts
 from pipeline.settings import TrackSettings
+from pipeline.sinks import Sinks
 from pipeline.sources import open_source
 from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
@@ -53,6 +54,7 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
+        self._sinks = Sinks.load(settings.sinks)
         self._segmenter = open_segmenter(
             settings.model,
             settings.memory,
@@ -205,7 +207,14 @@ class Worker:
         )
         source = open_source(spec.uri, threads=0, storage_options=options.storage_options)
         return StreamTracker(
-            source, store, self._segmenter, settings, prompts, restart=spec.restart, snapshot=state
+            source,
+            store,
+            self._segmenter,
+            settings,
+            prompts,
+            restart=spec.restart,
+            snapshot=state,
+            sinks=self._sinks,
         )
 
     def _prompts(self, spec: StreamSpec) -> PromptSet | None:
