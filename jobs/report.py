@@ -1,0 +1,172 @@
+"""What became of a batch, for programs: totals, and a line per video."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, get_args
+
+from jobs.actions import VideoResult, VideoState
+from jobs.manifest import VideoJob
+from pipeline.errors import XmemError
+from pipeline.files import open_files
+from pipeline.locations import one_line
+from pipeline.redact import redacted
+
+FORMAT_VERSION = 1
+FOLDER = "batches"
+STATES: tuple[VideoState, ...] = get_args(VideoState)
+BAD: frozenset[VideoState] = frozenset({"failed", "quarantined"})
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """What became of a batch.
+
+    Args:
+        jobs: all of it, in order.
+        results: of each stream id.
+        out: output folder, as given.
+        started, ended: UTC.
+        interrupted: it was told to stop before everything was done.
+        frames: tracked in this run, repeated ones counted again.
+        workers: processes that tracked, at most.
+        batch_id: in the report's name; default: made of the time, and random.
+    """
+
+    jobs: Sequence[VideoJob] = field(repr=False)
+    results: Mapping[str, VideoResult] = field(repr=False)
+    out: str = field(repr=False)
+    started: datetime
+    ended: datetime
+    interrupted: bool = False
+    frames: int = 0
+    workers: int = 0
+    batch_id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.batch_id:
+            made = f"{self.started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+            object.__setattr__(self, "batch_id", made)
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return (self.ended - self.started).total_seconds()
+
+    @property
+    def exit_code(self) -> int:
+        """0: all finished; 130: interrupted; 1: something failed, was cancelled or is left."""
+        if self.interrupted:
+            return INTERRUPTED
+        return 0 if self.totals()["finished"] == len(self.jobs) else 1
+
+    def each(self) -> Iterator[tuple[VideoJob, VideoResult]]:
+        """The videos in order; one that was never begun is pending."""
+        for job in self.jobs:
+            stream_id = job.spec.stream_id
+            yield job, self.results.get(stream_id) or VideoResult(stream_id, "pending", 0, 0, 0, 0, 0.0, None)
+
+    def bad(self) -> Iterator[tuple[VideoJob, VideoResult]]:
+        """The videos that failed for good or are quarantined, in order."""
+        return ((job, result) for job, result in self.each() if result.state in BAD)
+
+    def totals(self) -> dict[str, int]:
+        """Videos, how many of each state, and the sums of frames, rows and losses."""
+        totals = dict.fromkeys(("videos", *STATES, "frames", "rows", "losses"), 0)
+        for _, result in self.each():
+            totals["videos"] += 1
+            totals[result.state] += 1
+            totals["frames"] += result.frames
+            totals["rows"] += result.rows
+            totals["losses"] += result.losses
+        return totals
+
+    def to_json(self) -> Iterator[str]:
+        """The report as JSON in pieces, a video a line. Nothing in it holds credentials."""
+        head = {
+            "format_version": FORMAT_VERSION,
+            "batch_id": self.batch_id,
+            "out": redacted(self.out),
+            "started": _iso(self.started),
+            "ended": _iso(self.ended),
+            "seconds": round(self.seconds, 3),
+            "interrupted": self.interrupted,
+            "frames_tracked": self.frames,
+            "workers": self.workers,
+            "totals": self.totals(),
+        }
+        yield json.dumps(head, indent=2)[:-2] + ',\n  "videos": ['
+        separator = "\n    "
+        for job, result in self.each():
+            yield separator + json.dumps(_line(job, result))
+            separator = ",\n    "
+        yield "\n  ]\n}\n"
+
+    def save(self, storage_options: Mapping[str, Any] | None = None) -> str:
+        """Write the report into the output folder, as a whole or not at all; returns its URI.
+
+        Raises StoreError.
+        """
+        files = open_files(self.out, storage_options)
+        name = f"{FOLDER}/{self.batch_id}.json"
+        files.create(name, "".join(self.to_json()).encode(), owner=self.batch_id)
+        return files.uri(name)
+
+    def write(self, path: str) -> None:
+        """Write the report to a local file, as a whole or not at all; `-` is stdout. Raises XmemError."""
+        if path == "-":
+            sys.stdout.writelines(self.to_json())
+            sys.stdout.flush()
+            return
+        path = os.path.abspath(path)
+        temporary = ""
+        try:
+            handle, temporary = tempfile.mkstemp(
+                prefix=".", suffix=os.path.basename(path), dir=os.path.dirname(path)
+            )
+            with open(handle, "w", encoding="utf-8") as file:
+                file.writelines(self.to_json())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except OSError as error:
+            raise XmemError(
+                f"the report cannot be written to {path}: {error.strerror or one_line(error)}"
+            ) from error
+        finally:
+            with suppress(OSError):
+                os.remove(temporary)
+
+
+def _line(job: VideoJob, result: VideoResult) -> dict[str, Any]:
+    cause = result.cause
+    return {
+        "stream_id": result.stream_id,
+        "uri": redacted(job.spec.uri),
+        "state": result.state,
+        "frames": result.frames,
+        "rows": result.rows,
+        "losses": result.losses,
+        "tries": result.tries,
+        "seconds": round(result.seconds, 3),
+        "cause": None if cause is None else {"kind": cause.kind, "message": redacted(cause.message)},
+    }
+
+
+def _iso(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+def _umask() -> int:
+    """The process's mask for new files; mkstemp makes them private, and a report is for others to read."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,31 @@
+"""The packages that a cluster's workers need, as Ray sends them there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jobs
+import pipeline
+import xmem_core
+
+PACKAGES = (xmem_core, pipeline, jobs)
+_EXCLUDES = ("__pycache__/", "*.pyc")
+# What Ray sets for the process that it runs as a submitted job: that process has the packages already.
+_JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def package_folders() -> list[str]:
+    """Where the packages lie here, the bundled model among them: a checkout or an installed wheel."""
+    return [str(Path(package.__path__[0]).resolve()) for package in PACKAGES]
+
+
+def runtime_env() -> dict[str, Any]:
+    """Ray's `runtime_env` for processes that import these very packages, whatever is installed there."""
+    return {"py_modules": package_folders(), "excludes": list(_EXCLUDES)}
+
+
+def is_submitted_job() -> bool:
+    """Whether this process was started by Ray's Jobs API, and its workers inherit the packages."""
+    return _JOB_MARK in os.environ

@@ -1,0 +1,263 @@
+"""Batches as Ray Jobs: submitted to a cluster's dashboard, followed and cancelled from here.
+
+Nothing but Ray's public Jobs API is used. The packages travel with the job; a manifest or prompts file that
+lies on this machine does too. Videos and output must be where the cluster reaches them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jobs.manifest_file import is_manifest, read_rows
+from jobs.shipping import runtime_env
+from pipeline.errors import UsageError, XmemError
+from pipeline.locations import one_line, scheme_of
+from pipeline.redact import redacted
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_OUT = "xmem_out"
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """How a job stands.
+
+    Args:
+        state: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
+        message: Ray's, on one line.
+        out: the batch's output folder, without credentials; None if the job was not submitted by us.
+        started, ended: UTC.
+    """
+
+    job_id: str
+    state: str
+    message: str
+    out: str | None
+    started: datetime | None
+    ended: datetime | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data; times in ISO 8601."""
+        times = {"started": self.started, "ended": self.ended}
+        shown = {name: t.isoformat(timespec="seconds") if t else None for name, t in times.items()}
+        return {
+            "job_id": self.job_id, "state": self.state, "message": self.message, "out": self.out, **shown
+        }  # fmt: skip
+
+
+class Jobs:
+    """A cluster's jobs.
+
+    Args:
+        address: of the dashboard, http://host:8265. Default: what RAY_API_SERVER_ADDRESS or RAY_ADDRESS says,
+            else this machine's.
+
+    Raises:
+        UsageError: it is no dashboard's address. XmemError: there is no cluster, or it lets nobody in without
+        the right token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, as for Ray's own commands).
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self.address = _dashboard(address)
+        with self._talking("connect to"):
+            from ray.job_submission import JobSubmissionClient
+
+            with _without_variables():  # an option is not overruled by the environment
+                self._client: Any = JobSubmissionClient(self.address, headers=_token_header())
+
+    def submit(
+        self,
+        videos: str,
+        arguments: Sequence[str],
+        *,
+        out: str,
+        prompts: str | None = None,
+        job_id: str | None = None,
+        env: dict[str, str] | None = None,
+    ) -> str:
+        """Start `xmem batch` on the cluster; returns the job's id.
+
+        Args:
+            videos: as for `xmem batch`. A manifest on this machine travels with the job.
+            arguments: further options of `xmem batch`; neither --address nor --prompts.
+            out: output folder.
+            prompts: as for `xmem batch`. A file on this machine travels with the job.
+            env: environment variables of all the job's processes. Everyone who sees the dashboard sees them.
+        """
+        with tempfile.TemporaryDirectory(prefix="xmem-submit-") as folder:
+            command = ["python", "-m", "jobs.cli", "batch", "run", _shipped_manifest(videos, Path(folder))]
+            command += ["--out", out, "--address", "auto", *arguments]
+            if prompts is not None:
+                command += ["--prompts", _shipped_file(prompts, Path(folder))]
+            environment = runtime_env() | ({"env_vars": env} if env else {})
+            if any(Path(folder).iterdir()):
+                environment["working_dir"] = folder
+            with self._talking("submit to"):
+                return str(
+                    self._client.submit_job(
+                        entrypoint=shlex.join(command),
+                        submission_id=job_id,
+                        runtime_env=environment,
+                        metadata={_OUT: redacted(out)},
+                    )
+                )
+
+    def status(self, job_id: str) -> JobStatus:
+        """How a job stands."""
+        with self._talking("ask", job_id):
+            info = self._client.get_job_info(job_id)
+        return JobStatus(
+            job_id,
+            str(getattr(info.status, "value", info.status)),
+            " ".join(redacted(info.message or "").split()),
+            (info.metadata or {}).get(_OUT),
+            _time(info.start_time),
+            _time(info.end_time),
+        )
+
+    def logs(self, job_id: str) -> str:
+        """All that a job has printed."""
+        with self._talking("ask", job_id):
+            return str(self._client.get_job_logs(job_id))
+
+    def follow(self, job_id: str, on_text: Callable[[str], None]) -> JobStatus:
+        """Hand on what a job prints, from its start, until it has ended; returns how it did."""
+
+        async def tail() -> None:
+            async for text in self._client.tail_job_logs(job_id):
+                on_text(text)
+
+        self.status(job_id)  # so that an unknown job is told as such
+        with self._talking("follow a job of", job_id):
+            asyncio.run(tail())
+        return self.wait(job_id)
+
+    def wait(self, job_id: str, poll_seconds: float = 0.5) -> JobStatus:
+        """Until a job has ended; returns how it did."""
+        while (status := self.status(job_id)).state not in ENDED:
+            time.sleep(poll_seconds)
+        return status
+
+    def cancel(self, job_id: str) -> bool:
+        """Stop a job; False if it had ended already. What is committed stays."""
+        with self._talking("ask", job_id):
+            return bool(self._client.stop_job(job_id))
+
+    @contextmanager
+    def _talking(self, verb: str, job_id: str | None = None) -> Iterator[None]:
+        """Whatever Ray's client raises, as an error of one line."""
+        try:
+            yield
+        except XmemError:
+            raise
+        except Exception as error:  # it has no errors of its own but RuntimeError, told apart by their text
+            raise _explained(error, self.address, verb, job_id) from error
+
+
+def _explained(error: Exception, address: str, verb: str, job_id: str | None) -> XmemError:
+    text = one_line(error)
+    kind = type(error).__name__
+    if kind == "AuthenticationError" and ("required" in text or "Missing" in text):
+        where = "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+        return XmemError(f"{address} wants a token: set {where} to the cluster's (`ray get-auth-token`)")
+    if kind == "AuthenticationError":
+        return XmemError(
+            f"{address} does not take this token: check RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH and "
+            f"~/.ray/auth_token (`ray get-auth-token` on the cluster shows the right one)"
+        )
+    if isinstance(error, ConnectionError):
+        return XmemError(f"no Ray cluster answers at {address}: check the address and that it is running")
+    if job_id is not None and ("404" in text or "does not exist" in text):
+        return UsageError(f"there is no job {job_id} at {address}")
+    if "already" in text and "submission_id" in text:
+        return UsageError(f"{address}: a job of this id exists already; give another --id")
+    return XmemError(f"cannot {verb} {address}: {text}")
+
+
+def _dashboard(address: str | None) -> str:
+    if address is None:
+        address = next((os.environ[v] for v in _ADDRESS_VARIABLES if os.environ.get(v)), DEFAULT_ADDRESS)
+    if scheme_of(address) not in ("http", "https"):
+        raise UsageError(
+            f"address {address!r} is not allowed: give the dashboard's, for instance http://head:8265"
+        )
+    return address.rstrip("/")
+
+
+@contextmanager
+def _without_variables() -> Iterator[None]:
+    saved = {name: os.environ.pop(name) for name in _ADDRESS_VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(saved)
+
+
+def _token_header() -> dict[str, str] | None:
+    """The cluster's token, where Ray looks for it too.
+
+    Ray's client sends one only where RAY_AUTH_MODE=token is set; whoever has a token wants it used.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return None
+    token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
+    paths = [Path(p).expanduser() for p in (os.environ.get("RAY_AUTH_TOKEN_PATH"), "~/.ray/auth_token") if p]
+    if not token:
+        try:
+            token = paths[0].read_text(encoding="utf-8").strip()
+        except OSError:
+            return None
+    return {"Authorization": f"Bearer {token}"} if token else None
+
+
+# --- what lies on this machine -------------------------------------------------------------------
+
+
+def _is_here(uri: str) -> bool:
+    return scheme_of(uri) == "file" and "::" not in uri and os.path.isfile(_path(uri))
+
+
+def _path(uri: str) -> str:
+    return os.path.expanduser(uri.partition("://")[2] if "://" in uri else uri)
+
+
+def _shipped_manifest(videos: str, folder: Path) -> str:
+    """The videos as the job names them: a local manifest goes along, its relative names made absolute."""
+    if not (is_manifest(videos) and _is_here(videos)):
+        return os.path.abspath(_path(videos)) if scheme_of(videos) == "file" else videos
+    with open(folder / "videos.jsonl", "w", encoding="utf-8") as file:
+        for row in read_rows(videos):
+            prompts = row.prompts or row.prompts_uri
+            given = {"stream_id": row.stream_id, "prompts": prompts, "priority": row.priority}
+            line = {"uri": row.uri} | {k: v for k, v in given.items() if v is not None}
+            file.write(json.dumps(line) + "\n")
+    return "videos.jsonl"
+
+
+def _shipped_file(path: str, folder: Path) -> str:
+    if not _is_here(path):
+        return path
+    name = f"prompts{Path(_path(path)).suffix.lower()}"
+    shutil.copy(_path(path), folder / name)
+    return name
+
+
+def _time(milliseconds: int | None) -> datetime | None:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
