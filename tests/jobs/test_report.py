@@ -128,5 +128,5 @@ def test_to_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_file_that_cannot_be_written_is_an_error_of_one_line(tmp_path: Path) -> None:
-    with pytest.raises(XmemError, match="the report cannot be written to .*none/report.json: No such file"):
+    with pytest.raises(XmemError, match=r"the report cannot be written to .*none/report.json: No such file"):
         report(tmp_path).write(str(tmp_path / "none" / "report.json"))
