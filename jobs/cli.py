@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from jobs import options as opt
+from jobs.terminal import SPEAK_EVERY_S, console, fetch_model, say, short_name
 from pipeline.errors import UsageError, XmemError
 from pipeline.redact import redacted
 
@@ -31,18 +32,7 @@ app = typer.Typer(
 
 logger = logging.getLogger("xmem")
 
-# Where there is no terminal for a bar, a line so often.
-_SPEAK_EVERY_S = 30.0
-
 _INTERRUPTED = 130
-_MEMORY = "Memory"
-_NETWORK = "Network"
-
-
-@cache
-def _console() -> Console:
-    """The one console on stderr: a bar and messages that share it do not tear each other up."""
-    return Console(stderr=True, highlight=False)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -91,12 +81,7 @@ class _ConsoleHandler(logging.Handler):
     """Messages above the bar, each on one line however narrow the terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _say(redacted(self.format(record)))
-
-
-def _say(text: str) -> None:
-    """One line on stderr; nothing in it is markup, whatever brackets a path has."""
-    _console().print(text, soft_wrap=True, markup=False)
+        say(redacted(self.format(record)))
 
 
 def _set_up_logging(debug: bool) -> None:
@@ -135,54 +120,20 @@ def track(
         bool, typer.Option("--restart", help="Drop this stream's rows and start over.")
     ] = False,
     box_segmenter: Annotated[str, typer.Option(help="Who turns boxes into masks.")] = "grabcut",
-    model: Annotated[
-        str,
-        typer.Option(
-            help="xmem-lite, xmem, xmem-s012, xmem-s2, xmem-no-sensory, or a file.", rich_help_panel=_NETWORK
-        ),
-    ] = "xmem-lite",
-    size: Annotated[
-        int | None,
-        typer.Option(
-            help="Shorter side the network sees; 0: as it is. Default: the model's.", rich_help_panel=_NETWORK
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...", rich_help_panel=_NETWORK)] = "cpu",
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=_NETWORK)
-    ] = "float32",
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads of the network.", rich_help_panel=_NETWORK)
-    ] = None,
-    mem_every: Annotated[
-        int | None, typer.Option(help="Frames between memory frames [5].", rich_help_panel=_MEMORY)
-    ] = None,
-    deep_update_every: Annotated[
-        int | None,
-        typer.Option(help="Frames between deep updates; -1: with memory frames.", rich_help_panel=_MEMORY),
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Elements a query may read [30].", rich_help_panel=_MEMORY)
-    ] = None,
-    min_mid_term_frames: Annotated[
-        int | None, typer.Option(help="Frames left by a consolidation [5].", rich_help_panel=_MEMORY)
-    ] = None,
-    max_mid_term_frames: Annotated[
-        int | None, typer.Option(help="Frames that set one off [10].", rich_help_panel=_MEMORY)
-    ] = None,
-    num_prototypes: Annotated[
-        int | None, typer.Option(help="Elements that one adds [128].", rich_help_panel=_MEMORY)
-    ] = None,
-    max_long_term_elements: Annotated[
-        int | None, typer.Option(help="Cap of long-term memory [10000].", rich_help_panel=_MEMORY)
-    ] = None,
-    max_permanent_frames: Annotated[
-        int | None, typer.Option(help="Prompted frames kept for good [6].", rich_help_panel=_MEMORY)
-    ] = None,
-    long_term: Annotated[
-        bool | None,
-        typer.Option("--long-term/--no-long-term", help="Long-term memory [on].", rich_help_panel=_MEMORY),
-    ] = None,
+    model: opt.ModelOption = "xmem-lite",
+    size: opt.SizeOption = None,
+    device: opt.DeviceOption = "cpu",
+    dtype: opt.DtypeOption = "float32",
+    threads: opt.ThreadsOption = None,
+    mem_every: opt.MemEveryOption = None,
+    deep_update_every: opt.DeepUpdateOption = None,
+    top_k: opt.TopKOption = None,
+    min_mid_term_frames: opt.MinMidTermOption = None,
+    max_mid_term_frames: opt.MaxMidTermOption = None,
+    num_prototypes: opt.PrototypesOption = None,
+    max_long_term_elements: opt.LongTermElementsOption = None,
+    max_permanent_frames: opt.PermanentOption = None,
+    long_term: opt.LongTermOption = None,
 ) -> None:
     """Track objects through a video and write their mask tracks to Parquet.
 
@@ -191,30 +142,24 @@ def track(
     from pipeline.executor import track as track_video
     from pipeline.prompts import gather_prompts
     from pipeline.stream import FINISHED, StreamTracker
-    from xmem_core import MemoryConfig
 
     shown = redacted(video)
-
-    given = {
-        "mem_every": mem_every,
-        "deep_update_every": deep_update_every,
-        "top_k": top_k,
-        "min_mid_term_frames": min_mid_term_frames,
-        "max_mid_term_frames": max_mid_term_frames,
-        "num_prototypes": num_prototypes,
-        "max_long_term_elements": max_long_term_elements,
-        "max_permanent_frames": max_permanent_frames,
-        "enable_long_term": long_term,
-    }
-    try:
-        memory = MemoryConfig(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    memory = opt.memory_config(
+        mem_every=mem_every,
+        deep_update_every=deep_update_every,
+        top_k=top_k,
+        min_mid_term_frames=min_mid_term_frames,
+        max_mid_term_frames=max_mid_term_frames,
+        num_prototypes=num_prototypes,
+        max_long_term_elements=max_long_term_elements,
+        max_permanent_frames=max_permanent_frames,
+        enable_long_term=long_term,
+    )
     asked = gather_prompts(masks=masks or [], files=prompts or [], boxes=box or [])
     started = spoke = time.monotonic()
     already_done = False
-    _fetch_model(model)
-    with _frame_bar(_short_name(video)) as (progress, task):
+    fetch_model(model)
+    with _frame_bar(short_name(video)) as (progress, task):
 
         def on_open(stream: StreamTracker) -> None:
             nonlocal already_done, started
@@ -230,10 +175,10 @@ def track(
             now = time.monotonic()
             rate = f"{stream.summary.tracked / max(now - started, 1e-9):.1f} frames/s"
             progress.update(task, completed=stream.next_frame, rate=rate)
-            if progress.disable and now - spoke > _SPEAK_EVERY_S:
+            if progress.disable and now - spoke > SPEAK_EVERY_S:
                 spoke = now
                 of = f" of {total}" if (total := progress.tasks[0].total) else ""
-                _say(f"{shown}: {stream.next_frame}{of} frames, {rate}")
+                say(f"{shown}: {stream.next_frame}{of} frames, {rate}")
 
         summary = track_video(
             video,
@@ -255,17 +200,12 @@ def track(
             on_frame=on_frame,
         )
     if already_done:
-        _say(
+        say(
             f"{summary.stream_id} is finished: {summary.frames} frames, {summary.rows} rows in "
             f"{redacted(out)}; nothing to do."
         )
         return
     _print_summary(out, summary, time.monotonic() - started)
-
-
-def _short_name(uri: str) -> str:
-    """The last part of a path or URI, without what stands behind a `?`."""
-    return redacted(uri).split("?")[0].rstrip("/").rpartition("/")[2] or uri
 
 
 def _print_summary(out: str, summary: Any, seconds: float) -> None:
@@ -293,14 +233,14 @@ def _print_summary(out: str, summary: Any, seconds: float) -> None:
             f"{row['seen']} of {row['frames']}",
             score,
         )
-    _console().print(table)
+    console().print(table)
     rate = summary.tracked / seconds if seconds > 0 else 0.0
     notes = [f"{summary.tracked} frames tracked in {seconds:.1f} s ({rate:.1f} frames/s)"]
     if summary.resumed_at is not None:
         notes.append(f"resumed at frame {summary.resumed_at}")
     if summary.losses:
         notes.append(f"{summary.losses} frames or packets lost in the input, see the events")
-    _say("; ".join(notes))
+    say("; ".join(notes))
 
 
 @app.command()
@@ -353,7 +293,7 @@ def render(
 
     if not 0 <= alpha <= 1:
         raise UsageError(f"--alpha {alpha} is not allowed: from 0 to 1")
-    with _frame_bar(_short_name(output)) as (progress, task):
+    with _frame_bar(short_name(output)) as (progress, task):
         count = render_tracks(
             video,
             folder,
@@ -365,7 +305,7 @@ def render(
             sheet=sheet,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    _say(
+    say(
         f"{count} frames written to {redacted(output)}"
         + (f", contact sheet to {redacted(sheet)}" if sheet else "")
     )
@@ -389,17 +329,17 @@ def evaluate(
     from jobs.evaluate import run
     from pipeline.executor import open_segmenter
 
-    _fetch_model(model)
+    fetch_model(model)
     segmenter = open_segmenter(
         model, size=size or None, full_size=size == 0, device=device, dtype=dtype, threads=threads
     )
-    console = _console()
+    shared = console()
     report = run(
         root,
         segmenter,
         clips=clip,
         max_frames=max_frames,
-        progress=lambda text: console.print(text, style="dim", markup=False),
+        progress=lambda text: shared.print(text, style="dim", markup=False),
     )
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=2))
@@ -434,7 +374,7 @@ def train(
     given = {"steps": steps, "seed": seed, "max_hours": max_hours, "threads": threads, "init": init}
     overrides = parse_settings(setting or []) | {k: v for k, v in given.items() if v is not None}
     logging.getLogger().setLevel(logging.INFO)
-    _say(f"averaged weights: {run(config, data, out, overrides | {'resume': not fresh})}")
+    say(f"averaged weights: {run(config, data, out, overrides | {'resume': not fresh})}")
 
 
 @app.command()
@@ -447,38 +387,18 @@ def schema() -> None:
 
 @contextmanager
 def _frame_bar(name: str) -> Iterator[tuple[Progress, TaskID]]:
-    console = _console()
+    shared = console()
     progress = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
+        console=shared,
+        disable=not shared.is_terminal,
     )
     with progress:
         yield progress, progress.add_task(name, total=None, rate="")
-
-
-def _fetch_model(name: str) -> None:
-    """Download a published checkpoint with a bar, where one has to be."""
-    from pipeline.executor import weights_failure
-    from xmem_core.weights import WeightsError, find_weights
-
-    with Progress(console=_console(), transient=True, disable=not _console().is_terminal) as progress:
-        task: TaskID | None = None
-
-        def report(received: int, expected: int | None) -> None:
-            nonlocal task
-            if task is None:
-                task = progress.add_task(f"downloading {name}", total=expected)
-            progress.update(task, completed=received)
-
-        try:
-            find_weights(name, progress=report)
-        except WeightsError as error:
-            raise weights_failure(name, error) from error
 
 
 if __name__ == "__main__":

@@ -1,0 +1,53 @@
+"""What all commands say to people: one console on stderr, messages of one line, a bar for downloads."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from pipeline.redact import redacted
+
+SPEAK_EVERY_S = 30.0
+"""Where there is no terminal for a bar, a line so often."""
+
+
+@cache
+def console() -> Console:
+    """The one console on stderr: a bar and messages that share it do not tear each other up."""
+    return Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """One line on stderr; nothing in it is markup, whatever brackets a path has."""
+    console().print(text, soft_wrap=True, markup=False)
+
+
+def short_name(uri: str) -> str:
+    """The last part of a path or URI, without what stands behind a `?`."""
+    return redacted(uri).split("?")[0].rstrip("/").rpartition("/")[2] or uri
+
+
+def fetch_model(name: str) -> None:
+    """Download a published checkpoint with a bar, where one has to be.
+
+    Raises:
+        UsageError: there is no such model or file. XmemError: it cannot be fetched.
+    """
+    from pipeline.executor import weights_failure
+    from xmem_core.weights import WeightsError, find_weights
+
+    with Progress(console=console(), transient=True, disable=not console().is_terminal) as progress:
+        task: TaskID | None = None
+
+        def report(received: int, expected: int | None) -> None:
+            nonlocal task
+            if task is None:
+                task = progress.add_task(f"downloading {name}", total=expected)
+            progress.update(task, completed=received)
+
+        try:
+            find_weights(name, progress=report)
+        except WeightsError as error:
+            raise weights_failure(name, error) from error
