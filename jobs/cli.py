@@ -314,8 +314,25 @@ def render(
 @app.command()
 def evaluate(
     root: Annotated[
-        str, typer.Argument(help="Folder with JPEGImages/ and Annotations/ as DAVIS lays them out.")
-    ],
+        str | None, typer.Argument(help="Folder with JPEGImages/ and Annotations/ as DAVIS lays them out.")
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a data set, composed scenes with exact truth: crowd (identities among 3 to 8 "
+            "people) or synthetic (one trouble at a time)."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="With --suite: folder with stills/ (or train/stills/) to compose from.")
+    ] = None,
+    scenes: Annotated[
+        int | None, typer.Option(help="With --suite: scenes; for synthetic, of each kind.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="With --suite: another seed makes other scenes.")] = 0,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="With --suite synthetic: only these kinds; repeatable.")
+    ] = None,
     model: Annotated[str, typer.Option(help="As for `xmem track`.")] = "xmem-lite",
     size: Annotated[int | None, typer.Option(help="Shorter side the network sees; 0: as it is.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
@@ -325,22 +342,28 @@ def evaluate(
     max_frames: Annotated[int | None, typer.Option(help="Frames per clip.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Measure region similarity J and boundary accuracy F on a labelled data set, first frame given."""
-    from jobs.evaluate import run
+    """Measure a model: J and boundary accuracy F on a labelled data set, or a suite of composed scenes."""
+    from jobs.evaluate import EvaluationReport, run
+    from jobs.suites.report import SuiteReport
+    from jobs.suites.runner import check_options, run_suite
     from pipeline.executor import open_segmenter
 
+    check_options(root, suite, data, scenes, kind, clip, max_frames)
     fetch_model(model)
     segmenter = open_segmenter(
         model, size=size or None, full_size=size == 0, device=device, dtype=dtype, threads=threads
     )
     shared = console()
-    report = run(
-        root,
-        segmenter,
-        clips=clip,
-        max_frames=max_frames,
-        progress=lambda text: shared.print(text, style="dim", markup=False),
-    )
+
+    def progress(text: str) -> None:
+        shared.print(text, style="dim", markup=False)
+
+    report: EvaluationReport | SuiteReport
+    if suite is not None and data is not None:
+        report = run_suite(suite, data, segmenter, scenes=scenes, seed=seed, kinds=kind, progress=progress)
+    else:
+        assert root is not None
+        report = run(root, segmenter, clips=clip, max_frames=max_frames, progress=progress)
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=2))
     else:

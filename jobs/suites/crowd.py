@@ -1,0 +1,175 @@
+"""Crowd scenes: 3 to 8 people walk, cross, hide one another, leave and come back; half are labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.suites.pictures import Pictures, look
+from jobs.suites.stage import Actor, Image, Rng, Scene, compose, filmed
+
+WHOLE = 0.97
+"""A person is whole where so much of it is in the picture and hidden by nobody."""
+
+_SMALLEST, _TALLEST = 0.3, 0.68
+_STEP = 0.042
+"""How far somebody gets per frame, in own heights, at a usual pace: 15 frames a second."""
+
+
+def crowd_scenes(pictures: Pictures, count: int, seed: int, height: int = 480) -> Iterator[Scene]:
+    """`count` scenes of 60 to 100 frames of (height, 4/3 height); a seed always gives the same ones."""
+    for index in range(count):
+        yield crowd_scene(pictures, seed, index, height)
+
+
+def crowd_scene(pictures: Pictures, seed: int, index: int, height: int = 480) -> Scene:
+    """The index-th scene of a seed; it doesn't depend on how many there are."""
+    for attempt in range(20):
+        rng = np.random.default_rng([seed, index, attempt])
+        frames = int(rng.integers(60, 101))
+        people = 3 + (index + int(rng.integers(2))) % 6
+        scene = _scene(pictures, rng, f"crowd-{index:02d}", people, frames, height, leaves=index % 3 != 2)
+        if scene is not None:
+            return scene
+    raise RuntimeError(
+        f"scene {index} of seed {seed}: in no attempt two labelled people could be given whole"
+    )
+
+
+def _scene(
+    pictures: Pictures, rng: Rng, name: str, people: int, count: int, height: int, leaves: bool
+) -> Scene | None:
+    width = height * 4 // 3
+    labelled = (people + int(rng.integers(2))) // 2
+    cast = _cast(pictures, rng, people)
+    camera = _camera(rng, count, height)
+    backdrop = _backdrop(pictures, rng, camera, (height, width))
+    horizon = rng.uniform(0.1, 0.3) * height
+    # Who stands lower in the picture is nearer and larger; neighbouring lanes are so close that people of
+    # about the same size cross.
+    middle = rng.uniform(0.38, 0.58)
+    sizes = np.clip(middle * np.exp(rng.normal(0, 0.14, people)), _SMALLEST, _TALLEST) * height
+    starts = (rng.permutation(people) + rng.uniform(0.25, 0.75, people)) / people * width
+    actors = []
+    for i in range(people):
+        pace = _STEP * sizes[i] * float(np.exp(rng.normal(0, 0.3)))
+        away = leaves and (i == 0 or rng.random() < 0.25)
+        x = _way(rng, count, float(starts[i]), pace, width, 0.45 * sizes[i], away)
+        actors.append(_walker(rng, pictures.walker(cast[i]), i + 1, x, sizes[i], horizon, height, camera))
+    frames, truth, own, overlap = compose(backdrop, actors)
+    whole = np.stack([np.bincount(t.ravel(), minlength=people + 1)[: people + 1] for t in truth])
+    given: dict[int, int] = {}
+    for identity in range(1, labelled + 1):
+        shown = np.flatnonzero(whole[:, identity] >= WHOLE * np.maximum(own[:, identity], 1))
+        if len(shown) and shown[0] < count // 2:
+            given[identity] = int(shown[0])
+    if len(given) < max(1, labelled - 1) or 1 not in given:
+        return None
+    return Scene(name, "crowd", filmed(rng, frames), truth, own, overlap, given)
+
+
+def _cast(pictures: Pictures, rng: Rng, people: int) -> list[int]:
+    """Who plays: anybody, or, in every other scene, people who look like the first."""
+    order = [int(i) for i in rng.permutation(len(pictures.people))]
+    if rng.random() < 0.5:
+        first = look(pictures.person(order[0]))
+        order.sort(key=lambda i: float(np.linalg.norm(look(pictures.person(i)) - first)))
+    return [order[i % len(order)] for i in range(people)]
+
+
+def _camera(rng: Rng, count: int, height: int) -> NDArray[np.float64]:
+    """(T, 2) how far the picture has moved since the first frame: not at all, or by a slow hand."""
+    if rng.random() < 0.5:
+        return np.zeros((count, 2))
+    drift = rng.normal(0, 0.0012, 2) * height * np.arange(count)[:, None]
+    shake = np.cumsum(rng.normal(0, 0.0012, (count, 2)) * height, axis=0)
+    path: NDArray[np.float64] = drift + shake
+    path -= path[0]
+    return np.clip(path, -0.12 * height, 0.12 * height)
+
+
+def _backdrop(
+    pictures: Pictures, rng: Rng, camera: NDArray[np.float64], size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """(T, H, W, 3): a real picture, seen by a camera that moves over it."""
+    height, width = size
+    margin = int(np.ceil(np.abs(camera).max()))
+    picture = pictures.background(rng, (height + 2 * margin, width + 2 * margin))
+    frames = np.empty((len(camera), height, width, 3), np.uint8)
+    for t, (x, y) in enumerate(np.round(camera).astype(int)):
+        frames[t] = picture[margin - y : margin - y + height, margin - x : margin - x + width]
+    return frames
+
+
+def _way(
+    rng: Rng, count: int, start: float, pace: float, width: int, half: float, away: bool
+) -> NDArray[np.float64]:
+    """(T,) where somebody is across the picture: walks, pauses, turns; `away`: leaves it and comes back."""
+    x = [start]
+    if away:
+        x += [start] * int(rng.integers(4, 12))
+        side = -1 if start < width / 2 else 1
+        outside = -half if side < 0 else width + half
+        # Brisk, so that the way out, a rest and the way back fit into the scene.
+        pace = max(pace, abs(outside - start) / (0.3 * count))
+        x += _leg(x[-1], outside, pace)
+        x += [outside] * int(rng.integers(5, max(6, count // 4)))
+        if rng.random() < 0.3:
+            # Around the house: back from the other side.
+            x.append(width + half if side < 0 else -half)
+        x += _leg(x[-1], width * float(rng.uniform(0.3, 0.7)), pace)
+    while len(x) < count:
+        if rng.random() < 0.3:
+            x += [x[-1]] * int(rng.integers(3, 13))
+        target = float(rng.uniform(-0.05, 1.05)) * width
+        if abs(target - x[-1]) > 0.25 * width:
+            x += _leg(x[-1], target, pace)
+    return np.array(x[:count])
+
+
+def _leg(start: float, end: float, pace: float) -> list[float]:
+    """Positions of a walk from a start, which isn't among them, to an end."""
+    steps = max(1, round(abs(end - start) / pace))
+    return [float(v) for v in np.linspace(start, end, steps + 1)[1:]]
+
+
+def _walker(
+    rng: Rng,
+    phases: tuple[Image, ...],
+    identity: int,
+    x: NDArray[np.float64],
+    tall: float,
+    horizon: float,
+    height: int,
+    camera: NDArray[np.float64],
+) -> Actor:
+    count = len(x)
+    # They come a little nearer or go, and the ground they stand on goes with how large they are.
+    nearer = np.exp(np.linspace(0, rng.normal(0, 0.08), count))
+    heights = np.clip(tall * nearer, 0.2 * height, 0.75 * height)
+    ground = horizon + heights * rng.uniform(1.22, 1.3)
+    steps = np.diff(x, prepend=x[0])
+    jumps = np.abs(steps) > 0.5 * tall
+    steps = np.where(jumps, 0.0, steps)
+    turns = np.cumsum(np.abs(steps)) / (0.8 * tall)
+    facing = np.zeros(count, np.bool_)
+    for t in range(1, count):
+        facing[t] = facing[t - 1] if abs(steps[t]) < 0.5 else steps[t] < 0
+    facing[0] = facing[1] if count > 1 else False
+    bob = 0.012 * tall * np.abs(np.sin(2 * np.pi * turns))
+    feet = np.stack([x, ground - bob], axis=1) + camera
+    sway = 0.015 * np.sin(2 * np.pi * turns + rng.uniform(0, 6))
+    return Actor(
+        identity=identity,
+        pictures=phases,
+        feet=feet,
+        heights=heights,
+        phases=(turns + rng.uniform()) % 1.0,
+        mirrored=facing,
+        turns=sway,
+        depths=ground,
+        present=np.ones(count, np.bool_),
+        shadow=True,
+    )

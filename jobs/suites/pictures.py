@@ -1,0 +1,129 @@
+"""The photographs that the suites cut their actors from: people kept out of training, objects, backgrounds.
+
+`root` is laid out as the training data are: `stills/{people,ecssd,coco}/*.jpg`, each with a PNG of the same
+stem, 0 the background; the folder above it, with a `train/` in it, does too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.suites.stage import Image, Rng, walk_phases
+from pipeline.errors import UsageError
+from xmem_core.training.compose import cut_out
+
+HELD_OUT_PEOPLE = 100
+"""The last so many people by file name are never trained on (`Library` of xmem_core.training)."""
+
+_TALLEST_FILL = 0.6
+
+
+class Pictures:
+    """Decoded stills, kept in memory.
+
+    Args:
+        root: see above.
+        held_out: people from the stills that training never sees; False: from those that it does see, to fit
+            something that is measured on the others later.
+
+    Raises:
+        UsageError: the folder has no people or no backgrounds.
+    """
+
+    def __init__(self, root: str | Path, held_out: bool = True) -> None:
+        base = Path(root)
+        if not (base / "stills").is_dir() and (base / "train" / "stills").is_dir():
+            base = base / "train"
+        # As `Library` counts them: by the names of the pictures, whether there is a mask or not.
+        people = sorted((base / "stills" / "people").glob("*.jpg"))
+        people = people[-HELD_OUT_PEOPLE:] if held_out else people[:-HELD_OUT_PEOPLE]
+        self.people = [p for p in people if p.with_suffix(".png").exists()]
+        self.objects = _stills(base / "stills" / "ecssd")
+        self.scenery = _stills(base / "stills" / "coco") or self.objects
+        if not self.people or not self.scenery:
+            raise UsageError(
+                f"{root} has no pictures to compose scenes from: need stills/people and stills/coco in it, "
+                "JPEGs each with a PNG mask"
+            )
+        self._cut: dict[Path, Image | None] = {}
+
+    def person(self, index: int) -> Image:
+        """The index-th person, cut out: RGBA."""
+        piece = self._piece(self.people[index % len(self.people)])
+        return self.person(index + 1) if piece is None else piece
+
+    def walker(self, index: int) -> tuple[Image, ...]:
+        """The phases of the index-th person's gait, RGBA."""
+        return walk_phases(self.person(index))
+
+    def objects_like(self, rng: Rng, tall: float = 0.9) -> Image:
+        """An object that isn't a person, cut out, RGBA; one that lies within its picture.
+
+        Objects come from pictures that are trained on: who measures with them measures what a fault of the
+        camera or a way of moving does, not how well a new object is known.
+        """
+        for index in rng.permutation(len(self.objects)):
+            piece = self._piece(self.objects[index], whole=True)
+            if piece is not None and min(piece.shape[:2]) > 0.35 * max(piece.shape[:2]):
+                return piece
+        return self.person(int(rng.integers(len(self.people))))
+
+    def background(self, rng: Rng, size: tuple[int, int]) -> Image:
+        """A real picture cut to (height, width): one in which no object fills most of it."""
+        height, width = size
+        for index in rng.permutation(len(self.scenery)):
+            path = self.scenery[index]
+            picture, labels = _read(path)
+            if max(np.bincount(labels.ravel())[1:], default=0) > _TALLEST_FILL * labels.size:
+                continue
+            if picture.shape[1] < picture.shape[0]:
+                continue
+            break
+        else:
+            picture, _ = _read(self.scenery[int(rng.integers(len(self.scenery)))])
+        scale = max(height / picture.shape[0], width / picture.shape[1]) * rng.uniform(1.0, 1.2)
+        large = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+        large = cv2.copyMakeBorder(
+            large, 0, max(0, height - large.shape[0]), 0, max(0, width - large.shape[1]), cv2.BORDER_REFLECT
+        )
+        top = int(rng.integers(large.shape[0] - height + 1))
+        left = int(rng.integers(large.shape[1] - width + 1))
+        return np.ascontiguousarray(large[top : top + height, left : left + width], np.uint8)
+
+    def _piece(self, path: Path, whole: bool = False) -> Image | None:
+        if path not in self._cut:
+            picture, labels = _read(path)
+            mask = labels > 0
+            border = mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()
+            self._cut[path] = None if whole and border else cut_out(picture, mask)
+        return self._cut[path]
+
+
+def look(picture: Image) -> NDArray[np.float64]:
+    """How somebody looks, roughly: mean Lab colour of the upper, middle and lower third, (9,)."""
+    lab = cv2.cvtColor(np.ascontiguousarray(picture[..., :3]), cv2.COLOR_RGB2LAB).astype(np.float64)
+    means = []
+    for part, alpha in zip(np.array_split(lab, 3), np.array_split(picture[..., 3], 3), strict=True):
+        solid = alpha > 127
+        means.append(part[solid].mean(axis=0) if solid.any() else np.zeros(3))
+    return np.concatenate(means)
+
+
+def _stills(folder: Path) -> list[Path]:
+    return [p for p in sorted(folder.glob("*.jpg")) if p.with_suffix(".png").exists()]
+
+
+def _read(path: Path) -> tuple[Image, Image]:
+    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    labels = cv2.imread(str(path.with_suffix(".png")), cv2.IMREAD_UNCHANGED)
+    if bgr is None or labels is None:
+        raise UsageError(f"{path} or its mask cannot be decoded as a picture")
+    if labels.ndim == 3:
+        labels = labels[..., 0]
+    size = (bgr.shape[1], bgr.shape[0])
+    labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8), np.asarray(labels, np.uint8)

@@ -1,0 +1,177 @@
+"""Runs a suite: composes its scenes one by one, lets a segmenter follow the given objects, and measures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jobs.evaluate import Segmenter
+from jobs.suites.crowd import crowd_scenes
+from jobs.suites.measures import SceneMeasure, Tally
+from jobs.suites.pictures import Pictures
+from jobs.suites.presence import Observations
+from jobs.suites.report import CROWD_GOALS, Goal, SuiteReport
+from jobs.suites.stage import Scene
+from jobs.suites.synthetic import KINDS, synthetic_scenes
+from pipeline.errors import UsageError
+from xmem_core import Prompt
+from xmem_core.presence import FEATURES, presence_features, presence_scores
+
+SUITES = ("crowd", "synthetic")
+DEFAULT_SCENES = {"crowd": 12, "synthetic": 4}
+"""Scenes of the crowd suite; scenes of each kind of the synthetic one."""
+
+OnFrame = Callable[[Scene, int, NDArray[np.int32]], None]
+
+
+def run_suite(
+    suite: str,
+    data: str | Path,
+    segmenter: Segmenter,
+    *,
+    scenes: int | None = None,
+    seed: int = 0,
+    height: int = 480,
+    kinds: Sequence[str] | None = None,
+    held_out: bool = True,
+    progress: Callable[[str], None] | None = None,
+    on_frame: OnFrame | None = None,
+) -> SuiteReport:
+    """Compose and measure; the same seed and pictures always make the same scenes.
+
+    Args:
+        suite: "crowd" or "synthetic".
+        data: folder of the stills, see `jobs.suites.pictures`.
+        segmenter: follows the objects; gets a new state per scene.
+        scenes: how many; of "synthetic", of each kind. None: `DEFAULT_SCENES`.
+        height: of the scenes in pixels; they are 4/3 as wide.
+        kinds: of "synthetic", only these.
+        held_out: False takes people that are trained on: to fit something, not to measure.
+        progress: is told a line per scene.
+        on_frame: is shown every predicted label map, H x W int32.
+
+    Raises:
+        UsageError: no such suite or kind, too few scenes, or the folder doesn't hold what they need.
+    """
+    if suite not in SUITES:
+        raise UsageError(f"no suite {suite!r}; there are: {', '.join(SUITES)}")
+    count = DEFAULT_SCENES[suite] if scenes is None else scenes
+    if count < 1:
+        raise UsageError(f"{count} scenes leave nothing to measure: give at least 1")
+    wanted = tuple(kinds or KINDS)
+    for kind in wanted:
+        if kind not in KINDS:
+            raise UsageError(f"no kind {kind!r} of synthetic scene; there are: {', '.join(KINDS)}")
+    pictures = Pictures(data, held_out)
+    made: Iterator[Scene]
+    if suite == "crowd":
+        made, total = crowd_scenes(pictures, count, seed, height), count
+    else:
+        made, total = synthetic_scenes(pictures, count, seed, height, wanted), count * len(wanted)
+    measured: list[SceneMeasure] = []
+    observed: list[Observations] = []
+    for number, scene in enumerate(made, 1):
+        measure, observations = run_scene(scene, segmenter, on_frame)
+        measured.append(measure)
+        if observations is not None:
+            observed.append(observations)
+        if progress is not None:
+            js = ", ".join(f"{o.identity}: {100 * o.j:.1f}" for o in measure.objects)
+            rate = scene.frames.shape[0] / max(measure.seconds, 1e-9)
+            progress(f"{number}/{total} {scene.name}: J {js} ({measure.frames} frames at {rate:.1f}/s)")
+    goals: dict[str, Goal] = dict(CROWD_GOALS) if suite == "crowd" else {}
+    joined = Observations.joined(observed) if observed else None
+    return SuiteReport(suite, seed, height, tuple(measured), joined, goals)
+
+
+def check_options(
+    root: str | None,
+    suite: str | None,
+    data: str | None,
+    scenes: int | None,
+    kinds: Sequence[str] | None,
+    clips: Sequence[str] | None,
+    max_frames: int | None,
+) -> None:
+    """Whether the options of `xmem evaluate` go together: a labelled data set, or a suite and its stills.
+
+    Raises:
+        UsageError: they don't; the message says what to leave out or to give.
+    """
+    if suite is None:
+        given = {"--data": data, "--scenes": scenes, "--kind": kinds or None}
+        if root is None:
+            raise UsageError("nothing to measure on: give a labelled data set, or --suite and --data")
+    else:
+        given = {"a data set": root, "--clip": clips or None, "--max-frames": max_frames}
+        if suite != "synthetic":
+            given["--kind"] = kinds or None
+        if data is None:
+            raise UsageError(f"--suite {suite} needs --data, the folder with the stills to compose from")
+    strays = [name for name, value in given.items() if value is not None]
+    if strays:
+        where = "without --suite" if suite is None else f"with --suite {suite}"
+        raise UsageError(f"{', '.join(strays)} {where} means nothing: leave it out")
+
+
+def run_scene(
+    scene: Scene, segmenter: Segmenter, on_frame: OnFrame | None = None
+) -> tuple[SceneMeasure, Observations | None]:
+    """One scene: its measures, and the masks with the model's scores if it gives probabilities."""
+    tally = Tally(scene)
+    state = segmenter.new_state()
+    rows: list[tuple[int, int, NDArray[np.float64], float]] = []
+    known: set[int] = set()
+    seconds, told = 0.0, False
+    for t, frame in enumerate(scene.frames):
+        new = [i for i, first in scene.given.items() if first == t]
+        prompt = Prompt({i: scene.truth[t] == i for i in new}) if new else None
+        started = time.perf_counter()
+        result = segmenter.step(state, frame, prompt)
+        labels = _array(result.label_map)
+        seconds += time.perf_counter() - started
+        if labels.shape != scene.truth.shape[1:]:
+            raise UsageError(f"the segmenter gave labels of {labels.shape} for {scene.truth.shape[1:]}")
+        tally.add(t, labels.astype(np.int32))
+        if on_frame is not None:
+            on_frame(scene, t, labels.astype(np.int32))
+        probabilities = getattr(result, "network_probabilities", None)
+        if probabilities is not None and known:
+            told = True
+            rows += _scored(probabilities, tuple(getattr(result, "object_ids", ())), known, t)
+        known.update(new)
+    objects = tuple(tally.measure(i) for i in sorted(scene.given))
+    measure = SceneMeasure(scene.name, scene.kind, objects, len(scene.frames), seconds)
+    if not told:
+        return measure, None
+    ious = {i: tally.iou(i) for i in scene.given}
+    # At the network's size and the frame's, a mask of a pixel may be there on one and not on the other.
+    rows = [r for r in rows if tally.onto[r[0], r[1]].sum() > 0]
+    return measure, Observations(
+        np.array([r[2] for r in rows]).reshape(-1, len(FEATURES)),
+        np.array([r[3] for r in rows]),
+        np.array([ious[i][t] for t, i, _, _ in rows]),
+    )
+
+
+def _scored(
+    probabilities: torch.Tensor, object_ids: tuple[int, ...], known: set[int], t: int
+) -> list[tuple[int, int, NDArray[np.float64], float]]:
+    """(frame, object, features, score) of every object that has a mask and was not given on this frame."""
+    features = presence_features(probabilities).cpu().numpy().astype(np.float64)
+    scores = presence_scores(probabilities).cpu().numpy()
+    return [
+        (t, i, features[k], float(scores[k]))
+        for k, i in enumerate(object_ids)
+        if i in known and features[k, 0] > 0
+    ]
+
+
+def _array(labels: Any) -> NDArray[Any]:
+    return labels if isinstance(labels, np.ndarray) else np.asarray(labels.cpu().numpy())
