@@ -1,0 +1,47 @@
+"""How long to wait before trying again: ever longer, with chance in it, and short again after success."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Backoff:
+    """Delays that grow by `factor` from `first_seconds` to `most_seconds`.
+
+    Each is drawn between half of its step and all of it: cameras that failed together (a switch restarted)
+    are not asked again all at once. `next_seconds` never exceeds `most_seconds`.
+
+    Args:
+        random: where chance comes from; tests give a seeded one.
+    """
+
+    first_seconds: float = 0.5
+    most_seconds: float = 15.0
+    factor: float = 2.0
+    random: random.Random = field(default_factory=random.Random, repr=False)
+    tries: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.first_seconds <= self.most_seconds:
+            raise ValueError(
+                f"backoff from {self.first_seconds} to {self.most_seconds} seconds: "
+                "0 < first <= most is needed"
+            )
+        if self.factor < 1:
+            raise ValueError(f"backoff factor {self.factor}: must be at least 1")
+
+    def next_seconds(self) -> float:
+        """The delay before the next try."""
+        step = self.first_seconds
+        for _ in range(self.tries):
+            step = min(step * self.factor, self.most_seconds)
+            if step == self.most_seconds:
+                break
+        self.tries += 1
+        return step * self.random.uniform(0.5, 1.0)
+
+    def reset(self) -> None:
+        """It worked: the next delay is a first one again."""
+        self.tries = 0

@@ -1,0 +1,347 @@
+"""One connection to a live stream: opened with FFmpeg, read until it ends, with an account of what was lost.
+
+How FFmpeg is used, and why (measured with FFmpeg 8 against GStreamer):
+
+* Probing is cut short (`analyzeduration`), or opening takes a second and more. `fflags=nobuffer` would throw
+  the packets away that probing has read, the first keyframe among them; at a camera with a keyframe every
+  ten seconds that is ten seconds of nothing.
+* The first packet of a connection may have no timestamp. `LiveClock` gives it one.
+* A server that is gone looks like a clean end of the stream; one that falls silent blocks a read for ever.
+  So every read has a time limit, and pictures, not bytes, count as signs of life.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import time
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import av
+
+from pipeline.live_clock import Arrival
+from pipeline.live_options import LiveOptions
+from pipeline.locations import one_line, scheme_of
+from pipeline.redact import redacted
+from pipeline.rtsp_relay import RelayError, RtspRelay
+from pipeline.url_guard import UrlRefusedError
+
+log = logging.getLogger(__name__)
+
+_PROBE_MICROSECONDS = "100000"
+_MOST_READ_FAILURES = 16
+_OUT_OF_SIGHT = 64
+_HIDES_PICTURES = ("vp8", "libvpx")
+_PROTOCOLS = "rtsp,rtp,tcp,udp"
+
+Reason = Literal["unreachable", "refused", "stalled", "closed", "read error", "no video"]
+
+
+class ConnectionLost(Exception):  # noqa: N818 - it happens all the time, and is no fault of the program
+    """The connection failed or ended.
+
+    Args:
+        reason: a word for it.
+        detail: FFmpeg's or the relay's, in one line, without credentials.
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason: Reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A picture that came out of the decoder.
+
+    Args:
+        picture: FFmpeg's frame.
+        raw_seconds: its timestamp.
+        duration_seconds: how long it is shown, if that is known.
+        camera_utc: when it was taken, as the camera's sender reports say, seconds since 1970.
+        arrival: when the packet that completed it was read.
+        silence_seconds: how long the camera had sent nothing before, at most.
+    """
+
+    picture: Any
+    raw_seconds: float | None
+    duration_seconds: float | None
+    camera_utc: float | None
+    arrival: Arrival
+    silence_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Frames that came and gave no (good) picture."""
+
+    kind: Literal["dropped", "corrupt"]
+    reason: str
+    count: int
+
+
+class Connection:
+    """An open live stream. Use it as a context manager.
+
+    Attributes:
+        codec, container: FFmpeg's names.
+
+    Raises ConnectionLost if there is no connection to be had, or no video in it.
+    """
+
+    def __init__(self, url: str, options: LiveOptions) -> None:
+        self._options = options
+        self._relay: RtspRelay | None = None
+        self._container: Any = None
+        try:
+            self._open(url)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, url: str) -> None:
+        options = self._options
+        given = _ffmpeg_options(url, options)
+        began = time.monotonic()
+        if options.guard is not None:
+            try:
+                checked = options.guard.check(url)
+                self._relay = RtspRelay(
+                    checked,
+                    connect_seconds=options.open_seconds,
+                    verify=options.verify_certificate,
+                    authorities=options.certificate_authorities,
+                )
+            except UrlRefusedError as error:
+                raise ConnectionLost("refused", one_line(error)) from None
+            except RelayError as error:
+                raise ConnectionLost("unreachable", one_line(error)) from None
+            given |= {"user_agent": self._relay.token, "protocol_whitelist": _PROTOCOLS}
+            given["rtsp_flags"] = "+".join(filter(None, [given.get("rtsp_flags"), "filter_src"]))
+            url = self._relay.url
+        left = max(0.1, began + options.open_seconds - time.monotonic())
+        try:
+            self._container = av.open(
+                url,
+                mode="r",
+                options=given,
+                timeout=(left, options.stall_seconds),
+                metadata_errors="replace",
+            )
+        except Exception as error:
+            raise self._failure("unreachable", error) from None
+        self._stream = self._video()
+        self.container = str(self._container.format.name)
+        self.codec = str(self._stream.codec_context.name)
+
+    def _video(self) -> Any:
+        found = [s for s in self._container.streams.video if s.codec_context is not None]
+        if not found:
+            raise ConnectionLost("no video", "the stream has no video that can be decoded")
+        for other in self._container.streams:
+            if other is not found[0]:
+                with suppress(AttributeError, ValueError):
+                    other.discard = "all"
+        context = found[0].codec_context
+        context.thread_count = self._options.threads
+        context.thread_type = "NONE" if self._options.threads == 1 else "SLICE"
+        context.options = {"max_pixels": str(self._options.max_pixels)}
+        return found[0]
+
+    @property
+    def rate(self) -> float | None:
+        """Frames per second as the camera announces them; often wrong."""
+        rate = self._stream.guessed_rate or self._stream.average_rate
+        return float(rate) if rate else None
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+        if self._relay is not None:
+            self._relay.close()
+            self._relay = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def items(self) -> Iterator[Shown | Lost]:
+        """Pictures and losses in the order shown, until the connection ends: that is a ConnectionLost."""
+        decoding = _Decoding(self._stream)
+        demuxed = self._container.demux(self._stream)
+        try:
+            lost = yield from self._read(demuxed, decoding)
+            # The decoder still holds pictures that came before the end.
+            yield from decoding.flush()
+            raise lost
+        finally:
+            demuxed.close()
+
+    def _read(
+        self, demuxed: Iterator[Any], decoding: _Decoding
+    ) -> Generator[Shown | Lost, None, ConnectionLost]:
+        options = self._options
+        opened = seen = time.monotonic()
+        silence = 0.0
+        waited, started = 0, False
+        failures = 0
+        while True:
+            asked = time.monotonic()
+            try:
+                packet = next(demuxed, None)
+            except av.InvalidDataError as error:
+                failures += 1
+                if failures < _MOST_READ_FAILURES:
+                    continue
+                return self._failure("read error", error)
+            except Exception as error:
+                return self._failure("read error", error)
+            if packet is None or not packet.size:
+                return self._failure("closed", None)
+            failures = 0
+            now = time.monotonic()
+            silence = max(silence, now - asked)
+            if not started:
+                started = packet.is_keyframe or now - opened > options.keyframe_seconds
+                if not started:
+                    waited += 1
+                    seen = now
+                    continue
+                yield from _some("dropped", "before the first keyframe", waited)
+                seen = now
+            for item in decoding.take(packet, silence):
+                if isinstance(item, Shown):
+                    seen, silence = time.monotonic(), 0.0
+                yield item
+            if now - seen > options.stall_seconds:
+                return ConnectionLost("stalled", f"no picture for {now - seen:.1f} s")
+
+    def _failure(self, reason: Reason, error: Exception | None) -> ConnectionLost:
+        """What went wrong, from what FFmpeg says, or the relay knows better."""
+        if self._relay is not None and self._relay.refusal is not None:
+            return ConnectionLost("refused", self._relay.refusal)
+        if isinstance(error, av.ExitError | av.TimeoutError):
+            stalled = reason == "read error"
+            return ConnectionLost("stalled" if stalled else "unreachable", "no answer in time")
+        if error is None or isinstance(error, av.EOFError):
+            return ConnectionLost("closed", "the other side ended the connection")
+        text = getattr(error, "strerror", None) or type(error).__name__
+        return ConnectionLost(reason, redacted(" ".join(str(text).split())))
+
+
+class _Decoding:
+    """Feeds packets to the decoder and keeps account of which of them gave a picture."""
+
+    def __init__(self, stream: Any) -> None:
+        self._context = stream.codec_context
+        self._base = float(stream.time_base)
+        self._waiting: dict[int, tuple[int, bool]] = {}  # pts -> position, whether anything was wrong
+        self._position = 0
+        self._unnamed = 0
+        self._utc_offset: float | None = None
+        self._durations: float | None = None
+        self._arrival = Arrival(time.monotonic(), time.time())
+        self._may_hide = self._context.name in _HIDES_PICTURES
+
+    def take(self, packet: Any, silence: float) -> Iterator[Shown | Lost]:
+        """Decode a packet; what comes out."""
+        self._arrival = Arrival(time.monotonic(), time.time())
+        self._position += 1
+        self._durations = packet.duration * self._base if packet.duration else self._durations
+        wrong = bool(packet.is_corrupt)
+        if packet.pts is not None:
+            self._waiting[packet.pts] = (self._position, wrong)
+            utc = camera_utc(packet)
+            if utc is not None:
+                self._utc_offset = utc - packet.pts * self._base
+        try:
+            frames = self._context.decode(packet)
+        except av.FFmpegError as error:
+            log.debug("a packet could not be decoded: %s", one_line(error))
+            frames = []
+            if packet.pts is None:
+                self._unnamed += 1
+            else:
+                self._waiting[packet.pts] = (self._position, True)
+        for frame in frames:
+            yield from self._account(frame, silence)
+        yield from self._given_up()
+
+    def flush(self) -> Iterator[Shown | Lost]:
+        """At the end: what the decoder still holds, and what never came out."""
+        try:
+            frames = self._context.decode(None)
+        except av.FFmpegError:
+            frames = []
+        for frame in frames:
+            yield from self._account(frame, 0.0)
+        wrong = sum(1 for _, bad in self._waiting.values() if bad)
+        yield from _some("corrupt", "decode error", wrong + self._unnamed)
+        self._waiting.clear()
+        self._unnamed = 0
+
+    def _account(self, frame: Any, silence: float) -> Iterator[Shown | Lost]:
+        lost, self._unnamed = self._unnamed, 0
+        if frame.pts is not None:
+            position, _ = self._waiting.pop(frame.pts, (self._position, False))
+            passed = [t for t, (at, _) in self._waiting.items() if t < frame.pts and at <= position]
+            damaged = frame.is_corrupt or any(self._waiting[t][1] for t in passed)
+            lost += len(passed) if damaged and not self._may_hide else 0
+            for pts in passed:
+                del self._waiting[pts]
+        yield from _some("corrupt", "decode error", lost)
+        if frame.is_corrupt:
+            yield Lost("corrupt", "damaged picture", 1)
+            return
+        raw = None if frame.pts is None else frame.pts * self._base
+        utc = None if raw is None or self._utc_offset is None else raw + self._utc_offset
+        yield Shown(frame, raw, self._durations, utc, self._arrival, silence)
+
+    def _given_up(self) -> Iterator[Lost]:
+        """Packets so old that no picture will come of them; timestamps that jump back leave them behind."""
+        old = [t for t, (at, _) in self._waiting.items() if at < self._position - _OUT_OF_SIGHT]
+        yield from _some("corrupt", "decode error", sum(1 for t in old if self._waiting[t][1]))
+        for pts in old:
+            del self._waiting[pts]
+
+
+def camera_utc(packet: Any) -> float | None:
+    """When a packet's picture was taken, from RTCP sender reports; None before the first one."""
+    if not packet.has_sidedata("prft"):
+        return None
+    data = bytes(packet.get_sidedata("prft"))
+    if len(data) < 8:
+        return None
+    (microseconds,) = struct.unpack_from("<q" if struct.pack("=H", 1)[0] else ">q", data)
+    return float(microseconds) / 1e6 if microseconds > 0 else None
+
+
+def _some(kind: Literal["dropped", "corrupt"], reason: str, count: int) -> Iterator[Lost]:
+    if count:
+        yield Lost(kind, reason, count)
+
+
+def _ffmpeg_options(url: str, options: LiveOptions) -> dict[str, str]:
+    given = {
+        "analyzeduration": _PROBE_MICROSECONDS,
+        "probesize": "65536",
+        "max_pixels": str(options.max_pixels),
+    }
+    if scheme_of(url) in ("rtsp", "rtsps"):
+        given |= {"allowed_media_types": "video"}
+        if options.transport == "auto":
+            given |= {"rtsp_transport": "tcp+udp", "rtsp_flags": "prefer_tcp"}
+        else:
+            given |= {"rtsp_transport": options.transport}
+    return given | dict(options.ffmpeg_options)

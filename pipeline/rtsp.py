@@ -1,0 +1,403 @@
+"""Follows a live stream: RTSP cameras, and whatever else FFmpeg opens by URL and that does not end.
+
+A thread of its own reads, decodes and reconnects; frames wait in a short queue and become arrays when they
+are asked for. What a live stream promises:
+
+* Frames are numbered as received, lost and dropped ones included, and never twice.
+* `pts_seconds` rises from frame to frame, whatever happens to connections and clocks.
+* An outage is no picture: nothing is made up, no frame is black or repeated. The first frame after it carries
+  a `gap` event (reason, seconds) and a `reconnect` event.
+* After connecting nothing is delivered before a keyframe, and no picture that the decoder calls damaged.
+* The ledger and the events agree: every drop and every corrupt frame is in both.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from pipeline.backoff import Backoff
+from pipeline.decoding import Converter
+from pipeline.errors import SourceError, UsageError
+from pipeline.ledger import Ledger, LedgerCounts
+from pipeline.live_clock import LiveClock, Stamp, WallSource
+from pipeline.live_connection import Connection, ConnectionLost, Lost, Shown
+from pipeline.live_options import LiveOptions
+from pipeline.live_queue import LiveQueue, Waiting
+from pipeline.locations import one_line
+from pipeline.records import Event, Frame
+from pipeline.redact import redacted
+
+log = logging.getLogger(__name__)
+
+LiveState = Literal["idle", "connecting", "streaming", "waiting", "closed"]
+
+_MARGIN_SECONDS = 5.0
+_RATE_OVER = 64
+
+
+@dataclass(frozen=True, slots=True)
+class LiveStatus:
+    """How a live stream is.
+
+    Args:
+        state: "idle": not started yet; "waiting": until the next try to connect.
+        connections: made so far.
+        tries: to connect that failed since the last picture.
+        failure: why there is no connection, or why the last one ended; one line, without credentials.
+        retry_seconds: until the next try, while waiting.
+        frames_per_second: received lately; 0 while there is no connection.
+        silent_seconds: since the last picture.
+        lag_seconds: how old the frame that was delivered last was then, since it came in.
+        wall_source: where wall times come from.
+    """
+
+    state: LiveState
+    connections: int
+    tries: int
+    failure: str | None
+    retry_seconds: float | None
+    height: int
+    width: int
+    codec: str
+    frames_per_second: float
+    silent_seconds: float | None
+    lag_seconds: float | None
+    wall_source: WallSource | None
+    ledger: LedgerCounts
+
+
+class LiveSource:
+    """A live stream that is read for as long as it takes. A `VideoSource`; use it as a context manager.
+
+    Nothing is opened before frames are asked for, or `start` is called: a camera that is away is no reason to
+    fail, but to wait. Reading and closing may happen in different threads; only one thread may read.
+
+    Args:
+        url: of the stream; kept secret.
+        ledger: to count in, if there is one from before a restart.
+        seed: makes backoff repeatable.
+
+    Attributes:
+        uri: the URL without credentials.
+        width, height, codec, container, rate: of the newest connection; 0, "" or None before the first one.
+        trailing_losses: what no frame carried; set once `frames` has ended.
+
+    Raises UsageError if the URL is none, or is refused before it is even looked up.
+    """
+
+    frame_count: int | None = None
+    fingerprint = "live"
+    damaged = False
+
+    def __init__(
+        self,
+        url: str,
+        options: LiveOptions | None = None,
+        *,
+        ledger: Ledger | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.options = options or LiveOptions()
+        if "://" not in url or "\0" in url:
+            raise UsageError(f"{url!r} is no live stream: give a URL such as rtsp://camera/stream")
+        if self.options.guard is not None:
+            self.options.guard.parse(url)
+        self._url = url
+        self.uri = redacted(url)
+        self.ledger = ledger or Ledger()
+        self.width = self.height = 0
+        self.rate: float | None = None
+        self.codec = self.container = ""
+        self.trailing_losses: tuple[Event, ...] = ()
+        settings = self.options
+        self._queue = LiveQueue(
+            self.ledger,
+            settings.policy,
+            max_frames=settings.queue_frames,
+            max_bytes=settings.queue_bytes,
+            max_age_seconds=settings.max_age_seconds,
+        )
+        self._clock = LiveClock(
+            max_jump_seconds=settings.max_jump_seconds,
+            max_skew_seconds=settings.max_skew_seconds,
+            may_be_late=settings.policy == "every",
+        )
+        self._backoff = Backoff(
+            settings.first_backoff_seconds,
+            settings.most_backoff_seconds,
+            random=random.Random(seed),
+        )
+        self._converter = Converter()
+        self._numbers_from = 0  # added to the queue's numbers
+        self._times_from = 0.0  # added to the clock's times
+        self._resumed_after: tuple[float, datetime | None] | None = None
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._first = threading.Event()
+        self._state: LiveState = "idle"
+        self._failure: str | None = None
+        self._connections = self._tries = 0
+        self._retry_at: float | None = None
+        self._arrivals: deque[float] = deque(maxlen=_RATE_OVER)
+        self._lag: float | None = None
+        self._outage: tuple[str, str] | None = None
+        self._seen: tuple[tuple[int, int], str] | None = None  # size and codec of the last picture
+        self._wall_source: WallSource | None = None
+        self._crash: BaseException | None = None
+
+    # --- for whoever reads -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Connect, in the background."""
+        with self._lock:
+            if self._thread is None and not self._stop.is_set():
+                self._thread = threading.Thread(target=self._run, name="xmem-live", daemon=True)
+                self._thread.start()
+
+    def wait_ready(self, seconds: float) -> None:
+        """Wait for the first picture; SourceError says why there is none in time. It goes on trying."""
+        self.start()
+        self._first.wait(seconds)
+        self._check()
+        if not self.width:
+            why = self.status().failure or "no picture yet"
+            raise SourceError(f"{self.uri}: no picture within {seconds:g} s ({why}); check URL and camera")
+
+    def frames(
+        self,
+        start: int | None = None,
+        *,
+        previous_pts_seconds: float | None = None,
+        previous_wall_time: datetime | None = None,
+    ) -> Iterator[Frame]:
+        """Frames as they come, until `close` is called.
+
+        Args:
+            start: the number of the first frame; by default they go on where they were.
+            previous_pts_seconds: times go on from here, after a restart.
+            previous_wall_time: that of the same frame; tells how long the restart took.
+        """
+        self.resume(start, previous_pts_seconds, previous_wall_time)
+        while True:
+            frame = self.read()
+            if frame is None:
+                return
+            yield frame
+
+    def resume(
+        self,
+        start: int | None = None,
+        previous_pts_seconds: float | None = None,
+        previous_wall_time: datetime | None = None,
+    ) -> None:
+        """Go on with number `start` and after a time, as a stream before a restart left them."""
+        if start is not None:
+            if start < 0:
+                raise SourceError(f"frames from {start}: frame numbers begin at 0")
+            self._numbers_from = start - self._queue.oldest_index
+        if previous_pts_seconds is not None:
+            self._resumed_after = (previous_pts_seconds, previous_wall_time)
+        self.start()
+
+    def read(self, timeout: float | None = None) -> Frame | None:
+        """The next frame; None if there is none in time, or the source is closed (see `closed`)."""
+        self.start()
+        item = self._queue.get(timeout)
+        if item is None:
+            self._check()
+            return None
+        self._lag = time.monotonic() - item.arrival
+        return self._frame(item)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more comes."""
+        return self._queue.closed
+
+    def status(self) -> LiveStatus:
+        """How things are, from any thread, at once."""
+        now = time.monotonic()
+        arrivals = list(self._arrivals)
+        rate = 0.0
+        if len(arrivals) > 1 and self._state == "streaming":
+            rate = (len(arrivals) - 1) / max(1e-3, now - arrivals[0])
+        retry = self._retry_at
+        return LiveStatus(
+            state="closed" if self._stop.is_set() else self._state,
+            connections=self._connections,
+            tries=self._tries,
+            failure=self._failure,
+            retry_seconds=None if retry is None else max(0.0, retry - now),
+            height=self.height,
+            width=self.width,
+            codec=self.codec,
+            frames_per_second=rate,
+            silent_seconds=now - arrivals[-1] if arrivals else None,
+            lag_seconds=self._lag,
+            wall_source=self._wall_source,
+            ledger=self.ledger.counts(),
+        )
+
+    def close(self) -> None:
+        """Disconnect and wait for the thread, at most as long as a read or a connection may take."""
+        self._stop.set()
+        self._queue.close()
+        with self._lock:
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            limit = max(self.options.open_seconds, self.options.stall_seconds) + _MARGIN_SECONDS
+            thread.join(limit)
+            if thread.is_alive():
+                log.warning("%s: still held up in the network after %.0f s, left behind", self.uri, limit)
+        self.trailing_losses = self._shifted(self._queue.trailing())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"LiveSource({self.uri!r}, {self.width}x{self.height}, {self._state})"
+
+    # --- in the thread -----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._state = "connecting"
+                try:
+                    with Connection(self._url, self.options) as connection:
+                        self._follow(connection)
+                except ConnectionLost as lost:
+                    self._lost(lost)
+                if not self._stop.is_set():
+                    self._wait()
+        except BaseException as error:  # a fault of ours: whoever reads must learn of it
+            self._crash = error
+            log.exception("%s: reading the live stream failed", self.uri)
+        finally:
+            self._state = "closed"
+            self._queue.end()
+            self._first.set()
+
+    def _follow(self, connection: Connection) -> None:
+        """Take what a connection gives until it ends."""
+        self._connections += 1
+        self._arrivals.clear()
+        began: float | None = None
+        self._clock.reconnected()
+        for item in connection.items():
+            if self._stop.is_set():
+                return
+            if isinstance(item, Lost):
+                self._queue.lost(item.kind, item.reason, item.count)
+                continue
+            arrival = item.arrival.monotonic
+            if began is None:
+                began = arrival
+                self._back(connection, arrival)
+            elif item.silence_seconds > self.options.gap_seconds:
+                self._queue.note("gap", "silence", {"seconds": round(item.silence_seconds, 3)})
+            if arrival - began > self.options.stable_seconds:
+                self._backoff.reset()
+            self._put(connection, item)
+
+    def _put(self, connection: Connection, item: Shown) -> None:
+        picture = item.picture
+        size = (int(picture.height), int(picture.width))
+        if self._seen is not None:
+            if size != self._seen[0]:
+                self._queue.note("resized", None, {"from": list(self._seen[0]), "to": list(size)})
+            if connection.codec != self._seen[1]:
+                self._queue.note("resized", "codec", {"from": self._seen[1], "to": connection.codec})
+        self._seen = (size, connection.codec)
+        self.height, self.width = size
+        stamp = self._clock.stamp(
+            item.raw_seconds,
+            item.arrival,
+            duration_seconds=item.duration_seconds,
+            camera_utc=item.camera_utc,
+        )
+        for change in stamp.changes:
+            detail: dict[str, Any] = {"wall_time": change.source}
+            if change.seconds is not None:
+                detail["seconds"] = round(change.seconds, 3)
+            self._queue.note("clock", change.reason, detail)
+        self._wall_source = stamp.source
+        self._last_arrival = item.arrival.monotonic
+        self._arrivals.append(self._last_arrival)
+        self._state = "streaming"
+        self._tries = 0
+        size_bytes = sum(plane.buffer_size for plane in picture.planes)
+        self._queue.put(picture, stamp, size_bytes, item.arrival.monotonic)
+        self._first.set()
+
+    _last_arrival: float | None = None
+
+    def _back(self, connection: Connection, arrival: float) -> None:
+        """The first picture of a connection has come."""
+        self.codec, self.container = connection.codec, connection.container
+        self.rate = connection.rate
+        if self._last_arrival is not None and self._outage is not None:
+            reason, text = self._outage
+            seconds = round(arrival - self._last_arrival, 3)
+            detail = {"seconds": seconds, "tries": self._tries + 1, "failure": text}
+            self._queue.note("gap", reason, detail)
+            self._queue.note("reconnect", reason, {"connection": self._connections})
+            log.info("%s: back after %.1f s (%s)", self.uri, seconds, reason)
+        self._outage = None
+        self._failure = None
+
+    def _lost(self, lost: ConnectionLost) -> None:
+        self._tries += 1
+        self._failure = f"{lost.reason}: {lost.detail}"
+        if self._outage is None:  # how it began is the reason; what failed after it is the same outage
+            self._outage = (lost.reason, lost.detail)
+            log.warning("%s: %s", self.uri, self._failure)
+        else:
+            log.debug("%s: %s", self.uri, self._failure)
+
+    def _wait(self) -> None:
+        self._state = "waiting"
+        delay = self._backoff.next_seconds()
+        self._retry_at = time.monotonic() + delay
+        self._stop.wait(delay)
+        self._retry_at = None
+
+    # --- frames ------------------------------------------------------------------------------------
+
+    def _frame(self, item: Waiting) -> Frame:
+        stamp = self._resumed(item.stamp)
+        image = self._converter.to_image(item.picture)
+        number = item.frame_index + self._numbers_from
+        return Frame(image, number, stamp.pts_seconds, stamp.wall_time, item.events.events(number, stamp))
+
+    def _resumed(self, stamp: Stamp) -> Stamp:
+        if self._resumed_after is not None:
+            pts, wall = self._resumed_after
+            away = 0.0 if wall is None else (stamp.wall_time - wall) / timedelta(seconds=1)
+            self._times_from = pts + max(away, 0.001) - stamp.pts_seconds
+            self._resumed_after = None
+        return replace(stamp, pts_seconds=stamp.pts_seconds + self._times_from)
+
+    def _shifted(self, events: tuple[Event, ...]) -> tuple[Event, ...]:
+        return tuple(replace(event, frame_index=event.frame_index + self._numbers_from) for event in events)
+
+    def _check(self) -> None:
+        if self._crash is not None:
+            raise SourceError(
+                f"{self.uri}: reading failed ({one_line(self._crash)}); this is a fault of the program"
+            ) from self._crash
