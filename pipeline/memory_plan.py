@@ -1,0 +1,286 @@
+"""How much device memory a stream will take, before it is opened: what admission to a device goes by.
+
+Two numbers, because they add up differently. The state of a stream stays as long as the stream is open, so
+the states of all streams on a device add up. The workspace is what one step needs while it runs; streams that
+step one after another share it, and only the largest counts.
+
+The state is a formula: memory is preallocated to its caps. The workspace is found by running the network's
+own code on tensors without content (PyTorch's meta device) and counting what is alive at the same time, so
+that no table of layers has to follow the network's changes; memory's part of it is a formula again.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pipeline.errors import UsageError
+from pipeline.settings import DTYPES, MIN_SIZE
+from xmem_core import MemoryConfig, ModelConfig, XMem
+from xmem_core.backbones import fold_batch_norms
+from xmem_core.network import aggregate
+
+_STRIDE = 16
+_FLOAT, _LONG = 4, 8
+# Of working memory that may grow without end: as allocated at first, and doubled from there.
+_FIRST_FRAMES = 16
+# Queries that memory is searched for at a time, on a CPU.
+_CPU_QUERIES = 64
+# Convolutions take scratch memory and reorder what they get; how much differs by kernel and processor. On a
+# CPU a copy of the widest weights, which is counted as such, and up to a tenth of the rest was measured.
+_SCRATCH = 0.25
+
+
+def network_grid(height: int, width: int, size: int | None) -> tuple[int, int, int, int]:
+    """What the network makes of a frame's size: the size it sees, and that padded to its stride.
+
+    Args:
+        height, width: of the frame, pixels.
+        size: shorter side that the network sees; None: frames as they are.
+
+    Returns:
+        height, width, padded height, padded width.
+    """
+    seen = (height, width)
+    if size is not None and min(seen) > size:
+        scale = size / min(seen)
+        seen = (max(1, round(height * scale)), max(1, round(width * scale)))
+    return (*seen, *(-(-side // _STRIDE) * _STRIDE for side in seen))  # type: ignore[return-value]
+
+
+def predict_state_bytes(
+    model: ModelConfig,
+    memory: MemoryConfig,
+    height: int,
+    width: int,
+    objects: int,
+    size: int | None = None,
+    dtype: str = "float32",
+    *,
+    frames: int | None = None,
+) -> int:
+    """Device memory of one stream's `TrackerState` at its largest, in bytes.
+
+    Exact: what the state's tensors take once all objects are there. On a GPU the allocator rounds each tensor
+    up, which is below a percent at any useful size.
+
+    Args:
+        model: the network's shape.
+        memory: memory settings.
+        height, width: of the source's frames, pixels.
+        objects: that are tracked at the same time.
+        size: shorter side that the network sees; None: frames as they are.
+        dtype: of the network's arithmetic; states are float32 with any.
+        frames: of the video. Needed only where memory is without a limit (`max_mid_term_frames=None`).
+
+    Raises:
+        UsageError: a number is out of range, or memory would grow for ever.
+    """
+    _check(height, width, objects, size, dtype)
+    if objects == 0:
+        return 0
+    positions = _positions(height, width, size)
+    elements = _capacity(memory, positions, frames)
+    # key and selection; shrinkage, use and life; the time is a 64-bit integer.
+    own = 2 * model.key_dim * _FLOAT + 3 * _FLOAT + _LONG
+    value = model.value_dim * _FLOAT
+    sensory = model.hidden_dim * positions * _FLOAT
+    return elements * own + objects * (elements * value + sensory)
+
+
+def predict_workspace_bytes(
+    model: ModelConfig,
+    memory: MemoryConfig,
+    height: int,
+    width: int,
+    objects: int,
+    size: int | None = None,
+    dtype: str = "float32",
+    *,
+    device: str = "cpu",
+    frames: int | None = None,
+) -> int:
+    """Device memory that one step takes beside the states and the network's weights, in bytes: its peak.
+
+    An upper estimate with room for the scratch memory of convolutions: above what was measured on a CPU, and
+    mostly within half of it. Reduced precision is counted like float32, plus the cast weights.
+
+    Args:
+        device: "cpu" or a GPU's name: memory is searched in blocks on a CPU, at once on a GPU.
+        Others as for `predict_state_bytes`.
+
+    Raises:
+        UsageError: as there.
+    """
+    _check(height, width, objects, size, dtype)
+    if objects == 0:
+        return 0
+    seen_h, seen_w, padded_h, padded_w = network_grid(height, width, size)
+    positions = padded_h * padded_w // _STRIDE**2
+    at_once = _CPU_QUERIES if torch.device(device).type == "cpu" else positions
+    network, prepared, weights, widest = _network_peaks(model, padded_h, padded_w, objects)
+    reading = _reading_peak(model, memory, _capacity(memory, positions, frames), positions, objects, at_once)
+    keeping = _keeping_peak(model, memory, positions, objects)
+    # A frame as bytes and as floats; then the masks and probabilities of a result at the frame's own size.
+    frame = 3 * height * width
+    arriving = frame + (frame + 3 * seen_h * seen_w) * _FLOAT + prepared
+    planes = (objects + 1) * (height * width + seen_h * seen_w)
+    masks = objects * (height * width + padded_h * padded_w)
+    leaving = planes * _FLOAT + height * width * (_LONG + _FLOAT)
+    given = masks + (height * width + 2 * padded_h * padded_w) * _FLOAT
+    # Masks given on the frame, as they are and joined with what was found.
+    joined = masks + 2 * objects * padded_h * padded_w * _FLOAT
+    stepping = max(network, reading + prepared, keeping + prepared) + frame + joined
+    cast = weights // 2 if dtype != "float32" else 0
+    peak = max(stepping, arriving, arriving - 3 * height * width * _FLOAT + given, leaving + frame)
+    return round(peak * (1 + _SCRATCH)) + widest + cast
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def _positions(height: int, width: int, size: int | None) -> int:
+    _, _, padded_h, padded_w = network_grid(height, width, size)
+    return padded_h * padded_w // _STRIDE**2
+
+
+def _working_frames(memory: MemoryConfig, frames: int | None) -> int:
+    """Frames that working memory is allocated for."""
+    if memory.max_mid_term_frames is not None:
+        return memory.max_mid_term_frames
+    if frames is None:
+        raise UsageError(
+            "memory without a limit (max_mid_term_frames=None) takes as much as the video is long, and "
+            "that is not known: give a limit"
+        )
+    needed, allocated = -(-frames // memory.mem_every), _FIRST_FRAMES
+    while allocated < needed:
+        allocated *= 2
+    return allocated
+
+
+def _capacity(memory: MemoryConfig, positions: int, frames: int | None) -> int:
+    """Elements that the pool is allocated for."""
+    long_term = memory.max_long_term_elements if memory.enable_long_term else 0
+    frames_kept = memory.max_permanent_frames - 1 + _working_frames(memory, frames)
+    return long_term + frames_kept * positions
+
+
+def _reading_peak(
+    model: ModelConfig, memory: MemoryConfig, elements: int, positions: int, objects: int, at_once: int
+) -> int:
+    """Reading a full memory: its keys prepared, one block's scores, what each query chose and got."""
+    chosen = min(memory.top_k, elements)
+    # The used keys, their double and their square; row numbers and times.
+    prepared = elements * (3 * model.key_dim * _FLOAT + 4 * _FLOAT + 3 * _LONG)
+    queries = at_once * 4 * model.key_dim * _FLOAT
+    # A product, what it is added to, and a copy with the elements barred that are older than an object.
+    scores = 3 * at_once * elements * _FLOAT
+    # Objects that came at different times read with weights of their own.
+    weights = (2 * objects + 1) * positions * chosen * (_FLOAT + _LONG)
+    got = 2 * objects * positions * model.value_dim * _FLOAT
+    return prepared + queries + max(scores, got) + weights
+
+
+def _keeping_peak(model: ModelConfig, memory: MemoryConfig, positions: int, objects: int) -> int:
+    """Moving rows together and, with long-term memory, making prototypes of the middle of working memory."""
+    value = model.value_dim * _FLOAT
+    moved = (memory.max_mid_term_frames or 0) * positions * max(value, model.key_dim * _FLOAT)
+    flat = 2 * objects * positions * value
+    if not memory.enable_long_term:
+        return flat + moved
+    candidates = (memory.max_mid_term_frames or 0) * positions
+    prototypes = min(memory.num_prototypes, candidates)
+    scores = 5 * candidates * prototypes * _FLOAT
+    keys = 5 * candidates * model.key_dim * _FLOAT
+    made = objects * prototypes * value
+    long_term = memory.max_long_term_elements * max(value, model.key_dim * _FLOAT)
+    return flat + max(scores + keys + made + candidates * 2 * value, moved, long_term)
+
+
+# --- the network ---------------------------------------------------------------------------------
+
+
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all tensors that come into being under it and are alive at the same time.
+
+    Args:
+        network: its weights are not counted, nor are views of them.
+    """
+
+    def __init__(self, network: XMem) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+        self.peak = 0
+        self._weights = {t.untyped_storage()._cdata for t in network.state_dict().values()}
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._count(tensor)
+        return out
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known or key in self._weights:
+            return
+
+        def gone(_: object) -> None:
+            del self._known[key]
+            self.bytes -= size
+
+        self._known[key] = weakref.ref(storage, gone)
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+
+
+@cache
+def _network_peaks(model: ModelConfig, height: int, width: int, objects: int) -> tuple[int, int, int, int]:
+    """Bytes of a step through the network with every object known: its peak; of what all its stages keep
+    (image, features and probabilities); of the network's weights, and of their widest tensor.
+    """
+    with torch.device("meta"):
+        network = XMem(model).eval().requires_grad_(False)
+    if model.key_backbone != "resnet50":
+        fold_batch_norms(network)
+    weights = [p.nbytes for p in network.parameters()]
+    h, w = height // _STRIDE, width // _STRIDE
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, device="meta")
+
+    with torch.no_grad(), _Alive(network) as alive:
+        image = empty(1, 3, height, width)
+        keys = network.encode_key(image)
+        read = empty(1, objects, model.value_dim, h, w)
+        hidden = empty(1, objects, model.hidden_dim, h, w) if model.hidden_dim else None
+        hidden, logits = network.decode(keys.scales, read, hidden)
+        final = F.softmax(aggregate(torch.sigmoid(logits)), 1)[0]
+        del logits, read
+        kept = alive.bytes
+        value, hidden = network.encode_value(image, keys.f16, hidden, final[1:].unsqueeze(0))
+        del value, hidden
+    return alive.peak, kept, sum(weights), max(weights)
+
+
+def _check(height: int, width: int, objects: int, size: int | None, dtype: str) -> None:
+    for name, value, least in (("height", height, 1), ("width", width, 1), ("objects", objects, 0)):
+        if value < least:
+            raise UsageError(f"{name}={value} is not allowed: at least {least}")
+    if size is not None and size < MIN_SIZE:
+        raise UsageError(f"size={size} is not allowed: at least {MIN_SIZE} pixels, or None")
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype={dtype!r} is not allowed: choose one of {', '.join(DTYPES)}")
