@@ -19,7 +19,8 @@ from xmem_core.training.compose import cut_out
 HELD_OUT_PEOPLE = 100
 """The last so many people by file name are never trained on (`Library` of xmem_core.training)."""
 
-_TALLEST_FILL = 0.6
+# Places, not portraits: nothing in a background fills more of it.
+_LARGEST_OBJECT = 0.25
 
 
 class Pictures:
@@ -73,12 +74,12 @@ class Pictures:
         return self.person(int(rng.integers(len(self.people))))
 
     def background(self, rng: Rng, size: tuple[int, int]) -> Image:
-        """A real picture cut to (height, width): one in which no object fills most of it."""
+        """A real picture cut to (height, width): a place, with no very large object in it."""
         height, width = size
         for index in rng.permutation(len(self.scenery)):
             path = self.scenery[index]
             picture, labels = _read(path)
-            if max(np.bincount(labels.ravel())[1:], default=0) > _TALLEST_FILL * labels.size:
+            if max(np.bincount(labels.ravel())[1:], default=0) > _LARGEST_OBJECT * labels.size:
                 continue
             if picture.shape[1] < picture.shape[0]:
                 continue

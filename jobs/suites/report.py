@@ -130,9 +130,9 @@ class SuiteReport:
             ]
             table.add_row("goal", "", *cells)
         table.caption = (
-            "leak: mask on somebody else; swaps, lost: mask on the other, nowhere after a crossing; found: within "
-            f"{FOUND_WITHIN} frames of coming back; false, area: frames with a mask while out of sight, its size. "
-            f"{self.frames_per_second:.1f} frames/s"
+            "leak: mask on somebody else; swaps, lost: mask on the other, or nowhere, after a crossing; "
+            f"found: within {FOUND_WITHIN} frames of coming back; false, area: frames out of sight with a "
+            f"mask, and its size. {self.frames_per_second:.1f} frames/s"
         )
         return Group(table, *(_presence_table(n, r) for n, r in self.presence.items()))
 
