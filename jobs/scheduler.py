@@ -1,0 +1,511 @@
+"""Scheduler: which worker does what next. No Ray, no threads, no clock: events in, actions out.
+
+    scheduler.add(job); scheduler.worker_ready(1, budget_bytes)
+    for action in scheduler.actions(now):             # Open, Track, Release, Close, CloseWorker
+        ...                                           # answers come back by the call's number:
+    scheduler.opened(call, status); scheduler.reported(call, report); scheduler.released(call)
+
+A stream stays on the worker that holds its state, one chunk of it under way at a time. When others wait and
+it has had its quantum, it is released and goes to the back of those that were begun; free places go to fresh
+videos and to begun ones in turn. So neither long videos nor short ones starve the others.
+
+When a worker dies, which of its streams did it is unknown. Each is a suspect, then, and runs alone until it
+is further than ever before: a crash counts only against a stream that was alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator
+from heapq import heappop, heappush
+from typing import Any
+
+from jobs.actions import (
+    Action,
+    Close,
+    CloseWorker,
+    Open,
+    Progress,
+    Release,
+    Running,
+    SchedulerOptions,
+    Track,
+    VideoResult,
+    VideoState,
+)
+from jobs.fair_queue import FairQueue
+from jobs.manifest import VideoJob
+from jobs.workers import Video, Where, Worker, Workers
+from pipeline.errors import AnotherWriterError, UsageError
+from pipeline.work import ChunkRef, ChunkReport, Failure, StreamStatus
+
+# "refused" and "unknown" do no harm, but a worker that says nothing else must not keep a video for ever.
+_HARMLESS = 3
+# Places for begun videos to one for a fresh one, while more of them wait than there are places.
+_CROWDED = 3
+# A machine that is large enough may come back.
+_NO_WORKER_SECONDS = 30.0
+
+
+class Scheduler:
+    """Decides for many videos and workers; see the module.
+
+    Whatever is decided comes out of `actions`, which is to be asked after each batch of events and at
+    `wakeup`. Times are seconds of any clock that doesn't go back.
+    """
+
+    def __init__(self, options: SchedulerOptions | None = None) -> None:
+        self.options = options or SchedulerOptions()
+        self._random = random.Random(self.options.seed)
+        self._videos: dict[str, Video] = {}
+        # Plain tuples: the garbage collector need not look at them again, and there may be a million.
+        self._results: dict[str, tuple[Any, ...]] = {}
+        self._counts = dict.fromkeys(("finished", "failed", "quarantined", "cancelled", "pending"), 0)
+        self._fresh: FairQueue[Video] = FairQueue()
+        self._begun: FairQueue[Video] = FairQueue()
+        self._suspects: FairQueue[Video] = FairQueue()
+        self._put_off: list[tuple[float, int, Video]] = []
+        self._last_put_off = 0
+        self._workers = Workers(self.options)
+        self._calls: dict[int, Video] = {}
+        self._last_call = 0
+        self._dirty: dict[int, Worker] = {}
+        self._begun_in_a_row = 0
+        self._releasing = 0
+        self._draining = False
+        self._frames = self._chunks = self._rows = 0
+
+    # --- what is to be done, and how it stands ---------------------------------------------------
+
+    def add(self, job: VideoJob) -> None:
+        """One more video. UsageError: there is one of that stream id."""
+        stream_id = job.spec.stream_id
+        if stream_id in self._videos or stream_id in self._results:
+            raise UsageError(f"stream id {stream_id!r} is there twice: give each video its own")
+        video = self._videos[stream_id] = Video(job)
+        if self._draining:
+            self._end(video, "pending")
+        else:
+            self._wait_in(self._fresh, video, new=True)
+
+    @property
+    def done(self) -> bool:
+        """Whether every video has ended, or waits for another run."""
+        return not self._videos
+
+    @property
+    def unfinished(self) -> int:
+        """Videos that have not ended."""
+        return len(self._videos)
+
+    def results(self) -> Iterator[VideoResult]:
+        """Of the videos that have ended, in the order in which they did."""
+        return (VideoResult(*values) for values in self._results.values())
+
+    def result(self, stream_id: str) -> VideoResult | None:
+        """Of one video; None while it has not ended."""
+        values = self._results.get(stream_id)
+        return None if values is None else VideoResult(*values)
+
+    def running(self) -> list[Running]:
+        """The videos that workers hold."""
+        held = (v for w in self._workers for v in w.streams.values())
+        return [Running(v.spec.stream_id, v.position, v.frame_count) for v in held]
+
+    def progress(self) -> Progress:
+        """Where the batch stands."""
+        running = sum(len(w.streams) for w in self._workers)
+        return Progress(
+            videos=len(self._videos) + len(self._results),
+            running=running,
+            waiting=len(self._videos) - running,
+            workers=len(self._workers),
+            frames=self._frames,
+            chunks=self._chunks,
+            rows=self._rows,
+            **self._counts,
+        )
+
+    # --- workers come and go ---------------------------------------------------------------------
+
+    def worker_ready(self, number: int, budget_bytes: int | None = None) -> None:
+        """A worker that holds no stream. After a restart it is another one, with a number of its own.
+
+        Args:
+            budget_bytes: device memory for its streams; None: as much as they want.
+        """
+        self._touch(self._workers.add(number, budget_bytes))
+
+    def worker_lost(self, number: int, cause: Failure, now: float, *, blame: bool = True) -> None:
+        """A worker is gone with all that it held; what it still answers is not listened to.
+
+        Args:
+            blame: one of its streams may have done it. False: its machine went away.
+        """
+        worker = self._workers.remove(number)
+        if worker is None:
+            return
+        self._dirty.pop(number, None)
+        for call, video in worker.calls.items():
+            del self._calls[call]
+            self._releasing -= video.where is Where.RELEASING
+        there = list(worker.streams.values())
+        sent = [v for v in there if v.sent]
+        if blame and len(sent) == 1:
+            # It was alone: nobody else can have done it.
+            sent[0].failing = sent[0].failing or cause
+        for video in sent:
+            video.suspect = video.suspect or blame
+            video.orphaned = True
+        for video in there if worker.reserved is None else [*there, worker.reserved]:
+            self._let_go(video, now)
+
+    # --- answers ---------------------------------------------------------------------------------
+
+    def opened(self, call: int, status: StreamStatus, now: float) -> None:
+        """The answer to `Open`."""
+        video, worker = self._answered(call)
+        if video is None or worker is None:
+            return
+        if status.failure is not None:
+            video.failing = status.failure
+            self._let_go(video, now)
+            return
+        if video.spec.restart:
+            # It has been started over; the next time it goes on.
+            video.spec = dataclasses.replace(video.spec, restart=False)
+        video.position, video.frame_count = status.next_frame, status.frame_count
+        self._count_rows(video, status.rows, status.losses)
+        if video.best is None:
+            video.best = status.next_frame
+        elif status.next_frame > video.best:
+            self._got_further(video)
+        if status.finished:
+            self._end(video, "finished")
+            return
+        self._workers.learn(video, status.state_bytes, status.workspace_bytes)
+        if video.cancelled or self._draining:
+            worker.do(video, Where.TO_CLOSE)
+        elif not self._workers.confirm(worker, video):
+            # Nothing was tracked, so nothing is lost. It waits for more room, or for ever.
+            too_big = self._workers.too_big(video)
+            video.failing = too_big if too_big.permanent else None
+            worker.do(video, Where.TO_CLOSE)
+        else:
+            video.where = Where.IDLE
+
+    def reported(self, call: int, report: ChunkReport, now: float) -> None:
+        """The answer to `Track`."""
+        video, worker = self._answered(call)
+        if video is None or worker is None:
+            return
+        self._chunks += 1
+        self._frames += report.frames
+        video.seconds += report.seconds
+        if report.outcome == "finished":
+            video.position = max(report.next_frame, video.position)
+            self._count_rows(video, report.rows, report.losses)
+            self._end(video, "finished")
+        elif report.outcome == "failed":
+            video.failing = report.failure or Failure("Failure", "the worker names no cause", False)
+            self._let_go(video, now)
+        elif report.outcome == "tracked" and report.next_frame > video.position:
+            video.position, video.where, video.harmless = report.next_frame, Where.IDLE, 0
+            self._count_rows(video, report.rows, report.losses)
+            if video.best is None or video.position > video.best:
+                self._got_further(video)
+                video.further = True
+                self._workers.clear(video)
+        else:
+            self._did_nothing(worker, video, report)
+
+    def _did_nothing(self, worker: Worker, video: Video, report: ChunkReport) -> None:
+        video.harmless += 1
+        if video.harmless > _HARMLESS:
+            message = f"the worker goes no further than frame {video.position}: {report.outcome}"
+            video.failing, video.harmless = Failure("NoProgress", message, False), 0
+            worker.do(video, Where.TO_CLOSE)
+        elif report.outcome == "unknown":
+            worker.do(video, Where.TO_OPEN)
+        else:
+            video.position, video.where = report.next_frame, Where.IDLE
+
+    def released(self, call: int, now: float) -> None:
+        """`Release` or `Close` is done."""
+        video, _ = self._answered(call)
+        if video is not None:
+            self._let_go(video, now)
+
+    def call_failed(self, call: int, failure: Failure, now: float) -> None:
+        """A call raised, which none should; the worker lives."""
+        video, worker = self._answered(call)
+        if video is None or worker is None:
+            return
+        video.failing = video.failing or failure
+        if video.where is Where.CLOSING:
+            self._let_go(video, now)
+        else:
+            # Whether it is open there is unknown.
+            worker.do(video, Where.TO_CLOSE)
+
+    def _answered(self, call: int) -> tuple[Video, Worker] | tuple[None, None]:
+        video = self._calls.pop(call, None)
+        if video is None or video.worker is None:
+            return None, None
+        worker = video.worker
+        del worker.calls[call]
+        self._releasing -= video.where is Where.RELEASING
+        self._touch(worker)
+        return video, worker
+
+    # --- the user --------------------------------------------------------------------------------
+
+    def cancel(self, stream_id: str | None = None) -> bool:
+        """Let a video, or all, end where they stand; chunks under way are finished and kept.
+
+        Returns:
+            whether there was something to cancel.
+        """
+        if stream_id is None:
+            return sum(self.cancel(i) for i in list(self._videos)) > 0
+        video = self._videos.get(stream_id)
+        if video is None:
+            return False
+        video.cancelled = True
+        self._withdraw(video, "cancelled")
+        return True
+
+    def drain(self) -> None:
+        """Begin nothing more; what is under way is finished, and all streams are released to the store."""
+        self._draining = True
+        for video in list(self._videos.values()):
+            self._withdraw(video, "pending")
+
+    def _withdraw(self, video: Video, state: VideoState) -> None:
+        if video.sent and video.worker is not None:
+            self._touch(video.worker)
+        else:
+            self._end(video, state)
+
+    # --- decisions -------------------------------------------------------------------------------
+
+    def wakeup(self) -> float | None:
+        """When `actions` should be asked at the latest, though nothing happened; None: only then."""
+        times = [self._put_off[0][0]] if self._put_off else []
+        seconds = self.options.idle_seconds
+        if seconds is not None and len(self._videos) < len(self._workers):
+            times += [w.idle_since + seconds for w in self._workers if w.idle_since is not None]
+        return min(times, default=None)
+
+    def actions(self, now: float) -> list[Action]:
+        """What is to be done now. Each call is to be answered once, unless its worker is lost."""
+        while self._put_off and self._put_off[0][0] <= now:
+            _, number, video = heappop(self._put_off)
+            if video.put_off == number:
+                self._wait(video)
+        for worker in list(self._workers.reserved.values()):
+            reserved = worker.reserved
+            if reserved is not None and self._workers.has_room(worker, reserved):
+                self._workers.release(reserved)
+                self._admit(worker, reserved)
+        self._place_suspects(now)
+        self._place_waiting(now)
+        actions: list[Action] = []
+        for worker in self._dirty.values():
+            self._dispatch(worker, actions)
+        self._dirty.clear()
+        self._close_idle(now, actions)
+        return actions
+
+    def _place_suspects(self, now: float) -> None:
+        """Suspects run alone, on half of the workers at most: the others' work goes on."""
+        while self._suspects and self._workers.wards < max(1, len(self._workers) // 2):
+            video = self._suspects.first()
+            if video is None or not self._place(video, now):
+                return
+
+    def _place_waiting(self, now: float) -> None:
+        """Give free places to those who wait, fresh and begun in turn."""
+        while self._workers.any_place:
+            # More often than in turn when they pile up: each fresh one soon adds to those that were begun.
+            crowded = len(self._begun) > len(self._workers) * self.options.max_streams
+            begun_next = self._begun_in_a_row < (_CROWDED if crowded else 1)
+            for queue in (self._begun, self._fresh) if begun_next else (self._fresh, self._begun):
+                video = queue.first()
+                if video is not None and self._place(video, now):
+                    self._begun_in_a_row = self._begun_in_a_row + 1 if queue is self._begun else 0
+                    break
+            else:
+                return
+
+    def _place(self, video: Video, now: float) -> bool:
+        """Take the first of its queue out of it: to a worker that has room, or will have some for it.
+
+        Returns:
+            whether it went; else it has to wait.
+        """
+        workers = self._workers
+        worker = workers.roomiest(video)
+        if worker is not None:
+            self._take(video)
+            self._admit(worker, video)
+            return True
+        # It is its turn: the next room is kept for it, or else smaller ones would come first for ever.
+        worker = workers.to_reserve(video)
+        if worker is not None:
+            self._take(video)
+            workers.reserve(worker, video)
+            self._touch(worker)
+            return True
+        if not len(workers) or workers.any_could_hold(video):
+            return False
+        self._take(video)
+        video.failing = workers.too_big(video)
+        self._failed(video, now, at_least=_NO_WORKER_SECONDS)
+        return True
+
+    def _admit(self, worker: Worker, video: Video) -> None:
+        self._workers.admit(worker, video)
+        self._touch(worker)
+
+    def _dispatch(self, worker: Worker, actions: list[Action]) -> None:
+        while len(worker.calls) < self.options.depth:
+            video = worker.next_video()
+            if video is None:
+                return
+            self._last_call += 1
+            call, stream_id = self._last_call, video.spec.stream_id
+            worker.calls[call] = self._calls[call] = video
+            if video.where is Where.TO_OPEN:
+                video.where, video.sent = Where.OPENING, True
+                video.tries += video.retry
+                video.retry = False
+                actions.append(Open(call, worker.number, video.spec))
+            elif video.where is Where.TO_CLOSE:
+                video.where = Where.CLOSING
+                actions.append(Close(call, worker.number, stream_id))
+            elif self._makes_room(worker, video):
+                video.where = Where.RELEASING
+                self._releasing += 1
+                actions.append(Release(call, worker.number, stream_id))
+            else:
+                video.where = Where.TRACKING
+                worker.took_turn(video)
+                first, size = video.position, self.options.chunk_frames
+                actions.append(
+                    Track(call, worker.number, ChunkRef(stream_id, first, first - first % size + size - 1))
+                )
+
+    def _makes_room(self, worker: Worker, video: Video) -> bool:
+        if video.cancelled or self._draining:
+            return True
+        # Further than ever before: were its rows lost on the way each time, it would go round for ever.
+        if video.suspect or not video.further or video.had < self.options.quantum:
+            return False
+        return worker.reserved is not None or len(self._fresh) + len(self._begun) > self._releasing
+
+    def _close_idle(self, now: float, actions: list[Action]) -> None:
+        seconds = self.options.idle_seconds
+        if seconds is None or len(self._videos) >= len(self._workers):
+            return
+        for worker in list(self._workers):
+            if worker.streams or worker.reserved is not None:
+                worker.idle_since = None
+            elif worker.idle_since is None:
+                worker.idle_since = now
+            elif now - worker.idle_since >= seconds and len(self._videos) < len(self._workers):
+                self._workers.remove(worker.number)
+                actions.append(CloseWorker(worker.number))
+
+    # --- where a video goes ----------------------------------------------------------------------
+
+    def _let_go(self, video: Video, now: float) -> None:
+        """No worker holds a video any more: what becomes of it."""
+        if video.worker is not None and video.failing is not None:
+            video.avoid = video.worker.number
+        self._workers.release(video)
+        if video.cancelled:
+            video.cause = video.failing or video.cause
+            self._end(video, "cancelled")
+        elif video.failing is not None:
+            self._failed(video, now)
+        elif self._draining:
+            self._end(video, "pending")
+        else:
+            self._wait(video)
+
+    def _failed(self, video: Video, now: float, at_least: float = 0.0) -> None:
+        failure, video.failing = video.failing, None
+        assert failure is not None
+        video.cause = failure
+        # The worker that was lost may have committed after the video was opened elsewhere.
+        own = failure.kind == AnotherWriterError.__name__ and video.orphaned
+        video.orphaned = video.orphaned and not own
+        video.failures += 1
+        if failure.permanent and not own:
+            self._end(video, "failed")
+        elif video.failures >= self.options.max_tries:
+            self._end(video, "quarantined")
+        elif self._draining:
+            self._end(video, "pending")
+        else:
+            options, video.retry = self.options, True
+            seconds = min(options.backoff_seconds * 2 ** (video.failures - 1), options.max_backoff_seconds)
+            seconds = max(seconds, at_least) * (1 + options.jitter * self._random.random())
+            self._last_put_off += 1
+            video.put_off = self._last_put_off
+            heappush(self._put_off, (now + seconds, video.put_off, video))
+
+    def _wait(self, video: Video) -> None:
+        video.put_off = 0
+        if video.suspect:
+            self._wait_in(self._suspects, video)
+        else:
+            self._wait_in(self._fresh if video.best is None else self._begun, video)
+
+    def _wait_in(self, queue: FairQueue[Video], video: Video, new: bool = False) -> None:
+        video.queue = queue
+        if new:
+            queue.push_new(video)
+        else:
+            queue.push(video, video.had)
+            video.had = 0
+
+    def _take(self, first: Video) -> None:
+        if first.queue is not None:
+            first.queue.pop()
+            first.queue = None
+
+    def _leave_queue(self, video: Video) -> None:
+        queue, video.queue = video.queue, None
+        if queue is not None:
+            queue.discard(video)
+
+    def _end(self, video: Video, state: VideoState) -> None:
+        self._leave_queue(video)
+        video.put_off = 0
+        self._workers.release(video)
+        del self._videos[video.spec.stream_id]
+        cause = None if state == "finished" else video.cause
+        self._counts[state] += 1
+        self._results[video.spec.stream_id] = (
+            video.spec.stream_id,
+            state,
+            video.position,
+            video.rows,
+            video.losses,
+            video.tries,
+            video.seconds,
+            cause,
+        )
+
+    def _got_further(self, video: Video) -> None:
+        video.best, video.failures = video.position, 0
+
+    def _count_rows(self, video: Video, rows: int, losses: int) -> None:
+        self._rows += rows - video.rows
+        video.rows, video.losses = rows, losses
+
+    def _touch(self, worker: Worker) -> None:
+        self._dirty[worker.number] = worker
