@@ -33,7 +33,7 @@ _FLOAT, _LONG = 4, 8
 # Of working memory that may grow without end: as allocated at first, and doubled from there.
 _FIRST_FRAMES = 16
 # Queries that memory is searched for at a time, on a CPU.
-_CPU_QUERIES = 64
+_CPU_QUERIES = 128
 # Convolutions take scratch memory and reorder what they get; how much differs by kernel and processor. On a
 # CPU a copy of the widest weights, which is counted as such, and up to a tenth of the rest was measured.
 _SCRATCH = 0.25
@@ -69,8 +69,8 @@ def predict_state_bytes(
 ) -> int:
     """Device memory of one stream's `TrackerState` at its largest, in bytes.
 
-    Exact: what the state's tensors take once all objects are there. On a GPU the allocator rounds each tensor
-    up, which is below a percent at any useful size.
+    Never less than its tensors take, once all objects are there and memory has been read when it was as full
+    as it gets. On a GPU the allocator rounds each tensor up, which is below a percent at any useful size.
 
     Args:
         model: the network's shape.
@@ -92,8 +92,10 @@ def predict_state_bytes(
     # key and selection; shrinkage, use and life; the time is a 64-bit integer.
     own = 2 * model.key_dim * _FLOAT + 3 * _FLOAT + _LONG
     value = model.value_dim * _FLOAT
+    # Between two memory frames the keys are kept prepared for searching, with their rows and times.
+    prepared = 2 * model.key_dim * _FLOAT + _FLOAT + 2 * _LONG
     sensory = model.hidden_dim * positions * _FLOAT
-    return elements * own + objects * (elements * value + sensory)
+    return elements * (own + prepared) + objects * (elements * value + sensory)
 
 
 def predict_workspace_bytes(
