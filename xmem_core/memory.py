@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xmem_core.attention import search, similarity, sparse_readout
+from xmem_core.attention import Searchable, search, searchable, similarity, sparse_readout
 from xmem_core.config import MemoryConfig
 
 # An element's life starts just above 0, so that use / life is defined before its first reading.
@@ -51,6 +51,23 @@ class _Region:
     @property
     def used(self) -> slice:
         return slice(self.start, self.start + self.size)
+
+
+@dataclass(frozen=True)
+class _Readable:
+    """The elements in use, as readings want them; it holds until the memory changes.
+
+    Args:
+        rows: of the pool, (N,)
+        time: of their frames, (N,)
+        oldest: the least of them.
+        elements: for `search`.
+    """
+
+    rows: Tensor
+    time: Tensor
+    oldest: int
+    elements: Searchable
 
 
 class Memory:
@@ -98,6 +115,7 @@ class Memory:
             "time": torch.zeros(capacity, dtype=torch.int64, device=self.device),
         }
         self._values: dict[int, Tensor] = {}
+        self._readable: _Readable | None = None
 
     def __repr__(self) -> str:
         return (
@@ -140,27 +158,27 @@ class Memory:
         Raises:
             RuntimeError: there is nothing to read.
         """
-        rows = self._used_rows()
-        if len(rows) == 0 or not self.first_time:
+        if self.sizes == (0, 0) or not self.first_time:
             raise RuntimeError(f"nothing to read: {self!r}")
-        column = self._columns
-        time = column["time"][rows]
-        oldest = int(time.min())
+        seen = self._readable = self._readable or self._as_readable()
         # Objects that came together share one softmax; one older than all elements is barred from nothing.
-        since = {i: max(first, oldest) for i, first in self.first_time.items()}
-        readers = [oldest, *sorted(set(since.values()) - {oldest})]
-        found = search(
-            column["key"][rows].T,
-            column["shrinkage"][rows],
-            query_key,
-            query_selection,
-            self.config.top_k,
-            [None if first == oldest else time < first for first in readers],
-        )
+        since = {i: max(first, seen.oldest) for i, first in self.first_time.items()}
+        readers = [seen.oldest, *sorted(set(since.values()) - {seen.oldest})]
+        barred = [None if first == seen.oldest else seen.time < first for first in readers]
+        found = search(seen.elements, query_key, query_selection, self.config.top_k, barred)
+        rows = seen.rows
         self._count_use(rows, *found[0])
         chosen = {first: (w, rows[best]) for first, (w, best) in zip(readers, found, strict=True)}
         out = [sparse_readout(*chosen[since[i]], value).T for i, value in self._values.items()]
         return torch.stack(out)
+
+    def _as_readable(self) -> _Readable:
+        rows = self._used_rows()
+        column = self._columns
+        time = column["time"][rows]
+        # One row per channel in memory too, which is how the matrix products like them.
+        key = column["key"][rows].T.contiguous()
+        return _Readable(rows, time, int(time.min()), searchable(key, column["shrinkage"][rows].unsqueeze(0)))
 
     def _used_rows(self) -> Tensor:
         regions = (self.long_term, self.permanent, self.working)
@@ -209,6 +227,7 @@ class Memory:
         for name, tensor, dim in parts:
             if tensor.shape != (dim, self.positions):
                 raise ValueError(f"{name} of shape {tuple(tensor.shape)}: need {(dim, self.positions)}")
+        self._readable = None
         limit = self.config.max_mid_term_frames
         if not self.config.enable_long_term and limit is not None and len(self.frames) == limit:
             self._drop_oldest()
@@ -231,6 +250,7 @@ class Memory:
 
     def remove_objects(self, object_ids: list[int]) -> None:
         """Forget objects, and free the elements that are valid for none of those that stay."""
+        self._readable = None
         for object_id in object_ids:
             del self.first_time[object_id]
             del self._values[object_id]

@@ -11,6 +11,7 @@ from torch import Tensor
 from xmem_core.attention import (
     readout,
     search,
+    searchable,
     similarity,
     sparse_readout,
     top_k_weights,
@@ -84,6 +85,26 @@ def test_barred_elements_weigh_nothing_even_where_all_are() -> None:
     assert weights[1].tolist() == [0.0, 0.0]
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 2**31), st.integers(1, 700), st.integers(1, 9), st.booleans())
+def test_the_best_are_found_in_stages(seed: int, elements: int, top_k: int, barred: bool) -> None:
+    g = torch.Generator().manual_seed(seed)
+    scores = torch.rand(3, elements, generator=g).argsort(1).float()  # no two alike
+    if barred:
+        scores[torch.rand(3, elements, generator=g) < 0.97] = -math.inf
+    weights, index = top_k_weights(scores, top_k)
+    best = torch.topk(scores, min(top_k, elements), 1).values
+    assert torch.equal(scores.gather(1, index), best)
+    assert all(len(set(row)) == len(row) for row in index.tolist())
+    expected = torch.nan_to_num(torch.softmax(best, 1), nan=0.0)
+    assert torch.equal(weights, expected)
+
+
+def test_of_equal_scores_the_same_ones_are_found_again() -> None:
+    scores = torch.zeros(2, 1000)
+    assert torch.equal(top_k_weights(scores, 30)[1], top_k_weights(scores.clone(), 30)[1])
+
+
 @pytest.mark.parametrize("top_k", [1, 4, 50])
 def test_sparse_readout_equals_the_dense_product(top_k: int) -> None:
     g = torch.Generator().manual_seed(1)
@@ -98,7 +119,7 @@ def test_sparse_readout_equals_the_dense_product(top_k: int) -> None:
 def test_search_finds_for_every_reader_what_the_whole_matrix_shows(queries: int) -> None:
     key, shrinkage, query, selection = (t[0] for t in random_inputs(7, 40, queries, 8))
     bar = torch.arange(40) < 25
-    found = search(key, shrinkage[0], query, selection, 6, [None, bar])
+    found = search(searchable(key, shrinkage), query, selection, 6, [None, bar])
     scores = similarity(*(t.unsqueeze(0) for t in (key, shrinkage, query, selection)))[0].T
     for (weights, index), seen in zip(found, (scores, scores.masked_fill(bar, -math.inf)), strict=True):
         expected_weights, expected_index = top_k_weights(seen, 6)
