@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from jobs import batch_cli
 from jobs import options as opt
 from jobs.terminal import SPEAK_EVERY_S, console, fetch_model, say, short_name
 from pipeline.errors import UsageError, XmemError
@@ -29,6 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(batch_cli.app, name="batch")
 
 logger = logging.getLogger("xmem")
 
@@ -65,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _how_to_go_on(arguments: list[str]) -> str:
-    if arguments[:1] != ["track"]:
+    if arguments[:1] not in (["track"], ["batch"]):
         return ""
     again = "the same command without --restart" if "--restart" in arguments else "the same command"
     return f"; {again} goes on from the last committed chunk"

@@ -18,7 +18,7 @@ from jobs.listing import Sidecars, has_wildcard, sidecar_of, videos_in
 from jobs.manifest_file import SUFFIXES, Row, check_prompts_name, is_manifest, read_rows
 from pipeline.errors import SourceError, UsageError
 from pipeline.locations import locate, scheme_of
-from pipeline.prompts import load_mask_png, load_prompts
+from pipeline.prompts import PromptSet, load_mask_png, load_prompts
 from pipeline.sources import find_plugin
 from pipeline.stream_ids import generate_stream_id
 from pipeline.work import StreamSpec
@@ -50,6 +50,8 @@ def load_manifest(
     prompts: str | None = None,
     detector: str | None = None,
     priority: float = 1.0,
+    restart: bool = False,
+    inline_prompts: bool = False,
     storage_options: Mapping[str, Any] | None = None,
 ) -> list[VideoJob]:
     """The videos of a batch, in the order of the manifest or of their names.
@@ -63,6 +65,9 @@ def load_manifest(
         prompts: prompts file or masks for the videos that have none of their own; checked here.
         detector: name of the detector that finds objects; videos need no prompts then.
         priority: of videos without one.
+        restart: start all of them over.
+        inline_prompts: give the videos what a local `prompts` file holds, not its name: on a cluster nobody
+            else could read it.
         storage_options: for the fsspec file systems.
 
     Returns:
@@ -74,8 +79,11 @@ def load_manifest(
             wrong, a stream or video is there twice, or no video has anything to track.
     """
     uri = os.fspath(source)
+    shared: Mapping[str, Any] | None = None
     if prompts is not None:
-        prompts = _shared_prompts(prompts)
+        prompts, content = _shared_prompts(prompts)
+        if inline_prompts and scheme_of(prompts) == "file":
+            prompts, shared = None, content.to_record()
     jobs: list[VideoJob] = []
     lines = array("q")
     seen: dict[str, int] = {}
@@ -83,8 +91,10 @@ def load_manifest(
     for row in _rows(uri, storage_options):
         generated = generate_stream_id(row.uri)
         stream_id = row.stream_id or generated
-        prompts_uri = row.prompts_uri or (prompts if row.prompts is None else None)
-        spec = StreamSpec(stream_id, row.uri, prompts_uri, row.prompts)
+        if row.prompts is None and row.prompts_uri is None:
+            spec = StreamSpec(stream_id, row.uri, prompts, shared, restart)
+        else:
+            spec = StreamSpec(stream_id, row.uri, row.prompts_uri, row.prompts, restart)
         jobs.append(VideoJob(spec, row.priority or priority))
         lines.append(row.line)
         if row.stream_id is not None and row.stream_id != generated:
@@ -153,15 +163,12 @@ def _beside(video: str, storage_options: Mapping[str, Any] | None) -> str | None
     return sidecar_of(video, Existing())
 
 
-def _shared_prompts(uri: str) -> str:
-    """The URI for all videos, once the file is known to be right: the one prompts file that is read here."""
+def _shared_prompts(uri: str) -> tuple[str, PromptSet]:
+    """The prompts for all videos: the one file that is read here, so that its faults are told once."""
     check_prompts_name(uri, "for all videos")
     uri = local_absolute(uri)
-    if uri.partition("?")[0].lower().endswith(".png"):
-        load_mask_png(uri)
-    else:
-        load_prompts(uri)
-    return uri
+    is_picture = uri.partition("?")[0].lower().endswith(".png")
+    return uri, load_mask_png(uri) if is_picture else load_prompts(uri)
 
 
 def _meant(one: VideoJob, other: VideoJob, explicit: set[str]) -> bool:

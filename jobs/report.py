@@ -111,15 +111,30 @@ class BatchReport:
             separator = ",\n    "
         yield "\n  ]\n}\n"
 
-    def save(self, storage_options: Mapping[str, Any] | None = None) -> str:
-        """Write the report into the output folder, as a whole or not at all; returns its URI.
+    @property
+    def location(self) -> str:
+        """Where `save` puts it."""
+        return f"{self.out.rstrip('/')}/{FOLDER}/{self.batch_id}.json"
+
+    def check(self, storage_options: Mapping[str, Any] | None = None) -> None:
+        """Whether the output folder can be written: better known before the work than after it.
 
         Raises StoreError.
         """
         files = open_files(self.out, storage_options)
-        name = f"{FOLDER}/{self.batch_id}.json"
-        files.create(name, "".join(self.to_json()).encode(), owner=self.batch_id)
-        return files.uri(name)
+        name = f"{FOLDER}/.{self.batch_id}"
+        files.create(name, b"", owner=self.batch_id)
+        files.remove(name)
+
+    def save(self, storage_options: Mapping[str, Any] | None = None) -> None:
+        """Write the report into the output folder, as a whole or not at all.
+
+        Raises StoreError.
+        """
+        data = "".join(self.to_json()).encode()
+        open_files(self.out, storage_options).create(
+            f"{FOLDER}/{self.batch_id}.json", data, owner=self.batch_id
+        )
 
     def write(self, path: str) -> None:
         """Write the report to a local file, as a whole or not at all; `-` is stdout. Raises XmemError."""

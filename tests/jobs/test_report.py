@@ -89,16 +89,19 @@ def test_the_bad_ones_are_listed_in_order(tmp_path: Path) -> None:
 
 def test_it_is_kept_in_the_output_folder_and_never_overwritten(tmp_path: Path) -> None:
     first, second = report(tmp_path), report(tmp_path)
-    saved = [first.save(), second.save()]
-    assert saved[0] != saved[1]
+    for made in (first, second):
+        made.check()
+        made.save()
     names = sorted(p.name for p in (tmp_path / "out" / "batches").iterdir())
     assert names == sorted(f"{r.batch_id}.json" for r in (first, second))
-    for uri, made in zip(saved, (first, second), strict=True):
-        assert json.loads(Path(uri.removeprefix("file://")).read_text())["batch_id"] == made.batch_id
+    for made in (first, second):
+        assert json.loads(Path(made.location).read_text())["batch_id"] == made.batch_id
 
 
 def test_an_output_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
+    with pytest.raises(StoreError, match="out"):
+        report(tmp_path).check()
     with pytest.raises(StoreError, match="out"):
         report(tmp_path).save()
 

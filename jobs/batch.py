@@ -1,0 +1,160 @@
+"""A batch: many videos on a Ray, to the end, whatever happens to single ones; and the report about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from jobs.actions import Progress, Running
+from jobs.cluster import Resources, connected
+from jobs.manifest import VideoJob, local_absolute
+from jobs.report import BatchReport
+from pipeline.errors import UsageError
+from pipeline.settings import TrackSettings
+from pipeline.work import WorkerSettings
+
+logger = logging.getLogger(__name__)
+
+OnProgress = Callable[[Progress, Sequence[Running]], None]
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """Where a batch runs, and how much of it at a time.
+
+    Args:
+        address: of a Ray cluster: `auto`, `host:6379`, `ray://host:10001`. None: a Ray of our own, here.
+        actors: processes that track; None: as many as fit.
+        threads: CPU threads of the network in each; None: what the CPUs allow.
+        gpu_fraction: part of a GPU that each takes, where they run on GPUs.
+        max_tries: tries without progress after which a video is quarantined.
+        debug: show what Ray and its workers print.
+
+    Raises:
+        UsageError: a value that makes no sense.
+    """
+
+    address: str | None = None
+    actors: int | None = None
+    threads: int | None = None
+    gpu_fraction: float = 1.0
+    max_tries: int = 4
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("actors", "threads", "max_tries"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} {value} is not allowed: at least 1")
+        fraction = self.gpu_fraction
+        if not (0 < fraction <= 1 or (fraction > 1 and fraction == int(fraction))):
+            raise UsageError(f"gpu_fraction {fraction} is not allowed: above 0, up to 1, or a whole number")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How many processes track, and what each takes.
+
+    Args:
+        actors: processes.
+        threads: CPUs, and threads of the network, of each.
+        gpus: GPUs of each.
+    """
+
+    actors: int
+    threads: int
+    gpus: float = 0.0
+
+
+def plan(videos: int, resources: Resources, device: str, options: BatchOptions) -> Plan:
+    """Actors and threads for so many videos.
+
+    On CPUs: few videos get many threads each, many videos one each. On GPUs: one actor per GPU, or per
+    fraction of one. What the options say comes first.
+
+    Raises:
+        UsageError: GPUs are wanted and there are none, or one actor wants more than any machine has.
+    """
+    if device == "cpu":
+        most = max(resources.node_cpus, default=1) or 1
+        if options.threads is not None and options.threads > most:
+            raise UsageError(f"threads {options.threads} is not allowed: the largest machine has {most} CPUs")
+        threads = options.threads or min(most, max(1, resources.cpus // max(1, videos)))
+        places = sum(cpus // threads for cpus in resources.node_cpus)
+        return Plan(options.actors or max(1, min(videos, places)), threads)
+    if device != "cuda":
+        raise UsageError(f"device {device!r} is not allowed: cpu or cuda; which GPU, Ray decides")
+    places = int(resources.gpus / options.gpu_fraction + 1e-6)
+    if places < 1:
+        raise UsageError(
+            f"device cuda with {options.gpu_fraction:g} of a GPU for each actor is not possible: Ray sees "
+            f"{resources.gpus:g} GPUs; cpu always works"
+        )
+    return Plan(options.actors or max(1, min(videos, places)), options.threads or 1, options.gpu_fraction)
+
+
+def run_batch(
+    jobs: Sequence[VideoJob],
+    settings: WorkerSettings,
+    options: BatchOptions | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+    stop: threading.Event | None = None,
+) -> BatchReport:
+    """Track all videos; what a video's fault is ends up in the report, not in an exception.
+
+    Called again with the same jobs it tracks what is unfinished.
+
+    Args:
+        jobs: from `load_manifest`.
+        settings: of all videos; its `threads` are replaced by those of the options, or the best for them.
+        options: where it runs.
+        on_progress: is called with the standing and the running videos, a few times a second.
+        stop: once it is set, nothing more is begun; what is under way is committed, the rest is "pending".
+
+    Returns:
+        the report, which is in `OUT/batches/` too.
+
+    Raises:
+        UsageError: settings or options are wrong. XmemError: there is no Ray to be had, the output folder
+        cannot be written, or no worker can be started.
+    """
+    from jobs.ray_pool import drive
+
+    options = options or BatchOptions()
+    settings = _for_workers(settings)
+    _check(settings)
+    report = BatchReport(jobs, {}, settings.out, datetime.now(UTC), datetime.now(UTC))
+    report.check(settings.out_storage_options)
+    stop = stop or threading.Event()
+    with connected(options.address, gpus=settings.device != "cpu", debug=options.debug) as resources:
+        chosen = plan(len(jobs), resources, settings.device, options)
+        settings = dataclasses.replace(settings, threads=chosen.threads)
+        logger.info("%d videos on %s with %s", len(jobs), resources, chosen)
+        raise NotImplementedError(drive)
+
+
+def _for_workers(settings: WorkerSettings) -> WorkerSettings:
+    """Settings that mean the same in processes with another working folder."""
+    model = os.path.abspath(settings.model) if os.path.isfile(settings.model) else settings.model
+    return dataclasses.replace(settings, out=local_absolute(settings.out), model=model)
+
+
+def _check(settings: WorkerSettings) -> None:
+    """What would otherwise be said by each video in turn."""
+    TrackSettings(
+        model=settings.model,
+        model_fingerprint="",
+        memory=settings.memory,
+        size=settings.size,
+        dtype=settings.dtype,
+        chunk_frames=settings.chunk_frames,
+        snapshot_chunks=settings.snapshot_chunks,
+        max_frames=settings.max_frames,
+        box_segmenter=settings.box_segmenter,
+    )

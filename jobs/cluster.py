@@ -1,0 +1,130 @@
+"""A Ray to work on: one started here and stopped again, a cluster that is there, or the caller's own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from jobs.shipping import is_submitted_job, runtime_env
+from pipeline.errors import UsageError, XmemError
+from pipeline.locations import one_line
+
+logger = logging.getLogger(__name__)
+
+_OBJECT_STORE_BYTES = 200 * 2**20  # only states travel, and those of a local run hardly ever
+
+_KNOCK_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a Ray has.
+
+    Args:
+        node_cpus: CPUs of each node.
+        gpus: of all nodes.
+    """
+
+    node_cpus: tuple[int, ...]
+    gpus: float = 0.0
+
+    @property
+    def cpus(self) -> int:
+        """Of all nodes."""
+        return sum(self.node_cpus)
+
+
+@contextmanager
+def connected(address: str | None = None, *, gpus: bool = False, debug: bool = False) -> Iterator[Resources]:
+    """A Ray to work on; afterwards, what was started or connected here is gone again.
+
+    Args:
+        address: of a cluster: `auto`, `host:6379`, `ray://host:10001`. None: a Ray of this machine's own. If
+            this process is connected already, that connection is used and stays.
+        gpus: whether a Ray of our own offers this machine's GPUs.
+        debug: show what Ray and its workers print.
+
+    Raises:
+        UsageError: there is no cluster at the address. XmemError: Ray cannot be started, or the cluster does
+        not let this process in.
+    """
+    if ray.is_initialized():
+        yield resources()
+        return
+    options: dict[str, Any] = {
+        "log_to_driver": debug,
+        "logging_level": logging.INFO if debug else logging.ERROR,
+        "configure_logging": True,
+    }
+    if address is None:
+        options |= {"address": "local", "num_cpus": usable_cpus(), "include_dashboard": False}
+        options |= {"object_store_memory": _OBJECT_STORE_BYTES}
+        options |= {} if gpus else {"num_gpus": 0}
+    else:
+        _knock(address)
+        options["address"] = address
+        if not is_submitted_job():
+            options["runtime_env"] = runtime_env()
+    try:
+        ray.init(**options)
+    except Exception as error:  # of many kinds, most of them RuntimeError
+        raise _explained(error, address) from error
+    try:
+        yield resources()
+    finally:
+        ray.shutdown()
+
+
+def resources() -> Resources:
+    """What the Ray that this process is connected to has."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    totals = [node.get("Resources", {}) for node in nodes]
+    return Resources(
+        tuple(int(total.get("CPU", 0)) for total in totals), sum(total.get("GPU", 0) for total in totals)
+    )
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _knock(address: str) -> None:
+    """Whether anybody listens there at all; Ray itself would ask for minutes."""
+    if address == "auto":
+        return
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        raise UsageError(f"address {address!r} is not allowed: give auto, host:6379 or ray://host:10001")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"no Ray cluster answers at {address} ({one_line(error)}): check the address, and that it runs"
+        ) from error
+
+
+def _explained(error: Exception, address: str | None) -> XmemError:
+    text, kind = one_line(error), type(error).__name__
+    if address is None:
+        return XmemError(f"Ray cannot be started on {socket.gethostname()}: {text}")
+    if kind == "AuthenticationError" or "oken" in text:
+        return XmemError(
+            f"the Ray cluster at {address} does not let us in: set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to "
+            f"its token (`ray get-auth-token` there shows it)"
+        )
+    if isinstance(error, ConnectionError) or "connect" in text.lower() or isinstance(error, ValueError):
+        return UsageError(
+            f"no Ray cluster answers at {address}: give auto (on one of its machines), host:6379 or "
+            f"ray://host:10001"
+        )
+    return XmemError(f"the Ray cluster at {address} cannot be used: {text}")
