@@ -120,7 +120,8 @@ def _fast(stage: _Set) -> Made:
 
 def _small(stage: _Set) -> Made:
     """A twentieth of the picture's height."""
-    target = _target(stage, tall=stage.size[0] * float(stage.rng.uniform(0.05, 0.065)), pace=0.006)
+    tall = max(8.0, stage.size[0] * float(stage.rng.uniform(0.05, 0.065)))
+    target = _target(stage, tall=tall, pace=0.006)
     return _filmed(stage, compose(stage.backdrop(), [target, _bystander(stage, tall=0.06)]))
 
 
