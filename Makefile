@@ -36,6 +36,7 @@ demo: $(VENV)/runtime $(VENV)/clips
 	@infra/dev/demo.sh $(BIN)
 
 test: setup-dev
+	-@infra/dev/rtsp-test-system.sh
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 lint: setup-dev

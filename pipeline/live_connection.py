@@ -339,7 +339,8 @@ def _ffmpeg_options(url: str, options: LiveOptions) -> dict[str, str]:
         "max_pixels": str(options.max_pixels),
     }
     if scheme_of(url) in ("rtsp", "rtsps"):
-        given |= {"allowed_media_types": "video"}
+        # RTP's timestamps are unwrapped already; done twice, a jump back looks like one of 13 hours ahead.
+        given |= {"allowed_media_types": "video", "correct_ts_overflow": "0"}
         if options.transport == "auto":
             given |= {"rtsp_transport": "tcp+udp", "rtsp_flags": "prefer_tcp"}
         else:

@@ -28,8 +28,9 @@ import gi  # type: ignore[import-not-found,unused-ignore]  # noqa: E402
 
 gi.require_version("Gst", "1.0")
 gi.require_version("GstApp", "1.0")
+gi.require_version("GstRtsp", "1.0")
 gi.require_version("GstRtspServer", "1.0")
-from gi.repository import GLib, Gst, GstApp, GstRtspServer  # type: ignore[import-not-found,unused-ignore]  # noqa: E402, F401
+from gi.repository import GLib, Gst, GstApp, GstRtsp, GstRtspServer  # type: ignore[import-not-found,unused-ignore]  # noqa: E402, F401
 
 LAUNCH = (
     "( appsrc name=source is-live=true format=time block=false max-bytes=0 stream-type=stream "
@@ -55,6 +56,9 @@ class Feeder(threading.Thread):
         self._source = source
         self._clips = clips
         self.running = True
+
+    def stop(self) -> None:
+        self.running = False
 
     def run(self) -> None:
         shown = Controls.clip
@@ -96,25 +100,14 @@ class Factory(GstRtspServer.RTSPMediaFactory):  # type: ignore[misc,unused-ignor
 
     def do_configure(self, media: Any) -> None:
         source = media.get_element().get_child_by_name("source")
-        feeder: list[Feeder] = []
-
-        def start(_media: Any, state: int) -> None:
-            if state == Gst.State.PLAYING and not feeder:
-                feeder.append(Feeder(source, self._clips))
-                feeder[0].start()
-
-        def stop(_media: Any) -> None:
-            for one in feeder:
-                one.running = False
-
-        # Nothing is played before the pipeline has shown what it holds; so begin with it.
-        feeder.append(Feeder(source, self._clips))
-        feeder[0].start()
-        media.connect("unprepared", stop)
+        # Before it plays: the pipeline must have seen a picture to describe the stream.
+        feeder = Feeder(source, self._clips)
+        feeder.start()
+        media.connect("unprepared", lambda _media: feeder.stop())
 
 
 def read_clip(path: str) -> list[tuple[bytes, int, int, bool]]:
-    """A clip's access units in decode order: bytes, pts (from 0, in ns), duration in ns, whether a keyframe."""
+    """A clip's access units in decode order: bytes, pts from 0 and duration in ns, whether a keyframe."""
     pipeline = Gst.parse_launch(
         f'filesrc location="{path}" ! qtdemux ! h264parse config-interval=-1 '
         "! video/x-h264,stream-format=byte-stream,alignment=au ! appsink name=sink sync=false"
@@ -176,21 +169,18 @@ def main() -> None:
 
 
 def protect(server: Any, factories: list[Any], user: str, password: str) -> None:
+    """Let in only who knows the password."""
     auth = GstRtspServer.RTSPAuth()
-    auth.set_supported_methods(GstRtspServer.rtsp_auth_get_type and 2)  # digest
+    auth.set_supported_methods(GstRtsp.RTSPAuthMethod.DIGEST)
     token = GstRtspServer.RTSPToken()
     token.set_string("media.factory.role", "user")
     auth.add_digest(user, password, token)
     server.set_auth(auth)
     for factory in factories:
-        factory.add_role_from_structure(role_of("user"))
-
-
-def role_of(name: str) -> Any:
-    role = Gst.Structure.new_empty(name)
-    role.set_value("media.factory.access", True)
-    role.set_value("media.factory.construct", True)
-    return role
+        role = Gst.Structure.new_empty("user")
+        role.set_value("media.factory.access", True)
+        role.set_value("media.factory.construct", True)
+        factory.add_role_from_structure(role)
 
 
 if __name__ == "__main__":
