@@ -6,19 +6,26 @@ import dataclasses
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
-from jobs.actions import Progress, Running
+from jobs.actions import Progress, Running, SchedulerOptions
 from jobs.cluster import Resources, connected
 from jobs.manifest import VideoJob, local_absolute
+from jobs.ray_pool import RayPool, room_for
 from jobs.report import BatchReport
+from jobs.scheduler import Scheduler
+from pipeline.actor import tracker_actor
 from pipeline.errors import UsageError
 from pipeline.settings import TrackSettings
 from pipeline.work import WorkerSettings
 
 logger = logging.getLogger(__name__)
+
+# Of a device's memory, the part that weights and states may take together.
+_USABLE = 0.85
 
 OnProgress = Callable[[Progress, Sequence[Running]], None]
 
@@ -104,18 +111,22 @@ def run_batch(
     options: BatchOptions | None = None,
     *,
     on_progress: OnProgress | None = None,
+    on_stop: Callable[[], None] | None = None,
     stop: threading.Event | None = None,
 ) -> BatchReport:
     """Track all videos; what a video's fault is ends up in the report, not in an exception.
 
-    Called again with the same jobs it tracks what is unfinished.
+    Called again with the same jobs it tracks what is unfinished. In the main thread, SIGINT and SIGTERM stop
+    it: nothing more is begun, what is under way is committed, the rest is "pending". A second one ends it at
+    once; what is committed stays all the same.
 
     Args:
         jobs: from `load_manifest`.
         settings: of all videos; its `threads` are replaced by those of the options, or the best for them.
         options: where it runs.
-        on_progress: is called with the standing and the running videos, a few times a second.
-        stop: once it is set, nothing more is begun; what is under way is committed, the rest is "pending".
+        on_progress: is called with the standing and the running videos, twice a second.
+        on_stop: is called when it begins to stop.
+        stop: stops it as a signal does, once it is set.
 
     Returns:
         the report, which is in `OUT/batches/` too.
@@ -124,19 +135,88 @@ def run_batch(
         UsageError: settings or options are wrong. XmemError: there is no Ray to be had, the output folder
         cannot be written, or no worker can be started.
     """
-    from jobs.ray_pool import drive
-
     options = options or BatchOptions()
     settings = _for_workers(settings)
     _check(settings)
-    report = BatchReport(jobs, {}, settings.out, datetime.now(UTC), datetime.now(UTC))
+    started = datetime.now(UTC)
+    report = BatchReport(jobs, {}, settings.out, started, started)
     report.check(settings.out_storage_options)
-    stop = stop or threading.Event()
     with connected(options.address, gpus=settings.device != "cpu", debug=options.debug) as resources:
         chosen = plan(len(jobs), resources, settings.device, options)
         settings = dataclasses.replace(settings, threads=chosen.threads)
-        logger.info("%d videos on %s with %s", len(jobs), resources, chosen)
-        raise NotImplementedError(drive)
+        logger.info("%d videos on %s: %s", len(jobs), resources, chosen)
+        scheduler = _Stoppable(
+            SchedulerOptions(chunk_frames=settings.chunk_frames, max_tries=options.max_tries), on_stop
+        )
+        for job in jobs:
+            scheduler.add(job)
+        most_workers = 0
+
+        def news(standing: Progress) -> None:
+            nonlocal most_workers
+            most_workers = max(most_workers, standing.workers)
+            if stop is not None and stop.is_set():
+                pool.drain()
+            if on_progress is not None:
+                on_progress(standing, scheduler.running())
+
+        pool = RayPool(
+            scheduler,
+            lambda: tracker_actor(settings, gpus=chosen.gpus),
+            _wanted(len(jobs), chosen, options),
+            budget=lambda facts: budget(facts, _share(resources, chosen)),
+            on_progress=news,
+        )
+        pool.run()
+    report = dataclasses.replace(
+        report,
+        results={result.stream_id: result for result in scheduler.results()},
+        ended=datetime.now(UTC),
+        interrupted=scheduler.stopping and scheduler.progress().pending > 0,
+        frames=scheduler.progress().frames,
+        workers=most_workers,
+    )
+    report.save(settings.out_storage_options)
+    return report
+
+
+class _Stoppable(Scheduler):
+    """A scheduler that says when it begins to stop."""
+
+    def __init__(self, options: SchedulerOptions, on_stop: Callable[[], None] | None) -> None:
+        super().__init__(options)
+        self.stopping = False
+        self._on_stop = on_stop
+
+    def drain(self) -> None:
+        if not self.stopping:
+            self.stopping = True
+            if self._on_stop is not None:
+                self._on_stop()
+        super().drain()
+
+
+def _wanted(videos: int, chosen: Plan, options: BatchOptions) -> int | Callable[[], int]:
+    """How many actors there should be. On a cluster machines come and go, unless a number was asked for."""
+    if options.actors is not None or options.address is None:
+        return chosen.actors
+    return lambda: max(1, min(videos, room_for(chosen.threads, chosen.gpus)))
+
+
+def budget(facts: Mapping[str, Any], share: float) -> int:
+    """Bytes that the states of an actor's streams may take, from its facts, if it has such a share of its
+    device: of what the weights leave, most; libraries and decoders want some too.
+    """
+    usable = int(facts["device_bytes"] * share * _USABLE)
+    return max(0, usable - int(facts["weights_bytes"]))
+
+
+def _share(resources: Resources, chosen: Plan) -> float:
+    """The part of its device that an actor has: of a GPU, or of a machine's memory."""
+    if chosen.gpus:
+        return min(1.0, chosen.gpus)
+    per_machine = -(-chosen.actors // max(1, len(resources.node_cpus)))
+    return 1.0 / per_machine
 
 
 def _for_workers(settings: WorkerSettings) -> WorkerSettings:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -19,6 +15,9 @@ from jobs.progress import BatchDisplay, duration
 from jobs.terminal import console, fetch_model, say
 from pipeline.errors import UsageError
 from pipeline.redact import redacted
+
+if TYPE_CHECKING:
+    from jobs.report import BatchReport
 
 _BATCH = "Batch"
 _MOST_LISTED = 20
@@ -166,46 +165,29 @@ def run(
     )
     if address is None:
         fetch_model(model)
-    with _stops() as stop, BatchDisplay(console()) as display:
-        result = run_batch(jobs, settings, options, on_progress=display, stop=stop)
+    with BatchDisplay(console()) as display:
+        result = run_batch(jobs, settings, options, on_progress=display, on_stop=_say_stopping)
     _summarize(result)
     if report is not None:
         result.write(report)
     return result.exit_code
 
 
-@contextmanager
-def _stops() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second interrupts at once."""
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        say("xmem: stopping; what is being tracked is committed first (once more: at once)")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _say_stopping() -> None:
+    say("xmem: stopping; what is being tracked is committed first (again: at once)")
 
 
-def _summarize(result: Any) -> None:
+def _summarize(result: BatchReport) -> None:
     """The end of a batch on stderr: the videos that failed with their causes, the totals, the report."""
     totals = result.totals()
     listed = 0
     for job, video in result.bad():
         listed += 1
         if listed <= _MOST_LISTED:
-            cause = video.cause.message if video.cause else "no cause is known"
+            cause = redacted(video.cause.message) if video.cause else "no cause is known"
             tries = f" after {video.tries} tries" if video.state == "quarantined" else ""
-            say(f"{video.state}{tries}: {redacted(job.spec.uri)}: {redacted(cause)}")
+            uri = redacted(job.spec.uri)
+            say(f"{video.state}{tries}: {cause if cause.startswith(uri) else f'{uri}: {cause}'}")
     if listed > _MOST_LISTED:
         say(f"... and {listed - _MOST_LISTED} more, see the report")
     others = [f"{totals[s]} {s}" for s in ("failed", "quarantined", "cancelled", "pending") if totals[s]]
@@ -213,8 +195,7 @@ def _summarize(result: Any) -> None:
     rate = result.frames / result.seconds if result.seconds > 0 else 0.0
     say(f"{done}; {totals['rows']} rows in {redacted(result.out)}")
     say(f"{result.frames} frames tracked in {duration(result.seconds)} ({rate:.1f} frames/s)")
-    if result.location:
-        say(f"report: {redacted(result.location)}")
+    say(f"report: {redacted(result.location)}")
 
 
 # --- as a job on a cluster -----------------------------------------------------------------------

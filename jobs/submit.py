@@ -33,6 +33,12 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _OUT = "xmem_out"
+# They speak of each package and each connection, whatever the level of Ray's own logger.
+_CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,8 @@ class Jobs:
         with self._talking("connect to"):
             from ray.job_submission import JobSubmissionClient
 
+            for name in _CHATTY:
+                logging.getLogger(name).setLevel(logging.WARNING)
             with _without_variables():  # an option is not overruled by the environment
                 self._client: Any = JobSubmissionClient(self.address, headers=_token_header())
 
@@ -101,6 +109,12 @@ class Jobs:
             prompts: as for `xmem batch`. A file on this machine travels with the job.
             env: environment variables of all the job's processes. Everyone who sees the dashboard sees them.
         """
+        for given in (videos, out, prompts or ""):
+            if redacted(given) != given:
+                raise UsageError(
+                    f"{given}: credentials would show on the dashboard; let the cluster's machines have "
+                    f"them, for instance as environment variables"
+                )
         with tempfile.TemporaryDirectory(prefix="xmem-submit-") as folder:
             command = ["python", "-m", "jobs.cli", "batch", "run", _shipped_manifest(videos, Path(folder))]
             command += ["--out", out, "--address", "auto", *arguments]
@@ -126,7 +140,7 @@ class Jobs:
         return JobStatus(
             job_id,
             str(getattr(info.status, "value", info.status)),
-            " ".join(redacted(info.message or "").split()),
+            " ".join(redacted(info.message or "").partition(", last available logs")[0].split()),
             (info.metadata or {}).get(_OUT),
             _time(info.start_time),
             _time(info.end_time),
@@ -182,7 +196,7 @@ def _explained(error: Exception, address: str, verb: str, job_id: str | None) ->
             f"{address} does not take this token: check RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH and "
             f"~/.ray/auth_token (`ray get-auth-token` on the cluster shows the right one)"
         )
-    if isinstance(error, ConnectionError):
+    if isinstance(error, ConnectionError) or kind in ("ConnectionError", "ConnectTimeout"):
         return XmemError(f"no Ray cluster answers at {address}: check the address and that it is running")
     if job_id is not None and ("404" in text or "does not exist" in text):
         return UsageError(f"there is no job {job_id} at {address}")
