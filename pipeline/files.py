@@ -10,6 +10,11 @@ How `create` excludes other writers:
 * object stores: `If-None-Match: *` or the store's own equivalent, through fsspec's `mode="create"`. A server
   that ignores the condition is found out at the first file created, and refused.
 * `memory://`: a lock; it lives in one process.
+
+Requests to a store are tried again (`pipeline.retries`). One whose answer was lost may have been carried out,
+or may be yet, after the next attempt. `create` is then told that the name is taken, by the same bytes, as its
+callers find out; and on S3 `replace` writes only in the place of what it has seen, so that no request that
+comes late undoes a later one.
 """
 
 from __future__ import annotations
@@ -23,14 +28,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.errors import StoreError
+from pipeline.filesystems import connect, is_local, is_s3
+from pipeline.retries import ShortAnswerError, http_status, retry
 
 T = TypeVar("T")
 _CREATE_ATTEMPTS = 5
+_REPLACE_ATTEMPTS = 8
+_UPLOAD_SECONDS = 120
+_UPLOAD_BYTES_PER_SECOND = 1 << 18
+"""An upload slower than this hangs; nothing else ends one that waits for the server's "100 Continue"."""
 _MEMORY_LOCK = threading.Lock()
 
 
@@ -95,23 +104,19 @@ def open_files(root: str | os.PathLike[str], storage_options: Mapping[str, Any] 
         raise StoreError("the output folder's name is empty: give a path or a URI such as s3://bucket/folder")
     if "::" in text:
         raise StoreError(f"output {text!r}: chained URIs (a::b) cannot be written to; give the inner one")
-    options = dict(storage_options or {})
     try:
-        # A listing cache would hide what another process commits.
-        if "://" in text and not text.startswith(("file:", "local:")):
-            options.setdefault("use_listings_cache", False)
-        fs, path = fsspec.core.url_to_fs(text, **options)
+        fs, path = connect(text, storage_options)
     except ImportError as error:
         raise StoreError(
             f"output {text!r} needs a package that is not installed: {one_line(error)}"
         ) from error
     except (ValueError, TypeError) as error:
         raise StoreError(f"output {text!r} cannot be opened: {one_line(error)}") from error
-    if isinstance(fs, LocalFileSystem):
+    if is_local(fs):
         from pipeline.local_disk import LocalFiles  # it needs this module's Files
 
         return LocalFiles(Path(path))
-    return RemoteFiles(text, fs, path)
+    return RemoteFiles(text, fs, path, lambda: connect(text, storage_options, library_retries=True)[0])
 
 
 def one_line(error: BaseException) -> str:
@@ -121,12 +126,20 @@ def one_line(error: BaseException) -> str:
 
 
 class RemoteFiles(Files):
-    """Files on an object store or any other fsspec file system."""
+    """Files on an object store or any other fsspec file system.
 
-    def __init__(self, root: str, fs: Any, path: str) -> None:
+    Args:
+        root: the folder as its URI.
+        fs, path: its file system, and the path on that.
+        for_arrow: makes the file system that pyarrow reads by, which retries by itself; default: `fs`.
+    """
+
+    def __init__(self, root: str, fs: Any, path: str, for_arrow: Callable[[], Any] | None = None) -> None:
         super().__init__(root)
         self._fs = fs
         self._path = path.rstrip("/")
+        self._for_arrow = for_arrow
+        self._is_s3 = is_s3(fs)
         self._is_memory = isinstance(fs, MemoryFileSystem)
         self._exclusive_checked = self._is_memory
 
@@ -144,16 +157,29 @@ class RemoteFiles(Files):
         )
 
     def replace(self, name: str, data: bytes, owner: str = "") -> None:
-        self._attempt("write", name, lambda: self._put(name, data, "overwrite"))
+        if not self._is_s3:
+            self._attempt("write", name, lambda: self._put(name, data, "overwrite"))
+            return
+        for _ in range(_REPLACE_ATTEMPTS):
+            if self._attempt("write", name, lambda: self._replace_once(name, data)):
+                return
+        raise StoreError(
+            f"cannot write {self.uri(name)}: other writers kept writing the same name; try again"
+        )
 
     def read(self, name: str) -> bytes:
-        return bytes(self._attempt("read", name, lambda: self._fs.cat_file(self._full(name))))
+        def fetch() -> bytes:
+            size = self._size(name)
+            return _whole(self._fs.cat_file(self._full(name)), size)
+
+        return self._attempt("read", name, fetch)
 
     def tail(self, name: str, count: int) -> bytes:
         def fetch() -> bytes:
             # A plain suffix range (start=-count) fails on some servers when the file is shorter.
-            size = int(self._fs.info(self._full(name))["size"])
-            return bytes(self._fs.cat_file(self._full(name), start=max(0, size - count), end=size))
+            size = self._size(name)
+            first = max(0, size - count)
+            return _whole(self._fs.cat_file(self._full(name), start=first, end=size), size - first)
 
         return self._attempt("read", name, fetch)
 
@@ -189,13 +215,40 @@ class RemoteFiles(Files):
         self._attempt("remove", name, remove)
 
     def arrow(self, name: str) -> tuple[Any, str]:
-        return self._fs, self._full(name)
+        return self._for_arrow() if self._for_arrow else self._fs, self._full(name)
 
     def _full(self, name: str) -> str:
         return f"{self._path}/{name}"
 
-    def _put(self, name: str, data: bytes, mode: str) -> None:
-        self._fs.pipe_file(self._full(name), data, mode=mode)
+    def _size(self, name: str) -> int:
+        return int(self._fs.info(self._full(name))["size"])
+
+    def _put(self, name: str, data: bytes, mode: str, **conditions: str) -> None:
+        if self._is_s3:
+            seconds = _UPLOAD_SECONDS + len(data) // _UPLOAD_BYTES_PER_SECOND
+            self._fs.pipe_file(self._full(name), data, mode=mode, timeout=seconds, **conditions)
+        else:
+            self._fs.pipe_file(self._full(name), data, mode=mode)
+
+    def _replace_once(self, name: str, data: bytes) -> bool:
+        """Writes in the place of nothing, or else of what is there now; False if that changed meanwhile."""
+        if self._create_once(name, data):
+            return True
+        try:
+            seen = str(self._fs.info(self._full(name)).get("ETag") or "")
+        except FileNotFoundError:
+            return False
+        try:
+            self._put(name, data, "overwrite", **({"IfMatch": seen} if seen else {}))
+        except Exception as error:
+            status, _ = http_status(error)
+            if status == 412:
+                return bool(self._fs.cat_file(self._full(name)) == data)
+            if status in (400, 501):  # a store that knows no such condition
+                self._put(name, data, "overwrite")
+            else:
+                raise
+        return True
 
     def _create_once(self, name: str, data: bytes) -> bool | None:
         """True: created; False: the name is taken; None: undecided, ask again."""
@@ -211,7 +264,7 @@ class RemoteFiles(Files):
         except FileExistsError:
             return False
         except Exception as error:
-            status = _http_status(error)
+            status, _ = http_status(error)
             if status == 412:
                 return False
             if status == 409:
@@ -234,9 +287,9 @@ class RemoteFiles(Files):
         """Nothing to do: here folders are only prefixes."""
 
     def _attempt(self, doing: str, name: str, operation: Callable[[], T]) -> T:
-        """Every request goes through here: the one place for retries. s3fs itself retries what is safe to."""
+        """Every request goes through here, and is tried again as long as its failure may pass."""
         try:
-            return operation()
+            return retry(f"{doing} {self.uri(name)}", operation)
         except (FileNotFoundError, StoreError) as error:
             if doing == "write" and isinstance(error, FileNotFoundError):
                 raise StoreError(f"cannot write {self.uri(name)}: {one_line(error)}") from error
@@ -245,12 +298,8 @@ class RemoteFiles(Files):
             raise StoreError(f"cannot {doing} {self.uri(name)}: {one_line(error)}") from error
 
 
-def _http_status(error: BaseException) -> int | None:
-    for cause in (error, error.__cause__):
-        response = getattr(cause, "response", None)
-        if isinstance(response, Mapping):
-            return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        status = getattr(cause, "status", None) or getattr(cause, "status_code", None)
-        if isinstance(status, int):
-            return status
-    return None
+def _whole(data: bytes, size: int) -> bytes:
+    """The data, if it is all of it."""
+    if len(data) != size:
+        raise ShortAnswerError(f"{len(data)} bytes came instead of {size}")
+    return bytes(data)

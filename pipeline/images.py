@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.errors import SourceError
 from pipeline.locations import Location, read_error
 from pipeline.records import Event, Frame
+from pipeline.retries import retry
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +60,8 @@ class ImageFolder:
         self.trailing_losses = ()
         index, lost = 0, 0
         names: list[str] = []
-        for path, _ in self._entries:
-            image = self._decode(path)
+        for path, info in self._entries:
+            image = self._decode(path, info)
             if image is None:
                 lost += 1
                 names.append(path.rsplit("/", 1)[-1])
@@ -72,9 +73,9 @@ class ImageFolder:
             index += 1
         self.trailing_losses = _losses(index, lost, names)
 
-    def _decode(self, path: str) -> NDArray[np.uint8] | None:
+    def _decode(self, path: str, info: dict[str, Any]) -> NDArray[np.uint8] | None:
         try:
-            data: bytes = self._location.fs.cat_file(path)
+            data = self._location.read_bytes(path, info.get("size"))
         except Exception as error:
             raise read_error(f"{self.uri}: {path}", error) from error
         if not _looks_whole(data):
@@ -115,7 +116,7 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 
 def _list_images(location: Location) -> list[tuple[str, dict[str, Any]]]:
     try:
-        listed = location.fs.ls(location.path, detail=True)
+        listed = retry(f"list {location.uri}", lambda: location.fs.ls(location.path, detail=True))
     except Exception as error:
         raise read_error(location.uri, error) from error
     found = []

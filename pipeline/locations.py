@@ -5,16 +5,22 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
+from fsspec.caching import caches
 
 from pipeline.errors import SourceError
+from pipeline.filesystems import connect, is_local
+from pipeline.redact import redacted
+from pipeline.retries import ShortAnswerError, retry
 
 log = logging.getLogger(__name__)
+
+BLOCK_BYTES = 4 << 20
+CACHE_TYPE = "readahead"
 
 _SAMPLES = 16
 _SAMPLE_BYTES = 1 << 14
@@ -31,18 +37,21 @@ class Location:
         path: the path on that file system.
     """
 
-    uri: str
-    fs: Any
-    path: str
+    uri: str = field(repr=False)
+    fs: Any = field(repr=False)
+    path: str = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"Location({redacted(self.uri)!r})"
 
     @property
     def is_local(self) -> bool:
-        return isinstance(self.fs, LocalFileSystem)
+        return is_local(self.fs)
 
     def is_folder(self) -> bool:
         """Whether this is a folder. Raises SourceError if it is neither that nor a file."""
         try:
-            kind = self.fs.info(self.path)["type"]
+            kind = retry(f"look at {self.uri}", lambda: self.fs.info(self.path))["type"]
         except Exception as error:
             raise read_error(self.uri, error) from error
         if kind not in ("file", "directory"):
@@ -51,13 +60,31 @@ class Location:
             )
         return bool(kind == "directory")
 
-    def open(self, block_size: int) -> GuardedFile:
-        """Open for reading in ranges of `block_size` bytes; read errors are kept in the file's `failure`."""
+    def open(self, block_size: int, cache_type: str = CACHE_TYPE) -> GuardedFile:
+        """Open for reading in ranges of `block_size` bytes; what fails for good is kept in its `failure`."""
         try:
-            handle = self.fs.open(self.path, "rb", block_size=block_size, cache_type="readahead")
+            return GuardedFile(self, block_size, cache_type)
         except Exception as error:
             raise read_error(self.uri, error) from error
-        return GuardedFile(handle)
+
+    def read_bytes(self, path: str | None = None, size: int | None = None) -> bytes:
+        """All bytes of this file, or of another one on the same file system; raises what that raises.
+
+        Args:
+            size: how many bytes it is known to have; asked for if None.
+        """
+        wanted = self.path if path is None else path
+
+        def fetch() -> bytes:
+            if self.is_local:
+                return bytes(self.fs.cat_file(wanted))
+            expected = self.fs.info(wanted)["size"] if size is None else size
+            data = bytes(self.fs.cat_file(wanted))
+            if expected is not None and len(data) != int(expected):
+                raise ShortAnswerError(f"{len(data)} bytes came instead of {expected}")
+            return data
+
+        return retry(f"read {self.uri if path is None else path}", fetch)
 
     def fingerprint(self) -> str:
         """A short text that changes when the file does.
@@ -66,67 +93,123 @@ class Location:
         content: a modification time would call a copied or touched file another one.
         """
         try:
-            info = self.fs.info(self.path)
+            info = retry(f"look at {self.uri}", lambda: self.fs.info(self.path))
             size = int(info.get("size") or 0)
             digest = hashlib.sha256(str(size).encode())
             marks = [str(info[name]) for name in _NAMED_VERSIONS if info.get(name)]
             if marks and not self.is_local:
                 digest.update("|".join(marks).encode())
             else:
-                self._digest_samples(digest, size)
+                for sample in retry(f"read {self.uri}", lambda: list(self._samples(size))):
+                    digest.update(sample)
         except Exception as error:
             raise read_error(self.uri, error) from error
         return f"{size}-{digest.hexdigest()[:16]}"
 
-    def _digest_samples(self, digest: Any, size: int) -> None:
+    def _samples(self, size: int) -> Iterator[bytes]:
         with self.fs.open(self.path, "rb", block_size=_SAMPLE_BYTES, cache_type="none") as handle:
             if size <= _SAMPLES * _SAMPLE_BYTES:
-                digest.update(handle.read())
+                yield handle.read()
                 return
             for i in range(_SAMPLES):
                 handle.seek((size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
-                digest.update(handle.read(_SAMPLE_BYTES))
+                yield handle.read(_SAMPLE_BYTES)
 
 
 class GuardedFile(io.RawIOBase):
-    """A readable, seekable file that seems to end where reading fails, and keeps the error in `failure`.
+    """A remote file, readable and seekable, that seems to end where reading fails for good.
 
-    FFmpeg would take it for the end anyway, and PyAV print it. Whoever reads must look at `failure` to tell a
-    network that broke from a video that ended.
+    A range that cannot be read is asked for again, at the same place. Where that does not help, the error is
+    kept in `failure`: FFmpeg would take it for the end anyway, and PyAV print it. Whoever reads must look at
+    `failure` to tell a network that broke from a video that ended.
+
+    A file that changes while it is read fails, on S3 (each range is asked for by the ETag first seen).
     """
 
-    def __init__(self, handle: BinaryIO) -> None:
-        self._handle = handle
+    def __init__(self, location: Location, block_size: int, cache_type: str = CACHE_TYPE) -> None:
         self.failure: Exception | None = None
+        self._uri = location.uri
+        self._lock = threading.Lock()
+        self._position = 0
+        self._handle = retry(
+            f"open {self._uri}",
+            lambda: location.fs.open(location.path, "rb", block_size=block_size, cache_type="none"),
+        )
+        size = getattr(self._handle, "size", None)
+        self._size = size if isinstance(size, int) else None
+        # Where a server does not tell the size there are no ranges: the handle is read as it comes.
+        self._cache = None if self._size is None else caches[cache_type](block_size, self._fetch, self._size)
 
     def readable(self) -> bool:
         return True
 
     def seekable(self) -> bool:
-        return bool(self._handle.seekable())
+        return self._cache is not None or bool(self._handle.seekable())
 
     def read(self, size: int = -1) -> bytes:
+        if self.failure is not None:  # FFmpeg asks again; once was long enough
+            return b""
         try:
-            return bytes(self._handle.read(size))
+            if self._cache is None or self._size is None:
+                return bytes(self._handle.read(size))
+            end = self._size if size is None or size < 0 else min(self._size, self._position + size)
+            if end <= self._position:
+                return b""
+            data = bytes(self._cache._fetch(self._position, end))
+            self._position += len(data)
+            return data
         except Exception as error:
             self.failure = error
             return b""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         try:
-            return int(self._handle.seek(offset, whence))
+            if self._cache is None or self._size is None:
+                return int(self._handle.seek(offset, whence))
         except Exception as error:
             if not isinstance(error, ValueError):  # to before the start, or for the size: FFmpeg just tries
                 self.failure = error
             return -1
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}.get(whence)
+        if base is None or base + offset < 0:
+            return -1
+        self._position = base + offset
+        return self._position
 
     def tell(self) -> int:
-        return int(self._handle.tell())
+        return int(self._handle.tell()) if self._cache is None else self._position
 
     def close(self) -> None:
         if not self.closed:
             self._handle.close()
         super().close()
+
+    def _fetch(self, start: int, end: int) -> bytes:
+        assert self._size is not None
+        end = min(end, self._size)
+        if end <= start:
+            return b""
+
+        def fetch() -> bytes:
+            data = self._range(start, end)
+            if len(data) != end - start:
+                raise ShortAnswerError(f"{len(data)} bytes came instead of {end - start}")
+            return data
+
+        return retry(f"read {self._uri}, bytes {start}..{end - 1}", fetch)
+
+    def _range(self, start: int, end: int) -> bytes:
+        fetch_range = getattr(self._handle, "_fetch_range", None)
+        if fetch_range is None:
+            with self._lock:
+                self._handle.seek(start)
+                return bytes(self._handle.read(end - start))
+        try:
+            return bytes(fetch_range(start, end))
+        except IndexError as error:  # s3fs looks into errors that may be empty
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def scheme_of(uri: str) -> str:
@@ -140,7 +223,7 @@ def locate(uri: str, storage_options: Mapping[str, Any] | None = None) -> Locati
     if not uri or "\0" in uri:
         raise SourceError(f"{uri!r} is no video: give a path or a URI such as s3://bucket/clip.mp4")
     try:
-        fs, path = fsspec.core.url_to_fs(uri, **dict(storage_options or {}))
+        fs, path = connect(uri, storage_options)
     except ImportError as error:
         raise SourceError(
             f"{uri}: no driver for {scheme_of(uri)}:// is installed; {one_line(error)}"
@@ -150,7 +233,7 @@ def locate(uri: str, storage_options: Mapping[str, Any] | None = None) -> Locati
             f"{uri}: cannot be understood as a path or URI ({one_line(error)}); "
             "use a path, file://, s3:// or another fsspec scheme"
         ) from error
-    return Location(uri, fs, str(path))
+    return Location(uri, fs, path)
 
 
 def read_error(uri: str, error: BaseException) -> SourceError:
@@ -161,6 +244,8 @@ def read_error(uri: str, error: BaseException) -> SourceError:
         return SourceError(f"{uri}: no such file or folder; check the path")
     if isinstance(error, PermissionError):
         return SourceError(f"{uri}: permission denied; check the file's rights or the credentials")
+    if type(error).__name__ == "FileExpired":
+        return SourceError(f"{uri}: was replaced while it was read; try again")
     return SourceError(
         f"{uri}: reading failed ({one_line(error)}); check the path and the connection, then try again"
     )

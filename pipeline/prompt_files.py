@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from importlib.resources import files as resource_files
 from typing import Any
 
-import fsspec
 import numpy as np
 
 from pipeline import prompt_values as check
 from pipeline.errors import PromptError
 from pipeline.index_png import decode_index_png
+from pipeline.locations import locate
 from pipeline.masks import mask_to_rle
 
 logger = logging.getLogger(__name__)
@@ -219,9 +219,7 @@ def parse_box(text: str) -> PromptObject:
 
 def _read(path: str) -> bytes:
     try:
-        with fsspec.open(path, "rb") as file:
-            data: bytes = file.read()
-            return data
+        return locate(path).read_bytes()
     except Exception as error:  # every store behind fsspec has errors of its own
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise PromptError(f"{path} cannot be read: {' '.join(reason.split())}") from error

@@ -31,7 +31,7 @@ from typing import Any, Protocol, Self, cast
 from pipeline import decoding, packets
 from pipeline.errors import SourceError
 from pipeline.images import ImageFolder
-from pipeline.locations import Location, locate, one_line, scheme_of
+from pipeline.locations import BLOCK_BYTES, Location, locate, one_line, scheme_of
 from pipeline.records import Event, Frame
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def open_source(
     *,
     threads: int = 0,
     storage_options: Mapping[str, Any] | None = None,
-    block_size: int = 4 << 20,
+    block_size: int = BLOCK_BYTES,
 ) -> VideoSource:
     """Open a video and decode its first frame.
 
@@ -152,7 +152,7 @@ class _Opened:
 class VideoFile(_Opened):
     """A video file that FFmpeg decodes; see the module's docstring and `VideoSource`."""
 
-    def __init__(self, location: Location, *, threads: int = 0, block_size: int = 4 << 20) -> None:
+    def __init__(self, location: Location, *, threads: int = 0, block_size: int = BLOCK_BYTES) -> None:
         if threads < 0:
             raise SourceError(f"threads={threads}: must be 0 (automatic) or a positive number")
         self.uri = location.uri

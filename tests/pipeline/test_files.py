@@ -22,6 +22,7 @@ from chunks import NO_EVENTS, rows
 from fsspec.implementations.memory import MemoryFileSystem
 
 import pipeline.local_disk as local_disk
+from pipeline import retries
 from pipeline.errors import AnotherWriterError, StoreError
 from pipeline.files import Files, RemoteFiles, open_files
 from pipeline.local_disk import LocalFiles
@@ -350,9 +351,19 @@ def test_a_conflict_of_two_requests_is_asked_again() -> None:
         faked(*[ServerError(409)] * 5).create("a", b"x")
 
 
-def test_a_failing_request_is_one_line() -> None:
+def test_a_failing_request_is_tried_again_and_then_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "BACKOFF", retries.Backoff(3, 0.001))
+    files = faked(ServerError(503), ServerError(500), None, FileExistsError())
+    assert files.create("a", b"x")
+    assert files._fs.answers == []
+    files = faked(*[ServerError(503)] * 4)
     with pytest.raises(StoreError, match=r"^cannot write fake://out/a: status 503 of a server$"):
-        faked(ServerError(503)).create("a", b"x")
+        files.create("a", b"x")
+    assert len(files._fs.answers) == 1
+    files = faked(ServerError(403), None)
+    with pytest.raises(StoreError, match="status 403"):
+        files.create("a", b"x")
+    assert files._fs.answers == [None]
 
 
 def test_an_upload_that_landed_though_its_answer_was_lost_is_success(monkeypatch: pytest.MonkeyPatch) -> None:

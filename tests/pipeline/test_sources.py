@@ -22,7 +22,7 @@ import videos
 from fsspec.implementations.memory import MemoryFileSystem
 from servers import S3Server
 
-from pipeline import packets, sources
+from pipeline import packets, retries, sources
 from pipeline.errors import SourceError
 from pipeline.records import Frame
 from pipeline.sources import VideoSource, open_source
@@ -540,9 +540,10 @@ def test_a_broken_connection_is_no_damage(
     tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsspec.register_implementation("broken", BrokenFileSystem, clobber=True)
+    monkeypatch.setattr(retries, "BACKOFF", retries.Backoff(3, 0.001))
     path = videos.make_video(tmp_path / "clip.mkv", 100, width=320, height=240, gop=2)
     BrokenFileSystem().pipe_file("/clip.mkv", path.read_bytes())
-    with open_source("broken://clip.mkv", threads=threads) as source:
+    with open_source("broken://clip.mkv", threads=threads, block_size=1 << 14) as source:
         assert len(list(source.frames())) == 100
         monkeypatch.setattr(BrokenFileSystem, "breaks_at", path.stat().st_size * 2 // 3)
         delivered = []

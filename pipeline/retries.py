@@ -1,0 +1,150 @@
+"""Trying again what a network or an overloaded store made fail: which failures, how often, when.
+
+Everything that reads or writes remote files goes through `retry`, once: the client libraries' own retries are
+off there (see `pipeline.filesystems`), for nested ones multiply.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pipeline.errors import XmemError
+from pipeline.redact import redacted
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How often and when to try again. Each pause is half to all of `first_seconds`, doubled every time.
+
+    Args:
+        attempts: how often an operation is tried, the first time included.
+        first_seconds, longest_seconds: of the pauses.
+        total_seconds: no further attempt begins after so long.
+    """
+
+    attempts: int = 9
+    first_seconds: float = 0.1
+    longest_seconds: float = 10.0
+    total_seconds: float = 180.0
+
+    def pauses(self) -> Iterator[float]:
+        """The pauses between attempts, in seconds; jittered, so that clients do not all come back at once."""
+        for i in range(self.attempts - 1):
+            yield random.uniform(0.5, 1.0) * min(self.longest_seconds, self.first_seconds * 2.0**i)
+
+
+BACKOFF = Backoff()
+"""What `retry` uses where it is told nothing else: about 12 seconds of pauses."""
+
+_RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524}
+_RETRIED_CODES = {
+    # 400s of S3 for a request that was cut off or changed on its way.
+    "RequestTimeout",
+    "IncompleteBody",
+    "BadDigest",
+    "XAmzContentSHA256Mismatch",
+    "OperationAborted",
+    "ConditionalRequestConflict",
+    "SlowDown",
+}
+_FINAL_TYPES = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+_FINAL_ERRNOS = {
+    errno.EINVAL,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EPERM,
+    errno.ELOOP,
+}
+_BOTO_RETRIED = {
+    "HTTPClientError",
+    "ConnectionError",
+    "FlexibleChecksumError",
+    "ResponseParserError",
+    "IncompleteReadError",
+    "ResponseStreamingError",
+    "CredentialRetrievalError",
+    "MetadataRetrievalError",
+}
+_FAULTS_OF_OURS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
+
+
+class ShortAnswerError(OSError):
+    """A complete answer that holds fewer or more bytes than it should."""
+
+
+def retry(what: str, operation: Callable[[], T], backoff: Backoff | None = None) -> T:
+    """The operation's result; it is tried again as long as what it raises may pass.
+
+    Args:
+        what: is being done, for the log; credentials are taken out.
+        operation: harmless to repeat.
+
+    Raises:
+        what the operation raised last, or first raised that will not pass.
+    """
+    backoff = backoff or BACKOFF
+    began = time.monotonic()
+    for attempt, pause in enumerate(backoff.pauses(), 1):
+        try:
+            return operation()
+        except Exception as error:
+            if not may_pass(error) or time.monotonic() - began + pause > backoff.total_seconds:
+                raise
+            logger.info(
+                "%s failed, attempt %d of %d: %s",
+                redacted(what),
+                attempt,
+                backoff.attempts,
+                redacted(" ".join(str(error).split()) or type(error).__name__),
+            )
+        time.sleep(pause)
+    return operation()
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same request may succeed later: the network or the server failed, not the request."""
+    if isinstance(error, XmemError) or type(error).__name__ == "FileExpired":
+        return False
+    if isinstance(error, ShortAnswerError):
+        return True
+    status, code = http_status(error)
+    if status or code:
+        return status in _RETRIED_STATUS or code in _RETRIED_CODES
+    module = type(error).__module__.partition(".")[0]
+    if module in ("botocore", "aiobotocore"):
+        return any(cls.__name__ in _BOTO_RETRIED for cls in type(error).__mro__)
+    if isinstance(error, OSError):
+        return not isinstance(error, _FINAL_TYPES) and error.errno not in _FINAL_ERRNOS
+    if module == "builtins":
+        return isinstance(error, EOFError)
+    return not isinstance(error, _FAULTS_OF_OURS)
+
+
+def http_status(error: BaseException) -> tuple[int, str]:
+    """The HTTP status and the store's own error code behind an error; 0 and "" where there are none."""
+    for cause in (error, error.__cause__):
+        response: Any = getattr(cause, "response", None)
+        if isinstance(response, Mapping):
+            status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) or 0)
+            code = str(response.get("Error", {}).get("Code", ""))
+            # An error inside an answer of status 200 (a copy, the end of an upload in parts) is the server's.
+            return (500 if 0 < status < 400 and code else status), code
+        found = getattr(cause, "status", None) or getattr(cause, "status_code", None)
+        if isinstance(found, int):
+            return found, ""
+    return 0, ""
