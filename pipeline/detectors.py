@@ -1,0 +1,201 @@
+"""Who finds new objects by itself: the protocol, the look-up by name, and a check for authors.
+
+A detector sees a stream's frames one after another and says where things are that might be objects. It knows
+nothing of those that are tracked already; `pipeline.finder` keeps the two apart. A detector may have a memory
+(the built-in "motion" learns what the scene looks like without them), and that memory is part of the stream's
+snapshots: a detector that was restored goes on exactly as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Protocol, runtime_checkable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.boxes import Box
+from pipeline.errors import UsageError
+from pipeline.locations import one_line
+from pipeline.records import Frame
+
+ENTRY_POINT_GROUP = "xmem.detectors"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detection:
+    """One thing on one frame, by its mask, its box, or both.
+
+    Args:
+        mask: H x W bool of the frame's size, with at least one pixel; what an object is started from.
+        box: x, y, width, height in whole pixels, inside the frame. Without a mask, the stream's box segmenter
+            makes one of it when an object is started.
+        category: what it is, where that is known.
+        score: how sure the detector is, 0..1.
+
+    Raises:
+        ValueError: neither mask nor box, an empty or misshaped one, or a score out of range.
+    """
+
+    mask: NDArray[np.bool_] | None = None
+    box: Box | None = None
+    category: str | None = None
+    score: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.mask is None and self.box is None:
+            raise ValueError("a detection without mask and box: give one")
+        if self.mask is not None and (self.mask.ndim != 2 or self.mask.dtype != np.bool_):
+            raise ValueError(
+                f"detection's mask is {self.mask.dtype} of shape {self.mask.shape}: need H x W bool"
+            )
+        if self.mask is not None and not self.mask.any():
+            raise ValueError("detection's mask is empty: leave the detection out")
+        if self.box is not None and (len(self.box) != 4 or min(self.box) < 0 or min(self.box[2:]) < 1):
+            raise ValueError(f"detection's box {self.box}: need x, y >= 0 and width, height >= 1")
+        if not 0 <= self.score <= 1:
+            raise ValueError(f"detection's score {self.score}: need 0 .. 1")
+
+    def __repr__(self) -> str:
+        pixels = "" if self.mask is None else f", {int(self.mask.sum())} pixels"
+        return f"Detection({self.bounds}{pixels}, category={self.category!r}, score={self.score:.2f})"
+
+    @property
+    def bounds(self) -> Box:
+        """The box that was given, else the mask's."""
+        if self.box is not None:
+            return self.box
+        assert self.mask is not None
+        rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
+        left, top = int(columns[0]), int(rows[0])
+        return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
+
+    def check_fits(self, frame: Frame) -> None:
+        """Raises ValueError if it is not of a frame of that size."""
+        height, width = frame.size
+        if self.mask is not None and self.mask.shape != (height, width):
+            raise ValueError(f"detection's mask has shape {self.mask.shape}, the frame {frame.size}")
+        x, y, w, h = self.bounds
+        if x + w > width or y + h > height:
+            raise ValueError(f"detection's box {self.bounds} reaches outside the frame of {width}x{height}")
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """Finds things on the frames of one stream; `check_detector` tries out what is promised here.
+
+    `detect` gets frames in their order, not necessarily every one, and must not change them. Frames may
+    change their size. Equal frames after equal ones must give equal detections, in any process.
+
+    `to_bytes` gives all that the detector remembers, `from_bytes` takes it back: from then on it answers as
+    the one that `to_bytes` was asked of. It raises ValueError on bytes that are damaged or something else.
+    """
+
+    def detect(self, frame: Frame) -> list[Detection]: ...
+
+    def to_bytes(self) -> bytes: ...
+
+    def from_bytes(self, blob: bytes) -> None: ...
+
+
+def load_detector(name: str = "motion") -> Detector:
+    """A new detector of that name: built in, or an entry point of the group `xmem.detectors`.
+
+    An entry point names a class or function that gives a detector when called without arguments. It is
+    called once per stream.
+
+    Raises:
+        UsageError: there is none of that name, or what is registered cannot be loaded or is no detector.
+    """
+    if name == "motion":
+        from pipeline.motion import MotionDetector
+
+        return MotionDetector()
+    registered: Iterable[EntryPoint] = entry_points(group=ENTRY_POINT_GROUP)
+    for entry in registered:
+        if entry.name != name:
+            continue
+        try:
+            detector = entry.load()()
+        except Exception as error:
+            raise UsageError(
+                f"detector {name!r} ({entry.value}) cannot be loaded: {type(error).__name__}: "
+                f"{one_line(error)}; repair or uninstall it"
+            ) from error
+        if not isinstance(detector, Detector):
+            raise UsageError(
+                f"detector {name!r} ({entry.value}) lacks one of the methods detect(frame), to_bytes() and "
+                "from_bytes(blob)"
+            )
+        return detector
+    known = ", ".join(["motion", *sorted(entry.name for entry in registered)])
+    raise UsageError(f"no detector {name!r}; there are: {known}")
+
+
+def check_detector(make: Callable[[], Detector], frames: Iterable[Frame] | None = None) -> None:
+    """Conformance test for authors of detectors.
+
+    Args:
+        make: gives a new detector.
+        frames: to try it on; by default a drawn scene, into which a bright thing walks after 2 seconds.
+
+    Raises:
+        AssertionError: it breaks a promise of `Detector`; the message says which, and on what frame.
+    """
+    shown = list(drawn_scene() if frames is None else frames)
+    first, second = make(), make()
+    for index, frame in enumerate(shown):
+        where = f"on frame {frame.frame_index}"
+        before = frame.image.copy()
+        found = first.detect(frame)
+        assert isinstance(found, list), f"detect gave a {type(found).__name__}, no list, {where}"
+        for detection in found:
+            assert isinstance(detection, Detection), f"detect gave {type(detection).__name__} {where}"
+            try:
+                detection.check_fits(frame)
+            except ValueError as error:
+                raise AssertionError(f"{error} {where}") from error
+        assert np.array_equal(before, frame.image), f"the frame was changed {where}"
+        again = second.detect(frame)
+        assert _same(found, again), f"a second detector found something else {where}"
+        if index % 7 == 3:
+            # The second one is replaced by what it remembers, again and again.
+            blob = second.to_bytes()
+            assert isinstance(blob, bytes), f"to_bytes gave a {type(blob).__name__}, no bytes"
+            second = make()
+            second.from_bytes(blob)
+    memory = first.to_bytes()
+    for bad in (b"", b"damaged", memory[:-1]) if memory else ():
+        try:
+            make().from_bytes(bad)
+        except ValueError:
+            continue
+        raise AssertionError(f"from_bytes took {len(bad)} bytes that to_bytes never gave")
+
+
+def drawn_scene(count: int = 100, height: int = 120, width: int = 160) -> list[Frame]:
+    """A still, textured scene at 25 frames/s, into which a bright thing walks from frame 50 on."""
+    generator = np.random.default_rng(0)
+    texture = generator.integers(60, 150, (height // 8, width // 8, 3), dtype=np.uint8)
+    still = np.asarray(cv2.resize(texture, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+    frames = []
+    for index in range(count):
+        image = still.copy()
+        if index >= 50:
+            left = 2 * (index - 50) - 10
+            image[height // 3 : 2 * height // 3, max(0, left) : max(0, left + 20)] = (240, 230, 40)
+        image += generator.integers(0, 5, image.shape, dtype=np.uint8)
+        frames.append(Frame(image, index, index / 25))
+    return frames
+
+
+def _same(these: list[Detection], those: list[Detection]) -> bool:
+    return len(these) == len(those) and all(
+        (a.box, a.category, a.score) == (b.box, b.category, b.score)
+        and (a.mask is None) == (b.mask is None)
+        and (a.mask is None or b.mask is None or np.array_equal(a.mask, b.mask))
+        for a, b in zip(these, those, strict=True)
+    )
