@@ -123,6 +123,8 @@ class Worker:
                 "failed",
                 next_frame=stream.summary.frames,
                 frames=stream.summary.tracked - before,
+                rows=stream.summary.rows,
+                losses=stream.summary.losses,
                 seconds=time.monotonic() - begun,
                 failure=failure,
             )

@@ -1,0 +1,202 @@
+"""Videos of a dataset, tracked: a class for Ray Data's `map_batches` that itself knows nothing of Ray.
+
+    ds = ray.data.from_items([{"uri": "s3://bucket/a.mp4", "prompts": "s3://bucket/a.prompts.json"}, ...])
+    done = ds.map_batches(
+        TrackVideos,
+        fn_constructor_kwargs={"out": "s3://bucket/tracks", "device": "cuda"},
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=8),   # or concurrency=(1, 8), before Ray 2.51
+        num_gpus=1,
+        batch_size=1,
+    )
+    done.write_parquet("s3://bucket/results")
+
+The rows go to the output folder, as with `xmem batch`; what the dataset holds afterwards is a line per video.
+Batches of one video spread the work best. Run again, it does what is unfinished: a finished video is only
+looked up. A process or machine that dies is replaced by Ray Data, and its video goes on from its last commit.
+What `xmem batch` has besides: several videos in turns on one device, priorities, and putting away a video
+that kills its process each time.
+
+`infra/examples/ray_data.py` is a whole program.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.backoff import Backoff
+from pipeline.errors import PromptError, UsageError
+from pipeline.prompts import PromptSet
+from pipeline.redact import redacted
+from pipeline.stream_ids import generate_stream_id
+from pipeline.work import ChunkRef, ChunkReport, Failure, StreamSpec, StreamStatus, WorkerSettings
+from pipeline.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+RESULT_COLUMNS = ("stream_id", "uri", "state", "frames", "rows", "losses", "seconds", "cause")
+FINISHED = "finished"
+FAILED = "failed"
+_INPUT_COLUMNS = ("uri", "stream_id", "prompts")
+_FIRST_WAIT_SECONDS = 1.0
+_LONGEST_WAIT_SECONDS = 30.0
+
+
+class TrackVideos:
+    """Tracks the videos of a batch, one after another; the model is loaded once.
+
+    Called with a batch (a dict of columns, equally long), it returns one. Columns taken:
+
+    * `uri`: path or fsspec URI of a video or a folder of images.
+    * `stream_id`: its name in the output folder. Without the column, or with null or "": made from the URI.
+    * `prompts`: what to track: URI or path of a prompts file (.json) or of an index PNG, or the content of a
+      prompts file, as JSON text or as a dict. Null or "": those given for all.
+
+    Columns given: `RESULT_COLUMNS`, before them those of the batch that are not taken. `state` is "finished"
+    or "failed". `frames`, `rows` and `losses` are what the output folder holds of the video; of one that
+    failed, as far as this call came to know. `seconds` is the time this call took for it. `cause` says in a
+    line why a video failed ("" if it did not). No column holds credentials; `uri` is given back without.
+
+    A bad video is named, never raised. Failures that may pass (storage, network) are tried again.
+
+    Args:
+        out: output folder, path or fsspec URI.
+        prompts: for all videos that have none of their own, in any form that the column takes.
+        tries: how often a video is tried at most.
+        settings: any further field of `pipeline.work.WorkerSettings`: model, device, threads, ...
+
+    Raises:
+        UsageError: the settings are wrong, or a batch has no column `uri`. XmemError: the model cannot be
+        had.
+    """
+
+    def __init__(self, out: str, *, prompts: Any = None, tries: int = 3, **settings: Any) -> None:
+        if tries < 1:
+            raise UsageError(f"tries={tries} is not allowed: at least 1")
+        known = set(WorkerSettings.__dataclass_fields__)
+        if wrong := sorted(set(settings) - known):
+            raise UsageError(f"no setting {wrong[0]!r}; there are: {', '.join(sorted(known - {'out'}))}")
+        self._settings = WorkerSettings(out, **settings)
+        self._prompts = _prompts(prompts)
+        self._tries = tries
+        self._worker = Worker(self._settings)
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Track a batch; see the class. Returns when all its videos are finished or have failed."""
+        if "uri" not in batch:
+            columns = ", ".join(batch) or "none"
+            raise UsageError(f"the dataset has no column 'uri'; its columns are: {columns}")
+        uris = batch["uri"]
+        count = len(uris)
+        ids = batch["stream_id"] if "stream_id" in batch else [None] * count
+        prompts = batch["prompts"] if "prompts" in batch else [None] * count
+        lines = [self._video(*given) for given in zip(uris, ids, prompts, strict=True)]
+        results: dict[str, Any] = {
+            name: column for name, column in batch.items() if name not in (*_INPUT_COLUMNS, *RESULT_COLUMNS)
+        }
+        for i, name in enumerate(RESULT_COLUMNS):
+            results[name] = np.array([line[i] for line in lines], dtype=_TYPES[name])
+        return results
+
+    def _video(self, uri: Any, stream_id: Any, prompts: Any) -> tuple[Any, ...]:
+        begun = time.monotonic()
+        address = "" if _nothing(uri) else str(uri)
+        shown = redacted(address)
+        name = generate_stream_id(address) if _nothing(stream_id) else str(stream_id)
+        status = StreamStatus(name)
+        failure: Failure | None
+        try:
+            if not address:
+                raise UsageError("a row has no uri: give a path or a URI such as s3://bucket/clip.mp4")
+            wanted = self._prompts if _nothing(prompts) else _prompts(prompts)
+            kind = "prompts_uri" if isinstance(wanted, str) else "prompts"
+            status, failure = self._finish(StreamSpec(name, address, **{kind: wanted}))  # type: ignore[arg-type]
+        except UsageError as error:
+            failure = Failure.of(error)
+        seconds = time.monotonic() - begun
+        state, cause = (FINISHED, "") if failure is None else (FAILED, failure.message)
+        if failure is not None:
+            logger.warning("video %s: %s", shown, cause)
+        return status.stream_id, shown, state, status.next_frame, status.rows, status.losses, seconds, cause
+
+    def _finish(self, spec: StreamSpec) -> tuple[StreamStatus, Failure | None]:
+        """Track a video to its end, in several tries if need be; how it stands then."""
+        backoff = Backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS)
+        status = StreamStatus(spec.stream_id)
+        for tries in range(1, self._tries + 1):
+            status, failure = self._try(spec, status)
+            if failure is None or failure.permanent or tries == self._tries:
+                break
+            logger.warning("stream %s: try %d of %d: %s", spec.stream_id, tries, self._tries, failure.message)
+            time.sleep(backoff.next_seconds())
+        return status, failure
+
+    def _try(self, spec: StreamSpec, before: StreamStatus) -> tuple[StreamStatus, Failure | None]:
+        status = self._worker.open(spec)
+        if status.failure is not None:
+            return before, status.failure
+        chunk = self._settings.chunk_frames
+        while not status.finished:
+            first = status.next_frame
+            report = self._worker.track(ChunkRef(spec.stream_id, first, first - first % chunk + chunk - 1))
+            if report.outcome not in ("tracked", "finished"):
+                self._worker.close(spec.stream_id)
+                refused = Failure("XmemError", f"frame {first} does not come next here", permanent=False)
+                return _later(status, report), report.failure or refused
+            status = _later(status, report)
+        return status, None
+
+
+_TYPES: Mapping[str, Any] = {
+    **dict.fromkeys(("stream_id", "uri", "state", "cause"), object),
+    **dict.fromkeys(("frames", "rows", "losses"), np.int64),
+    "seconds": np.float64,
+}
+
+
+def _later(status: StreamStatus, report: ChunkReport) -> StreamStatus:
+    """How a stream stands after a chunk."""
+    if report.outcome == "unknown":
+        return status
+    finished = report.outcome == "finished"
+    return StreamStatus(status.stream_id, report.next_frame, report.rows, report.losses, finished)
+
+
+def _prompts(given: Any) -> str | Mapping[str, Any] | None:
+    """A URI, or the content of a prompts file, checked; None for nothing."""
+    if _nothing(given):
+        return None
+    if isinstance(given, str) and not given.lstrip().startswith("{"):
+        return given
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError as error:
+            raise PromptError(f"prompts {given[:40]!r}... are no JSON: {error}") from error
+    if not isinstance(given, Mapping):
+        raise PromptError(f"prompts of type {type(given).__name__}: give a URI, JSON text or a dict")
+    content: Mapping[str, Any] = _without_nulls(given)
+    PromptSet.from_record(content)
+    return content
+
+
+def _without_nulls(value: Any) -> Any:
+    """As it was before Arrow gave all rows the same fields, absent ones as nulls, and lists as arrays."""
+    if isinstance(value, Mapping):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_without_nulls(v) for v in value]
+    return value
+
+
+def _nothing(value: Any) -> bool:
+    """Null, in the forms that a column may have it, or an empty text."""
+    return value is None or value == "" or (isinstance(value, float | np.floating) and math.isnan(value))
