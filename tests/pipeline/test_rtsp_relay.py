@@ -1,4 +1,4 @@
-"""The guarded way to a camera: real FFmpeg, a real relay, cameras that redirect, passwords that stay inside."""
+"""The guarded way to a camera: real FFmpeg, a real relay, cameras that redirect, passwords that stay in."""
 
 from __future__ import annotations
 
@@ -235,8 +235,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if openssl is None:
         pytest.skip("openssl is not installed")
     folder = tmp_path_factory.mktemp("tls")
-    command = [openssl, *"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=camera".split()]
-    command += [*"-addext subjectAltName=IP:127.0.0.1 -keyout both.pem -out cert.pem".split()]
+    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=camera"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "both.pem", "-out", "cert.pem"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     with (folder / "both.pem").open("a") as both:
         both.write((folder / "cert.pem").read_text())
