@@ -179,23 +179,18 @@ class Connection:
     def items(self) -> Iterator[Shown | Lost]:
         """Pictures and losses in the order shown, until the connection ends: that is a ConnectionLost."""
         decoding = _Decoding(self._stream)
-        demuxed = self._container.demux(self._stream)
-        try:
-            lost = yield from self._read(demuxed, decoding)
-            # The decoder still holds pictures that came before the end.
-            yield from decoding.flush()
-            raise lost
-        finally:
-            demuxed.close()
+        lost = yield from self._read(decoding)
+        # The decoder still holds pictures that came before the end.
+        yield from decoding.flush()
+        raise lost
 
-    def _read(
-        self, demuxed: Iterator[Any], decoding: _Decoding
-    ) -> Generator[Shown | Lost, None, ConnectionLost]:
+    def _read(self, decoding: _Decoding) -> Generator[Shown | Lost, None, ConnectionLost]:
         options = self._options
         opened = seen = time.monotonic()
         silence = 0.0
         waited, started = 0, False
         failures = 0
+        demuxed = self._container.demux(self._stream)
         while True:
             asked = time.monotonic()
             try:
@@ -203,6 +198,7 @@ class Connection:
             except av.InvalidDataError as error:
                 failures += 1
                 if failures < _MOST_READ_FAILURES:
+                    demuxed = self._container.demux(self._stream)
                     continue
                 return self._failure("read error", error)
             except Exception as error:
@@ -221,9 +217,9 @@ class Connection:
                 yield from _some("dropped", "before the first keyframe", waited)
                 seen = now
             for item in decoding.take(packet, silence):
-                if isinstance(item, Shown):
-                    seen, silence = time.monotonic(), 0.0
                 yield item
+                if isinstance(item, Shown):  # looked at only now: with back-pressure handing it on takes time
+                    seen, silence = time.monotonic(), 0.0
             if now - seen > options.stall_seconds:
                 return ConnectionLost("stalled", f"no picture for {now - seen:.1f} s")
 

@@ -388,7 +388,9 @@ class StreamTracker:
     def _arrive(self, frame: Frame) -> StepInput:
         for loss in frame.losses:
             self._add_event(loss)
-        if self._previous_size is not None and frame.size != self._previous_size:
+        # A live source tells of it by itself.
+        told = any(loss.kind == "resized" and loss.reason is None for loss in frame.losses)
+        if self._previous_size is not None and frame.size != self._previous_size and not told:
             detail = {"from": list(self._previous_size), "to": list(frame.size)}
             self._event(frame, "resized", detail=detail)
         prompt = self._prompt_at(frame)
