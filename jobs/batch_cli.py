@@ -11,8 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from jobs import options as opt
-from jobs.progress import BatchDisplay, duration
-from jobs.terminal import console, fetch_model, say
+from jobs import ray_token
+from jobs.terminal import console, duration, fetch_model, say
 from pipeline.errors import UsageError
 from pipeline.redact import redacted
 
@@ -119,8 +119,13 @@ def run(
     --prompts for all. Run again it tracks only what is unfinished. A video that fails stops no other one.
     Exit code: 0 all finished; 1 some failed (they are listed); 2 the request is wrong; 130 interrupted.
     """
+    debug = logging.getLogger().isEnabledFor(logging.DEBUG)
+    if address is not None:
+        ray_token.enable()
+
     from jobs.batch import BatchOptions, run_batch
     from jobs.manifest import load_manifest
+    from jobs.progress import BatchDisplay
     from pipeline.work import WorkerSettings
 
     memory = opt.memory_config(
@@ -153,7 +158,7 @@ def run(
         threads=threads,
         gpu_fraction=gpu_fraction,
         max_tries=max_tries,
-        debug=logging.getLogger().isEnabledFor(logging.DEBUG),
+        debug=debug,
     )
     jobs = load_manifest(
         videos,

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from jobs import ray_token
 from jobs.shipping import is_submitted_job, runtime_env
 from pipeline.errors import UsageError, XmemError
 from pipeline.locations import one_line
@@ -72,10 +75,12 @@ def connected(address: str | None = None, *, gpus: bool = False, debug: bool = F
         options["address"] = address
         if not is_submitted_job():
             options["runtime_env"] = runtime_env()
+    texts: list[str] = []
     try:
-        ray.init(**options)
+        with _unprinted(texts) if address is not None and not debug else nullcontext():
+            ray.init(**options)
     except Exception as error:  # of many kinds, most of them RuntimeError
-        raise _explained(error, address) from error
+        raise _explained(error, address, "".join(texts)) from error
     try:
         yield resources()
     finally:
@@ -113,18 +118,33 @@ def _knock(address: str) -> None:
         ) from error
 
 
-def _explained(error: Exception, address: str | None) -> XmemError:
-    text, kind = one_line(error), type(error).__name__
+@contextmanager
+def _unprinted(texts: list[str]) -> Iterator[None]:
+    """Collects what this process's libraries write to stderr, below Python: while it is not let in, Ray's
+    says so once a second, and nothing of it in its exception.
+    """
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(saved, 2)
+            os.close(saved)
+            file.seek(0)
+            texts.append(file.read().decode("utf-8", "replace"))
+
+
+def _explained(error: Exception, address: str | None, printed: str) -> XmemError:
+    text = one_line(error)
     if address is None:
         return XmemError(f"Ray cannot be started on {socket.gethostname()}: {text}")
-    if kind == "AuthenticationError" or "oken" in text:
-        return XmemError(
-            f"the Ray cluster at {address} does not let us in: set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to "
-            f"its token (`ray get-auth-token` there shows it)"
-        )
-    if isinstance(error, ConnectionError) or "connect" in text.lower() or isinstance(error, ValueError):
-        return UsageError(
-            f"no Ray cluster answers at {address}: give auto (on one of its machines), host:6379 or "
-            f"ray://host:10001"
-        )
+    if type(error).__name__ == "AuthenticationError" or "InvalidAuthToken" in printed:
+        return XmemError(f"the Ray cluster at {address} wants its token: {ray_token.HOW}")
+    if address == "auto" and isinstance(error, ConnectionError):
+        return UsageError("no Ray cluster runs on this machine; give its address, host:6379")
+    if isinstance(error, ConnectionError | ValueError):
+        return UsageError(f"what answers at {address} is no Ray cluster's head: give host:6379 ({text})")
     return XmemError(f"the Ray cluster at {address} cannot be used: {text}")

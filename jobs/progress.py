@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from jobs.actions import Progress as Standing
 from jobs.actions import Running
-from jobs.terminal import SPEAK_EVERY_S, say
+from jobs.terminal import SPEAK_EVERY_S, duration, say
 
 _MOST_BARS = 12
 _RATE_SECONDS = 30.0
@@ -131,14 +131,3 @@ def line(standing: Standing, rate: float, done: float, seconds: float) -> str:
     if done > 0 and seconds > 0 and left > 0:
         parts.append(f"about {duration(seconds / done * left)} left")
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """A time span as people say it: `45 s`, `12 min`, `3.5 h`, `2.1 days`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 36 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.1f} days"

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from jobs import ray_token
 from jobs.manifest_file import is_manifest, read_rows
 from jobs.shipping import runtime_env
 from pipeline.errors import UsageError, XmemError
@@ -77,18 +78,20 @@ class Jobs:
 
     Raises:
         UsageError: it is no dashboard's address. XmemError: there is no cluster, or it lets nobody in without
-        the right token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, as for Ray's own commands).
+        the right token (see `ray_token`).
     """
 
     def __init__(self, address: str | None = None) -> None:
+        named = address is not None or any(os.environ.get(name) for name in _ADDRESS_VARIABLES)
         self.address = _dashboard(address)
+        header = ray_token.header(this_machine=not named)
         with self._talking("connect to"):
             from ray.job_submission import JobSubmissionClient
 
             for name in _CHATTY:
                 logging.getLogger(name).setLevel(logging.WARNING)
             with _without_variables():  # an option is not overruled by the environment
-                self._client: Any = JobSubmissionClient(self.address, headers=_token_header())
+                self._client: Any = JobSubmissionClient(self.address, headers=header)
 
     def submit(
         self,
@@ -188,14 +191,9 @@ class Jobs:
 def _explained(error: Exception, address: str, verb: str, job_id: str | None) -> XmemError:
     text = one_line(error)
     kind = type(error).__name__
-    if kind == "AuthenticationError" and ("required" in text or "Missing" in text):
-        where = "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-        return XmemError(f"{address} wants a token: set {where} to the cluster's (`ray get-auth-token`)")
     if kind == "AuthenticationError":
-        return XmemError(
-            f"{address} does not take this token: check RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH and "
-            f"~/.ray/auth_token (`ray get-auth-token` on the cluster shows the right one)"
-        )
+        what = "wants a token" if "equired" in text or "Missing" in text else "does not take this token"
+        return XmemError(f"{address} {what}: {ray_token.HOW}")
     if isinstance(error, ConnectionError) or kind in ("ConnectionError", "ConnectTimeout"):
         return XmemError(f"no Ray cluster answers at {address}: check the address and that it is running")
     if job_id is not None and ("404" in text or "does not exist" in text):
@@ -222,23 +220,6 @@ def _without_variables() -> Iterator[None]:
         yield
     finally:
         os.environ.update(saved)
-
-
-def _token_header() -> dict[str, str] | None:
-    """The cluster's token, where Ray looks for it too.
-
-    Ray's client sends one only where RAY_AUTH_MODE=token is set; whoever has a token wants it used.
-    """
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
-        return None
-    token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
-    paths = [Path(p).expanduser() for p in (os.environ.get("RAY_AUTH_TOKEN_PATH"), "~/.ray/auth_token") if p]
-    if not token:
-        try:
-            token = paths[0].read_text(encoding="utf-8").strip()
-        except OSError:
-            return None
-    return {"Authorization": f"Bearer {token}"} if token else None
 
 
 # --- what lies on this machine -------------------------------------------------------------------
