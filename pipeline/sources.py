@@ -322,7 +322,11 @@ def _packets_from_keyframe(
         target = index.keyframe_before(start, back + further)
         if wanted is None or target is None:
             break
-        session.container.seek(index.pts[target], stream=session.stream, backward=True)
+        try:
+            session.container.seek(index.pts[target], stream=session.stream, backward=True)
+        except decoding.MediaError as error:
+            session.check_reading()
+            raise _Misprediction(f"seeking failed: {one_line(error)}") from error
         demuxed = session.container.demux(session.stream)
         for packet in demuxed:
             position = index.positions.get(packet.pts, -1)
@@ -333,6 +337,7 @@ def _packets_from_keyframe(
                 return
             if position > wanted:
                 break
+        session.check_reading()
     raise _Misprediction(f"seeking did not lead to packet {wanted}")
 
 

@@ -71,6 +71,7 @@ def storm(share: float, *, hang: bool = False, **which: Any) -> tuple[Rule, ...]
         ("lose", 500, ""),
         ("lose", "cut", ""),
         ("late", 503, "PUT"),
+        ("late", "cut", "PUT"),
         ("truncate", 500, "GET"),
         ("shorten", 500, "GET"),
     ]
@@ -278,9 +279,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def handle_expect_100(self) -> bool:
-        go_on = super().handle_expect_100()
-        self.wfile.flush()
-        return go_on
+        return True  # not before it is clear that the body is wanted
 
     def finish(self) -> None:
         with contextlib.suppress(OSError):
@@ -289,10 +288,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _do(self) -> None:
         path = unquote(urlsplit(self.path).path)
         method = str(self.command)
-        body = self._body()
         if self.owner.latency:
             time.sleep(self.owner.latency)
         rule = self.owner.strike(method, path)
+        if rule is not None and (rule.act, rule.answer) == ("drop", "hang"):
+            self.owner.record(method, path, rule.name)
+            self._answer("hang")
+        body = self._body()
 
         def forward() -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
             return self._forward(method, body)
@@ -318,6 +320,10 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _do  # noqa: N815
 
     def _body(self) -> bytes:
+        if self.headers.get("Expect", "").lower() == "100-continue":
+            self.send_response_only(100)
+            self.end_headers()
+            self.wfile.flush()
         length = self.headers.get("Content-Length")
         if length is not None:
             data = self.rfile.read(int(length))

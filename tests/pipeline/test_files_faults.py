@@ -1,0 +1,351 @@
+"""A store behind a network that fails: every request survives every fault, or fails as one line."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chunks import events, rows
+from faults import Answer, Proxy, Rule, faulty, storm
+from servers import S3Server
+
+import pipeline.files
+from pipeline import retries
+from pipeline.errors import AnotherWriterError, StoreError
+from pipeline.files import Files, open_files
+from pipeline.prompt_files import load_prompts
+from pipeline.retries import Backoff, may_pass, retry
+from pipeline.store import CommittedRange, StreamStore
+from pipeline.work import Failure
+
+DATA = bytes(range(256)) * 40
+FAULTS = {
+    "500": Rule("drop", 500),
+    "503 five times": Rule("drop", 503, count=5),
+    "cut": Rule("drop", "cut", count=3),
+    "reset": Rule("drop", "reset", count=3),
+    "done, and 500": Rule("lose", 500, count=2),
+    "done, and cut": Rule("lose", "cut", count=3),
+    "late": Rule("late", 503, method="PUT", seconds=0.2),
+    "cut body": Rule("truncate", method="GET", count=2),
+    "short body": Rule("shorten", method="GET", count=2),
+    "slow body": Rule("slow", method="GET", seconds=0.3),
+    "hangs": Rule("drop", "hang"),
+    "done, and hangs": Rule("lose", "hang"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses of milliseconds; a hanging upload is given up after a second."""
+    monkeypatch.setattr(retries, "BACKOFF", Backoff(7, 0.01, 0.05))
+    monkeypatch.setattr(pipeline.files, "_UPLOAD_SECONDS", 1)
+
+
+@pytest.fixture
+def proxy(s3_server: S3Server) -> Iterator[Proxy]:
+    with faulty(s3_server.endpoint) as running:
+        yield running
+
+
+@pytest.fixture
+def folder(s3_server: S3Server, request: pytest.FixtureRequest) -> str:
+    """Named after the test: which requests a storm strikes depends on their names."""
+    return s3_server.uri("faults-" + "".join(c if c.isalnum() else "-" for c in request.node.name))
+
+
+@pytest.fixture
+def sure(s3_server: S3Server, folder: str) -> Files:
+    """The same folder without a proxy."""
+    return open_files(folder, s3_server.options)
+
+
+@pytest.fixture
+def shaky(s3_server: S3Server, folder: str, proxy: Proxy) -> Files:
+    return open_files(folder, proxy.options(s3_server.options, read_timeout=1))
+
+
+def _create(files: Files) -> object:
+    created = files.create("a/new", DATA)
+    return created or files.read("a/new") == DATA
+
+
+def _replace(files: Files) -> object:
+    files.replace("a/old", DATA[1:])
+    files.replace("a/newer", DATA)
+    return files.read("a/old") == DATA[1:] and files.read("a/newer") == DATA
+
+
+def _remove(files: Files) -> object:
+    files.remove("a/old")
+    return files.names("a") == [] or files.names("a")
+
+
+OPERATIONS: dict[str, Callable[[Files], object]] = {
+    "create": _create,
+    "create where one is": lambda files: (files.create("a/old", b"other"), files.read("a/old") == DATA),
+    "replace": _replace,
+    "read": lambda files: files.read("a/old") == DATA,
+    "tail": lambda files: files.tail("a/old", 100) == DATA[-100:],
+    "exists": lambda files: (files.exists("a/old"), files.exists("a/none")),
+    "names": lambda files: files.names("a"),
+    "all names": lambda files: files.names("a", recursive=True),
+    "remove": _remove,
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_operation_survives_every_fault(
+    operation: str, s3_server: S3Server, proxy: Proxy, tmp_path: Path
+) -> None:
+    act = OPERATIONS[operation]
+    expected = None
+    struck = 0
+    for name, rule in {"": None, **FAULTS}.items():
+        folder = s3_server.uri(secrets.token_hex(6))
+        sure = open_files(folder, s3_server.options)
+        sure.create("a/old", DATA)
+        shaky = open_files(folder, proxy.options(s3_server.options, read_timeout=1))
+        proxy.set(*([rule] if rule else []))
+        before = proxy.happened.count()
+        result = act(shaky)
+        if rule is None:
+            expected = result
+        assert result == expected, name
+        if rule and not rule.method:
+            assert proxy.happened.count() == before + (rule.count or 0), name
+        struck += proxy.happened.count() - before
+        proxy.settle()
+        proxy.set()
+        assert sure.names("a") == shaky.names("a"), name
+    assert expected
+    assert struck >= sum(rule.count or 0 for rule in FAULTS.values() if not rule.method)
+
+
+@pytest.mark.parametrize("answer", [500, 503, "cut", "hang"])
+@pytest.mark.parametrize("operation", ["create", "replace", "read", "names", "remove"])
+def test_what_goes_on_failing_is_one_line_and_loses_nothing(
+    operation: str,
+    answer: int | Answer,
+    sure: Files,
+    folder: str,
+    s3_server: S3Server,
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retries, "BACKOFF", Backoff(3, 0.01))
+    shaky = open_files(folder, proxy.options(s3_server.options, read_timeout=1 if answer == "hang" else 15))
+    sure.create("a/old", DATA)
+    proxy.set(Rule("drop", answer, count=None))
+    before = len(proxy.happened.requests)
+    with pytest.raises(StoreError) as caught:
+        OPERATIONS[operation](shaky)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("cannot ")
+    assert shaky.root in str(caught.value)
+    assert not Failure.of(caught.value).permanent
+    # aiohttp by itself asks once more where a connection that it had kept is gone.
+    assert 3 <= len(proxy.happened.requests) - before <= (6 if answer == "cut" else 3)
+    assert sure.read("a/old") == DATA
+    assert sure.names("a") == ["a/old"]
+    proxy.set()
+    assert OPERATIONS[operation](shaky)
+
+
+def test_what_cannot_help_is_not_tried_again(s3_server: S3Server, proxy: Proxy, shaky: Files) -> None:
+    options = proxy.options(s3_server.options) | {"secret": "another-secret"}
+    with pytest.raises(StoreError, match="cannot write"):
+        open_files(shaky.root, options).create("a", b"x")
+    assert len(proxy.happened.requests) == 1
+    with pytest.raises(FileNotFoundError):
+        shaky.read("none")
+    assert len(proxy.happened.requests) == 3  # a HEAD, then a listing: is it a folder?
+
+
+# Requests that arrive late
+
+
+def test_a_late_create_changes_nothing(proxy: Proxy, shaky: Files, sure: Files) -> None:
+    """The first attempt arrives after the second, or after somebody else's file."""
+    sure.create("checked", b"")
+    proxy.set(Rule("late", 503, method="PUT", path="mine", seconds=0.3))
+    assert shaky.create("mine", DATA)
+    assert [status for _, status in proxy.settle()] == [412]
+    assert sure.read("mine") == DATA
+
+    other = [Rule("late", "cut", method="PUT", path="theirs", seconds=0.3)]
+    other += [Rule("drop", 500, path="theirs", count=None)]
+    proxy.set(*other)
+    with pytest.raises(StoreError, match="cannot write"):
+        shaky.create("theirs", b"mine")
+    assert sure.create("theirs", b"theirs")
+    assert proxy.settle()[-1][1] == 412
+    assert sure.read("theirs") == b"theirs"
+
+
+def test_a_late_replace_undoes_none_that_came_after_it(proxy: Proxy, shaky: Files, sure: Files) -> None:
+    sure.create("record", b"version 0")
+    proxy.set(Rule("late", 503, method="PUT", path="record", skip=1, seconds=0.5))
+    shaky.replace("record", b"version 1")
+    assert proxy.happened.count("late") == 1
+    assert sure.read("record") == b"version 1"
+    shaky.replace("record", b"version 2")
+    assert [status for _, status in proxy.settle()] == [412]
+    assert sure.read("record") == b"version 2"
+
+
+def test_a_late_restart_removes_nothing_of_the_run_after_it(
+    s3_server: S3Server, folder: str, proxy: Proxy
+) -> None:
+    """The record that announces a restart arrives once more when the stream is under way again."""
+    options = proxy.options(s3_server.options)
+    store = StreamStore(folder, "cam", options)
+    store.commit(0, 9, rows(0, 9), events(0))
+    store.write_record({"state": "running", "frames": 10})
+    proxy.set(Rule("late", 503, method="PUT", path="streams/cam", skip=1, seconds=0.7))
+    store.restart()
+    assert proxy.happened.count("late") == 1
+    store.write_record({"state": "running", "frames": 0})
+    store.commit(0, 9, rows(0, 9, salt=1), events(0))
+    assert [status for _, status in proxy.settle()] == [412]
+    again = StreamStore(folder, "cam", options)
+    again.prepare()
+    assert again.committed(check=True) == CommittedRange(10, 1)
+
+
+# The store as a whole
+
+
+def work(store: StreamStore, chunks: int = 8) -> None:
+    """What a tracker does to its store."""
+    store.prepare()
+    store.committed()
+    store.write_record({"state": "running", "frames": 0})
+    for i in range(chunks):
+        first = 10 * i
+        store.commit(first, first + 9, rows(first, first + 9), events(first))
+        if i % 2:
+            store.save_snapshot(first + 10, b"snapshot %d " % i * 5000)
+            store.write_record({"state": "running", "frames": first + 10})
+    found = store.load_snapshot(10 * chunks, bytes)
+    assert found
+    assert found[1] == b"snapshot %d " % (chunks - 1) * 5000
+    store.write_record({"state": "finished", "frames": 10 * chunks})
+
+
+def contents(files: Files) -> dict[str, bytes]:
+    folders = ("tracks", "events", "state", "streams")
+    return {name: files.read(name) for folder in folders for name in files.names(folder, recursive=True)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_stream_in_a_storm_is_byte_for_byte_that_of_a_calm(
+    seed: int, s3_server: S3Server, proxy: Proxy, folder: str, sure: Files, tmp_path: Path
+) -> None:
+    work(StreamStore(tmp_path, "cam"))
+    proxy.seed = seed
+    proxy.set(*storm(0.4, hang=seed == 0))
+    timeout = 1 if seed == 0 else 15
+    store = StreamStore(folder, "cam", proxy.options(s3_server.options, timeout))
+    work(store)
+    proxy.settle()
+    assert contents(sure) == contents(open_files(tmp_path))
+    assert proxy.happened.count() > 10
+    assert all(proxy.happened.count(act) for act in ("drop", "lose", "late")), proxy.happened.faults
+    again = StreamStore(folder, "cam", proxy.options(s3_server.options, timeout))
+    again.prepare()
+    assert again.committed(check=True) == CommittedRange(80, 8)
+    assert contents(sure) == contents(open_files(tmp_path))
+
+
+def test_of_two_writers_in_a_storm_one_stops(s3_server: S3Server, proxy: Proxy, folder: str) -> None:
+    proxy.set(*storm(0.2))
+    barrier = threading.Barrier(2)
+    outcomes: dict[int, object] = {}
+
+    def write(salt: int) -> None:
+        store = StreamStore(folder, "cam", proxy.options(s3_server.options))
+        barrier.wait()
+        try:
+            for first in range(0, 50, 10):
+                store.commit(first, first + 9, rows(first, first + 9, salt), events(first, salt))
+            outcomes[salt] = "done"
+        except Exception as error:
+            outcomes[salt] = error
+
+    threads = [threading.Thread(target=write, args=(salt,)) for salt in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    proxy.settle()
+    stopped = [error for error in outcomes.values() if isinstance(error, AnotherWriterError)]
+    assert len(stopped) == 1, outcomes
+    assert "already holds other rows" in str(stopped[0])
+    winner = next(salt for salt, outcome in outcomes.items() if outcome == "done")
+    sure = StreamStore(folder, "cam", s3_server.options)
+    assert sure.committed(check=True) == CommittedRange(50, 5)
+    # All of it is the winner's: committing that again changes nothing.
+    for first in range(0, 50, 10):
+        assert not sure.commit(first, first + 9, rows(first, first + 9, winner), events(first, winner))
+    assert proxy.happened.count() > 3
+
+
+def test_a_prompts_file_is_read_in_spite_of_faults(
+    s3_server: S3Server, proxy: Proxy, sure: Files, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    text = b'{"version": 1, "objects": [{"id": 3, "box": [1, 2, 30, 40]}]}'
+    sure.create("prompts.json", text)
+    acts = [Rule("drop", 500, method="HEAD"), Rule("shorten", method="GET"), Rule("truncate", method="GET")]
+    proxy.set(*acts)
+    assert [o.object_id for o in load_prompts(f"{folder}/prompts.json").at(0)] == [3]
+    assert proxy.happened.count() == 3
+
+
+# How often, and what
+
+
+def test_pauses_double_are_jittered_and_bounded() -> None:
+    pauses = list(Backoff(8, 1.0, 20.0).pauses())
+    assert len(pauses) == 7
+    for pause, most in zip(pauses, [1, 2, 4, 8, 16, 20, 20], strict=True):
+        assert most / 2 <= pause <= most
+    assert pauses != list(Backoff(8, 1.0, 20.0).pauses())
+
+
+def test_attempts_end_by_number_and_by_time() -> None:
+    calls: list[int] = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise ConnectionResetError("reset")
+
+    with pytest.raises(ConnectionResetError):
+        retry("ask", fail, Backoff(4, 0.001))
+    assert len(calls) == 4
+    with pytest.raises(ConnectionResetError):
+        retry("ask", fail, replace(Backoff(4, 0.001), total_seconds=0.0))
+    assert len(calls) == 5
+
+
+def test_what_may_pass() -> None:
+    def answered(status: int, code: str = "") -> Exception:
+        error = Exception("from the server")
+        error.response = {"ResponseMetadata": {"HTTPStatusCode": status}, "Error": {"Code": code}}  # type: ignore[attr-defined]
+        return error
+
+    passing: list[Any] = [TimeoutError(), ConnectionResetError(), OSError(5, "I/O error"), EOFError()]
+    passing += [answered(status) for status in (500, 502, 503, 504, 429, 408)]
+    passing += [answered(400, "RequestTimeout"), answered(400, "BadDigest"), answered(200, "InternalError")]
+    final: list[Any] = [FileNotFoundError(), PermissionError(), OSError(28, "full"), ValueError("x")]
+    final += [answered(status) for status in (400, 403, 404, 412, 416, 501)] + [StoreError("x")]
+    assert [e for e in passing if not may_pass(e)] == []
+    assert [e for e in final if may_pass(e)] == []
