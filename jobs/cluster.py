@@ -8,7 +8,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,18 +104,27 @@ def usable_cpus() -> int:
 
 
 def _knock(address: str) -> None:
-    """Whether anybody listens there at all; Ray itself would ask for minutes."""
+    """Whether a Ray may listen there at all; Ray itself would wait for minutes, or for ever."""
     if address == "auto":
         return
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit() or "/" in host:
         raise UsageError(f"address {address!r} is not allowed: give auto, host:6379 or ray://host:10001")
+    answer = b""
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS) as connection:
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            with suppress(OSError):
+                answer = connection.recv(8)
     except (OSError, OverflowError) as error:
         raise UsageError(
             f"no Ray cluster answers at {address} ({one_line(error)}): check the address, and that it runs"
         ) from error
+    if answer.startswith(b"HTTP/1"):  # the head's own port speaks HTTP/2
+        raise UsageError(
+            f"what answers at {address} is a web server, perhaps the dashboard: give the head's own port, "
+            f"{host}:6379 as a rule"
+        )
 
 
 @contextmanager
