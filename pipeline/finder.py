@@ -1,0 +1,349 @@
+"""Which of a detector's findings are new objects, and which objects have gone for good.
+
+Every few frames the detector is asked. What it finds where a tracked object already is, is that object. The
+rest are candidates; one that is found again a few times in a row, near where it was expected, becomes an
+object with an id that no object of this stream ever had. An object that was started here and has been out of
+sight for too long is given up; objects that a user asked for stay until the user removes them.
+
+All of this is decided by the frames and by what is remembered here, and what is remembered goes to bytes and
+back: a stream that is cut, moved or killed anywhere finds the same objects on the same frames.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.boxes import Box, BoxSegmenter, inscribed_ellipse
+from pipeline.detectors import Detection, Detector
+from pipeline.errors import UsageError, XmemError
+from pipeline.locations import one_line
+from pipeline.records import Frame
+
+_MAGIC = b"xmem-finder-1\n"
+# A detection is a tracked object if so much of it lies on tracked objects ...
+_COVERED = 0.25
+# ... or if it holds so much of one, and that one is no mere crumb beside it.
+_HELD, _CRUMB = 0.5, 0.15
+# How far from where it was expected a candidate may turn up, in its own size, and how much larger or smaller.
+_NEAR, _SIZES = 0.8, 3.0
+# Looks in a row that may pass without it.
+_MISSES = 1
+
+
+@dataclass(frozen=True)
+class FinderSettings:
+    """When objects are started and given up.
+
+    Args:
+        every: frames from one look of the detector to the next.
+        confirmations: looks that must find a thing before it becomes an object; twice as many while it
+            reaches beyond the frame's edge, so that objects are started whole.
+        max_objects: no object is started here while there are so many, those of prompts included.
+        out_of_sight: frames without a pixel after which an object is given up.
+    """
+
+    every: int = 5
+    confirmations: int = 3
+    max_objects: int = 8
+    out_of_sight: int = 250
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise UsageError(f"{name}={value} is not allowed: at least 1")
+
+
+@dataclass(frozen=True)
+class NewObject:
+    """An object to start on the frame that was looked at.
+
+    Args:
+        object_id: new to the stream.
+        mask: H x W bool, without the pixels of other objects.
+        category, score: as the detector gave them.
+    """
+
+    object_id: int
+    mask: NDArray[np.bool_]
+    category: str | None
+    score: float
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    box: Box
+    step: tuple[float, float]  # how its centre moved from one look to the next, x and y
+    hits: int = 1
+    misses: int = 0
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        x, y, w, h = self.box
+        return x + w / 2, y + h / 2
+
+    def distance(self, other: Box) -> float:
+        """Of a box from where this is expected, in mean sizes; infinite where it cannot be the same thing."""
+        (x, y), (_, _, w, h) = self.centre, self.box
+        dx, dy = other[0] + other[2] / 2 - x - self.step[0], other[1] + other[3] / 2 - y - self.step[1]
+        ratio = other[2] * other[3] / (w * h)
+        if not 1 / _SIZES <= ratio <= _SIZES:
+            return float("inf")
+        return float(np.hypot(dx / (w + other[2]), dy / (h + other[3])) * 2)
+
+    def seen(self, box: Box) -> _Candidate:
+        moved = _Candidate(box, (0.0, 0.0)).centre
+        looks = self.misses + 1
+        step = ((moved[0] - self.centre[0]) / looks, (moved[1] - self.centre[1]) / looks)
+        return _Candidate(box, step, self.hits + 1)
+
+    def missed(self) -> _Candidate:
+        return _Candidate(self.box, self.step, self.hits, self.misses + 1)
+
+
+class ObjectFinder:
+    """Starts and gives up objects of one stream; see the module's docstring.
+
+    For each frame, in order: `given_up`, then `look`, then, with the frame tracked, `saw`.
+
+    Args:
+        detector: of this stream alone.
+        settings: when objects are started and given up.
+        box_segmenter: makes masks of detections that are boxes only.
+        used_ids: that prompts use, now or later; new ones lie above all of them.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        settings: FinderSettings,
+        box_segmenter: BoxSegmenter,
+        used_ids: Iterable[int] = (),
+    ) -> None:
+        self._detector = detector
+        self._settings = settings
+        self._boxes = box_segmenter
+        self._next_id = 1
+        self._next_look = 0
+        self._candidates: list[_Candidate] = []
+        self._last_seen: dict[int, int] = {}  # of objects started here: frame on which they were visible
+        self._labels: NDArray[np.int32] | None = None  # of the frame before
+        self.reserve(used_ids)
+
+    def reserve(self, ids: Iterable[int]) -> None:
+        """Never give these ids, nor any below them, to a new object."""
+        self._next_id = max([self._next_id, *(i + 1 for i in ids)])
+
+    def given_up(self, frame_index: int) -> list[int]:
+        """Objects that were started here and have been out of sight for too long. They are forgotten here."""
+        limit = self._settings.out_of_sight
+        gone = [i for i, seen in self._last_seen.items() if frame_index - seen > limit]
+        for object_id in gone:
+            del self._last_seen[object_id]
+        return gone
+
+    def look(
+        self, frame: Frame, live: Collection[int], given: Mapping[int, NDArray[np.bool_]]
+    ) -> list[NewObject]:
+        """Ask the detector, if it is time, and say which objects begin on this frame.
+
+        Args:
+            frame: about to be tracked.
+            live: ids of the objects that live on it, without those that begin.
+            given: masks that prompts give on it; they may start objects.
+
+        Raises:
+            XmemError: the detector failed, or breaks its promises.
+        """
+        if frame.frame_index < self._next_look:
+            return []
+        every = self._settings.every
+        self._next_look = frame.frame_index - frame.frame_index % every + every
+        labels = self._labels_on(frame, live, given)
+        unknown = [d for d in self._detected(frame) if not _is_tracked(_area(d, frame), labels)]
+        confirmed = self._confirm(unknown, frame)
+        room = self._settings.max_objects - len(set(live) | set(given))
+        started: list[NewObject] = []
+        for candidate, detection in confirmed:
+            # What was started just now may cover the next one.
+            if len(started) >= room or _is_tracked(_area(detection, frame), labels):
+                continue
+            mask = self._mask_of(detection, frame) & (labels == 0)
+            if not mask.any():
+                continue
+            new = NewObject(self._next_id, mask, detection.category, detection.score)
+            self._next_id += 1
+            self._last_seen[new.object_id] = frame.frame_index
+            self._candidates.remove(candidate)
+            labels[mask] = new.object_id
+            started.append(new)
+        return started
+
+    def saw(self, frame_index: int, label_map: NDArray[np.int32], live: Collection[int]) -> None:
+        """Take note of a tracked frame: H x W labels, and the ids of the living objects."""
+        self._labels = label_map
+        self._last_seen = {i: seen for i, seen in self._last_seen.items() if i in live}
+        for object_id in self._last_seen:
+            if bool((label_map == object_id).any()):
+                self._last_seen[object_id] = frame_index
+
+    # --- one look --------------------------------------------------------------------------------
+
+    def _labels_on(
+        self, frame: Frame, live: Collection[int], given: Mapping[int, NDArray[np.bool_]]
+    ) -> NDArray[np.int32]:
+        """Where objects are on a frame that is not tracked yet: as on the one before, and as prompts say."""
+        height, width = frame.size
+        if self._labels is None:
+            labels = np.zeros((height, width), np.int32)
+        elif self._labels.shape == frame.size:
+            labels = self._labels.copy()
+        else:
+            resized = cv2.resize(self._labels, (width, height), interpolation=cv2.INTER_NEAREST)
+            labels = np.asarray(resized, np.int32)
+            self._candidates = []
+        labels[~np.isin(labels, list(live))] = 0
+        for object_id, mask in given.items():
+            labels[labels == object_id] = 0
+            labels[mask] = object_id
+        return labels
+
+    def _detected(self, frame: Frame) -> list[Detection]:
+        name = type(self._detector).__name__
+        try:
+            found = list(self._detector.detect(frame))
+            for detection in found:
+                detection.check_fits(frame)
+        except XmemError:
+            raise
+        except Exception as error:
+            raise XmemError(
+                f"the detector {name} failed on frame {frame.frame_index}: {type(error).__name__}: "
+                f"{one_line(error)}; what is committed stays"
+            ) from error
+        return found
+
+    def _confirm(self, unknown: list[Detection], frame: Frame) -> list[tuple[_Candidate, Detection]]:
+        """Match detections with candidates; returns those that have been seen often enough."""
+        pairs = sorted(
+            (distance, i, k)
+            for i, candidate in enumerate(self._candidates)
+            for k, detection in enumerate(unknown)
+            if (distance := candidate.distance(detection.bounds)) <= _NEAR
+        )
+        follows: dict[int, int] = {}  # detection -> candidate
+        for _, i, k in pairs:
+            if k not in follows and i not in follows.values():
+                follows[k] = i
+        kept, confirmed = [], []
+        for k, detection in enumerate(unknown):
+            if k in follows:
+                candidate = self._candidates[follows[k]].seen(detection.bounds)
+            else:
+                candidate = _Candidate(detection.bounds, (0.0, 0.0))
+            kept.append(candidate)
+            needed = self._settings.confirmations * (2 if _reaches_out(detection.bounds, frame) else 1)
+            if candidate.hits >= needed:
+                confirmed.append((candidate, detection))
+        matched = set(follows.values())
+        for i, candidate in enumerate(self._candidates):
+            if i not in matched and candidate.misses < _MISSES:
+                kept.append(candidate.missed())
+        self._candidates = kept
+        return confirmed
+
+    def _mask_of(self, detection: Detection, frame: Frame) -> NDArray[np.bool_]:
+        if detection.mask is not None:
+            return detection.mask
+        mask = self._boxes.segment(frame.image, detection.bounds)
+        return mask if mask.any() else inscribed_ellipse(frame.size, detection.bounds)
+
+    # --- storage ---------------------------------------------------------------------------------
+
+    def to_bytes(self) -> bytes:
+        """All that is remembered, the detector's memory included."""
+        labels = b""
+        if self._labels is not None:
+            labels = zlib.compress(np.ascontiguousarray(self._labels, np.int32).tobytes(), 1)
+        detector = self._detector.to_bytes()
+        facts: dict[str, Any] = {
+            "next_id": self._next_id,
+            "next_look": self._next_look,
+            "candidates": [asdict(c) for c in self._candidates],
+            "last_seen": list(self._last_seen.items()),
+            "labels": None if self._labels is None else list(self._labels.shape),
+            "lengths": [len(labels), len(detector)],
+        }
+        text = json.dumps(facts, sort_keys=True).encode()
+        return _MAGIC + struct.pack("<I", len(text)) + text + labels + detector
+
+    def from_bytes(self, blob: bytes) -> None:
+        """Go on as the one that gave these bytes. Raises ValueError if they are damaged or something else."""
+        try:
+            if not blob.startswith(_MAGIC):
+                raise ValueError("they are of another kind or version")
+            head = len(_MAGIC) + 4
+            (length,) = struct.unpack_from("<I", blob, len(_MAGIC))
+            facts = json.loads(blob[head : head + length])
+            start = head + length
+            of_labels, of_detector = facts["lengths"]
+            if len(blob) != start + of_labels + of_detector:
+                raise ValueError(f"{len(blob)} bytes, {start + of_labels + of_detector} expected")
+            labels = None
+            if facts["labels"] is not None:
+                raw = zlib.decompress(blob[start : start + of_labels])
+                labels = np.frombuffer(raw, np.int32).reshape(facts["labels"])
+            candidates = [
+                _Candidate(_box(c["box"]), (c["step"][0], c["step"][1]), c["hits"], c["misses"])
+                for c in facts["candidates"]
+            ]
+            last_seen = {int(i): int(seen) for i, seen in facts["last_seen"]}
+            next_id, next_look = int(facts["next_id"]), int(facts["next_look"])
+            self._detector.from_bytes(blob[start + of_labels :])
+        except (struct.error, zlib.error, LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"damaged or foreign bytes of the object finder: {error}") from error
+        self._labels, self._candidates, self._last_seen = labels, candidates, last_seen
+        self._next_id, self._next_look = max(self._next_id, next_id), next_look
+
+
+def _box(values: list[int]) -> Box:
+    x, y, w, h = (int(v) for v in values)
+    return x, y, w, h
+
+
+def _area(detection: Detection, frame: Frame) -> NDArray[np.bool_]:
+    """Its mask, or all of its box."""
+    if detection.mask is not None:
+        return detection.mask
+    x, y, w, h = detection.bounds
+    area = np.zeros(frame.size, np.bool_)
+    area[y : y + h, x : x + w] = True
+    return area
+
+
+def _is_tracked(area: NDArray[np.bool_], labels: NDArray[np.int32]) -> bool:
+    """Whether what covers this area is (one of) the objects of the labels."""
+    pixels = int(area.sum())
+    inside = labels[area]
+    inside = inside[inside != 0]
+    if inside.size >= _COVERED * pixels:
+        return True
+    for object_id in np.unique(inside):
+        own = int((labels == object_id).sum())
+        if (inside == object_id).sum() >= _HELD * own and own >= _CRUMB * pixels:
+            return True
+    return False
+
+
+def _reaches_out(box: Box, frame: Frame) -> bool:
+    x, y, w, h = box
+    height, width = frame.size
+    return x <= 1 or y <= 1 or x + w >= width - 1 or y + h >= height - 1
