@@ -1,0 +1,31 @@
+"""squares://WIDTHxHEIGHT/FRAMES: a bright square that walks over a dark, textured ground."""
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipeline.errors import SourceError
+from pipeline.records import Frame
+
+_URI = re.compile(r"squares://(\d{2,4})x(\d{2,4})/(\d{1,6})")
+
+
+class Squares:
+    """Knows every frame without the ones before it, so that reading may begin anywhere."""
+
+    def open(self, uri: str, start: int) -> Iterator[Frame]:
+        match = _URI.fullmatch(uri)
+        if match is None:
+            raise SourceError(f"{uri}: not understood; give squares://WIDTHxHEIGHT/FRAMES")
+        width, height, count = (int(text) for text in match.groups())
+        return (_frame(index, width, height) for index in range(start, count))
+
+
+def _frame(index: int, width: int, height: int) -> Frame:
+    noise = np.random.default_rng(index)
+    image = noise.integers(20, 60, (height, width, 3), dtype=np.uint8)
+    side = min(width, height) // 3
+    left = index * 2 % (width - side)
+    image[side : 2 * side, left : left + side] = (230, 220, 210)
+    return Frame(image, index, index / 25)
