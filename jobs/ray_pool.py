@@ -1,0 +1,355 @@
+"""RayPool: a `Scheduler` driving tracker actors on a Ray cluster.
+
+The pool makes the calls that the scheduler asks for and hands it the answers; it decides nothing about videos
+and keeps nothing of an answer. Its own business is processes: Ray restarts an actor that died, and to the
+scheduler it comes back as a new worker; an actor that is dead for good is replaced by another one. Actors for
+which there is no room in the cluster wait until there is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
+
+from jobs.actions import Action, Call, CloseWorker, Open, Progress, Release, Track
+from jobs.scheduler import Scheduler
+from pipeline.errors import UsageError, XmemError
+from pipeline.redact import redacted
+from pipeline.work import Failure
+
+logger = logging.getLogger(__name__)
+
+# How long the pool sleeps at most: it looks for signals and requests between two sleeps.
+_NAP_SECONDS = 0.25
+_PROBE_SECONDS = 0.5
+_REPLACE_SECONDS = (0.5, 30.0)
+# Actors that fail in their constructor, one after another, with none ever ready.
+_HOPELESS = 3
+
+
+@dataclass(eq=False)
+class _Slot:
+    """One actor and its successors."""
+
+    actor: Any = None
+    number: int = 0  # the scheduler's name for the process; 0 while there is none
+    instance: tuple[Any, ...] = ()  # the process that answered last
+    lost: bool = False  # that process is given up, and must not answer again
+    calls: set[Any] = field(default_factory=set)
+    next_try: float = 0.0
+    failures: int = 0  # constructors that failed in a row
+
+
+class RayPool:
+    """Runs what a scheduler has to do.
+
+    Args:
+        scheduler: with its videos.
+        make_actor: a handle of a new actor of `pipeline.actor.Tracker`'s methods; it should restart for ever,
+            and never repeat a call (`max_restarts=-1, max_task_retries=0`).
+        workers: how many actors there should be, or who tells it: asked again now and then, as machines come.
+        budget: device memory for the streams of an actor, in bytes, from its `facts`; None: no limit.
+        on_progress: called about every `progress_seconds`, and at the end.
+
+    Raises:
+        UsageError: no worker is asked for.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        make_actor: Callable[[], Any],
+        workers: int | Callable[[], int],
+        *,
+        budget: Callable[[Mapping[str, Any]], int | None] = lambda facts: None,
+        on_progress: Callable[[Progress], None] | None = None,
+        progress_seconds: float = 0.5,
+    ) -> None:
+        if isinstance(workers, int) and workers < 1:
+            raise UsageError(f"{workers} workers are not allowed: give a number from 1")
+        self._scheduler = scheduler
+        self._make_actor = make_actor
+        self._workers = workers
+        self._budget = budget
+        self._on_progress = on_progress
+        self._progress_seconds = progress_seconds
+        self._slots: list[_Slot] = []
+        self._wanted = 0
+        self._pending: dict[Any, tuple[_Slot, Call | None]] = {}  # None: a question for its facts
+        self._numbers = itertools.count(1)
+        self._by_number: dict[int, _Slot] = {}
+        self._requests: deque[Callable[[], Any]] = deque()
+        self._stopped = False
+        self._ever_ready = False
+        self._next_look = self._next_progress = 0.0
+
+    # --- from any thread, or a signal handler ----------------------------------------------------
+
+    def drain(self) -> None:
+        """Let chunks under way finish, release all streams to the store, and end."""
+        self._requests.append(self._scheduler.drain)
+
+    def cancel(self, stream_id: str | None = None) -> None:
+        """Cancel a video, or all."""
+        self._requests.append(lambda: self._scheduler.cancel(stream_id))
+
+    def stop(self) -> None:
+        """End at once. What is committed stays; the rest is for another run."""
+        self._stopped = True
+
+    # --- the loop --------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until every video has ended. SIGINT and SIGTERM drain; a second one stops.
+
+        Raises:
+            XmemError: no actor can be started, as its constructor fails.
+        """
+        scheduler = self._scheduler
+        try:
+            with self._signals():
+                while not scheduler.done and not self._stopped:
+                    while self._requests:
+                        self._requests.popleft()()
+                    now = time.monotonic()
+                    self._look_after_actors(now)
+                    for action in scheduler.actions(now):
+                        self._do(action)
+                    self._report(now)
+                    if not scheduler.done:
+                        self._take(self._ready())
+        finally:
+            self._end()
+            self._report(time.monotonic(), always=True)
+
+    def _do(self, action: Action) -> None:
+        slot = self._by_number[action.worker]
+        if isinstance(action, CloseWorker):
+            del self._by_number[action.worker]
+            self._slots.remove(slot)
+            ray.kill(slot.actor)
+            return
+        actor = slot.actor
+        if isinstance(action, Track):
+            ref = actor.track.remote(action.ref)
+        elif isinstance(action, Open):
+            ref = actor.open.remote(action.spec)
+        elif isinstance(action, Release):
+            ref = actor.release.remote(action.stream_id)
+        else:
+            ref = actor.close.remote(action.stream_id)
+        self._pending[ref] = (slot, action)
+        slot.calls.add(ref)
+
+    def _ready(self) -> Sequence[Any]:
+        """The calls that were answered, after waiting for the first one as long as there is nothing to do."""
+        now = time.monotonic()
+        wakeup = self._scheduler.wakeup()
+        seconds = _NAP_SECONDS if wakeup is None else max(0.0, min(wakeup - now, _NAP_SECONDS))
+        if not self._pending:
+            time.sleep(seconds)
+            return ()
+        ready: list[Any]
+        ready, others = ray.wait(list(self._pending), num_returns=1, timeout=seconds)
+        if ready and others:
+            # All that is there, so that what a round costs is shared.
+            ready += ray.wait(others, num_returns=len(others), timeout=0)[0]
+        return ready
+
+    def _take(self, ready: Sequence[Any]) -> None:
+        if not ready:
+            return
+        answers: Sequence[Any]
+        try:
+            answers = ray.get(ready)
+        except RayError:
+            answers = [_answer(ref) for ref in ready]
+        now = time.monotonic()
+        for ref, answer in zip(ready, answers, strict=True):
+            # Not there: its worker was lost by an answer before.
+            slot, call = self._pending.pop(ref, (None, None))
+            if slot is None:
+                continue
+            slot.calls.discard(ref)
+            if isinstance(answer, RayTaskError):
+                self._raised(slot, call, answer, now)
+            elif isinstance(answer, RayError):
+                self._lost(slot, answer, now)
+            elif call is None:
+                self._introduced(slot, answer, now)
+            elif isinstance(call, Track):
+                self._log(answer)
+                self._scheduler.reported(call.call, answer, now)
+            elif isinstance(call, Open):
+                self._log(answer)
+                self._scheduler.opened(call.call, answer, now)
+            else:
+                self._scheduler.released(call.call, now)
+
+    def _log(self, answer: Any) -> None:
+        for warning in answer.warnings:
+            logger.warning("stream %s: %s", answer.stream_id, warning)
+
+    def _report(self, now: float, always: bool = False) -> None:
+        if self._on_progress is not None and (always or now >= self._next_progress):
+            self._next_progress = now + self._progress_seconds
+            self._on_progress(self._scheduler.progress())
+
+    # --- actors ----------------------------------------------------------------------------------
+
+    def _look_after_actors(self, now: float) -> None:
+        if now < self._next_look:
+            return
+        self._next_look = now + _PROBE_SECONDS
+        workers = self._workers
+        self._wanted = max(1, workers) if isinstance(workers, int) else max(1, workers())
+        while len(self._slots) < min(self._wanted, self._scheduler.unfinished):
+            self._slots.append(_Slot())
+        for slot in self._slots:
+            if slot.number or slot.calls or now < slot.next_try:
+                continue
+            if slot.actor is None:
+                slot.actor, slot.instance, slot.lost = self._make_actor(), (), False
+            self._ask(slot, slot.actor.facts.remote(), None)
+
+    def _ask(self, slot: _Slot, ref: Any, call: Call | None) -> None:
+        self._pending[ref] = (slot, call)
+        slot.calls.add(ref)
+
+    def _introduced(self, slot: _Slot, facts: Mapping[str, Any], now: float) -> None:
+        """An actor has told its facts: its process is there."""
+        instance = (facts.get("node_id"), facts.get("pid"))
+        if slot.lost and instance == slot.instance:
+            # It lives, though it was given up: it must not go on with what others do by now.
+            ray.kill(slot.actor, no_restart=False)
+            slot.next_try = now + _PROBE_SECONDS
+            return
+        slot.instance, slot.lost, slot.failures = instance, False, 0
+        slot.number = next(self._numbers)
+        self._by_number[slot.number] = slot
+        self._ever_ready = True
+        self._scheduler.worker_ready(slot.number, self._budget(facts))
+
+    def _lost(self, slot: _Slot, error: RayError, now: float) -> None:
+        """An actor's process is gone, or cannot be reached."""
+        for ref in slot.calls:
+            self._pending.pop(ref, None)
+        slot.calls.clear()
+        if slot.number:
+            away = self._machine_is_gone(slot, error)
+            message = f"the worker's process died ({type(error).__name__}: {_line(error)})"
+            logger.warning("worker %d: %s", slot.number, message)
+            cause = Failure("WorkerLost", redacted(message), False)
+            self._scheduler.worker_lost(slot.number, cause, now, blame=not away)
+            del self._by_number[slot.number]
+            slot.number, slot.lost = 0, True
+        slot.next_try = now
+        if isinstance(error, ActorDiedError):
+            slot.actor = None
+            if getattr(error, "actor_init_failed", False):
+                self._stillborn(slot, error, now)
+
+    def _stillborn(self, slot: _Slot, error: RayError, now: float) -> None:
+        """A constructor failed: wrong settings for all actors, or a machine that is not as it should be."""
+        slot.failures += 1
+        message = str(error).strip().splitlines()[-1]
+        first, most = _REPLACE_SECONDS
+        slot.next_try = now + min(first * 2 ** (slot.failures - 1), most)
+        logger.warning("a worker cannot start: %s", redacted(message))
+        if not self._ever_ready:
+            if f"{UsageError.__name__}: " in message:
+                raise UsageError(message.split(f"{UsageError.__name__}: ", 1)[1])
+            if slot.failures >= _HOPELESS:
+                raise XmemError(f"no worker can start: {message}")
+
+    def _machine_is_gone(self, slot: _Slot, error: RayError) -> bool:
+        if isinstance(error, RayActorError) and getattr(error, "preempted", False):
+            return True
+        return any(n["NodeID"] == slot.instance[0] and not n["Alive"] for n in _machines())
+
+    def _raised(self, slot: _Slot, call: Call | None, error: RayTaskError, now: float) -> None:
+        cause = getattr(error, "cause", None)
+        failure = Failure.of(cause if isinstance(cause, BaseException) else error)
+        logger.warning("worker %d: %s", slot.number, failure.message)
+        if call is None:
+            slot.next_try = now + _PROBE_SECONDS
+        else:
+            self._scheduler.call_failed(call.call, failure, now)
+
+    def _end(self) -> None:
+        """Let all actors go. What they still hold is for another run."""
+        self._pending.clear()
+        if not self._scheduler.done:
+            self._scheduler.drain()
+            stopped = Failure("Stopped", "the run was stopped", False)
+            for number in list(self._by_number):
+                self._scheduler.worker_lost(number, stopped, time.monotonic(), blame=False)
+        for slot in self._slots:
+            if slot.actor is not None and ray.is_initialized():
+                ray.kill(slot.actor)
+        self._slots.clear()
+        self._by_number.clear()
+
+    # --- signals ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        seen = 0
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == 1:
+                self.drain()
+            else:
+                self.stop()
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def room_for(cpus: float, gpus: float = 0.0) -> int:
+    """How many actors that reserve so many CPUs and GPUs fit the machines that are there now."""
+    counts = []
+    for machine in _machines():
+        there = machine["Resources"] if machine["Alive"] else {}
+        shares = [there.get(name, 0.0) / need for name, need in (("CPU", cpus), ("GPU", gpus)) if need > 0]
+        # A little more than nothing: thirds of a GPU add up to a whole one.
+        counts.append(int(min(shares, default=0.0) + 1e-6))
+    return sum(counts)
+
+
+def _machines() -> list[dict[str, Any]]:
+    machines: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return machines
+
+
+def _answer(ref: Any) -> Any:
+    try:
+        return ray.get(ref)
+    except RayError as error:
+        return error
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no message"
