@@ -25,6 +25,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -161,7 +162,12 @@ class RemoteFiles(Files):
             self._attempt("write", name, lambda: self._put(name, data, "overwrite"))
             return
         for _ in range(_REPLACE_ATTEMPTS):
-            if self._attempt("write", name, lambda: self._replace_once(name, data)):
+            if self._attempt("write", name, lambda: self._create_once(name, data)):
+                return
+            seen = self._attempt("read", name, lambda: self._etag(name))
+            if seen is None:
+                continue
+            if self._attempt("write", name, partial(self._put_over, name, data, seen)):
                 return
         raise StoreError(
             f"cannot write {self.uri(name)}: other writers kept writing the same name; try again"
@@ -230,24 +236,25 @@ class RemoteFiles(Files):
         else:
             self._fs.pipe_file(self._full(name), data, mode=mode)
 
-    def _replace_once(self, name: str, data: bytes) -> bool:
-        """Writes in the place of nothing, or else of what is there now; False if that changed meanwhile."""
-        if self._create_once(name, data):
-            return True
+    def _etag(self, name: str) -> str | None:
+        """The mark of what is there now, "" where the store gives none; None if there is nothing."""
         try:
-            seen = str(self._fs.info(self._full(name)).get("ETag") or "")
+            return str(self._fs.info(self._full(name)).get("ETag") or "")
         except FileNotFoundError:
-            return False
+            return None
+
+    def _put_over(self, name: str, data: bytes, seen: str) -> bool:
+        """Writes in the place of what was seen; False if something else is there now."""
         try:
             self._put(name, data, "overwrite", **({"IfMatch": seen} if seen else {}))
+            return True
         except Exception as error:
             status, _ = http_status(error)
-            if status == 412:
+            if status == 412:  # perhaps by an attempt of ours whose answer was lost
                 return bool(self._fs.cat_file(self._full(name)) == data)
-            if status in (400, 501):  # a store that knows no such condition
-                self._put(name, data, "overwrite")
-            else:
+            if not seen or status not in (400, 501):
                 raise
+        self._put(name, data, "overwrite")  # to a store that knows no such condition
         return True
 
     def _create_once(self, name: str, data: bytes) -> bool | None:

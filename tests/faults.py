@@ -77,8 +77,9 @@ def storm(share: float, *, hang: bool = False, **which: Any) -> tuple[Rule, ...]
     ]
     if hang:
         kinds += [("drop", "hang", ""), ("lose", "hang", "")]
+    each = share / (10 if hang else 8)  # which is how many of them any method meets
     return tuple(
-        Rule(act, answer, **{"method": method, **which}, count=None, share=share / 6, seconds=0.3)
+        Rule(act, answer, **{"method": method, **which}, count=None, share=each, seconds=0.3)
         for act, answer, method in kinds
     )
 
