@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from live_reader import PATIENCE, Reader, options
@@ -18,6 +21,7 @@ from pipeline.live_options import LiveOptions
 from pipeline.records import Frame
 from pipeline.rtsp import LiveSource
 
+REAL = Path("/work/shared/data/video/vtest.avi")
 FRAMES, WIDTH, HEIGHT, RATE = 50, 160, 120, 25
 
 
@@ -83,6 +87,27 @@ def test_b_frames_come_in_the_order_shown(clips: dict[str, Path]) -> None:
         reader.finish()
 
 
+def test_a_real_clip(tmp_path: Path) -> None:
+    """People in a street, 768x576: every picture as a decoder of the file gives it, to the bit."""
+    if not REAL.exists():
+        pytest.skip(f"{REAL} is not on this machine")
+    with av.open(str(REAL)) as container:
+        pictures = [
+            f.to_ndarray(format="rgb24") for f, _ in zip(container.decode(video=0), range(40), strict=False)
+        ]
+    clip = make_video(tmp_path / "street.mp4", pictures, rate=10, time_base=Fraction(1, 10), b_frames=2)
+    with av.open(str(clip)) as container:
+        decoded = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    with camera(clip) as made, LiveSource(made.url(), options()) as source:
+        made.tell("rate 4")
+        reader = Reader(source)
+        frames = reader.take(50)
+        first = next(i for i, image in enumerate(decoded) if np.array_equal(image, frames[0].image))
+        for i, frame in enumerate(frames):
+            np.testing.assert_array_equal(frame.image, decoded[(first + i) % 40])
+        reader.finish()
+
+
 def test_wall_time_comes_from_the_cameras_reports(shared: Camera) -> None:
     with LiveSource(shared.url(), options()) as source:
         reader = Reader(source)
@@ -120,8 +145,9 @@ def test_killed_and_replaced_by_another_size(own: Camera, clips: dict[str, Path]
         reader.finish()
 
 
-def test_a_frozen_camera_is_given_up_and_found_again(own: Camera) -> None:
-    with LiveSource(own.url(), options()) as source:
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_a_frozen_camera_is_given_up_and_found_again(own: Camera, transport: str) -> None:
+    with LiveSource(own.url(), options(transport=transport)) as source:
         reader = Reader(source)
         reader.take(5)
         own.freeze()

@@ -23,7 +23,7 @@ from pipeline.rtsp import LiveSource
 from pipeline.url_guard import UrlGuard
 
 CHAOS = "XMEM_CHAOS" in os.environ
-FAULTS = 2 * int(os.environ.get("XMEM_CHAOS", "4"))
+FAULTS = 2 * int(os.environ.get("XMEM_CHAOS", "3"))
 STREAMS = 4 if CHAOS else 2
 MOST_BACKOFF = 1.0
 

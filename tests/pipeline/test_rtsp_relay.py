@@ -33,10 +33,11 @@ Answer = Callable[[str, dict[str, str]], bytes | None]
 class FakeCamera:
     """Answers each request as it is told to; a context manager. Keeps the requests it got."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, address: str = "127.0.0.1") -> None:
         self._answer = answer
         self.requests: list[str] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._listener = socket.create_server((address, 0), family=family)
         self.port: int = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
@@ -227,6 +228,29 @@ def test_a_wrong_password_is_said_and_not_shown(protected: Camera, caplog: pytes
         with LiveSource(url, options) as source:
             assert "authorization failed" in failure(source).lower()
             assert "wr0ng" not in caplog.text + repr(source) + str(source.status())
+
+
+def test_a_camera_at_an_ipv6_address() -> None:
+    """FFmpeg gets as far as asking for a port of that family, over the relay."""
+
+    def answer(method: str, headers: dict[str, str]) -> bytes:
+        if method == "DESCRIBE":
+            return reply(headers, body=SDP)
+        return reply(headers, "200 OK" if method == "OPTIONS" else "461 Unsupported transport")
+
+    try:
+        fake = FakeCamera(answer, "::1")
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with fake:
+        options = guarded(fake.port, guard=UrlGuard(["::1"], ports=[fake.port]), transport="udp")
+        with LiveSource(f"rtsp://[::1]:{fake.port}/live?a=b", options) as source:
+            assert failure(source).startswith("unreachable")
+        described, setup = fake.requests[1:3]
+        assert described.startswith("DESCRIBE rtsp://[::1]:")
+        assert "/live?a=b RTSP/1.0" in described
+        assert "client_port=" in setup
+        assert "User-Agent: xmem" in setup
 
 
 @pytest.fixture(scope="module")
