@@ -97,10 +97,12 @@ def plan(videos: int, resources: Resources, device: str, options: BatchOptions) 
     if device != "cuda":
         raise UsageError(f"device {device!r} is not allowed: cpu or cuda; which GPU, Ray decides")
     places = int(resources.gpus / options.gpu_fraction + 1e-6)
-    if places < 1:
+    # A cluster may bring machines for actors that wait for them, if it is told how many.
+    if places < 1 and not (options.actors and options.address):
         raise UsageError(
             f"device cuda with {options.gpu_fraction:g} of a GPU for each actor is not possible: Ray sees "
-            f"{resources.gpus:g} GPUs; cpu always works"
+            f"{resources.gpus:g} GPUs; cpu always works, and where machines come as they are needed, "
+            "--actors says how many"
         )
     return Plan(options.actors or max(1, min(videos, places)), options.threads or 1, options.gpu_fraction)
 

@@ -349,20 +349,45 @@ def command_error(line: str) -> str | None:
     """What the command line's own parser says to it; None if it would be run."""
     import typer
 
+    from jobs.batch_cli import _checked
     from jobs.cli import app
 
     program, *words = shlex.split(line)
     assert program == "xmem"
     command: Any = typer.main.get_command(app)
-    while hasattr(command, "commands"):
-        if not words or words[0] not in command.commands:
-            return f"no command {' '.join(words[:1])!r}"
-        command, words = command.commands[words[0]], words[1:]
+    context: Any = None
     try:
-        command.make_context("xmem", list(words), resilient_parsing=False)
+        context = command.make_context(program, list(words))
+        while hasattr(command, "commands"):
+            rest = [*context._protected_args, *context.args]
+            name, command, rest = command.resolve_command(context, rest)
+            context = command.make_context(name, rest, parent=context)
+        if command.name == "submit":
+            _checked(context.args)  # what it passes on to the batch
     except Exception as error:
         return str(error) or type(error).__name__
     return None
+
+
+def actors_of(command: str) -> int:
+    words = shlex.split(command)
+    return int(words[words.index("--actors") + 1])
+
+
+def test_a_batch_asks_for_the_gpus_that_may_come() -> None:
+    """From none at the start: a cluster grows only for actors that wait."""
+    from jobs.batch import BatchOptions, plan
+    from jobs.cluster import Resources
+
+    grown = cluster("ray-cluster.yaml")["available_node_types"]["gpu"]["max_workers"]
+    for where, command in xmem_commands().items():
+        if command.startswith("xmem batch") and where.startswith(("ray-cluster", "raycluster", "rayjob")):
+            assert "--device cuda" in command, where
+            most = grown if where.startswith("ray-cluster") else None
+            most = most or _workers(manifest(where.split(":")[0].split(",")[0]))["maxReplicas"]
+            assert actors_of(command) == most, where
+            options = BatchOptions(address="auto", actors=most)
+            assert plan(1000, Resources(node_cpus=(0,)), "cuda", options).actors == most
 
 
 def test_commands_are_found() -> None:
@@ -373,14 +398,21 @@ def test_commands_are_found() -> None:
 
 @pytest.mark.parametrize("where", sorted(xmem_commands()))
 def test_commands_are_commands_of_xmem(where: str) -> None:
-    if command_error("xmem batch") == "no command 'batch'":
-        pytest.skip("xmem batch is not there yet")
     assert command_error(xmem_commands()[where]) is None
 
 
 @pytest.mark.parametrize(
     "line",
-    ["xmem batches s3://b/v --out s3://b/t", "xmem track a.mp4", "xmem track a.mp4 --out o --gpu", "xmem"],
+    [
+        "xmem batches s3://b/v --out s3://b/t",
+        "xmem batch s3://b/v",
+        "xmem batch s3://b/v --out s3://b/t --gpus 3",
+        "xmem batch run s3://b/v --out s3://b/t --actors many",
+        "xmem batch submit s3://b/v --out s3://b/t --devise cuda",
+        "xmem track a.mp4",
+        "xmem track a.mp4 --out o --gpu",
+        "xmem",
+    ],
 )
 def test_commands_that_do_not_exist_are_found(line: str) -> None:
     assert command_error(line)
