@@ -78,6 +78,9 @@ def run(
         int, typer.Option("--chunk-frames", "--chunk", help="Frames per commit, and of a unit of work.")
     ] = 100,
     box_segmenter: Annotated[str, typer.Option(help="Who turns boxes into masks.")] = "grabcut",
+    sink: Annotated[
+        list[str] | None, typer.Option(help="Plugin that gets the rows too, by name; repeatable.")
+    ] = None,
     address: Annotated[
         str | None,
         typer.Option(
@@ -150,6 +153,7 @@ def run(
         chunk_frames=chunk_frames,
         max_frames=max_frames,
         box_segmenter=box_segmenter,
+        sinks=tuple(sink or ()),
         detector=detect,
     )
     options = BatchOptions(
