@@ -313,8 +313,8 @@ class _Handler(BaseHTTPRequestHandler):
         connection, response = forward()
         try:
             outcome = response.status if rule is None else rule.name
-            self._relay(method, response, rule)
             self.owner.record(method, path, outcome)
+            self._relay(method, response, rule)
         finally:
             connection.close()
 
