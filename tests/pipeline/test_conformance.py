@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from plugin_package import install, python
 from tiny import tiny_weights
 from videos import make_images, make_video
 
@@ -25,8 +23,6 @@ from pipeline.errors import SourceError
 from pipeline.records import Event, Frame
 from pipeline.sources import open_source
 
-ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "tests" / "plugins" / "xmem_example_plugins"
 FRAMES = 13
 URI = "made://up"
 
@@ -36,21 +32,7 @@ URI = "made://up"
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package as pip installs it, in a folder that a Python path may hold."""
-    source = tmp_path_factory.mktemp("source") / "package"
-    shutil.copytree(PACKAGE, source, ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info"))
-    target = tmp_path_factory.mktemp("installed")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
-    offline = ["--no-deps", "--no-build-isolation", "--target", str(target), str(source)]
-    done = subprocess.run([*pip, *offline], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return target
-
-
-def python(installed: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join(map(str, (installed, ROOT)))
-    known = dict(os.environ, PYTHONPATH=paths, OMP_WAIT_POLICY="PASSIVE", **environment)
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=known)
+    return install(tmp_path_factory.mktemp("plugins"))
 
 
 def test_the_example_package_keeps_its_promises_and_tracks(tmp_path: Path, installed: Path) -> None:
