@@ -8,7 +8,7 @@ GStreamer's Python bindings belong to the system's interpreter, so tests run thi
     clip N      go on with the N-th clip of the path (`/live=a.mp4,b.mp4`), in the same connection
     jump S      add S seconds to all timestamps from now on
     pause       send nothing more, keep the connections;   resume
-    rate F      play F times as fast
+    rate F      play F times as fast, timestamps included
 
 Timestamps go on rising when a clip starts over. Each client starts at the clip's first picture.
 """
@@ -63,7 +63,7 @@ class Feeder(threading.Thread):
     def run(self) -> None:
         shown = Controls.clip
         at = 0
-        base = 0.0
+        reached = 0  # nanoseconds of timestamps
         due = time.monotonic()
         while self.running:
             if Controls.paused:
@@ -75,17 +75,17 @@ class Feeder(threading.Thread):
             clip = self._clips[shown % len(self._clips)]
             data, pts, duration, key = clip[at]
             buffer = Gst.Buffer.new_wrapped(data)
-            buffer.pts = int((base + Controls.jump) * Gst.SECOND) + pts
-            buffer.duration = duration
+            step = round(duration / Controls.rate)
+            ahead = round((pts - at * duration) / Controls.rate)  # decoded before it is shown
+            buffer.pts = reached + ahead + round(Controls.jump * Gst.SECOND)
+            buffer.duration = step
             if not key:
                 buffer.set_flags(Gst.BufferFlags.DELTA_UNIT)
             if self._source.emit("push-buffer", buffer) != Gst.FlowReturn.OK:
                 return
-            at += 1
-            if at == len(clip):
-                at = 0
-                base += sum(unit[2] for unit in clip) / Gst.SECOND
-            due += duration / Gst.SECOND / Controls.rate
+            at = (at + 1) % len(clip)
+            reached += step
+            due += step / Gst.SECOND
             time.sleep(max(0.0, due - time.monotonic()))
 
 
