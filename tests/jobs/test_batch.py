@@ -1,0 +1,298 @@
+"""Batches on a real local Ray: each good video as if tracked alone, each bad one named, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as ds
+import pytest
+from tiny import tiny_weights
+from videos import make_images, make_video, truncate
+
+from jobs.actions import Progress, Running
+from jobs.batch import BatchOptions, Plan, budget, plan, run_batch
+from jobs.cluster import Resources, connected
+from jobs.manifest import VideoJob, load_manifest
+from jobs.report import BatchReport
+from pipeline.errors import StoreError, UsageError
+from pipeline.executor import track
+from pipeline.prompts import PromptSet
+from pipeline.work import StreamSpec, WorkerSettings
+
+BOX: dict[str, Any] = {
+    "version": 1,
+    "objects": [{"frame": 0, "id": 1, "box": [10, 10, 30, 30], "category": "shape"}],
+}
+CHUNK = 8
+ONE = BatchOptions(actors=1, threads=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _local_ray() -> Iterator[None]:
+    root = Path(__file__).parents[2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{root}{os.pathsep}{root / 'tests'}")
+        with connected() as resources:
+            assert sum(resources.node_cpus) >= 1
+            yield
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_weights(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name, frames in (("a", 20), ("b", 9), ("c", 16)):
+        make_video(folder / f"{name}.mp4", frames, width=64, height=48)
+        (folder / f"{name}.prompts.json").write_text(json.dumps(BOX))
+    return folder
+
+
+def settings(out: Path, weights: str, **options: Any) -> WorkerSettings:
+    given = {"model": weights, "chunk_frames": CHUNK, "snapshot_chunks": 1, **options}
+    return WorkerSettings(str(out), **given)
+
+
+def states(report: BatchReport) -> dict[str, str]:
+    return {Path(job.spec.uri).name: result.state for job, result in report.each()}
+
+
+def rows(out: Path, stream_id: str) -> list[dict[str, Any]]:
+    folder = out / "tracks" / f"stream_id={stream_id}"
+    return ds.dataset(sorted(map(str, folder.iterdir())), format="parquet").to_table().to_pylist()
+
+
+def written(out: Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in (out / "tracks").rglob("*.parquet")}
+
+
+def test_every_good_video_is_tracked_as_by_itself_and_every_bad_one_is_named(
+    videos: Path, weights: str, tmp_path: Path
+) -> None:
+    (videos / "empty.mp4").write_bytes(b"")
+    (videos / "text.mp4").write_text("this is no video")
+    truncate(videos / "a.mp4", videos / "cut.mp4", 0.5)
+    make_video(videos / "nothing.mp4", 8, width=64, height=48)
+    for name in ("empty", "text", "cut"):
+        (videos / f"{name}.prompts.json").write_text(json.dumps(BOX))
+    make_video(videos / "wrong.mp4", 8, width=64, height=48)
+    (videos / "wrong.prompts.json").write_text("{")
+    seen: list[tuple[Progress, Sequence[Running]]] = []
+    out = tmp_path / "out"
+    report = run_batch(
+        load_manifest(videos),
+        settings(out, weights),
+        BatchOptions(threads=1, max_tries=2),
+        on_progress=lambda standing, running: seen.append((standing, list(running))),
+    )
+    assert report.exit_code == 1
+    assert states(report) == {
+        "a.mp4": "finished", "b.mp4": "finished", "c.mp4": "finished", "cut.mp4": "quarantined",
+        "empty.mp4": "quarantined", "nothing.mp4": "failed", "text.mp4": "quarantined", "wrong.mp4": "failed",
+    }  # fmt: skip
+    causes = {Path(j.spec.uri).name: r.cause.message for j, r in report.bad() if r.cause is not None}
+    assert "nothing to track" in causes["nothing.mp4"]
+    assert "wrong.prompts.json is not JSON" in causes["wrong.mp4"]
+    for name in ("cut.mp4", "empty.mp4", "text.mp4"):
+        assert str(videos / name) in causes[name]
+    for name, frames in (("a", 20), ("b", 9), ("c", 16)):
+        alone = tmp_path / "alone"
+        summary = track(
+            videos / f"{name}.mp4", alone, PromptSet.from_record(BOX), model=weights, threads=1,
+            chunk_frames=CHUNK,
+        )  # fmt: skip
+        assert summary.frames == frames
+        assert rows(out, summary.stream_id) == rows(alone, summary.stream_id)
+        assert [r["frame_index"] for r in rows(out, summary.stream_id)] == list(range(frames))
+    assert report.frames == 45
+    assert 1 <= report.workers <= os.cpu_count()  # type: ignore[operator]
+    assert seen[-1][0].finished == 3
+    assert seen[-1][1] == []
+    assert {len(running) <= 8 for _, running in seen} == {True}
+    saved = json.loads(Path(report.location).read_text())
+    assert saved["totals"]["finished"] == 3
+    assert saved["totals"]["rows"] == 45
+    assert [v["state"] for v in saved["videos"]] == [r.state for _, r in report.each()]
+
+
+def test_run_again_only_what_is_unfinished_is_tracked_and_with_restart_all(
+    videos: Path, weights: str, tmp_path: Path
+) -> None:
+    good = (videos / "b.mp4").read_bytes()
+    (videos / "b.mp4").write_bytes(b"broken")
+    out = tmp_path / "out"
+    first = run_batch(
+        load_manifest(videos), settings(out, weights), BatchOptions(actors=1, threads=1, max_tries=1)
+    )
+    assert states(first) == {"a.mp4": "finished", "b.mp4": "quarantined", "c.mp4": "finished"}
+    before = written(out)
+    (videos / "b.mp4").write_bytes(good)
+    second = run_batch(load_manifest(videos), settings(out, weights), ONE)
+    assert second.exit_code == 0
+    assert second.frames == 9
+    assert second.totals()["frames"] == 45
+    after = written(out)
+    assert {name: after[name] for name in before} == before
+    assert len(list((out / "batches").iterdir())) == 2
+    anew = run_batch(load_manifest(videos, restart=True), settings(out, weights, chunk_frames=5), ONE)
+    assert (anew.exit_code, anew.frames) == (0, 45)
+
+
+def test_stopped_in_the_middle_it_commits_what_is_under_way_and_goes_on_later(
+    weights: str, tmp_path: Path
+) -> None:
+    video = make_video(tmp_path / "long.mp4", 60, width=64, height=48)
+    jobs = [VideoJob(StreamSpec(f"s{i}", str(video), prompts=BOX)) for i in range(3)]
+    stop = threading.Event()
+    told: list[str] = []
+
+    def news(standing: Progress, running: Sequence[Running]) -> None:
+        if standing.chunks:
+            stop.set()
+
+    out = tmp_path / "out"
+    options = ONE
+    report = run_batch(
+        jobs, settings(out, weights, chunk_frames=2), options, on_progress=news,
+        on_stop=lambda: told.append("stop"), stop=stop,
+    )  # fmt: skip
+    assert told == ["stop"]
+    assert report.interrupted
+    assert report.exit_code == 130
+    assert report.totals()["pending"] >= 1
+    assert 0 < report.frames < 180
+    again = run_batch(jobs, settings(out, weights, chunk_frames=2), options)
+    assert again.exit_code == 0
+    for i in range(3):
+        assert [r["frame_index"] for r in rows(out, f"s{i}")] == list(range(60))
+    assert report.frames + again.frames >= 180
+
+
+def test_names_hold_in_processes_with_other_working_folders(
+    videos: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_images(tmp_path / "frames", 6, width=64, height=48)
+    (videos / "b.prompts.json").unlink()
+    Path("model.safetensors").symlink_to(weights)
+    shared = Path("all.json")
+    shared.write_text(json.dumps({**BOX, "objects": [{**BOX["objects"][0], "category": "shared"}]}))
+    lines = [
+        {"uri": "frames", "stream_id": "pictures", "prompts": BOX},
+        {"uri": "videos/a.mp4", "stream_id": "sidecar", "priority": 3},
+        {"uri": "videos/b.mp4", "stream_id": "neither"},
+    ]
+    Path("m.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    jobs = load_manifest("m.jsonl", prompts="all.json", inline_prompts=True)
+    shared.unlink()  # on a cluster, nobody else could read it
+    report = run_batch(jobs, settings(Path("out"), "model.safetensors"), ONE)
+    assert report.exit_code == 0, states(report)
+    found = {
+        i: {r["category"] for r in rows(tmp_path / "out", i)} for i in ("pictures", "sidecar", "neither")
+    }
+    assert found == {"pictures": {"shape"}, "sidecar": {"shape"}, "neither": {"shared"}}
+
+
+def test_a_model_that_is_none_is_a_usage_error(videos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no model 'xmem-huge'"):
+        run_batch(load_manifest(videos), settings(tmp_path / "out", "xmem-huge"), ONE)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "complaint"),
+    [
+        ("chunk_frames", 0, "chunk_frames=0"),
+        ("size", 3, "size=3"),
+        ("dtype", "int8", "dtype='int8'"),
+        ("max_frames", 0, "max_frames=0"),
+        ("device", "tpu", "device 'tpu' is not allowed"),
+        ("device", "cuda:1", "device 'cuda:1' is not allowed"),
+    ],
+)
+def test_settings_are_checked_before_anything_runs(
+    videos: Path, weights: str, tmp_path: Path, option: str, value: Any, complaint: str
+) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        run_batch(load_manifest(videos), settings(tmp_path / "out", weights, **{option: value}))
+    assert not list(tmp_path.glob("out/tracks/*"))
+
+
+def test_an_output_folder_that_cannot_be_written_is_found_out_first(
+    videos: Path, weights: str, tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(StoreError, match="out"):
+        run_batch(load_manifest(videos), settings(tmp_path / "out", weights))
+
+
+# --- what runs where -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("videos", "cpus", "options", "expected"),
+    [
+        (1, (2,), {}, Plan(1, 2)),
+        (2, (2,), {}, Plan(2, 1)),
+        (5, (2,), {}, Plan(2, 1)),
+        (3, (8,), {}, Plan(3, 2)),
+        (1, (8, 8), {}, Plan(1, 8)),
+        (3, (8, 4), {}, Plan(3, 4)),
+        (100, (8, 4), {}, Plan(12, 1)),
+        (100, (8,), {"threads": 3}, Plan(2, 3)),
+        (100, (8,), {"actors": 3}, Plan(3, 1)),
+        (1, (0,), {}, Plan(1, 1)),
+        (0, (4,), {}, Plan(1, 4)),
+    ],
+)
+def test_actors_and_threads_on_cpus(
+    videos: int, cpus: tuple[int, ...], options: dict[str, Any], expected: Plan
+) -> None:
+    assert plan(videos, Resources(cpus), "cpu", BatchOptions(**options)) == expected
+
+
+@pytest.mark.parametrize(
+    ("videos", "gpus", "options", "expected"),
+    [
+        (100, 4.0, {}, Plan(4, 1, 1.0)),
+        (2, 4.0, {}, Plan(2, 1, 1.0)),
+        (100, 2.0, {"gpu_fraction": 0.3}, Plan(6, 1, 0.3)),
+        (100, 1.0, {"gpu_fraction": 1 / 3}, Plan(3, 1, 1 / 3)),
+        (100, 4.0, {"gpu_fraction": 2}, Plan(2, 1, 2)),
+        (100, 4.0, {"actors": 9, "threads": 2}, Plan(9, 2, 1.0)),
+    ],
+)
+def test_actors_on_gpus(videos: int, gpus: float, options: dict[str, Any], expected: Plan) -> None:
+    assert plan(videos, Resources((16,), gpus), "cuda", BatchOptions(**options)) == expected
+
+
+def test_what_cannot_run_anywhere_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="Ray sees 0 GPUs"):
+        plan(3, Resources((4,)), "cuda", BatchOptions())
+    with pytest.raises(UsageError, match="threads 5 is not allowed: the largest machine has 4 CPUs"):
+        plan(3, Resources((4, 2)), "cpu", BatchOptions(threads=5))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"actors": 0}, {"threads": 0}, {"max_tries": 0}, {"gpu_fraction": 0}, {"gpu_fraction": 1.5}],
+)
+def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(UsageError, match=name):
+        BatchOptions(**options)
+
+
+def test_the_memory_for_states() -> None:
+    facts = {"device_bytes": 1000, "weights_bytes": 100}
+    assert budget(facts, 1.0) == 750
+    assert budget(facts, 0.5) == 325
+    assert budget(facts, 0.1) == 0
