@@ -1,0 +1,323 @@
+"""From a bucket into a bucket over a network that fails: the same frames, the same rows, the same bytes."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from faults import Answer, Proxy, Rule, faulty, storm
+from numpy.typing import NDArray
+from servers import S3Server
+from small_net import SMALL_MEMORY
+from tiny import tiny_weights
+from videos import make_images, make_video, scene
+
+from pipeline import executor, retries
+from pipeline.errors import SourceError, StoreError
+from pipeline.executor import track
+from pipeline.files import open_files
+from pipeline.prompts import PromptSet
+from pipeline.retries import Backoff
+from pipeline.sources import VideoSource, open_source
+from pipeline.work import Failure
+
+BLOCK = 1 << 13
+FRAMES = 150
+PROMPTS: dict[str, Any] = {
+    "version": 1,
+    "objects": [
+        {"frame": 0, "id": 1, "category": "square", "polygons": [[2, 58, 54, 58, 54, 110, 2, 110]]},
+        {"frame": 4, "id": 2, "box": [120, 80, 60, 60]},
+    ],
+}
+FAULTS = {
+    "500": Rule("drop", 500, method="GET", skip=1, count=2),
+    "503": Rule("drop", 503, method="GET", skip=1, count=5),
+    "cut": Rule("drop", "cut", method="GET", skip=1, count=3),
+    "reset": Rule("lose", "reset", method="GET", skip=1, count=3),
+    "hangs": Rule("drop", "hang", method="GET", skip=1),
+    "cut body": Rule("truncate", method="GET", skip=1, count=3),
+    "short body": Rule("shorten", method="GET", skip=1, count=3),
+    "slow body": Rule("slow", method="GET", skip=1, seconds=0.5),
+    "every second": Rule("drop", 500, count=None, share=0.5),
+}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "BACKOFF", Backoff(9, 0.01, 0.05))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    make_video(folder / "clip.mp4", noisy(FRAMES), b_frames=2, gop=10, quality=10)
+    assert (folder / "clip.mp4").stat().st_size > 2_000_000
+    make_images(folder / "pictures", 4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_server: S3Server, made: Path) -> str:
+    """A folder of the bucket with the clip and the pictures."""
+    folder = s3_server.uri("faulty-sources")
+    fs = fsspec.filesystem("s3", **s3_server.options)
+    fs.pipe_file(f"{folder}/clip.mp4", (made / "clip.mp4").read_bytes())
+    for path in (made / "pictures").iterdir():
+        fs.pipe_file(f"{folder}/pictures/{path.name}", path.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def proxy(s3_server: S3Server) -> Iterator[Proxy]:
+    with faulty(s3_server.endpoint) as running:
+        yield running
+
+
+def noisy(count: int) -> list[NDArray[np.uint8]]:
+    """Pictures that compress badly: FFmpeg reads 256 KiB at a time, and a test needs many reads."""
+    rng = np.random.default_rng(1)
+    pictures = [scene(i, 320, 240).astype(np.int16) for i in range(count)]
+    return [np.clip(p + rng.integers(-30, 30, p.shape), 0, 255).astype(np.uint8) for p in pictures]
+
+
+def seen(source: VideoSource, start: int = 0, previous: float | None = None) -> list[Any]:
+    """Of each frame its number, time, pixels and losses; then what was lost at the end."""
+    frames = source.frames(start, previous_pts_seconds=previous)
+    found: list[Any] = [(f.frame_index, f.pts_seconds, f.image.tobytes(), f.losses) for f in frames]
+    return [*found, source.trailing_losses]
+
+
+# Reading
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_video_is_read_in_spite_of_faults(
+    fault: str, s3_server: S3Server, proxy: Proxy, made: Path, bucket: str
+) -> None:
+    options = proxy.options(s3_server.options, read_timeout=1 if fault == "hangs" else 15)
+    with open_source(str(made / "clip.mp4")) as local:
+        whole = seen(local)
+    assert len(whole) == FRAMES + 1
+    rule = FAULTS[fault]
+    proxy.set(rule)
+    with open_source(f"{bucket}/clip.mp4", storage_options=options, block_size=BLOCK) as remote:
+        opened = proxy.happened.count()
+        assert opened > 0
+        proxy.set(rule)
+        assert seen(remote) == whole
+        read = proxy.happened.count()
+        assert read > opened
+        assert not remote.damaged
+    # A new start in the middle: an index of packets, a seek, and on from there.
+    with open_source(f"{bucket}/clip.mp4", storage_options=options, block_size=BLOCK) as remote:
+        proxy.set(rule)
+        assert seen(remote, 100, whole[99][1]) == whole[100:]
+        assert proxy.happened.count() > read
+        assert not remote.damaged
+        assert remote._index is not None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("answer", [500, "cut", "hang"])
+def test_a_video_that_cannot_be_read_on_has_not_ended(
+    answer: int | Answer,
+    s3_server: S3Server,
+    proxy: Proxy,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retries, "BACKOFF", Backoff(3, 0.01))
+    timeout = 1 if answer == "hang" else 15
+    options = proxy.options(s3_server.options, timeout)
+    with open_source(f"{bucket}/clip.mp4", storage_options=options, block_size=BLOCK) as source:
+        frames = source.frames()
+        first = [next(frames) for _ in range(10)]
+        before = proxy.happened.count()
+        proxy.set(Rule("drop", answer, count=None))
+        rest = []
+        with pytest.raises(SourceError, match=r"clip.mp4: reading failed \(.*then try again$") as caught:
+            rest.extend(frames)
+        assert "\n" not in str(caught.value)
+        assert not Failure.of(caught.value).permanent
+        assert 0 < len(rest) < FRAMES - 20
+        assert [f.losses for f in first + rest] == [()] * len(first + rest)
+        # aiohttp by itself asks once more where a connection that it had kept is gone.
+        assert 3 <= proxy.happened.count() - before <= (6 if answer == "cut" else 3)
+        proxy.set()
+        again = list(source.frames(10 + len(rest)))
+        assert [f.frame_index for f in again] == list(range(10 + len(rest), FRAMES))
+
+
+@pytest.mark.parametrize("reads", range(8))
+def test_wherever_a_new_start_fails_it_says_so(
+    reads: int, s3_server: S3Server, proxy: Proxy, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening, indexing, seeking or decoding: none of them takes a failing network for a damaged video."""
+    monkeypatch.setattr(retries, "BACKOFF", Backoff(2, 0.01))
+    options = proxy.options(s3_server.options)
+    with open_source(f"{bucket}/clip.mp4", storage_options=options, block_size=BLOCK) as source:
+        whole = seen(source)
+        before = len(proxy.happened.requests)
+        assert seen(source, 100, whole[99][1]) == whole[100:]
+        needed = len(proxy.happened.requests) - before
+    with open_source(f"{bucket}/clip.mp4", storage_options=options, block_size=BLOCK) as source:
+        proxy.set(Rule("drop", 500, skip=needed * reads // 8, count=None))
+        with pytest.raises(SourceError, match=r"reading failed .* then try again$"):
+            seen(source, 100, whole[99][1])
+        assert not source.damaged
+        proxy.set()
+        assert seen(source, 100, whole[99][1]) == whole[100:]
+
+
+def test_a_video_that_is_replaced_while_it_is_read(
+    s3_server: S3Server, proxy: Proxy, made: Path, tmp_path: Path
+) -> None:
+    uri = f"{s3_server.uri('faulty-changing')}/clip.mp4"
+    fs = fsspec.filesystem("s3", **s3_server.options)
+    fs.pipe_file(uri, (made / "clip.mp4").read_bytes())
+    with open_source(uri, storage_options=proxy.options(s3_server.options), block_size=BLOCK) as source:
+        frames = source.frames()
+        next(frames)
+        fs.pipe_file(uri, make_video(tmp_path / "other.mp4", noisy(FRAMES), quality=20).read_bytes())
+        with pytest.raises(SourceError, match="was replaced while it was read"):
+            list(frames)
+
+
+def test_images_are_read_in_spite_of_faults(
+    s3_server: S3Server, proxy: Proxy, made: Path, bucket: str
+) -> None:
+    proxy.set(
+        Rule("shorten", method="GET", path="frame2"),
+        Rule("truncate", method="GET", path="frame1"),
+        Rule("drop", 500, count=None, share=0.3),
+    )
+    with open_source(f"{bucket}/pictures", storage_options=proxy.options(s3_server.options)) as remote:
+        with open_source(str(made / "pictures")) as local:
+            assert seen(remote) == seen(local)
+        assert proxy.happened.count("shorten") == proxy.happened.count("truncate") == 1
+        assert proxy.happened.count("drop") > 0
+
+
+# Tracking
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_weights(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_video(tmp_path_factory.mktemp("short") / "short.mp4", noisy(30), b_frames=2, gop=8)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, short: Path, model: str) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("undisturbed")
+    run(str(short), str(out), model)
+    return contents(str(out))
+
+
+def run(video: str, out: str, model: str, **more: Any) -> Any:
+    return track(
+        video,
+        out,
+        PromptSet.from_record(PROMPTS),
+        stream_id="cam",
+        model=model,
+        memory=SMALL_MEMORY,
+        threads=1,
+        chunk_frames=4,
+        snapshot_chunks=2,
+        **more,
+    )
+
+
+def contents(out: str, options: Any = None) -> dict[str, bytes]:
+    files = open_files(out, options)
+    return {
+        name: files.read(name)
+        for folder in ("tracks", "events")
+        for name in files.names(folder, recursive=True)
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tracked_through_a_storm_it_is_byte_for_byte_the_undisturbed_run(
+    seed: int,
+    s3_server: S3Server,
+    proxy: Proxy,
+    short: Path,
+    model: str,
+    undisturbed: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(executor, "open_source", partial(open_source, block_size=4 * BLOCK))
+    folder = s3_server.uri(f"storm-{seed}")
+    fsspec.filesystem("s3", **s3_server.options).pipe_file(f"{folder}/short.mp4", short.read_bytes())
+    proxy.seed = seed
+    proxy.set(*storm(0.2, hang=seed == 0))
+    options = proxy.options(s3_server.options, read_timeout=2 if seed == 0 else 15)
+    both = {"storage_options": options, "out_storage_options": options}
+    # Stopped in the middle once, so that it also resumes in the storm.
+    stopped = False
+
+    def on_frame(stream: Any) -> None:
+        nonlocal stopped
+        if stream.summary.frames >= 14 and not stopped:
+            stopped = True
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(f"{folder}/short.mp4", f"{folder}/out", model, on_frame=on_frame, **both)
+    summary = run(f"{folder}/short.mp4", f"{folder}/out", model, **both)
+    assert summary.state == "finished"
+    assert summary.losses == 0
+    proxy.settle()
+    assert contents(f"{folder}/out", s3_server.options) == undisturbed
+    happened = proxy.happened
+    assert happened.count() > 15
+    assert {name.split()[0] for name in happened.faults} >= {"drop", "lose"}
+    struck = sum(n for name, n in happened.faults.items() if name.endswith("GET"))
+    assert struck > 3, happened.faults
+    proxy.set()
+    assert run(f"{folder}/short.mp4", f"{folder}/out", model, **both).tracked == 0
+
+
+def test_when_the_store_goes_away_what_was_committed_stays(
+    s3_server: S3Server,
+    proxy: Proxy,
+    short: Path,
+    model: str,
+    undisturbed: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retries, "BACKOFF", Backoff(3, 0.01))
+    out = s3_server.uri(secrets.token_hex(6))
+    options = proxy.options(s3_server.options)
+    proxy.set(Rule("drop", 503, method="PUT", path="tracks/", skip=3, count=None))
+    with pytest.raises(StoreError, match=r"^cannot write") as caught:
+        run(str(short), out, model, out_storage_options=options)
+    assert "\n" not in str(caught.value)
+    kept = contents(out, s3_server.options)
+    tracks = [name for name in kept if name.startswith("tracks")]
+    assert len(tracks) == 3
+    assert {name: undisturbed[name] for name in kept} == kept
+    proxy.set()
+    run(str(short), out, model, out_storage_options=options)
+    assert contents(out, s3_server.options) == undisturbed
