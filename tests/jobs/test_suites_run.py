@@ -18,6 +18,8 @@ from tiny import tiny_model, tiny_weights
 
 from jobs.cli import main
 from jobs.suites import runner
+from jobs.suites.fitting import fit_presence
+from jobs.suites.presence import reliability
 from jobs.suites.report import CROWD_GOALS, Goal
 from jobs.suites.runner import check_options, run_scene, run_suite
 from jobs.suites.stage import Scene
@@ -283,3 +285,53 @@ def test_the_command(
         main(["evaluate", "--suite", "crowd", "--data", str(tmp_path), "--model", weights])
     assert ended.value.code == 2
     assert "has no pictures to compose scenes from" in capsys.readouterr().err
+
+
+# --- the fit -------------------------------------------------------------------------------------
+
+
+class Doubtful(Holds):
+    """Stands still, and its probabilities say so: the longer ago its mask was given, the lower."""
+
+    def new_state(self) -> dict[int, np.ndarray]:
+        self.ages: dict[int, int] = {}
+        return super().new_state()
+
+    def step(self, state: Any, frame: np.ndarray, prompt: Any = None) -> Any:
+        labels = super().step(state, frame, prompt).label_map
+        ids = tuple(state)
+        self.ages = {i: self.ages.get(i, -1) + 1 for i in ids}
+        planes = torch.full((len(ids) + 1, *labels.shape), 0.01)
+        for k, identity in enumerate(ids, 1):
+            planes[k, labels == identity] = 0.5 + 0.45 * 0.9 ** self.ages[identity]
+        planes[0] = 1 - planes[1:].sum(0)
+        planes[0, labels > 0] = 0.0
+        return SimpleNamespace(label_map=labels, network_probabilities=planes, object_ids=ids)
+
+
+def test_the_fit_knows_what_the_probabilities_knew(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.suites.pictures.HELD_OUT_PEOPLE", 4)
+    constants, seen = fit_presence(root, Doubtful(), crowds=2, troubles=1, height=HEIGHT, kinds=["plain"])
+    assert 0.05 < seen.right.mean() < 0.95
+    total = seen.features @ np.array(constants.weights) + constants.intercept
+    fitted = reliability(1 / (1 + np.exp(-total)), seen.iou)
+    raw = reliability(seen.features[:, 0], seen.iou)
+    assert fitted.error < 0.08 < raw.error
+    assert fitted.brier < raw.brier
+    again = fit_presence(root, Doubtful(), crowds=2, troubles=1, height=HEIGHT, kinds=["plain"])[0]
+    assert again == constants
+
+
+def test_nothing_is_fitted_to_masks_that_tell_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.suites.pictures.HELD_OUT_PEOPLE", 4)
+    with pytest.raises(UsageError, match="the segmenter tells no probabilities"):
+        fit_presence(root, Holds(), crowds=1, troubles=0, height=HEIGHT)
+
+    class Elsewhere(Doubtful):
+        def step(self, state: Any, frame: np.ndarray, prompt: Any = None) -> Any:
+            result = super().step(state, frame, prompt)
+            result.label_map = np.roll(result.label_map, (HEIGHT // 2, 11), (0, 1))
+            return result
+
+    with pytest.raises(UsageError, match=r"none of \d+ masks are right"):
+        fit_presence(root, Elsewhere(), crowds=1, troubles=0, height=HEIGHT)
