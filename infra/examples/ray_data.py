@@ -2,7 +2,8 @@
 
 MANIFEST is a Parquet, CSV or JSONL file with the columns uri and, as you like, stream_id, prompts and others
 of your own. Tracks go to FOLDER; what became of each video is printed, and written as Parquet to --results.
-Needs Ray Data: pip install 'xmem-pipeline[data]'. Runs on this machine, or on the cluster of RAY_ADDRESS.
+Needs Ray Data: pip install 'xmem-pipeline[data]'. Runs on this machine, or on the cluster of RAY_ADDRESS,
+whose machines have both installed too.
 
     python infra/examples/ray_data.py videos.jsonl --out s3://bucket/tracks --device cuda --workers 8
     xmem query s3://bucket/tracks "select stream_id, count(*) from tracks group by stream_id"
