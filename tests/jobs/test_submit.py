@@ -1,0 +1,280 @@
+"""Batches on a cluster: a real Ray head with dashboard and token, to which the code travels."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from ray_head import TOKEN, RayHead, ray_head
+from tiny import tiny_weights
+from videos import make_video
+
+from jobs import ray_token
+from jobs.submit import JobStatus, _shipped_manifest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("xmem_core", "pipeline", "jobs")
+BOX = {"version": 1, "objects": [{"frame": 0, "id": 1, "box": [10, 10, 30, 30]}]}
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[RayHead]:
+    with ray_head() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def away(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages as another machine has them: elsewhere, and with a mark of their own."""
+    folder = tmp_path_factory.mktemp("away")
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with (folder / "pipeline" / "__init__.py").open("a") as file:
+        file.write('\nMARK = "these very packages"\n')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for name, frames in (("a", 9), ("b", 17)):
+        make_video(folder / f"{name}.mp4", frames, width=64, height=48)
+    (folder / "a.prompts.json").write_text(json.dumps(BOX))
+    (folder / "shared.json").write_text(json.dumps(BOX))
+    (folder / "list.csv").write_text("uri,stream_id\na.mp4,first\nb.mp4,second\n")
+    tiny_weights(folder)
+    return folder
+
+
+Xmem = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def xmem(away: Path, videos: Path) -> Xmem:
+    def run(*arguments: str | Path, token: str | None = TOKEN) -> subprocess.CompletedProcess[str]:
+        return python("-m", "jobs.cli", *arguments, away=away, cwd=videos, token=token)
+
+    return run
+
+
+def python(
+    *arguments: str | Path, away: Path, cwd: Path, token: str | None = TOKEN
+) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    # A home of its own: this machine's own Ray keeps its token there.
+    environment |= {"PYTHONPATH": str(away), "HOME": str(away), "OMP_NUM_THREADS": "1"}
+    if token is not None:
+        environment["RAY_AUTH_TOKEN"] = token
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=400)
+
+
+def frames(out: Path) -> dict[str, int]:
+    return {p.stem: json.loads(p.read_text())["next_frame"] for p in (out / "streams").glob("*.json")}
+
+
+def states(out: Path) -> list[dict[str, str]]:
+    found = []
+    for path in sorted((out / "batches").glob("*.json")):
+        found.append({v["stream_id"]: v["state"] for v in json.loads(path.read_text())["videos"]})
+    return found
+
+
+WHERE = """
+import json, sys
+import ray
+from pathlib import Path
+from jobs import ray_token
+ray_token.enable()
+from jobs.cluster import connected
+
+with connected(sys.argv[1]):
+    @ray.remote(num_cpus=1)
+    def where():
+        import jobs.report, pipeline.work, xmem_core
+        from xmem_core import load_model
+        model = load_model("xmem-lite")
+        files = [m.__file__ for m in (xmem_core, pipeline.work, jobs.report)]
+        return pipeline.MARK, files, sum(p.numel() for p in model.parameters())
+    print(json.dumps(ray.get(where.remote())))
+"""
+
+
+def test_workers_of_a_cluster_import_the_packages_that_were_sent(
+    head: RayHead, away: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "where.py"
+    script.write_text(WHERE.replace("import ray\n", "", 1).replace("    @ray", "    import ray\n    @ray"))
+    done = python(script, head.address, away=away, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    mark, files, parameters = json.loads(done.stdout)
+    assert mark == "these very packages"
+    for file in files:
+        assert "runtime_resources/py_modules_files" in file
+        assert str(away) not in file
+    assert parameters > 1_000_000  # of the bundled checkpoint: it travels with its package
+
+
+def test_a_batch_is_submitted_followed_and_asked_about(
+    head: RayHead, xmem: Xmem, videos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = xmem(
+        "batch", "submit", "list.csv", "--out", out, "--prompts", "shared.json", "--address", head.dashboard,
+        "--follow", "--id", "my-batch", "--model", videos / "tiny-0.safetensors", "--chunk", "8",
+        "--report", "report.json", "--env", "XMEM_TEST=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, _, log = done.stdout.partition("\n")
+    assert first == "my-batch"
+    assert "2 of 2 videos finished; 26 rows" in log
+    assert "my-batch: SUCCEEDED" in done.stderr
+    assert states(out) == [{"first": "finished", "second": "finished"}]
+    assert not (videos / "report.json").exists()  # the job has a folder of its own
+    status = xmem("batch", "status", "my-batch", "--address", head.dashboard, "--json")
+    answer = json.loads(status.stdout)
+    assert (answer["job_id"], answer["state"], answer["out"]) == ("my-batch", "SUCCEEDED", str(out))
+    assert answer["started"] < answer["ended"]
+    plain = xmem("batch", "status", "my-batch", "--address", head.dashboard)
+    assert plain.stdout == "SUCCEEDED\n"
+    logs = xmem("batch", "logs", "my-batch", "--address", head.dashboard)
+    assert "2 of 2 videos finished" in logs.stdout
+    again = xmem("batch", "submit", "list.csv", "--out", out, "--id", "my-batch", "--address", head.dashboard)
+    assert again.returncode == 2
+    assert "a job of this id exists already" in again.stderr
+    over = xmem("batch", "cancel", "my-batch", "--address", head.dashboard)
+    assert (over.returncode, "had ended already" in over.stderr) == (0, True)
+
+
+def test_a_job_is_cancelled_and_the_same_batch_goes_on(
+    head: RayHead, xmem: Xmem, videos: Path, tmp_path: Path
+) -> None:
+    make_video(tmp_path / "long.mp4", 400, width=64, height=48)
+    (tmp_path / "long.prompts.json").write_text(json.dumps(BOX))
+    out = tmp_path / "out"
+    batch = [tmp_path / "long.mp4", "--out", out, "--model", videos / "tiny-0.safetensors"]
+    done = xmem("batch", "submit", *batch, "--chunk", "2", "--address", head.dashboard, "--id", "to-cancel")
+    assert done.returncode == 0, done.stderr
+    deadline = time.monotonic() + 300
+    while len(list(out.glob("tracks/*/*.parquet"))) < 2:
+        assert time.monotonic() < deadline, xmem("batch", "logs", "to-cancel", "--address", head.dashboard)
+        time.sleep(0.1)
+    assert "is being stopped" in xmem("batch", "cancel", "to-cancel", "--address", head.dashboard).stderr
+    while (state := xmem("batch", "status", "to-cancel", "--address", head.dashboard).stdout) == "RUNNING\n":
+        assert time.monotonic() < deadline
+    assert state == "STOPPED\n"
+    assert xmem("batch", "logs", "to-cancel", "--follow", "--address", head.dashboard).returncode == 1
+    # The same on the cluster, without a job.
+    resumed = xmem("batch", *batch, "--chunk", "2", "--address", head.address)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "1 of 1 videos finished; 400 rows" in resumed.stderr
+    assert "400 frames tracked" not in resumed.stderr
+    assert resumed.stdout == ""
+    assert states(out)[-1].popitem()[1] == "finished"
+
+
+@pytest.mark.parametrize("arguments", [("status", "x"), ("logs", "x"), ("cancel", "x")])
+def test_an_unknown_job_is_a_usage_error(head: RayHead, xmem: Xmem, arguments: tuple[str, ...]) -> None:
+    done = xmem("batch", *arguments, "--address", head.dashboard)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"xmem: error: there is no job x at {head.dashboard}\n"
+
+
+@pytest.mark.parametrize(
+    ("token", "said"), [(None, "wants a token"), ("wrong-token", "does not take this token")]
+)
+def test_a_missing_or_wrong_token_gives_one_clear_line(
+    head: RayHead, xmem: Xmem, token: str | None, said: str, tmp_path: Path
+) -> None:
+    done = xmem("batch", "submit", "list.csv", "--out", tmp_path, "--address", head.dashboard, token=token)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"xmem: error: {head.dashboard} {said}: {ray_token.HOW}\n"
+
+
+def test_a_wrong_token_of_a_driver_gives_one_clear_line(head: RayHead, xmem: Xmem, tmp_path: Path) -> None:
+    done = xmem("batch", "list.csv", "--out", tmp_path, "--prompts", "shared.json",
+                "--address", head.address, token="wrong-token")  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"xmem: error: the Ray cluster at {head.address} wants its token: {ray_token.HOW}\n"
+    )
+
+
+def test_addresses_where_no_ray_answers(head: RayHead, xmem: Xmem, tmp_path: Path) -> None:
+    batch = ("list.csv", "--out", tmp_path, "--prompts", "shared.json", "--address")
+    for command, address, said in [
+        ("run", "127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1"),
+        ("run", head.dashboard.removeprefix("http://"), "is a web server, perhaps the dashboard"),
+        ("run", head.dashboard, "give auto, host:6379 or ray://host:10001"),
+        ("submit", "http://127.0.0.1:1", "no Ray cluster answers at http://127.0.0.1:1"),
+        ("submit", head.address, "give the dashboard's"),
+    ]:
+        done = xmem("batch", command, *batch, address)
+        assert done.returncode in (1, 2), address
+        assert said in done.stderr, address
+        assert len(done.stderr.splitlines()) == 1
+
+
+# --- without a cluster ---------------------------------------------------------------------------
+
+
+def test_when_a_token_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ray_token.header(this_machine=True) is None
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("own\n")
+    assert ray_token.header(this_machine=True) == {"Authorization": "Bearer own"}
+    assert ray_token.header(this_machine=False) is None  # another's machine has no business with it
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert ray_token.header(this_machine=False) == {"Authorization": "Bearer own"}
+    (tmp_path / "other").write_text("other")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "other"))
+    assert ray_token.header(this_machine=False) == {"Authorization": "Bearer other"}
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "given")
+    assert ray_token.header(this_machine=False) == {"Authorization": "Bearer given"}
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert ray_token.header(this_machine=True) is None
+    ray_token.enable()
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    ray_token.enable()
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    assert ray_token.header(this_machine=True) is None
+
+
+def test_a_manifest_that_lies_here_travels_with_absolute_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    rows = [{"uri": "a.mp4", "prompts": BOX, "priority": 2}, {"uri": "s3://b/c.mp4", "prompts": "p.json"}]
+    (tmp_path / "in" / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.chdir(tmp_path)
+    ship = tmp_path / "ship"
+    ship.mkdir()
+    assert _shipped_manifest("in/m.jsonl", ship) == "videos.jsonl"
+    lines = [json.loads(line) for line in (ship / "videos.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"uri": f"{tmp_path}/in/a.mp4", "prompts": BOX, "priority": 2},
+        {"uri": "s3://b/c.mp4", "prompts": f"{tmp_path}/in/p.json"},
+    ]
+    # What does not lie here is the cluster's to read.
+    assert _shipped_manifest("s3://b/m.jsonl", ship) == "s3://b/m.jsonl"
+    assert _shipped_manifest("in/*.mp4", ship) == f"{tmp_path}/in/*.mp4"
+
+
+def test_a_status_as_json() -> None:
+    status = JobStatus("i", "PENDING", "waits", None, None, None)
+    assert status.to_json() == {
+        "job_id": "i", "state": "PENDING", "message": "waits", "out": None, "started": None, "ended": None
+    }  # fmt: skip
