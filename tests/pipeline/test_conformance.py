@@ -20,6 +20,7 @@ import pipeline.conformance
 from pipeline.conformance import check_box_segmenter, check_detector, check_sink, check_source
 from pipeline.detectors import Detection
 from pipeline.errors import SourceError
+from pipeline.prompts import ResolvedPrompt
 from pipeline.records import Event, Frame
 from pipeline.sources import open_source
 
@@ -35,7 +36,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(tmp_path_factory.mktemp("plugins"))
 
 
-def test_the_example_package_keeps_its_promises_and_tracks(tmp_path: Path, installed: Path) -> None:
+def test_the_example_package_keeps_its_promises_and_tracks(
+    tmp_path: Path, installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = """
 import json, sys
 from pipeline.conformance import main
@@ -46,24 +49,34 @@ model, out = sys.argv[1:]
 checks = [["source", "squares://40x30/12", "--missing", "squares://40x30/many"],
           ["box-segmenter", "diamond"], ["detector", "bright"], ["sink", "jsonfiles"]]
 codes = [main(check) for check in checks]
-prompts = PromptSet.from_record({"version": 1, "objects": [{"id": 4, "box": [0, 20, 20, 20]}]})
+prompts = PromptSet.from_record({"version": 1, "objects": [{"id": 4, "box": [60, 0, 16, 16]}]})
 summary = track("squares://80x60/11", out, prompts, stream_id="cam", model=model, threads=1, chunk_frames=4,
-                box_segmenter="diamond", sinks=["jsonfiles"])
+                box_segmenter="diamond", detector="bright", detect_every=1, sinks=["jsonfiles"])
 print(json.dumps([codes, summary.state, summary.frames, summary.rows]))
 """
     sink, out = tmp_path / "sink", tmp_path / "out"
+    monkeypatch.syspath_prepend(str(installed))
+    from xmem_example_plugins.boxes import Diamond
+
     done = python(installed, "-c", program, tiny_weights(tmp_path), str(out), XMEM_JSON_FILES=str(sink))
     assert done.returncode == 0, done.stderr
     *said, last = done.stdout.splitlines()
-    assert json.loads(last) == [[0, 0, 0, 0], "finished", 11, 11]
+    assert json.loads(last) == [[0, 0, 0, 0], "finished", 11, 11 + 7]
     assert [line.rpartition(": ")[2] for line in said] == ["keeps its promises"] * 4
     files = sorted(path.name for path in (sink / "cam").iterdir())
     assert files == [f"{a:012d}-{b:012d}.json" for a, b in ((0, 3), (4, 7), (8, 10))]
-    rows = [row for name in files for row in json.loads((sink / "cam" / name).read_text())["tracks"]]
-    assert [(row["frame_index"], row["object_id"]) for row in rows] == [(i, 4) for i in range(11)]
+    given = [json.loads((sink / "cam" / name).read_text()) for name in files]
+    rows = [(row["frame_index"], row["object_id"]) for chunk in given for row in chunk["tracks"]]
+    assert [frame for frame, object_id in rows if object_id == 4] == [*range(11)]
+    # Bright for three frames, found, and confirmed by the pipeline.
+    assert [frame for frame, object_id in rows if object_id == 5] == [*range(4, 11)]
+    events = [(e["kind"], e["reason"], e["object_id"]) for chunk in given for e in chunk["events"]]
+    assert events == [("object_added", "prompt", 4), ("object_added", "detector", 5)]
     record = json.loads((out / "streams" / "cam.json").read_text())
     assert (record["settings"]["box_segmenter"], record["container"]) == ("diamond", "plugin")
     assert record["width"] == 80
+    mask = ResolvedPrompt.from_record(record["resolved_prompts"]["0"]).masks[4]
+    assert np.array_equal(mask, Diamond().segment(np.zeros((60, 80, 3), np.uint8), (60, 0, 16, 16)))
 
 
 def test_the_command_line_names_what_is_broken(tmp_path: Path, installed: Path) -> None:
