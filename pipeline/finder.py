@@ -97,7 +97,7 @@ class _Candidate:
         ratio = other[2] * other[3] / (w * h)
         if not 1 / _SIZES <= ratio <= _SIZES:
             return float("inf")
-        return float(np.hypot(dx / (w + other[2]), dy / (h + other[3])) * 2)
+        return float(np.hypot(dx, dy)) * 4 / (w + h + other[2] + other[3])
 
     def seen(self, box: Box) -> _Candidate:
         moved = _Candidate(box, (0.0, 0.0)).centre
