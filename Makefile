@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet -c constraints.txt
 SOURCES := xmem_core pipeline jobs
+BENCHMARKS ?= speed batch scheduling long_video s3_reading
 
 .PHONY: help setup setup-dev demo test lint format bench soak chaos clean
 
@@ -49,7 +50,8 @@ format: setup-dev
 	$(BIN)/ruff format .
 
 bench: setup-dev
-	PYTHONPATH=.:tests $(BIN)/python tests/benchmarks/speed.py
+	@for name in $(BENCHMARKS); do echo "== $$name" && \
+		OMP_WAIT_POLICY=PASSIVE PYTHONPATH=.:tests $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
 
 soak: setup-dev
 	$(BIN)/python -m pytest -m soak --timeout=7200
