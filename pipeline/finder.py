@@ -138,6 +138,11 @@ class ObjectFinder:
         self._labels: NDArray[np.int32] | None = None  # of the frame before
         self.reserve(used_ids)
 
+    @property
+    def next_id(self) -> int:
+        """The id that the next new object gets."""
+        return self._next_id
+
     def reserve(self, ids: Iterable[int]) -> None:
         """Never give these ids, nor any below them, to a new object."""
         self._next_id = max([self._next_id, *(i + 1 for i in ids)])

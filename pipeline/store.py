@@ -40,6 +40,7 @@ from pipeline.layout import (
     load_record,
     record_name,
 )
+from pipeline.redact import redacted
 from pipeline.stream_ids import generate_stream_id, validate_stream_id
 
 __all__ = ["CommittedRange", "StreamStore", "generate_stream_id", "validate_stream_id"]
@@ -84,7 +85,7 @@ class StreamStore:
         self._last_name: str | None = None
 
     def __repr__(self) -> str:
-        return f"StreamStore({self._files.root!r}, {self.stream_id!r})"
+        return f"StreamStore({redacted(self._files.root)!r}, {self.stream_id!r})"
 
     @property
     def root(self) -> str:
@@ -113,11 +114,15 @@ class StreamStore:
             data = events_bytes(self.stream_id, footer.first, footer.last, footer.events)
             self._settle_events(footer.first, data)
 
-    def committed(self, check: bool = False) -> CommittedRange:
+    def committed(self, check: bool = False, *, newest_only: bool = False) -> CommittedRange:
         """Lists what is committed.
 
         Reads the newest file's footer, and those of files whose neighbours' names leave open whether frames
         are missing; all footers with `check`.
+
+        Args:
+            newest_only: read no other footer than the newest file's. For live streams: the lengths of their
+                files differ, and in weeks there are hundreds of thousands of them.
 
         Raises:
             StoreError: a file is missing or damaged; names it. Nothing is changed.
@@ -129,6 +134,8 @@ class StreamStore:
             missing = self._files.uri(chunk_name("tracks", self.stream_id, 0))
             raise StoreError(f"{missing} is missing, though files of later frames exist: {MEND}")
         nexts: list[int | None] = [*firsts[1:], None]
+        if newest_only:
+            return self._know(CommittedRange(self._footer(firsts[-1]).last + 1, len(firsts)), firsts[-1])
         doubtful = [i for i in range(len(firsts)) if check or _is_doubtful(firsts, i)]
         if len(doubtful) > 2:
             with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
@@ -140,6 +147,10 @@ class StreamStore:
             if following is not None and footer.last + 1 != following:
                 raise StoreError(self._gap_message(footer, following))
         return self._know(CommittedRange(footers[-1].last + 1, len(firsts)), firsts[-1])
+
+    def footers(self, since: int) -> list[ChunkFooter]:
+        """Footers, with their events, of the committed chunks that begin at frame `since` or later."""
+        return [self._footer(f) for f in list_chunks(self._files, self.stream_id) if f >= since]
 
     def holds(self, first: int) -> bool:
         """Whether a chunk that begins at frame `first` is committed, by whomever."""
@@ -220,7 +231,9 @@ class StreamStore:
                 continue  # another writer removed it after our listing
             except ValueError as error:
                 logger.warning(
-                    "snapshot %s is not usable, trying an older one: %s", self._files.uri(name), error
+                    "snapshot %s is not usable, trying an older one: %s",
+                    redacted(self._files.uri(name)),
+                    error,
                 )
         return None
 
