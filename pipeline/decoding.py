@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
 from pipeline.locations import GuardedFile, Location, one_line, read_error
+from pipeline.redact import shareable
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class Session:
     def check_reading(self) -> None:
         """Raise SourceError if reading the underlying file failed: that is neither the end nor damage."""
         if self.handle is not None and self.handle.failure is not None:
-            raise read_error(self.uri, self.handle.failure) from self.handle.failure
+            raise read_error(self.uri, self.handle.failure) from shareable(self.handle.failure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +106,13 @@ def opened(location: Location, *, threads: int, strict: bool, block_size: int) -
             )
         except Exception as error:
             if handle is not None and handle.failure is not None:
-                raise read_error(location.uri, handle.failure) from error
+                raise read_error(location.uri, handle.failure) from shareable(error)
             if isinstance(error, FileNotFoundError | PermissionError):
-                raise read_error(location.uri, error) from error
+                raise read_error(location.uri, error) from shareable(error)
             raise SourceError(
                 f"{location.uri}: not a readable video ({_reason(error)}); "
                 "the file is of another type, or was cut off before its index was written"
-            ) from error
+            ) from shareable(error)
         stream = _video_stream(container)
         if stream is None:
             raise SourceError(f"{location.uri}: holds no video stream that can be decoded; give a video file")

@@ -33,6 +33,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.errors import StoreError
 from pipeline.filesystems import connect, is_local, is_s3
+from pipeline.redact import shareable
 from pipeline.retries import ShortAnswerError, http_status, retry
 
 T = TypeVar("T")
@@ -110,9 +111,9 @@ def open_files(root: str | os.PathLike[str], storage_options: Mapping[str, Any] 
     except ImportError as error:
         raise StoreError(
             f"output {text!r} needs a package that is not installed: {one_line(error)}"
-        ) from error
+        ) from shareable(error)
     except (ValueError, TypeError) as error:
-        raise StoreError(f"output {text!r} cannot be opened: {one_line(error)}") from error
+        raise StoreError(f"output {text!r} cannot be opened: {one_line(error)}") from shareable(error)
     if is_local(fs):
         from pipeline.local_disk import LocalFiles  # it needs this module's Files
 
@@ -299,10 +300,10 @@ class RemoteFiles(Files):
             return retry(f"{doing} {self.uri(name)}", operation)
         except (FileNotFoundError, StoreError) as error:
             if doing == "write" and isinstance(error, FileNotFoundError):
-                raise StoreError(f"cannot write {self.uri(name)}: {one_line(error)}") from error
+                raise StoreError(f"cannot write {self.uri(name)}: {one_line(error)}") from shareable(error)
             raise
         except Exception as error:  # object stores raise their client library's own types
-            raise StoreError(f"cannot {doing} {self.uri(name)}: {one_line(error)}") from error
+            raise StoreError(f"cannot {doing} {self.uri(name)}: {one_line(error)}") from shareable(error)
 
 
 def _whole(data: bytes, size: int) -> bytes:

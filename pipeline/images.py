@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.errors import SourceError
 from pipeline.locations import Location, read_error
 from pipeline.records import Event, Frame
+from pipeline.redact import redacted, shareable
 from pipeline.retries import retry
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class ImageFolder:
         try:
             data = self._location.read_bytes(path, info.get("size"))
         except Exception as error:
-            raise read_error(f"{self.uri}: {path}", error) from error
+            raise read_error(f"{self.uri}: {path}", error) from shareable(error)
         if not _looks_whole(data):
             return None
         level = cv2.utils.logging.getLogLevel()
@@ -85,7 +86,7 @@ class ImageFolder:
         try:
             bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         except cv2.error as error:
-            log.debug("%s: %s", path, error)
+            log.debug("%s: %s", redacted(path), error)
             return None
         finally:
             cv2.utils.logging.setLogLevel(level)
@@ -105,7 +106,7 @@ class ImageFolder:
         self.close()
 
     def __repr__(self) -> str:
-        return f"ImageFolder({self.uri!r}, {self.frame_count} images, {self.width}x{self.height})"
+        return f"ImageFolder({redacted(self.uri)!r}, {self.frame_count} images, {self.width}x{self.height})"
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
@@ -118,7 +119,7 @@ def _list_images(location: Location) -> list[tuple[str, dict[str, Any]]]:
     try:
         listed = retry(f"list {location.uri}", lambda: location.fs.ls(location.path, detail=True))
     except Exception as error:
-        raise read_error(location.uri, error) from error
+        raise read_error(location.uri, error) from shareable(error)
     found = []
     for entry in listed:
         name = str(entry["name"]).rsplit("/", 1)[-1]

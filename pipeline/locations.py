@@ -6,21 +6,20 @@ import hashlib
 import io
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fsspec.caching import caches
-
 from pipeline.errors import SourceError
 from pipeline.filesystems import connect, is_local
-from pipeline.redact import redacted
+from pipeline.read_ahead import ReadAhead
+from pipeline.redact import redacted, shareable
 from pipeline.retries import ShortAnswerError, retry
 
 log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 4 << 20
-CACHE_TYPE = "readahead"
+MakeCache = Callable[[Callable[[int, int], bytes], int, int], Any]
 
 _SAMPLES = 16
 _SAMPLE_BYTES = 1 << 14
@@ -53,19 +52,19 @@ class Location:
         try:
             kind = retry(f"look at {self.uri}", lambda: self.fs.info(self.path))["type"]
         except Exception as error:
-            raise read_error(self.uri, error) from error
+            raise read_error(self.uri, error) from shareable(error)
         if kind not in ("file", "directory"):
             raise SourceError(
                 f"{self.uri}: is a {kind}, neither a file nor a folder; save the video to a file"
             )
         return bool(kind == "directory")
 
-    def open(self, block_size: int, cache_type: str = CACHE_TYPE) -> GuardedFile:
-        """Open for reading in ranges of `block_size` bytes; what fails for good is kept in its `failure`."""
+    def open(self, block_size: int) -> GuardedFile:
+        """Open for reading in ranges of up to `block_size` bytes; what fails for good is in its `failure`."""
         try:
-            return GuardedFile(self, block_size, cache_type)
+            return GuardedFile(self, block_size)
         except Exception as error:
-            raise read_error(self.uri, error) from error
+            raise read_error(self.uri, error) from shareable(error)
 
     def read_bytes(self, path: str | None = None, size: int | None = None) -> bytes:
         """All bytes of this file, or of another one on the same file system; raises what that raises.
@@ -103,7 +102,7 @@ class Location:
                 for sample in retry(f"read {self.uri}", lambda: list(self._samples(size))):
                     digest.update(sample)
         except Exception as error:
-            raise read_error(self.uri, error) from error
+            raise read_error(self.uri, error) from shareable(error)
         return f"{size}-{digest.hexdigest()[:16]}"
 
     def _samples(self, size: int) -> Iterator[bytes]:
@@ -126,7 +125,7 @@ class GuardedFile(io.RawIOBase):
     A file that changes while it is read fails, on S3 (each range is asked for by the ETag first seen).
     """
 
-    def __init__(self, location: Location, block_size: int, cache_type: str = CACHE_TYPE) -> None:
+    def __init__(self, location: Location, block_size: int, cached: MakeCache = ReadAhead) -> None:
         self.failure: Exception | None = None
         self._uri = location.uri
         self._lock = threading.Lock()
@@ -138,7 +137,7 @@ class GuardedFile(io.RawIOBase):
         size = getattr(self._handle, "size", None)
         self._size = size if isinstance(size, int) else None
         # Where a server does not tell the size there are no ranges: the handle is read as it comes.
-        self._cache = None if self._size is None else caches[cache_type](block_size, self._fetch, self._size)
+        self._cache = None if self._size is None else cached(self._fetch, self._size, block_size)
 
     def readable(self) -> bool:
         return True
@@ -155,7 +154,7 @@ class GuardedFile(io.RawIOBase):
             end = self._size if size is None or size < 0 else min(self._size, self._position + size)
             if end <= self._position:
                 return b""
-            data = bytes(self._cache._fetch(self._position, end))
+            data = bytes(self._cache.read(self._position, end))
             self._position += len(data)
             return data
         except Exception as error:
@@ -227,12 +226,12 @@ def locate(uri: str, storage_options: Mapping[str, Any] | None = None) -> Locati
     except ImportError as error:
         raise SourceError(
             f"{uri}: no driver for {scheme_of(uri)}:// is installed; {one_line(error)}"
-        ) from error
+        ) from shareable(error)
     except Exception as error:
         raise SourceError(
             f"{uri}: cannot be understood as a path or URI ({one_line(error)}); "
             "use a path, file://, s3:// or another fsspec scheme"
-        ) from error
+        ) from shareable(error)
     return Location(uri, fs, path)
 
 

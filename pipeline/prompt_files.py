@@ -20,6 +20,7 @@ from pipeline.errors import PromptError
 from pipeline.index_png import decode_index_png
 from pipeline.locations import locate
 from pipeline.masks import mask_to_rle
+from pipeline.redact import redacted, shareable
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,12 @@ class PromptSet:
             most = max(most, len(living))
         return most
 
+    @property
+    def object_ids(self) -> set[int]:
+        """All ids that are ever given or removed."""
+        given = {entry.object_id for entries in self.objects.values() for entry in entries}
+        return given.union(*self.removals.values())
+
     def removals_at(self, frame_index: int) -> tuple[int, ...]:
         """The ids to stop tracking from a frame on."""
         return self.removals.get(frame_index, ())
@@ -181,12 +188,12 @@ def load_mask_png(path: str, frame: int = 0) -> PromptSet:
     if not values:
         raise PromptError(f"{path} shows no object: all its pixels are 0")
     if values in ([255], [65535]):
-        logger.info("%s holds 0 and %d only: taken as the mask of object 1", path, values[0])
+        logger.info("%s holds 0 and %d only: taken as the mask of object 1", redacted(path), values[0])
         index, values = (index > 0).astype(np.int32), [1]
     if len(values) > _MANY_OBJECTS:
         logger.warning(
             "%s shows %d objects, one per value; if it is one mask with soft edges, save it without them",
-            path,
+            redacted(path),
             len(values),
         )
     height, width = index.shape
@@ -222,7 +229,7 @@ def _read(path: str) -> bytes:
         return locate(path).read_bytes()
     except Exception as error:  # every store behind fsspec has errors of its own
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise PromptError(f"{path} cannot be read: {' '.join(reason.split())}") from error
+        raise PromptError(f"{path} cannot be read: {' '.join(reason.split())}") from shareable(error)
 
 
 def _read_json(path: str) -> Any:

@@ -22,3 +22,19 @@ def redacted(text: str) -> str:
     """
     text = _PARAMETER.sub(r"\1***", _USER.sub("", text))
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def shareable(error: BaseException) -> BaseException | None:
+    """The error, to be named as the cause of another; None if it, or what led to it, says credentials.
+
+    A traceback prints the texts of all causes, and client libraries put whole URLs into theirs.
+    """
+    link: BaseException | None = error
+    seen: set[int] = set()
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        text = str(link)
+        if redacted(text) != text.encode("utf-8", "backslashreplace").decode("utf-8"):
+            return None
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return error

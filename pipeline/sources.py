@@ -33,6 +33,7 @@ from pipeline.errors import SourceError
 from pipeline.images import ImageFolder
 from pipeline.locations import BLOCK_BYTES, Location, locate, one_line, scheme_of
 from pipeline.records import Event, Frame
+from pipeline.redact import redacted, shareable
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ def find_plugin(scheme: str) -> Source | None:
             raise SourceError(
                 f"{scheme}://: the source plugin {entry.value} cannot be loaded ({one_line(error)}); "
                 "repair or uninstall it"
-            ) from error
+            ) from shareable(error)
     return None
 
 
@@ -157,6 +158,7 @@ class VideoFile(_Opened):
             raise SourceError(f"threads={threads}: must be 0 (automatic) or a positive number")
         self.uri = location.uri
         self.trailing_losses: tuple[Event, ...] = ()
+        self._name = redacted(location.uri)
         self._location = location
         self._threads = threads
         self._block_size = block_size
@@ -188,7 +190,7 @@ class VideoFile(_Opened):
         return self._frames(start, previous_pts_seconds)
 
     def __repr__(self) -> str:
-        return f"VideoFile({self.uri!r}, {self.width}x{self.height}, {self.codec} in {self.container})"
+        return f"VideoFile({self._name!r}, {self.width}x{self.height}, {self.codec} in {self.container})"
 
     def _frames(self, start: int, previous: float | None) -> Iterator[Frame]:
         self.trailing_losses = ()
@@ -210,7 +212,7 @@ class VideoFile(_Opened):
                         yield frame
                 return
             except (decoding.Damage, _Misprediction) as sign:
-                log.info("%s: decoding goes back near frame %d: %s", self.uri, reached, sign)
+                log.info("%s: decoding goes back near frame %d: %s", self._name, reached, sign)
                 if index is None:
                     self.damaged = True
                 elif keyframes_back or reached > start:
@@ -241,7 +243,7 @@ class VideoFile(_Opened):
             keyframe = index.positions[next(fed).pts]
             session.packets_read = keyframe
             number = index.rank(keyframe)
-            log.debug("%s: decoding from frame %d to get at frame %d", self.uri, number, start)
+            log.debug("%s: decoding from frame %d to get at frame %d", self._name, number, start)
             shown = _as_predicted(decoding.guarded(session, fed), index, keyframe)
             yield from self._numbered(session, shown, number, start)
 
@@ -276,10 +278,10 @@ class VideoFile(_Opened):
                     found = packets.build(session.container.demux(session.stream), 2 * frame_index)
                     session.check_reading()
             except decoding.MediaError as error:
-                log.debug("%s: no index: %s", self.uri, one_line(error))
+                log.debug("%s: no index: %s", self._name, redacted(one_line(error)))
                 found = None
             self._index, self._indexable = found, found is not None
-            log.debug("%s: %s", self.uri, found)
+            log.debug("%s: %s", self._name, found)
         return self._index
 
 

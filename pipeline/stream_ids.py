@@ -9,6 +9,7 @@ import unicodedata
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import UsageError
+from pipeline.redact import redacted
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _STEM_LENGTH = 100
@@ -34,9 +35,9 @@ def validate_stream_id(stream_id: str) -> str:
 def generate_stream_id(uri: str) -> str:
     """A stream id `<stem>-<hash>` from where the stream comes from; the same source always gets the same one.
 
-    A local path counts by its absolute form, a URI without user name and password, so that neither another
-    working directory nor a changed password makes it another stream. The hash begins with a letter, so that
-    no reader of hive partitions takes the id for a number or a date.
+    A local path counts by its absolute form, a URI without user name, password and signature, so that neither
+    another working directory nor a new password or a freshly signed URL makes it another stream. The hash
+    begins with a letter, so that no reader of hive partitions takes the id for a number or a date.
     """
     parts = urlsplit(uri)
     if "://" not in uri or parts.scheme in ("file", "local"):
@@ -45,7 +46,7 @@ def generate_stream_id(uri: str) -> str:
     else:
         path = unquote(parts.path)
         host = parts.netloc.rpartition("@")[2]
-        canonical = parts._replace(netloc=host, fragment="").geturl()
+        canonical = redacted(parts._replace(netloc=host, fragment="").geturl())
         path = path if path.strip("/") else host
     digest = hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
     first = "abcdefghijklmnop"[int(digest[0], 16)]

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from faults import Answer, Proxy, Rule, faulty, storm
 from numpy.typing import NDArray
-from servers import S3Server
+from servers import ACCESS_KEY, SECRET_KEY, S3Server
 from small_net import SMALL_MEMORY
 from tiny import tiny_weights
 from videos import make_images, make_video, scene
 
 from pipeline import executor, retries
-from pipeline.errors import SourceError, StoreError
+from pipeline.errors import SourceError, StoreError, XmemError
 from pipeline.executor import track
 from pipeline.files import open_files
+from pipeline.locations import locate
+from pipeline.prompt_files import load_prompts
 from pipeline.prompts import PromptSet
 from pipeline.retries import Backoff
 from pipeline.sources import VideoSource, open_source
-from pipeline.work import Failure
+from pipeline.stream_ids import generate_stream_id
+from pipeline.work import Failure, StreamSpec, WorkerSettings
 
 BLOCK = 1 << 13
 FRAMES = 150
@@ -321,3 +329,114 @@ def test_when_the_store_goes_away_what_was_committed_stays(
     proxy.set()
     run(str(short), out, model, out_storage_options=options)
     assert contents(out, s3_server.options) == undisturbed
+
+
+# Credentials
+
+
+SECRETS = (
+    ACCESS_KEY,
+    SECRET_KEY,
+    "hidden-user-1",
+    "hidden-password-2",
+    "HIDDENKEYID3",
+    "hidden/secret+key/4",
+)
+
+
+def test_credentials_are_nowhere(
+    s3_server: S3Server,
+    proxy: Proxy,
+    short: Path,
+    model: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the keys, of a signed URL and of an endpoint with a password: in no file, log, repr or traceback."""
+    for name in ("pipeline", "jobs", "xmem_core"):
+        caplog.set_level(logging.DEBUG, name)
+    texts: list[str] = []
+    fs = fsspec.filesystem("s3", **s3_server.options)
+    folder = s3_server.uri("faulty-secrets")
+    fs.pipe_file(f"{folder}/short.mp4", short.read_bytes())
+    fs.pipe_file(f"{folder}/no.mp4", b"no video")
+    options = proxy.options(s3_server.options)
+
+    def signed(name: str) -> str:
+        url = fsspec.filesystem("s3", **options).sign(f"{folder}/{name}")
+        return str(url)
+
+    def fails(work: Callable[[], object]) -> None:
+        with pytest.raises(XmemError) as caught:
+            work()
+        assert "\n" not in str(caught.value)
+        texts.append("".join(traceback.format_exception(caught.value)))
+        texts.append(repr(Failure.of(caught.value)))
+
+    def note(stream: Any) -> None:
+        texts.extend(map(repr, (stream, stream.store, stream.summary)))
+
+    # All goes well, but for faults that are overcome.
+    proxy.set(Rule("drop", 500, count=None, share=0.2))
+    out = f"{folder}/out"
+    url = signed("short.mp4")
+    signature = dict(parse_qsl(urlsplit(url).query))
+    secrets_ = {*SECRETS, *(v for k, v in signature.items() if len(v) > 12)}
+    secrets_ |= {quote(text, safe="") for text in secrets_}
+    assert len(secrets_) > 8
+    monkeypatch.setattr(executor, "open_source", partial(open_source, block_size=4 * BLOCK))
+    run(url, out, model, out_storage_options=options, on_open=note)
+    run(f"{folder}/short.mp4", f"{out}2", model, storage_options=options, out_storage_options=options)
+    assert proxy.happened.count() > 3
+    source = open_source(url)
+    texts += [repr(source), repr(locate(url)), repr(open_files(out, options))]
+    assert source.frame_count == 30
+    settings = WorkerSettings(out, storage_options=options, out_storage_options=options)
+    texts += [repr(settings), repr(StreamSpec("cam", url, prompts_uri=url))]
+
+    # And what goes wrong.
+    monkeypatch.setattr(retries, "BACKOFF", Backoff(3, 0.01))
+    proxy.set()
+    fails(lambda: open_source(signed("no.mp4")))
+    fails(lambda: open_source(signed("absent.mp4")))
+    fails(lambda: load_prompts(signed("absent.json")))
+    fails(lambda: load_prompts(signed("no.mp4")))
+    wrong = options | {"key": "HIDDENKEYID3", "secret": "hidden/secret+key/4"}
+    fails(lambda: open_source(f"{folder}/short.mp4", storage_options=wrong))
+    fails(lambda: run(str(short), f"{folder}/wrong", model, out_storage_options=wrong))
+    userinfo = proxy.endpoint.replace("://", "://hidden-user-1:hidden-password-2@")
+    into = options | {"client_kwargs": {"endpoint_url": userinfo}}
+    fails(lambda: open_source(f"{folder}/short.mp4", storage_options=into))
+    fails(lambda: run(str(short), f"{folder}/wrong", model, out_storage_options=into))
+    with_password = url.replace("://", "://hidden-user-1:hidden-password-2@")
+    fails(lambda: open_source(with_password.replace("/short", "/absent")))
+    frames = source.frames()
+    next(frames)
+    for answer in (500, "cut", "reset"):
+        proxy.set(Rule("drop", answer, count=None))
+        fails(lambda: list(source.frames()))
+        fails(lambda: open_source(url))
+        fails(lambda: load_prompts(url))
+        fails(lambda: run(str(short), out, model, out_storage_options=options))
+
+    stored = {name: fs.cat_file(name) for name in fs.find(f"{folder}/out") + fs.find(f"{folder}/out2")}
+    assert any(name.endswith("cam.json") for name in stored)
+    assert any(name.endswith(".safetensors") for name in stored)
+    tables = [pq.read_table(pa.BufferReader(d)) for n, d in stored.items() if n.endswith(".parquet")]
+    texts += [str(table.to_pylist()) for table in tables]
+    ours = [r for r in caplog.records if r.name.partition(".")[0] in ("pipeline", "jobs", "xmem_core")]
+    assert len(ours) > 10
+    texts += [logging.Formatter("%(name)s %(message)s").format(record) for record in ours]
+    for secret in secrets_:
+        assert [text for text in texts if secret in text] == []
+        assert [name for name, data in stored.items() if secret.encode() in data or secret in name] == []
+
+
+def test_a_freshly_signed_url_is_the_same_stream() -> None:
+    ids = [
+        generate_stream_id(f"https://host/clip.mp4?X-Amz-Date={i}&X-Amz-Signature=0{i}&part=1")
+        for i in (1, 2)
+    ]
+    assert ids[0] == ids[1]
+    assert ids[0] != generate_stream_id("https://host/clip.mp4?X-Amz-Date=1&X-Amz-Signature=01&part=2")
