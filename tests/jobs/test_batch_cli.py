@@ -1,0 +1,273 @@
+"""`xmem batch`: what its options mean, what it prints where, how it ends; once for real, and interrupted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny_weights
+from videos import make_video
+
+import jobs.batch
+import jobs.submit
+from jobs.actions import VideoResult
+from jobs.batch import BatchOptions
+from jobs.cli import main
+from jobs.manifest import VideoJob
+from jobs.report import BatchReport
+from pipeline.errors import StoreError
+from pipeline.query import query
+from pipeline.work import Failure, WorkerSettings
+from xmem_core import MemoryConfig
+
+BOX = {"version": 1, "objects": [{"frame": 0, "id": 1, "box": [10, 10, 30, 30]}]}
+START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def _logging_restored() -> Iterator[None]:
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.mp4").write_text("x")
+        (tmp_path / f"{name}.prompts.json").write_text(json.dumps(BOX))
+    return tmp_path
+
+
+def call(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main([str(a) for a in arguments])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+class Batch:
+    """Stands in for `run_batch`: takes note of what it is given, and all videos end as they are told to."""
+
+    def __init__(self) -> None:
+        self.jobs: list[VideoJob] = []
+        self.settings = WorkerSettings("")
+        self.options = BatchOptions()
+        self.states: list[Any] = []
+        self.interrupted = False
+
+    def __call__(
+        self, jobs: Sequence[VideoJob], settings: WorkerSettings, options: BatchOptions, **calls: Any
+    ) -> BatchReport:
+        self.jobs, self.settings, self.options = list(jobs), settings, options
+        states = self.states or ["finished"] * len(jobs)
+        cause = Failure("SourceError", "ftp://me:secret@host/x.mp4 [red]is[/red] cut off", False)
+        results = [
+            VideoResult(job.spec.stream_id, state, 10, 20, 0, 3, 1.0, None if state == "finished" else cause)
+            for job, state in zip(jobs, states, strict=True)
+        ]
+        return BatchReport(
+            jobs, {r.stream_id: r for r in results}, settings.out, START, START + timedelta(seconds=4),
+            self.interrupted, frames=100, workers=1, batch_id="the-id",
+        )  # fmt: skip
+
+
+@pytest.fixture
+def batch(monkeypatch: pytest.MonkeyPatch) -> Batch:
+    stand_in = Batch()
+    monkeypatch.setattr(jobs.batch, "run_batch", stand_in)
+    return stand_in
+
+
+@pytest.mark.parametrize("form", [("batch", "run"), ("batch",)])
+@pytest.mark.parametrize("videos_first", [True, False])
+def test_the_first_argument_that_is_no_command_is_the_videos(
+    folder: Path, batch: Batch, form: tuple[str, ...], videos_first: bool
+) -> None:
+    arguments = ("*.mp4", "--out", "out") if videos_first else ("--out", "out", "*.mp4")
+    assert call(*form, *arguments) == 0
+    assert [Path(j.spec.uri).name for j in batch.jobs] == ["a.mp4", "b.mp4"]
+    assert batch.settings == WorkerSettings("out")
+    assert batch.options == BatchOptions()
+
+
+def test_a_folder_named_like_a_command_is_named_by_its_path(folder: Path, batch: Batch) -> None:
+    (folder / "status").mkdir()
+    (folder / "a.mp4").rename(folder / "status" / "a.mp4")
+    assert call("batch", "./status", "--out", "out", "--detect", "motion") == 0
+    assert len(batch.jobs) == 1
+
+
+def test_options(folder: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "all.json").write_text(json.dumps(BOX))
+    (folder / "b.prompts.json").unlink()
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    code = call(
+        "batch", ".", "--out", "s3://bucket/out", "--prompts", "all.json", "--detect", "motion", "--restart",
+        "--max-frames", "70", "--chunk-frames", "50", "--box-segmenter", "ellipse", "--address", "head:6379",
+        "--actors", "3", "--gpu-fraction", "0.25", "--priority", "2.5", "--max-tries", "7", "--model", "xmem",
+        "--size", "0", "--device", "cuda", "--dtype", "bfloat16", "--threads", "2", "--mem-every", "3",
+        "--deep-update-every", "6", "--top-k", "20", "--min-mid-term-frames", "4", "--max-mid-term-frames",
+        "9", "--num-prototypes", "64", "--max-long-term-elements", "500", "--max-permanent-frames", "2",
+        "--no-long-term",
+    )  # fmt: skip
+    assert code == 0
+    memory = MemoryConfig(
+        mem_every=3, deep_update_every=6, top_k=20, min_mid_term_frames=4, max_mid_term_frames=9,
+        num_prototypes=64, max_long_term_elements=500, max_permanent_frames=2, enable_long_term=False,
+    )  # fmt: skip
+    assert batch.settings == WorkerSettings(
+        "s3://bucket/out", model="xmem", memory=memory, size=None, full_size=True, device="cuda",
+        dtype="bfloat16", chunk_frames=50, max_frames=70, box_segmenter="ellipse", detector="motion",
+    )  # fmt: skip
+    assert batch.options == BatchOptions("head:6379", 3, 2, 0.25, 7)
+    first, second = batch.jobs
+    assert (first.priority, first.spec.restart) == (2.5, True)
+    assert first.spec.prompts_uri == f"{folder}/a.prompts.json"
+    assert second.spec.prompts_uri is None  # on a cluster, what all.json holds travels
+    assert second.spec.prompts is not None
+    assert second.spec.prompts["objects"][0]["box"] == [10, 10, 30, 30]
+
+
+def test_the_end_is_told_on_stderr_and_the_report_on_stdout(
+    folder: Path, batch: Batch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch.states = ["finished", "quarantined"]
+    assert call("batch", ".", "--out", "ftp://me:secret@host/out", "--report", "-") == 1
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert [v["state"] for v in report["videos"]] == ["finished", "quarantined"]
+    assert captured.err.splitlines() == [
+        f"quarantined after 3 tries: {folder}/b.mp4: ftp://host/x.mp4 [red]is[/red] cut off",
+        "1 of 2 videos finished, 1 quarantined; 40 rows in ftp://host/out",
+        "100 frames tracked in 4 s (25.0 frames/s)",
+        "report: ftp://host/out/batches/the-id.json",
+    ]
+    assert "secret" not in captured.out
+
+
+def test_no_more_bad_videos_are_listed_than_people_read(
+    tmp_path: Path, batch: Batch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.dumps({"uri": f"{i}.mp4", "prompts": BOX}) for i in range(50)]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    batch.states = ["failed"] * 50
+    assert call("batch", tmp_path / "m.jsonl", "--out", "out", "--report", tmp_path / "report.json") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("failed: ") == 20
+    assert "... and 30 more, see the report" in captured.err
+    assert json.loads((tmp_path / "report.json").read_text())["totals"]["failed"] == 50
+
+
+def test_interrupted_it_says_how_to_go_on(
+    folder: Path, batch: Batch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch.interrupted = True
+    batch.states = ["finished", "pending"]
+    assert call("batch", ".", "--out", "out", "--restart") == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == (
+        "xmem: error: interrupted; the same command without --restart goes on from the last committed chunk"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["none", "--out", "o"], "none: no such file or folder"),
+        (["*.avi", "--out", "o"], "*.avi matches no video"),
+        ([".", "--out", "o", "--prompts", "none.json"], "none.json cannot be read"),
+        ([".", "--out", "o", "--actors", "0"], "actors 0 is not allowed"),
+        ([".", "--out", "o", "--actors", "x"], "--actors"),
+        ([".", "--out", "o", "--gpu-fraction", "1.5"], "gpu_fraction 1.5 is not allowed"),
+        ([".", "--out", "o", "--priority", "0"], "priority 0.0 is not allowed"),
+        ([".", "--out", "o", "--max-tries", "0"], "max_tries 0 is not allowed"),
+        ([".", "--out", "o", "--mem-every", "0"], "mem_every=0"),
+        ([".", "--out", "o", "--model", "xmem-huge"], "no model 'xmem-huge'"),
+        ([".", "--out", "o", "--nonsense"], "--nonsense"),
+        ([".", "--out", "o", "extra"], "extra"),
+        (["."], "--out"),
+        (["submit", ".", "--out", "o", "--nonsense"], "--nonsense"),
+        (["submit", ".", "--out", "o", "--actors", "x"], "--actors"),
+        (["submit", ".", "--out", "o", "--env", "NAME"], "--env 'NAME' is not allowed: give NAME=VALUE"),
+        (["submit", ".", "--out", "ftp://me:secret@host/o"], "credentials would show on the dashboard"),
+        (["status"], "job"),
+    ],
+)
+def test_wrong_requests(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], said: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(jobs.submit.Jobs, "__init__", lambda self, address: None)
+    assert call("batch", *arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err
+    assert "secret" not in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert not (folder / "o").exists()
+
+
+def test_a_failure_of_the_whole_batch_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: Any, **named: Any) -> None:
+        raise StoreError("cannot write s3://key:secret@host/out")
+
+    monkeypatch.setattr(jobs.batch, "run_batch", fails)
+    assert call("batch", ".", "--out", "out") == 1
+    assert capsys.readouterr().err == "xmem: error: cannot write s3://host/out\n"
+
+
+def test_help_names_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("batch", "--help") == 0
+    shown = capsys.readouterr().out
+    assert all(f" {name} " in shown for name in ("run", "submit", "status", "logs", "cancel"))
+
+
+def test_interrupted_like_by_a_terminal_it_commits_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    """For real, with a Ray of its own: SIGINT to all processes of the group, as Ctrl-C sends it."""
+    model = tiny_weights(tmp_path)
+    for name, frames in (("a", 90), ("b", 12)):
+        make_video(tmp_path / f"{name}.mp4", frames, width=64, height=48)
+        (tmp_path / f"{name}.prompts.json").write_text(json.dumps(BOX))
+    command = [sys.executable, "-m", "jobs.cli", "batch", ".", "--out", "out", "--chunk", "3"]
+    command += ["--model", model, "--actors", "1", "--threads", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while len(list(tmp_path.glob("out/tracks/*/*.parquet"))) < 2 and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 130, err
+    assert out == ""
+    lines = err.splitlines()
+    assert "xmem: stopping; what is being tracked is committed first (again: at once)" in lines
+    assert lines[-1] == "xmem: error: interrupted; the same command goes on from the last committed chunk"
+    assert "Traceback" not in err
+    (report,) = (json.loads(p.read_text()) for p in (tmp_path / "out" / "batches").iterdir())
+    assert report["interrupted"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 videos finished; 102 rows" in done.stderr
+    counted = query(str(tmp_path / "out"), "select count(*) as n, count(distinct (stream_id, frame_index)) "
+                    "as d from tracks").to_pylist()  # fmt: skip
+    assert counted == [{"n": 102, "d": 102}]
