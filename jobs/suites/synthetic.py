@@ -87,7 +87,7 @@ def _occlusion(stage: _Set) -> Made:
     middle = width * stage.rng.uniform(0.45, 0.55)
     side = float(stage.rng.choice([-1, 1]))
     reach = max(0.5 * wide + 0.6 * target.width(0), 0.3 * width)
-    legs = [np.linspace(-reach, 0, 16), np.zeros(24), np.linspace(0, reach, FRAMES - 40)]
+    legs = [np.linspace(-reach, 0, 14), np.zeros(14), np.linspace(0, reach, 14), np.full(FRAMES - 42, reach)]
     x = np.clip(middle + side * np.concatenate(legs), 0.5 * target.width(0), width - 0.5 * target.width(0))
     target = _moved(stage, target, x)
     return _filmed(

@@ -13,6 +13,7 @@ import pytest
 from pictures import flat, flat_sprite, write_pictures
 
 from jobs.suites.crowd import WHOLE, crowd_scene, crowd_scenes
+from jobs.suites.measures import Tally
 from jobs.suites.pictures import HELD_OUT_PEOPLE, Pictures, look
 from jobs.suites.stage import Actor, Scene, compose, compressed, filmed, walk_phases
 from jobs.suites.synthetic import KINDS, synthetic_scene, synthetic_scenes
@@ -233,6 +234,10 @@ def test_only_three_kinds_hide_their_target_and_they_show_it_again(troubles: dic
         if kind in ("occlusion", "cut", "reappear"):
             assert hidden.sum() >= 15, kind
             assert not hidden[-5:].any(), kind
+            tally = Tally(scene)
+            for t, truth in enumerate(scene.truth):
+                tally.add(t, (truth == 1).astype(np.int32))
+            assert (tally.measure(1).returns, tally.measure(1).recoveries) == (1, 1), kind
         else:
             assert not hidden.any(), kind
 
