@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import errno
 import logging
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from pipeline.backoff import Backoff
 from pipeline.errors import XmemError
 from pipeline.redact import redacted
 
@@ -23,28 +23,23 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Backoff:
-    """How often and when to try again. Each pause is half to all of `first_seconds`, doubled every time.
+class Attempts:
+    """How often and when to try again; the pauses between are those of `pipeline.backoff.Backoff`.
 
     Args:
-        attempts: how often an operation is tried, the first time included.
+        number: how often an operation is tried, the first time included.
         first_seconds, longest_seconds: of the pauses.
         total_seconds: no further attempt begins after so long.
     """
 
-    attempts: int = 9
+    number: int = 9
     first_seconds: float = 0.1
     longest_seconds: float = 10.0
     total_seconds: float = 180.0
 
-    def pauses(self) -> Iterator[float]:
-        """The pauses between attempts, in seconds; jittered, so that clients do not all come back at once."""
-        for i in range(self.attempts - 1):
-            yield random.uniform(0.5, 1.0) * min(self.longest_seconds, self.first_seconds * 2.0**i)
 
-
-BACKOFF = Backoff()
-"""What `retry` uses where it is told nothing else: about 12 seconds of pauses."""
+ATTEMPTS = Attempts()
+"""What `retry` uses where it is told nothing else: about 15 seconds of pauses."""
 
 _RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524}
 _RETRIED_CODES = {
@@ -87,7 +82,7 @@ class ShortAnswerError(OSError):
     """A complete answer that holds fewer or more bytes than it should."""
 
 
-def retry(what: str, operation: Callable[[], T], backoff: Backoff | None = None) -> T:
+def retry(what: str, operation: Callable[[], T], attempts: Attempts | None = None) -> T:
     """The operation's result; it is tried again as long as what it raises may pass.
 
     Args:
@@ -97,19 +92,21 @@ def retry(what: str, operation: Callable[[], T], backoff: Backoff | None = None)
     Raises:
         what the operation raised last, or first raised that will not pass.
     """
-    backoff = backoff or BACKOFF
+    attempts = attempts or ATTEMPTS
+    backoff = Backoff(attempts.first_seconds, attempts.longest_seconds)
     began = time.monotonic()
-    for attempt, pause in enumerate(backoff.pauses(), 1):
+    for attempt in range(1, attempts.number):
         try:
             return operation()
         except Exception as error:
-            if not may_pass(error) or time.monotonic() - began + pause > backoff.total_seconds:
+            pause = backoff.next_seconds()
+            if not may_pass(error) or time.monotonic() - began + pause > attempts.total_seconds:
                 raise
             logger.info(
                 "%s failed, attempt %d of %d: %s",
                 redacted(what),
                 attempt,
-                backoff.attempts,
+                attempts.number,
                 redacted(" ".join(str(error).split()) or type(error).__name__),
             )
         time.sleep(pause)

@@ -105,7 +105,7 @@ def open_source(
         uri: a path or fsspec URI of a video file or a folder of images, or a URI whose scheme a plugin
         reads. threads: how many threads decode; 0 leaves it to FFmpeg. Frames are the same with any number.
         storage_options: for the fsspec file system.
-        block_size: bytes per range read of a remote file.
+        block_size: most bytes per range read of a remote file; three times that may be kept in memory.
 
     Raises SourceError if nothing is there, it is no video, or it holds no decodable frame.
     """

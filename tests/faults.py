@@ -22,10 +22,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
-Act = Literal["drop", "lose", "late", "truncate", "shorten", "slow"]
+Act = Literal["drop", "lose", "late", "truncate", "stall", "shorten", "slow"]
 Answer = Literal["cut", "reset", "hang"]
 
 _PIECE = 1 << 14
+_HALVED = ("truncate", "stall", "shorten")
 _HOP_BY_HOP = {"connection", "keep-alive", "proxy-connection", "expect", "te", "upgrade"}
 
 
@@ -36,7 +37,8 @@ class Rule:
     Args:
         act: "drop": not forwarded. "lose": forwarded, and the answer withheld. "late": forwarded `seconds`
             later, answered at once. "truncate": half of the answer's body, then the connection is cut.
-            "shorten": half of the body as a complete answer. "slow": the body takes `seconds`.
+            "stall": half of the body, then nothing more. "shorten": half of the body as a complete answer.
+            "slow": the body takes `seconds`.
         answer: what the client gets instead, for the first three: a status, the end of its connection,
             or nothing for as long as the proxy runs.
         method, path: regular expressions; the path is unquoted, has no query, and is searched.
@@ -396,15 +398,17 @@ class _Handler(BaseHTTPRequestHandler):
             keep = len(data) // 2
             self.send_header("Content-Length", str(keep if act == "shorten" else len(data)))
             self.end_headers()
-            self._write(data[:keep] if act in ("truncate", "shorten") else data)
+            self._write(data[:keep] if act in _HALVED else data)
         else:
             if length is not None:
                 self.send_header("Content-Length", str(keep) if act == "shorten" else length)
             self.end_headers()
             if method != "HEAD":
-                self._copy(response, keep if act in ("truncate", "shorten") else None, rule)
+                self._copy(response, keep if act in _HALVED else None, rule)
         self.wfile.flush()
-        if act == "truncate":
+        if act == "stall":
+            self._until_the_client_goes()
+        if act in ("truncate", "stall"):
             raise _Gone
 
     def _copy(self, response: http.client.HTTPResponse, limit: int | None, rule: Rule | None) -> None:

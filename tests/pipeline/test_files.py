@@ -352,7 +352,7 @@ def test_a_conflict_of_two_requests_is_asked_again() -> None:
 
 
 def test_a_failing_request_is_tried_again_and_then_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "BACKOFF", retries.Backoff(3, 0.001))
+    monkeypatch.setattr(retries, "ATTEMPTS", retries.Attempts(3, 0.001))
     files = faked(ServerError(503), ServerError(500), None, FileExistsError())
     assert files.create("a", b"x")
     assert files._fs.answers == []

@@ -540,7 +540,7 @@ def test_a_broken_connection_is_no_damage(
     tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsspec.register_implementation("broken", BrokenFileSystem, clobber=True)
-    monkeypatch.setattr(retries, "BACKOFF", retries.Backoff(3, 0.001))
+    monkeypatch.setattr(retries, "ATTEMPTS", retries.Attempts(3, 0.001))
     path = videos.make_video(tmp_path / "clip.mkv", 100, width=320, height=240, gop=2)
     BrokenFileSystem().pipe_file("/clip.mkv", path.read_bytes())
     with open_source("broken://clip.mkv", threads=threads, block_size=1 << 14) as source:

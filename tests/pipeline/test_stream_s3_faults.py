@@ -31,7 +31,7 @@ from pipeline.files import open_files
 from pipeline.locations import locate
 from pipeline.prompt_files import load_prompts
 from pipeline.prompts import PromptSet
-from pipeline.retries import Backoff
+from pipeline.retries import Attempts
 from pipeline.sources import VideoSource, open_source
 from pipeline.stream_ids import generate_stream_id
 from pipeline.work import Failure, StreamSpec, WorkerSettings
@@ -52,6 +52,7 @@ FAULTS = {
     "reset": Rule("lose", "reset", method="GET", skip=1, count=3),
     "hangs": Rule("drop", "hang", method="GET", skip=1),
     "cut body": Rule("truncate", method="GET", skip=1, count=3),
+    "body stops": Rule("stall", method="GET", skip=1),
     "short body": Rule("shorten", method="GET", skip=1, count=3),
     "slow body": Rule("slow", method="GET", skip=1, seconds=0.5),
     "every second": Rule("drop", 500, count=None, share=0.5),
@@ -60,7 +61,7 @@ FAULTS = {
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "BACKOFF", Backoff(9, 0.01, 0.05))
+    monkeypatch.setattr(retries, "ATTEMPTS", Attempts(9, 0.01, 0.05))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -118,7 +119,7 @@ def seen(source: VideoSource, start: int = 0, previous: float | None = None) -> 
 def test_a_video_is_read_in_spite_of_faults(
     fault: str, s3_server: S3Server, proxy: Proxy, made: Path, bucket: str
 ) -> None:
-    options = proxy.options(s3_server.options, read_timeout=1 if fault == "hangs" else 15)
+    options = proxy.options(s3_server.options, read_timeout=1 if fault in ("hangs", "body stops") else 15)
     with open_source(str(made / "clip.mp4")) as local:
         whole = seen(local)
     assert len(whole) == FRAMES + 1
@@ -149,7 +150,7 @@ def test_a_video_that_cannot_be_read_on_has_not_ended(
     bucket: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(retries, "BACKOFF", Backoff(3, 0.01))
+    monkeypatch.setattr(retries, "ATTEMPTS", Attempts(3, 0.01))
     timeout = 1 if answer == "hang" else 15
     options = proxy.options(s3_server.options, timeout)
     with open_source(f"{bucket}/clip.mp4", storage_options=options, block_size=BLOCK) as source:
@@ -176,7 +177,7 @@ def test_wherever_a_new_start_fails_it_says_so(
     reads: int, s3_server: S3Server, proxy: Proxy, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Opening, indexing, seeking or decoding: none of them takes a failing network for a damaged video."""
-    monkeypatch.setattr(retries, "BACKOFF", Backoff(2, 0.01))
+    monkeypatch.setattr(retries, "ATTEMPTS", Attempts(2, 0.01))
     options = proxy.options(s3_server.options)
     with open_source(f"{bucket}/clip.mp4", storage_options=options, block_size=BLOCK) as source:
         whole = seen(source)
@@ -315,7 +316,7 @@ def test_when_the_store_goes_away_what_was_committed_stays(
     undisturbed: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(retries, "BACKOFF", Backoff(3, 0.01))
+    monkeypatch.setattr(retries, "ATTEMPTS", Attempts(3, 0.01))
     out = s3_server.uri(secrets.token_hex(6))
     options = proxy.options(s3_server.options)
     proxy.set(Rule("drop", 503, method="PUT", path="tracks/", skip=3, count=None))
@@ -396,7 +397,7 @@ def test_credentials_are_nowhere(
     texts += [repr(settings), repr(StreamSpec("cam", url, prompts_uri=url))]
 
     # And what goes wrong.
-    monkeypatch.setattr(retries, "BACKOFF", Backoff(3, 0.01))
+    monkeypatch.setattr(retries, "ATTEMPTS", Attempts(3, 0.01))
     proxy.set()
     fails(lambda: open_source(signed("no.mp4")))
     fails(lambda: open_source(signed("absent.mp4")))
