@@ -1,0 +1,789 @@
+"""LiveTracker: one live stream's way from its camera through the segmenter into the store. No Ray in here.
+
+    if (step := stream.next_input()) is not None:
+        stream.accept(segmenter.step(step.state, step.image, step.prompt))
+
+Nothing is ever repeated: what a camera showed is gone. A stream that starts again takes the newest usable
+snapshot for its objects and goes on with the next frame there is. Frame numbers and object ids are reserved
+before anybody sees them, so that none is used twice, whoever dies when; the numbers between are counted as
+dropped for the reason "restart", in a `restart` event's company.
+
+Rows are committed after some seconds or rows, whichever comes first. Files follow one another without a gap:
+each covers all frames that were received, tracked or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.background import BackgroundWriter
+from pipeline.boxes import BoxSegmenter, load_box_segmenter
+from pipeline.detectors import load_detector
+from pipeline.errors import PromptError, SourceError, UsageError
+from pipeline.finder import FinderSettings, ObjectFinder
+from pipeline.ledger import Ledger, LedgerCounts
+from pipeline.live_record import Books, LiveRecord, Request
+from pipeline.live_snapshot import LiveSnapshot
+from pipeline.live_spec import LiveSpec, checked_prompts
+from pipeline.live_view import LiveView
+from pipeline.masks import mean_probability, records_from_label_map
+from pipeline.prompts import PromptSet, resolve
+from pipeline.records import Event, Frame, MaskRecord, events_table, tracks_table
+from pipeline.settings import TrackSettings
+from pipeline.sinks import Sinks
+from pipeline.snapshot import Snapshot
+from pipeline.store import StreamStore
+from pipeline.stream import StepInput
+from xmem_core import Prompt, StepResult, TrackerState, VideoSegmenter
+
+logger = logging.getLogger(__name__)
+
+_FRAMES_AHEAD = 64  # that are reserved at least
+_IDS_AHEAD = 16
+_HIGHEST_ID = 1_000_000_000  # that may be asked for: new ones lie above it
+_EMPTY_SECONDS = 60.0  # between files that would have no rows
+_HASTY_SNAPSHOT_SECONDS = 1.0
+_MOST_WAITING = 8  # rotations' worth of rows that may wait for a slow store
+_AT_ONCE = 16  # frames that are thrown away in one go
+_KEPT = 512  # lags and warnings
+_RATE_SECONDS = 10.0
+
+
+class LiveFeed(Protocol):
+    """What a LiveTracker needs of its source: `pipeline.rtsp.LiveSource`, or a test's own."""
+
+    uri: str
+    width: int
+    height: int
+    rate: float | None
+    codec: str
+    container: str
+    ledger: Ledger
+    trailing_losses: tuple[Event, ...]
+
+    @property
+    def closed(self) -> bool: ...
+
+    def resume(
+        self,
+        start: int | None = None,
+        previous_pts_seconds: float | None = None,
+        previous_wall_time: datetime | None = None,
+    ) -> None: ...
+
+    def read(self, timeout: float | None = None) -> Frame | None: ...
+
+    def status(self) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+OpenFeed = Callable[[LiveSpec, Ledger], LiveFeed]
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A request that could not be done."""
+
+    number: int
+    cause: str
+
+
+class LiveTracker:
+    """One live stream. Use it as a context manager.
+
+    One thread steps it; `request` and what the status is made of may be used from any.
+
+    Args:
+        spec: what is asked for.
+        store: where its rows go.
+        segmenter: makes and restores states; steps are done by whoever drives this stream.
+        settings: for the record; memory, model and size of the segmenter.
+        open_feed: makes the source, counting in the ledger that it gets.
+        view: what is told of each tracked frame.
+        sinks: where rows go besides the store.
+
+    Raises:
+        SettingsConflictError: the folder holds a stream of this id that is not live.
+        StoreError: the folder cannot be read or written. UsageError: the spec is wrong.
+    """
+
+    def __init__(
+        self,
+        spec: LiveSpec,
+        store: StreamStore,
+        segmenter: VideoSegmenter,
+        settings: TrackSettings,
+        open_feed: OpenFeed,
+        *,
+        view: LiveView | None = None,
+        sinks: Sinks | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.spec = spec
+        self.view = view or LiveView()
+        self.settings = settings
+        self.rejected: deque[Rejected] = deque(maxlen=_KEPT)
+        self.lags: deque[float] = deque(maxlen=_KEPT)
+        self._store, self._segmenter, self._sinks, self._now = store, segmenter, sinks, now
+        self._boxes: BoxSegmenter = load_box_segmenter(spec.settings.box_segmenter)
+        self._step_seconds = 0.0
+        self._writer = BackgroundWriter(_MOST_WAITING)
+        self._jobs_given = self._jobs_done = 0  # each counted by one thread
+        self._failure: BaseException | None = None
+        self._pending: tuple[Frame, StepInput, float, float] | None = None
+        self._samples: deque[tuple[float, int, int]] = deque()
+        self._closed = False
+        self.record = LiveRecord(store, self._facts(spec.shown_url, None))
+        try:
+            self._open(open_feed)
+        except BaseException:
+            self._writer.close()
+            raise
+
+    def __enter__(self) -> LiveTracker:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # --- opening ---------------------------------------------------------------------------------
+
+    def _open(self, open_feed: OpenFeed) -> None:
+        record, books = self.record, self.record.books
+        found = self._store.load_snapshot(books.frames, self._validated)
+        if found is None:
+            self.state = self._segmenter.new_state()
+            self._categories: dict[int, str | None] = {}
+            self._previous_size: tuple[int, int] | None = None
+            self._finder = self._new_finder()
+            self.applied = 0
+            self.restored_from: int | None = None
+        else:
+            snapshot, self.state, self._finder = found[1]
+            self._categories = dict(snapshot.stream.categories)
+            self._previous_size = snapshot.stream.previous_size
+            self.applied = snapshot.applied
+            self.restored_from = snapshot.stream.next_frame
+        self._lost = [i for i in books.objects if i not in self.state.object_ids]
+        # They were removed, and that is committed; the snapshot is older.
+        if gone := [i for i in self.state.object_ids if i not in books.objects]:
+            self.state.remove_objects(gone)
+            for object_id in gone:
+                self._categories.pop(object_id, None)
+        self._previous = (books.pts_seconds, books.wall_time)
+        wall = None if found is None else found[1][0].wall_time
+        if found is not None and wall is not None and (self._previous[1] is None or wall > self._previous[1]):
+            self._previous = (found[1][0].stream.previous_pts_seconds, wall)
+        if self._finder is not None:
+            self._finder.reserve([record.ids_reserved - 1, *self.state.object_ids])
+        self._paused = self._pause_asked(False if found is None else found[1][0].paused)
+        self._snapshot_applied = self.applied
+
+        first = max(books.frames, record.frames_reserved)
+        self._first = books.frames
+        self._covered = first
+        self._records: list[MaskRecord] = []
+        self._events: list[Event] = []
+        self._losses: dict[tuple[str, str], Event] = {}
+        self._rows = books.rows
+        self._counts = {"dropped": dict(books.ledger.dropped), "corrupt": dict(books.ledger.corrupt)}
+        self._tracked = books.ledger.tracked
+        self._begun = False
+        self._rotated_at = self._snapshot_at = self._now()
+        self._snapshot_due = False
+        self._snapshot_tracked = self._tracked
+        self._restart_lost = first - books.frames
+        ledger = Ledger.resumed(books.ledger, first) if record.resumed else Ledger()
+        if self._restart_lost:
+            self._add_event(Event(books.frames, "dropped", "restart", self._restart_lost))
+        ids = max(record.ids_reserved, *(i + 1 for i in (0, *self.state.object_ids)))
+        if self.spec.prompts is not None:
+            digest = _digest(self.spec.prompts)
+            if record.finished or record.prompts_asked != digest:
+                record.ask(self._prompts_made(self.spec.prompts, None), prompts_asked=digest)
+        record.reserve(frames=first + _FRAMES_AHEAD, ids=max(ids, record.ids_reserved) + _IDS_AHEAD)
+        self.source = open_feed(self.spec, ledger)
+        self.source.resume(first, *self._previous)
+
+    def _validated(self, blob: bytes) -> tuple[LiveSnapshot, TrackerState, ObjectFinder | None]:
+        snapshot = LiveSnapshot.from_bytes(blob)
+        if snapshot.stream.run != self._run():
+            raise ValueError("it was taken with another model, memory or size")
+        finder = self._new_finder()
+        if finder is not None and snapshot.stream.finder is not None:
+            finder.from_bytes(snapshot.stream.finder)
+        state = TrackerState.from_bytes(snapshot.stream.tracker, device=self._segmenter.device)
+        return snapshot, state, finder
+
+    def _new_finder(self) -> ObjectFinder | None:
+        name, chosen = self.spec.detector, self.spec.settings
+        if name is None:
+            return None
+        settings = FinderSettings(
+            every=chosen.detect_every,
+            confirmations=chosen.detect_confirmations,
+            max_objects=chosen.max_objects,
+            out_of_sight=chosen.out_of_sight_frames,
+        )
+        return ObjectFinder(load_detector(name), settings, self._boxes)
+
+    def _run(self) -> str:
+        """What a state belongs to."""
+        chosen = self._segmenter
+        return f"{chosen.fingerprint} {chosen.size} {chosen.memory_config}"
+
+    def _facts(self, uri: str, source: LiveFeed | None) -> dict[str, Any]:
+        return {
+            "source": uri,
+            "width": 0 if source is None else source.width,
+            "height": 0 if source is None else source.height,
+            "rate": None if source is None else source.rate,
+            "codec": "" if source is None else source.codec,
+            "container": "" if source is None else source.container,
+            "model": self.settings.model,
+            "settings": self.settings.to_dict(),
+            "prompts": PromptSet().to_record(),
+            "resolved_prompts": {},
+            "live_settings": self.spec.settings.to_dict(),
+        }
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    def request(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Have something done before the next frame; durable when it returns, in the order of the numbers.
+
+        Args:
+            content: one of {"prompts": a prompts file's content, without frames}, {"remove": [ids]} and
+                {"pause": true or false}. Prompts without an id get one that no object ever had.
+
+        Returns:
+            {"seq": its number, "ids": of the objects it is about}.
+
+        Raises:
+            UsageError: it is wrong, or there would be too many objects. StoreError: it could not be kept.
+        """
+        if not isinstance(content, Mapping) or len(content) != 1:
+            raise UsageError("a request is one of prompts, remove and pause")
+        kind, value = next(iter(content.items()))
+        if kind == "prompts":
+            request = self.record.ask(self._prompts_made(value, self._size()))
+        elif kind == "remove":
+            ids = self._removals(value)
+            request = self.record.ask(lambda free: ({"remove": ids}, ()))
+        elif kind == "pause":
+            if not isinstance(value, bool):
+                raise UsageError(f"pause={value!r} is not allowed: true or false")
+            request = self.record.ask(lambda free: ({"pause": value}, ()))
+            self._paused = self._pause_asked(self._paused)
+        else:
+            raise UsageError(f"unknown request {str(kind)[:40]!r}: there are prompts, remove and pause")
+        ids = request.object_ids or list(request.content.get("remove", []))
+        return {"seq": request.number, "ids": ids}
+
+    def _prompts_made(
+        self, content: Mapping[str, Any], size: tuple[int, int] | None
+    ) -> Callable[[int], tuple[dict[str, Any], list[int]]]:
+        """Checked prompts as a request, for `LiveRecord.ask`: those without id get free ones."""
+        given = content.get("objects") if isinstance(content, Mapping) else None
+        unnamed = [i for i, e in enumerate(given or []) if isinstance(e, Mapping) and "id" not in e]
+        entries = [p.to_json() for p in checked_prompts(content).at(0)]
+        for entry in entries:
+            if entry["id"] > _HIGHEST_ID:
+                raise PromptError(
+                    f"object id {entry['id']} is not allowed on a live stream: up to {_HIGHEST_ID}"
+                )
+            rle = entry.get("rle")
+            if rle is not None and size is not None and tuple(rle["size"]) != size:
+                raise PromptError(
+                    f"object {entry['id']}: its mask is {rle['size'][1]}x{rle['size'][0]}, the stream "
+                    f"{size[1]}x{size[0]}; give masks at the stream's size"
+                )
+
+        def make(free: int) -> tuple[dict[str, Any], list[int]]:
+            named = [e["id"] for i, e in enumerate(entries) if i not in unnamed]
+            unused = max([free, *(i + 1 for i in named)])
+            for i in unnamed:
+                entries[i]["id"] = unused
+                unused += 1
+            ids = [e["id"] for e in entries]
+            waiting = [i for r in self.record.requests(self.applied) for i in r.object_ids]
+            removed = {i for r in self.record.requests(self.applied) for i in r.content.get("remove", ())}
+            living = ({*self.state.object_ids, *waiting} - removed) | set(ids)
+            most = self.spec.settings.max_objects
+            if len(living) > most:
+                raise UsageError(
+                    f"{len(living)} objects would be tracked, {most} are allowed: remove some, or add the "
+                    "stream with a larger max_objects"
+                )
+            return {"prompts": {"version": 1, "objects": entries}}, ids
+
+        return make
+
+    def _removals(self, value: Any) -> list[int]:
+        if (
+            not isinstance(value, list | tuple)
+            or not value
+            or any(isinstance(i, bool) or not isinstance(i, int) or not 0 < i < 2**31 for i in value)
+        ):
+            raise UsageError(f"remove={str(value)[:60]!r} is not allowed: a list of object ids")
+        waiting = {i for r in self.record.requests(self.applied) for i in r.object_ids}
+        unknown = sorted(set(value) - waiting - set(self.state.object_ids))
+        if unknown:
+            raise UsageError(
+                f"no object {unknown[0]} is tracked: there are {sorted(self.state.object_ids) or 'none'}"
+            )
+        return sorted(set(value))
+
+    def _pause_asked(self, before: bool) -> bool:
+        asked = [r.content["pause"] for r in self.record.requests(self.applied) if "pause" in r.content]
+        return bool(asked[-1]) if asked else before
+
+    def _size(self) -> tuple[int, int] | None:
+        return (self.source.height, self.source.width) if self.source.height else None
+
+    # --- stepping --------------------------------------------------------------------------------
+
+    def next_input(self) -> StepInput | None:
+        """The next frame to track, the same until it is accepted; None if there is none just now.
+
+        Never waits for frames. Raises what went wrong; the stream must be closed then.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._pending is not None:
+            return self._pending[1]
+        try:
+            self._writer.check()
+            for _ in range(_AT_ONCE):
+                if self._backlogged():
+                    break  # frames are dropped where they wait, and counted there
+                frame = self.source.read(0)
+                if frame is None:
+                    if self.source.closed:
+                        raise SourceError(f"{self.source.uri}: the source ended")
+                    break
+                lag, read_at = float(self.source.status().lag_seconds or 0.0), self._now()
+                self._receive(frame)
+                if (reason := self._unwanted(lag, read_at)) is not None:
+                    self._drop(frame, reason)
+                    continue
+                try:
+                    step = self._arrive(frame)
+                except BaseException:
+                    self._drop(frame, "failed")
+                    raise
+                self._pending = (frame, step, lag, read_at)
+                return step
+        except BaseException as error:
+            self._failure = error
+            raise
+        self.tick()
+        return None
+
+    def accept(self, result: StepResult) -> None:
+        """Take the segmenter's result for the frame that `next_input` gave last."""
+        if self._failure is not None:
+            raise self._failure
+        if self._pending is None:
+            raise RuntimeError("accept() without a frame from next_input()")
+        frame, _, lag, read_at = self._pending
+        try:
+            records = self._take(frame, result)
+            self._pending = None
+            self.source.ledger.tracked()
+            self._tracked += 1
+            self.view.publish(frame, records)
+            took = self._now() - read_at
+            self._step_seconds = took if not self._step_seconds else 0.8 * self._step_seconds + 0.2 * took
+            self.lags.append(lag + took)
+            self.tick()
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    def tick(self) -> None:
+        """Commit what is due. Called by `next_input` and `accept`; by itself while no frames come."""
+        if self._failure is not None:
+            raise self._failure
+        now = self._now()
+        self._sample(now)
+        if self._pending is not None or self._writing:
+            return
+        chosen = self.spec.settings
+        since = now - self._rotated_at
+        hasty = self._snapshot_due and now - self._snapshot_at >= _HASTY_SNAPSHOT_SECONDS
+        snapshot = hasty or (
+            now - self._snapshot_at >= chosen.snapshot_seconds and self._tracked > self._snapshot_tracked
+        )
+        due = (
+            len(self._records) >= chosen.rotate_rows
+            or (since >= chosen.rotate_seconds and bool(self._records or self._events))
+            or since >= max(_EMPTY_SECONDS, chosen.rotate_seconds)
+        )
+        if self._begun and (due or snapshot):
+            self._rotate(now)
+            if snapshot:
+                self._take_snapshot(now)
+
+    def failed(self, error: BaseException) -> None:
+        """The segmenter failed on the frame that `next_input` gave last."""
+        self._failure = self._failure or error
+
+    def close(self, state: str = "running") -> None:
+        """Let go of source and threads, with everything committed that was tracked.
+
+        Args:
+            state: for the record: "running" if the stream is to go on later, "finished" if not.
+
+        Raises:
+            StoreError: it could not be written; the rest is lost.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        healthy = self._failure is None
+        try:
+            if self._pending is not None:
+                frame, self._pending = self._pending[0], None
+                self._drop(frame, "closed" if healthy else "failed")
+            self.source.close()
+            for event in self.source.trailing_losses:
+                self._add_event(event)
+            received = self.source.ledger.counts().received
+            self._covered = max(self._covered, received)
+            self._writer.check()
+            # Without a frame of its own a run has nothing to tell: the next one tells of both.
+            begun = self._begun or self._covered > self._first + self._restart_lost
+            if begun:
+                self._restarted(None)
+                self._rotate(self._now())
+            if healthy and self.state.poisoned is None and self._begun:
+                self._take_snapshot(self._now())
+            self._writer.drain()
+            next_id = self._finder.next_id if self._finder is not None else self.record.ids_reserved
+            self.record.rest(state, frames=self._covered, ids=next_id)
+        finally:
+            self._writer.close()
+
+    # --- one frame -------------------------------------------------------------------------------
+
+    def _receive(self, frame: Frame) -> None:
+        """A frame is here: nothing before it is in flight any more."""
+        if frame.frame_index >= self.record.frames_reserved:
+            self.record.reserve(frames=frame.frame_index + self._ahead())
+        self._restarted(frame)
+        for loss in frame.losses:
+            self._add_event(loss)
+        self._covered = frame.frame_index + 1
+
+    def _restarted(self, frame: Frame | None) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        if not self.record.resumed:
+            return
+        seconds = None
+        if frame is not None and frame.wall_time is not None and self._previous[1] is not None:
+            seconds = round((frame.wall_time - self._previous[1]).total_seconds(), 3)
+        detail = {"seconds": seconds, "frames": self._restart_lost, "snapshot": self.restored_from}
+        index = self._first if frame is None else frame.frame_index
+        pts, wall = (None, None) if frame is None else (frame.pts_seconds, frame.wall_time)
+        self._add_event(Event(index, "restart", "resumed", 1, pts_seconds=pts, wall_time=wall, detail=detail))
+        for object_id in self._lost:
+            self._add_event(
+                Event(
+                    index,
+                    "object_removed",
+                    "restart",
+                    pts_seconds=pts,
+                    wall_time=wall,
+                    object_id=object_id,
+                    detail={"why": "it is in no snapshot"},
+                )
+            )
+        self._lost = []
+
+    def _unwanted(self, lag: float, read_at: float) -> str | None:
+        """Why a frame is not to be tracked."""
+        if self._paused:
+            return "paused"
+        chosen = self.spec.settings
+        if chosen.policy == "latest":
+            room = max(chosen.max_lag_seconds - self._step_seconds, chosen.max_lag_seconds / 4)
+            if lag > room:
+                return "too old"
+        if chosen.fps is not None:
+            arrival, gap = read_at - lag, 1 / chosen.fps
+            if arrival < self._due - gap / 4:
+                return "rate limit"
+            self._due = max(self._due, arrival - gap) + gap
+        return None
+
+    _due = -math.inf
+
+    def _drop(self, frame: Frame, reason: str) -> None:
+        self.source.ledger.dropped(reason)
+        self._add_event(
+            Event(
+                frame.frame_index,
+                "dropped",
+                reason,
+                pts_seconds=frame.pts_seconds,
+                wall_time=frame.wall_time,
+            )
+        )
+
+    def _arrive(self, frame: Frame) -> StepInput:
+        told = any(loss.kind == "resized" and loss.reason is None for loss in frame.losses)
+        if self._previous_size is not None and frame.size != self._previous_size and not told:
+            detail = {"from": list(self._previous_size), "to": list(frame.size)}
+            self._event(frame, "resized", detail=detail)
+        masks: dict[int, NDArray[np.bool_]] = {}
+        for request in self.record.requests(self.applied):
+            self._apply(frame, request, masks)
+            self.applied = request.number
+            if masks:
+                break  # prompts of two requests may cover each other; the next frame is soon here
+        if self._finder is not None:
+            self._look(frame, self._finder, masks)
+        return StepInput(self.state, frame.image, Prompt(masks) if masks else None)
+
+    def _apply(self, frame: Frame, request: Request, masks: dict[int, NDArray[np.bool_]]) -> None:
+        for object_id in request.content.get("remove", ()):
+            if object_id in self.state.object_ids:
+                self._forget(frame, object_id, "requested")
+            else:
+                self._reject(request, f"no object {object_id} is tracked that could be removed")
+        if "prompts" not in request.content:
+            return
+        try:
+            objects = PromptSet.from_record(request.content["prompts"]).at(0)
+            living = {*self.state.object_ids, *(entry.object_id for entry in objects)}
+            if len(living) > self.spec.settings.max_objects:
+                raise PromptError(
+                    f"{len(living)} objects would be tracked, {self.spec.settings.max_objects} are allowed"
+                )
+            resolved = resolve(objects, frame, self._boxes)
+        except PromptError as error:
+            self._reject(request, str(error))
+            return
+        for object_id, mask in resolved.masks.items():
+            known = object_id in self.state.object_ids
+            category = resolved.categories.get(object_id)
+            if category is not None or not known:
+                self._categories[object_id] = category
+            masks[object_id] = mask
+            kind, detail = ("corrected", None) if known else ("object_added", {"category": category})
+            self._event(frame, kind, object_id=object_id, reason="prompt", detail=detail)
+        if self._finder is not None:
+            self._finder.reserve(resolved.masks)
+        self._snapshot_due = True
+
+    def _look(self, frame: Frame, finder: ObjectFinder, masks: dict[int, NDArray[np.bool_]]) -> None:
+        most = self.spec.settings.max_objects
+        # Ids that requests were promised lie below what is reserved, so they must be known here as well.
+        while True:
+            # Requests that come from here on get ids above this.
+            free = self.record.ids_reserved
+            finder.reserve(i for r in self.record.requests(self.applied) for i in r.object_ids)
+            if finder.next_id + most <= free:
+                break
+            self.record.reserve(ids=finder.next_id + most + _IDS_AHEAD)
+        for object_id in finder.given_up(frame.frame_index):
+            if object_id in self.state.object_ids and object_id not in masks:
+                self._forget(frame, object_id, "out_of_sight")
+        for new in finder.look(frame, self.state.object_ids, masks):
+            masks[new.object_id] = new.mask
+            self._categories[new.object_id] = new.category
+            detail = {"score": round(new.score, 4), "category": new.category}
+            self._event(frame, "object_added", object_id=new.object_id, reason="detector", detail=detail)
+            self._snapshot_due = True
+
+    def _take(self, frame: Frame, result: StepResult) -> list[MaskRecord]:
+        ids = result.object_ids
+        records: list[MaskRecord] = []
+        if ids or self._finder is not None:
+            label_map = result.label_map.cpu().numpy()
+            if self._finder is not None:
+                self._finder.saw(frame.frame_index, label_map, ids)
+            if ids:
+                scores = mean_probability(label_map, result.probabilities.cpu().numpy(), ids)
+                records = records_from_label_map(label_map, scores, ids, frame, self._categories)
+        self._records.extend(records)
+        self._rows += len(records)
+        self._previous = (frame.pts_seconds, frame.wall_time)
+        self._previous_size = frame.size
+        return records
+
+    def _forget(self, frame: Frame, object_id: int, reason: str) -> None:
+        self.state.remove_objects([object_id])
+        self._event(frame, "object_removed", object_id=object_id, reason=reason)
+        self._categories.pop(object_id, None)
+        self._snapshot_due = True
+
+    def _reject(self, request: Request, cause: str) -> None:
+        logger.warning("stream %s: request %d: %s", self.spec.stream_id, request.number, cause)
+        self.rejected.append(Rejected(request.number, cause))
+
+    def _event(self, frame: Frame, kind: str, **values: Any) -> None:
+        self._add_event(
+            Event(frame.frame_index, kind, pts_seconds=frame.pts_seconds, wall_time=frame.wall_time, **values)
+        )
+
+    def _add_event(self, event: Event) -> None:
+        """Losses of one kind and reason become one row per file: an overloaded stream has one per frame."""
+        if event.kind not in ("dropped", "corrupt"):
+            self._events.append(event)
+            return
+        reason = str(event.reason)
+        book = self._counts[event.kind]
+        book[reason] = book.get(reason, 0) + event.count
+        known = self._losses.get((event.kind, reason))
+        if known is not None:
+            event = replace(known, count=known.count + event.count)
+        self._losses[event.kind, reason] = event
+
+    # --- committing ------------------------------------------------------------------------------
+
+    def _backlogged(self) -> bool:
+        return self._writing and len(self._records) > _MOST_WAITING * self.spec.settings.rotate_rows
+
+    def _ahead(self) -> int:
+        """Frames to reserve beyond the newest: those of three rotations."""
+        rate = self.rates()["received_fps"]
+        return _FRAMES_AHEAD + math.ceil(3 * self.spec.settings.rotate_seconds * rate)
+
+    def _submit(self, job: Callable[[], None]) -> None:
+        def do() -> None:
+            try:
+                job()
+            finally:
+                self._jobs_done += 1
+
+        self._jobs_given += 1
+        self._writer.submit(do)
+
+    @property
+    def _writing(self) -> bool:
+        return self._jobs_done < self._jobs_given
+
+    def _rotate(self, now: float) -> None:
+        """Hand all frames received so far to the writing thread."""
+        first, last = self._first, self._covered - 1
+        self._rotated_at = now
+        if last < first:
+            return
+        events = [
+            replace(e, frame_index=min(max(e.frame_index, first), last))
+            for e in (*self._events, *self._losses.values())
+        ]
+        events.sort(key=lambda e: e.frame_index)
+        records = self._records
+        counts = LedgerCounts(
+            last + 1, self._tracked, dict(self._counts["dropped"]), dict(self._counts["corrupt"])
+        )
+        if not counts.settled:
+            logger.error("stream %s: the ledger does not add up: %r", self.spec.stream_id, counts)
+        living = {i: self._categories.get(i) for i in self.state.object_ids}
+        books = Books(last + 1, counts, self._rows, living, *self._previous)
+        reserved, facts = last + 1 + self._ahead(), self._facts(self.source.uri, self.source)
+        self._first, self._records, self._events, self._losses = last + 1, [], [], {}
+
+        def write() -> None:
+            tracks, happened = tracks_table(records), events_table(events)
+            if self._sinks and not self._store.holds(first):
+                self._sinks.commit(self.spec.stream_id, first, last, tracks, happened)
+            if first == 0:
+                self.record.check_ours()
+            self._store.commit(first, last, tracks, happened)
+            self.record.committed(books, frames=reserved, facts=facts)
+
+        self._submit(write)
+
+    def _take_snapshot(self, now: float) -> None:
+        """Of the state after all frames that were handed to the writer; written after them."""
+        self._snapshot_at, self._snapshot_due, self._snapshot_tracked = now, False, self._tracked
+        snapshot = LiveSnapshot(
+            Snapshot(
+                next_frame=self._first,
+                tracker=self.state.to_bytes(),
+                run=self._run(),
+                previous_pts_seconds=self._previous[0],
+                previous_size=self._previous_size,
+                categories=tuple(self._categories.items()),
+                rows=self._rows,
+                losses=sum(self._counts["corrupt"].values()),
+                finder=None if self._finder is None else self._finder.to_bytes(),
+            ),
+            self._previous[1],
+            self.applied,
+            self._paused,
+        )
+        # The store keeps two: what is in both need not be asked again.
+        done, self._snapshot_applied = self._snapshot_applied, self.applied
+
+        def write() -> None:
+            self._store.save_snapshot(snapshot.stream.next_frame, snapshot.to_bytes())
+            self.record.forget(done)
+
+        self._submit(write)
+
+    # --- how it is -------------------------------------------------------------------------------
+
+    @property
+    def paused(self) -> bool:
+        """Whether frames are let pass untracked."""
+        return self._paused
+
+    @property
+    def next_frame(self) -> int:
+        """The number after the newest frame that came out of the source."""
+        return self._covered
+
+    @property
+    def began(self) -> bool:
+        """Whether a frame has come since it was opened."""
+        return self._begun
+
+    def rates(self) -> dict[str, float]:
+        """Frames per second lately, received and tracked."""
+        samples = list(self._samples)
+        if len(samples) < 2:
+            return {"received_fps": 0.0, "tracked_fps": 0.0}
+        (t0, r0, k0), (t1, r1, k1) = samples[0], samples[-1]
+        span = max(1e-3, t1 - t0)
+        return {"received_fps": (r1 - r0) / span, "tracked_fps": (k1 - k0) / span}
+
+    def lag_seconds(self) -> dict[str, float | None]:
+        """How old frames were once they were tracked, lately: the median, and 99 of 100."""
+        lags = list(self.lags)
+        if not lags:
+            return {"p50": None, "p99": None}
+        low, high = np.percentile(lags, [50, 99]).tolist()
+        return {"p50": round(low, 4), "p99": round(high, 4)}
+
+    def _sample(self, now: float) -> None:
+        if self._samples and now - self._samples[-1][0] < 0.25:
+            return
+        counts = self.source.ledger.counts()
+        self._samples.append((now, counts.received, counts.tracked))
+        while now - self._samples[0][0] > _RATE_SECONDS:
+            self._samples.popleft()
+
+
+def _digest(prompts: Mapping[str, Any]) -> str:
+    text = json.dumps(prompts, sort_keys=True)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

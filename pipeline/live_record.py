@@ -1,0 +1,306 @@
+"""The durable side of a live stream: how far it is, what was asked of it, which numbers are taken.
+
+The stream record says how things stood at frame `frames`; the footers of files committed after that say the
+rest, so a writer that was killed between a commit and its record loses nothing. Two things are written before
+they are true: numbers of frames and objects are reserved before anybody sees them, and requests are here
+before they are acknowledged.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.chunk_file import ChunkFooter
+from pipeline.errors import AnotherWriterError, SettingsConflictError, StoreError
+from pipeline.ledger import LedgerCounts
+from pipeline.store import RESTARTING, StreamStore
+from pipeline.stream_record import FINISHED, RUNNING
+
+LIVE_FINGERPRINT = "live"
+_MOST_REQUESTS = 10_000
+
+
+@dataclass(frozen=True)
+class Books:
+    """How a live stream stands after all frames before `frames`: what its committed files say.
+
+    Args:
+        ledger: of those frames; nothing is in flight in it.
+        rows: mask records.
+        objects: categories of the living objects by id.
+        pts_seconds, wall_time: of the last frame that was tracked.
+    """
+
+    frames: int = 0
+    ledger: LedgerCounts = field(default_factory=LedgerCounts)
+    rows: int = 0
+    objects: Mapping[int, str | None] = field(default_factory=dict)
+    pts_seconds: float | None = None
+    wall_time: datetime | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For the record."""
+        return {
+            "frames": self.frames,
+            "ledger": self.ledger.to_json(),
+            "rows": self.rows,
+            "objects": [[i, c] for i, c in self.objects.items()],
+            "pts_seconds": self.pts_seconds,
+            "wall_time": None if self.wall_time is None else self.wall_time.isoformat(),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Books:
+        """What `to_json` gave; ValueError, KeyError or TypeError if it is something else."""
+        wall = values["wall_time"]
+        return cls(
+            frames=int(values["frames"]),
+            ledger=LedgerCounts.from_json(values["ledger"]),
+            rows=int(values["rows"]),
+            objects={int(i): c for i, c in values["objects"]},
+            pts_seconds=values["pts_seconds"],
+            wall_time=None if wall is None else datetime.fromisoformat(wall),
+        )
+
+    def after(self, footer: ChunkFooter) -> Books:
+        """With the next committed file."""
+        dropped, corrupt = dict(self.ledger.dropped), dict(self.ledger.corrupt)
+        objects = dict(self.objects)
+        for event in footer.events.to_pylist():
+            book = {"dropped": dropped, "corrupt": corrupt}.get(event["kind"])
+            if book is not None:
+                book[str(event["reason"])] = book.get(str(event["reason"]), 0) + event["count"]
+            elif event["kind"] == "object_added":
+                detail = json.loads(event["detail"] or "{}")
+                objects.setdefault(event["object_id"], detail.get("category"))
+            elif event["kind"] == "object_removed":
+                objects.pop(event["object_id"], None)
+        received = footer.last + 1
+        tracked = received - sum(dropped.values()) - sum(corrupt.values())
+        ledger = LedgerCounts(received, tracked, dropped, corrupt)
+        return replace(self, frames=received, ledger=ledger, rows=self.rows + footer.rows, objects=objects)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Something that was asked of a live stream, to be done before its next frame.
+
+    Args:
+        number: in the order in which they were made, from 1.
+        content: {"prompts": a prompts file's content}, {"remove": [ids]} or {"pause": bool}.
+    """
+
+    number: int
+    content: Mapping[str, Any] = field(repr=False)
+    at: str = ""
+
+    @property
+    def object_ids(self) -> list[int]:
+        """That it names as prompts."""
+        prompts = self.content.get("prompts") or {}
+        return [int(entry["id"]) for entry in prompts.get("objects", [])]
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What the record says."""
+
+    facts: Mapping[str, Any]
+    state: str = RUNNING
+    books: Books = field(default_factory=Books)
+    requests: tuple[Request, ...] = ()
+    last_request: int = 0
+    frames_reserved: int = 0
+    ids_reserved: int = 1
+    prompts_asked: str = ""
+
+
+class LiveRecord:
+    """A live stream's record; safe to use from several threads.
+
+    Opening it clears up after a writer that was killed, and finds out how far the stream is. What its
+    properties say is durable, and reading them never waits for a write.
+
+    Args:
+        facts: what the record shall say besides (source, settings, ...), in the words of other streams'
+            records.
+
+    Attributes:
+        resumed: whether there was a record.
+        finished: whether the stream had been ended, not only interrupted.
+
+    Raises:
+        SettingsConflictError: the folder holds a stream of this id that is not live.
+        StoreError: the folder cannot be read or written, or holds a damaged record.
+    """
+
+    def __init__(self, store: StreamStore, facts: Mapping[str, Any]) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        store.prepare()
+        committed = store.committed(newest_only=True)
+        record = store.read_record()
+        live = None if record is None else record.get("live")
+        if committed.files and not isinstance(live, dict):
+            raise SettingsConflictError(
+                f"{store.root} holds a stream {store.stream_id} that is not live: choose another id"
+            )
+        said = _Said(dict(facts))
+        self.resumed = isinstance(live, dict)
+        self.finished = record is not None and record.get("state") == FINISHED
+        if isinstance(live, dict):
+            try:
+                said = replace(
+                    said,
+                    books=Books.from_json(live["books"]),
+                    requests=tuple(Request(int(n), c, at) for n, c, at in live["requests"]),
+                    last_request=int(live["last_request"]),
+                    frames_reserved=int(live["frames_reserved"]),
+                    ids_reserved=int(live["ids_reserved"]),
+                    prompts_asked=str(live["prompts_asked"]),
+                )
+            except (KeyError, TypeError, ValueError) as error:
+                raise StoreError(
+                    f"the record of live stream {store.stream_id} in {store.root} is damaged ({error}): "
+                    "restore it from a copy, or choose another id"
+                ) from error
+        books = said.books
+        if books.frames > committed.next_frame:
+            raise StoreError(
+                f"stream {store.stream_id} in {store.root}: its record says {books.frames} frames, its "
+                f"files hold {committed.next_frame}: restore the files from a copy, or choose another id"
+            )
+        for footer in store.footers(books.frames):
+            books = books.after(footer)
+        self._said = replace(said, books=books)
+
+    @property
+    def books(self) -> Books:
+        """How far the committed files are."""
+        return self._said.books
+
+    @property
+    def frames_reserved(self) -> int:
+        """Frames below this number may have been seen by somebody."""
+        return self._said.frames_reserved
+
+    @property
+    def ids_reserved(self) -> int:
+        """Objects with ids below this one may have been seen by somebody, or are asked for."""
+        return self._said.ids_reserved
+
+    @property
+    def last_request(self) -> int:
+        """Number of the newest request."""
+        return self._said.last_request
+
+    def requests(self, after: int = 0) -> list[Request]:
+        """Those with numbers above `after`, in order."""
+        return [r for r in self._said.requests if r.number > after]
+
+    @property
+    def prompts_asked(self) -> str:
+        """Digest of the prompts that the stream was begun with; "" if there were none."""
+        return self._said.prompts_asked
+
+    def ask(
+        self,
+        make: Callable[[int], tuple[Mapping[str, Any], Sequence[int]]],
+        *,
+        prompts_asked: str | None = None,
+    ) -> Request:
+        """Write a request down; durable when it returns.
+
+        Args:
+            make: gets the first id that is free, gives the request's content and the ids that are in it;
+                those are reserved with it.
+            prompts_asked: to keep, where these are the prompts that the stream begins with.
+        """
+        with self._lock:
+            said = self._said
+            if len(said.requests) >= _MOST_REQUESTS:
+                raise StoreError(
+                    f"stream {self._store.stream_id}: {len(said.requests)} requests wait to be done; "
+                    "ask again later"
+                )
+            content, ids = make(said.ids_reserved)
+            at = datetime.now(UTC).isoformat(timespec="seconds")
+            request = Request(said.last_request + 1, dict(content), at)
+            self._put(
+                replace(
+                    said,
+                    requests=(*said.requests, request),
+                    last_request=request.number,
+                    ids_reserved=max([said.ids_reserved, *(i + 1 for i in ids)]),
+                    prompts_asked=said.prompts_asked if prompts_asked is None else prompts_asked,
+                )
+            )
+            return request
+
+    def reserve(self, *, frames: int = 0, ids: int = 0) -> None:
+        """Numbers of frames, or ids of objects, below these are about to be seen; durable when it returns."""
+        with self._lock:
+            self._put(_reserving(self._said, frames, ids))
+
+    def committed(self, books: Books, *, frames: int, facts: Mapping[str, Any]) -> None:
+        """A file was committed; `frames` are reserved along with telling so."""
+        with self._lock:
+            said = replace(self._said, books=books, facts={**self._said.facts, **facts})
+            self._put(_reserving(said, frames, 0))
+
+    def forget(self, applied: int) -> None:
+        """Requests up to this number are in every snapshot; told with the next write."""
+        with self._lock:
+            kept = tuple(r for r in self._said.requests if r.number > applied)
+            self._said = replace(self._said, requests=kept)
+
+    def rest(self, state: str, *, frames: int, ids: int) -> None:
+        """The stream was closed in good order: nobody has seen these numbers or any above them."""
+        with self._lock:
+            asked = [i + 1 for request in self._said.requests for i in request.object_ids]
+            self._put(
+                replace(self._said, state=state, frames_reserved=frames, ids_reserved=max([ids, *asked]))
+            )
+
+    def check_ours(self) -> None:
+        """Raises AnotherWriterError if somebody starts the stream over."""
+        record = self._store.read_record()
+        if record is None or record.get("state") == RESTARTING:
+            raise AnotherWriterError(
+                f"stream {self._store.stream_id} in {self._store.root} is being started over; this one stops"
+            )
+
+    def _put(self, said: _Said) -> None:
+        books = said.books
+        self._store.write_record(
+            {
+                "state": said.state,
+                **said.facts,
+                "source_fingerprint": LIVE_FINGERPRINT,
+                "frames": books.frames,
+                "rows": books.rows,
+                "losses": books.ledger.corrupt_total,
+                "live": {
+                    "books": books.to_json(),
+                    "requests": [[r.number, dict(r.content), r.at] for r in said.requests],
+                    "last_request": said.last_request,
+                    "frames_reserved": said.frames_reserved,
+                    "ids_reserved": said.ids_reserved,
+                    "prompts_asked": said.prompts_asked,
+                },
+            }
+        )
+        self._said = said
+
+
+def _reserving(said: _Said, frames: int, ids: int) -> _Said:
+    return replace(
+        said,
+        frames_reserved=max(said.frames_reserved, frames),
+        ids_reserved=max(said.ids_reserved, ids),
+    )

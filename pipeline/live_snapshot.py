@@ -1,0 +1,76 @@
+"""A live stream's snapshot: a stream's snapshot, and what only live streams have."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from pipeline.snapshot import Snapshot
+
+_FORMAT = "xmem-live-snapshot"
+_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class LiveSnapshot:
+    """The state of a live stream after the frames before `stream.next_frame`.
+
+    Args:
+        stream: as for any stream.
+        wall_time: of the last frame that was tracked; None before the first.
+        applied: number of the last request that is in this state.
+        paused: whether frames are let pass untracked.
+    """
+
+    stream: Snapshot
+    wall_time: datetime | None
+    applied: int
+    paused: bool = False
+
+    def to_bytes(self) -> bytes:
+        """As safetensors bytes."""
+        inner = self.stream.to_bytes()
+        facts: dict[str, Any] = {
+            "wall_time": None if self.wall_time is None else self.wall_time.isoformat(),
+            "applied": self.applied,
+            "paused": self.paused,
+        }
+        text = json.dumps(facts, sort_keys=True)
+        metadata = {"format": _FORMAT, "version": _VERSION, "facts": text, "crc32": _checksum(text)}
+        return safetensors.torch.save(
+            {"stream": torch.frombuffer(bytearray(inner), dtype=torch.uint8)}, metadata
+        )
+
+    @classmethod
+    def from_bytes(cls, blob: bytes) -> LiveSnapshot:
+        """What `to_bytes` stored. ValueError if the bytes are damaged or something else."""
+        try:
+            (length,) = struct.unpack_from("<Q", blob)
+            metadata = json.loads(blob[8 : 8 + length])["__metadata__"]
+            if (metadata["format"], metadata["version"]) != (_FORMAT, _VERSION):
+                raise ValueError(f"format {metadata['format']!r}, version {metadata['version']!r}")
+            if metadata["crc32"] != _checksum(metadata["facts"]):
+                raise ValueError("checksum does not match")
+            facts = json.loads(metadata["facts"])
+            wall = facts["wall_time"]
+            inner = safetensors.torch.load(blob)["stream"].numpy().tobytes()
+            return cls(
+                Snapshot.from_bytes(inner),
+                None if wall is None else datetime.fromisoformat(wall),
+                int(facts["applied"]),
+                bool(facts["paused"]),
+            )
+        except (struct.error, LookupError, TypeError, ValueError, safetensors.SafetensorError) as error:
+            raise ValueError(f"damaged or foreign snapshot of a live stream: {error}") from error
+
+
+def _checksum(facts: str) -> str:
+    return str(zlib.crc32(facts.encode()))

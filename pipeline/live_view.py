@@ -1,0 +1,164 @@
+"""What people watching a live stream get: recent mask records, the newest frame as a picture.
+
+Written by the tracking thread, which never waits for a reader; read by any number of others.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import UsageError, XmemError
+from pipeline.records import Frame, MaskRecord
+from pipeline.render import overlay as drawn_over
+
+_KEPT_JPEGS = 4
+
+
+def record_json(record: MaskRecord) -> dict[str, Any]:
+    """A mask record as JSON: box as [x, y, w, h] and centroid as [x, y], null out of sight."""
+    return {
+        "frame_index": record.frame_index,
+        "pts_seconds": record.pts_seconds,
+        "wall_time": None if record.wall_time is None else record.wall_time.isoformat(),
+        "object_id": record.object_id,
+        "category": record.category,
+        "frame_height": record.frame_height,
+        "frame_width": record.frame_width,
+        "area": record.area,
+        "bbox": None if record.bbox is None else list(record.bbox),
+        "centroid": None if record.centroid is None else list(record.centroid),
+        "score": record.score,
+        "mask_rle": record.mask_rle,
+    }
+
+
+class LiveView:
+    """The recent past of one live stream.
+
+    Args:
+        most_records: that are kept.
+    """
+
+    def __init__(self, most_records: int = 2000) -> None:
+        self._changed = threading.Condition()
+        self._records: deque[MaskRecord] = deque(maxlen=most_records)
+        self._newest: tuple[Frame, tuple[MaskRecord, ...]] | None = None
+        self._jpegs: OrderedDict[tuple[Any, ...], bytes] = OrderedDict()
+        self._drawing = threading.Lock()
+        self._closed = False
+
+    def publish(self, frame: Frame, records: list[MaskRecord]) -> None:
+        """A frame has been tracked."""
+        with self._changed:
+            self._newest = (frame, tuple(records))
+            self._records.extend(records)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nothing more comes: whoever waits is let go."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more comes."""
+        return self._closed
+
+    @property
+    def frame_index(self) -> int | None:
+        """Of the newest frame."""
+        newest = self._newest
+        return None if newest is None else newest[0].frame_index
+
+    def newest(self) -> tuple[MaskRecord, ...]:
+        """The records of the newest frame."""
+        newest = self._newest
+        return () if newest is None else newest[1]
+
+    def tracks(self, since: int | None = None, limit: int = 500) -> list[dict[str, Any]]:
+        """Mask records kept of frames above `since`, the oldest first; without it the newest ones.
+
+        At most `limit`, and whole frames unless one alone has more.
+        """
+        if limit < 1:
+            raise UsageError(f"limit={limit} is not allowed: at least 1")
+        with self._changed:
+            kept = list(self._records)
+        if since is None:
+            return [record_json(r) for r in kept[-limit:]]
+        wanted = [r for r in kept if r.frame_index > since]
+        taken = wanted[:limit]
+        if len(wanted) > limit and taken[0].frame_index != wanted[limit].frame_index:
+            # A frame cut in two could not be asked for again.
+            taken = [r for r in taken if r.frame_index != wanted[limit].frame_index]
+        return [record_json(r) for r in taken]
+
+    def wait(self, after: int, timeout: float) -> dict[str, Any] | None:
+        """The newest frame's records, once there is one above `after`; None if there is none in time.
+
+        Whoever asks too seldom misses the frames between.
+        """
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while self._newest is None or self._newest[0].frame_index <= after:
+                left = deadline - time.monotonic()
+                if self._closed or left <= 0:
+                    return None
+                self._changed.wait(left)
+            frame, records = self._newest
+        return {
+            "seq": frame.frame_index,
+            "frame_index": frame.frame_index,
+            "pts_seconds": frame.pts_seconds,
+            "wall_time": None if frame.wall_time is None else frame.wall_time.isoformat(),
+            "frame_height": frame.size[0],
+            "frame_width": frame.size[1],
+            "records": [record_json(r) for r in records],
+        }
+
+    def jpeg(self, overlay: bool = True, max_side: int = 960, quality: int = 80) -> bytes:
+        """The newest frame, with its objects drawn over it; made when it is asked for, once per frame.
+
+        Raises:
+            UsageError: a number is out of range. XmemError: there is no frame yet.
+        """
+        if not 16 <= max_side <= 8192:
+            raise UsageError(f"max_side={max_side} is not allowed: 16 .. 8192 pixels")
+        if not 1 <= quality <= 100:
+            raise UsageError(f"quality={quality} is not allowed: 1 .. 100")
+        newest = self._newest
+        if newest is None:
+            raise XmemError("no frame has been tracked yet: ask again later")
+        key = (newest[0].frame_index, overlay, max_side, quality)
+        with self._drawing:
+            found = self._jpegs.get(key)
+            if found is None:
+                found = _encoded(*newest, overlay, max_side, quality)
+                self._jpegs[key] = found
+                while len(self._jpegs) > _KEPT_JPEGS:
+                    self._jpegs.popitem(last=False)
+        return found
+
+
+def _encoded(
+    frame: Frame, records: tuple[MaskRecord, ...], overlay: bool, max_side: int, quality: int
+) -> bytes:
+    image: NDArray[np.uint8] = drawn_over(frame.image, records) if overlay else frame.image
+    height, width = frame.size
+    scale = max_side / max(height, width)
+    if scale < 1:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise XmemError(f"frame {frame.frame_index} could not be encoded as JPEG")
+    return bytes(data.tobytes())
