@@ -43,6 +43,11 @@ def connect(
                 "user_agent_extra": "xmem-pipeline",  # also keeps others' instances apart from ours
             }
         options["config_kwargs"] = config | dict(options.get("config_kwargs") or {})
+    if scheme in ("http", "https"):
+        from aiohttp import ClientTimeout  # which fsspec needs for these schemes
+
+        limits = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
+        options["client_kwargs"] = {"timeout": limits} | dict(options.get("client_kwargs") or {})
     fs, path = fsspec.core.url_to_fs(uri, **options)
     if is_s3(fs) and not library_retries:
         fs.retries = 1  # of s3fs itself, which has no option for it

@@ -19,8 +19,8 @@ from pipeline.retries import ShortAnswerError, retry
 log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 4 << 20
-"""Longest range read at a time. By tests/benchmarks/s3_reading.py: 25.7 MiB of H.264 with its index at the end,
-20 ms a request, 50 MiB/s, two busy cores; requests, MiB read, seconds, of three things to do:
+"""Longest range read at a time. By tests/benchmarks/s3_reading.py: 25.7 MiB of H.264 with its index at the
+end, 20 ms a request, 50 MiB/s, two busy cores; requests, MiB read, seconds, of three things to do:
 
     cache, KiB                one pass          resume half-way       first frame
     none                    106 25.9 3.95       116  27.2 4.23         9  1.1 0.31

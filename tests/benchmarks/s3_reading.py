@@ -107,7 +107,7 @@ def make_clips(folder: Path, video: str | None) -> list[Path]:
         encoded = Path(video)
     elif video is not None:
         with av.open(video) as source:
-            pictures = [frame.to_ndarray(format="rgb24") for frame in source.decode(video=0)]
+            pictures: list[Any] = [frame.to_ndarray(format="rgb24") for frame in source.decode(video=0)]
         make_video(encoded, pictures, gop=50, b_frames=2)
     else:
         make_video(encoded, 300, width=768, height=576, gop=50, b_frames=2)
@@ -119,7 +119,7 @@ def make_clips(folder: Path, video: str | None) -> list[Path]:
             shift = 0
             for _ in range(REPEATS):
                 with av.open(str(encoded)) as source:
-                    stream = source.streams.video[0]
+                    stream: Any = source.streams.video[0]
                     copy = copy or target.add_stream_from_template(stream)
                     for packet in source.demux(stream):
                         if packet.dts is None:

@@ -24,7 +24,7 @@ from small_net import SMALL_MEMORY
 from tiny import tiny_weights
 from videos import make_images, make_video, scene
 
-from pipeline import executor, retries
+from pipeline import executor, filesystems, retries
 from pipeline.errors import SourceError, StoreError, XmemError
 from pipeline.executor import track
 from pipeline.files import open_files
@@ -205,6 +205,19 @@ def test_a_video_that_is_replaced_while_it_is_read(
         fs.pipe_file(uri, make_video(tmp_path / "other.mp4", noisy(FRAMES), quality=20).read_bytes())
         with pytest.raises(SourceError, match="was replaced while it was read"):
             list(frames)
+
+
+@pytest.mark.parametrize("fault", ["500", "reset", "hangs", "cut body", "body stops", "short body"])
+def test_a_video_on_a_web_server_is_read_in_spite_of_faults(
+    fault: str, s3_server: S3Server, proxy: Proxy, made: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fault in ("hangs", "body stops"):
+        monkeypatch.setattr(filesystems, "READ_SECONDS", 1)
+    url = fsspec.filesystem("s3", **proxy.options(s3_server.options)).sign(f"{bucket}/clip.mp4")
+    with open_source(str(made / "clip.mp4")) as local, open_source(url, block_size=BLOCK) as remote:
+        proxy.set(FAULTS[fault])
+        assert seen(remote) == seen(local)
+        assert proxy.happened.count() > 0
 
 
 def test_images_are_read_in_spite_of_faults(
