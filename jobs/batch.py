@@ -18,6 +18,8 @@ from jobs.ray_pool import RayPool, room_for
 from jobs.report import BatchReport
 from jobs.scheduler import Scheduler
 from pipeline.actor import tracker_actor
+from pipeline.boxes import load_box_segmenter
+from pipeline.detectors import load_detector
 from pipeline.errors import UsageError
 from pipeline.settings import TrackSettings
 from pipeline.work import WorkerSettings
@@ -139,7 +141,7 @@ def run_batch(
     """
     options = options or BatchOptions()
     settings = _for_workers(settings)
-    _check(settings)
+    _check(settings, here=options.address is None)
     started = datetime.now(UTC)
     report = BatchReport(jobs, {}, settings.out, started, started)
     report.check(settings.out_storage_options)
@@ -227,8 +229,12 @@ def _for_workers(settings: WorkerSettings) -> WorkerSettings:
     return dataclasses.replace(settings, out=local_absolute(settings.out), model=model)
 
 
-def _check(settings: WorkerSettings) -> None:
-    """What would otherwise be said by each video in turn."""
+def _check(settings: WorkerSettings, here: bool) -> None:
+    """What each video would say otherwise, in turn. A cluster may have plugins that this machine lacks."""
+    if here:
+        load_box_segmenter(settings.box_segmenter)
+        if settings.detector is not None:
+            load_detector(settings.detector)
     TrackSettings(
         model=settings.model,
         model_fingerprint="",

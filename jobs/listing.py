@@ -15,9 +15,10 @@ from typing import Any
 
 from fsspec.utils import glob_translate
 
-from pipeline.errors import SourceError, UsageError
+from pipeline.errors import UsageError
+from pipeline.filesystems import connect
 from pipeline.images import SUFFIXES as IMAGE_SUFFIXES
-from pipeline.locations import locate, one_line, read_error, scheme_of
+from pipeline.locations import one_line, read_error, scheme_of
 
 logger = logging.getLogger(__name__)
 
@@ -101,10 +102,10 @@ class Sidecars:
 
     def _look(self, folder: str) -> frozenset[str]:
         try:
-            location = locate(folder or "/", self._options)
-            location.fs.invalidate_cache()
-            entries = location.fs.ls(location.path, detail=False)
-        except (SourceError, FileNotFoundError, NotADirectoryError):
+            fs, path = connect(folder or "/", self._options, library_retries=True)
+            fs.invalidate_cache()
+            entries = fs.ls(path, detail=False)
+        except (FileNotFoundError, NotADirectoryError, ImportError, ValueError):
             return frozenset()  # no such folder, or none that could be listed: opening the video will tell
         except Exception as error:
             logger.warning("%s cannot be listed, prompts beside its videos are not seen: %s",
@@ -126,11 +127,11 @@ def _unchained(uri: str) -> tuple[str, str]:
 def _listing(place: str, depth: int | None, storage_options: Mapping[str, Any] | None) -> list[str]:
     """Names below a folder, sorted, without hidden ones."""
     try:
-        location = locate(place, storage_options)
-        root = location.path.rstrip("/") + "/"
-        location.fs.invalidate_cache()
-        paths = location.fs.find(location.path, maxdepth=depth)
-        location.fs.invalidate_cache()  # what it may remember of a million files
+        fs, path = connect(place, storage_options, library_retries=True)
+        root = path.rstrip("/") + "/"
+        fs.invalidate_cache()
+        paths = fs.find(path, maxdepth=depth)
+        fs.invalidate_cache()  # what it may remember of a million files
     except Exception as error:  # every store behind fsspec has errors of its own
         raise UsageError(str(read_error(place, error))) from error
     root = root.lstrip("/")

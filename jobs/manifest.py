@@ -81,7 +81,7 @@ def load_manifest(
     uri = os.fspath(source)
     shared: Mapping[str, Any] | None = None
     if prompts is not None:
-        prompts, content = _shared_prompts(prompts)
+        prompts, content = _shared_prompts(prompts, storage_options)
         if inline_prompts and scheme_of(prompts) == "file":
             prompts, shared = None, content.to_record()
     jobs: list[VideoJob] = []
@@ -163,12 +163,14 @@ def _beside(video: str, storage_options: Mapping[str, Any] | None) -> str | None
     return sidecar_of(video, Existing())
 
 
-def _shared_prompts(uri: str) -> tuple[str, PromptSet]:
+def _shared_prompts(uri: str, storage_options: Mapping[str, Any] | None) -> tuple[str, PromptSet]:
     """The prompts for all videos: the one file that is read here, so that its faults are told once."""
     check_prompts_name(uri, "for all videos")
     uri = local_absolute(uri)
     is_picture = uri.partition("?")[0].lower().endswith(".png")
-    return uri, load_mask_png(uri) if is_picture else load_prompts(uri)
+    if is_picture:
+        return uri, load_mask_png(uri, storage_options=storage_options)
+    return uri, load_prompts(uri, storage_options)
 
 
 def _meant(one: VideoJob, other: VideoJob, explicit: set[str]) -> bool:

@@ -12,9 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
-
 from pipeline.errors import PromptError, UsageError
+from pipeline.filesystems import connect
 from pipeline.locations import one_line
 from pipeline.prompts import PromptSet
 from pipeline.redact import redacted
@@ -122,7 +121,8 @@ def _raw_rows(
     suffix = _suffix(uri)
     compression = "gzip" if uri.lower().partition("?")[0].endswith(".gz") else None
     try:
-        with fsspec.open(uri, "rb", compression=compression, **dict(storage_options or {})) as file:
+        fs, path = connect(uri, storage_options, library_retries=True)
+        with fs.open(path, "rb", compression=compression) as file:
             if suffix == ".parquet":
                 yield from _parquet(uri, file)
             elif suffix == ".csv":

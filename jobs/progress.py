@@ -68,7 +68,7 @@ class BatchDisplay:
             transient=True,
             speed_estimate_period=_ESTIMATE_SECONDS,
         )
-        self._all = self._progress.add_task("all videos", total=None, count="", rate="")
+        self._all = self._progress.add_task("all videos", total=None, count="starting", rate="")
 
     def __enter__(self) -> Self:
         self._progress.start()

@@ -18,9 +18,10 @@ import numpy as np
 from pipeline import prompt_values as check
 from pipeline.errors import PromptError
 from pipeline.index_png import decode_index_png
-from pipeline.locations import locate
+from pipeline.locations import locate, read_error
 from pipeline.masks import mask_to_rle
 from pipeline.redact import redacted, shareable
+from pipeline.retries import may_pass
 
 logger = logging.getLogger(__name__)
 
@@ -170,20 +171,25 @@ def gather_prompts(
     return None if result.is_empty() and not removals else result
 
 
-def load_prompts(path: str) -> PromptSet:
-    """Read a prompts file (JSON, see `prompts_schema`) from a path or fsspec URI."""
-    return PromptSet.from_record(_read_json(path), path)
+def load_prompts(path: str, storage_options: Mapping[str, Any] | None = None) -> PromptSet:
+    """Read a prompts file (JSON, see `prompts_schema`) from a path or fsspec URI.
+
+    Raises:
+        PromptError: it is not there, or wrong. SourceError: its store does not answer now.
+    """
+    return PromptSet.from_record(_read_json(path, storage_options), path)
 
 
-def load_mask_png(path: str, frame: int = 0) -> PromptSet:
+def load_mask_png(path: str, frame: int = 0, storage_options: Mapping[str, Any] | None = None) -> PromptSet:
     """Read an index or palette PNG: each value but 0 is an object's id.
 
     A picture of the two values 0 and 255 (16 bit: 65535) is a binary mask, as DAVIS-2016 has them: object 1.
 
     Raises:
-        PromptError: it cannot be read, is coloured, or shows no object.
+        PromptError: it is not there, is coloured, or shows no object. SourceError: its store does not answer
+            now.
     """
-    index = decode_index_png(_read(path), path)
+    index = decode_index_png(_read(path, storage_options), path)
     values = [int(v) for v in np.unique(index) if v]
     if not values:
         raise PromptError(f"{path} shows no object: all its pixels are 0")
@@ -224,17 +230,20 @@ def parse_box(text: str) -> PromptObject:
 # --- reading -------------------------------------------------------------------------------------
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, storage_options: Mapping[str, Any] | None = None) -> bytes:
     try:
-        return locate(path).read_bytes()
+        return locate(path, storage_options).read_bytes()
     except Exception as error:  # every store behind fsspec has errors of its own
+        if may_pass(error):
+            # No fault of the request: in a batch, the video is to be tried again.
+            raise read_error(path, error) from shareable(error)
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise PromptError(f"{path} cannot be read: {' '.join(reason.split())}") from shareable(error)
 
 
-def _read_json(path: str) -> Any:
+def _read_json(path: str, storage_options: Mapping[str, Any] | None = None) -> Any:
     try:
-        return json.loads(_read(path))
+        return json.loads(_read(path, storage_options))
     except (ValueError, RecursionError) as error:
         raise PromptError(f"{path} is not JSON: {error}") from error
 

@@ -39,7 +39,8 @@ def generate_stream_id(uri: str) -> str:
     another working directory nor a new password or a freshly signed URL makes it another stream. The hash
     begins with a letter, so that no reader of hive partitions takes the id for a number or a date.
     """
-    parts = urlsplit(uri)
+    # Only in a web address does "#" begin something else: in a bucket it is part of the name.
+    parts = urlsplit(uri, allow_fragments=uri.lower().startswith(("http://", "https://", "rtsp")))
     if "://" not in uri or parts.scheme in ("file", "local"):
         path = os.path.abspath(os.path.expanduser(unquote(parts.path) if "://" in uri else uri))
         canonical = f"file://{path}"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.dataset as ds
 import pytest
+from servers import S3Server
 from tiny import tiny_weights
 from videos import make_images, make_video, truncate
 
@@ -202,6 +203,35 @@ def test_names_hold_in_processes_with_other_working_folders(
     assert found == {"pictures": {"shape"}, "sidecar": {"shape"}, "neither": {"shared"}}
 
 
+def test_from_a_bucket_into_a_bucket(videos: Path, weights: str, s3_server: S3Server) -> None:
+    import s3fs
+
+    fs = s3fs.S3FileSystem(**s3_server.options, use_listings_cache=False)
+    root = s3_server.uri("batch")
+    for path in videos.iterdir():
+        fs.put_file(str(path), f"{root}/in/deep/{path.name}")
+    fs.pipe(f"{root}/in/broken.mp4", b"no video")
+    fs.pipe(f"{root}/in/broken.prompts.json", json.dumps(BOX).encode())
+    jobs = load_manifest(f"{root}/in/**/*.mp4", storage_options=s3_server.options)
+    options = {"storage_options": s3_server.options, "out_storage_options": s3_server.options}
+    given = WorkerSettings(f"{root}/out", model=weights, chunk_frames=CHUNK, **options)
+    once = BatchOptions(actors=1, threads=1, max_tries=1)
+    first = run_batch(jobs, given, once)
+    assert states(first) == {
+        "a.mp4": "finished", "b.mp4": "finished", "broken.mp4": "quarantined", "c.mp4": "finished"
+    }  # fmt: skip
+    text = fs.cat_file(first.location).decode()
+    assert json.loads(text)["totals"]["rows"] == 45
+    assert not any(secret in text for secret in (s3_server.options["secret"], s3_server.options["key"]))
+    before = {p: i["LastModified"] for p, i in fs.find(f"{root}/out/tracks", detail=True).items()}
+    assert len(before) == 3 + 2 + 2
+    fs.put_file(str(videos / "b.mp4"), f"{root}/in/broken.mp4")
+    second = run_batch(jobs, given, once)
+    assert (second.exit_code, second.frames) == (0, 9)
+    after = {p: i["LastModified"] for p, i in fs.find(f"{root}/out/tracks", detail=True).items()}
+    assert {p: after[p] for p in before} == before
+
+
 def test_a_model_that_is_none_is_a_usage_error(videos: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no model 'xmem-huge'"):
         run_batch(load_manifest(videos), settings(tmp_path / "out", "xmem-huge"), ONE)
@@ -214,6 +244,8 @@ def test_a_model_that_is_none_is_a_usage_error(videos: Path, tmp_path: Path) -> 
         ("size", 3, "size=3"),
         ("dtype", "int8", "dtype='int8'"),
         ("max_frames", 0, "max_frames=0"),
+        ("detector", "nobody", "no detector 'nobody'; there are: motion"),
+        ("box_segmenter", "nobody", "nobody"),
         ("device", "tpu", "device 'tpu' is not allowed"),
         ("device", "cuda:1", "device 'cuda:1' is not allowed"),
     ],

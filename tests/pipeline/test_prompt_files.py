@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference.plain_png import PALETTE, RGB, plain_png
 
-from pipeline.errors import PromptError
+from pipeline.errors import PromptError, SourceError
 from pipeline.masks import mask_to_rle, rle_to_mask
 from pipeline.prompts import (
     PromptObject,
@@ -488,3 +488,13 @@ def test_a_mask_picture_written_by_opencv_is_read(tmp_path):
     cv2.circle(values, (20, 20), 9, 3, -1)
     cv2.imwrite(str(tmp_path / "m.png"), values)
     assert masks_of(load_mask_png(str(tmp_path / "m.png"))) == {3: (values == 3).astype(int).tolist()}
+
+
+def test_a_store_that_does_not_answer_is_no_fault_of_the_request(tmp_path, monkeypatch):
+    def reset(self, *args):
+        raise ConnectionResetError("cut off by key:secret@host")
+
+    monkeypatch.setattr("pipeline.locations.Location.read_bytes", reset)
+    for load in (load_prompts, load_mask_png):
+        with pytest.raises(SourceError, match=r"a\.json: reading failed .*try again"):
+            load(str(tmp_path / "a.json"))

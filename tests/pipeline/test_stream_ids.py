@@ -59,3 +59,10 @@ def test_any_text_gives_an_allowed_id(text: str) -> None:
     made = generate_stream_id(text)
     assert validate_stream_id(made) == made
     assert made[-10].isalpha()
+
+
+def test_a_hash_sign_is_part_of_a_name_but_not_of_a_web_address() -> None:
+    assert generate_stream_id("s3://bucket/take#1.mp4") != generate_stream_id("s3://bucket/take#2.mp4")
+    assert generate_stream_id("s3://bucket/take#1.mp4").startswith("take-1-")
+    assert generate_stream_id("file:///videos/take#1.mp4") == generate_stream_id("/videos/take#1.mp4")
+    assert generate_stream_id("https://host/a.mp4#t=10") == generate_stream_id("https://host/a.mp4")
