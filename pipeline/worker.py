@@ -225,8 +225,8 @@ class Worker:
         if spec.prompts_uri is None:
             return None
         if spec.prompts_uri.split("?")[0].lower().endswith(".png"):
-            return load_mask_png(spec.prompts_uri)
-        return load_prompts(spec.prompts_uri)
+            return load_mask_png(spec.prompts_uri, storage_options=self._settings.storage_options)
+        return load_prompts(spec.prompts_uri, self._settings.storage_options)
 
     def _status(self, held: _Open) -> StreamStatus:
         stream = held.stream
