@@ -1,0 +1,304 @@
+"""The HTTP API over live streams: a FastAPI application, made for a hub that does the tracking elsewhere.
+
+No request waits for tracking: each asks the hub something quick, and gets 503 if the hub does not answer in
+time. Nothing here imports Ray; `pipeline.serve` puts this application into Ray Serve.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from importlib.resources import files
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Path, Query, Request, Response, Security, WebSocket
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+
+from pipeline import api_models as models
+from pipeline.api_guard import FAULT, ApiGuard, problem
+from pipeline.api_live import BOUNDARY, follow, pictures
+from pipeline.api_service import ApiSettings, Hub, HubUnavailableError, RefusedError, Service, status_of
+from pipeline.errors import UsageError, XmemError
+from pipeline.live_spec import LiveSettings, LiveSpec, checked_prompts
+from pipeline.metrics import CONTENT_TYPE, metrics_text
+from pipeline.redact import redacted
+from pipeline.stream_ids import generate_stream_id
+from pipeline.url_guard import Resolver, system_resolver
+
+log = logging.getLogger(__name__)
+
+VERSION = "1"
+
+StreamIdPath = Annotated[models.StreamId, Path()]
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": models.Problem, "description": text}
+    for status, text in {
+        400: "The body is no JSON.",
+        401: "No token, or not one of this service.",
+        403: "Another site's page asked.",
+        404: "There is no such stream.",
+        409: "It is there already, or there is no room for it: the numbers are in the message.",
+        413: "The body is too large.",
+        421: "The Host header names another host.",
+        422: "Something in the request is not allowed.",
+        429: "Too many are watching.",
+        503: "The tracker does not answer; try again.",
+    }.items()
+}
+
+
+def _router(service: Service) -> APIRouter:
+    router = APIRouter(
+        prefix="/v1",
+        responses=_PROBLEMS,
+        dependencies=[Security(HTTPBearer(auto_error=False))],
+        tags=["streams"],
+    )
+    hub, settings = service.hub, service.settings
+
+    @router.post("/streams", status_code=201, response_model=models.StreamView, summary="Follow a camera")
+    async def add_stream(new: models.NewStream, response: Response) -> models.StreamView:
+        url = new.url.get_secret_value()
+        await service.check(service.guard.check, url)
+        if new.detector is not None and new.detector not in settings.detectors:
+            allowed = ", ".join(settings.detectors) or "none"
+            raise UsageError(f"detector {new.detector!r} is not allowed: there are {allowed}")
+        prompts = None if new.prompts is None else new.prompts.document()
+        if prompts is not None:
+            await service.check(checked_prompts, prompts)
+        spec = LiveSpec(
+            new.id or generate_stream_id(url),
+            url,
+            prompts,
+            new.detector,
+            LiveSettings.from_dict(new.settings.given()),
+        )
+        added = models.StreamView.of(await service.add(spec))
+        response.headers["Location"] = f"/v1/streams/{added.id}"
+        return added
+
+    @router.get("/streams", response_model=models.StreamList, summary="All streams")
+    async def list_streams() -> models.StreamList:
+        return models.StreamList(streams=[models.StreamView.of(s) for s in await service.ask(hub.list())])
+
+    @router.get("/streams/{stream_id}", response_model=models.StreamView, summary="How a stream stands")
+    async def get_stream(stream_id: StreamIdPath) -> models.StreamView:
+        return models.StreamView.of(await service.known(stream_id))
+
+    @router.patch("/streams/{stream_id}", response_model=models.StreamView, summary="Show, remove, pause")
+    async def change_stream(stream_id: StreamIdPath, change: models.StreamChange) -> models.StreamView:
+        wanted = change.change()
+        if "prompts" in wanted:
+            await service.check(checked_prompts, wanted["prompts"])
+        await service.about(stream_id, hub.request(stream_id, wanted))
+        return models.StreamView.of(await service.known(stream_id))
+
+    @router.delete("/streams/{stream_id}", status_code=204, summary="Stop following; rows stay")
+    async def remove_stream(stream_id: StreamIdPath) -> None:
+        await service.about(stream_id, hub.remove(stream_id))
+
+    @router.post(
+        "/streams/{stream_id}/ticket", response_model=models.Ticket, summary="For URLs without headers"
+    )
+    async def ticket(stream_id: StreamIdPath) -> models.Ticket:
+        await service.known(stream_id)
+        office = settings.tickets
+        return models.Ticket(ticket=office.issue(stream_id), seconds=office.seconds)
+
+    @router.get("/streams/{stream_id}/tracks", response_model=models.TrackList, summary="Recent mask records")
+    async def tracks(
+        stream_id: StreamIdPath,
+        since: Annotated[
+            int | None, Query(ge=-1, le=2**62, description="Only frames above this frame_index.")
+        ] = None,
+        limit: Annotated[int, Query(ge=1, le=2000)] = 500,
+    ) -> JSONResponse:
+        rows = await service.about(stream_id, hub.tracks(stream_id, since, limit))
+        return JSONResponse({"stream_id": stream_id, "tracks": models.clean(list(rows))})
+
+    @router.get(
+        "/streams/{stream_id}/frame.jpg",
+        summary="The newest picture",
+        response_class=Response,
+        responses={200: {"content": {"image/jpeg": {}}}},
+    )
+    async def frame(
+        stream_id: StreamIdPath,
+        overlay: bool = True,
+        max_side: Annotated[int, Query(ge=16, le=4096)] = 960,
+        quality: Annotated[int, Query(ge=1, le=95)] = 80,
+        ticket: Annotated[str | None, Query(max_length=200)] = None,
+    ) -> Response:
+        return Response(
+            await service.about(stream_id, hub.jpeg(stream_id, overlay, max_side, quality)),
+            media_type="image/jpeg",
+        )
+
+    @router.get(
+        "/streams/{stream_id}/preview.mjpeg",
+        summary="Pictures, one after the other",
+        response_class=Response,
+        responses={200: {"content": {f"multipart/x-mixed-replace; boundary={BOUNDARY}": {}}}},
+    )
+    async def preview(
+        stream_id: StreamIdPath,
+        overlay: bool = True,
+        max_side: Annotated[int, Query(ge=16, le=4096)] = 640,
+        quality: Annotated[int, Query(ge=1, le=95)] = 70,
+        fps: Annotated[float, Query(gt=0, le=30, allow_inf_nan=False)] = 5.0,
+        frames: Annotated[int | None, Query(ge=1, le=100_000, description="End after so many.")] = None,
+        ticket: Annotated[str | None, Query(max_length=200)] = None,
+    ) -> Response:
+        first = await service.about(stream_id, hub.jpeg(stream_id, overlay, max_side, quality))
+        stack = contextlib.ExitStack()
+        stack.enter_context(service.viewing())
+        parts = pictures(service, stream_id, overlay, max_side, quality, fps, frames, first)
+
+        async def counted() -> AsyncIterator[bytes]:
+            with stack:
+                async for part in parts:
+                    yield part
+
+        return StreamingResponse(counted(), media_type=f"multipart/x-mixed-replace; boundary={BOUNDARY}")
+
+    return router
+
+
+def _live_router(service: Service) -> APIRouter:
+    # By itself: FastAPI's HTTPBearer knows no WebSockets.
+    router = APIRouter(prefix="/v1")
+
+    @router.websocket("/streams/{stream_id}/live")
+    async def live(websocket: WebSocket, stream_id: StreamIdPath) -> None:
+        await follow(service, websocket, stream_id)
+
+    return router
+
+
+def create_app(hub: Hub, settings: ApiSettings, *, resolver: Resolver = system_resolver) -> ApiGuard:
+    """The ASGI application: FastAPI's routes behind an `ApiGuard`.
+
+    Args:
+        hub: who tracks.
+        resolver: turns cameras' names into addresses.
+    """
+    app = create_routes(hub, settings, resolver=resolver)
+    return ApiGuard(
+        app,
+        tokens=settings.tokens,
+        tickets=settings.tickets,
+        hosts=settings.hosts,
+        max_body_bytes=settings.max_body_bytes,
+    )
+
+
+def create_routes(hub: Hub, settings: ApiSettings, *, resolver: Resolver = system_resolver) -> FastAPI:
+    """The routes alone, without the guard: for the OpenAPI page. Never serve these by themselves."""
+    service = Service(hub, settings, resolver)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    app = FastAPI(
+        title="xmem live",
+        version=VERSION,
+        description="Follow objects on live cameras: streams, their mask records, pictures and counts.",
+        docs_url=None,  # FastAPI's page loads scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    _handle_errors(app)
+    app.include_router(_router(service))
+    app.include_router(_live_router(service))
+    _public_routes(app, service)
+    return app
+
+
+def _handle_errors(app: FastAPI) -> None:
+    def answer(request: Request, status: int, code: str, message: str) -> JSONResponse:
+        request_id = getattr(request.state, "request_id", "")
+        headers = {"Retry-After": "2"} if status in (429, 503) else None
+        return JSONResponse(problem(code, message, request_id), status, headers=headers)
+
+    @app.exception_handler(XmemError)
+    @app.exception_handler(RefusedError)
+    async def refused(request: Request, error: Exception) -> JSONResponse:
+        status, code = status_of(error)
+        message = str(error)
+        if status == 503 and not isinstance(error, HubUnavailableError):
+            log.warning("%s %s: %s", request.method, request.url.path, redacted(message))
+        return answer(request, status, code, message.splitlines()[0] if message else code)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        # What was sent is not repeated: it may hold a camera's password.
+        first = error.errors()[0]
+        where = ".".join(str(part)[:40] for part in first.get("loc", ())[:8])
+        more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+        status = 400 if first.get("type") == "json_invalid" else 422
+        return answer(request, status, "invalid", f"{where}: {first.get('msg', 'not allowed')[:300]}{more}")
+
+    @app.exception_handler(Exception)
+    async def fault(request: Request, error: Exception) -> JSONResponse:
+        return answer(request, 500, "internal", FAULT)  # the guard has it in the log
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        codes = {400: "bad_request", 404: "no_route", 405: "no_method"}
+        response = answer(
+            request, error.status_code, codes.get(error.status_code, "refused"), str(error.detail)
+        )
+        response.headers.update(error.headers or {})
+        return response
+
+
+def _public_routes(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz", summary="Whether this process answers", tags=["service"])
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get(
+        "/readyz",
+        summary="Whether streams can be followed",
+        tags=["service"],
+        responses={503: _PROBLEMS[503]},
+    )
+    async def readyz() -> dict[str, str]:
+        await service.ask(service.hub.capacity())
+        return {"status": "ready"}
+
+    @app.get(
+        "/metrics",
+        summary="For Prometheus",
+        tags=["service"],
+        response_class=Response,
+        dependencies=[Security(HTTPBearer(auto_error=False))],
+        responses={200: {"content": {"text/plain": {}}}, 401: _PROBLEMS[401], 503: _PROBLEMS[503]},
+    )
+    async def metrics() -> Response:
+        streams = await service.ask(service.hub.list())
+        capacity = await service.ask(service.hub.capacity())
+        return Response(metrics_text(streams, capacity), headers={"Content-Type": CONTENT_TYPE})
+
+    for path, name, media_type in (
+        ("/", "page.html", "text/html"),
+        ("/page.js", "page.js", "text/javascript"),
+        ("/page.css", "page.css", "text/css"),
+    ):
+        app.add_api_route(path, _page(name, media_type), include_in_schema=False, methods=["GET"])
+
+
+def _page(name: str, media_type: str) -> Any:
+    content = files("pipeline").joinpath(name).read_bytes()
+
+    async def page() -> Response:
+        return Response(content, media_type=media_type)
+
+    return page

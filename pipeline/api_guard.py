@@ -1,0 +1,259 @@
+"""What stands before every route: who asks, from which page, how much, and what they may learn of faults.
+
+Written as plain ASGI and not as routes' dependencies, because a request that is going to be refused should be
+refused before its body is read, and because WebSockets pass here too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import secrets
+import traceback
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from pipeline.redact import redacted
+from pipeline.stream_ids import is_stream_id
+from pipeline.tokens import TicketOffice, TokenSet
+
+log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN_PATHS = frozenset({"/", "/page.js", "/page.css", "/healthz", "/readyz", "/openapi.json"})
+"""Need no token: they say nothing about any stream."""
+
+BODY_SECONDS = 15.0
+"""Within which a request's body has to arrive."""
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+
+FAULT = "something went wrong here; the operator finds it in the log under this request's id"
+
+_TICKETED = re.compile(r"/v1/streams/([^/]+)/(?:live|preview\.mjpeg|frame\.jpg)")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9-]{8,64}")
+_MOST_QUERY = 4096
+_CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    b"content-security-policy": _CSP.encode(),
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+    b"referrer-policy": b"no-referrer",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"cross-origin-opener-policy": b"same-origin",
+    b"permissions-policy": b"camera=(), microphone=(), geolocation=()",
+    b"cache-control": b"no-store",
+}
+
+
+def problem(code: str, message: str, request_id: str) -> dict[str, str]:
+    """The body of every refusal: a code for programs, one line for people, and what to name when asking."""
+    return {"code": code, "message": redacted(" ".join(message.split())), "request_id": request_id}
+
+
+class ApiGuard:
+    """ASGI middleware. See the module.
+
+    Args:
+        tokens: who is let in; None: everybody, which only makes sense on loopback.
+        tickets: of `pipeline.tokens`.
+        hosts: host names that a request may name, without port; None: any. On loopback this keeps a web page
+            from reaching the API by a name of its own that it points there (DNS rebinding).
+        max_body_bytes: of one request.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        tokens: TokenSet | None,
+        tickets: TicketOffice,
+        hosts: Iterable[str] | None,
+        max_body_bytes: int,
+    ) -> None:
+        self._app = app
+        self._tokens = tokens
+        self._tickets = tickets
+        self._hosts = None if hosts is None else frozenset(name.lower() for name in hosts)
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = _headers(scope)
+        request_id = headers.get("x-request-id", "")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        refused = self._refusal(scope, headers)
+        if refused is not None:
+            await _refuse(scope, receive, send, *refused, request_id)
+        elif scope["type"] == "websocket":
+            await self._websocket(scope, receive, send, request_id)
+        else:
+            await self._http(scope, receive, send, request_id)
+
+    # --- who asks --------------------------------------------------------------------------------
+
+    def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str, str] | None:
+        """(status, code, message) if the request goes no further."""
+        host = _HOST.fullmatch(headers.get("host", ""))
+        if self._hosts is not None and (host is None or host[1].lower() not in self._hosts):
+            return 421, "wrong_host", "this service does not answer to the host name that the request gives"
+        if not _same_page(scope, headers):
+            return 403, "cross_site", "requests that another site's page makes are not answered"
+        if len(scope.get("query_string", b"")) > _MOST_QUERY:
+            return 414, "too_long", f"the query is longer than {_MOST_QUERY} characters"
+        if not self._known(scope, headers):
+            return (
+                401,
+                "no_token",
+                "send the header `Authorization: Bearer TOKEN` with a token of this service",
+            )
+        length = headers.get("content-length", "0")
+        if not length.isascii() or not length.isdigit():
+            return 400, "bad_length", "Content-Length is not a number"
+        if len(length) > 18 or int(length) > self._max_body_bytes:
+            return 413, "too_large", f"the body is larger than {self._max_body_bytes} bytes"
+        return None
+
+    def _known(self, scope: Scope, headers: dict[str, str]) -> bool:
+        if self._tokens is None or scope["path"] in OPEN_PATHS:
+            return True
+        if self._tokens.allows_header(headers.get("authorization")):
+            return True
+        match = _TICKETED.fullmatch(scope["path"])
+        if match is None or scope.get("method", "GET") != "GET" or not is_stream_id(match[1]):
+            return False
+        given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("ticket", [])
+        return len(given) == 1 and self._tickets.allows(given[0], match[1])
+
+    # --- what goes through -----------------------------------------------------------------------
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        started = False
+
+        async def dressed(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = _dressed(message.get("headers", ()), request_id)
+            await send(message)
+
+        try:
+            body = await asyncio.wait_for(self._body(receive), BODY_SECONDS)
+        except TimeoutError:
+            text = f"the body did not arrive within {BODY_SECONDS:g} s"
+            await _refuse(scope, receive, send, 408, "too_slow", text, request_id)
+            return
+        if body is None:
+            text = f"the body is larger than {self._max_body_bytes} bytes"
+            await _refuse(scope, receive, send, 413, "too_large", text, request_id)
+            return
+        try:
+            await self._app(scope, _replayed(body, receive), dressed)
+        except Exception as error:
+            _log_fault(scope, error, request_id)
+            if not started:
+                await _refuse(scope, receive, send, 500, "internal", FAULT, request_id)
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        """The whole body, whether its length was announced or not; None if it is too large."""
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return b"".join(parts)
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._max_body_bytes:
+                return None
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            _log_fault(scope, error, request_id)
+            try:
+                await send({"type": "websocket.close", "code": 1011, "reason": f"internal {request_id}"})
+            except Exception as gone:
+                log.debug("request %s: the client is gone: %s", request_id, type(gone).__name__)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Gives a body that was read already, then whatever comes after it."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """By lower-case name. One that comes twice counts as neither: two readers might pick differently."""
+    found: dict[str, str] = {}
+    for name, value in scope.get("headers", ()):
+        key = name.decode("latin-1").lower()
+        found[key] = "\0" if key in found else value.decode("latin-1")
+    return found
+
+
+def _same_page(scope: Scope, headers: dict[str, str]) -> bool:
+    """Whether no page of another site is behind the request; what is no browser has no such headers."""
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and scope["path"] != "/":
+        return False
+    origin = headers.get("origin")
+    if origin is None:
+        return True
+    try:
+        return urlsplit(origin).netloc.lower() == headers.get("host", "").lower() != ""
+    except ValueError:
+        return False
+
+
+def _dressed(given: Iterable[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
+    headers = [(name, value) for name, value in given if name.lower() not in _HEADERS]
+    return [*headers, *_HEADERS.items(), (b"x-request-id", request_id.encode())]
+
+
+async def _refuse(
+    scope: Scope, receive: Receive, send: Send, status: int, code: str, message: str, request_id: str
+) -> None:
+    if scope["type"] == "websocket":
+        await receive()  # the handshake; a close before it is accepted is answered with 403
+        await send({"type": "websocket.close", "code": 1008, "reason": code})
+        return
+    body = json.dumps(problem(code, message, request_id)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status == 401:
+        headers.append((b"www-authenticate", b'Bearer realm="xmem"'))
+    if status in (413, 400):
+        headers.append((b"connection", b"close"))  # the rest of the body is not going to be read
+    await send({"type": "http.response.start", "status": status, "headers": _dressed(headers, request_id)})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _log_fault(scope: Scope, error: Exception, request_id: str) -> None:
+    trace = redacted("".join(traceback.format_exception(error)))
+    log.error("request %s: %s %s failed\n%s", request_id, scope.get("method", "WS"), scope["path"], trace)

@@ -1,0 +1,121 @@
+"""What people watch: pictures one after the other, and mask records as they come.
+
+A reader that is slow holds up nobody else: there is no queue, only the newest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+from fastapi import WebSocket
+from starlette.websockets import WebSocketDisconnect
+
+from pipeline import api_models as models
+from pipeline.api_service import RefusedError, Service, status_of
+from pipeline.errors import XmemError
+
+BOUNDARY = "xmem-frame"
+_RECORDS_WAIT_SECONDS = 2.0
+_HEARTBEAT_SECONDS = 10.0
+
+
+async def pictures(
+    service: Service,
+    stream_id: str,
+    overlay: bool,
+    max_side: int,
+    quality: int,
+    fps: float,
+    frames: int | None,
+    picture: bytes,
+) -> AsyncIterator[bytes]:
+    """Parts of a multipart answer. A slow reader holds up only this; the next is always the newest."""
+    sent = 0
+    last: bytes | None = None
+    repeated = time.monotonic()
+    while True:
+        begun = time.monotonic()
+        # An old picture is sent again only now and then, to learn whether anybody still looks.
+        if picture != last or begun - repeated > _HEARTBEAT_SECONDS or frames is not None:
+            head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+            yield head.encode() + picture + b"\r\n"
+            sent, last, repeated = sent + 1, picture, begun
+        if frames is not None and sent >= frames:
+            return
+        await asyncio.sleep(max(0.0, 1 / fps - (time.monotonic() - begun)))
+        try:
+            picture = await service.about(stream_id, service.hub.jpeg(stream_id, overlay, max_side, quality))
+        except (XmemError, RefusedError):
+            return  # the stream, or its tracker, is gone; a browser asks anew
+
+
+async def follow(service: Service, websocket: WebSocket, stream_id: str) -> None:
+    """Send the newest frame's records as they come, until the client leaves or the stream ends.
+
+    Each message goes out before the next is asked for: whoever reads slowly gets the newest, never a queue.
+    """
+    try:
+        await service.known(stream_id)
+    except (XmemError, RefusedError) as error:
+        status, _ = status_of(error)
+        await websocket.close(
+            1013 if status == 503 else 1008, "no such stream" if status == 404 else "unavailable"
+        )
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(service.viewing())
+        except RefusedError:
+            await websocket.close(1013, "too many viewers")
+            return
+        await websocket.accept()
+        sender = asyncio.ensure_future(_send_records(service, websocket, stream_id))
+        reader = asyncio.ensure_future(_read_until_gone(websocket))
+        try:
+            await asyncio.wait({sender, reader}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (sender, reader):
+                task.cancel()
+        await asyncio.wait({sender, reader})
+        for task in (sender, reader):
+            fault = None if task.cancelled() else task.exception()
+            if fault is not None and not isinstance(fault, WebSocketDisconnect | RuntimeError):
+                raise fault
+
+
+async def _send_records(service: Service, websocket: WebSocket, stream_id: str) -> None:
+    after = -1
+    spoken = time.monotonic()
+    while True:
+        try:
+            wait = _RECORDS_WAIT_SECONDS
+            news = await service.about(
+                stream_id,
+                service.hub.wait_tracks(stream_id, after, wait),
+                seconds=wait + service.settings.hub_seconds,
+            )
+        except (XmemError, RefusedError) as error:
+            gone = status_of(error)[0] == 404
+            await websocket.close(1000 if gone else 1013, "the stream has ended" if gone else "unavailable")
+            return
+        if news is not None and news.get("seq", -1) > after:
+            after = int(news["seq"])
+            await websocket.send_json({"type": "records", "stream_id": stream_id, **models.clean(dict(news))})
+            spoken = time.monotonic()
+        elif time.monotonic() - spoken > _HEARTBEAT_SECONDS:
+            await websocket.send_json({"type": "waiting", "stream_id": stream_id})
+            spoken = time.monotonic()
+        elif news is None:
+            await asyncio.sleep(0.05)  # a hub that does not wait must not be asked in a frenzy
+
+
+async def _read_until_gone(websocket: WebSocket) -> None:
+    """Nothing is expected from clients; one that talks all the same is shown the door."""
+    for _ in range(16):
+        message = await websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            return
+    await websocket.close(1008, "send nothing")

@@ -1,0 +1,371 @@
+"""What the API takes and gives, as pydantic models: the OpenAPI page is made of these.
+
+Requests allow nothing that they do not name; answers leave out what they do not name. Numbers that could make
+the service do much (pixels, objects, lengths) have their limits here, before anything is done with them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from pipeline.redact import redacted
+
+MAX_MASK_PIXELS = 2**24
+MAX_OBJECTS = 32
+MAX_POLYGON_NUMBERS = 4096
+MAX_OBJECT_ID = 2**31 - 1
+MAX_COUNTS = 500_000
+_PIXELS = 2.0**15
+
+StreamId = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+        min_length=1,
+        max_length=128,
+        description="1 to 128 of A-Z a-z 0-9 . _ -, the first a letter or digit.",
+        examples=["gate-3"],
+    ),
+]
+ObjectId = Annotated[int, Field(ge=1, le=MAX_OBJECT_ID)]
+Pixel = Annotated[float, Field(ge=-_PIXELS, le=2 * _PIXELS, allow_inf_nan=False)]
+Side = Annotated[float, Field(gt=0, le=2 * _PIXELS, allow_inf_nan=False)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class RunLengths(_Request):
+    """A mask in COCO's run-length encoding."""
+
+    size: Annotated[
+        list[Annotated[int, Field(ge=1, le=32768)]],
+        Field(min_length=2, max_length=2, description="Height, width."),
+    ]
+    counts: (
+        Annotated[str, Field(min_length=1, max_length=MAX_COUNTS, pattern=r"^[0-o]+$")]
+        | Annotated[
+            list[Annotated[int, Field(ge=0, le=MAX_MASK_PIXELS)]], Field(min_length=1, max_length=MAX_COUNTS)
+        ]
+    )
+
+    @model_validator(mode="after")
+    def _not_too_large(self) -> Self:
+        if self.size[0] * self.size[1] > MAX_MASK_PIXELS:
+            raise ValueError(
+                f"a mask of {self.size[0]} x {self.size[1]}: at most {MAX_MASK_PIXELS} pixels are allowed"
+            )
+        return self
+
+
+class PromptedObject(_Request):
+    """One object, shown in exactly one way. An id that is tracked already is corrected."""
+
+    id: Annotated[ObjectId | None, Field(description="Left out: a number that no object had.")] = None
+    category: Annotated[str | None, Field(min_length=1, max_length=100, examples=["person"])] = None
+    box: Annotated[
+        tuple[Pixel, Pixel, Side, Side] | None,
+        Field(strict=False, description="x, y, width, height in pixels."),
+    ] = None
+    polygons: Annotated[
+        list[Annotated[list[Pixel], Field(min_length=6, max_length=MAX_POLYGON_NUMBERS)]] | None,
+        Field(min_length=1, max_length=16, description="Outlines, each x1, y1, x2, y2, ... in pixels."),
+    ] = None
+    rle: RunLengths | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if sum(way is not None for way in (self.box, self.polygons, self.rle)) != 1:
+            raise ValueError("an object needs exactly one of box, polygons and rle")
+        if any(len(outline) % 2 for outline in self.polygons or ()):
+            raise ValueError("a polygon needs an even count of numbers: x, y of each point")
+        return self
+
+
+class Prompts(_Request):
+    """Objects on the picture that is tracked next."""
+
+    objects: Annotated[list[PromptedObject], Field(min_length=1, max_length=MAX_OBJECTS)]
+
+    @model_validator(mode="after")
+    def _each_id_once(self) -> Self:
+        ids = [entry.id for entry in self.objects if entry.id is not None]
+        if len(ids) != len(set(ids)):
+            raise ValueError("an object id is given twice: use each once")
+        return self
+
+    def document(self) -> dict[str, Any]:
+        """As the content of a prompts file."""
+        return {
+            "version": 1,
+            "objects": [entry.model_dump(mode="json", exclude_none=True) for entry in self.objects],
+        }
+
+
+class StreamSettings(_Request):
+    """How the camera is read and tracked; what is left out has the service's own value."""
+
+    transport: Annotated[Literal["tcp", "udp", "auto"] | None, Field(description="Of RTSP's media.")] = None
+    policy: Annotated[
+        Literal["latest", "every"] | None,
+        Field(description="Frames that come too fast: drop the oldest, or let the camera wait."),
+    ] = None
+    max_lag_seconds: Annotated[
+        float | None,
+        Field(gt=0, le=3600, allow_inf_nan=False, description="Drop frames that would be older."),
+    ] = None
+    queue_frames: Annotated[int | None, Field(ge=1, le=64, description="Decoded frames that may wait.")] = (
+        None
+    )
+    fps: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=240,
+            allow_inf_nan=False,
+            description="What has to be tracked; refused where it cannot be.",
+        ),
+    ] = None
+    expected_height: Annotated[int | None, Field(ge=16, le=8192, description="Of the camera's frames.")] = (
+        None
+    )
+    expected_width: Annotated[int | None, Field(ge=16, le=8192, description="Of the camera's frames.")] = None
+    size: Annotated[
+        int | None, Field(ge=32, le=2160, description="Shorter side that the network sees, pixels.")
+    ] = None
+    detect_every: Annotated[
+        int | None, Field(ge=1, le=10_000, description="Frames between two detections.")
+    ] = None
+    detect_confirmations: Annotated[int | None, Field(ge=1, le=1000)] = None
+    max_objects: Annotated[int | None, Field(ge=1, le=MAX_OBJECTS)] = None
+    out_of_sight_frames: Annotated[int | None, Field(ge=1, le=10_000_000)] = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that the request names."""
+        return self.model_dump(exclude_none=True)
+
+
+class NewStream(_Request):
+    """A camera to follow, and what to follow on it: prompts, a detector, or both."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"id": "gate-3", "url": "rtsp://10.20.0.31/h264", "detector": "motion"},
+                {
+                    "url": "rtsp://10.20.0.31/h264",
+                    "prompts": {"objects": [{"category": "car", "box": [120, 80, 200, 140]}]},
+                    "settings": {"policy": "latest", "max_lag_seconds": 2.0},
+                },
+            ]
+        }
+    )
+
+    url: Annotated[
+        SecretStr,
+        Field(
+            min_length=8,
+            max_length=2048,
+            strict=False,
+            description="rtsp:// or rtsps://, with the camera's user and password if it wants them.",
+            examples=["rtsp://10.20.0.31/h264"],
+            # Never given back, and so no password field of a form.
+            json_schema_extra={"format": "uri", "writeOnly": True},
+        ),
+    ]
+    id: Annotated[StreamId | None, Field(description="Left out: made of the URL.")] = None
+    prompts: Prompts | None = None
+    detector: Annotated[
+        str | None, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", max_length=64, examples=["motion"])
+    ] = None
+    settings: StreamSettings = StreamSettings()
+
+    @model_validator(mode="after")
+    def _something_to_follow(self) -> Self:
+        if self.prompts is None and self.detector is None:
+            raise ValueError('nothing to follow: give prompts, a detector ("motion"), or both')
+        return self
+
+
+class StreamChange(_Request):
+    """One change: objects shown, objects taken away, or a pause. Once answered it survives every restart."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"prompts": {"objects": [{"id": 7, "category": "bag", "box": [40, 60, 32, 20]}]}},
+                {"remove": [3, 4]},
+                {"pause": True},
+            ]
+        }
+    )
+
+    prompts: Prompts | None = None
+    remove: Annotated[list[ObjectId] | None, Field(min_length=1, max_length=1000)] = None
+    pause: bool | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum(change is not None for change in (self.prompts, self.remove, self.pause)) != 1:
+            raise ValueError("give exactly one of prompts, remove and pause: each is done as a whole")
+        return self
+
+    def change(self) -> dict[str, Any]:
+        """As `LiveHub.request` takes it."""
+        if self.prompts is not None:
+            return {"prompts": self.prompts.document()}
+        return {"remove": list(self.remove)} if self.remove is not None else {"pause": self.pause}
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class LedgerView(_Answer):
+    """What became of every frame: received = tracked + dropped + corrupt + in flight."""
+
+    received: int = 0
+    tracked: int = 0
+    dropped: dict[str, int] = {}
+    corrupt: dict[str, int] = {}
+    in_flight: int = 0
+
+
+class Rates(_Answer):
+    """Frames per second, lately."""
+
+    received_fps: float = 0.0
+    tracked_fps: float = 0.0
+
+
+class Lag(_Answer):
+    """Seconds from a frame's capture to its tracks, lately."""
+
+    p50: float | None = None
+    p99: float | None = None
+
+
+class ObjectView(_Answer):
+    """One object as it was last seen."""
+
+    id: int
+    category: str | None = None
+    score: float = 0.0
+    area: int = 0
+    bbox: list[int] | None = Field(None, description="x, y, width, height in pixels; null when out of sight.")
+
+
+class Rejected(_Answer):
+    """A request that turned out not to fit the frame it was for."""
+
+    seq: int
+    cause: str
+
+
+class Requests(_Answer):
+    """What was asked for: the newest request's number, the newest that is done, and what could not be."""
+
+    last: int = 0
+    applied: int = 0
+    rejected: list[Rejected] = []
+
+
+class StreamView(_Answer):
+    """How a stream stands."""
+
+    id: str
+    state: str = Field(
+        examples=["running"], description="starting, running, paused, waiting, failed or stopped."
+    )
+    cause: str | None = Field(None, description="Why it waits or failed.")
+    url: str | None = Field(None, description="Without user, password and signatures.")
+    since: datetime | float | str | None = None
+    next_frame: int = 0
+    ledger: LedgerView = LedgerView()
+    rates: Rates = Rates()
+    lag_seconds: Lag = Lag()
+    objects: list[ObjectView] = []
+    settings: dict[str, Any] = {}
+
+    detector: str | None = None
+    width: int = 0
+    height: int = 0
+    committed_frames: int | None = Field(None, description="Frames whose rows can be queried.")
+    ms_per_frame: float | None = None
+    failures: int = Field(0, description="Failures in a row.")
+    requests: Requests = Requests()
+
+    @classmethod
+    def of(cls, status: Mapping[str, Any]) -> StreamView:
+        """From the hub's status; nothing secret gets through even if it stood there."""
+        return cls.model_validate(clean(dict(status)))
+
+
+class StreamList(_Answer):
+    streams: list[StreamView]
+
+
+class TrackRow(_Answer):
+    """One object on one frame, as in the tracks table."""
+
+    model_config = ConfigDict(extra="allow")
+
+    frame_index: int
+    object_id: int
+    area: int = 0
+    score: float = 0.0
+    category: str | None = None
+    pts_seconds: float | None = None
+    wall_time: datetime | float | str | None = None
+    mask_rle: str | None = None
+
+
+class TrackList(_Answer):
+    stream_id: str
+    tracks: list[TrackRow]
+
+
+class Ticket(_Answer):
+    """Goes into the URLs of `live`, `preview.mjpeg` and `frame.jpg` of one stream: `?ticket=...`."""
+
+    ticket: str
+    seconds: int
+
+
+class Problem(_Answer):
+    """Why a request was refused."""
+
+    code: str = Field(examples=["not_found"])
+    message: str = Field(examples=["there is no stream 'gate-4'"])
+    request_id: str = Field(examples=["4f1c2ab90d3e5f67"])
+
+
+def clean(value: Any) -> Any:
+    """JSON-ready values with credentials taken out of every text, keys included; no NaN, no bytes."""
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, Mapping):
+        return {redacted(str(k)): clean(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [clean(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if hasattr(value, "item"):  # a numpy scalar
+        return clean(value.item())
+    return redacted(str(value))
+
+
+def is_detector_name(text: str) -> bool:
+    """Whether a text could name a detector in a request."""
+    return re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", text) is not None

@@ -1,0 +1,167 @@
+"""What the API's routes share: the hub that they ask, their settings, and how errors are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from pipeline.errors import PromptError, UsageError, XmemError
+from pipeline.live_spec import LiveSpec
+from pipeline.tokens import TicketOffice, TokenSet
+from pipeline.url_guard import CAMERA_PORTS, Resolver, UrlGuard, UrlRefusedError
+
+T = TypeVar("T")
+
+_CHECKERS = 4
+ADD_SECONDS = 20.0
+"""The first stream of a kind makes the hub measure its network, which is slower than all else."""
+
+
+class HubUnavailableError(XmemError):
+    """The hub cannot be asked just now: it is starting, restarting, or gone."""
+
+
+class Hub(Protocol):
+    """What the API asks of whoever tracks: `pipeline.live_hub.LiveHub`, awaitable, maybe elsewhere."""
+
+    async def add(self, spec: LiveSpec) -> Mapping[str, Any]: ...
+    async def remove(self, stream_id: str) -> Any: ...
+    async def list(self) -> Sequence[Mapping[str, Any]]: ...
+    async def status(self, stream_id: str) -> Mapping[str, Any]: ...
+    async def request(self, stream_id: str, change: Mapping[str, Any]) -> Mapping[str, Any]: ...
+    async def tracks(self, stream_id: str, since: int | None, limit: int) -> Sequence[Mapping[str, Any]]: ...
+    async def wait_tracks(
+        self, stream_id: str, after_seq: int, timeout: float
+    ) -> Mapping[str, Any] | None: ...
+    async def jpeg(self, stream_id: str, overlay: bool, max_side: int, quality: int) -> bytes: ...
+    async def capacity(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class ApiSettings:
+    """How the API is run. Holds digests of tokens, never tokens, and may be sent to other processes.
+
+    Args:
+        tokens: who is let in; None: everybody. The command line allows that on loopback only.
+        networks: CIDRs that cameras may be in; see `UrlGuard`.
+        ports: on which cameras may be asked.
+        hosts: names that requests may give as Host; None: any.
+        detectors: that requests may name.
+        max_streams: at the same time.
+        max_viewers: pictures and records that are followed live at the same time, per replica.
+        hub_seconds: within which the hub has to answer.
+    """
+
+    tokens: TokenSet | None
+    networks: tuple[str, ...] = ()
+    ports: tuple[int, ...] = tuple(sorted(CAMERA_PORTS))
+    hosts: tuple[str, ...] | None = None
+    detectors: tuple[str, ...] = ("motion",)
+    max_streams: int = 64
+    max_viewers: int = 32
+    max_body_bytes: int = 2**20
+    hub_seconds: float = 5.0
+    tickets: TicketOffice = field(default_factory=TicketOffice)
+
+
+class RefusedError(Exception):
+    """Answered with a status and a `Problem`."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+class Service:
+    """What the routes share: the hub behind its timeout, and the checks before it."""
+
+    def __init__(self, hub: Hub, settings: ApiSettings, resolver: Resolver) -> None:
+        self.hub, self.settings = hub, settings
+        self.guard = UrlGuard(settings.networks, ports=settings.ports, resolver=resolver)
+        self._pool = ThreadPoolExecutor(_CHECKERS, thread_name_prefix="xmem-api-check")
+        self._checks = asyncio.Semaphore(_CHECKERS)
+        self._viewers = 0
+
+    async def ask(self, answer: Awaitable[T], *, seconds: float | None = None) -> T:
+        """The hub's answer; refuses with 503 if it does not come in time."""
+        try:
+            return await asyncio.wait_for(answer, seconds or self.settings.hub_seconds)
+        except TimeoutError as error:
+            raise HubUnavailableError("the tracker did not answer in time: try again") from error
+
+    async def check(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Do something that takes a moment (a name look-up, decoding masks) beside the event loop."""
+        loop = asyncio.get_running_loop()
+        try:
+            await asyncio.wait_for(self._checks.acquire(), self.settings.hub_seconds)
+        except TimeoutError as error:
+            raise HubUnavailableError("too many requests are being checked: try again") from error
+        done = loop.run_in_executor(self._pool, work, *arguments)
+        done.add_done_callback(lambda _: self._checks.release())
+        return await self.ask(asyncio.shield(done))
+
+    async def about(self, stream_id: str, answer: Awaitable[T], *, seconds: float | None = None) -> T:
+        """The hub's answer about a stream; refuses with 404 if there is none of that id."""
+        try:
+            return await self.ask(answer, seconds=seconds)
+        except UsageError as error:
+            if stream_id in await self.ids():
+                raise
+            raise RefusedError(404, "not_found", f"there is no stream {stream_id!r}") from error
+
+    async def known(self, stream_id: str) -> Mapping[str, Any]:
+        """A stream's status."""
+        return await self.about(stream_id, self.hub.status(stream_id))
+
+    async def ids(self) -> set[str]:
+        """Of all streams."""
+        return {str(status["id"]) for status in await self.ask(self.hub.list())}
+
+    async def add(self, spec: LiveSpec) -> Mapping[str, Any]:
+        """Hand a checked stream to the hub; what is then still wrong with it is its id, or the room."""
+        there = await self.ids()
+        if spec.stream_id not in there:
+            if len(there) >= self.settings.max_streams:
+                raise RefusedError(409, "no_room", f"{len(there)} streams are followed, no more are allowed")
+            try:
+                return await self.ask(self.hub.add(spec), seconds=ADD_SECONDS)
+            except PromptError:
+                raise
+            except UsageError as error:
+                if spec.stream_id not in await self.ids():
+                    raise RefusedError(409, "no_room", str(error)) from error
+        raise RefusedError(409, "exists", f"there is a stream {spec.stream_id!r} already: choose another id")
+
+    @contextlib.contextmanager
+    def viewing(self) -> Iterator[None]:
+        """Counts somebody who looks on; RefusedError if there are too many."""
+        if self._viewers >= self.settings.max_viewers:
+            raise RefusedError(
+                429, "too_many_viewers", f"{self._viewers} are watching already: try again later"
+            )
+        self._viewers += 1
+        try:
+            yield
+        finally:
+            self._viewers -= 1
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def status_of(error: BaseException) -> tuple[int, str]:
+    """The HTTP status and code of an error."""
+    if isinstance(error, RefusedError):
+        return error.status, error.code
+    if isinstance(error, UrlRefusedError):
+        return 422, "url_refused"
+    if isinstance(error, PromptError):
+        return 422, "bad_prompt"
+    if isinstance(error, UsageError):
+        return 422, "not_allowed"
+    return 503, "unavailable"

@@ -1,0 +1,130 @@
+"""Who may talk to the API: bearer tokens, and short-lived tickets for what browsers open without headers.
+
+Tokens are kept as salted digests and compared in a time that does not depend on them. A ticket is signed,
+ends within a minute or so, and opens one stream's pictures and records for reading: it may stand in a URL,
+which ends up in histories and logs, where a token must never stand.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import logging
+import re
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+LEAST_TOKEN = 16
+MOST_TOKEN = 512
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")
+_HEADER = re.compile(r"(?i:bearer) +([^\s]+) *")
+_TICKET = re.compile(r"([1-9]\d{0,11})\.([A-Za-z0-9_-]{43})", re.ASCII)
+
+
+class TokenSet:
+    """The tokens that are let in; several, so that one can be replaced while the other is still in use.
+
+    Args:
+        tokens: of `LEAST_TOKEN` or more of the characters that RFC 6750 allows.
+
+    Raises:
+        UsageError: one is too short or holds other characters, or there is none. It is not repeated.
+    """
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        self._salt = secrets.token_bytes(16)
+        digests = set()
+        for number, token in enumerate(tokens, start=1):
+            if not LEAST_TOKEN <= len(token) <= MOST_TOKEN or not _TOKEN.fullmatch(token):
+                raise UsageError(
+                    f"token number {number} is not allowed: {LEAST_TOKEN} to {MOST_TOKEN} of the characters "
+                    "A-Z a-z 0-9 . _ ~ + / = -; `openssl rand -hex 32` makes one"
+                )
+            digests.add(self._digest(token))
+        if not digests:
+            raise UsageError("no token is given: write one a line; `openssl rand -hex 32` makes one")
+        self._digests = tuple(sorted(digests))
+
+    @classmethod
+    def from_text(cls, text: str) -> TokenSet:
+        """Tokens one a line (or set apart by commas); empty lines and those with # in front are left out."""
+        lines = [line.strip() for line in text.replace(",", "\n").splitlines()]
+        return cls(line for line in lines if line and not line.startswith("#"))
+
+    @classmethod
+    def from_file(cls, path: str) -> TokenSet:
+        """Tokens of a file, as `from_text` reads them; warns of a file that everybody may read."""
+        file = Path(path).expanduser()
+        try:
+            text = file.read_text(encoding="utf-8")
+            open_to_all = file.stat().st_mode & 0o004
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise UsageError(f"token file {path}: {reason}; name a file with one token a line") from error
+        if open_to_all:
+            log.warning("token file %s may be read by every user of this machine: chmod 600 it", path)
+        return cls.from_text(text)
+
+    def allows(self, token: str) -> bool:
+        """Whether the token is one of these. All are compared, whichever it is."""
+        if len(token) > MOST_TOKEN:
+            return False
+        digest = self._digest(token)
+        found = False
+        for known in self._digests:
+            found |= hmac.compare_digest(known, digest)
+        return found
+
+    def allows_header(self, header: str | None) -> bool:
+        """Whether an Authorization header holds `Bearer` and one of these."""
+        match = _HEADER.fullmatch(header or "")
+        return match is not None and self.allows(match[1])
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def __repr__(self) -> str:
+        return f"TokenSet({len(self)} tokens)"
+
+    def _digest(self, token: str) -> bytes:
+        return hmac.digest(self._salt, token.encode("utf-8", "surrogatepass"), hashlib.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class TicketOffice:
+    """Issues and checks tickets; all replicas of one service need the same key.
+
+    Args:
+        seconds: how long a ticket is good for. What was opened with it stays open.
+        key: signs them; made anew by default, so that a restart of the service ends them all.
+    """
+
+    seconds: int = 60
+    key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+
+    def issue(self, stream_id: str, *, now: float | None = None) -> str:
+        """A ticket for one stream."""
+        until = int((time.time() if now is None else now) + self.seconds)
+        return f"{until}.{self._signature(until, stream_id)}"
+
+    def allows(self, ticket: str, stream_id: str, *, now: float | None = None) -> bool:
+        """Whether the ticket was issued here, for this stream, and has not ended."""
+        match = _TICKET.fullmatch(ticket)
+        if match is None:
+            return False
+        until = int(match[1])
+        signed = hmac.compare_digest(match[2], self._signature(until, stream_id))
+        moment = time.time() if now is None else now
+        return signed and moment <= until <= moment + self.seconds + 1
+
+    def _signature(self, until: int, stream_id: str) -> str:
+        digest = hmac.digest(self.key, f"xmem ticket\n{until}\n{stream_id}".encode(), hashlib.sha256)
+        return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()

@@ -1,0 +1,149 @@
+"""A hub without cameras, trackers and Ray: answers `LiveHub`'s words from memory; for tests of the API."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import cv2
+import numpy as np
+
+from pipeline.errors import UsageError, XmemError
+from pipeline.live_spec import LiveSpec
+
+
+def record(frame: int, object_id: int = 1, **values: Any) -> dict[str, Any]:
+    return {
+        "frame_index": frame,
+        "pts_seconds": frame / 10,
+        "wall_time": "2026-11-23T08:00:00+00:00",
+        "object_id": object_id,
+        "category": "person",
+        "frame_height": 48,
+        "frame_width": 64,
+        "area": 6,
+        "bbox": [10 + frame, 12, 3, 2],
+        "centroid": [11.5, 13.0],
+        "score": 0.875,
+        "mask_rle": "o03",
+    } | values
+
+
+class StandInHub:
+    """See the module. `down`, `slow` and `fault` make it behave badly."""
+
+    def __init__(self, room: int = 8) -> None:
+        self.room = room
+        self.specs: dict[str, LiveSpec] = {}
+        self.frames: dict[str, list[list[dict[str, Any]]]] = {}
+        self.paused: set[str] = set()
+        self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.down = False
+        self.slow = False
+        self.fault: Exception | None = None
+        self.news = 0
+        self.waits: list[int] = []
+
+    async def _begin(self, stream_id: str | None = None) -> None:
+        if self.slow:
+            await asyncio.sleep(3600)
+        if self.fault is not None:
+            raise self.fault
+        if self.down:
+            raise XmemError("the tracker's process is gone; its camera was rtsp://root:hunter2@10.0.0.9/x")
+        if stream_id is not None and stream_id not in self.specs:
+            raise UsageError(f"there is no stream {stream_id!r}: GET /v1/streams lists them")
+
+    async def add(self, spec: LiveSpec) -> dict[str, Any]:
+        await self._begin()
+        if spec.stream_id in self.specs:
+            raise UsageError(f"there is a stream {spec.stream_id!r} already: remove it, or take another id")
+        if len(self.specs) >= self.room:
+            raise UsageError("it needs 65000000 bytes of device memory, 1000000 are left")
+        self.specs[spec.stream_id] = spec
+        self.frames[spec.stream_id] = []
+        return self._status(spec.stream_id)
+
+    async def remove(self, stream_id: str) -> None:
+        await self._begin(stream_id)
+        del self.specs[stream_id], self.frames[stream_id]
+
+    async def list(self) -> list[dict[str, Any]]:
+        await self._begin()
+        return [self._status(name) for name in self.specs]
+
+    async def status(self, stream_id: str) -> dict[str, Any]:
+        await self._begin(stream_id)
+        return self._status(stream_id)
+
+    async def request(self, stream_id: str, change: dict[str, Any]) -> dict[str, Any]:
+        await self._begin(stream_id)
+        self.requests.append((stream_id, change))
+        if "pause" in change:
+            (self.paused.add if change["pause"] else self.paused.discard)(stream_id)
+        return {"done": True}
+
+    async def tracks(self, stream_id: str, since: int | None, limit: int) -> Any:
+        await self._begin(stream_id)
+        rows = [row for rows in self.frames[stream_id] for row in rows]
+        return [r for r in rows if since is None or r["frame_index"] > since][:limit]
+
+    async def wait_tracks(self, stream_id: str, after_seq: int, timeout: float) -> dict[str, Any] | None:
+        await self._begin(stream_id)
+        self.waits.append(after_seq)
+        deadline = asyncio.get_running_loop().time() + timeout
+        while asyncio.get_running_loop().time() < deadline:
+            if stream_id not in self.specs:
+                raise UsageError(f"there is no stream {stream_id!r}")
+            newest = len(self.frames[stream_id]) - 1
+            if newest > after_seq:
+                return {"seq": newest, "frame_index": newest, "records": self.frames[stream_id][newest]}
+            await asyncio.sleep(0.01)
+        return None
+
+    async def jpeg(self, stream_id: str, overlay: bool, max_side: int, quality: int) -> bytes:
+        await self._begin(stream_id)
+        image = np.full((48, 64, 3), 40, np.uint8)
+        shift = len(self.frames[stream_id])
+        cv2.rectangle(
+            image, (10 + shift % 40, 12), (22 + shift % 40, 40), (60, 200, 90), -1 if overlay else 1
+        )
+        scale = min(max_side, 640) / 64
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+        return bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1])
+
+    async def capacity(self) -> dict[str, Any]:
+        await self._begin()
+        return {"streams": len(self.specs), "max_streams": self.room, "device": "cpu"}
+
+    def publish(self, stream_id: str, *records: dict[str, Any]) -> None:
+        """A frame was tracked."""
+        frame = len(self.frames[stream_id])
+        self.frames[stream_id].append([{**r, "frame_index": frame} for r in (records or (record(frame),))])
+
+    def _status(self, stream_id: str) -> dict[str, Any]:
+        spec = self.specs[stream_id]
+        tracked = len(self.frames[stream_id])
+        seen = self.frames[stream_id][-1] if tracked else []
+        return {
+            "id": stream_id,
+            "state": "paused" if stream_id in self.paused else "running",
+            "cause": None,
+            "url": spec.shown_url,
+            "since": "2026-11-23T08:00:00+00:00",
+            "next_frame": tracked,
+            "ledger": {
+                "received": tracked + 7,
+                "tracked": tracked,
+                "dropped": {"late": 4, "queue full": 1},
+                "corrupt": {"damaged": 1},
+                "in_flight": 1,
+            },
+            "rates": {"received_fps": 25.0, "tracked_fps": 12.5},
+            "lag_seconds": {"p50": 0.08, "p99": 0.31},
+            "objects": [
+                {"id": r["object_id"], **{k: r[k] for k in ("category", "score", "area", "bbox")}}
+                for r in seen
+            ],
+            "settings": spec.settings.to_dict(),
+        }

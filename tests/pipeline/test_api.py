@@ -1,0 +1,276 @@
+"""All routes of the API against a stand-in for the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from live_standin import StandInHub, record
+from starlette.testclient import TestClient
+
+from pipeline.api import create_app
+from pipeline.api_service import ApiSettings
+from pipeline.masks import mask_to_rle
+from pipeline.tokens import TokenSet
+
+TOKEN = "a-token-for-tests-0123456789"
+CAMERA = "rtsp://root:hunter2@10.20.0.31/h264?sig=s3cr3t"
+PROMPTS = {"objects": [{"id": 7, "category": "bag", "box": [4, 6, 20, 12]}]}
+
+
+def make_client(hub: StandInHub, **settings: Any) -> TestClient:
+    chosen: dict[str, Any] = {
+        "tokens": TokenSet([TOKEN]),
+        "networks": ("10.20.0.0/16",),
+        "hub_seconds": 5.0,
+        **settings,
+    }
+    app = create_app(hub, ApiSettings(**chosen), resolver=lambda host, port: ["10.20.0.99"])
+    return TestClient(app, headers={"Authorization": f"Bearer {TOKEN}"}, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def hub() -> StandInHub:
+    return StandInHub()
+
+
+@pytest.fixture
+def client(hub: StandInHub) -> Iterator[TestClient]:
+    with make_client(hub) as client:
+        yield client
+
+
+def add(client: TestClient, stream_id: str = "gate", **values: Any) -> Any:
+    body = {"id": stream_id, "url": CAMERA, "detector": "motion", **values}
+    return client.post("/v1/streams", json={k: v for k, v in body.items() if v is not None})
+
+
+def test_add_and_look(client: TestClient, hub: StandInHub) -> None:
+    answer = add(client, settings={"fps": 10.0, "transport": "udp", "max_objects": 3})
+    assert answer.status_code == 201, answer.text
+    assert answer.headers["location"] == "/v1/streams/gate"
+    assert answer.json()["url"] == "rtsp://10.20.0.31/h264?sig=***"
+    spec = hub.specs["gate"]
+    assert spec.url == CAMERA
+    assert (spec.settings.fps, spec.settings.transport, spec.settings.max_objects) == (10.0, "udp", 3)
+    hub.publish("gate")
+    stream = client.get("/v1/streams/gate").json()
+    assert stream["ledger"] == {
+        "received": 8, "tracked": 1, "dropped": {"late": 4, "queue full": 1}, "corrupt": {"damaged": 1},
+        "in_flight": 1,
+    }  # fmt: skip
+    assert stream["objects"] == [
+        {"id": 1, "category": "person", "score": 0.875, "area": 6, "bbox": [10, 12, 3, 2]}
+    ]
+    assert stream["lag_seconds"] == {"p50": 0.08, "p99": 0.31}
+    assert [s["id"] for s in client.get("/v1/streams").json()["streams"]] == ["gate"]
+
+
+def test_no_answer_holds_a_cameras_password(client: TestClient) -> None:
+    texts = [add(client).text, add(client).text, client.get("/v1/streams").text]
+    texts += [client.get("/v1/streams/gate").text, client.get("/metrics").text]
+    texts += [
+        add(client, "g2", url=CAMERA.replace("10.20", "10.99")).text,
+        add(client, "g3", settings=3).text,
+    ]
+    texts += [add(client, "g4", url=CAMERA + " ").text, add(client, "g5", url=[CAMERA]).text]
+    assert not [text for text in texts if "hunter2" in text or "s3cr3t" in text]
+
+
+def test_an_id_is_made_of_the_url(client: TestClient, hub: StandInHub) -> None:
+    made = add(client, None, url="rtsp://10.20.0.31/front").json()["id"]  # type: ignore[arg-type]
+    assert made.startswith("front-")
+    assert list(hub.specs) == [made]
+
+
+def test_prompts_reach_the_hub_as_a_prompts_file(client: TestClient, hub: StandInHub) -> None:
+    assert add(client, detector=None, prompts=PROMPTS).status_code == 201
+    given = {"version": 1, "objects": [{"id": 7, "category": "bag", "box": [4.0, 6.0, 20.0, 12.0]}]}
+    assert hub.specs["gate"].prompts == given
+    assert client.patch("/v1/streams/gate", json={"prompts": PROMPTS}).status_code == 200
+    assert hub.requests == [("gate", {"prompts": given})]
+
+
+def test_a_mask_is_taken_by_its_runs(client: TestClient, hub: StandInHub) -> None:
+    counts = mask_to_rle([[0, 1], [1, 1]])
+    shown = {"objects": [{"rle": {"size": [2, 2], "counts": counts}}]}
+    assert add(client, detector=None, prompts=shown).status_code == 201
+    assert hub.specs["gate"].prompts == {"version": 1, **shown}
+
+
+def test_pause_and_remove(client: TestClient, hub: StandInHub) -> None:
+    add(client)
+    assert client.patch("/v1/streams/gate", json={"pause": True}).json()["state"] == "paused"
+    assert client.patch("/v1/streams/gate", json={"pause": False}).json()["state"] == "running"
+    assert client.patch("/v1/streams/gate", json={"remove": [3, 4]}).status_code == 200
+    assert hub.requests[-1] == ("gate", {"remove": [3, 4]})
+    assert client.delete("/v1/streams/gate").status_code == 204
+    assert hub.specs == {}
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"pause": True, "remove": [1]}, {"pause": None}, {"stop": True}, [], "x", 3]
+)
+def test_a_change_is_one_thing(client: TestClient, hub: StandInHub, change: Any) -> None:
+    add(client)
+    answer = client.patch("/v1/streams/gate", json=change)
+    assert answer.status_code == 422
+    assert answer.json()["code"] == "invalid"
+    assert hub.requests == []
+
+
+def test_tracks(client: TestClient, hub: StandInHub) -> None:
+    add(client)
+    for _ in range(5):
+        hub.publish("gate")
+    rows = client.get("/v1/streams/gate/tracks").json()["tracks"]
+    assert [r["frame_index"] for r in rows] == [0, 1, 2, 3, 4]
+    assert rows[0] == record(0)
+    later = client.get("/v1/streams/gate/tracks", params={"since": 2, "limit": 1}).json()["tracks"]
+    assert [r["frame_index"] for r in later] == [3]
+    assert client.get("/v1/streams/gate/tracks", params={"limit": 0}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/streams/gate"),
+        ("DELETE", "/v1/streams/gate"),
+        ("PATCH", "/v1/streams/gate"),
+        ("GET", "/v1/streams/gate/tracks"),
+        ("GET", "/v1/streams/gate/frame.jpg"),
+        ("GET", "/v1/streams/gate/preview.mjpeg"),
+        ("POST", "/v1/streams/gate/ticket"),
+    ],
+)
+def test_what_is_not_there(client: TestClient, method: str, path: str) -> None:
+    body = {"pause": True} if method == "PATCH" else None
+    answer = client.request(method, path, json=body)
+    assert answer.status_code == 404
+    assert answer.json()["code"] == "not_found"
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+def test_twice_and_too_many(client: TestClient, hub: StandInHub) -> None:
+    assert add(client).status_code == 201
+    assert (add(client).status_code, add(client).json()["code"]) == (409, "exists")
+    hub.room = 1
+    refused = add(client, "door")
+    assert (refused.status_code, refused.json()["code"]) == (409, "no_room")
+    assert "65000000 bytes" in refused.json()["message"]
+
+
+def test_the_api_has_a_limit_of_its_own(hub: StandInHub) -> None:
+    with make_client(hub, max_streams=1) as client:
+        assert add(client).status_code == 201
+        assert add(client, "door").json()["code"] == "no_room"
+
+
+def test_pictures(client: TestClient, hub: StandInHub) -> None:
+    add(client)
+    picture = client.get("/v1/streams/gate/frame.jpg", params={"max_side": 128})
+    assert picture.headers["content-type"] == "image/jpeg"
+    assert picture.content[:2] == b"\xff\xd8"
+    assert client.get("/v1/streams/gate/frame.jpg", params={"max_side": 10**6}).status_code == 422
+    stream = client.get("/v1/streams/gate/preview.mjpeg", params={"frames": 3, "fps": 30, "max_side": 128})
+    assert stream.headers["content-type"] == "multipart/x-mixed-replace; boundary=xmem-frame"
+    parts = stream.content.split(b"--xmem-frame\r\n")
+    assert len(parts) == 4
+    head, _, body = parts[1].partition(b"\r\n\r\n")
+    assert f"Content-Length: {len(body) - 2}".encode() in head
+    assert body[:2] == b"\xff\xd8"
+
+
+def test_viewers_are_counted(hub: StandInHub) -> None:
+    with make_client(hub, max_viewers=1) as client:
+        add(client)
+        with client.websocket_connect("/v1/streams/gate/live"):
+            refused = client.get("/v1/streams/gate/preview.mjpeg", params={"frames": 1})
+            assert (refused.status_code, refused.json()["code"]) == (429, "too_many_viewers")
+        for _ in range(3):
+            assert client.get("/v1/streams/gate/preview.mjpeg", params={"frames": 1}).status_code == 200
+
+
+def test_records_as_they_come(client: TestClient, hub: StandInHub) -> None:
+    add(client)
+    hub.publish("gate")
+    with client.websocket_connect("/v1/streams/gate/live") as live:
+        first = live.receive_json()
+        assert first == {
+            "type": "records", "stream_id": "gate", "seq": 0, "frame_index": 0, "records": [record(0)],
+        }  # fmt: skip
+        hub.publish("gate", record(1, 5))
+        assert [r["object_id"] for r in live.receive_json()["records"]] == [5]
+        client.delete("/v1/streams/gate")
+        assert live.receive()["type"] == "websocket.close"
+    assert hub.waits[0] == -1
+
+
+def test_a_client_that_talks_is_shown_out(client: TestClient) -> None:
+    add(client)
+    with client.websocket_connect("/v1/streams/gate/live") as live:
+        for _ in range(16):
+            live.send_text("x" * 100)
+        assert live.receive() == {"type": "websocket.close", "code": 1008, "reason": "send nothing"}
+
+
+def test_the_hub_is_gone_or_slow(client: TestClient, hub: StandInHub) -> None:
+    add(client)
+    assert client.get("/readyz").json() == {"status": "ready"}
+    hub.down = True
+    for path in ("/v1/streams", "/v1/streams/gate", "/v1/streams/gate/frame.jpg", "/readyz", "/metrics"):
+        answer = client.get(path)
+        assert (answer.status_code, answer.json()["code"]) == (503, "unavailable"), path
+        assert answer.headers["retry-after"] == "2"
+        assert "hunter2" not in answer.text
+    assert client.get("/healthz").status_code == 200
+    hub.down, hub.slow = False, True
+    with make_client(hub, hub_seconds=0.05) as impatient:
+        assert impatient.get("/v1/streams").status_code == 503
+        assert impatient.get("/healthz").status_code == 200
+
+
+def test_a_fault_of_ours_is_not_shown(
+    client: TestClient, hub: StandInHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.fault = RuntimeError(f"no connection to {CAMERA} in /srv/secret.py")
+    answer = client.get("/v1/streams")
+    assert answer.status_code == 500
+    assert set(answer.json()) == {"code", "message", "request_id"}
+    assert "secret" not in answer.text
+    assert "Traceback" not in answer.text
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+    assert answer.json()["request_id"] in caplog.text
+    assert "no connection to rtsp://10.20.0.31" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
+def test_metrics(client: TestClient, hub: StandInHub) -> None:
+    add(client)
+    hub.publish("gate")
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert 'xmem_frames_tracked_total{stream_id="gate"} 1.0' in answer.text
+
+
+def test_page(client: TestClient) -> None:
+    page = client.get("/", headers={"Authorization": ""})
+    assert page.headers["content-type"].startswith("text/html")
+    assert '<script src="page.js"' in page.text
+    assert "javascript" in client.get("/page.js").headers["content-type"]
+    assert "innerHTML" not in client.get("/page.js").text
+
+
+def test_openapi_has_examples_and_says_who_may_ask(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    assert len(document["components"]["schemas"]["NewStream"]["examples"]) == 2
+    assert document["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
+    for path, methods in document["paths"].items():
+        for method, route in methods.items():
+            assert bool(route.get("security")) == (path.startswith("/v1") or path == "/metrics"), (
+                path,
+                method,
+            )
+    assert "hunter2" not in json.dumps(document)
