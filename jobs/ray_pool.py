@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from jobs.actions import Action, Call, CloseWorker, Open, Progress, Release, Track
 from jobs.scheduler import Scheduler
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 # How long the pool sleeps at most: it looks for signals and requests between two sleeps.
 _NAP_SECONDS = 0.25
 _PROBE_SECONDS = 0.5
+# A machine that went away is noticed some time after its processes.
+_DOUBT_SECONDS = 60.0
 _REPLACE_SECONDS = (0.5, 30.0)
 # Actors that fail in their constructor, one after another, with none ever ready.
 _HOPELESS = 3
@@ -91,6 +93,7 @@ class RayPool:
         self._numbers = itertools.count(1)
         self._by_number: dict[int, _Slot] = {}
         self._requests: deque[Callable[[], Any]] = deque()
+        self._doubtful: list[tuple[float, int, str]] = []  # lost workers whose machine may be gone, too
         self._stopped = False
         self._ever_ready = False
         self._next_look = self._next_progress = 0.0
@@ -213,6 +216,7 @@ class RayPool:
         if now < self._next_look:
             return
         self._next_look = now + _PROBE_SECONDS
+        self._clear_doubts(now)
         workers = self._workers
         self._wanted = max(1, workers) if isinstance(workers, int) else max(1, workers())
         while len(self._slots) < min(self._wanted, self._scheduler.unfinished):
@@ -248,11 +252,13 @@ class RayPool:
             self._pending.pop(ref, None)
         slot.calls.clear()
         if slot.number:
-            away = self._machine_is_gone(slot, error)
+            away = getattr(error, "preempted", False) or slot.instance[0] in _gone()
             message = f"the worker's process died ({type(error).__name__}: {_line(error)})"
             logger.warning("worker %d: %s", slot.number, message)
             cause = Failure("WorkerLost", redacted(message), False)
             self._scheduler.worker_lost(slot.number, cause, now, blame=not away)
+            if not away:
+                self._doubtful.append((now, slot.number, slot.instance[0]))
             del self._by_number[slot.number]
             slot.number, slot.lost = 0, True
         slot.next_try = now
@@ -274,10 +280,17 @@ class RayPool:
             if slot.failures >= _HOPELESS:
                 raise XmemError(f"no worker can start: {message}")
 
-    def _machine_is_gone(self, slot: _Slot, error: RayError) -> bool:
-        if isinstance(error, RayActorError) and getattr(error, "preempted", False):
-            return True
-        return any(n["NodeID"] == slot.instance[0] and not n["Alive"] for n in _machines())
+    def _clear_doubts(self, now: float) -> None:
+        """Nobody is to blame for a worker whose machine went away."""
+        if not self._doubtful:
+            return
+        gone = _gone()
+        for at, number, machine in list(self._doubtful):
+            if machine in gone:
+                self._scheduler.absolve(number)
+            elif now - at < _DOUBT_SECONDS:
+                continue
+            self._doubtful.remove((at, number, machine))
 
     def _raised(self, slot: _Slot, call: Call | None, error: RayTaskError, now: float) -> None:
         cause = getattr(error, "cause", None)
@@ -341,6 +354,10 @@ def room_for(cpus: float, gpus: float = 0.0) -> int:
 def _machines() -> list[dict[str, Any]]:
     machines: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return machines
+
+
+def _gone() -> set[str]:
+    return {machine["NodeID"] for machine in _machines() if not machine["Alive"]}
 
 
 def _answer(ref: Any) -> Any:

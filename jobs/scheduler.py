@@ -44,6 +44,8 @@ from pipeline.work import ChunkRef, ChunkReport, Failure, StreamStatus
 _HARMLESS = 3
 # Places for begun videos to one for a fresh one, while more of them wait than there are places.
 _CROWDED = 3
+# Lost workers whose streams may still be found innocent.
+_REMEMBERED = 256
 # A machine that is large enough may come back.
 _NO_WORKER_SECONDS = 30.0
 
@@ -69,6 +71,7 @@ class Scheduler:
         self._last_put_off = 0
         self._workers = Workers(self.options)
         self._calls: dict[int, Video] = {}
+        self._blamed: dict[int, list[tuple[Video, bool, bool]]] = {}  # counted as a try; a suspect since then
         self._last_call = 0
         self._dirty: dict[int, Worker] = {}
         self._begun_in_a_row = 0
@@ -152,14 +155,34 @@ class Scheduler:
             self._releasing -= video.where is Where.RELEASING
         there = list(worker.streams.values())
         sent = [v for v in there if v.sent]
-        if blame and len(sent) == 1:
-            # It was alone: nobody else can have done it.
-            sent[0].failing = sent[0].failing or cause
+        # One that was alone did it: nobody else can have.
+        alone = sent[0] if blame and len(sent) == 1 else None
+        if alone is not None:
+            alone.failing = alone.failing or cause
+        if blame:
+            self._blamed[number] = [(v, v is alone, not v.suspect) for v in sent]
+            if len(self._blamed) > _REMEMBERED:
+                del self._blamed[next(iter(self._blamed))]
         for video in sent:
             video.suspect = video.suspect or blame
             video.orphaned = True
         for video in there if worker.reserved is None else [*there, worker.reserved]:
             self._let_go(video, now)
+
+    def absolve(self, number: int) -> None:
+        """A worker was lost, as is found out now, for no fault of its streams: take the blame from them."""
+        for video, counted, suspected in self._blamed.pop(number, ()):
+            if counted and video.failures:
+                video.failures -= 1
+            if suspected and video.suspect:
+                queued = video.queue is self._suspects
+                if queued:
+                    self._leave_queue(video)
+                self._workers.clear(video)
+                if queued:
+                    self._wait(video)
+                elif video.worker is not None:
+                    self._touch(video.worker)
 
     # --- answers ---------------------------------------------------------------------------------
 

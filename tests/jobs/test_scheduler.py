@@ -369,6 +369,47 @@ def test_a_machine_that_goes_away_is_nobodys_fault() -> None:
     assert (result.state, result.tries) == ("finished", 1)
 
 
+def test_a_machine_that_is_found_to_have_gone_was_nobodys_fault_either() -> None:
+    """The blame is taken back, from those that waited in company and from the one that was alone."""
+    for count in (1, 2):
+        films = [Film(f"v{i}", 30) for i in range(count)]
+        world = World(films, SchedulerOptions(chunk_frames=10, max_tries=2))
+        for i in range(20):
+            world.ask()
+            while not any(isinstance(c, Track) for m in world.machines.values() for c in m.calls):
+                world.step()
+                world.ask()
+            (lost,) = world.machines
+            world.crash(lost)
+            if i % 3:
+                world.step()
+            world.scheduler.absolve(lost)
+        world.run()
+        assert set(world.states().values()) == {"finished"}
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 10**9), workers=st.integers(1, 3), accidents=st.integers(0, 20))
+def test_blame_that_is_taken_back_harms_nobody(seed: int, workers: int, accidents: int) -> None:
+    source = random.Random(seed)
+    films = films_of(source, 8, faults=True)
+    world = World(films, OPTIONS, workers, budget=80, seed=seed, lag=True)
+    lost: list[int] = []
+    while not world.scheduler.done:
+        if accidents and source.random() < 0.1:
+            accidents -= 1
+            lost.append(source.choice(list(world.machines)))
+            world.crash(lost[-1])
+        elif lost and source.random() < 0.7:
+            world.scheduler.absolve(lost.pop())
+        world.step()
+    assert all(not m.streams for m in world.machines.values())
+    innocents = {f.name for f in films if expected(f, OPTIONS) == "finished"}
+    ended = Counter(world.states().values())
+    assert ended.total() == 8
+    assert {n for n, s in world.states().items() if s == "finished"} <= innocents
+
+
 def test_other_videos_go_on_while_a_suspect_waits_for_its_next_try() -> None:
     options = SchedulerOptions(chunk_frames=10, backoff_seconds=1000.0, max_backoff_seconds=1e6)
     world = World([Film("killer", kills_at=0), *(Film(f"v{i}", 5) for i in range(10))], options)
