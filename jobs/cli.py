@@ -122,6 +122,15 @@ def track(
         bool, typer.Option("--restart", help="Drop this stream's rows and start over.")
     ] = False,
     box_segmenter: Annotated[str, typer.Option(help="Who turns boxes into masks.")] = "grabcut",
+    sink: Annotated[
+        list[str] | None, typer.Option(help="Plugin that gets the rows too, by name; repeatable.")
+    ] = None,
+    detect: Annotated[
+        str | None,
+        typer.Option(help="Who finds new objects by itself: motion, or an installed detector's name."),
+    ] = None,
+    detect_every: Annotated[int, typer.Option(help="With --detect: frames from look to look.")] = 5,
+    max_objects: Annotated[int, typer.Option(help="With --detect: begin no object beyond so many.")] = 8,
     model: opt.ModelOption = "xmem-lite",
     size: opt.SizeOption = None,
     device: opt.DeviceOption = "cpu",
@@ -197,6 +206,10 @@ def track(
             chunk_frames=chunk,
             max_frames=max_frames,
             box_segmenter=box_segmenter,
+            sinks=sink or (),
+            detector=detect,
+            detect_every=detect_every,
+            max_objects=max_objects,
             restart=restart,
             on_open=on_open,
             on_frame=on_frame,

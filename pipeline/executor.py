@@ -81,6 +81,10 @@ def track(
     snapshot_chunks: int = 4,
     max_frames: int | None = None,
     box_segmenter: str = "grabcut",
+    detector: str | None = None,
+    detect_every: int = 5,
+    max_objects: int = 8,
+    out_of_sight_frames: int = 250,
     sinks: Sequence[str] = (),
     restart: bool = False,
     storage_options: Mapping[str, Any] | None = None,
@@ -95,7 +99,7 @@ def track(
     Args:
         video: path or fsspec URI of a video or a folder of images.
         out: path or fsspec URI of the output folder, which may hold other streams.
-        prompts: what to track; may be left out when going on.
+        prompts: what to track; may be left out when going on, and with a detector.
         stream_id: default: made from the video's name and location.
         model: see `xmem_core.load_model`.
         size: shorter side the network sees; default: the model's own.
@@ -104,6 +108,7 @@ def track(
             with, else to torch's.
         memory: memory settings.
         chunk_frames, snapshot_chunks, max_frames, box_segmenter: see `TrackSettings`.
+        detector, detect_every, max_objects, out_of_sight_frames: see `TrackSettings`.
         sinks: names of sinks that get the rows too, see `pipeline.sinks`.
         restart: remove what the folder holds of this stream first; not before everything else is in order.
         storage_options, out_storage_options: for the fsspec file systems of video and output.
@@ -137,6 +142,10 @@ def track(
             snapshot_chunks=snapshot_chunks,
             max_frames=max_frames,
             box_segmenter=box_segmenter,
+            detector=detector,
+            detect_every=detect_every,
+            max_objects=max_objects,
+            out_of_sight_frames=out_of_sight_frames,
         )
         executor = Executor(segmenter, settings.threads)
     except BaseException:

@@ -14,6 +14,8 @@ MIN_SIZE = 16
 
 # Snapshots may come as often as one likes. A model may be called by another name: its weights count.
 _INDIFFERENT = ("snapshot_chunks", "model")
+# Without a detector these mean nothing; and streams of before there were any go on as they began.
+_OF_DETECTOR = ("detector", "detect_every", "detect_confirmations", "max_objects", "out_of_sight_frames")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ class TrackSettings:
         snapshot_chunks: commits between two snapshots of the tracker's state.
         max_frames: track no more than so many frames; None: all.
         box_segmenter: who turns boxes into masks.
+        detector: who finds new objects by itself, see `pipeline.detectors`; None: nobody does.
+        detect_every: frames from one look of the detector to the next.
+        detect_confirmations: looks that must find a thing before it becomes an object.
+        max_objects: the detector starts no object while there are so many.
+        out_of_sight_frames: an object that the detector started is given up when it has not been visible for
+            more frames than that.
     """
 
     model: str
@@ -44,9 +52,14 @@ class TrackSettings:
     snapshot_chunks: int = 4
     max_frames: int | None = None
     box_segmenter: str = "grabcut"
+    detector: str | None = None
+    detect_every: int = 5
+    detect_confirmations: int = 3
+    max_objects: int = 8
+    out_of_sight_frames: int = 250
 
     def __post_init__(self) -> None:
-        for name in ("threads", "chunk_frames", "snapshot_chunks", "max_frames"):
+        for name in ("threads", "chunk_frames", "snapshot_chunks", "max_frames", *_OF_DETECTOR[1:]):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value} is not allowed: at least 1")
@@ -80,8 +93,9 @@ class TrackSettings:
 
 def _decisive(values: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
+    without = _OF_DETECTOR if values.get("detector") is None else ()
     for name, value in values.items():
-        if name in _INDIFFERENT:
+        if name in _INDIFFERENT or name in without:
             continue
         if isinstance(value, Mapping):
             flat.update({f"{name}.{inner}": v for inner, v in value.items()})

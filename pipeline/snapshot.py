@@ -14,6 +14,8 @@ import torch
 
 _FORMAT = "xmem-stream-snapshot"
 _VERSION = 1
+# With the memory of who finds objects. Others are still written as before, for older releases to read.
+_VERSION_WITH_FINDER = 2
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Snapshot:
         categories: of the living objects, as [id, category] pairs.
         rows: mask records of all those frames.
         losses: frames or packets that the source lost on the way.
+        finder: `ObjectFinder.to_bytes()`: detector, candidates, next id; None on streams without a detector.
     """
 
     next_frame: int
@@ -40,20 +43,24 @@ class Snapshot:
     categories: tuple[tuple[int, str | None], ...]
     rows: int
     losses: int
+    finder: bytes | None = None
 
     def to_bytes(self) -> bytes:
         """As safetensors bytes."""
         facts: dict[str, Any] = asdict(self)
-        del facts["tracker"]
+        del facts["tracker"], facts["finder"]
         text = json.dumps(facts, sort_keys=True)
+        parts = {"tracker": self.tracker}
+        if self.finder is not None:
+            parts["finder"] = self.finder
         metadata = {
             "format": _FORMAT,
-            "version": str(_VERSION),
+            "version": str(_VERSION if self.finder is None else _VERSION_WITH_FINDER),
             "facts": text,
-            "crc32": _checksum(text, self.tracker),
+            "crc32": _checksum(text, *parts.values()),
         }
-        tracker = torch.frombuffer(bytearray(self.tracker), dtype=torch.uint8)
-        return safetensors.torch.save({"tracker": tracker}, metadata)
+        tensors = {n: torch.frombuffer(bytearray(b), dtype=torch.uint8) for n, b in parts.items()}
+        return safetensors.torch.save(tensors, metadata)
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> Snapshot:
@@ -61,26 +68,33 @@ class Snapshot:
         try:
             (length,) = struct.unpack_from("<Q", blob)
             metadata = json.loads(blob[8 : 8 + length])["__metadata__"]
-            if (metadata["format"], metadata["version"]) != (_FORMAT, str(_VERSION)):
+            names = {str(_VERSION): ("tracker",), str(_VERSION_WITH_FINDER): ("tracker", "finder")}
+            if metadata["format"] != _FORMAT or metadata["version"] not in names:
                 raise ValueError(f"format {metadata['format']!r}, version {metadata['version']!r}")
-            tracker = safetensors.torch.load(blob)["tracker"].numpy().tobytes()
-            if _checksum(metadata["facts"], tracker) != metadata["crc32"]:
+            tensors = safetensors.torch.load(blob)
+            parts = {n: tensors[n].numpy().tobytes() for n in names[metadata["version"]]}
+            if _checksum(metadata["facts"], *parts.values()) != metadata["crc32"]:
                 raise ValueError("checksum does not match")
             facts = json.loads(metadata["facts"])
             size = facts["previous_size"]
             return cls(
                 next_frame=facts["next_frame"],
-                tracker=tracker,
+                tracker=parts["tracker"],
                 run=facts["run"],
                 previous_pts_seconds=facts["previous_pts_seconds"],
                 previous_size=None if size is None else (size[0], size[1]),
                 categories=tuple((int(i), c) for i, c in facts["categories"]),
                 rows=facts["rows"],
                 losses=facts["losses"],
+                finder=parts.get("finder"),
             )
         except (struct.error, LookupError, TypeError, ValueError, safetensors.SafetensorError) as error:
             raise ValueError(f"damaged or foreign snapshot: {error}") from error
 
 
-def _checksum(facts: str, tracker: bytes) -> str:
-    return str(zlib.crc32(tracker, zlib.crc32(facts.encode())))
+def _checksum(facts: str, *parts: bytes) -> str:
+    crc = zlib.crc32(facts.encode())
+    for number, part in enumerate(parts):
+        # Where one part ends and the next begins is content too.
+        crc = zlib.crc32(part, zlib.crc32(b"%d" % len(part), crc) if number else crc)
+    return str(crc)

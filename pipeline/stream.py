@@ -14,7 +14,7 @@ As long as nothing is committed there is no stream yet: a record without rows bi
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 
 from pipeline.background import BackgroundWriter
 from pipeline.boxes import BoxSegmenter, load_box_segmenter
+from pipeline.detectors import Detector, load_detector
 from pipeline.errors import PromptError, SettingsConflictError, SourceError
+from pipeline.finder import FinderSettings, NewObject, ObjectFinder
 from pipeline.masks import mean_probability, records_from_label_map
 from pipeline.prefetch import Prefetch
 from pipeline.prompts import PromptSet, ResolvedPrompt, resolve
@@ -51,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 _NAMED_FRAMES = 5
 
+_Restored = tuple[Snapshot, TrackerState, ObjectFinder | None]
+
 
 @dataclass(frozen=True)
 class StepInput:
@@ -72,7 +76,8 @@ class StreamTracker:
         store: where its rows go.
         segmenter: makes and restores states; steps are done by whoever drives this stream.
         settings: what decides the rows.
-        prompts: what to track; None on a stream that has a record: what the record says.
+        prompts: what to track; None on a stream that has a record: what the record says. With a detector in
+            the settings there need not be any.
         box_segmenter: turns boxes into masks; by default the one that the settings name.
         restart: remove first what the folder holds of this stream; not if there is nothing to track, or the
             first frame's prompts don't fit it.
@@ -118,6 +123,8 @@ class StreamTracker:
         self._failure: BaseException | None = None
         self._ended = False
         self._exhausted = False
+        self._detector: Detector | None = None
+        self._finder: ObjectFinder | None = None
         try:
             self._open(prompts, restart, snapshot)
         except BaseException:
@@ -133,8 +140,10 @@ class StreamTracker:
     # --- opening ---------------------------------------------------------------------------------
 
     def _open(self, prompts: PromptSet | None, restart: bool, snapshot: bytes | None) -> None:
+        if self.settings.detector is not None:
+            self._detector = load_detector(self.settings.detector)
         if restart:
-            self._try_first_frame(_something(prompts))
+            self._try_first_frame(self._something(prompts))
             self.store.restart()
         self.store.prepare()
         committed = self.store.committed()
@@ -148,7 +157,7 @@ class StreamTracker:
                 f"{self.store.root} holds rows of stream {self.store.stream_id} but no record of its "
                 "settings: restart it (--restart), or give another --stream-id or --out"
             )
-        self._prompts = _something(prompts)
+        self._prompts = self._something(prompts)
         self._identity = StreamIdentity.of(self.source, self.settings, self._prompts)
         self._record = StreamRecord(self.store, self.source, self._identity, self._resolved)
         differing = [] if record is None else self._identity.differences(record)
@@ -173,6 +182,14 @@ class StreamTracker:
         self._restore(snapshot)
         self._frames = Prefetch(self._limited(self._next, self._previous_pts))
 
+    def _something(self, prompts: PromptSet | None) -> PromptSet:
+        """The prompts, if there is anything to track."""
+        if self.settings.detector is not None:
+            return prompts or PromptSet()
+        if prompts is None or prompts.is_empty():
+            raise PromptError("nothing to track: give masks, boxes, a prompts file or a detector")
+        return prompts
+
     def _try_first_frame(self, prompts: PromptSet) -> None:
         """Whatever is wrong with the first frame's prompts is found before anything is removed."""
         frame = next(self.source.frames(), None)
@@ -193,8 +210,9 @@ class StreamTracker:
             self._previous_pts: float | None = None
             self._previous_size: tuple[int, int] | None = None
             self._categories: dict[int, str | None] = {}
+            self._finder = self._new_finder()
         else:
-            snapshot, self.state = found
+            snapshot, self.state, self._finder = found
             self._next = snapshot.next_frame
             self._previous_pts = snapshot.previous_pts_seconds
             self._previous_size = snapshot.previous_size
@@ -213,7 +231,7 @@ class StreamTracker:
         self._first = self._committed
         self._snapshot_at = self._next
 
-    def _handed_over(self, blob: bytes) -> tuple[Snapshot, TrackerState] | None:
+    def _handed_over(self, blob: bytes) -> _Restored | None:
         try:
             return self._validated(blob)
         except ValueError as error:
@@ -224,7 +242,7 @@ class StreamTracker:
             )
             return None
 
-    def _validated(self, blob: bytes) -> tuple[Snapshot, TrackerState]:
+    def _validated(self, blob: bytes) -> _Restored:
         snapshot = Snapshot.from_bytes(blob)
         if snapshot.run != self._identity.digest():
             raise ValueError("it was taken with other settings, prompts or another video")
@@ -232,7 +250,28 @@ class StreamTracker:
             raise ValueError(
                 f"it is of frame {snapshot.next_frame}, and frames up to {self._committed - 1} have rows"
             )
-        return snapshot, TrackerState.from_bytes(snapshot.tracker, device=self._segmenter.device)
+        finder = self._new_finder()
+        if finder is not None:
+            if snapshot.finder is None:
+                raise ValueError("it holds no detector's memory")
+            finder.from_bytes(snapshot.finder)
+        return snapshot, TrackerState.from_bytes(snapshot.tracker, device=self._segmenter.device), finder
+
+    def _new_finder(self) -> ObjectFinder | None:
+        """One that remembers nothing; each with a detector of its own."""
+        name = self.settings.detector
+        if name is None:
+            return None
+        detector, self._detector = self._detector or load_detector(name), None
+        if self._boxes is None:
+            self._boxes = load_box_segmenter(self.settings.box_segmenter)
+        settings = FinderSettings(
+            every=self.settings.detect_every,
+            confirmations=self.settings.detect_confirmations,
+            max_objects=self.settings.max_objects,
+            out_of_sight=self.settings.out_of_sight_frames,
+        )
+        return ObjectFinder(detector, settings, self._boxes, self._prompts.object_ids)
 
     def _limited(self, start: int, previous_pts: float | None) -> Iterator[Frame]:
         limit = self.settings.max_frames
@@ -262,8 +301,9 @@ class StreamTracker:
 
     @property
     def most_objects(self) -> int:
-        """How many objects the prompts ask for at the same time."""
-        return self._prompts.most_objects
+        """How many objects there may be at the same time, by prompts and detector."""
+        found = 0 if self.settings.detector is None else self.settings.max_objects
+        return self._prompts.most_objects + found
 
     # --- stepping --------------------------------------------------------------------------------
 
@@ -396,17 +436,39 @@ class StreamTracker:
         prompt = self._prompt_at(frame)
         for object_id in self._prompts.removals_at(frame.frame_index):
             self._remove(frame, object_id)
-        if prompt is None:
-            return StepInput(self.state, frame.image, None)
-        for object_id in prompt.masks:
-            known = object_id in self.state.object_ids
-            self._event(frame, "corrected" if known else "object_added", object_id=object_id, reason="prompt")
-            category = prompt.categories.get(object_id)
-            if category is not None or not known:
-                self._categories[object_id] = category
-        return StepInput(self.state, frame.image, Prompt(prompt.masks))
+        masks = {} if prompt is None else dict(prompt.masks)
+        if prompt is not None:
+            for object_id in prompt.masks:
+                known = object_id in self.state.object_ids
+                kind = "corrected" if known else "object_added"
+                self._event(frame, kind, object_id=object_id, reason="prompt")
+                category = prompt.categories.get(object_id)
+                if category is not None or not known:
+                    self._categories[object_id] = category
+        for new in self._found(frame, masks):
+            masks[new.object_id] = new.mask
+            self._categories[new.object_id] = new.category
+            self._event(
+                frame,
+                "object_added",
+                object_id=new.object_id,
+                reason="detector",
+                detail={"score": round(new.score, 4)},
+            )
+        return StepInput(self.state, frame.image, Prompt(masks) if masks else None)
+
+    def _found(self, frame: Frame, given: Mapping[int, NDArray[np.bool_]]) -> list[NewObject]:
+        """Give up what the detector started and is long out of sight, and find what is new."""
+        if self._finder is None:
+            return []
+        for object_id in self._finder.given_up(frame.frame_index):
+            if object_id in self.state.object_ids and object_id not in given:
+                self._forget(frame, object_id, "out_of_sight")
+        return self._finder.look(frame, self.state.object_ids, given)
 
     def _take(self, frame: Frame, result: StepResult) -> None:
+        if self._finder is not None:
+            self._finder.saw(frame.frame_index, result.label_map.cpu().numpy(), result.object_ids)
         if frame.frame_index >= self._committed and result.object_ids:
             label_map = result.label_map.cpu().numpy()
             scores = mean_probability(label_map, result.probabilities.cpu().numpy(), result.object_ids)
@@ -459,8 +521,11 @@ class StreamTracker:
                     f"frame {frame.frame_index}: no object {object_id} is tracked that could be removed"
                 )
             return
+        self._forget(frame, object_id, "requested")
+
+    def _forget(self, frame: Frame, object_id: int, reason: str) -> None:
         self.state.remove_objects([object_id])
-        self._event(frame, "object_removed", object_id=object_id, reason="requested")
+        self._event(frame, "object_removed", object_id=object_id, reason=reason)
         self._categories.pop(object_id, None)
 
     def _event(self, frame: Frame, kind: str, **values: Any) -> None:
@@ -510,6 +575,7 @@ class StreamTracker:
             categories=tuple(self._categories.items()),
             rows=self._rows,
             losses=self.summary.losses,
+            finder=None if self._finder is None else self._finder.to_bytes(),
         )
 
     def _finish(self) -> None:
@@ -537,10 +603,3 @@ class StreamTracker:
     def _warn(self, message: str) -> None:
         logger.warning("stream %s: %s", self.store.stream_id, message)
         self.summary.warnings.append(message)
-
-
-def _something(prompts: PromptSet | None) -> PromptSet:
-    """The prompts, if they ask for anything."""
-    if prompts is None or prompts.is_empty():
-        raise PromptError("nothing to track: give masks, boxes or a prompts file")
-    return prompts

@@ -206,6 +206,7 @@ class Worker:
             snapshot_chunks=options.snapshot_chunks,
             max_frames=options.max_frames,
             box_segmenter=options.box_segmenter,
+            detector=options.detector,
         )
         source = open_source(spec.uri, threads=0, storage_options=options.storage_options)
         return StreamTracker(

@@ -20,17 +20,30 @@ SNAPSHOT = Snapshot(
 )
 
 
+WITH_FINDER = replace(SNAPSHOT, finder=b"what a detector remembers" * 3)
+
+
 @pytest.mark.parametrize(
     "snapshot",
-    [SNAPSHOT, replace(SNAPSHOT, next_frame=0, previous_pts_seconds=None, previous_size=None, categories=())],
+    [
+        SNAPSHOT,
+        WITH_FINDER,
+        replace(SNAPSHOT, next_frame=0, previous_pts_seconds=None, previous_size=None, categories=()),
+    ],
 )
 def test_it_comes_back(snapshot: Snapshot) -> None:
     assert Snapshot.from_bytes(snapshot.to_bytes()) == snapshot
 
 
-def test_any_changed_byte_is_noticed() -> None:
+def test_without_a_finder_it_is_written_as_ever() -> None:
+    assert b'"version":"1"' in SNAPSHOT.to_bytes()
+    assert b'"version":"2"' in WITH_FINDER.to_bytes()
+
+
+@pytest.mark.parametrize("snapshot", [SNAPSHOT, WITH_FINDER])
+def test_any_changed_byte_is_noticed(snapshot: Snapshot) -> None:
     """Its facts as well as the tracker's state: a category that reads differently would change rows."""
-    blob = SNAPSHOT.to_bytes()
+    blob = snapshot.to_bytes()
     unnoticed = []
     for position in range(len(blob)):
         damaged = bytearray(blob)
@@ -39,7 +52,7 @@ def test_any_changed_byte_is_noticed() -> None:
             found = Snapshot.from_bytes(bytes(damaged))
         except ValueError:
             continue
-        if found != SNAPSHOT:
+        if found != snapshot:
             unnoticed.append(position)
     assert not unnoticed
 
