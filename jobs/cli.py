@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from jobs import batch_cli
+from jobs import batch_cli, serve_cli
 from jobs import options as opt
 from jobs.terminal import SPEAK_EVERY_S, console, fetch_model, say, short_name
 from pipeline.errors import UsageError, XmemError
@@ -31,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(batch_cli.app, name="batch")
+app.command()(serve_cli.serve)
 
 logger = logging.getLogger("xmem")
 

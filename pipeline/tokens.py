@@ -22,6 +22,9 @@ from pipeline.errors import UsageError
 
 log = logging.getLogger(__name__)
 
+TOKENS_VARIABLE = "XMEM_API_TOKENS"
+"""Of the environment: tokens, set apart by commas or line ends."""
+
 LEAST_TOKEN = 16
 MOST_TOKEN = 512
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")

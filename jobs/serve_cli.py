@@ -1,0 +1,166 @@
+"""`xmem serve`: live cameras followed by a hub, and the HTTP API in front of it, on Ray Serve."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs import options as opt
+from jobs.terminal import fetch_model, say
+from pipeline.errors import UsageError
+from pipeline.redact import redacted
+
+if TYPE_CHECKING:
+    from pipeline.tokens import TokenSet
+
+
+def serve(
+    out: Annotated[str, typer.Option(help="Output folder: a path or any fsspec URI.")],
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
+    token_file: Annotated[
+        str | None,
+        typer.Option(help="File with the API's bearer tokens, one a line. Default: XMEM_API_TOKENS."),
+    ] = None,
+    insecure_loopback: Annotated[
+        bool, typer.Option("--insecure-loopback", help="No tokens; only on this machine's own address.")
+    ] = False,
+    allow_network: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CIDR", help="Where cameras may be; repeatable. Default: nowhere."),
+    ] = None,
+    allow_port: Annotated[
+        list[int] | None, typer.Option(help="On which cameras may be asked [322 554 8322 8554]; repeatable.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Host name by which the API may be asked; repeatable.")
+    ] = None,
+    max_streams: Annotated[int, typer.Option(help="Streams at the same time.")] = 16,
+    hub: Annotated[
+        str, typer.Option(help="Name of the hub: one process at a time per folder and name.")
+    ] = "default",
+    secrets: Annotated[str | None, typer.Option(help="Folder for the cameras' passwords.")] = None,
+    replicas: Annotated[int, typer.Option(help="Processes that answer requests.")] = 1,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster: auto or host:6379. Default: a Ray of its own.")
+    ] = None,
+    gpus: Annotated[float, typer.Option(help="Share of a GPU to reserve for the hub.")] = 0.0,
+    model: opt.ModelOption = "xmem-lite",
+    size: opt.SizeOption = None,
+    device: opt.DeviceOption = "cpu",
+    dtype: opt.DtypeOption = "float32",
+    threads: opt.ThreadsOption = None,
+) -> None:
+    """Follow live cameras, and serve their streams, pictures and records over HTTP."""
+    tokens = _tokens(token_file, insecure_loopback, host)
+    networks = tuple(allow_network or ())
+    fetch_model(model)
+
+    from jobs.cluster import connected
+    from pipeline.api_service import ApiSettings
+    from pipeline.live_hub import HubSettings
+    from pipeline.serve import HubPlace, application, camera_options
+    from pipeline.url_guard import CAMERA_PORTS
+
+    api = ApiSettings(
+        tokens,
+        networks,
+        tuple(allow_port or sorted(CAMERA_PORTS)),
+        hosts=_hosts(host, allow_host or []),
+        max_streams=max_streams,
+    )
+    settings = HubSettings(
+        out=out,
+        hub=hub,
+        model=model,
+        size=size or None,
+        full_size=size == 0,
+        device=device,
+        dtype=dtype,
+        threads=threads or 1,
+        options=camera_options(api),
+        max_streams=max_streams,
+        secrets=secrets,
+    )
+    place = HubPlace(f"hub-{hub}", settings, gpus=gpus or float(device.startswith("cuda")))
+    if not networks:
+        say("no network is allowed (--allow-network): every camera is going to be refused")
+    with connected(address, gpus=device.startswith("cuda")):
+        _run(application(api, place, replicas=replicas), place, host, port, out)
+
+
+def _run(application: object, place: object, host: str, port: int, out: str) -> None:
+    import ray
+    from ray import serve as ray_serve
+
+    from pipeline.serve import APPLICATION, NAMESPACE, HubPlace, hub_actor
+
+    assert isinstance(place, HubPlace)
+    stop = threading.Event()
+    before = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ray_serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"})
+        handle = hub_actor(place)
+        ray.get(handle.call.remote("capacity"))  # what is wrong with its settings is said here
+        ray_serve.run(application, name=APPLICATION, route_prefix="/")  # type: ignore[arg-type]
+        shown = f"[{host}]" if ":" in host else host
+        say(f"serving http://{shown}:{port} into {redacted(out)}; Ctrl-C ends it")
+        while not stop.wait(0.5):
+            pass
+        say("closing: rows that are under way are committed")
+        ray.get(handle.call.remote("close"), timeout=60)
+        ray.kill(ray.get_actor(place.name, namespace=NAMESPACE))
+        ray_serve.delete(APPLICATION)
+        ray_serve.shutdown()  # type: ignore[no-untyped-call]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tokens(token_file: str | None, insecure: bool, host: str) -> TokenSet | None:
+    """Who is let in; UsageError if that would be everybody by mistake."""
+    from pipeline.tokens import TOKENS_VARIABLE, TokenSet
+
+    if insecure:
+        if token_file is not None:
+            raise UsageError("--insecure-loopback and --token-file cannot both be meant: drop one")
+        if not is_loopback(host):
+            raise UsageError(
+                f"--insecure-loopback with --host {host} is not allowed: others would be let in without a "
+                "token; use 127.0.0.1, or give --token-file"
+            )
+        return None
+    if token_file is not None:
+        return TokenSet.from_file(token_file)
+    text = os.environ.get(TOKENS_VARIABLE, "")
+    if not text.strip():
+        raise UsageError(
+            f"no token is given: set {TOKENS_VARIABLE}, or give --token-file FILE (`openssl rand -hex 32` "
+            "makes a token); on 127.0.0.1 --insecure-loopback does without"
+        )
+    return TokenSet.from_text(text)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _hosts(host: str, named: list[str]) -> tuple[str, ...] | None:
+    """Host names that requests may give; None: any, where tokens are what guards the API."""
+    from pipeline.api_guard import LOOPBACK_HOSTS
+
+    if is_loopback(host):
+        own = f"[{host}]" if ":" in host else host
+        return (*LOOPBACK_HOSTS, own, *named)
+    return tuple(named) or None

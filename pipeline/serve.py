@@ -1,0 +1,248 @@
+"""The Ray Serve application: the API's replicas in front, one named hub actor behind them.
+
+The hub is an actor of its own, detached from whoever started it, and restarted by Ray when its process dies;
+it goes on from what it had stored. Replicas only find it by name: they may come, go and be several, and none
+of their requests waits for tracking.
+
+    xmem serve --out s3://my-bucket/live ...          # see jobs.serve_cli
+    serve run pipeline.serve:app out=s3://my-bucket/live allow_network=10.20.0.0/16
+
+`serve run` and a RayService take the tokens from XMEM_API_TOKENS or from `token_file`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from pipeline.api import create_app
+from pipeline.api_guard import ApiGuard
+from pipeline.api_service import ApiSettings, HubUnavailableError
+from pipeline.errors import UsageError, XmemError
+from pipeline.live_hub import HubSettings, LiveHub
+from pipeline.live_options import LiveOptions
+from pipeline.live_spec import LiveSpec
+from pipeline.tokens import TOKENS_VARIABLE, TokenSet
+from pipeline.url_guard import UrlGuard
+
+log = logging.getLogger(__name__)
+
+APPLICATION = "xmem-live"
+NAMESPACE = "xmem"
+_CALLS = 128
+_MOST_REQUESTS = 200
+
+
+@dataclass(frozen=True)
+class HubPlace:
+    """Where the hub's actor is found, and what to make it of where there is none.
+
+    Args:
+        name: of the actor, in the namespace `NAMESPACE`.
+        settings: of the hub; None: somebody else starts it.
+        gpus: share of a GPU to reserve.
+    """
+
+    name: str
+    settings: HubSettings | None = field(default=None, repr=False)
+    gpus: float = 0.0
+
+
+class HubProcess:
+    """What runs inside the hub's actor: `LiveHub`'s methods, called from many threads."""
+
+    def __init__(self, settings: HubSettings) -> None:
+        self._hub = LiveHub(settings)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """A method of `LiveHub`, by name."""
+        if method.startswith("_"):
+            raise ValueError(f"{method!r} is not for others")
+        return getattr(self._hub, method)(*arguments)
+
+
+def hub_actor(place: HubPlace) -> Any:
+    """A handle of the hub's actor, which is started if it is not there; ValueError if it cannot be found."""
+    settings = place.settings
+    if settings is None:
+        return ray.get_actor(place.name, namespace=NAMESPACE)
+    # Ray would give the actor's libraries one thread; torch is told by the hub, OpenMP reads it at its start.
+    environment = {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    return (
+        ray.remote(HubProcess)
+        .options(
+            name=place.name,
+            namespace=NAMESPACE,
+            get_if_exists=True,
+            lifetime="detached",
+            max_restarts=-1,
+            max_task_retries=0,  # nothing is done twice behind the caller's back
+            max_concurrency=_CALLS,
+            num_cpus=settings.threads,
+            num_gpus=place.gpus,
+            runtime_env={"env_vars": environment},
+        )
+        .remote(settings)
+    )
+
+
+class RayHub:
+    """The hub as the API asks for it, by way of its actor.
+
+    Args:
+        place: where it is.
+    """
+
+    def __init__(self, place: HubPlace) -> None:
+        self._place = place
+        self._handle: Any = None
+        self._finding = asyncio.Lock()
+
+    async def add(self, spec: LiveSpec) -> Mapping[str, Any]:
+        """See `LiveHub.add`; so for all others."""
+        return dict(await self._call("add", spec))
+
+    async def remove(self, stream_id: str) -> Any:
+        return await self._call("remove", stream_id)
+
+    async def list(self) -> Sequence[Mapping[str, Any]]:
+        return list(await self._call("list"))
+
+    async def status(self, stream_id: str) -> Mapping[str, Any]:
+        return dict(await self._call("status", stream_id))
+
+    async def request(self, stream_id: str, change: Mapping[str, Any]) -> Mapping[str, Any]:
+        return dict(await self._call("request", stream_id, change) or {})
+
+    async def tracks(self, stream_id: str, since: int | None, limit: int) -> Sequence[Mapping[str, Any]]:
+        return list(await self._call("tracks", stream_id, since, limit))
+
+    async def wait_tracks(self, stream_id: str, after_seq: int, timeout: float) -> Mapping[str, Any] | None:
+        news: Mapping[str, Any] | None = await self._call("wait_tracks", stream_id, after_seq, timeout)
+        return news
+
+    async def jpeg(self, stream_id: str, overlay: bool, max_side: int, quality: int) -> bytes:
+        return bytes(await self._call("jpeg", stream_id, overlay, max_side, quality))
+
+    async def capacity(self) -> Mapping[str, Any]:
+        return dict(await self._call("capacity"))
+
+    async def find(self) -> Any:
+        """The actor's handle; HubUnavailableError while there is none."""
+        async with self._finding:
+            if self._handle is None:
+                try:
+                    self._handle = await asyncio.to_thread(hub_actor, self._place)
+                except (ValueError, RayError) as error:
+                    raise HubUnavailableError("the tracker is not there: try again") from error
+            return self._handle
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        handle = await self.find()
+        try:
+            return await handle.call.remote(method, *arguments)
+        except RayTaskError as error:
+            # Ray's error says the whole remote traceback; the hub's own is what is meant.
+            cause = error.cause
+            if isinstance(cause, XmemError):
+                raise cause from None
+            raise
+        except RayActorError as error:
+            self._handle = None
+            log.warning("the hub's actor: %s", type(error).__name__)
+            raise HubUnavailableError("the tracker's process is being restarted: try again") from error
+
+
+def application(api: ApiSettings, place: HubPlace, *, replicas: int = 1) -> serve.Application:
+    """The application, to be run with `serve.run`."""
+
+    def build() -> ApiGuard:
+        return create_app(RayHub(place), api)
+
+    ingress = serve.ingress(build)()
+    deployment: Any = serve.deployment(
+        ingress,
+        name="Api",
+        num_replicas=replicas,
+        max_ongoing_requests=_MOST_REQUESTS,
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=5.0,
+    )
+    bound: serve.Application = deployment.bind()
+    return bound
+
+
+def settings_from(options: Mapping[str, str], environment: Mapping[str, str]) -> tuple[ApiSettings, HubPlace]:
+    """Settings from words, as `serve run` and a RayService's `args` give them; UsageError for unknown ones.
+
+    Args:
+        options: `out` is needed; model, device, dtype, threads, gpus, size, hub, max_streams, allow_network
+            (CIDRs with commas), allow_port, hosts, token_file, secrets.
+        environment: for XMEM_API_TOKENS.
+    """
+    given = {str(name): str(value) for name, value in options.items()}
+    known = {name: given.pop(name) for name in list(given) if name in _WORDS}
+    if given or not known.get("out"):
+        wrong = f"unknown option {sorted(given)[0]!r}" if given else "option 'out' is missing"
+        raise UsageError(f"{wrong}: there are {', '.join(_WORDS)}")
+    if known.get("token_file"):
+        tokens = TokenSet.from_file(known["token_file"])
+    else:
+        tokens = TokenSet.from_text(environment.get(TOKENS_VARIABLE, ""))
+    networks = tuple(_listed(known.get("allow_network", "")))
+    ports = tuple(_whole(port) for port in _listed(known.get("allow_port", ""))) or ApiSettings(None).ports
+    most = _whole(known.get("max_streams", "16"))
+    api = ApiSettings(
+        tokens, networks, ports, hosts=tuple(_listed(known.get("hosts", ""))) or None, max_streams=most
+    )
+    hub = HubSettings(
+        out=known["out"],
+        hub=known.get("hub", "default"),
+        model=known.get("model", "xmem-lite"),
+        device=known.get("device", "cpu"),
+        dtype=known.get("dtype", "float32"),
+        threads=_whole(known.get("threads", "1")),
+        size=_whole(known["size"]) if "size" in known else None,
+        secrets=known.get("secrets"),
+        max_streams=most,
+        options=camera_options(api),
+    )
+    return api, HubPlace(f"hub-{hub.hub}", hub, gpus=float(known.get("gpus", "0")))
+
+
+def camera_options(api: ApiSettings) -> LiveOptions:
+    """How cameras are read: only from where the API lets them be, checked anew at each connection."""
+    try:
+        return LiveOptions(guard=UrlGuard(api.networks, ports=api.ports))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def app(options: Mapping[str, str]) -> serve.Application:
+    """For `serve run pipeline.serve:app out=...` and a RayService; see `settings_from`."""
+    return application(*settings_from(options, os.environ))
+
+
+_WORDS = (
+    "out", "model", "device", "dtype", "threads", "gpus", "size", "hub", "max_streams", "allow_network",
+    "allow_port", "hosts", "token_file", "secrets",
+)  # fmt: skip
+
+
+def _listed(text: str) -> list[str]:
+    return [part for part in text.replace(",", " ").split() if part]
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is not a whole number") from None
