@@ -18,8 +18,6 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator
-from heapq import heappop, heappush
-from typing import Any
 
 from jobs.actions import (
     Action,
@@ -34,16 +32,15 @@ from jobs.actions import (
     VideoResult,
     VideoState,
 )
-from jobs.fair_queue import FairQueue
+from jobs.ledger import Ledger
 from jobs.manifest import VideoJob
+from jobs.waiting import Waiting
 from jobs.workers import Video, Where, Worker, Workers
 from pipeline.errors import AnotherWriterError, UsageError
 from pipeline.work import ChunkRef, ChunkReport, Failure, StreamStatus
 
 # "refused" and "unknown" do no harm, but a worker that says nothing else must not keep a video for ever.
 _HARMLESS = 3
-# Places for begun videos to one for a fresh one, while more of them wait than there are places.
-_CROWDED = 3
 # Lost workers whose streams may still be found innocent.
 _REMEMBERED = 256
 # A machine that is large enough may come back.
@@ -61,36 +58,28 @@ class Scheduler:
         self.options = options or SchedulerOptions()
         self._random = random.Random(self.options.seed)
         self._videos: dict[str, Video] = {}
-        # Plain tuples: the garbage collector need not look at them again, and there may be a million.
-        self._results: dict[str, tuple[Any, ...]] = {}
-        self._counts = dict.fromkeys(("finished", "failed", "quarantined", "cancelled", "pending"), 0)
-        self._fresh: FairQueue[Video] = FairQueue()
-        self._begun: FairQueue[Video] = FairQueue()
-        self._suspects: FairQueue[Video] = FairQueue()
-        self._put_off: list[tuple[float, int, Video]] = []
-        self._last_put_off = 0
+        self._ledger = Ledger()
+        self._waiting = Waiting()
         self._workers = Workers(self.options)
         self._calls: dict[int, Video] = {}
         self._blamed: dict[int, list[tuple[Video, bool, bool]]] = {}  # counted as a try; a suspect since then
         self._last_call = 0
         self._dirty: dict[int, Worker] = {}
-        self._begun_in_a_row = 0
         self._releasing = 0
         self._draining = False
-        self._frames = self._chunks = self._rows = 0
 
     # --- what is to be done, and how it stands ---------------------------------------------------
 
     def add(self, job: VideoJob) -> None:
         """One more video. UsageError: there is one of that stream id."""
         stream_id = job.spec.stream_id
-        if stream_id in self._videos or stream_id in self._results:
+        if stream_id in self._videos or stream_id in self._ledger:
             raise UsageError(f"stream id {stream_id!r} is there twice: give each video its own")
         video = self._videos[stream_id] = Video(job)
         if self._draining:
             self._end(video, "pending")
         else:
-            self._wait_in(self._fresh, video, new=True)
+            self._waiting.add(video)
 
     @property
     def done(self) -> bool:
@@ -104,12 +93,11 @@ class Scheduler:
 
     def results(self) -> Iterator[VideoResult]:
         """Of the videos that have ended, in the order in which they did."""
-        return (VideoResult(*values) for values in self._results.values())
+        return iter(self._ledger)
 
     def result(self, stream_id: str) -> VideoResult | None:
         """Of one video; None while it has not ended."""
-        values = self._results.get(stream_id)
-        return None if values is None else VideoResult(*values)
+        return self._ledger.get(stream_id)
 
     def running(self) -> list[Running]:
         """The videos that workers hold."""
@@ -120,14 +108,14 @@ class Scheduler:
         """Where the batch stands."""
         running = sum(len(w.streams) for w in self._workers)
         return Progress(
-            videos=len(self._videos) + len(self._results),
+            videos=len(self._videos) + len(self._ledger),
             running=running,
             waiting=len(self._videos) - running,
             workers=len(self._workers),
-            frames=self._frames,
-            chunks=self._chunks,
-            rows=self._rows,
-            **self._counts,
+            frames=self._ledger.frames,
+            chunks=self._ledger.chunks,
+            rows=self._ledger.rows,
+            **self._ledger.counts,
         )
 
     # --- workers come and go ---------------------------------------------------------------------
@@ -175,12 +163,10 @@ class Scheduler:
             if counted and video.failures:
                 video.failures -= 1
             if suspected and video.suspect:
-                queued = video.queue is self._suspects
-                if queued:
-                    self._leave_queue(video)
                 self._workers.clear(video)
-                if queued:
-                    self._wait(video)
+                if video.queue is not None:
+                    self._waiting.remove(video)
+                    self._waiting.put(video)
                 elif video.worker is not None:
                     self._touch(video.worker)
 
@@ -199,7 +185,7 @@ class Scheduler:
             # It has been started over; the next time it goes on.
             video.spec = dataclasses.replace(video.spec, restart=False)
         video.position, video.frame_count = status.next_frame, status.frame_count
-        self._count_rows(video, status.rows, status.losses)
+        self._ledger.count_rows(video, status.rows, status.losses)
         if video.best is None:
             video.best = status.next_frame
         elif status.next_frame > video.best:
@@ -223,19 +209,17 @@ class Scheduler:
         video, worker = self._answered(call)
         if video is None or worker is None:
             return
-        self._chunks += 1
-        self._frames += report.frames
-        video.seconds += report.seconds
+        self._ledger.count(video, report)
         if report.outcome == "finished":
             video.position = max(report.next_frame, video.position)
-            self._count_rows(video, report.rows, report.losses)
+            self._ledger.count_rows(video, report.rows, report.losses)
             self._end(video, "finished")
         elif report.outcome == "failed":
             video.failing = report.failure or Failure("Failure", "the worker names no cause", False)
             self._let_go(video, now)
         elif report.outcome == "tracked" and report.next_frame > video.position:
             video.position, video.where, video.harmless = report.next_frame, Where.IDLE, 0
-            self._count_rows(video, report.rows, report.losses)
+            self._ledger.count_rows(video, report.rows, report.losses)
             if video.best is None or video.position > video.best:
                 self._got_further(video)
                 video.further = True
@@ -315,7 +299,7 @@ class Scheduler:
 
     def wakeup(self) -> float | None:
         """When `actions` should be asked at the latest, though nothing happened; None: only then."""
-        times = [self._put_off[0][0]] if self._put_off else []
+        times = [t for t in (self._waiting.wakeup,) if t is not None]
         seconds = self.options.idle_seconds
         if seconds is not None and len(self._videos) < len(self._workers):
             times += [w.idle_since + seconds for w in self._workers if w.idle_since is not None]
@@ -323,10 +307,7 @@ class Scheduler:
 
     def actions(self, now: float) -> list[Action]:
         """What is to be done now. Each call is to be answered once, unless its worker is lost."""
-        while self._put_off and self._put_off[0][0] <= now:
-            _, number, video = heappop(self._put_off)
-            if video.put_off == number:
-                self._wait(video)
+        self._waiting.wake(now)
         for worker in list(self._workers.reserved.values()):
             reserved = worker.reserved
             if reserved is not None and self._workers.has_room(worker, reserved):
@@ -343,23 +324,17 @@ class Scheduler:
 
     def _place_suspects(self, now: float) -> None:
         """Suspects run alone, on half of the workers at most: the others' work goes on."""
-        while self._suspects and self._workers.wards < max(1, len(self._workers) // 2):
-            video = self._suspects.first()
+        suspects = self._waiting.suspects
+        while self._workers.wards < max(1, len(self._workers) // 2):
+            video = suspects.first()
             if video is None or not self._place(video, now):
                 return
 
     def _place_waiting(self, now: float) -> None:
         """Give free places to those who wait, fresh and begun in turn."""
         while self._workers.any_place:
-            # More often than in turn when they pile up: each fresh one soon adds to those that were begun.
-            crowded = len(self._begun) > len(self._workers) * self.options.max_streams
-            begun_next = self._begun_in_a_row < (_CROWDED if crowded else 1)
-            for queue in (self._begun, self._fresh) if begun_next else (self._fresh, self._begun):
-                video = queue.first()
-                if video is not None and self._place(video, now):
-                    self._begun_in_a_row = self._begun_in_a_row + 1 if queue is self._begun else 0
-                    break
-            else:
+            places = len(self._workers) * self.options.max_streams
+            if not any(self._place(video, now) for video in self._waiting.next(places)):
                 return
 
     def _place(self, video: Video, now: float) -> bool:
@@ -371,19 +346,19 @@ class Scheduler:
         workers = self._workers
         worker = workers.roomiest(video)
         if worker is not None:
-            self._take(video)
+            self._waiting.take(video)
             self._admit(worker, video)
             return True
         # It is its turn: the next room is kept for it, or else smaller ones would come first for ever.
         worker = workers.to_reserve(video)
         if worker is not None:
-            self._take(video)
+            self._waiting.take(video)
             workers.reserve(worker, video)
             self._touch(worker)
             return True
         if not len(workers) or workers.any_could_hold(video):
             return False
-        self._take(video)
+        self._waiting.take(video)
         video.failing = workers.too_big(video)
         self._failed(video, now, at_least=_NO_WORKER_SECONDS)
         return True
@@ -426,7 +401,7 @@ class Scheduler:
         # Further than ever before: were its rows lost on the way each time, it would go round for ever.
         if video.suspect or not video.further or video.had < self.options.quantum:
             return False
-        return worker.reserved is not None or len(self._fresh) + len(self._begun) > self._releasing
+        return worker.reserved is not None or len(self._waiting) > self._releasing
 
     def _close_idle(self, now: float, actions: list[Action]) -> None:
         seconds = self.options.idle_seconds
@@ -456,7 +431,7 @@ class Scheduler:
         elif self._draining:
             self._end(video, "pending")
         else:
-            self._wait(video)
+            self._waiting.put(video)
 
     def _failed(self, video: Video, now: float, at_least: float = 0.0) -> None:
         failure, video.failing = video.failing, None
@@ -476,59 +451,16 @@ class Scheduler:
             options, video.retry = self.options, True
             seconds = min(options.backoff_seconds * 2 ** (video.failures - 1), options.max_backoff_seconds)
             seconds = max(seconds, at_least) * (1 + options.jitter * self._random.random())
-            self._last_put_off += 1
-            video.put_off = self._last_put_off
-            heappush(self._put_off, (now + seconds, video.put_off, video))
-
-    def _wait(self, video: Video) -> None:
-        video.put_off = 0
-        if video.suspect:
-            self._wait_in(self._suspects, video)
-        else:
-            self._wait_in(self._fresh if video.best is None else self._begun, video)
-
-    def _wait_in(self, queue: FairQueue[Video], video: Video, new: bool = False) -> None:
-        video.queue = queue
-        if new:
-            queue.push_new(video)
-        else:
-            queue.push(video, video.had)
-            video.had = 0
-
-    def _take(self, first: Video) -> None:
-        if first.queue is not None:
-            first.queue.pop()
-            first.queue = None
-
-    def _leave_queue(self, video: Video) -> None:
-        queue, video.queue = video.queue, None
-        if queue is not None:
-            queue.discard(video)
+            self._waiting.put_off(video, now + seconds)
 
     def _end(self, video: Video, state: VideoState) -> None:
-        self._leave_queue(video)
-        video.put_off = 0
+        self._waiting.remove(video)
         self._workers.release(video)
         del self._videos[video.spec.stream_id]
-        cause = None if state == "finished" else video.cause
-        self._counts[state] += 1
-        self._results[video.spec.stream_id] = (
-            video.spec.stream_id,
-            state,
-            video.position,
-            video.rows,
-            video.losses,
-            video.tries,
-            video.seconds,
-            cause,
-        )
+        self._ledger.end(video, state)
 
     def _got_further(self, video: Video) -> None:
         video.best, video.failures = video.position, 0
-
-    def _count_rows(self, video: Video, rows: int, losses: int) -> None:
-        self._rows += rows - video.rows
-        video.rows, video.losses = rows, losses
 
     def _touch(self, worker: Worker) -> None:
         self._dirty[worker.number] = worker

@@ -377,6 +377,7 @@ def test_a_machine_that_is_found_to_have_gone_was_nobodys_fault_either() -> None
         for i in range(20):
             world.ask()
             while not any(isinstance(c, Track) for m in world.machines.values() for c in m.calls):
+                assert not world.scheduler.done
                 world.step()
                 world.ask()
             (lost,) = world.machines

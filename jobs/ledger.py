@@ -1,0 +1,60 @@
+"""What has become of the videos, and how much was done: little for each, as there may be a million."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from jobs.actions import VideoResult, VideoState
+from jobs.workers import Video
+from pipeline.work import ChunkReport
+
+
+class Ledger:
+    """Results by stream id, in the order of their ends, and sums over all videos."""
+
+    def __init__(self) -> None:
+        # Plain tuples: the garbage collector need not look at them again.
+        self._results: dict[str, tuple[Any, ...]] = {}
+        self.counts = dict.fromkeys(("finished", "failed", "quarantined", "cancelled", "pending"), 0)
+        self.frames = self.chunks = self.rows = 0
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def __contains__(self, stream_id: str) -> bool:
+        return stream_id in self._results
+
+    def __iter__(self) -> Iterator[VideoResult]:
+        return (VideoResult(*values) for values in self._results.values())
+
+    def get(self, stream_id: str) -> VideoResult | None:
+        """The result of one video, if it has ended."""
+        values = self._results.get(stream_id)
+        return None if values is None else VideoResult(*values)
+
+    def end(self, video: Video, state: VideoState) -> None:
+        """A video has ended."""
+        self.counts[state] += 1
+        stream_id = video.spec.stream_id
+        self._results[stream_id] = (
+            stream_id,
+            state,
+            video.position,
+            video.rows,
+            video.losses,
+            video.tries,
+            video.seconds,
+            None if state == "finished" else video.cause,
+        )
+
+    def count(self, video: Video, report: ChunkReport) -> None:
+        """A chunk was reported, whatever became of it."""
+        self.chunks += 1
+        self.frames += report.frames
+        video.seconds += report.seconds
+
+    def count_rows(self, video: Video, rows: int, losses: int) -> None:
+        """So many does a stream have by now."""
+        self.rows += rows - video.rows
+        video.rows, video.losses = rows, losses

@@ -1,0 +1,88 @@
+"""The videos that no worker holds: fresh ones, begun ones, suspects, and those put off until later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import heappop, heappush
+
+from jobs.fair_queue import FairQueue
+from jobs.workers import Video
+
+# Places for begun videos to one for a fresh one, while more of them wait than there are places.
+_CROWDED = 3
+
+
+class Waiting:
+    """Where videos wait, and whose turn it is."""
+
+    def __init__(self) -> None:
+        self.fresh: FairQueue[Video] = FairQueue()
+        self.begun: FairQueue[Video] = FairQueue()
+        self.suspects: FairQueue[Video] = FairQueue()
+        self._put_off: list[tuple[float, int, Video]] = []
+        self._last = 0
+        self._begun_in_a_row = 0
+
+    def __len__(self) -> int:
+        """Those that a place would help: neither suspects nor those put off."""
+        return len(self.fresh) + len(self.begun)
+
+    def add(self, video: Video) -> None:
+        """A new video."""
+        video.queue = self.fresh
+        self.fresh.push_new(video)
+
+    def put(self, video: Video) -> None:
+        """A video that was on its way, or on a worker."""
+        video.put_off = 0
+        unsuspected = self.fresh if video.best is None else self.begun
+        video.queue = self.suspects if video.suspect else unsuspected
+        video.queue.push(video, video.had)
+        video.had = 0
+
+    def put_off(self, video: Video, until: float) -> None:
+        """A video is to wait until then at least."""
+        self._last += 1
+        video.put_off = self._last
+        heappush(self._put_off, (until, video.put_off, video))
+
+    def wake(self, now: float) -> None:
+        """Let those wait for a place whose time has come."""
+        while self._put_off and self._put_off[0][0] <= now:
+            _, number, video = heappop(self._put_off)
+            if video.put_off == number:
+                self.put(video)
+
+    @property
+    def wakeup(self) -> float | None:
+        """When the next one's time comes."""
+        return self._put_off[0][0] if self._put_off else None
+
+    def remove(self, video: Video) -> None:
+        """Take a video out, wherever it waits, if it does."""
+        video.put_off = 0
+        if video.queue is not None:
+            video.queue.discard(video)
+            video.queue = None
+
+    def take(self, first: Video) -> None:
+        """Take the first of a queue out: it had its turn."""
+        queue = first.queue
+        assert queue is not None
+        queue.pop()
+        first.queue = None
+        if queue is not self.suspects:
+            self._begun_in_a_row = self._begun_in_a_row + 1 if queue is self.begun else 0
+
+    def next(self, places: int) -> Iterator[Video]:
+        """Whose turn it is: the first of the fresh, or of the begun; and if it cannot go, the other's.
+
+        Args:
+            places: how many there are altogether. When more begun ones wait than that, they get more than
+                every second one: each fresh one soon adds to them.
+        """
+        begun_next = self._begun_in_a_row < (_CROWDED if len(self.begun) > places else 1)
+        for queue in (self.begun, self.fresh) if begun_next else (self.fresh, self.begun):
+            video = queue.first()
+            if video is not None:
+                yield video
