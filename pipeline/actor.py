@@ -1,4 +1,4 @@
-"""TrackerActor: a `Worker` inside a Ray actor, several streams to a device.
+"""Ray actors: a `Worker` for batches, several streams to a device, and a `LiveHub` for live streams.
 
 Ray restarts an actor whose process died; the new one knows of no stream, says so ("unknown"), and rebuilds
 each from the store when it is opened again. Nothing is retried behind the scheduler's back: a chunk whose
@@ -7,10 +7,13 @@ answer never came may be tracked or not, and only the store can tell.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 
+from pipeline.live_hub import HubSettings, LiveHub
+from pipeline.live_spec import LiveSpec
 from pipeline.work import ChunkRef, ChunkReport, StreamSpec, StreamStatus, WorkerSettings
 from pipeline.worker import Worker
 
@@ -63,3 +66,91 @@ def tracker_actor(settings: WorkerSettings, *, gpus: float = 0.0, **options: Any
     environment = {"env_vars": {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "PASSIVE"}}
     chosen = {"num_cpus": settings.threads, "num_gpus": gpus, "runtime_env": environment, **options}
     return TrackerActor.options(**chosen).remote(settings)
+
+
+class Live:
+    """What runs inside a live actor: a `LiveHub`, whose methods answer at once and several at a time.
+
+    An actor whose process died is started again by Ray, and its hub goes on with all its streams by itself.
+    """
+
+    def __init__(self, settings: HubSettings) -> None:
+        self._hub = LiveHub(settings)
+
+    def add(self, spec: LiveSpec) -> dict[str, Any]:
+        """See `LiveHub.add`."""
+        return self._hub.add(spec)
+
+    def remove(self, stream_id: str, wait: float = 0.0) -> dict[str, Any]:
+        """See `LiveHub.remove`."""
+        return self._hub.remove(stream_id, wait)
+
+    def list(self) -> Any:
+        """See `LiveHub.list`."""
+        return self._hub.list()
+
+    def status(self, stream_id: str) -> dict[str, Any]:
+        """See `LiveHub.status`."""
+        return self._hub.status(stream_id)
+
+    def request(self, stream_id: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        """See `LiveHub.request`."""
+        return self._hub.request(stream_id, content)
+
+    def tracks(self, stream_id: str, since: int | None = None, limit: int = 500) -> Any:
+        """See `LiveHub.tracks`."""
+        return self._hub.tracks(stream_id, since, limit)
+
+    def wait_tracks(self, stream_id: str, after_seq: int = -1, timeout: float = 10.0) -> Any:
+        """See `LiveHub.wait_tracks`; each call that waits holds one of the actor's threads."""
+        return self._hub.wait_tracks(stream_id, after_seq, timeout)
+
+    def jpeg(self, stream_id: str, overlay: bool = True, max_side: int = 960, quality: int = 80) -> bytes:
+        """See `LiveHub.jpeg`."""
+        return self._hub.jpeg(stream_id, overlay, max_side, quality)
+
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """See `LiveHub.metrics`."""
+        return self._hub.metrics()
+
+    def capacity(self) -> dict[str, Any]:
+        """See `LiveHub.capacity`."""
+        return self._hub.capacity()
+
+    def close(self) -> None:
+        """See `LiveHub.close`."""
+        self._hub.close()
+
+
+LiveActor: Any = ray.remote(max_restarts=FOR_EVER, max_task_retries=0)(Live)
+LIVE_CALLS = 32
+
+
+def live_actor(settings: HubSettings, *, gpus: float = 0.0, calls: int = LIVE_CALLS, **options: Any) -> Any:
+    """A handle of the actor that holds the hub of this name, started if there is none.
+
+    It belongs to nobody: it lives on when whoever started it dies. End it with its `close`, then `ray.kill`.
+
+    Args:
+        settings: of the hub; those of an actor that is there already are not changed.
+        gpus: share of a GPU to reserve.
+        calls: that may be answered at the same time, waiting ones included.
+        options: for `ray.actor.ActorClass.options`; `lifetime=None` ends it with its owner.
+    """
+    environment = {"env_vars": {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "PASSIVE"}}
+    chosen = {
+        "name": live_actor_name(settings.hub),
+        "get_if_exists": True,
+        "lifetime": "detached",
+        "max_concurrency": calls,
+        "num_cpus": settings.threads,
+        "num_gpus": gpus,
+        "runtime_env": environment,
+        **options,
+    }
+    return LiveActor.options(**chosen).remote(settings)
+
+
+def live_actor_name(hub: str) -> str:
+    """The name under which Ray knows a hub's actor."""
+    return f"xmem-live-{hub}"

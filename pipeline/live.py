@@ -380,11 +380,13 @@ class LiveTracker:
                 if (reason := self._unwanted(lag, read_at)) is not None:
                     self._drop(frame, reason)
                     continue
+                mark = len(self._events)
                 try:
                     step = self._arrive(frame)
                 except BaseException:
-                    self._drop(frame, "failed")
+                    self._spoil(frame, mark)
                     raise
+                self._mark = mark
                 self._pending = (frame, step, lag, read_at)
                 return step
         except BaseException as error:
@@ -454,11 +456,10 @@ class LiveTracker:
         if self._closed:
             return
         self._closed = True
-        healthy = self._failure is None
         try:
             if self._pending is not None:
                 frame, self._pending = self._pending[0], None
-                self._drop(frame, "closed" if healthy else "failed")
+                self._spoil(frame, self._mark)
             self.source.close()
             for event in self.source.trailing_losses:
                 self._add_event(event)
@@ -470,7 +471,7 @@ class LiveTracker:
             if begun:
                 self._restarted(None)
                 self._rotate(self._now())
-            if healthy and self.state.poisoned is None and self._begun:
+            if self._begun and not self._spoilt and self.state.poisoned is None:
                 self._take_snapshot(self._now())
             self._writer.drain()
             next_id = self._finder.next_id if self._finder is not None else self.record.ids_reserved
@@ -533,6 +534,14 @@ class LiveTracker:
         return None
 
     _due = -math.inf
+    _mark = 0  # events before the pending frame's
+    _spoilt = False  # a frame failed half-way: the state may be wrong
+
+    def _spoil(self, frame: Frame, mark: int) -> None:
+        """A frame failed. What it was to begin did not happen; what it ended is gone all the same."""
+        self._spoilt = True
+        self._events[mark:] = [e for e in self._events[mark:] if e.kind not in ("object_added", "corrected")]
+        self._drop(frame, "failed")
 
     def _drop(self, frame: Frame, reason: str) -> None:
         self.source.ledger.dropped(reason)

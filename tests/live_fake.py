@@ -28,7 +28,8 @@ class FakeStatus:
 class FakeFeed:
     """Shows `frame_at(i)` for ever; `url` is fake://host?fps=N&count=N, count 0 for no end."""
 
-    codec, container, rate = "none", "fake", None
+    codec, container = "none", "fake"
+    rate: float | None = None
     height, width = HEIGHT, WIDTH
 
     def __init__(self, spec: LiveSpec, ledger: Ledger) -> None:
@@ -104,3 +105,4 @@ class FakeFeed:
             stamp = Stamp(self.times_from + arrival - begun, datetime.now(UTC), "arrival")
             self.queue.put(frame_at(shown + self.first), stamp, HEIGHT * WIDTH * 3, arrival)
             shown += 1
+        self.queue.end()

@@ -1,0 +1,44 @@
+"""A hub in a process of its own, to be killed: python live_hub_worker.py OUT [name=value ...].
+
+Reads one JSON list [method, arguments...] per line, answers with one JSON line. Fake cameras, small network.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+
+from live_fake import FakeFeed  # noqa: E402
+from small_net import SMALL_MEMORY, small_model  # noqa: E402
+
+from pipeline.errors import XmemError  # noqa: E402
+from pipeline.live_hub import HubSettings, LiveHub  # noqa: E402
+from pipeline.live_spec import LiveSettings, LiveSpec  # noqa: E402
+from xmem_core import VideoSegmenter  # noqa: E402
+
+
+def main() -> None:
+    out = sys.argv[1]
+    settings = HubSettings(out, memory=SMALL_MEMORY, secrets=out + "-secrets", calibrate=False)
+    hub = LiveHub(settings, segmenter=VideoSegmenter(small_model(), SMALL_MEMORY), open_feed=FakeFeed)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    for line in sys.stdin:
+        method, *arguments = json.loads(line)
+        try:
+            if method == "add":
+                values = arguments[0]
+                values["settings"] = LiveSettings.from_dict(values.get("settings", {}))
+                answer = hub.add(LiveSpec(**values))
+            else:
+                answer = getattr(hub, method)(*arguments)
+        except XmemError as error:
+            answer = {"error": str(error)}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+    hub.close()
+
+
+if __name__ == "__main__":
+    main()

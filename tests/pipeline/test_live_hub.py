@@ -1,0 +1,430 @@
+"""Live streams through a hub: fake cameras at a rate, a small network, real files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from live_books import Committed
+from live_fake import HEIGHT, WIDTH, FakeFeed
+from small_net import SMALL_MEMORY, small_model, square
+
+from pipeline.errors import PromptError, SettingsConflictError, UsageError, XmemError
+from pipeline.ledger import Ledger
+from pipeline.live_hub import HubSettings, LiveHub
+from pipeline.live_spec import LiveSettings, LiveSpec
+from pipeline.masks import mask_to_rle
+from xmem_core import VideoSegmenter
+
+PATIENCE = 40.0
+QUICK: dict[str, Any] = {"rotate_seconds": 0.3, "snapshot_seconds": 0.5}
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> VideoSegmenter:
+    return VideoSegmenter(small_model(), SMALL_MEMORY)
+
+
+def mask_of(top: int = 8, left: int = 4, side: int = 14) -> dict[str, Any]:
+    counts = mask_to_rle(square(HEIGHT, WIDTH, top, left, side))
+    return {"rle": {"size": [HEIGHT, WIDTH], "counts": counts}}
+
+
+def prompts(*ids: int) -> dict[str, Any]:
+    return {"objects": [{"id": i, **mask_of(left=4 + 16 * k)} for k, i in enumerate(ids)]}
+
+
+def spec(name: str = "cam", url: str = "fake://cam?fps=40", /, **more: Any) -> LiveSpec:
+    settings = LiveSettings(**(QUICK | more.pop("settings", {})))
+    return LiveSpec(name, url, more.pop("prompts", prompts(1)), settings=settings, **more)
+
+
+def until(what: Callable[[], Any], patience: float = PATIENCE) -> Any:
+    end = time.monotonic() + patience
+    while not (found := what()):
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.01)
+    return found
+
+
+class World:
+    def __init__(self, out: Path, segmenter: Any) -> None:
+        self.out, self.segmenter = out, segmenter
+        self.hubs: list[LiveHub] = []
+        self.feeds: dict[str, FakeFeed] = {}
+
+    def hub(self, **more: Any) -> LiveHub:
+        values: dict[str, Any] = {"memory": SMALL_MEMORY, "calibrate": False, "first_backoff_seconds": 0.05}
+        values |= {"secrets": str(self.out.parent / "secrets")} | more
+        chosen = values.pop("segmenter", self.segmenter)
+        made = LiveHub(HubSettings(str(self.out), **values), segmenter=chosen, open_feed=self._feed)
+        self.hubs.append(made)
+        return made
+
+    def _feed(self, spec: LiveSpec, ledger: Ledger) -> FakeFeed:
+        feed = self.feeds[spec.stream_id] = FakeFeed(spec, ledger)
+        return feed
+
+
+@pytest.fixture
+def world(tmp_path: Path, segmenter: VideoSegmenter) -> Iterator[World]:
+    made = World(tmp_path / "out", segmenter)
+    yield made
+    for hub in made.hubs:
+        hub.close()
+
+
+def tracked(hub: LiveHub, name: str = "cam", more: int = 10) -> int:
+    """Wait until so many more frames have been tracked."""
+    goal: int = hub.status(name)["ledger"]["tracked"] + more
+    until(lambda: hub.status(name)["ledger"]["tracked"] >= goal)
+    return goal
+
+
+def books_match(hub_status: dict[str, Any], committed: Committed) -> None:
+    ledger = dict(hub_status["ledger"])
+    assert ledger.pop("in_flight") == 0
+    assert committed.ledger() == ledger
+
+
+def test_a_stream_is_tracked_and_its_books_are_even(world: World) -> None:
+    hub = world.hub()
+    status = hub.add(spec(prompts=prompts(1, 7)))
+    assert status["state"] == "starting"
+    tracked(hub, more=30)
+    status = hub.status("cam")
+    assert status["state"] == "running"
+    assert [o["id"] for o in status["objects"]] == [1, 7]
+    assert status["width"] == WIDTH
+    until(lambda: hub.status("cam")["committed_frames"])
+    last = hub.remove("cam", wait=PATIENCE)
+    assert last["state"] == "stopped"
+    committed = Committed(world.out, "cam")
+    books_match(last, committed)
+    assert committed.ids == {1, 7}
+    assert len(committed.rows) == 2 * committed.tracked
+    assert [e["object_id"] for e in committed.of("object_added")] == [1, 7]
+    assert committed.record["state"] == "finished"
+    assert len(committed.footers) > 1
+    with pytest.raises(UsageError, match="there is no stream 'cam'"):
+        hub.status("cam")
+
+
+def test_a_closed_hub_goes_on_with_the_same_objects(world: World) -> None:
+    hub = world.hub()
+    hub.add(spec())
+    tracked(hub)
+    ids = hub.request("cam", {"prompts": {"objects": [mask_of(left=40)]}})["ids"]
+    assert len(ids) == 1
+    assert ids[0] > 1
+    until(lambda: [o["id"] for o in hub.status("cam")["objects"]] == [1, *ids])
+    seen = hub.status("cam")["next_frame"]
+    hub.close()
+    before = Committed(world.out, "cam")
+
+    again = world.hub()
+    until(lambda: [o["id"] for o in again.status("cam")["objects"]] == [1, *ids])
+    tracked(again)
+    last = again.remove("cam", wait=PATIENCE)
+    after = Committed(world.out, "cam")
+    books_match(last, after)
+    assert min(after.frames - before.frames) >= seen
+    assert len(after.of("object_added")) == 2
+    (restart,) = after.of("restart")
+    assert restart["detail"]["snapshot"] == before.received
+    assert restart["detail"]["seconds"] > 0
+    assert after.sums("dropped").get("restart", 0) == 0
+
+
+def test_requests_are_done_and_answered(world: World) -> None:
+    hub = world.hub()
+    hub.add(spec(settings={"max_objects": 3}))
+    tracked(hub)
+    assert hub.request("cam", {"prompts": prompts(5)}) == {"seq": 2, "ids": [5]}
+    until(lambda: {o["id"] for o in hub.status("cam")["objects"]} == {1, 5})
+    assert hub.request("cam", {"remove": [1]}) == {"seq": 3, "ids": [1]}
+    until(lambda: {o["id"] for o in hub.status("cam")["objects"]} == {5})
+    hub.request("cam", {"prompts": {"objects": [{"id": 5, **mask_of(left=20)}]}})
+    with pytest.raises(UsageError, match="4 objects would be tracked, 3 are allowed"):
+        hub.request("cam", {"prompts": prompts(6, 7, 8)})
+    rle = {"size": [10, 10], "counts": mask_to_rle(np.ones((10, 10), np.bool_))}
+    with pytest.raises(PromptError, match="its mask is 10x10, the stream 64x48"):
+        hub.request("cam", {"prompts": {"objects": [{"id": 9, "rle": rle}]}})
+    with pytest.raises(UsageError, match="no object 77 is tracked"):
+        hub.request("cam", {"remove": [77]})
+    wrong: list[Any] = [
+        {},
+        {"pause": 1},
+        {"jump": 1},
+        {"remove": []},
+        {"remove": [True]},
+        {"prompts": {}},
+        [],
+    ]
+    for bad in wrong:
+        with pytest.raises(UsageError):
+            hub.request("cam", bad)
+    with pytest.raises(PromptError, match="up to 1000000000"):
+        hub.request("cam", {"prompts": prompts(2**31 - 1)})
+    outside = {"objects": [{"id": 6, "box": [500, 500, 5, 5]}]}
+    seq = hub.request("cam", {"prompts": outside})["seq"]
+    (rejected,) = until(lambda: hub.status("cam")["requests"]["rejected"])
+    assert rejected["seq"] == seq
+    assert "no pixel inside the frame" in rejected["cause"]
+    tracked(hub)
+    hub.remove("cam", wait=PATIENCE)
+    committed = Committed(world.out, "cam")
+    assert [e["object_id"] for e in committed.of("object_removed")] == [1]
+    assert [e["object_id"] for e in committed.of("corrected")] == [5]
+
+
+def test_a_pause_lets_frames_pass_and_outlives_the_hub(world: World) -> None:
+    hub = world.hub()
+    hub.add(spec())
+    tracked(hub)
+    hub.request("cam", {"pause": True})
+    assert hub.status("cam")["state"] == "paused"
+    at = until(lambda: (s := hub.status("cam")["ledger"])["dropped"].get("paused", 0) > 10 and s)
+    assert hub.status("cam")["ledger"]["tracked"] <= at["tracked"] + 1
+    hub.close()
+    again = world.hub()
+    until(lambda: again.status("cam")["state"] == "paused")
+    until(lambda: again.status("cam")["ledger"]["dropped"]["paused"] > at["dropped"]["paused"] + 20)
+    again.request("cam", {"pause": False})
+    tracked(again)
+    last = again.remove("cam", wait=PATIENCE)
+    committed = Committed(world.out, "cam")
+    books_match(last, committed)
+    assert committed.ids == {1}
+
+
+class Slow:
+    """A segmenter that takes its time."""
+
+    def __init__(self, inner: VideoSegmenter, seconds: float) -> None:
+        self._inner, self._seconds = inner, seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def step(self, *arguments: Any) -> Any:
+        time.sleep(self._seconds)
+        return self._inner.step(*arguments)
+
+
+@pytest.mark.parametrize("policy", ["latest", "every"])
+def test_overload_is_counted_and_bounded(world: World, segmenter: VideoSegmenter, policy: str) -> None:
+    hub = world.hub(segmenter=Slow(segmenter, 0.05))  # 20 a second at most, and 40 come
+    hub.add(spec(settings={"policy": policy, "max_lag_seconds": 1.0}))
+    tracked(hub, more=60)
+    status, metrics = hub.status("cam"), hub.metrics()["cam"]
+    if policy == "latest":
+        assert status["lag_seconds"]["p99"] < 1.0
+        assert status["ledger"]["dropped"]["queue full"] > 20
+    else:
+        assert not status["ledger"]["dropped"]
+    assert len(world.feeds["cam"].queue._frames) <= 5
+    assert metrics["received"] >= status["ledger"]["received"]
+    hub.request("cam", {"pause": False})
+    last = hub.remove("cam", wait=PATIENCE)
+    committed = Committed(world.out, "cam")
+    books_match(last, committed)
+    dropped = [e for e in committed.of("dropped") if e["reason"] == "queue full"]
+    assert len(dropped) <= len(committed.footers), "one row per file is enough"
+
+
+def test_the_rate_asked_for_is_kept(world: World) -> None:
+    hub = world.hub()
+    hub.add(spec(settings={"fps": 10}))
+    tracked(hub, more=20)
+    status = hub.status("cam")
+    assert status["ledger"]["dropped"]["rate limit"] > 20
+    last = hub.remove("cam", wait=PATIENCE)
+    books_match(last, Committed(world.out, "cam"))
+
+
+class Poison(Slow):
+    """Fails on frames of one stream, those with a marked first pixel, as often as it is told."""
+
+    def __init__(self, inner: VideoSegmenter) -> None:
+        super().__init__(inner, 0)
+        self.failures = 0
+        self.victim: Any = None
+
+    def step(self, state: Any, image: Any, prompt: Any) -> Any:
+        if self.victim is state and self.failures > 0:
+            self.failures -= 1
+            state.poisoned = "by the test"
+            raise RuntimeError("it went wrong\nin two lines")
+        return self._inner.step(state, image, prompt)
+
+
+def test_a_poisoned_stream_disturbs_nobody(world: World, segmenter: VideoSegmenter) -> None:
+    poison = Poison(segmenter)
+    hub = world.hub(segmenter=poison)
+    names = ["a", "b", "c", "d"]
+    for name in names:
+        hub.add(spec(name, "fake://x?fps=15"))
+    for name in names:
+        tracked(hub, name)
+    until(lambda: hub.status("b")["committed_frames"])
+    poison.failures, poison.victim = 1, hub._streams["b"].tracker.state  # type: ignore[union-attr]
+    until(lambda: hub.status("b")["failures"])
+    assert hub.metrics()["b"]["failures"] == 1
+    for name in names:
+        tracked(hub, name)
+    assert [o["id"] for o in hub.status("b")["objects"]] == [1]
+    last = {name: hub.remove(name, wait=PATIENCE) for name in names}
+    for name in names:
+        committed = Committed(world.out, name)
+        books_match(last[name], committed)
+        assert committed.ids == {1}
+        assert len(committed.of("restart")) == (name == "b")
+        assert committed.sums("dropped").get("failed", 0) == (name == "b")
+
+
+def test_a_stream_that_cannot_be_opened_says_why_and_is_tried_again(world: World) -> None:
+    hub = world.hub()
+    folder = world.out / "tracks"
+    folder.parent.mkdir(exist_ok=True)
+    folder.write_text("in the way")
+    hub.add(spec())
+    until(lambda: hub.status("cam")["state"] == "failed")
+    assert hub.status("cam")["cause"]
+    with pytest.raises(XmemError, match="ask again later"):
+        until(lambda: hub.request("cam", {"pause": True}))
+    folder.unlink()
+    tracked(hub)
+
+
+def test_a_camera_that_ends_is_tried_again(world: World) -> None:
+    hub = world.hub()
+    hub.add(spec("cam", "fake://x?fps=40&count=15", settings={"policy": "every"}))
+    until(lambda: hub.status("cam")["failures"] and hub.status("cam")["ledger"]["received"] > 5)
+    until(lambda: hub.status("cam")["failures"] >= 2)
+    last = hub.remove("cam", wait=PATIENCE)
+    committed = Committed(world.out, "cam")
+    books_match(last, committed)
+    assert committed.ids == {1}
+    assert committed.of("restart")
+
+
+def test_another_kind_of_stream_is_not_touched(world: World) -> None:
+    hub = world.hub()
+    hub.add(spec())
+    tracked(hub)
+    hub.remove("cam", wait=PATIENCE)
+    record = world.out / "streams" / "cam.json"
+    record.write_text(record.read_text().replace('"live":', '"dead":'))
+    before = sorted(p.name for p in world.out.rglob("*"))
+    hub.add(spec())
+    until(lambda: hub.status("cam")["state"] == "failed")
+    assert "not live" in hub.status("cam")["cause"]
+    assert sorted(p.name for p in world.out.rglob("*")) == before
+    assert SettingsConflictError.__name__ == hub._streams["cam"].failure.kind  # type: ignore[union-attr]
+
+
+def test_what_is_added_again_goes_on_and_its_prompts_are_asked_again(world: World) -> None:
+    hub = world.hub()
+    hub.add(spec())
+    tracked(hub)
+    hub.request("cam", {"remove": [1]})
+    until(lambda: not hub.status("cam")["objects"])
+    hub.remove("cam", wait=PATIENCE)
+    hub.add(spec(prompts=prompts(4)))
+    until(lambda: [o["id"] for o in hub.status("cam")["objects"]] == [4])
+    hub.remove("cam", wait=PATIENCE)
+    committed = Committed(world.out, "cam")
+    assert committed.ids == {1, 4}
+
+
+def test_the_list_and_its_secrets(world: World, tmp_path: Path) -> None:
+    hub = world.hub()
+    status = hub.add(spec("cam", "fake://me:geheim@host?fps=20&token=auch", prompts=None))
+    assert "geheim" not in str(status)
+    assert "auch" not in str(status)
+    with pytest.raises(UsageError, match="is there already"):
+        hub.add(spec())
+    tracked(hub)
+    hub.close()
+    for path in world.out.rglob("*"):
+        assert path.is_dir() or b"geheim" not in path.read_bytes()
+        assert path.is_dir() or b"auch" not in path.read_bytes()
+    (kept,) = (tmp_path / "secrets").iterdir()
+    assert kept.stat().st_mode & 0o077 == 0
+    again = world.hub()
+    assert again._streams["cam"].spec.url == "fake://me:geheim@host?fps=20&token=auch"
+    assert "geheim" not in repr(again._streams["cam"].spec)
+    again.close()
+    kept.unlink()
+    third = world.hub()
+    (lost,) = third.list()
+    assert lost["state"] == "failed"
+    assert "credentials" in lost["cause"]
+    third.remove("cam")
+    assert third.list() == []
+
+
+def test_watching(world: World) -> None:
+    hub = world.hub(kept_records=20)
+    hub.add(spec(prompts=prompts(1, 2)))
+    assert hub.wait_tracks("cam", 10**9, timeout=0.01) is None
+    with pytest.raises(XmemError, match="no frame has been tracked yet"):
+        hub.jpeg("cam")
+    first = hub.wait_tracks("cam", -1, PATIENCE)
+    assert first is not None
+    assert [r["object_id"] for r in first["records"]] == [1, 2]
+    second = hub.wait_tracks("cam", first["seq"], PATIENCE)
+    assert second is not None
+    assert second["seq"] > first["seq"]
+    tracked(hub, more=20)
+    rows = hub.tracks("cam")
+    assert len(rows) == 20
+    since = rows[5]["frame_index"]
+    later = hub.tracks("cam", since=since, limit=3)
+    assert len(later) == 2
+    assert all(r["frame_index"] > since for r in later)
+    data = hub.jpeg("cam", max_side=32)
+    assert data[:2] == b"\xff\xd8"
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
+    assert image.shape == (24, 32, 3)
+    assert hub.jpeg("cam", overlay=False) != hub.jpeg("cam", overlay=True)
+    for bad in ({"max_side": 1}, {"quality": 0}):
+        with pytest.raises(UsageError):
+            hub.jpeg("cam", **bad)  # type: ignore[arg-type]
+
+
+def test_admission_has_the_numbers(world: World) -> None:
+    hub = world.hub(calibrate=True, max_streams=2)
+    capacity = hub.capacity()
+    assert capacity["ms_per_frame"] > 0
+    assert capacity["budget_bytes"] < capacity["device_bytes"]
+    most = 0.9 * 1000 / capacity["ms_per_frame"]
+    with pytest.raises(UsageError, match=r"time: .* frames/s at .* ms each take .* ask for at most"):
+        hub.add(spec(settings={"fps": min(1000.0, most * 1.5)}))
+    assert hub.list() == []
+    hub.add(spec("one", settings={"fps": most * 0.02}))
+    hub.add(spec("two"))
+    with pytest.raises(UsageError, match="2 are allowed"):
+        hub.add(spec("three"))
+    small = world.hub(hub="small", memory_bytes=1 << 20)
+    with pytest.raises(UsageError, match=r"memory: \d+ MiB would be used"):
+        small.add(spec("four"))
+
+
+def test_memory_is_reckoned_again_when_the_frames_are_known(world: World) -> None:
+    probe = world.hub(hub="probe")
+    tiny = {"expected_height": 16, "expected_width": 16, "max_objects": 4}
+    before = probe._capacity._memory([(spec(settings=tiny), None, None)])
+    real = probe._capacity._memory([(spec(settings=tiny), (HEIGHT, WIDTH), None)])
+    assert before < real
+    hub = world.hub(memory_bytes=(before + real) // 2)
+    hub.add(spec(settings=tiny))
+    until(lambda: hub.status("cam")["state"] == "failed")
+    assert "memory" in hub.status("cam")["cause"]
