@@ -117,6 +117,8 @@ class MemoryConfig:
         max_long_term_elements: cap of long-term memory; beyond it the least-used elements leave.
         enable_long_term: False drops the oldest frames instead of consolidating them.
         max_permanent_frames: prompted frames that stay for good, the stream's first one included.
+        search_window: an object is looked for around where it was, in a window whose sides are at least this
+            many pixels as the network sees them. None: on the whole frame, as published.
 
     Raises:
         ValueError: a number is out of range, or two contradict each other.
@@ -131,11 +133,20 @@ class MemoryConfig:
     max_long_term_elements: int = 10000
     enable_long_term: bool = True
     max_permanent_frames: int = 6
+    search_window: int | None = None
 
     def __post_init__(self) -> None:
         _require_whole(
-            self, *(f.name for f in fields(self) if f.name not in ("enable_long_term", "max_mid_term_frames"))
+            self,
+            *(
+                f.name
+                for f in fields(self)
+                if f.name not in ("enable_long_term", "max_mid_term_frames", "search_window")
+            ),
         )
+        if self.search_window is not None:
+            _require_whole(self, "search_window")
+            _require(self.search_window >= 64, "search_window", self.search_window, "at least 64, or None")
         for name in ("mem_every", "top_k", "num_prototypes", "max_permanent_frames"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.deep_update_every != 0, "deep_update_every", 0, "a number of frames, or -1")

@@ -21,9 +21,9 @@ from xmem_core.config import MemoryConfig
 from xmem_core.memory import Memory
 from xmem_core.network import KeyFeatures, XMem, aggregate
 from xmem_core.state import TrackerState
+from xmem_core.windows import STRIDE, covered, decode_in_windows, next_window, whole
 
 MAX_OBJECT_ID = 2**31 - 1
-_STRIDE = 16
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 Frame = NDArray[np.uint8] | Tensor
@@ -159,8 +159,8 @@ class VideoSegmenter:
         size: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if size is not None and size < _STRIDE:
-            raise ValueError(f"size={size} is not allowed: at least {_STRIDE} pixels, or None")
+        if size is not None and size < STRIDE:
+            raise ValueError(f"size={size} is not allowed: at least {STRIDE} pixels, or None")
         if dtype not in _DTYPES:
             raise ValueError(f"dtype={dtype} is not allowed: choose one of {', '.join(map(str, _DTYPES))}")
         self.memory_config = memory_config or MemoryConfig()
@@ -344,6 +344,7 @@ class VideoSegmenter:
             final = torch.softmax(aggregate(joint.unsqueeze(0)), 1)[0]
         else:
             final = decoded
+        self._look_next(state, object_ids, final[1:])
         if is_memory_frame:
             self._remember(state, image, keys, final[1:], object_ids, bool(given), deep_update)
         top, left = _padding(size)[2], _padding(size)[0]
@@ -377,16 +378,44 @@ class VideoSegmenter:
     def _decode(self, state: TrackerState, keys: KeyFeatures, update_hidden: bool) -> Tensor:
         """Read memory and decode: (O + 1, H', W') probabilities of the known objects."""
         assert state.memory is not None
-        h, w = keys.key.shape[2:]
-        read = state.memory.read(keys.key[0].flatten(1).float(), keys.selection[0].flatten(1).float())
+        grid = (int(keys.key.shape[2]), int(keys.key.shape[3]))
+        key, selection = keys.key[0].flatten(1).float(), keys.selection[0].flatten(1).float()
+        if self.memory_config.search_window is not None:
+            windows = [state.windows.get(i, whole(grid)) for i in state.object_ids]
+            cells = covered(windows, grid).to(self.device)
+            found = state.memory.read(key[:, cells], selection[:, cells])
+            read = found.new_zeros((*found.shape[:2], key.shape[1])).index_copy_(2, cells, found)
+            with self._autocast():
+                hidden, probabilities = decode_in_windows(
+                    self._network,
+                    keys.scales,
+                    read.view(*read.shape[:2], *grid),
+                    state.hidden,
+                    windows,
+                    update_hidden=update_hidden,
+                )
+            state.hidden = hidden
+            return torch.softmax(aggregate(probabilities.unsqueeze(0)), 1)[0]
+        read = state.memory.read(key, selection)
         hidden = None if state.hidden is None else state.hidden.unsqueeze(0)
         with self._autocast():
             hidden, logits = self._network.decode(
-                keys.scales, read.view(1, *read.shape[:2], h, w), hidden, update_hidden=update_hidden
+                keys.scales, read.view(1, *read.shape[:2], *grid), hidden, update_hidden=update_hidden
             )
         if hidden is not None:
             state.hidden = hidden[0].float()
         return torch.softmax(aggregate(torch.sigmoid(logits.float())), 1)[0]
+
+    def _look_next(self, state: TrackerState, object_ids: tuple[int, ...], planes: Tensor) -> None:
+        """Set where the objects are looked for on the next frame, from their probabilities, (O, H', W')."""
+        if self.memory_config.search_window is None:
+            return
+        grid = (planes.shape[1] // STRIDE, planes.shape[2] // STRIDE)
+        least = self.memory_config.search_window // STRIDE
+        state.windows = {
+            i: next_window(p, state.windows.get(i, whole(grid)), least)
+            for i, p in zip(object_ids, planes, strict=True)
+        }
 
     def _remember(
         self,
@@ -433,7 +462,7 @@ class VideoSegmenter:
 
 def _padding(size: tuple[int, int]) -> tuple[int, int, int, int]:
     """(left, right, top, bottom) that make a size multiples of the stride; the smaller half comes first."""
-    height, width = -size[0] % _STRIDE, -size[1] % _STRIDE
+    height, width = -size[0] % STRIDE, -size[1] % STRIDE
     return width // 2, width - width // 2, height // 2, height - height // 2
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from xmem_core.config import MemoryConfig
 from xmem_core.memory import Memory
+from xmem_core.windows import Window
 
 _FORMAT = "xmem-tracker-state"
 _VERSION = 1
@@ -38,6 +39,7 @@ class TrackerState:
         last_memory_time, last_deep_time: when a frame last entered memory, and when it last deeply updated.
         memory: working and long-term memory; None until the first prompt.
         hidden: sensory memory, (O, C_h, h, w), in the order of `object_ids`; None without one.
+        windows: where the next frame is searched for an object, by id; one that is not there: everywhere.
     """
 
     def __init__(self, memory_config: MemoryConfig, model_fingerprint: str, size: int | None) -> None:
@@ -51,6 +53,7 @@ class TrackerState:
         self.last_deep_time = -max(memory_config.deep_update_every, 1)
         self.memory: Memory | None = None
         self.hidden: Tensor | None = None
+        self.windows: dict[int, Window] = {}
         self.poisoned: str | None = None
 
     @property
@@ -86,6 +89,8 @@ class TrackerState:
         if self.memory is None or not gone:
             return
         stay = [k for k, i in enumerate(self.object_ids) if i not in gone]
+        for i in gone:
+            self.windows.pop(i, None)
         if self.hidden is not None:
             self.hidden = self.hidden[stay] if stay else None
         self.memory.remove_objects(gone)
@@ -104,6 +109,8 @@ class TrackerState:
             "last_deep_time": self.last_deep_time,
             "memory": None,
         }
+        if self.windows:
+            facts["windows"] = [[i, *window.to_json()] for i, window in self.windows.items()]
         if self.memory is not None:
             parts, facts["memory"] = self.memory.export()
             tensors.update({f"memory.{name}": t for name, t in parts.items()})
@@ -143,6 +150,7 @@ class TrackerState:
             if facts["memory"] is not None:
                 parts = {k.removeprefix("memory."): t for k, t in tensors.items() if k.startswith("memory.")}
                 state.memory = Memory.restore(parts, facts["memory"], state.memory_config, device)
+            state.windows = {int(i): Window.from_json(rest) for i, *rest in facts.get("windows", ())}
             if "hidden" in tensors:
                 state.hidden = tensors["hidden"].to(device)
         except (

@@ -21,10 +21,17 @@ def test_the_defaults_are_the_published_ones() -> None:
         "max_long_term_elements": 10000,
         "enable_long_term": True,
         "max_permanent_frames": 6,
+        "search_window": None,
     }
     model = ModelConfig()
     assert (model.key_dim, model.value_dim, model.hidden_dim) == (64, 512, 64)
     assert (model.key_backbone, model.default_size) == ("resnet50", 480)
+
+
+def test_settings_from_before_search_windows_are_understood() -> None:
+    stored = MemoryConfig().to_dict()
+    del stored["search_window"]
+    assert MemoryConfig.from_dict(stored) == MemoryConfig()
 
 
 @pytest.mark.parametrize(

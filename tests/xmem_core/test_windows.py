@@ -1,0 +1,243 @@
+"""Objects looked for around where they were: where that is, and that nothing else is seen or changed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_net import SMALL, SMALL_MEMORY, frame_at, small_model, square
+from torch import Tensor
+
+from xmem_core import MemoryConfig, Prompt, TrackerState, VideoSegmenter, XMem
+from xmem_core.windows import STRIDE, Window, covered, decode_in_windows, next_window, whole
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+GRID = (24, 32)
+WHOLE = whole(GRID)
+HEIGHT, WIDTH = 192, 256
+
+
+def plane(*boxes: tuple[int, int, int, int], value: float = 0.9) -> Tensor:
+    """Probabilities on 24 x 32 cells, in boxes of pixels: top, left, height, width."""
+    found = torch.zeros(GRID[0] * STRIDE, GRID[1] * STRIDE)
+    for top, left, height, width in boxes:
+        found[top : top + height, left : left + width] = value
+    return found
+
+
+# --- where ---------------------------------------------------------------------------------------------
+
+
+def test_a_small_object_gets_the_least_window_around_it() -> None:
+    # It covers row 10 and columns 15 and 16.
+    assert next_window(plane((162, 244, 12, 20)), WHOLE, 12) == Window(4, 10, 12, 12)
+
+
+def test_the_margin_is_half_of_a_large_objects_extent_and_at_least_four_cells() -> None:
+    # 10 rows and 5 more on each side; 4 columns and 4 more on each side.
+    assert next_window(plane((112, 224, 160, 64)), WHOLE, 8) == Window(2, 10, 20, 12)
+
+
+def test_at_a_border_the_window_keeps_its_size() -> None:
+    assert next_window(plane((0, 480, 32, 32)), WHOLE, 12) == Window(0, 20, 12, 12)
+
+
+def test_an_object_that_fills_the_frame_is_looked_for_everywhere() -> None:
+    assert next_window(plane((64, 64, 256, 320)), Window(2, 2, 12, 12), 12) == WHOLE
+
+
+def test_a_speckle_does_not_widen_the_window_and_a_stain_does() -> None:
+    object_ = (160, 240, 32, 32)
+    alone = next_window(plane(object_), WHOLE, 12)
+    assert next_window(plane(object_, (0, 0, 3, 3)), WHOLE, 12) == alone
+    assert next_window(plane(object_, (160, 48, 8, 8)), WHOLE, 12).left < alone.left
+
+
+def test_what_may_be_the_object_counts() -> None:
+    assert next_window(plane((160, 240, 32, 32), value=0.3), WHOLE, 12) != WHOLE
+    assert next_window(plane((160, 240, 32, 32), value=0.1), WHOLE, 12) == WHOLE
+
+
+def test_the_window_of_an_object_out_of_sight_grows_to_the_whole_frame() -> None:
+    window, sizes = Window(12, 20, 12, 12), []
+    while window != WHOLE:
+        window = next_window(plane(), window, 12)
+        sizes.append(window.size)
+        assert len(sizes) < 20
+    assert sizes[:2] == [(14, 14), (16, 16)]
+    assert next_window(plane(), window, 12) == WHOLE
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.integers(0, 370), st.integers(0, 500), st.integers(8, 300), st.integers(8, 400), st.integers(4, 20))
+def test_a_window_holds_its_object_and_lies_in_the_frame(
+    top: int, left: int, height: int, width: int, least: int
+) -> None:
+    probability = plane((top, left, height, width))
+    window = next_window(probability, WHOLE, least)
+    assert 0 <= window.top <= window.top + window.height <= GRID[0]
+    assert 0 <= window.left <= window.left + window.width <= GRID[1]
+    assert window.height >= min(least, GRID[0])
+    assert window.width >= min(least, GRID[1])
+    # All of it, but for a rim too thin to count in its cells.
+    assert window.cut(probability, STRIDE).sum() >= 0.8 * probability.sum()
+
+
+def test_a_cut_is_the_windows_part_at_every_scale() -> None:
+    image = torch.arange(8 * 12).view(1, 8, 12)
+    assert Window(1, 2, 2, 3).cut(image[:, ::2, ::2], 1).tolist() == image[:, 2:6:2, 4:10:2].tolist()
+    assert Window(1, 2, 2, 3).cut(image, 2).tolist() == image[:, 2:6, 4:10].tolist()
+
+
+def test_the_cells_of_any_window_in_order() -> None:
+    assert covered([Window(0, 0, 2, 2), Window(1, 1, 1, 2)], (3, 4)).tolist() == [0, 1, 4, 5, 6]
+
+
+# --- decoding ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model() -> XMem:
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def inputs(model: XMem) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
+    """Features of an image of 8 x 10 cells, readouts and sensory memories of three objects."""
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        scales = model.encode_key(torch.randn(1, 3, 8 * STRIDE, 10 * STRIDE, generator=g)).scales
+    read = torch.randn(3, SMALL.value_dim, 8, 10, generator=g)
+    return scales, read, torch.randn(3, SMALL.hidden_dim, 8, 10, generator=g)
+
+
+@torch.no_grad()
+def test_windows_of_the_whole_frame_change_nothing(
+    model: XMem, inputs: tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]
+) -> None:
+    scales, read, hidden = inputs
+    expected_hidden, logits = model.decode(scales, read[None], hidden[None])
+    got = decode_in_windows(model, scales, read, hidden, [whole((8, 10))] * 3, update_hidden=True)
+    assert got[0] is not None
+    assert expected_hidden is not None
+    torch.testing.assert_close(got[0], expected_hidden[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got[1], torch.sigmoid(logits)[0], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("update", [True, False])
+def test_each_object_is_decoded_as_if_its_window_were_the_image(
+    model: XMem, inputs: tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor], update: bool
+) -> None:
+    scales, read, hidden = inputs
+    windows = [Window(1, 2, 4, 6), Window(0, 0, 8, 10), Window(4, 4, 4, 6)]  # two of them of one size
+    before = hidden.clone()
+    renewed, found = decode_in_windows(model, scales, read, hidden, windows, update_hidden=update)
+    assert renewed is not None
+    assert torch.equal(hidden, before)
+    for k, window in enumerate(windows):
+        f16, f8, f4 = (window.cut(f, s) for f, s in zip(scales, (1, 2, 4), strict=True))
+        own, sensed = window.cut(read[k])[None, None], window.cut(hidden[k])[None, None]
+        after, logits = model.decode((f16, f8, f4), own, sensed, update_hidden=update)
+        assert after is not None
+        inside = window.cut(found[k], STRIDE)
+        torch.testing.assert_close(inside, torch.sigmoid(logits)[0, 0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(window.cut(renewed[k]), after[0, 0], rtol=1e-4, atol=1e-5)
+        assert found[k].count_nonzero() == inside.count_nonzero()
+        outside = renewed[k] - hidden[k]
+        window.cut(outside).fill_(0)
+        assert outside.count_nonzero() == 0
+
+
+@torch.no_grad()
+def test_without_sensory_memory_too() -> None:
+    model = small_model(replace(SMALL, hidden_dim=0))
+    scales = model.encode_key(torch.zeros(1, 3, 96, 96)).scales
+    read = torch.randn(1, SMALL.value_dim, 6, 6)
+    renewed, found = decode_in_windows(model, scales, read, None, [Window(1, 1, 4, 4)], update_hidden=True)
+    assert renewed is None
+    assert found.shape == (1, 96, 96)
+
+
+# --- tracking ------------------------------------------------------------------------------------------
+
+
+def prompt() -> Prompt:
+    return Prompt({1: square(HEIGHT, WIDTH, 20, 24, 40), 7: square(HEIGHT, WIDTH, 120, 190, 30)})
+
+
+def track(
+    memory: MemoryConfig, frames: int, *, through_bytes: bool = False
+) -> tuple[TrackerState, list[tuple[bytes, Tensor]]]:
+    segmenter = VideoSegmenter(small_model(), memory)
+    state, seen = segmenter.new_state(), []
+    for t in range(frames):
+        if through_bytes:
+            state = TrackerState.from_bytes(state.to_bytes())
+        result = segmenter.step(state, frame_at(t, HEIGHT, WIDTH), prompt() if t == 0 else None)
+        seen.append((result.network_probabilities.numpy().tobytes(), result.network_probabilities))
+    return state, seen
+
+
+def test_a_window_larger_than_the_frame_is_tracking_on_the_whole_frame() -> None:
+    _, everywhere = track(SMALL_MEMORY, 5)
+    state, windowed = track(replace(SMALL_MEMORY, search_window=256), 5)
+    assert set(state.windows.values()) == {whole((HEIGHT // STRIDE, WIDTH // STRIDE))}
+    for (_, a), (_, b) in zip(everywhere, windowed, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_outside_its_window_an_object_is_not_found() -> None:
+    segmenter = VideoSegmenter(small_model(), replace(SMALL_MEMORY, search_window=64))
+    state = segmenter.new_state()
+    segmenter.step(state, frame_at(0, HEIGHT, WIDTH), prompt())
+    windows = dict(state.windows)
+    assert windows[1] != windows[7]
+    result = segmenter.step(state, frame_at(1, HEIGHT, WIDTH))
+    for k, i in enumerate((1, 7), 1):
+        inside = windows[i].cut(result.network_probabilities[k], STRIDE)
+        assert inside.max() > 1e-3
+        assert (result.network_probabilities[k] > 1e-5).sum() == (inside > 1e-5).sum()
+
+
+def test_only_windows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = VideoSegmenter(small_model(), replace(SMALL_MEMORY, search_window=64))
+    state = segmenter.new_state()
+    segmenter.step(state, frame_at(0, HEIGHT, WIDTH), Prompt({7: square(HEIGHT, WIDTH, 120, 190, 30)}))
+    cells = covered(list(state.windows.values()), (HEIGHT // STRIDE, WIDTH // STRIDE))
+    assert state.memory is not None
+    read, asked = state.memory.read, []
+
+    def spy(key: Tensor, selection: Tensor) -> Tensor:
+        asked.append(key.shape[1])
+        return read(key, selection)
+
+    monkeypatch.setattr(state.memory, "read", spy)
+    segmenter.step(state, frame_at(1, HEIGHT, WIDTH))
+    assert asked == [len(cells)]
+    assert len(cells) < HEIGHT * WIDTH // STRIDE**2
+
+
+def test_windows_survive_as_bytes() -> None:
+    memory = replace(SMALL_MEMORY, search_window=64)
+    state, seen = track(memory, 12)
+    again, seen_again = track(memory, 12, through_bytes=True)
+    assert [b for b, _ in seen] == [b for b, _ in seen_again]
+    assert again.windows == state.windows
+    assert again.to_bytes() == state.to_bytes()
+
+
+def test_a_removed_objects_window_goes_with_it() -> None:
+    state, _ = track(replace(SMALL_MEMORY, search_window=64), 2)
+    state.remove_objects([1])
+    assert set(state.windows) == {7}
+
+
+@pytest.mark.parametrize("value", [0, 63, 64.0, True])
+def test_a_search_window_has_a_least_size(value: object) -> None:
+    with pytest.raises(ValueError, match="search_window"):
+        MemoryConfig(search_window=value)  # type: ignore[arg-type]
