@@ -183,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--videos", type=int, default=10_000)
     parser.add_argument("--chunks", type=int, default=10)
-    parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--actors", type=int, default=4)
     parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--streams", type=int, default=2)
     parser.add_argument("--profile", action="store_true")
