@@ -62,6 +62,7 @@ def serve(
     fetch_model(model)
 
     from jobs.cluster import connected
+    from pipeline.actor import live_actor_name
     from pipeline.api_service import ApiSettings
     from pipeline.live_hub import HubSettings
     from pipeline.serve import HubPlace, application, camera_options
@@ -87,7 +88,7 @@ def serve(
         max_streams=max_streams,
         secrets=secrets,
     )
-    place = HubPlace(f"hub-{hub}", settings, gpus=gpus or float(device.startswith("cuda")))
+    place = HubPlace(live_actor_name(hub), settings, gpus=gpus or float(device.startswith("cuda")))
     if not networks:
         say("no network is allowed (--allow-network): every camera is going to be refused")
     with connected(address, gpus=device.startswith("cuda")):
@@ -106,14 +107,14 @@ def _run(application: object, place: object, host: str, port: int, out: str) -> 
     try:
         ray_serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"})
         handle = hub_actor(place)
-        ray.get(handle.call.remote("capacity"))  # what is wrong with its settings is said here
+        ray.get(handle.capacity.remote())  # what is wrong with its settings is said here
         ray_serve.run(application, name=APPLICATION, route_prefix="/")  # type: ignore[arg-type]
         shown = f"[{host}]" if ":" in host else host
         say(f"serving http://{shown}:{port} into {redacted(out)}; Ctrl-C ends it")
         while not stop.wait(0.5):
             pass
         say("closing: rows that are under way are committed")
-        ray.get(handle.call.remote("close"), timeout=60)
+        ray.get(handle.close.remote(), timeout=60)
         ray.kill(ray.get_actor(place.name, namespace=NAMESPACE))
         ray_serve.delete(APPLICATION)
         ray_serve.shutdown()  # type: ignore[no-untyped-call]

@@ -23,11 +23,12 @@ import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from pipeline.actor import live_actor, live_actor_name
 from pipeline.api import create_app
 from pipeline.api_guard import ApiGuard
 from pipeline.api_service import ApiSettings, HubUnavailableError
 from pipeline.errors import UsageError, XmemError
-from pipeline.live_hub import HubSettings, LiveHub
+from pipeline.live_hub import HubSettings
 from pipeline.live_options import LiveOptions
 from pipeline.live_spec import LiveSpec
 from pipeline.tokens import TOKENS_VARIABLE, TokenSet
@@ -56,42 +57,11 @@ class HubPlace:
     gpus: float = 0.0
 
 
-class HubProcess:
-    """What runs inside the hub's actor: `LiveHub`'s methods, called from many threads."""
-
-    def __init__(self, settings: HubSettings) -> None:
-        self._hub = LiveHub(settings)
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        """A method of `LiveHub`, by name."""
-        if method.startswith("_"):
-            raise ValueError(f"{method!r} is not for others")
-        return getattr(self._hub, method)(*arguments)
-
-
 def hub_actor(place: HubPlace) -> Any:
     """A handle of the hub's actor, which is started if it is not there; ValueError if it cannot be found."""
-    settings = place.settings
-    if settings is None:
+    if place.settings is None:
         return ray.get_actor(place.name, namespace=NAMESPACE)
-    # Ray would give the actor's libraries one thread; torch is told by the hub, OpenMP reads it at its start.
-    environment = {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    return (
-        ray.remote(HubProcess)
-        .options(
-            name=place.name,
-            namespace=NAMESPACE,
-            get_if_exists=True,
-            lifetime="detached",
-            max_restarts=-1,
-            max_task_retries=0,  # nothing is done twice behind the caller's back
-            max_concurrency=_CALLS,
-            num_cpus=settings.threads,
-            num_gpus=place.gpus,
-            runtime_env={"env_vars": environment},
-        )
-        .remote(settings)
-    )
+    return live_actor(place.settings, gpus=place.gpus, calls=_CALLS, name=place.name, namespace=NAMESPACE)
 
 
 class RayHub:
@@ -148,7 +118,7 @@ class RayHub:
     async def _call(self, method: str, *arguments: Any) -> Any:
         handle = await self.find()
         try:
-            return await handle.call.remote(method, *arguments)
+            return await getattr(handle, method).remote(*arguments)
         except RayTaskError as error:
             # Ray's error says the whole remote traceback; the hub's own is what is meant.
             cause = error.cause
@@ -215,7 +185,7 @@ def settings_from(options: Mapping[str, str], environment: Mapping[str, str]) ->
         max_streams=most,
         options=camera_options(api),
     )
-    return api, HubPlace(f"hub-{hub.hub}", hub, gpus=float(known.get("gpus", "0")))
+    return api, HubPlace(live_actor_name(hub.hub), hub, gpus=float(known.get("gpus", "0")))
 
 
 def camera_options(api: ApiSettings) -> LiveOptions:

@@ -1,0 +1,90 @@
+"""Schemathesis makes requests, good and bad, of what the OpenAPI page says: none may find a fault of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import warnings
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from live_standin import StandInHub
+from starlette.testclient import TestClient
+
+from pipeline.api import create_app, create_routes
+from pipeline.api_service import ApiSettings
+from pipeline.live_spec import LiveSpec
+from pipeline.tokens import TokenSet
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import schemathesis
+
+TOKEN = "a-token-for-tests-0123456789"
+EXAMPLES = int(os.environ.get("XMEM_API_EXAMPLES", "10"))
+
+# Tools that it uses warn of their own future.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+class _Forgetful(StandInHub):
+    """Whatever is asked of it, there is a stream to look at, and room for one more."""
+
+    async def _begin(self, stream_id: str | None = None) -> None:
+        self.specs.pop("old", None)
+        if len(self.specs) >= self.room:
+            self.specs.pop(next(iter(self.specs)))
+        if stream_id is not None and stream_id not in self.specs and len(stream_id) % 2:
+            self.specs[stream_id] = LiveSpec(stream_id, "rtsp://10.20.0.1/x", detector="motion")
+            self.frames[stream_id] = []
+            self.publish(stream_id)
+        await super()._begin(stream_id)
+
+
+HUB = _Forgetful()
+SETTINGS = ApiSettings(TokenSet([TOKEN]), ("10.20.0.0/16", "0.0.0.0/0"))
+APP = create_app(HUB, SETTINGS, resolver=lambda host, port: ["10.20.0.9"])
+PAGE = create_routes(HUB, SETTINGS).openapi()
+schema = schemathesis.openapi.from_dict(PAGE).exclude(path_regex="preview")
+
+
+@pytest.fixture(scope="module")
+def client() -> TestClient:
+    return TestClient(APP, headers={"Authorization": f"Bearer {TOKEN}"}, raise_server_exceptions=False)
+
+
+@schema.parametrize()
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_no_request_finds_a_fault(case: schemathesis.Case, client: TestClient) -> None:
+    asked = case.as_transport_kwargs(base_url="http://testserver")
+    asked.pop("cookies", None)
+    answer = client.request(
+        asked["method"],
+        asked["url"],
+        params=asked.get("params"),
+        headers={**(asked.get("headers") or {}), "Authorization": f"Bearer {TOKEN}"},
+        json=asked.get("json"),
+        content=asked.get("data"),
+    )
+    route = PAGE["paths"][case.path].get(case.method.lower(), {})
+    documented = set(route.get("responses", {}))
+    assert answer.status_code < 500, answer.text
+    assert str(answer.status_code) in documented | {"401", "404", "405"}, (
+        answer.status_code,
+        answer.text[:300],
+    )
+
+
+def test_a_fault_would_be_found(client: TestClient) -> None:
+    HUB.fault = RuntimeError("a fault")
+    try:
+        assert client.get("/v1/streams").status_code == 500
+    finally:
+        HUB.fault = None
+    assert asyncio.run(HUB.list()) is not None
