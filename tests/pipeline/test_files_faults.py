@@ -128,8 +128,21 @@ def test_every_operation_survives_every_fault(
     assert struck >= sum(rule.count or 0 for rule in FAULTS.values() if not rule.method)
 
 
-@pytest.mark.parametrize("answer", [500, 503, "cut", "hang"])
-@pytest.mark.parametrize("operation", ["create", "replace", "read", "names", "remove"])
+@pytest.mark.parametrize(
+    ("operation", "answer"),
+    [
+        ("create", 503),
+        ("create", "cut"),
+        ("create", "hang"),
+        ("replace", 500),
+        ("replace", "hang"),
+        ("read", 500),
+        ("read", "cut"),
+        ("names", 500),
+        ("names", "hang"),
+        ("remove", 503),
+    ],
+)
 def test_what_goes_on_failing_is_one_line_and_loses_nothing(
     operation: str,
     answer: int | Answer,
@@ -245,7 +258,7 @@ def contents(files: Files) -> dict[str, bytes]:
     return {name: files.read(name) for folder in folders for name in files.names(folder, recursive=True)}
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_stream_in_a_storm_is_byte_for_byte_that_of_a_calm(
     seed: int, s3_server: S3Server, proxy: Proxy, folder: str, sure: Files, tmp_path: Path
 ) -> None:

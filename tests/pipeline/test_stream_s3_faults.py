@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,7 +26,7 @@ from tiny import tiny_weights
 from videos import make_images, make_video, scene
 
 from pipeline import executor, filesystems, retries
-from pipeline.errors import SourceError, StoreError, XmemError
+from pipeline.errors import AnotherWriterError, SourceError, StoreError, XmemError
 from pipeline.executor import track
 from pipeline.files import open_files
 from pipeline.locations import locate
@@ -33,6 +34,7 @@ from pipeline.prompt_files import load_prompts
 from pipeline.prompts import PromptSet
 from pipeline.retries import Attempts
 from pipeline.sources import VideoSource, open_source
+from pipeline.store import StreamStore
 from pipeline.stream_ids import generate_stream_id
 from pipeline.work import Failure, StreamSpec, WorkerSettings
 
@@ -172,7 +174,7 @@ def test_a_video_that_cannot_be_read_on_has_not_ended(
         assert [f.frame_index for f in again] == list(range(10 + len(rest), FRAMES))
 
 
-@pytest.mark.parametrize("reads", range(8))
+@pytest.mark.parametrize("reads", range(0, 8, 2))
 def test_wherever_a_new_start_fails_it_says_so(
     reads: int, s3_server: S3Server, proxy: Proxy, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,9 +266,8 @@ def run(video: str, out: str, model: str, **more: Any) -> Any:
         model=model,
         memory=SMALL_MEMORY,
         threads=1,
-        chunk_frames=4,
         snapshot_chunks=2,
-        **more,
+        **{"chunk_frames": 4, **more},
     )
 
 
@@ -319,6 +320,48 @@ def test_tracked_through_a_storm_it_is_byte_for_byte_the_undisturbed_run(
     assert struck > 3, happened.faults
     proxy.set()
     assert run(f"{folder}/short.mp4", f"{folder}/out", model, **both).tracked == 0
+
+
+def test_of_two_runs_on_one_stream_one_stops(
+    s3_server: S3Server, proxy: Proxy, short: Path, model: str, undisturbed: dict[str, bytes]
+) -> None:
+    """Both have opened the stream before either commits; they differ in what decides the rows."""
+    out = s3_server.uri("faulty-two-runs")
+    options = proxy.options(s3_server.options)
+    proxy.set(*storm(0.2))
+    both = threading.Barrier(2)
+    outcomes: dict[int, Any] = {}
+
+    def work(chunk: int) -> None:
+        more = {"chunk_frames": chunk, "out_storage_options": options}
+        try:
+            outcomes[chunk] = run(str(short), out, model, on_open=lambda _: both.wait(60), **more).state
+        except Exception as error:
+            outcomes[chunk] = error
+
+    threads = [threading.Thread(target=work, args=(chunk,)) for chunk in (4, 7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    proxy.settle()
+    stopped = {chunk: error for chunk, error in outcomes.items() if error != "finished"}
+    assert len(stopped) >= 1, outcomes
+    assert all(isinstance(error, AnotherWriterError) for error in stopped.values()), outcomes
+    proxy.set()
+    record = StreamStore(out, "cam", options).read_record()
+    assert record is not None
+    winner = record["settings"]["chunk_frames"]
+    assert winner not in stopped or len(stopped) == 2
+    assert run(str(short), out, model, chunk_frames=winner, out_storage_options=options).frames == 30
+    found = contents(out, s3_server.options)
+    whole = [pq.read_table(pa.BufferReader(d)) for n, d in sorted(found.items()) if n.startswith("tracks")]
+    calm = [
+        pq.read_table(pa.BufferReader(d)) for n, d in sorted(undisturbed.items()) if n.startswith("tracks")
+    ]
+    assert pa.concat_tables(whole).to_pylist() == pa.concat_tables(calm).to_pylist()
+    assert len(whole) == -(-30 // winner)
+    assert proxy.happened.count() > 5
 
 
 def test_when_the_store_goes_away_what_was_committed_stays(
