@@ -7,8 +7,10 @@ answer never came may be tracked or not, and only the store can tell.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
@@ -17,6 +19,9 @@ from pipeline.live_spec import LiveSpec
 from pipeline.work import ChunkRef, ChunkReport, StreamSpec, StreamStatus, WorkerSettings
 from pipeline.worker import Worker
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 FOR_EVER = -1
 
 
@@ -32,11 +37,11 @@ class Tracker:
 
     def open(self, spec: StreamSpec, state: bytes | None = None) -> StreamStatus:
         """See `Worker.open`."""
-        return self._worker.open(spec, state)
+        return self._usable(self._worker.open(spec, state))
 
     def track(self, ref: ChunkRef) -> ChunkReport:
         """See `Worker.track`."""
-        return self._worker.track(ref)
+        return self._usable(self._worker.track(ref))
 
     def release(self, stream_id: str, to_store: bool = True) -> bytes | None:
         """See `Worker.release`."""
@@ -49,6 +54,16 @@ class Tracker:
     def close_all(self) -> None:
         """See `Worker.close_all`."""
         self._worker.close_all()
+
+    def _usable(self, answer: T) -> T:
+        """The answer, unless the device is beyond use: then every stream here would fail, one after another.
+
+        Dead, the process is started again with a device that works, and which stream did it is found out.
+        """
+        if self._worker.broken:
+            logger.error("the device is beyond use, this process ends: %s", answer)
+            os._exit(1)
+        return answer
 
 
 TrackerActor: Any = ray.remote(max_restarts=FOR_EVER, max_task_retries=0)(Tracker)
@@ -112,6 +127,10 @@ class Live:
     def metrics(self) -> dict[str, dict[str, Any]]:
         """See `LiveHub.metrics`."""
         return self._hub.metrics()
+
+    def pid(self) -> int:
+        """Of the actor's process."""
+        return os.getpid()
 
     def capacity(self) -> dict[str, Any]:
         """See `LiveHub.capacity`."""

@@ -477,6 +477,7 @@ class LiveTracker:
             next_id = self._finder.next_id if self._finder is not None else self.record.ids_reserved
             self.record.rest(state, frames=self._covered, ids=next_id)
         finally:
+            self.record.close()
             self._writer.close()
 
     # --- one frame -------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.chunk_file import ChunkFooter
-from pipeline.errors import AnotherWriterError, SettingsConflictError, StoreError
+from pipeline.errors import AnotherWriterError, SettingsConflictError, StoreError, XmemError
 from pipeline.ledger import LedgerCounts
 from pipeline.store import RESTARTING, StreamStore
 from pipeline.stream_record import FINISHED, RUNNING
@@ -142,6 +142,7 @@ class LiveRecord:
     def __init__(self, store: StreamStore, facts: Mapping[str, Any]) -> None:
         self._store = store
         self._lock = threading.Lock()
+        self._over = False
         store.prepare()
         committed = store.committed(newest_only=True)
         record = store.read_record()
@@ -223,6 +224,8 @@ class LiveRecord:
         """
         with self._lock:
             said = self._said
+            if self._over:
+                raise XmemError(f"stream {self._store.stream_id} is being closed just now: ask again later")
             if len(said.requests) >= _MOST_REQUESTS:
                 raise StoreError(
                     f"stream {self._store.stream_id}: {len(said.requests)} requests wait to be done; "
@@ -258,6 +261,11 @@ class LiveRecord:
         with self._lock:
             kept = tuple(r for r in self._said.requests if r.number > applied)
             self._said = replace(self._said, requests=kept)
+
+    def close(self) -> None:
+        """Take no more requests: whoever opens the stream next has a record of their own."""
+        with self._lock:
+            self._over = True
 
     def rest(self, state: str, *, frames: int, ids: int) -> None:
         """The stream was closed in good order: nobody has seen these numbers or any above them."""

@@ -1,0 +1,95 @@
+"""A live hub in a real Ray actor: found by its name, killed, and back with its streams by itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from live_books import Committed
+from ray.exceptions import RayActorError
+from tiny import tiny_weights
+from videos import make_video
+
+from pipeline.actor import live_actor, live_actor_name
+from pipeline.errors import UsageError
+from pipeline.live_hub import HubSettings
+from pipeline.live_options import LiveOptions
+from pipeline.live_spec import LiveSettings, LiveSpec
+from xmem_core import MemoryConfig
+
+PATIENCE = 60.0
+MEMORY = MemoryConfig(mem_every=2, max_mid_term_frames=4, min_mid_term_frames=2, num_prototypes=4, top_k=8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def until(what: Callable[[], Any]) -> Any:
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            if found := what():
+                return found
+        except RayActorError:
+            pass  # it is being started again
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.05)
+
+
+def test_a_killed_actor_is_back_by_itself(tmp_path: Path) -> None:
+    clip = make_video(tmp_path / "clip.mp4", 40, gop=10)
+    out = tmp_path / "out"
+    settings = HubSettings(
+        str(out),
+        model=tiny_weights(tmp_path),
+        memory=MEMORY,
+        size=48,
+        options=LiveOptions(first_backoff_seconds=0.1, most_backoff_seconds=0.2),
+        calibrate=False,
+        secrets=str(tmp_path / "secrets"),
+    )
+    actor = live_actor(settings)
+    same = ray.get_actor(live_actor_name("default"))
+    spec = LiveSpec(
+        "cam",
+        f"file://{clip}",
+        {"objects": [{"id": 3, "box": [20, 20, 40, 40]}]},
+        settings=LiveSettings(fps=20, policy="every", rotate_seconds=0.3, snapshot_seconds=0.5),
+    )
+    assert ray.get(actor.add.remote(spec))["state"] == "starting"
+    with pytest.raises(UsageError, match="is there already"):
+        ray.get(same.add.remote(spec))
+    status = until(lambda: (s := ray.get(actor.status.remote("cam")))["committed_frames"] and s)
+    assert [o["id"] for o in status["objects"]] == [3]
+    waiting = actor.wait_tracks.remote("cam", 10**9, 5.0)  # holds nobody up
+    assert ray.get(actor.jpeg.remote("cam"))[:2] == b"\xff\xd8"
+    assert ray.get(waiting) is None
+    asked = ray.get(actor.request.remote("cam", {"prompts": {"objects": [{"box": [80, 30, 30, 30]}]}}))
+    newest = ray.get(actor.status.remote("cam"))["next_frame"]
+    pid = ray.get(actor.pid.remote())
+
+    os.kill(pid, signal.SIGKILL)
+    ids = {3, *asked["ids"]}
+    until(lambda: {o["id"] for o in ray.get(actor.status.remote("cam"))["objects"]} == ids)
+    assert ray.get(actor.pid.remote()) != pid
+    assert ray.get(actor.tracks.remote("cam"))[0]["frame_index"] >= newest
+    last = ray.get(actor.remove.remote("cam", PATIENCE))
+    ray.get(actor.close.remote())
+    ray.kill(actor)
+    committed = Committed(out, "cam")
+    ledger = dict(last["ledger"])
+    assert ledger.pop("in_flight") == 0
+    assert committed.ledger() == ledger
+    assert committed.ids == ids
+    (restart,) = committed.of("restart")
+    assert restart["detail"]["seconds"] > 0

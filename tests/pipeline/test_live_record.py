@@ -1,0 +1,186 @@
+"""What a live stream keeps: its record, snapshots, spec and recent past."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import PromptError, SettingsConflictError, StoreError, UsageError, XmemError
+from pipeline.ledger import LedgerCounts
+from pipeline.live_record import Books, LiveRecord
+from pipeline.live_snapshot import LiveSnapshot
+from pipeline.live_spec import LiveSettings, LiveSpec, checked_prompts
+from pipeline.live_view import LiveView
+from pipeline.records import Event, Frame, MaskRecord, events_table, tracks_table
+from pipeline.snapshot import Snapshot
+from pipeline.store import StreamStore
+
+
+def rows(*frames: int) -> list[MaskRecord]:
+    return [MaskRecord(i, 1, 8, 8, 0, 0.0) for i in frames]
+
+
+def commit(store: StreamStore, first: int, last: int, events: list[Event]) -> None:
+    store.commit(first, last, tracks_table(rows(first, last)), events_table(events))
+
+
+def test_files_that_the_record_does_not_know_yet_count(tmp_path: Path) -> None:
+    store = StreamStore(tmp_path, "cam")
+    record = LiveRecord(store, {"source": "x"})
+    assert not record.resumed
+    record.reserve(frames=64, ids=16)
+    commit(
+        store, 0, 9, [Event(0, "object_added", "prompt", object_id=1), Event(3, "dropped", "queue full", 2)]
+    )
+    books = Books(10, LedgerCounts(10, 8, {"queue full": 2}), 2, {1: None}, 0.5)
+    record.committed(books, frames=70, facts={"width": 8})
+    added = Event(11, "object_added", "detector", object_id=2, detail={"category": "dog"})
+    commit(store, 10, 29, [Event(12, "dropped", "queue full", 3), Event(13, "corrupt", "damaged", 4), added])
+    commit(store, 30, 31, [Event(30, "object_removed", "requested", object_id=1)])
+
+    again = LiveRecord(StreamStore(tmp_path, "cam"), {"source": "x"})
+    assert again.resumed
+    assert not again.finished
+    assert again.books.frames == 32
+    assert again.books.ledger == LedgerCounts(32, 23, {"queue full": 5}, {"damaged": 4})
+    assert again.books.rows == 6
+    assert again.books.objects == {2: "dog"}
+    assert (again.frames_reserved, again.ids_reserved) == (70, 16)
+
+
+def test_requests_are_durable_and_roll_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = StreamStore(tmp_path, "cam")
+    record = LiveRecord(store, {})
+    record.reserve(ids=5)
+    first = record.ask(lambda free: ({"prompts": {"version": 1, "objects": [{"id": free}]}}, [free]))
+    assert first.number == 1
+    assert first.object_ids == [5]
+    assert record.ids_reserved == 6
+
+    def broken(record: Any) -> None:
+        raise StoreError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "write_record", broken)
+        with pytest.raises(StoreError):
+            record.ask(lambda free: ({"pause": True}, ()))
+    assert [r.number for r in record.requests()] == [1]
+    assert record.ask(lambda free: ({"pause": True}, ())).number == 2
+    again = LiveRecord(StreamStore(tmp_path, "cam"), {})
+    assert [dict(r.content) for r in again.requests(1)] == [{"pause": True}]
+    again.forget(1)
+    again.rest("finished", frames=0, ids=1)
+    third = LiveRecord(StreamStore(tmp_path, "cam"), {})
+    assert third.finished
+    assert [r.number for r in third.requests()] == [2]
+    assert third.last_request == 2
+    third.close()
+    with pytest.raises(XmemError, match="being closed"):
+        third.ask(lambda free: ({"pause": True}, ()))
+
+
+def test_foreign_and_damaged_records(tmp_path: Path) -> None:
+    store = StreamStore(tmp_path, "cam")
+    commit(store, 0, 1, [])
+    with pytest.raises(SettingsConflictError, match="not live"):
+        LiveRecord(store, {})
+    store.write_record({"live": {"books": 3}})
+    with pytest.raises(StoreError, match="damaged"):
+        LiveRecord(store, {})
+    record = LiveRecord(StreamStore(tmp_path, "other"), {})
+    record.committed(Books(9, LedgerCounts(9, 9)), frames=9, facts={})
+    with pytest.raises(StoreError, match="its record says 9 frames, its files hold 0"):
+        LiveRecord(StreamStore(tmp_path, "other"), {})
+
+
+def test_snapshots_come_back_and_damage_is_seen() -> None:
+    inner = Snapshot(7, b"abc", "run", 1.5, (4, 5), ((1, "dog"),), 9, 2, b"finder")
+    snapshot = LiveSnapshot(inner, None, 3, True)
+    blob = snapshot.to_bytes()
+    assert LiveSnapshot.from_bytes(blob) == snapshot
+    for bad in (b"", blob[:-1], blob.replace(b'applied\\": 3', b'applied\\": 4'), inner.to_bytes()):
+        with pytest.raises(ValueError, match="damaged or foreign"):
+            LiveSnapshot.from_bytes(bad)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"fps": 0},
+        {"fps": float("nan")},
+        {"fps": True},
+        {"max_objects": 65},
+        {"max_objects": 2.5},
+        {"policy": "all"},
+        {"size": 8},
+        {"size": "48"},
+        {"expected_width": 10**9},
+        {"unknown": 1},
+    ],
+)
+def test_settings_that_make_no_sense(values: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        LiveSettings.from_dict(values)
+
+
+def test_specs_keep_secrets_and_check_prompts() -> None:
+    spec = LiveSpec("cam", "rtsp://me:secret@host/x")
+    assert "secret" not in repr(spec)
+    assert spec.shown_url == "rtsp://host/x"
+    for bad in ("host/x", "rtsp://a\0b", 5):
+        with pytest.raises(UsageError):
+            LiveSpec("cam", bad)  # type: ignore[arg-type]
+    with pytest.raises(UsageError):
+        LiveSpec("../cam", "rtsp://host/x")
+    box = {"box": [1, 1, 2, 2]}
+    for prompts in (
+        [],
+        {"objects": []},
+        {"objects": [{"frame": 3, **box}]},
+        {"objects": [box, {"id": 0, **box}]},
+    ):
+        with pytest.raises(PromptError):
+            checked_prompts(prompts)  # type: ignore[arg-type]
+    with pytest.raises(PromptError, match="removals"):
+        checked_prompts({"objects": [box], "remove": [{"frame": 0, "id": 1}]})
+    assert [o.object_id for o in checked_prompts({"objects": [box, box]}).at(0)] == [1, 2]
+
+
+def frame(index: int) -> Frame:
+    return Frame(np.zeros((8, 8, 3), np.uint8), index, index / 10)
+
+
+def test_the_recent_past_is_bounded_and_given_by_whole_frames() -> None:
+    view = LiveView(most_records=7)
+    for i in range(5):
+        view.publish(frame(i), [MaskRecord(i, k, 8, 8, 0, 0.0) for k in (1, 2)])
+    assert [r["frame_index"] for r in view.tracks()] == [1, 2, 2, 3, 3, 4, 4]
+    assert [r["frame_index"] for r in view.tracks(since=1, limit=3)] == [2, 2]
+    assert [r["frame_index"] for r in view.tracks(since=3, limit=1)] == [4]
+    assert view.tracks(since=4) == []
+    with pytest.raises(UsageError):
+        view.tracks(limit=0)
+
+
+def test_whoever_waits_gets_the_newest_and_is_let_go() -> None:
+    view = LiveView()
+    got: list[Any] = []
+    waiting = threading.Thread(target=lambda: got.append(view.wait(4, 30)))
+    waiting.start()
+    for i in range(6):
+        view.publish(frame(i), [])
+    waiting.join(30)
+    assert got[0]["seq"] == 5
+    waiting = threading.Thread(target=lambda: got.append(view.wait(5, 30)))
+    waiting.start()
+    time.sleep(0.05)
+    view.close()
+    waiting.join(30)
+    assert got[1] is None
+    first = view.jpeg()
+    assert view.jpeg() is first
