@@ -28,6 +28,9 @@ from pipeline.work import ChunkRef, ChunkReport, Failure, Outcome, StreamSpec, S
 
 logger = logging.getLogger(__name__)
 
+# Faults of a device that outlast the call. Older releases of torch tell them only by their words.
+_BREAKING: tuple[type[BaseException], ...] = tuple(filter(None, [getattr(torch, "AcceleratorError", None)]))
+
 
 @dataclass
 class _Open:
@@ -66,6 +69,8 @@ class Worker:
         )
         self._executor = Executor(self._segmenter)
         self._streams: dict[str, _Open] = {}
+        # After an illegal access or a failed assertion on a GPU every later call fails, whoever's it is.
+        self.broken = False
 
     def facts(self) -> dict[str, Any]:
         """This process: pid, device, the device's memory and what the weights take of it, in bytes."""
@@ -265,6 +270,8 @@ class Worker:
         else:
             # A fault of ours, or of a library: whoever reads the worker's log needs to see where.
             logger.exception("stream %s", stream_id)
+        if isinstance(error, _BREAKING):
+            self.broken = True
         if isinstance(error, torch.OutOfMemoryError):
             gc.collect()
             torch.cuda.empty_cache()

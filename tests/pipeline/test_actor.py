@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import ray
+import torch
 from ray.exceptions import RayActorError
 from test_worker import FRAMES, MEMORY, PROMPTS, ROWS, rows
 from tiny import tiny_weights
@@ -125,6 +126,31 @@ def _persistently(actor: Any, wanted: StreamSpec) -> tuple[StreamStatus, int]:
         except RayActorError:
             continue
     raise AssertionError("the actor did not come back")
+
+
+def test_an_actor_whose_device_is_beyond_use_dies_and_comes_back(
+    actors: list[Any], video: Path, out: Path, one_pass: pa.Table
+) -> None:
+    def break_device(tracker: Any) -> None:
+        """What an illegal access on a GPU does: this call fails, and so would all others."""
+
+        def step_many(inputs: Any) -> Any:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+        tracker._worker._segmenter.step_many = step_many
+
+    actor, stream_id = actors[1], "device"
+    status, before = _persistently(actor, spec(video, stream_id))
+    assert ray.get(actor.track.remote(ChunkRef(stream_id, 0, CHUNK - 1))).outcome == "tracked"
+    ray.get(actor.__ray_call__.remote(break_device))
+    with pytest.raises(RayActorError):
+        ray.get(actor.track.remote(ChunkRef(stream_id, CHUNK, 2 * CHUNK - 1)))
+    status, after = _persistently(actor, spec(video, stream_id))
+    assert after != before
+    assert status.next_frame == CHUNK
+    report = ray.get(actor.track.remote(ChunkRef(stream_id, CHUNK, (FRAMES // CHUNK) * CHUNK + CHUNK - 1)))
+    assert report.outcome == "finished"
+    assert rows(out, stream_id).equals(one_pass)
 
 
 def test_an_actor_has_the_threads_it_was_promised(out: Path, model: str) -> None:
