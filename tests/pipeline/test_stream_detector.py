@@ -171,10 +171,13 @@ def test_things_that_walk_through_come_and_go(tmp_path: Path) -> None:
     # Both are found within a second of being wholly inside, and given up soon after they have left.
     for event, earliest, latest in zip(happened, (17, 29, 48, 60), (28, 40, 58, 72), strict=True):
         assert earliest < event["frame_index"] < latest
-    centres = query(
-        tmp_path / "out", "select object_id, max(centroid_y) - min(centroid_y) as d from tracks group by all"
+    # What is left of one at the edge is the network's affair.
+    ask = (
+        "select object_id, max(centroid_y) - min(centroid_y) as drift from tracks where area > 300 group by 1"
     )
-    assert all(row["d"] < 20 for row in centres.to_pylist())
+    drifts = [row["drift"] for row in query(tmp_path / "out", ask).to_pylist()]
+    assert len(drifts) == 2
+    assert max(drifts) < 15
 
 
 def test_every_living_object_has_a_row_on_every_frame(undisturbed: Path) -> None:
@@ -226,10 +229,12 @@ def test_handed_from_process_to_process_it_ends_with_the_same_bytes(
             return StreamTracker(open_source(str(video)), store, segmenter, chosen, prompts, snapshot=state)
 
         stream = opened(None)
+        due = hand_over | drop
         while executor.advance([stream]):
             chunk, rest = divmod(stream.next_frame, 5)
-            if rest or chunk not in hand_over | drop or stream.position != stream.next_frame:
+            if rest or chunk not in due or stream.position != stream.next_frame:
                 continue
+            due.remove(chunk)
             if not stream.settle():
                 break
             # Handed over as bytes; or all that was not committed is lost.
@@ -271,7 +276,7 @@ def test_snapshots_of_a_detector_that_are_damaged_are_passed_over(
     stored = sorted((tmp_path / "state").rglob("*.safetensors"))
     snapshot = Snapshot.from_bytes(stored[-1].read_bytes())
     assert snapshot.finder is not None
-    for finder in (None, snapshot.finder[:-9], b""):
+    for finder in (None, snapshot.finder[:-9], b"?"):
         stored[-1].write_bytes(replace(snapshot, finder=finder).to_bytes())
         run(video, tmp_path, model, max_frames=None)
         assert files(tmp_path, "tracks", "events") == files(undisturbed, "tracks", "events")
