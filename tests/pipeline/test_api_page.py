@@ -1,0 +1,96 @@
+"""The page in a real browser: it lists streams, and shows one live with its objects."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import pytest
+import uvicorn
+from browser import chromium, open_page
+from live_standin import StandInHub, record
+
+from pipeline.api import create_app
+from pipeline.api_guard import LOOPBACK_HOSTS
+from pipeline.api_service import ApiSettings
+from pipeline.live_spec import LiveSpec
+from pipeline.tokens import TokenSet
+
+TOKEN = "a-token-for-tests-0123456789"
+HOSTILE = "<img src=x onerror=document.title='broken'>"
+
+pytestmark = [
+    pytest.mark.skipif(chromium() is None, reason="no Chromium in the system: apt-get install chromium"),
+    # uvicorn's own choice of a WebSocket library
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture
+def hub() -> StandInHub:
+    hub = StandInHub()
+    for name, url in (("gate-3", "rtsp://root:hunter2@10.20.0.31/h264"), ("yard", "rtsp://10.20.0.32/h264")):
+        asyncio.run(hub.add(LiveSpec(name, url, detector="motion")))
+    hub.publish(
+        "gate-3", record(0), record(0, 2, category=HOSTILE), record(0, 5, area=0, bbox=None, score=0.0)
+    )
+    return hub
+
+
+@pytest.fixture
+def address(hub: StandInHub) -> Iterator[str]:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        app = create_app(hub, ApiSettings(TokenSet([TOKEN]), hosts=LOOPBACK_HOSTS))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))  # type: ignore[arg-type]
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+def test_page(address: str, hub: StandInHub, tmp_path: Path) -> None:
+    with open_page(tmp_path) as page:
+        page.open(address)
+        page.wait_for("!document.getElementById('login').hidden")
+        asked = list(page.errors)
+        assert all("401" in text for text in asked), asked
+        page.errors.clear()
+
+        page.value(f"document.getElementById('token').value = '{TOKEN}'")
+        page.value("document.querySelector('#login button').click()")
+        page.wait_for("document.querySelectorAll('#streams li').length === 2")
+        page.wait_for("document.querySelectorAll('#objects tr').length === 3")
+        assert page.value("document.getElementById('name').textContent") == "gate-3"
+        page.wait_for("document.getElementById('picture').naturalWidth > 0")
+        text = page.value("document.body.innerText")
+        assert "5 (4 late, 1 queue full)" in text
+        assert "rtsp://10.20.0.31/h264" in text
+        assert "hunter2" not in text
+        assert HOSTILE in text  # as text, and not as a picture
+
+        hub.publish("gate-3", *(record(1, number) for number in (1, 2, 5, 9)))  # comes by the WebSocket
+        page.wait_for("document.querySelectorAll('#objects tr').length === 4")
+        page.screenshot(tmp_path / "page.png")
+
+        page.value("document.getElementById('pause').click()")
+        page.wait_for("document.getElementById('state').textContent === 'paused'")
+        assert "gate-3" in hub.paused
+        page.value("document.querySelectorAll('#streams button')[1].click()")
+        page.wait_for("document.getElementById('name').textContent === 'yard'")
+        assert page.value("document.title") == "xmem live"
+        assert page.errors == []
+
+    picture = cv2.imread(str(tmp_path / "page.png"))
+    assert picture is not None
+    assert picture.shape[1] >= 1000
+    assert picture.std() > 5
