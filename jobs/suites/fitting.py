@@ -19,7 +19,7 @@ from jobs.evaluate import Segmenter
 from jobs.suites.presence import Observations, fit
 from jobs.suites.runner import run_suite
 from pipeline.errors import UsageError
-from xmem_core.presence import PresenceConstants
+from xmem_core.presence import FEATURES, PresenceConstants
 
 FIT_SEED = 1000
 
@@ -33,9 +33,13 @@ def fit_presence(
     troubles: int = 2,
     height: int = 480,
     kinds: Sequence[str] | None = None,
+    use: Sequence[str] = ("mean", "size"),
     progress: Callable[[str], None] | None = None,
 ) -> tuple[PresenceConstants, Observations]:
     """Run `crowds` crowd scenes and `troubles` of each kind, and fit the score to what was right.
+
+    `use`: the features that get a weight, the others get 0. On few scenes more of them rank other people's
+    masks worse than these two.
 
     Returns:
         the constants, and the masks they were fitted on.
@@ -67,5 +71,7 @@ def fit_presence(
     if right.all() or not right.any():
         which = "all" if len(right) and right.all() else "none"
         raise UsageError(f"{which} of {len(right)} masks are right: a score cannot be fitted to that")
-    weights, intercept = fit(seen.features, right)
+    chosen = [FEATURES.index(name) for name in use]
+    weights = np.zeros(len(FEATURES))
+    weights[chosen], intercept = fit(seen.features[:, chosen], right)
     return PresenceConstants(tuple(np.round(weights, 4).tolist()), round(intercept, 4)), seen

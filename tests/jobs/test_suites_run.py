@@ -313,6 +313,7 @@ def test_the_fit_knows_what_the_probabilities_knew(root: Path, monkeypatch: pyte
     monkeypatch.setattr("jobs.suites.pictures.HELD_OUT_PEOPLE", 4)
     constants, seen = fit_presence(root, Doubtful(), crowds=2, troubles=1, height=HEIGHT, kinds=["plain"])
     assert 0.05 < seen.right.mean() < 0.95
+    assert [name for name, w in zip(FEATURES, constants.weights, strict=True) if w] == ["mean", "size"]
     total = seen.features @ np.array(constants.weights) + constants.intercept
     fitted = reliability(1 / (1 + np.exp(-total)), seen.iou)
     raw = reliability(seen.features[:, 0], seen.iou)
