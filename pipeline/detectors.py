@@ -31,8 +31,8 @@ class Detection:
 
     Args:
         mask: H x W bool of the frame's size, with at least one pixel; what an object is started from.
-        box: x, y, width, height in whole pixels, inside the frame. Without a mask, the stream's box segmenter
-            makes one of it when an object is started.
+        box: x, y, width, height in whole pixels, inside the frame; of the mask, if it is not given. Without a
+            mask, the stream's box segmenter makes one when an object is started.
         category: what it is, where that is known.
         score: how sure the detector is, 0..1.
 
@@ -52,8 +52,13 @@ class Detection:
             raise ValueError(
                 f"detection's mask is {self.mask.dtype} of shape {self.mask.shape}: need H x W bool"
             )
-        if self.mask is not None and not self.mask.any():
-            raise ValueError("detection's mask is empty: leave the detection out")
+        if self.mask is not None and self.box is None:
+            rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
+            if not rows.size:
+                raise ValueError("detection's mask is empty: leave the detection out")
+            left, top = int(columns[0]), int(rows[0])
+            box = (left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top)
+            object.__setattr__(self, "box", box)
         if self.box is not None and (len(self.box) != 4 or min(self.box) < 0 or min(self.box[2:]) < 1):
             raise ValueError(f"detection's box {self.box}: need x, y >= 0 and width, height >= 1")
         if not 0 <= self.score <= 1:
@@ -65,13 +70,16 @@ class Detection:
 
     @property
     def bounds(self) -> Box:
-        """The box that was given, else the mask's."""
-        if self.box is not None:
-            return self.box
-        assert self.mask is not None
-        rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
-        left, top = int(columns[0]), int(rows[0])
-        return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
+        """Its box, which every detection has."""
+        assert self.box is not None
+        return self.box
+
+    def area(self) -> NDArray[np.bool_]:
+        """What it covers of its box, h x w: its mask there, or all of it."""
+        x, y, w, h = self.bounds
+        if self.mask is None:
+            return np.ones((h, w), np.bool_)
+        return self.mask[y : y + h, x : x + w]
 
     def check_fits(self, frame: Frame) -> None:
         """Raises ValueError if it is not of a frame of that size."""
@@ -81,6 +89,8 @@ class Detection:
         x, y, w, h = self.bounds
         if x + w > width or y + h > height:
             raise ValueError(f"detection's box {self.bounds} reaches outside the frame of {width}x{height}")
+        if self.mask is not None and not self.area().any():
+            raise ValueError(f"detection's mask has no pixel in its box {self.bounds}")
 
 
 @runtime_checkable

@@ -136,6 +136,7 @@ class ObjectFinder:
         self._candidates: list[_Candidate] = []
         self._last_seen: dict[int, int] = {}  # of objects started here: frame on which they were visible
         self._labels: NDArray[np.int32] | None = None  # of the frame before
+        self._labelled: set[int] = set()  # the objects that lived on it
         self.reserve(used_ids)
 
     @property
@@ -173,13 +174,13 @@ class ObjectFinder:
         every = self._settings.every
         self._next_look = frame.frame_index - frame.frame_index % every + every
         labels = self._labels_on(frame, live, given)
-        unknown = [d for d in self._detected(frame) if not _is_tracked(_area(d, frame), labels)]
+        unknown = [d for d in self._detected(frame) if not _is_tracked(d, labels)]
         confirmed = self._confirm(unknown, frame)
         room = self._settings.max_objects - len(set(live) | set(given))
         started: list[NewObject] = []
         for candidate, detection in confirmed:
             # What was started just now may cover the next one.
-            if len(started) >= room or _is_tracked(_area(detection, frame), labels):
+            if len(started) >= room or _is_tracked(detection, labels):
                 continue
             mask = self._mask_of(detection, frame) & (labels == 0)
             if not mask.any():
@@ -194,7 +195,7 @@ class ObjectFinder:
 
     def saw(self, frame_index: int, label_map: NDArray[np.int32], live: Collection[int]) -> None:
         """Take note of a tracked frame: H x W labels, and the ids of the living objects."""
-        self._labels = label_map
+        self._labels, self._labelled = label_map, set(live)
         self._last_seen = {i: seen for i, seen in self._last_seen.items() if i in live}
         for object_id in self._last_seen:
             if bool((label_map == object_id).any()):
@@ -215,7 +216,8 @@ class ObjectFinder:
             resized = cv2.resize(self._labels, (width, height), interpolation=cv2.INTER_NEAREST)
             labels = np.asarray(resized, np.int32)
             self._candidates = []
-        labels[~np.isin(labels, list(live))] = 0
+        for object_id in self._labelled - set(live):
+            labels[labels == object_id] = 0
         for object_id, mask in given.items():
             labels[labels == object_id] = 0
             labels[mask] = object_id
@@ -284,6 +286,7 @@ class ObjectFinder:
             "next_look": self._next_look,
             "candidates": [asdict(c) for c in self._candidates],
             "last_seen": list(self._last_seen.items()),
+            "labelled": sorted(self._labelled),
             "labels": None if self._labels is None else list(self._labels.shape),
             "lengths": [len(labels), len(detector)],
         }
@@ -310,12 +313,14 @@ class ObjectFinder:
                 _Candidate(_box(c["box"]), (c["step"][0], c["step"][1]), c["hits"], c["misses"])
                 for c in facts["candidates"]
             ]
+            labelled = {int(i) for i in facts["labelled"]}
             last_seen = {int(i): int(seen) for i, seen in facts["last_seen"]}
             next_id, next_look = int(facts["next_id"]), int(facts["next_look"])
             self._detector.from_bytes(blob[start + of_labels :])
         except (struct.error, zlib.error, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"damaged or foreign bytes of the object finder: {error}") from error
-        self._labels, self._candidates, self._last_seen = labels, candidates, last_seen
+        self._labels, self._labelled = labels, labelled
+        self._candidates, self._last_seen = candidates, last_seen
         self._next_id, self._next_look = max(self._next_id, next_id), next_look
 
 
@@ -324,26 +329,18 @@ def _box(values: list[int]) -> Box:
     return x, y, w, h
 
 
-def _area(detection: Detection, frame: Frame) -> NDArray[np.bool_]:
-    """Its mask, or all of its box."""
-    if detection.mask is not None:
-        return detection.mask
+def _is_tracked(detection: Detection, labels: NDArray[np.int32]) -> bool:
+    """Whether what was found is (one of) the objects of the labels."""
     x, y, w, h = detection.bounds
-    area = np.zeros(frame.size, np.bool_)
-    area[y : y + h, x : x + w] = True
-    return area
-
-
-def _is_tracked(area: NDArray[np.bool_], labels: NDArray[np.int32]) -> bool:
-    """Whether what covers this area is (one of) the objects of the labels."""
+    area = detection.area()
     pixels = int(area.sum())
-    inside = labels[area]
+    inside = labels[y : y + h, x : x + w][area]
     inside = inside[inside != 0]
     if inside.size >= _COVERED * pixels:
         return True
-    for object_id in np.unique(inside):
+    for object_id, held in zip(*np.unique(inside, return_counts=True), strict=True):
         own = int((labels == object_id).sum())
-        if (inside == object_id).sum() >= _HELD * own and own >= _CRUMB * pixels:
+        if held >= _HELD * own and own >= _CRUMB * pixels:
             return True
     return False
 

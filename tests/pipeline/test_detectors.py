@@ -53,6 +53,8 @@ def test_a_detection_fits_only_its_frame() -> None:
         Detection(box=(1, 0, 30, 20)).check_fits(frame)
     with pytest.raises(ValueError, match="has shape"):
         Detection(np.ones((30, 20), np.bool_)).check_fits(frame)
+    with pytest.raises(ValueError, match="no pixel in its box"):
+        Detection(mask_of(20, 30, 3, 5, 7, 2), (9, 9, 4, 4)).check_fits(frame)
 
 
 class EveryBright:

@@ -209,6 +209,17 @@ def test_ids_are_above_all_of_the_prompts_and_never_come_back() -> None:
     stream.detector.script = {}
 
 
+def test_an_object_that_was_removed_is_no_object_there_any_more() -> None:
+    """Removed by a user after the frame before: what is there may begin at once."""
+    found = thing(40, 30)
+    stream = Stream({i: [found] for i in range(5, 9)}, used=(9,))
+    assert found.mask is not None
+    for i in range(6):
+        stream.step(i, {9: found.mask} if i == 0 else None)
+    del stream.masks[9]
+    assert [stream.step(i) for i in range(6, 9)] == [[], [], [10]]
+
+
 def test_reserved_ids_are_left_out() -> None:
     stream = Stream({i: [thing(40, 30)] for i in range(9)})
     stream.finder.reserve([7, 1000])
