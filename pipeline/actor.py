@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 FOR_EVER = -1
+LIVE_CALLS = 32
+WATCHERS = 128
+_WATCHERS = "watchers"
 
 
 class Tracker:
@@ -116,8 +119,9 @@ class Live:
         """See `LiveHub.tracks`."""
         return self._hub.tracks(stream_id, since, limit)
 
+    @ray.method(concurrency_group=_WATCHERS)
     def wait_tracks(self, stream_id: str, after_seq: int = -1, timeout: float = 10.0) -> Any:
-        """See `LiveHub.wait_tracks`; each call that waits holds one of the actor's threads."""
+        """See `LiveHub.wait_tracks`. Calls that wait hold threads of their own, up to `WATCHERS` of them."""
         return self._hub.wait_tracks(stream_id, after_seq, timeout)
 
     def jpeg(self, stream_id: str, overlay: bool = True, max_side: int = 960, quality: int = 80) -> bytes:
@@ -141,8 +145,11 @@ class Live:
         self._hub.close()
 
 
-LiveActor: Any = ray.remote(max_restarts=FOR_EVER, max_task_retries=0)(Live)
-LIVE_CALLS = 32
+# Ray's types don't know of concurrency groups.
+_remote: Any = ray.remote
+LiveActor: Any = _remote(max_restarts=FOR_EVER, max_task_retries=0, concurrency_groups={_WATCHERS: WATCHERS})(
+    Live
+)
 
 
 def live_actor(settings: HubSettings, *, gpus: float = 0.0, calls: int = LIVE_CALLS, **options: Any) -> Any:
@@ -153,7 +160,7 @@ def live_actor(settings: HubSettings, *, gpus: float = 0.0, calls: int = LIVE_CA
     Args:
         settings: of the hub; those of an actor that is there already are not changed.
         gpus: share of a GPU to reserve.
-        calls: that may be answered at the same time, waiting ones included.
+        calls: that may be answered at the same time, beside those that wait for news.
         options: for `ray.actor.ActorClass.options`; `lifetime=None` ends it with its owner.
     """
     environment = {"env_vars": {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "PASSIVE"}}

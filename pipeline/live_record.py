@@ -22,7 +22,7 @@ from pipeline.store import RESTARTING, StreamStore
 from pipeline.stream_record import FINISHED, RUNNING
 
 LIVE_FINGERPRINT = "live"
-_MOST_REQUESTS = 10_000
+_MOST_REQUESTS = 1000
 
 
 @dataclass(frozen=True)

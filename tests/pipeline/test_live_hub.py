@@ -81,6 +81,7 @@ def world(tmp_path: Path, segmenter: VideoSegmenter) -> Iterator[World]:
 
 def tracked(hub: LiveHub, name: str = "cam", more: int = 10) -> int:
     """Wait until so many more frames have been tracked."""
+    until(lambda: hub.status(name)["ledger"]["received"])  # as far as earlier runs came
     goal: int = hub.status(name)["ledger"]["tracked"] + more
     until(lambda: hub.status(name)["ledger"]["tracked"] >= goal)
     return goal
@@ -428,3 +429,27 @@ def test_memory_is_reckoned_again_when_the_frames_are_known(world: World) -> Non
     hub.add(spec(settings=tiny))
     until(lambda: hub.status("cam")["state"] == "failed")
     assert "memory" in hub.status("cam")["cause"]
+
+
+def test_a_damaged_snapshot_costs_nothing_but_its_news(world: World) -> None:
+    hub = world.hub()
+    hub.add(spec(prompts=prompts(1, 2)))
+    folder = world.out / "state" / "cam"
+    until(lambda: folder.exists() and len(list(folder.iterdir())) == 2)
+    hub.close()
+    for path in sorted(folder.iterdir())[-1:]:
+        path.write_bytes(path.read_bytes()[:-40])
+    again = world.hub()
+    tracked(again)
+    assert [o["id"] for o in again.status("cam")["objects"]] == [1, 2]
+    again.close()
+    for path in folder.iterdir():
+        path.write_bytes(b"not one of them")
+    third = world.hub()
+    tracked(third)
+    assert third.status("cam")["objects"] == []
+    last = third.remove("cam", wait=PATIENCE)
+    committed = Committed(world.out, "cam")
+    books_match(last, committed)
+    gone = [e["object_id"] for e in committed.of("object_removed") if e["reason"] == "restart"]
+    assert gone == [1, 2]

@@ -138,14 +138,10 @@ def test_specs_keep_secrets_and_check_prompts() -> None:
     with pytest.raises(UsageError):
         LiveSpec("../cam", "rtsp://host/x")
     box = {"box": [1, 1, 2, 2]}
-    for prompts in (
-        [],
-        {"objects": []},
-        {"objects": [{"frame": 3, **box}]},
-        {"objects": [box, {"id": 0, **box}]},
-    ):
+    wrong: list[Any] = [[], {"objects": []}, {"objects": [{"frame": 3, **box}]}]
+    for prompts in [*wrong, {"objects": [box, {"id": 0, **box}]}]:
         with pytest.raises(PromptError):
-            checked_prompts(prompts)  # type: ignore[arg-type]
+            checked_prompts(prompts)
     with pytest.raises(PromptError, match="removals"):
         checked_prompts({"objects": [box], "remove": [{"frame": 0, "id": 1}]})
     assert [o.object_id for o in checked_prompts({"objects": [box, box]}).at(0)] == [1, 2]
