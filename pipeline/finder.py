@@ -5,6 +5,10 @@ rest are candidates; one that is found again a few times in a row, near where it
 object with an id that no object of this stream ever had. An object that was started here and has been out of
 sight for too long is given up; objects that a user asked for stay until the user removes them.
 
+A tracker that knows things by their looks may give a newcomer to an object that looks like it. So of an
+object that was started here only the part counts that follows from where it was before, its home; what is
+found elsewhere is found anew, and with its start the newcomer is taken away from the other one.
+
 All of this is decided by the frames and by what is remembered here, and what is remembered goes to bytes and
 back: a stream that is cut, moved or killed anywhere finds the same objects on the same frames.
 """
@@ -25,6 +29,7 @@ from numpy.typing import NDArray
 from pipeline.boxes import Box, BoxSegmenter, inscribed_ellipse
 from pipeline.detectors import Detection, Detector
 from pipeline.errors import UsageError, XmemError
+from pipeline.homes import homes_of, without_strays
 from pipeline.locations import one_line
 from pipeline.records import Frame
 
@@ -137,6 +142,7 @@ class ObjectFinder:
         self._last_seen: dict[int, int] = {}  # of objects started here: frame on which they were visible
         self._labels: NDArray[np.int32] | None = None  # of the frame before
         self._labelled: set[int] = set()  # the objects that lived on it
+        self._homes: NDArray[np.int32] | None = None  # of what was started here, see `homes_of`
         self.reserve(used_ids)
 
     @property
@@ -197,6 +203,7 @@ class ObjectFinder:
         """Take note of a tracked frame: H x W labels, and the ids of the living objects."""
         self._labels, self._labelled = label_map, set(live)
         self._last_seen = {i: seen for i, seen in self._last_seen.items() if i in live}
+        self._homes = homes_of(label_map, self._last_seen, self._homes)
         for object_id in self._last_seen:
             if bool((label_map == object_id).any()):
                 self._last_seen[object_id] = frame_index
@@ -210,12 +217,14 @@ class ObjectFinder:
         height, width = frame.size
         if self._labels is None:
             labels = np.zeros((height, width), np.int32)
-        elif self._labels.shape == frame.size:
-            labels = self._labels.copy()
         else:
-            resized = cv2.resize(self._labels, (width, height), interpolation=cv2.INTER_NEAREST)
-            labels = np.asarray(resized, np.int32)
-            self._candidates = []
+            labels = self._labels.copy()
+            if self._homes is not None:
+                without_strays(labels, self._last_seen, self._homes)
+            if labels.shape != frame.size:
+                resized = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
+                labels = np.asarray(resized, np.int32)
+                self._candidates = []
         for object_id in self._labelled - set(live):
             labels[labels == object_id] = 0
         for object_id, mask in given.items():
@@ -277,9 +286,7 @@ class ObjectFinder:
 
     def to_bytes(self) -> bytes:
         """All that is remembered, the detector's memory included."""
-        labels = b""
-        if self._labels is not None:
-            labels = zlib.compress(np.ascontiguousarray(self._labels, np.int32).tobytes(), 1)
+        labels, homes = _packed(self._labels), _packed(self._homes)
         detector = self._detector.to_bytes()
         facts: dict[str, Any] = {
             "next_id": self._next_id,
@@ -288,10 +295,11 @@ class ObjectFinder:
             "last_seen": list(self._last_seen.items()),
             "labelled": sorted(self._labelled),
             "labels": None if self._labels is None else list(self._labels.shape),
-            "lengths": [len(labels), len(detector)],
+            "homes": None if self._homes is None else list(self._homes.shape),
+            "lengths": [len(labels), len(homes), len(detector)],
         }
         text = json.dumps(facts, sort_keys=True).encode()
-        return _MAGIC + struct.pack("<I", len(text)) + text + labels + detector
+        return _MAGIC + struct.pack("<I", len(text)) + text + labels + homes + detector
 
     def from_bytes(self, blob: bytes) -> None:
         """Go on as the one that gave these bytes. Raises ValueError if they are damaged or something else."""
@@ -301,14 +309,14 @@ class ObjectFinder:
             head = len(_MAGIC) + 4
             (length,) = struct.unpack_from("<I", blob, len(_MAGIC))
             facts = json.loads(blob[head : head + length])
-            start = head + length
-            of_labels, of_detector = facts["lengths"]
-            if len(blob) != start + of_labels + of_detector:
-                raise ValueError(f"{len(blob)} bytes, {start + of_labels + of_detector} expected")
-            labels = None
-            if facts["labels"] is not None:
-                raw = zlib.decompress(blob[start : start + of_labels])
-                labels = np.frombuffer(raw, np.int32).reshape(facts["labels"])
+            parts, end = [], head + length
+            for size in facts["lengths"]:
+                parts.append(blob[end : end + size])
+                end += size
+            if len(blob) != end:
+                raise ValueError(f"{len(blob)} bytes, {end} expected")
+            labels = _unpacked(parts[0], facts["labels"])
+            homes = _unpacked(parts[1], facts["homes"])
             candidates = [
                 _Candidate(_box(c["box"]), (c["step"][0], c["step"][1]), c["hits"], c["misses"])
                 for c in facts["candidates"]
@@ -316,12 +324,20 @@ class ObjectFinder:
             labelled = {int(i) for i in facts["labelled"]}
             last_seen = {int(i): int(seen) for i, seen in facts["last_seen"]}
             next_id, next_look = int(facts["next_id"]), int(facts["next_look"])
-            self._detector.from_bytes(blob[start + of_labels :])
+            self._detector.from_bytes(parts[2])
         except (struct.error, zlib.error, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"damaged or foreign bytes of the object finder: {error}") from error
-        self._labels, self._labelled = labels, labelled
+        self._labels, self._labelled, self._homes = labels, labelled, homes
         self._candidates, self._last_seen = candidates, last_seen
         self._next_id, self._next_look = max(self._next_id, next_id), next_look
+
+
+def _packed(labels: NDArray[np.int32] | None) -> bytes:
+    return b"" if labels is None else zlib.compress(np.ascontiguousarray(labels, np.int32).tobytes(), 1)
+
+
+def _unpacked(blob: bytes, shape: list[int] | None) -> NDArray[np.int32] | None:
+    return None if shape is None else np.frombuffer(zlib.decompress(blob), np.int32).reshape(shape)
 
 
 def _box(values: list[int]) -> Box:

@@ -191,6 +191,34 @@ def test_a_prompt_on_the_same_frame_comes_first() -> None:
     assert not stream.started
 
 
+def test_a_newcomer_that_was_taken_for_another_object_is_found_and_taken_away_from_it() -> None:
+    first, second = thing(5, 30), thing(80, 30)
+    stream = Stream({i: [first] if i < 6 else [first, second] for i in range(12)})
+    assert first.mask is not None
+    assert second.mask is not None
+    for i in range(6):
+        stream.step(i)
+    assert list(stream.masks) == [1]
+    for i in range(6, 12):
+        # The tracker gives both to object 1 until there is another one.
+        stream.masks[1] = first.mask if 2 in stream.masks else first.mask | second.mask
+        if i == 8:
+            stream.restored()
+        stream.step(i)
+    assert [(i, n.object_id) for i, n in stream.started] == [(2, 1), (8, 2)]
+    assert np.array_equal(stream.started[1][1].mask, second.mask)
+
+
+def test_what_users_ask_for_may_be_anywhere() -> None:
+    first, second = thing(5, 30), thing(80, 30)
+    stream = Stream({i: [first, second] for i in range(1, 9)})
+    assert first.mask is not None
+    assert second.mask is not None
+    for i in range(9):
+        stream.step(i, {9: first.mask | second.mask} if i == 0 else None)
+    assert not stream.started
+
+
 def test_ids_are_above_all_of_the_prompts_and_never_come_back() -> None:
     found = thing(40, 30)
     stream = Stream({i: [found] for i in range(80)}, used=(3, 41))

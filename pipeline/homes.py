@@ -1,0 +1,79 @@
+"""Which part of an object's mask is the object, and which is something else that looks like it.
+
+An object moves little from frame to frame. The part of its mask that overlaps where it was before is its
+home, with what lies close by: a pole may cut a person in two. All other parts are strays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+# Homes are kept on a grid of every so many pixels: they need not be exact, and are looked for on every frame.
+STRIDE = 4
+# How far from its largest part another one may lie, in the part's mean size, and still belong to it.
+_CLOSE = 0.35
+
+
+def homes_of(
+    labels: NDArray[np.int32], object_ids: Collection[int], before: NDArray[np.int32] | None
+) -> NDArray[np.int32]:
+    """The homes of objects on a frame.
+
+    Args:
+        labels: H x W, the frame's label map.
+        object_ids: of which objects.
+        before: the homes on the frame before, if there was one.
+
+    Returns:
+        every STRIDE-th row and column of the labels, without strays and other objects.
+    """
+    grid = labels[::STRIDE, ::STRIDE]
+    if before is not None and before.shape != grid.shape:
+        before = None
+    homes = np.zeros(grid.shape, np.int32)
+    for object_id in object_ids:
+        mask = grid == object_id
+        if mask.any():
+            homes[_home(mask, None if before is None else before == object_id)] = object_id
+    return homes
+
+
+def without_strays(labels: NDArray[np.int32], object_ids: Collection[int], homes: NDArray[np.int32]) -> None:
+    """Take the strays of objects out of the label map that the homes were found on, in place.
+
+    An object too thin for the grid is left as it is.
+    """
+    for object_id in object_ids:
+        home = homes == object_id
+        if home.any():
+            around = cv2.dilate(home.astype(np.uint8), np.ones((5, 5), np.uint8))
+            reach = np.repeat(np.repeat(np.asarray(around, np.bool_), STRIDE, 0), STRIDE, 1)
+            height, width = labels.shape
+            labels[(labels == object_id) & ~reach[:height, :width]] = 0
+
+
+def _home(mask: NDArray[np.bool_], before: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    """The part of a mask that overlaps most with where it was; the largest one if none does."""
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    if count == 2:
+        return mask
+    areas = np.asarray(stats[:, cv2.CC_STAT_AREA]).copy()
+    areas[0] = 0
+    shared = np.zeros(count, np.int64)
+    if before is not None:
+        shared = np.bincount(np.asarray(parts)[before], minlength=count)
+        shared[0] = 0
+    main = int(np.argmax(shared if shared.any() else areas))
+    x, y, w, h = (int(v) for v in stats[main, :4])
+    near = max(1.0, _CLOSE * (w + h) / 2)
+    keep = np.zeros(count, np.bool_)
+    for part in range(1, count):
+        left, top, across, down = (int(v) for v in stats[part, :4])
+        apart = max(left - (x + w), x - (left + across), top - (y + h), y - (top + down))
+        keep[part] = part == main or apart <= near
+    home: NDArray[np.bool_] = keep[np.asarray(parts)]
+    return home
