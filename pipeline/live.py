@@ -51,6 +51,7 @@ from xmem_core import Prompt, StepResult, TrackerState, VideoSegmenter
 logger = logging.getLogger(__name__)
 
 _FRAMES_AHEAD = 64  # that are reserved at least
+_MARGIN = 8  # frames that may come while one looks
 _IDS_AHEAD = 16
 _HIGHEST_ID = 1_000_000_000  # that may be asked for: new ones lie above it
 _EMPTY_SECONDS = 60.0  # between files that would have no rows
@@ -368,8 +369,8 @@ class LiveTracker:
         try:
             self._writer.check()
             for _ in range(_AT_ONCE):
-                if self._backlogged():
-                    break  # frames are dropped where they wait, and counted there
+                if self._backlogged() or self._numbers_run_out():
+                    break  # frames wait, or are dropped where they wait, and counted there
                 frame = self.source.read(0)
                 if frame is None:
                     if self.source.closed:
@@ -670,6 +671,16 @@ class LiveTracker:
 
     def _backlogged(self) -> bool:
         return self._writing and len(self._records) > _MOST_WAITING * self.spec.settings.rotate_rows
+
+    def _numbers_run_out(self) -> bool:
+        """Whether the next frame might have a number that is not reserved; then that is being done."""
+        received = self.source.ledger.counts().received
+        if received + _MARGIN <= self.record.frames_reserved:
+            return False
+        if not self._writing:
+            frames = received + self._ahead()
+            self._submit(lambda: self.record.reserve(frames=frames))
+        return True
 
     def _ahead(self) -> int:
         """Frames to reserve beyond the newest: those of three rotations."""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from small_net import frame_at
 
+from pipeline.detectors import drawn_scene
 from pipeline.ledger import Ledger
 from pipeline.live_clock import Stamp
 from pipeline.live_queue import LiveQueue
@@ -26,7 +27,10 @@ class FakeStatus:
 
 
 class FakeFeed:
-    """Shows `frame_at(i)` for ever; `url` is fake://host?fps=N&count=N, count 0 for no end."""
+    """Shows `frame_at(i)` for ever; `url` is fake://host?fps=N&count=N, count 0 for no end.
+
+    With scene=walk something walks through it again and again, as in `drawn_scene`.
+    """
 
     codec, container = "none", "fake"
     rate: float | None = None
@@ -35,6 +39,9 @@ class FakeFeed:
     def __init__(self, spec: LiveSpec, ledger: Ledger) -> None:
         query = dict(p.split("=") for p in spec.url.partition("?")[2].split("&") if p)
         self.fps, self.count = float(query.get("fps", 50)), int(query.get("count", 0))
+        self.scene = [f.image for f in drawn_scene(100)] if "scene" in query else None
+        if self.scene:
+            self.height, self.width = self.scene[0].shape[:2]
         self.uri, self.ledger = spec.shown_url, ledger
         settings = spec.settings
         self.queue = LiveQueue(
@@ -103,6 +110,8 @@ class FakeFeed:
                 continue
             arrival = time.monotonic()
             stamp = Stamp(self.times_from + arrival - begun, datetime.now(UTC), "arrival")
-            self.queue.put(frame_at(shown + self.first), stamp, HEIGHT * WIDTH * 3, arrival)
+            index = shown + self.first
+            picture = self.scene[index % len(self.scene)] if self.scene else frame_at(index)
+            self.queue.put(picture, stamp, picture.nbytes, arrival)
             shown += 1
         self.queue.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.ledger import Ledger
 from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.live_spec import LiveSettings, LiveSpec
 from pipeline.masks import mask_to_rle
+from pipeline.store import StreamStore
 from xmem_core import VideoSegmenter
 
 PATIENCE = 40.0
@@ -453,3 +455,36 @@ def test_a_damaged_snapshot_costs_nothing_but_its_news(world: World) -> None:
     books_match(last, committed)
     gone = [e["object_id"] for e in committed.of("object_removed") if e["reason"] == "restart"]
     assert gone == [1, 2]
+
+
+def test_a_store_that_hangs_stops_no_other_stream(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = world.hub()
+    hub.add(spec("stuck", settings={"rotate_seconds": 0.1}))
+    hub.add(spec("free"))
+    for name in ("stuck", "free"):
+        tracked(hub, name)
+    gate, commit = threading.Event(), StreamStore.commit
+
+    def slow(store: StreamStore, *arguments: Any) -> bool:
+        if store.stream_id == "stuck":
+            assert gate.wait(PATIENCE)
+        return commit(store, *arguments)
+
+    monkeypatch.setattr(StreamStore, "commit", slow)
+    try:
+        # No number is given out that is not reserved, and reserving waits for the store.
+        stalled = until(
+            lambda: (
+                (s := hub.status("stuck"))["next_frame"] + 20 < s["ledger"]["received"] and s["next_frame"]
+            )
+        )
+        tracked(hub, "free")
+        assert hub.status("stuck")["next_frame"] <= stalled + 8
+    finally:
+        gate.set()
+    tracked(hub, "stuck")
+    for name in ("stuck", "free"):
+        last = hub.remove(name, wait=PATIENCE)
+        committed = Committed(world.out, name)
+        books_match(last, committed)
+        assert committed.of("restart") == []

@@ -144,3 +144,23 @@ def test_a_stream_that_was_removed_does_not_come_back(tmp_path: Path) -> None:
     hub = Process(tmp_path / "out")
     assert [s["id"] for s in hub.call("list")] == ["other"]
     hub.close()
+
+
+def test_what_a_detector_found_keeps_its_id_over_kills(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    seen: set[int] = set()
+    url, settings = "fake://door?fps=40&scene=walk", {**QUICK, "max_objects": 2, "out_of_sight_frames": 60}
+    for life in range(2):
+        hub = Process(out)
+        if not life:
+            hub.call("add", added(url=url, prompts=None, detector="motion", settings=settings))
+        hub.until(lambda s, known=frozenset(seen): {o["id"] for o in s["objects"]} - known)
+        seen |= {o["id"] for o in hub.call("status", "cam")["objects"]}
+        hub.more(10)
+        hub.kill()
+    hub = Process(out)
+    hub.more(20)
+    hub.call("remove", "cam", PATIENCE)
+    hub.close()
+    committed = Committed(out, "cam")
+    assert len({e["object_id"] for e in committed.of("object_added")}) >= 1
