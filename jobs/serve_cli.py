@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import signal
 import threading
@@ -12,7 +13,7 @@ import typer
 
 from jobs import options as opt
 from jobs.terminal import fetch_model, say
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, XmemError
 from pipeline.redact import redacted
 
 if TYPE_CHECKING:
@@ -105,9 +106,17 @@ def _run(application: object, place: object, host: str, port: int, out: str) -> 
     stop = threading.Event()
     before = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         ray_serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"})
         handle = hub_actor(place)
-        ray.get(handle.capacity.remote())  # what is wrong with its settings is said here
+        try:
+            ray.get(handle.capacity.remote())  # what is wrong with its settings is said here
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, XmemError):
+                raise cause from None
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise XmemError(f"the hub cannot be started: {lines[-1].strip()}") from error
         ray_serve.run(application, name=APPLICATION, route_prefix="/")  # type: ignore[arg-type]
         shown = f"[{host}]" if ":" in host else host
         say(f"serving http://{shown}:{port} into {redacted(out)}; Ctrl-C ends it")

@@ -155,12 +155,11 @@ def _router(service: Service) -> APIRouter:
         ticket: Annotated[str | None, Query(max_length=200)] = None,
     ) -> Response:
         first = await service.about(stream_id, hub.jpeg(stream_id, overlay, max_side, quality))
-        stack = contextlib.ExitStack()
-        stack.enter_context(service.viewing())
+        service.refuse_if_crowded()
         parts = pictures(service, stream_id, overlay, max_side, quality, fps, frames, first)
 
         async def counted() -> AsyncIterator[bytes]:
-            with stack:
+            with service.viewing():  # only here: a client may be gone before the first part is asked for
                 async for part in parts:
                     yield part
 

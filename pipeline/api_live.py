@@ -6,7 +6,6 @@ A reader that is slow holds up nobody else: there is no queue, only the newest.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator
 
@@ -65,12 +64,12 @@ async def follow(service: Service, websocket: WebSocket, stream_id: str) -> None
             1013 if status == 503 else 1008, "no such stream" if status == 404 else "unavailable"
         )
         return
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(service.viewing())
-        except RefusedError:
-            await websocket.close(1013, "too many viewers")
-            return
+    try:
+        service.refuse_if_crowded()
+    except RefusedError:
+        await websocket.close(1013, "too many viewers")
+        return
+    with service.viewing():
         await websocket.accept()
         sender = asyncio.ensure_future(_send_records(service, websocket, stream_id))
         reader = asyncio.ensure_future(_read_until_gone(websocket))

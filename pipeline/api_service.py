@@ -136,13 +136,16 @@ class Service:
                     raise RefusedError(409, "no_room", str(error)) from error
         raise RefusedError(409, "exists", f"there is a stream {spec.stream_id!r} already: choose another id")
 
-    @contextlib.contextmanager
-    def viewing(self) -> Iterator[None]:
-        """Counts somebody who looks on; RefusedError if there are too many."""
+    def refuse_if_crowded(self) -> None:
+        """RefusedError if there are as many viewers as there may be."""
         if self._viewers >= self.settings.max_viewers:
             raise RefusedError(
                 429, "too_many_viewers", f"{self._viewers} are watching already: try again later"
             )
+
+    @contextlib.contextmanager
+    def viewing(self) -> Iterator[None]:
+        """Counts somebody who looks on."""
         self._viewers += 1
         try:
             yield

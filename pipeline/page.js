@@ -119,6 +119,8 @@ async function open(id) {
     drawStream(stream);
     drawObjects(stream.objects);
     const query = `ticket=${encodeURIComponent(ticket)}`;
+    // There may be no picture yet; a browser would not ask for it again by itself.
+    part("picture").onerror = () => { if (mine === turn) setTimeout(() => mine === turn && open(id), 2000); };
     part("picture").src = `${path}/preview.mjpeg?${query}`;
     const address = new URL(`${path}/live?${query}`, location.href);
     address.protocol = address.protocol.replace("http", "ws");

@@ -103,7 +103,7 @@ class StandInHub:
 
     async def jpeg(self, stream_id: str, overlay: bool, max_side: int, quality: int) -> bytes:
         await self._begin(stream_id)
-        image = np.full((48, 64, 3), 40, np.uint8)
+        image: Any = np.full((48, 64, 3), 40, np.uint8)
         shift = len(self.frames[stream_id])
         cv2.rectangle(
             image, (10 + shift % 40, 12), (22 + shift % 40, 40), (60, 200, 90), -1 if overlay else 1
