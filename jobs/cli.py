@@ -356,6 +356,19 @@ def evaluate(
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     clip: Annotated[list[str] | None, typer.Option(help="Only these clips; repeatable.")] = None,
     max_frames: Annotated[int | None, typer.Option(help="Frames per clip.")] = None,
+    height: Annotated[int, typer.Option(help="With --suite: height of the scenes in pixels.")] = 480,
+    mem_every: opt.MemEveryOption = None,
+    top_k: opt.TopKOption = None,
+    max_mid_term_frames: opt.MaxMidTermOption = None,
+    max_long_term_elements: opt.LongTermElementsOption = None,
+    long_term: opt.LongTermOption = None,
+    search_window: Annotated[
+        int | None,
+        typer.Option(
+            help="Look for an object only around where it was, at least so many pixels wide [off].",
+            rich_help_panel="Memory",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Measure a model: J and boundary accuracy F on a labelled data set, or a suite of composed scenes."""
@@ -365,9 +378,17 @@ def evaluate(
     from pipeline.executor import open_segmenter
 
     check_options(root, suite, data, scenes, kind, clip, max_frames)
+    memory = opt.memory_config(
+        mem_every=mem_every,
+        top_k=top_k,
+        max_mid_term_frames=max_mid_term_frames,
+        max_long_term_elements=max_long_term_elements,
+        enable_long_term=long_term,
+        search_window=search_window,
+    )
     fetch_model(model)
     segmenter = open_segmenter(
-        model, size=size or None, full_size=size == 0, device=device, dtype=dtype, threads=threads
+        model, memory, size=size or None, full_size=size == 0, device=device, dtype=dtype, threads=threads
     )
     shared = console()
 
@@ -376,7 +397,9 @@ def evaluate(
 
     report: EvaluationReport | SuiteReport
     if suite is not None and data is not None:
-        report = run_suite(suite, data, segmenter, scenes=scenes, seed=seed, kinds=kind, progress=progress)
+        report = run_suite(
+            suite, data, segmenter, scenes=scenes, seed=seed, height=height, kinds=kind, progress=progress
+        )
     else:
         assert root is not None
         report = run(root, segmenter, clips=clip, max_frames=max_frames, progress=progress)

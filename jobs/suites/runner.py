@@ -26,6 +26,7 @@ from xmem_core.presence import FEATURES, presence_features, presence_scores
 SUITES = ("crowd", "synthetic")
 DEFAULT_SCENES = {"crowd": 12, "synthetic": 4}
 """Scenes of the crowd suite; scenes of each kind of the synthetic one."""
+MIN_HEIGHT = 48
 
 OnFrame = Callable[[Scene, int, NDArray[np.int32]], None]
 
@@ -64,6 +65,8 @@ def run_suite(
     count = DEFAULT_SCENES[suite] if scenes is None else scenes
     if count < 1:
         raise UsageError(f"{count} scenes leave nothing to measure: give at least 1")
+    if height < MIN_HEIGHT:
+        raise UsageError(f"scenes of {height} pixels show nobody: give a height of at least {MIN_HEIGHT}")
     wanted = tuple(kinds or KINDS)
     for kind in wanted:
         if kind not in KINDS:

@@ -226,6 +226,7 @@ def test_observations_are_the_scores_of_the_masks_that_were_given(root: Path) ->
     ("options", "said"),
     [
         ({"suite": "crowds"}, "no suite 'crowds'; there are: crowd, synthetic"),
+        ({"suite": "crowd", "height": 20}, "scenes of 20 pixels show nobody"),
         ({"suite": "crowd", "scenes": 0}, "0 scenes leave nothing to measure"),
         (
             {"suite": "synthetic", "kinds": ["fog"]},
@@ -265,14 +266,10 @@ def test_options_that_do_not_go_together(given: dict[str, Any], said: str) -> No
         check_options(**{name: given.get(name) for name in names})
 
 
-def test_the_command(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = runner.run_suite
-    monkeypatch.setattr(runner, "run_suite", lambda *a, **k: run(*a, **k, height=HEIGHT))
+def test_the_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = tiny_weights(tmp_path)
     given = ["--suite", "synthetic", "--data", str(root), "--model", weights, "--kind", "plain"]
-    given += ["--scenes", "1", "--seed", "4", "--size", "32", "--json"]
+    given += ["--scenes", "1", "--seed", "4", "--size", "32", "--height", str(HEIGHT), "--json"]
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", *given])
     captured = capsys.readouterr()
@@ -280,6 +277,7 @@ def test_the_command(
     found = json.loads(captured.out)
     assert (found["suite"], found["seed"], list(found["scenes"])) == ("synthetic", 4, ["plain-00"])
     assert found["overall"]["j"] is not None
+    assert found["height"] == HEIGHT
     assert "1/1 plain-00: J 1: " in captured.err
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", "--suite", "crowd", "--data", str(tmp_path), "--model", weights])
@@ -336,3 +334,33 @@ def test_nothing_is_fitted_to_masks_that_tell_nothing(root: Path, monkeypatch: p
 
     with pytest.raises(UsageError, match=r"none of \d+ masks are right"):
         fit_presence(root, Elsewhere(), crowds=1, troubles=0, height=HEIGHT)
+
+
+def test_memory_settings_reach_the_segmenter(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def noted(suite: str, data: str, segmenter: VideoSegmenter, **options: Any) -> Any:
+        asked.append((segmenter.memory_config, segmenter.size, options["height"]))
+        raise UsageError("enough")
+
+    monkeypatch.setattr(runner, "run_suite", noted)
+    given = ["evaluate", "--suite", "crowd", "--data", str(root), "--model", tiny_weights(tmp_path)]
+    settings = [
+        "--mem-every",
+        "3",
+        "--top-k",
+        "20",
+        "--no-long-term",
+        "--search-window",
+        "96",
+        "--size",
+        "64",
+    ]
+    for more in (settings, ["--search-window", "3"]):
+        with pytest.raises(SystemExit) as ended:
+            main([*given, *more])
+        assert ended.value.code == 2
+    assert asked == [(MemoryConfig(mem_every=3, top_k=20, enable_long_term=False, search_window=96), 64, 480)]
+    assert "search_window=3 is not allowed: at least 64" in capsys.readouterr().err
