@@ -53,7 +53,8 @@ class FinderSettings:
         confirmations: looks that must find a thing before it becomes an object; twice as many while it
             reaches beyond the frame's edge, so that objects are started whole.
         max_objects: no object is started here while there are so many, those of prompts included.
-        out_of_sight: frames without a pixel after which an object is given up.
+        out_of_sight: frames without a pixel after which an object is given up; a fifth of them, while there
+            is no room for new ones.
     """
 
     every: int = 5
@@ -142,6 +143,7 @@ class ObjectFinder:
         self._last_seen: dict[int, int] = {}  # of objects started here: frame on which they were visible
         self._labels: NDArray[np.int32] | None = None  # of the frame before
         self._labelled: set[int] = set()  # the objects that lived on it
+        self._waiting = 0  # things that had to wait for room at the last look
         self._homes: NDArray[np.int32] | None = None  # of what was started here, see `homes_of`
         self.reserve(used_ids)
 
@@ -156,10 +158,15 @@ class ObjectFinder:
 
     def given_up(self, frame_index: int) -> list[int]:
         """Objects that were started here and have been out of sight for too long. They are forgotten here."""
-        limit = self._settings.out_of_sight
-        gone = [i for i, seen in self._last_seen.items() if frame_index - seen > limit]
+        unseen = {i: frame_index - seen for i, seen in self._last_seen.items()}
+        gone = [i for i, frames in unseen.items() if frames > self._settings.out_of_sight]
+        if len(gone) < self._waiting:
+            # The longest unseen ones, of equals the older, make room.
+            soon = [i for i, n in unseen.items() if n > self._settings.out_of_sight // 5 and i not in gone]
+            gone += sorted(soon, key=lambda i: (-unseen[i], i))[: self._waiting - len(gone)]
         for object_id in gone:
             del self._last_seen[object_id]
+        self._waiting -= min(self._waiting, len(gone))
         return gone
 
     def look(
@@ -184,9 +191,13 @@ class ObjectFinder:
         confirmed = self._confirm(unknown, frame)
         room = self._settings.max_objects - len(set(live) | set(given))
         started: list[NewObject] = []
+        self._waiting = 0
         for candidate, detection in confirmed:
             # What was started just now may cover the next one.
-            if len(started) >= room or _is_tracked(detection, labels):
+            if _is_tracked(detection, labels):
+                continue
+            if len(started) >= room:
+                self._waiting += 1
                 continue
             mask = self._mask_of(detection, frame) & (labels == 0)
             if not mask.any():
@@ -293,6 +304,7 @@ class ObjectFinder:
             "next_look": self._next_look,
             "candidates": [asdict(c) for c in self._candidates],
             "last_seen": list(self._last_seen.items()),
+            "waiting": self._waiting,
             "labelled": sorted(self._labelled),
             "labels": None if self._labels is None else list(self._labels.shape),
             "homes": None if self._homes is None else list(self._homes.shape),
@@ -321,6 +333,7 @@ class ObjectFinder:
                 _Candidate(_box(c["box"]), (c["step"][0], c["step"][1]), c["hits"], c["misses"])
                 for c in facts["candidates"]
             ]
+            waiting = int(facts["waiting"])
             labelled = {int(i) for i in facts["labelled"]}
             last_seen = {int(i): int(seen) for i, seen in facts["last_seen"]}
             next_id, next_look = int(facts["next_id"]), int(facts["next_look"])
@@ -328,7 +341,7 @@ class ObjectFinder:
         except (struct.error, zlib.error, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"damaged or foreign bytes of the object finder: {error}") from error
         self._labels, self._labelled, self._homes = labels, labelled, homes
-        self._candidates, self._last_seen = candidates, last_seen
+        self._candidates, self._last_seen, self._waiting = candidates, last_seen, waiting
         self._next_id, self._next_look = max(self._next_id, next_id), next_look
 
 

@@ -269,6 +269,23 @@ def test_no_more_objects_than_allowed() -> None:
     assert len(stream.step(10)) == 1
 
 
+def test_who_is_unseen_for_longest_makes_room_for_who_waits() -> None:
+    things = [thing(2 + 20 * i, 30) for i in range(3)]
+    script = {i: things[:2] if i < 8 else [things[2]] for i in range(60)}
+    stream = Stream(script, FinderSettings(1, 3, max_objects=2, out_of_sight=40))
+    for i in range(30):
+        if i == 4:
+            stream.masks[1] = np.zeros(SIZE, np.bool_)
+        if i == 6:
+            stream.masks[2] = np.zeros(SIZE, np.bool_)
+        if i == 12:
+            stream.restored()
+        stream.step(i)
+    # The third one waits from frame 10 on; 1 is last seen on 3, and unseen for more than 8 frames on 12.
+    assert stream.gone == [(12, 1)]
+    assert [(i, n.object_id) for i, n in stream.started] == [(2, 1), (2, 2), (12, 3)]
+
+
 def test_at_the_edge_it_waits_for_the_whole_thing() -> None:
     whole = Stream({i: [thing(40, 30)] for i in range(9)})
     entering = Stream({i: [thing(0, 30, 4 + i, 20)] for i in range(9)})
