@@ -1,0 +1,69 @@
+"""`xmem track --detect`: objects without prompts, from the command line."""
+
+from __future__ import annotations
+
+import json
+import logging
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_weights
+from videos import make_video
+
+from jobs.cli import main
+from pipeline.query import query
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Any:
+    threads, handlers, level = torch.get_num_threads(), logging.root.handlers[:], logging.root.level
+    yield
+    torch.set_num_threads(threads)
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """10 frames a second; something dark walks in after 1.5 s."""
+    pictures = [np.full((96, 128, 3), 150, np.uint8) for _ in range(34)]
+    for index in range(16, 34):
+        pictures[index][30:70, 5 * (index - 16) : 5 * (index - 16) + 18] = (30, 30, 60)
+    folder = tmp_path_factory.mktemp("clip")
+    return make_video(folder / "clip.mkv", pictures, rate=10, time_base=Fraction(1, 10))
+
+
+def call(clip: Path, out: Path, *more: str) -> int:
+    model = tiny_weights(out.parent)
+    with pytest.raises(SystemExit) as caught:
+        main(["track", str(clip), "--out", str(out), "--model", model, "--threads", "1", *more])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def test_detect_needs_no_prompts(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert call(clip, out, "--stream-id", "s", "--detect", "motion", "--detect-every", "2") == 0
+    added = query(out, "select frame_index, object_id from events where reason = 'detector'").to_pylist()
+    assert added
+    assert added[0]["object_id"] == 1
+    assert 19 <= added[0]["frame_index"] <= 28
+    record = json.loads((out / "streams" / "s.json").read_text())
+    assert record["settings"]["detector"] == "motion"
+    assert record["settings"]["detect_every"] == 2
+    capsys.readouterr()
+    # And on again, with nothing to do.
+    assert call(clip, out, "--stream-id", "s", "--detect", "motion", "--detect-every", "2") == 0
+    assert "nothing to do" in capsys.readouterr().err
+
+
+def test_an_unknown_detector_is_one_line(clip: Path, tmp_path: Path, capsys: Any) -> None:
+    assert call(clip, tmp_path / "out", "--detect", "emotion") == 2
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("xmem: error: ")]
+    assert lines == ["xmem: error: no detector 'emotion'; there are: motion"]
+    assert call(clip, tmp_path / "out", "--detect", "motion", "--max-objects", "0") == 2
+    assert "max_objects=0 is not allowed: at least 1" in capsys.readouterr().err
