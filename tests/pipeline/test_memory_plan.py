@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -153,6 +154,14 @@ def test_other_memories(memory: MemoryConfig) -> None:
     model = tiny_model()
     state, _ = _track(model, memory, 48, 64, 2, None, frames=12)
     assert _is_within(predict_state_bytes(model.config, memory, 48, 64, 2), state)
+
+
+def test_objects_searched_for_in_windows_take_no_more() -> None:
+    memory = replace(SMALL_MEMORY, search_window=64)
+    model = tiny_model()
+    state, peak = _track(model, memory, 200, 333, 3, None, frames=10)
+    assert _is_within(predict_state_bytes(model.config, memory, 200, 333, 3), state)
+    assert peak <= predict_workspace_bytes(model.config, memory, 200, 333, 3)
 
 
 @pytest.mark.parametrize("frames", [5, 33, 40])
