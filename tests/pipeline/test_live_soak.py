@@ -1,0 +1,213 @@
+"""A real clip looped over RTSP for minutes, people found and followed: memory stays flat, the books are even.
+
+XMEM_SOAK_SECONDS says for how long; 600 by default.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import av
+import pytest
+from live_books import Committed
+from rtsp_camera import camera
+from videos import ENCODERS, make_video
+
+from pipeline.query import query
+
+WORKER = Path(__file__).parents[1] / "live_camera_worker.py"
+REAL = Path("/work/shared/data/video/vtest.avi")
+SECONDS = float(os.environ.get("XMEM_SOAK_SECONDS", "600"))
+WARM = min(180.0, 0.4 * SECONDS)  # until memory is full and everything has been done once
+LONG = 300.0  # shorter runs are for trying the test out: they prove little
+EVERY = 5.0
+LATEST = 10.0  # seconds after its frame that a row must be found by a query
+SIZE = 128  # of xmem-lite: small, so that a busy machine tracks some of the clip's 10 frames a second
+PATIENCE = 120.0
+
+
+class Hub:
+    """The worker, talked to by lines."""
+
+    def __init__(self, out: Path, log: Path) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        with log.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, str(WORKER), str(out), str(SIZE)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=environment,
+            )
+        assert self.process.stdout is not None
+        if self.process.stdout.readline() != "ready\n":
+            raise AssertionError(log.read_text(errors="replace")[-2000:])
+
+    def call(self, *request: Any) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        assert not (isinstance(answer, dict) and "error" in answer), answer
+        return answer
+
+    def resident(self) -> int:
+        """Bytes."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(PATIENCE)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+
+
+@contextlib.contextmanager
+def hub_at(out: Path, log: Path) -> Iterator[Hub]:
+    hub = Hub(out, log)
+    try:
+        yield hub
+    finally:
+        hub.close()
+
+
+def as_h264(source: Path, target: Path) -> Path:
+    """What cameras send; picture by picture, as the whole clip is a gigabyte."""
+    with av.open(str(source)) as read, av.open(str(target), "w") as written:
+        video = read.streams.video[0]
+        rate = Fraction(video.average_rate or 10)
+        stream: Any = written.add_stream(ENCODERS["h264"], rate=rate)
+        stream.width, stream.height, stream.pix_fmt = video.width, video.height, "yuv420p"
+        stream.codec_context.gop_size, stream.codec_context.thread_count = 20, 1
+        stream.options = {"preset": "ultrafast", "crf": "23", "tune": "zerolatency"}
+        for i, frame in enumerate(read.decode(video)):
+            frame.pts, frame.time_base = i, 1 / rate
+            written.mux(stream.encode(frame))
+        written.mux(stream.encode(None))
+    return target
+
+
+def the_clip(folder: Path) -> Path:
+    if REAL.exists():
+        return as_h264(REAL, folder / "vtest.mp4")
+    from pipeline.detectors import drawn_scene
+
+    return make_video(folder / "walk.mp4", [f.image for f in drawn_scene(200)], gop=10, rate=10)
+
+
+def counted(exposition: str) -> dict[str, Any]:
+    """The ledger as Prometheus reads it."""
+    book: dict[str, Any] = {"dropped": {}, "corrupt": {}}
+    for line in exposition.splitlines():
+        if found := re.fullmatch(r"xmem_frames_(\w+)\{([^}]*)\} (\S+)", line):
+            name, value = found[1].removesuffix("_total"), int(float(found[3]))
+            reason = re.search(r'reason="([^"]*)"', found[2])
+            if reason is None:
+                book[name] = value
+            else:
+                book[name][reason[1]] = value
+    return book
+
+
+def say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201
+
+
+def as_time(value: str) -> datetime:
+    return datetime.fromisoformat(value).astimezone(UTC)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(SECONDS + 900)
+def test_people_are_followed_for_minutes_in_the_same_memory(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    resident: list[tuple[float, int]] = []
+    published: list[datetime] = []  # of rows that were seen in the API
+    latest = 0.0
+    seen: set[int] = set()
+    with camera(the_clip(tmp_path)) as made, hub_at(out, tmp_path / "hub.log") as hub:
+        settings = {"expected_height": 576, "expected_width": 768, "max_objects": 8}
+        added = {"stream_id": "square", "url": made.url(), "detector": "motion", "settings": settings}
+        hub.call("add", added)
+        begun = time.monotonic()
+        while (elapsed := time.monotonic() - begun) < SECONDS:
+            time.sleep(max(0.0, EVERY * (len(resident) + 1) - elapsed))
+            resident.append((time.monotonic() - begun, hub.resident()))
+            status = hub.call("status", "square")
+            seen |= {o["id"] for o in status["objects"]}
+            rows = hub.call("tracks", "square", None, 1)
+            answer = query(
+                str(out), "SELECT max(wall_time) AS newest, count(*) AS rows FROM tracks"
+            ).to_pylist()
+            now, newest = datetime.now(UTC), answer[0]["newest"]
+            due = [t for t in published if (now - t).total_seconds() > LATEST]
+            if due:
+                assert newest is not None, "nothing is to be found"
+                assert max(due) <= newest, f"a row of {max(due)} is not to be found at {now}"
+            age = (now - newest).total_seconds() if newest is not None else -1.0
+            latest = max(latest, age)
+            if rows:
+                published.append(as_time(rows[-1]["wall_time"]))
+            ledger = status["ledger"]
+            settled = ledger["tracked"] + sum(ledger["dropped"].values()) + sum(ledger["corrupt"].values())
+            assert ledger["received"] == settled + ledger["in_flight"]
+            say(
+                f"{resident[-1][0]:6.1f} s {resident[-1][1] / 2**20:7.1f} MiB, got {ledger['received']}, "
+                f"tracked {ledger['tracked']}, {ledger['dropped']}, objects {len(status['objects'])} "
+                f"of {len(seen)}, {status['ms_per_frame'] or 0:.0f} ms, lag {status['lag_seconds']}, "
+                f"{answer[0]['rows']} rows to be found, the newest {age:.1f} s old"
+            )
+        # The camera rests, so that all who count can be asked about the same frames.
+        made.tell("pause")
+        end = time.monotonic() + PATIENCE
+        while True:
+            before = hub.call("status", "square")["ledger"]
+            time.sleep(1.0)
+            book = hub.call("status", "square")["ledger"]
+            if book == before and not book["in_flight"]:
+                break
+            assert time.monotonic() < end, book
+        told = counted(hub.call("exposition"))
+        last = hub.call("remove", "square", PATIENCE)
+    committed = Committed(out, "square")
+    assert book.pop("in_flight") == last["ledger"].pop("in_flight") == told.pop("in_flight") == 0
+    assert committed.ledger() == last["ledger"] == book
+    assert told == book
+    found = committed.of("object_added")
+    assert {e["reason"] for e in found} == {"detector"}
+    assert committed.ids
+    assert committed.ids <= {e["object_id"] for e in found}
+    assert len(committed.of("restart")) == 0
+    warm = [size for at, size in resident if at > WARM]
+    third = max(1, len(warm) // 3)
+    early, late = median(warm[:third]), median(warm[-third:])
+    ratio = late / early
+    say(
+        f"{SECONDS:.0f} s, {'vtest.avi' if REAL.exists() else 'a made clip'} at {SIZE} px: {book}, "
+        f"{len(found)} objects found, {len(committed.rows)} rows; "
+        f"{early / 2**20:.1f} MiB after {WARM:.0f} s, {late / 2**20:.1f} MiB at the end ({ratio:.3f}), "
+        f"at most {max(warm) / 2**20:.1f}; the newest row to be found was up to {latest:.1f} s old"
+    )
+    assert len(found) >= (5 if REAL.exists() else 1)
+    assert ratio < (1.03 if SECONDS >= LONG else 1.3)
+    assert max(warm) < (1.1 if SECONDS >= LONG else 1.5) * early
