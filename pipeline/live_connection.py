@@ -8,6 +8,9 @@ How FFmpeg is used, and why (measured with FFmpeg 8 against GStreamer):
 * The first packet of a connection may have no timestamp. `LiveClock` gives it one.
 * A server that is gone looks like a clean end of the stream; one that falls silent blocks a read for ever.
   So every read has a time limit, and pictures, not bytes, count as signs of life.
+* The decoder flags the picture that was damaged, not those that are predicted from it. After damage nothing
+  is shown before a keyframe; a camera that refreshes its pictures bit by bit has none, and is trusted again
+  after a while.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from pipeline.live_options import LiveOptions
 from pipeline.locations import one_line, scheme_of
 from pipeline.redact import redacted
 from pipeline.rtsp_relay import RelayError, RtspRelay
+from pipeline.split_pictures import Joiner
 from pipeline.url_guard import UrlRefusedError
 
 log = logging.getLogger(__name__)
@@ -37,6 +41,8 @@ _MOST_READ_FAILURES = 16
 _OUT_OF_SIGHT = 64
 _HIDES_PICTURES = ("vp8", "libvpx")
 _PROTOCOLS = "rtsp,rtp,tcp,udp"
+
+AFTER_DAMAGE = "after damage"
 
 Reason = Literal["unreachable", "refused", "stalled", "closed", "read error", "no video"]
 
@@ -178,13 +184,16 @@ class Connection:
 
     def items(self) -> Iterator[Shown | Lost]:
         """Pictures and losses in the order shown, until the connection ends: that is a ConnectionLost."""
-        decoding = _Decoding(self._stream)
-        lost = yield from self._read(decoding)
-        # The decoder still holds pictures that came before the end.
+        decoding = _Decoding(self._stream, self._options.keyframe_seconds)
+        joiner = Joiner(self.codec, self.container)
+        lost = yield from self._read(decoding, joiner)
+        # There are still pictures that came before the end.
+        for packet in joiner.rest():
+            yield from decoding.take(packet, 0.0)
         yield from decoding.flush()
         raise lost
 
-    def _read(self, decoding: _Decoding) -> Generator[Shown | Lost, None, ConnectionLost]:
+    def _read(self, decoding: _Decoding, joiner: Joiner) -> Generator[Shown | Lost, None, ConnectionLost]:
         options = self._options
         opened = seen = time.monotonic()
         silence = 0.0
@@ -216,10 +225,13 @@ class Connection:
                     continue
                 yield from _some("dropped", "before the first keyframe", waited)
                 seen = now
-            for item in decoding.take(packet, silence):
-                yield item
-                if isinstance(item, Shown):  # looked at only now: with back-pressure handing it on takes time
-                    seen, silence = time.monotonic(), 0.0
+            for whole in joiner.take(packet):
+                for item in decoding.take(whole, silence):
+                    yield item
+                    if isinstance(item, Shown):  # only now: with back-pressure handing it on takes time
+                        seen, silence = time.monotonic(), 0.0
+                    elif item.reason == AFTER_DAMAGE:  # a sign of life, too
+                        seen = time.monotonic()
             if now - seen > options.stall_seconds:
                 return ConnectionLost("stalled", f"no picture for {now - seen:.1f} s")
 
@@ -237,9 +249,13 @@ class Connection:
 
 
 class _Decoding:
-    """Feeds packets to the decoder and keeps account of which of them gave a picture."""
+    """Feeds packets to the decoder and keeps account of which of them gave a picture.
 
-    def __init__(self, stream: Any) -> None:
+    Args:
+        patience: after damage a keyframe is waited for that long, seconds.
+    """
+
+    def __init__(self, stream: Any, patience: float) -> None:
         self._context = stream.codec_context
         self._base = float(stream.time_base)
         self._waiting: dict[int, tuple[int, bool]] = {}  # pts -> position, whether anything was wrong
@@ -249,6 +265,9 @@ class _Decoding:
         self._durations: float | None = None
         self._arrival = Arrival(time.monotonic(), time.time())
         self._may_hide = self._context.name in _HIDES_PICTURES
+        self._patience = patience
+        self._damaged_at: float | None = None  # since then there was no keyframe
+        self._keyframes = True  # whether any is to be hoped for
 
     def take(self, packet: Any, silence: float) -> Iterator[Shown | Lost]:
         """Decode a packet; what comes out."""
@@ -297,12 +316,30 @@ class _Decoding:
             for pts in passed:
                 del self._waiting[pts]
         yield from _some("corrupt", "decode error", lost)
+        if lost:
+            self._damaged()
         if frame.is_corrupt:
+            self._damaged()
             yield Lost("corrupt", "damaged picture", 1)
+            return
+        if not self._trusted(frame):
+            yield Lost("corrupt", AFTER_DAMAGE, 1)
             return
         raw = None if frame.pts is None else frame.pts * self._base
         utc = None if raw is None or self._utc_offset is None else raw + self._utc_offset
         yield Shown(frame, raw, self._durations, utc, self._arrival, silence)
+
+    def _damaged(self) -> None:
+        if self._damaged_at is None and self._keyframes:
+            self._damaged_at = time.monotonic()
+
+    def _trusted(self, frame: Any) -> bool:
+        """Whether what a picture is predicted from is as it should be, as far as anybody knows."""
+        if frame.key_frame:
+            self._damaged_at, self._keyframes = None, True
+        elif self._damaged_at is not None and time.monotonic() - self._damaged_at > self._patience:
+            self._damaged_at, self._keyframes = None, False
+        return self._damaged_at is None
 
     def _given_up(self) -> Iterator[Lost]:
         """Packets so old that no picture will come of them; timestamps that jump back leave them behind."""

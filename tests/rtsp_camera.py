@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,10 +39,13 @@ class Camera:
         mounts: paths and the clips that they loop: {"/live": [clip]}.
         port: to listen on; 0 takes a free one.
         user: "name:password" to ask for.
+        repeat: send parameter sets before every slice of a keyframe, as some cameras do.
     """
 
-    def __init__(self, mounts: dict[str, list[Path]], port: int = 0, user: str | None = None) -> None:
-        self._command = [SYSTEM_PYTHON, str(SERVER)]
+    def __init__(
+        self, mounts: dict[str, list[Path]], port: int = 0, user: str | None = None, *, repeat: bool = False
+    ) -> None:
+        self._command = [SYSTEM_PYTHON, str(SERVER), *(["--repeat"] if repeat else [])]
         if user:
             self._command += ["--user", user]
         self._mounts = [f"{path}={','.join(map(str, clips))}" for path, clips in mounts.items()]
@@ -104,11 +108,11 @@ class Camera:
 
 
 @contextlib.contextmanager
-def camera(*clips: Path, **more: str) -> Iterator[Camera]:
+def camera(*clips: Path, **more: Any) -> Iterator[Camera]:
     """A camera that shows clips at /live; skips the test where there can be none."""
     if why := missing():
         pytest.skip(why)
-    with Camera({"/live": list(clips)}, **more) as made:  # type: ignore[arg-type]
+    with Camera({"/live": list(clips)}, **more) as made:
         yield made
 
 

@@ -32,10 +32,10 @@ gi.require_version("GstRtsp", "1.0")
 gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstApp, GstRtsp, GstRtspServer  # type: ignore[import-not-found,unused-ignore]  # noqa: E402, F401
 
-LAUNCH = (
+LAUNCH = (  # parameter sets once per keyframe, from the parser: the payloader puts them before every slice
     "( appsrc name=source is-live=true format=time block=false max-bytes=0 stream-type=stream "
     "caps=video/x-h264,stream-format=byte-stream,alignment=au "
-    "! h264parse config-interval=-1 ! rtph264pay name=pay0 pt=96 config-interval=-1 )"
+    "! h264parse config-interval=-1 ! rtph264pay name=pay0 pt=96 config-interval={repeat} )"
 )
 
 
@@ -92,10 +92,10 @@ class Feeder(threading.Thread):
 class Factory(GstRtspServer.RTSPMediaFactory):  # type: ignore[misc,unused-ignore]
     """A path that serves clips."""
 
-    def __init__(self, clips: list[list[tuple[bytes, int, int, bool]]]) -> None:
+    def __init__(self, clips: list[list[tuple[bytes, int, int, bool]]], repeat: bool) -> None:
         super().__init__()
         self._clips = clips
-        self.set_launch(LAUNCH)
+        self.set_launch(LAUNCH.format(repeat=-1 if repeat else 0))
         self.set_shared(False)
 
     def do_configure(self, media: Any) -> None:
@@ -145,6 +145,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--user", help="name:password, asked for by digest")
+    parser.add_argument(
+        "--repeat", action="store_true", help="parameter sets before every slice of keyframes"
+    )
     parser.add_argument("mounts", nargs="+", help="/path=clip.mp4[,clip.mp4...]")
     options = parser.parse_args()
     Gst.init(None)
@@ -156,7 +159,7 @@ def main() -> None:
     factories = []
     for mount in options.mounts:
         path, _, clips = mount.partition("=")
-        factory = Factory([read_clip(clip) for clip in clips.split(",")])
+        factory = Factory([read_clip(clip) for clip in clips.split(",")], options.repeat)
         mounts.add_factory(path, factory)
         factories.append(factory)
     if options.user:

@@ -318,6 +318,64 @@ def test_damage_is_counted_and_not_shown(shared: Camera) -> None:
         reader.finish()
 
 
+@pytest.fixture(scope="module")
+def sliced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip of 50 pictures in four slices each, a keyframe every 25."""
+    return make_video(
+        tmp_path_factory.mktemp("sliced") / "sliced.mp4", FRAMES, gop=25, options={"slices": "4"}
+    )
+
+
+def decoded(clip: Path) -> list[bytes]:
+    with av.open(str(clip)) as container:
+        return [f.to_ndarray(format="rgb24").tobytes() for f in container.decode(video=0)]
+
+
+def test_keyframes_that_come_in_pieces_are_whole(sliced: Path) -> None:
+    """GStreamer's payloader repeats parameter sets before each slice, which FFmpeg takes for new pictures."""
+    pictures = decoded(sliced)
+    with camera(sliced, repeat=True) as made, LiveSource(made.url(), options()) as source:
+        reader = Reader(source)
+        frames = reader.take(60)
+        assert [frame.frame_index for frame in frames] == list(range(60))
+        first = pictures.index(frames[0].image.tobytes())
+        assert [f.image.tobytes() for f in frames] == [pictures[(first + i) % FRAMES] for i in range(60)]
+        assert source.ledger.counts().corrupt == {}
+        reader.finish()
+
+
+def test_nothing_is_shown_between_damage_and_the_next_keyframe(sliced: Path) -> None:
+    """One slice is lost on the way: only that picture is damaged, but what comes after it is made of it."""
+    pictures = decoded(sliced)
+    lost: list[bytes] = []
+    stamps: dict[bytes, int] = {}
+
+    def without_a_slice(channel: int, data: bytes) -> bytes | None:
+        if channel != 0:
+            return data
+        count = stamps[data[4:8]] = stamps.get(data[4:8], 0) + 1
+        if len(stamps) > 30 and data[12] & 31 == 1 and count == 2 and not lost:
+            lost.append(data)
+            return None
+        return data
+
+    with camera(sliced) as made, Proxy(made.port) as proxy:
+        proxy.mangle = without_a_slice
+        with LiveSource(proxy.url(), options(policy="every")) as source:
+            reader = Reader(source)
+            frames = reader.take(60)
+            assert len(lost) == 1
+            numbers = [pictures.index(frame.image.tobytes()) for frame in frames]  # each is one of the clip's
+            jump = next(i for i in range(60) if frames[i].frame_index != i)
+            missing = frames[jump].frame_index - jump
+            assert numbers[jump] % 25 == 0
+            assert numbers == [(numbers[0] + f.frame_index) % FRAMES for f in frames]
+            found = [(e.reason, e.count) for e in frames[jump].losses if e.kind == "corrupt"]
+            assert found == [("damaged picture", 1), ("after damage", missing - 1)]
+            assert missing > 1
+            reader.finish()
+
+
 def test_latest_drops_the_oldest_and_counts_them(shared: Camera) -> None:
     with LiveSource(shared.url(), options(queue_frames=2)) as source:
         reader = Reader(source)
