@@ -22,6 +22,7 @@ MAX_POLYGON_NUMBERS = 4096
 MAX_OBJECT_ID = 2**31 - 1
 MAX_COUNTS = 500_000
 _PIXELS = 2.0**15
+_COUNTS = re.compile(r"[0-o]*")
 
 StreamId = Annotated[
     str,
@@ -352,7 +353,8 @@ def clean(value: Any) -> Any:
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, Mapping):
-        return {redacted(str(k)): clean(v) for k, v in value.items()}
+        # A mask's counts may happen to read like a parameter with a secret.
+        return {redacted(str(k)): v if _is_counts(k, v) else clean(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [clean(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -364,6 +366,10 @@ def clean(value: Any) -> Any:
     if hasattr(value, "item"):  # a numpy scalar
         return clean(value.item())
     return redacted(str(value))
+
+
+def _is_counts(key: Any, value: Any) -> bool:
+    return key == "mask_rle" and isinstance(value, str) and _COUNTS.fullmatch(value) is not None
 
 
 def is_detector_name(text: str) -> bool:

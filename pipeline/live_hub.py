@@ -250,7 +250,7 @@ class LiveHub:
             streams = sorted(self._streams.items())
         lost = [
             {"id": name, "state": "failed", "cause": str(error)}
-            for name, error in sorted(self._unusable.items())
+            for name, error in sorted(self._unusable.copy().items())
         ]
         return [self._status(stream) for _, stream in streams] + lost
 
@@ -315,6 +315,9 @@ class LiveHub:
             if stream.tracker is not None:
                 self._pool.submit(self._close_one, stream, stream.tracker, RUNNING)
         self._pool.shutdown(wait=True)
+        for stream in streams:
+            if stream.tracker is not None:  # was being opened; what is closed already stays as it is
+                self._close_one(stream, stream.tracker, RUNNING)
         for stream in streams:
             stream.view.close()
 

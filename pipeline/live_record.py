@@ -23,6 +23,7 @@ from pipeline.stream_record import FINISHED, RUNNING
 
 LIVE_FINGERPRINT = "live"
 _MOST_REQUESTS = 1000
+_MOST_WAITING_BYTES = 16 << 20  # of them all: the record is written anew with each
 
 
 @dataclass(frozen=True)
@@ -232,6 +233,12 @@ class LiveRecord:
                     "ask again later"
                 )
             content, ids = make(said.ids_reserved)
+            size = sum(len(json.dumps(c)) for c in (content, *(dict(r.content) for r in said.requests)))
+            if said.requests and size > _MOST_WAITING_BYTES:
+                raise StoreError(
+                    f"stream {self._store.stream_id}: requests of {size >> 20} MiB would wait to be done, "
+                    f"{_MOST_WAITING_BYTES >> 20} MiB may: ask again later"
+                )
             at = datetime.now(UTC).isoformat(timespec="seconds")
             request = Request(said.last_request + 1, dict(content), at)
             self._put(

@@ -9,10 +9,12 @@ _USER = re.compile(r"(?<=://)[^/?#\s'\"<>]*@")
 _PARAMETER = re.compile(
     r"""(?ix) ( [?&;] (?:
         x-(?:amz|goog)-[\w-]+ | awsaccesskeyid | googleaccessid | key-pair-id | policy | expires
-        | sig | sas | auth | authorization | pwd | passwd | passphrase | api-?key
+        | sig | sas | auth | authorization | pw | pwd | pass | passwd | passphrase | loginpas | api-?key
         | (?:[\w-]*[_-])? (?:signature | token | secret | password | credentials? | api_key | access_key)
     ) = ) [^&;\#\s'"<>]+ """
 )
+# A family of recorders has everything in the path: user=admin_password=secret_channel=1_stream=0.sdp
+_IN_PATH = re.compile(r"(?i)(?<=[/_]password=)[^/?#\s'\"<>&]+?(?=_(?:channel|stream)=|[/?#\s'\"<>&]|$)")
 
 
 def redacted(text: str) -> str:
@@ -20,7 +22,7 @@ def redacted(text: str) -> str:
 
     Half characters, which a path from the command line may hold, become escapes: the result can be stored.
     """
-    text = _PARAMETER.sub(r"\1***", _USER.sub("", text))
+    text = _IN_PATH.sub("***", _PARAMETER.sub(r"\1***", _USER.sub("", text)))
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -129,6 +129,9 @@ class RayHub:
             self._handle = None
             log.warning("the hub's actor: %s", type(error).__name__)
             raise HubUnavailableError("the tracker's process is being restarted: try again") from error
+        except RayError as error:  # Ray's own trouble: no memory for an answer, a node that went
+            log.warning("the hub's actor: %s", type(error).__name__)
+            raise HubUnavailableError("the tracker cannot be asked just now: try again") from error
 
 
 def application(api: ApiSettings, place: HubPlace, *, replicas: int = 1) -> serve.Application:

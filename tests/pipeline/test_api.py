@@ -11,6 +11,7 @@ from live_standin import StandInHub, record
 from starlette.testclient import TestClient
 
 from pipeline.api import create_app
+from pipeline.api_models import clean
 from pipeline.api_service import ApiSettings
 from pipeline.masks import mask_to_rle
 from pipeline.tokens import TokenSet
@@ -274,3 +275,13 @@ def test_openapi_has_examples_and_says_who_may_ask(client: TestClient) -> None:
                 method,
             )
     assert "hunter2" not in json.dumps(document)
+
+
+def test_masks_are_left_as_they_are_and_nothing_else() -> None:
+    counts = "PPYo0;SIG=m;PW=abcO10O1"  # such letters do come up in run lengths
+    row = {"mask_rle": counts, "category": "x?sig=s3cret", "cause": f"at ?{counts}"}
+    cleaned = clean(row)
+    assert cleaned["mask_rle"] == counts
+    assert cleaned["category"] == "x?sig=***"
+    assert "abc" not in cleaned["cause"]
+    assert clean({"mask_rle": "rtsp://u:p@h/x"}) == {"mask_rle": "rtsp://h/x"}

@@ -118,6 +118,29 @@ def test_a_stream_is_tracked_and_its_books_are_even(world: World) -> None:
         hub.status("cam")
 
 
+def test_a_stream_that_is_being_opened_when_the_hub_closes_is_closed_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, go_on = threading.Event(), threading.Event()
+
+    def slow(spec: LiveSpec, ledger: Ledger) -> FakeFeed:
+        feed = world.feeds[spec.stream_id] = FakeFeed(spec, ledger)
+        opening.set()
+        assert go_on.wait(PATIENCE)
+        return feed
+
+    monkeypatch.setattr(world, "_feed", slow)
+    hub = world.hub()
+    hub.add(spec())
+    assert opening.wait(PATIENCE)
+    closing = threading.Thread(target=hub.close)
+    closing.start()
+    hub._thread.join(PATIENCE)
+    go_on.set()
+    closing.join(PATIENCE)
+    assert world.feeds["cam"].closed
+
+
 def test_a_closed_hub_goes_on_with_the_same_objects(world: World) -> None:
     hub = world.hub()
     hub.add(spec())

@@ -84,6 +84,18 @@ def test_requests_are_durable_and_roll_back(tmp_path: Path, monkeypatch: pytest.
         third.ask(lambda free: ({"pause": True}, ()))
 
 
+def test_requests_that_wait_are_bounded_in_size(tmp_path: Path) -> None:
+    record = LiveRecord(StreamStore(tmp_path, "cam"), {})
+    large = {"prompts": {"version": 1, "objects": [{"id": 1, "category": "x" * (5 << 20)}]}}
+    for _ in range(3):
+        record.ask(lambda free: (large, [1]))
+    with pytest.raises(StoreError, match="20 MiB would wait"):
+        record.ask(lambda free: (large, [1]))
+    assert record.last_request == 3
+    record.forget(1)
+    assert record.ask(lambda free: (large, [1])).number == 4
+
+
 def test_foreign_and_damaged_records(tmp_path: Path) -> None:
     store = StreamStore(tmp_path, "cam")
     commit(store, 0, 1, [])

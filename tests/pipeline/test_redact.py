@@ -21,6 +21,13 @@ from pipeline.redact import redacted
         ("https://a.blob/v.mp4?sv=2024&sig=a%2Fb%3D", "https://a.blob/v.mp4?sv=2024&sig=***"),
         ("https://h/v?access_token=t0k&id=7", "https://h/v?access_token=***&id=7"),
         ("https://h/v?signal=3&design=b&monkey=x", "https://h/v?signal=3&design=b&monkey=x"),
+        ("rtsp://c/live?user=admin&pass=x1&ch=2", "rtsp://c/live?user=admin&pass=***&ch=2"),
+        ("rtsp://c/user=a&password=x1&channel=2", "rtsp://c/user=a&password=***&channel=2"),
+        (
+            "rtsp://c/user=a_password=x_1_channel=2_stream=0.sdp?real",
+            "rtsp://c/user=a_password=***_channel=2_stream=0.sdp?real",
+        ),
+        ("rtsp://c/ch?bypass=1&compass=n", "rtsp://c/ch?bypass=1&compass=n"),
         ("/data/a@b.mp4", "/data/a@b.mp4"),
         ("s3://bucket/a@b/c.mp4", "s3://bucket/a@b/c.mp4"),
         ("403 for url='https://u:p@h/v?sig=x', try again", "403 for url='https://h/v?sig=***', try again"),
