@@ -105,12 +105,12 @@ class Victim(threading.Thread):
         begun = time.monotonic()
         while not self._look(healed):
             assert time.monotonic() - begun < PATIENCE, f"not back after {kind}: {self._status()}"
-            time.sleep(0.02)
+            time.sleep(0.05)
         if kind != "the start":
             self.delays.append((time.monotonic() - begun, kind))
 
     def _look(self, healed: datetime) -> bool:
-        rows = self.hub.tracks(self.stream, None, 500)
+        rows = self.hub.tracks(self.stream, None, 100)
         for row in rows:
             key, when = (row["frame_index"], row["object_id"]), str(row["wall_time"])
             assert self.seen.setdefault(key, when) == when, f"{key} was {self.seen[key]} and is {when}"
@@ -152,7 +152,8 @@ def test_four_cameras_killed_frozen_replaced_and_cut_off(tmp_path: Path, clips: 
                 victim.end()
     back = [delay for victim in victims for delay in victim.delays]
     assert len(back) == FAULTS
-    slowest = max(back)
+    back.sort()
+    slowest = back[-1]
     reasons: Counter[str] = Counter()
     for victim in victims:
         committed = Committed(out, victim.stream)
@@ -179,8 +180,8 @@ def test_four_cameras_killed_frozen_replaced_and_cut_off(tmp_path: Path, clips: 
         assert len(committed.of("resized")) == victim.kinds.count("replace")
         reasons.update(e["reason"] for e in gaps)
     print(  # noqa: T201
-        f"\n{len(back)} times back over {STREAMS} streams, at most {slowest[0]:.2f} s after {slowest[1]}; "
-        f"gaps: {dict(sorted(reasons.items()))}"
+        f"\n{len(back)} times back over {STREAMS} streams, after {back[FAULTS // 2][0]:.2f} s as a rule, "
+        f"at most {slowest[0]:.2f} s ({slowest[1]}); gaps: {dict(sorted(reasons.items()))}"
     )
     if CHAOS:  # what is promised; a machine that is busy with other tests need not keep it
         assert slowest[0] <= MOST_BACKOFF + 5.0

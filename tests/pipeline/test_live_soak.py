@@ -36,13 +36,15 @@ EVERY = 5.0
 LATEST = 10.0  # seconds after its frame that a row must be found by a query
 SIZE = 128  # of xmem-lite: small, so that a busy machine tracks some of the clip's 10 frames a second
 PATIENCE = 120.0
+# What is freed goes back at once: a leak is looked for, not how much glibc keeps for later.
+STRICT = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
 
 class Hub:
     """The worker, talked to by lines."""
 
     def __init__(self, out: Path, log: Path) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **STRICT}
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, str(WORKER), str(out), str(SIZE)],

@@ -1,0 +1,202 @@
+"""`xmem serve` with a real camera; its hub, its replica and the whole of it are killed without warning."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from live_books import Committed
+from ray_head import _session as processes_of
+from rtsp_camera import Camera, camera
+from servers import free_ports
+from tiny import tiny_weights
+from videos import make_video
+
+ROUNDS = max(1, int(os.environ.get("XMEM_CHAOS", "1")) // 20)
+PATIENCE = 120.0
+TOKEN = "a-token-for-tests-0123456789"
+HUB, REPLICA = "ray::Live", "ray::ServeReplica:xmem-live"
+PROMPTS = {"objects": [{"id": 3, "box": [20, 20, 40, 40]}]}
+ANOTHER = {"prompts": {"objects": [{"id": 9, "box": [90, 60, 40, 40]}]}}
+
+
+class Service:
+    """`xmem serve` in a session of its own, on a Ray of its own; started again at the same place."""
+
+    def __init__(self, folder: Path, made: Camera) -> None:
+        self.out, self.log = folder / "out", folder / "log"
+        (self.port,) = free_ports(1)
+        self._command = [str(Path(sys.executable).parent / "xmem"), "serve", "--out", str(self.out)]
+        self._command += ["--port", str(self.port), "--model", tiny_weights(folder), "--size", "48"]
+        self._command += ["--allow-network", "127.0.0.0/8", "--allow-port", str(made.port)]
+        self._command += ["--secrets", str(folder / "secrets")]
+        self.process: subprocess.Popen[bytes] | None = None
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=30)
+
+    def start(self) -> None:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        given = {"XMEM_API_TOKENS": TOKEN, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                self._command, stdout=output, stderr=output, env=kept | given, start_new_session=True
+            )
+
+    def pids(self, title: str = "") -> list[int]:
+        """Of its processes, those of that title first of all in their command lines."""
+        assert self.process is not None
+        found = []
+        for pid in processes_of(self.process.pid):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_text().startswith(title):
+                    found.append(pid)
+        return found
+
+    def kill(self) -> None:
+        """The process that was started, not those that it started: they must see to it themselves."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """As Ctrl-C would; its exit status."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE)
+
+    def end(self) -> None:
+        self.client.close()
+        if self.process is None:
+            return
+        self.process.kill()
+        self.process.wait()
+        for pid in processes_of(self.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def until(self, what: Callable[[], Any]) -> Any:
+        """Something true; while the service is away there is nothing."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if found := what():
+                    return found
+            assert time.monotonic() < end, self.log.read_text(errors="replace")[-3000:]
+            time.sleep(0.1)
+
+    def get(self, path: str) -> Any:
+        """The answer's JSON; None while there is none."""
+        answer = self.client.get(path)
+        return answer.json() if answer.status_code == 200 else None
+
+
+class Watcher:
+    """What the API told about a stream's frames, over all lives of the service."""
+
+    def __init__(self, service: Service, stream_id: str) -> None:
+        self.service, self.path = service, f"/v1/streams/{stream_id}"
+        self.seen: dict[tuple[int, int], datetime] = {}
+
+    def look(self) -> datetime | None:
+        """When the newest frame was."""
+        answer = self.service.get(f"{self.path}/tracks?limit=2000")
+        if not answer or not answer["tracks"]:
+            return None
+        newest = None
+        for row in answer["tracks"]:
+            key, newest = (row["frame_index"], row["object_id"]), datetime.fromisoformat(row["wall_time"])
+            assert self.seen.setdefault(key, newest) == newest, f"{key} is there a second time"
+        return newest
+
+    def newest(self) -> int:
+        return max(index for index, _ in self.seen)
+
+    def goes_on(self, after: datetime, ids: set[int]) -> None:
+        """Wait for frames from after a time that show these objects and no others."""
+        self.service.until(lambda: (when := self.look()) and when > after)
+        self.service.until(lambda: {o["id"] for o in self.status()["objects"]} == ids)
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.service.until(lambda: self.service.get(self.path))
+        return found
+
+    def durable(self) -> None:
+        """Wait until what was there just now is in a committed file."""
+        reached = self.status()["next_frame"]
+        self.service.until(lambda: (s := self.service.get(self.path)) and s["committed_frames"] >= reached)
+
+
+@contextlib.contextmanager
+def served(folder: Path, made: Camera) -> Iterator[Service]:
+    service = Service(folder, made)
+    try:
+        service.start()
+        yield service
+    finally:
+        service.end()
+
+
+@pytest.mark.timeout(600 * ROUNDS)
+def test_hub_replica_and_driver_killed(tmp_path: Path) -> None:
+    clip, chance = make_video(tmp_path / "clip.mp4", 50, gop=10), random.Random(5)
+    restarts = 0
+    with camera(clip) as made, served(tmp_path, made) as service:
+        watcher = Watcher(service, "cam")
+        service.until(lambda: service.get("/readyz"))
+        added = service.client.post(
+            "/v1/streams", json={"id": "cam", "url": made.url(), "prompts": PROMPTS, "settings": {}}
+        )
+        assert added.status_code == 201, added.text
+        watcher.goes_on(datetime.now(UTC), {3})
+        assert service.client.patch("/v1/streams/cam", json=ANOTHER).status_code == 200
+        ids = {3, 9}
+        watcher.goes_on(datetime.now(UTC), ids)
+        watcher.durable()
+        for _ in range(ROUNDS):
+            kinds = ["hub", "replica", "driver"]
+            if ROUNDS > 1:
+                chance.shuffle(kinds)
+            for kind in kinds:
+                watcher.look()
+                before, (hub,) = watcher.newest(), service.pids(HUB)
+                if kind == "driver":
+                    service.kill()
+                    service.until(lambda: not service.pids())  # nobody tracks on
+                    service.start()
+                    service.until(lambda: service.get("/readyz"))
+                else:
+                    (victim,) = service.pids(HUB if kind == "hub" else REPLICA)
+                    os.kill(victim, signal.SIGKILL)
+                watcher.goes_on(datetime.now(UTC), ids)
+                assert watcher.newest() > before
+                assert (service.pids(HUB) == [hub]) == (kind == "replica")
+                restarts += kind != "replica"
+        for index in range(20):  # no answer is a server's error, and no request gets stuck, once it is back
+            assert service.client.get("/v1/streams").status_code == 200, index
+        assert service.client.delete("/v1/streams/cam").status_code == 204
+        service.until(lambda: service.client.get("/v1/streams/cam").status_code == 404)
+        assert service.stop() == 0, service.log.read_text(errors="replace")[-3000:]
+    committed = Committed(service.out, "cam")
+    assert committed.ids == ids
+    assert [e["object_id"] for e in committed.of("object_added")] == [3, 9]
+    assert committed.of("object_removed") == []
+    found = committed.of("restart")
+    assert len(found) == restarts
+    assert all(e["detail"]["snapshot"] is not None and e["detail"]["seconds"] > 0 for e in found)
+    assert sum(e["detail"]["frames"] for e in found) == committed.sums("dropped")["restart"]
+    stored = {(r["frame_index"], r["object_id"]): r["wall_time"] for r in committed.rows}
+    told = {key: when for key, when in watcher.seen.items() if key in stored}
+    assert len(told) > 50
+    assert all(stored[key] == when for key, when in told.items())
+    assert set(stored) - set(told)  # a look now and then does not show all
