@@ -17,12 +17,15 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from live_books import Committed
+from ray_head import TOKEN as RAY_TOKEN
 from ray_head import _session as processes_of
+from ray_head import ray_head
 from rtsp_camera import Camera, camera
 from servers import free_ports
 from tiny import tiny_weights
 from videos import make_video
 
+CHAOS = "XMEM_CHAOS" in os.environ
 ROUNDS = max(1, int(os.environ.get("XMEM_CHAOS", "1")) // 20)
 PATIENCE = 120.0
 TOKEN = "a-token-for-tests-0123456789"
@@ -32,15 +35,21 @@ ANOTHER = {"prompts": {"objects": [{"id": 9, "box": [90, 60, 40, 40]}]}}
 
 
 class Service:
-    """`xmem serve` in a session of its own, on a Ray of its own; started again at the same place."""
+    """`xmem serve` in a session of its own; started again at the same place.
 
-    def __init__(self, folder: Path, made: Camera) -> None:
+    Args:
+        address: of a Ray cluster; None: a Ray of its own.
+    """
+
+    def __init__(self, folder: Path, made: Camera, address: str | None = None) -> None:
         self.out, self.log = folder / "out", folder / "log"
         (self.port,) = free_ports(1)
         self._command = [str(Path(sys.executable).parent / "xmem"), "serve", "--out", str(self.out)]
         self._command += ["--port", str(self.port), "--model", tiny_weights(folder), "--size", "48"]
         self._command += ["--allow-network", "127.0.0.0/8", "--allow-port", str(made.port)]
         self._command += ["--secrets", str(folder / "secrets")]
+        self._command += ["--address", address] if address else []
+        self._token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": RAY_TOKEN} if address else {}
         self.process: subprocess.Popen[bytes] | None = None
         headers = {"Authorization": f"Bearer {TOKEN}"}
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=30)
@@ -50,7 +59,11 @@ class Service:
         given = {"XMEM_API_TOKENS": TOKEN, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                self._command, stdout=output, stderr=output, env=kept | given, start_new_session=True
+                self._command,
+                stdout=output,
+                stderr=output,
+                env=kept | given | self._token,
+                start_new_session=True,
             )
 
     def pids(self, title: str = "") -> list[int]:
@@ -138,8 +151,8 @@ class Watcher:
 
 
 @contextlib.contextmanager
-def served(folder: Path, made: Camera) -> Iterator[Service]:
-    service = Service(folder, made)
+def served(folder: Path, made: Camera, address: str | None = None) -> Iterator[Service]:
+    service = Service(folder, made, address)
     try:
         service.start()
         yield service
@@ -200,3 +213,27 @@ def test_hub_replica_and_driver_killed(tmp_path: Path) -> None:
     assert len(told) > 50
     assert all(stored[key] == when for key, when in told.items())
     assert set(stored) - set(told)  # a look now and then does not show all
+
+
+@pytest.mark.skipif(not CHAOS, reason="takes a minute: make chaos runs it")
+def test_on_a_cluster_a_killed_driver_is_not_even_missed(tmp_path: Path) -> None:
+    clip = make_video(tmp_path / "clip.mp4", 50, gop=10)
+    with camera(clip) as made, ray_head() as head, served(tmp_path, made, head.address) as service:
+        watcher = Watcher(service, "cam")
+        service.until(lambda: service.get("/readyz"))
+        new = {"id": "cam", "url": made.url(), "prompts": PROMPTS}
+        assert service.client.post("/v1/streams", json=new).status_code == 201
+        watcher.goes_on(datetime.now(UTC), {3})
+        service.until(lambda: b"serving" in service.log.read_bytes())
+        service.kill()
+        watcher.goes_on(datetime.now(UTC), {3})
+        watcher.durable()
+        service.start()
+        service.until(lambda: service.log.read_bytes().count(b"serving") == 2)
+        watcher.goes_on(datetime.now(UTC), {3})
+        assert service.stop() == 0, service.log.read_text(errors="replace")[-3000:]
+        committed = Committed(service.out, "cam")
+    assert committed.ids == {3}
+    assert committed.of("restart") == []
+    stored = {(r["frame_index"], r["object_id"]): r["wall_time"] for r in committed.rows}
+    assert watcher.seen.items() <= stored.items()
