@@ -232,7 +232,7 @@ class LiveHub:
                 if stream is None and stream_id not in self._unusable:
                     raise UsageError(self._unknown(stream_id))
                 listed = [s for i, s in self._listed.items() if i != stream_id]
-            self._list.save(listed)
+            self._list.save(listed, without=stream_id)
             self._unusable.pop(stream_id, None)
             with self._lock:
                 self._listed.pop(stream_id, None)

@@ -46,10 +46,20 @@ class LiveList:
         self._name = f"live/{hub}.json"
         place = hashlib.sha256(files.uri(self._name).encode("utf-8", "surrogatepass")).hexdigest()[:16]
         self._secrets = (secrets or default_secrets()) / f"live-{hub}-{place}.json"
+        self._unusable: dict[str, Mapping[str, Any]] = {}  # entries as they were found
 
-    def save(self, specs: Iterable[LiveSpec]) -> None:
-        """Replace the list; durable when it returns. StoreError if it could not be."""
-        streams, secrets = [], {}
+    def save(self, specs: Iterable[LiveSpec], *, without: str | None = None) -> None:
+        """Replace the list; durable when it returns. StoreError if it could not be.
+
+        Entries that `load` could not use stay in it, for a machine or a version that can, until a stream of
+        that id is added, or the id is given as `without`.
+        """
+        specs = list(specs)
+        replaced = {without, *(spec.stream_id for spec in specs)}
+        kept = {name: entry for name, entry in self._unusable.items() if name not in replaced}
+        known = self._read_secrets() if kept else {}
+        streams: list[Mapping[str, Any]] = list(kept.values())
+        secrets = {name: known[name] for name in kept if name in known}
         for spec in specs:
             shown = spec.shown_url
             streams.append(
@@ -68,6 +78,7 @@ class LiveList:
         self._write_secrets(secrets)
         text = json.dumps({"format_version": _VERSION, "streams": streams}, indent=2) + "\n"
         self._files.replace(self._name, text.encode(), self._hub)
+        self._unusable = kept
 
     def load(self) -> tuple[list[LiveSpec], dict[str, XmemError]]:
         """The streams of the list, and what cannot be followed any more, with the reason.
@@ -91,7 +102,9 @@ class LiveList:
                 "from a copy, or remove it and add the streams again"
             ) from error
         secrets = self._read_secrets()
-        specs, lost = [], {}
+        specs: list[LiveSpec] = []
+        lost: dict[str, XmemError] = {}
+        self._unusable = {}
         for stream in streams:
             name = str(stream.get("id"))
             try:
@@ -100,6 +113,8 @@ class LiveList:
                 lost[name] = error
             except (LookupError, TypeError, ValueError) as error:
                 lost[name] = StoreError(f"stream {name}: its entry in the list is damaged: {error}")
+            if name in lost:
+                self._unusable[name] = stream
         return specs, lost
 
     def _write_secrets(self, secrets: Mapping[str, str]) -> None:
