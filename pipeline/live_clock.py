@@ -103,7 +103,7 @@ class LiveClock:
         """
         changes: list[ClockChange] = []
         stepped = self._system_step(arrival)
-        pts, change = self._next_pts(raw_seconds, arrival)
+        pts, change = self._next_pts(raw_seconds, arrival, stepped)
         self._follow_arrival(pts, arrival, stepped)
         source, seconds, skew = self._wall_seconds(pts, camera_utc)
         if stepped:
@@ -121,14 +121,17 @@ class LiveClock:
         self._step = duration_seconds or self._step
         return Stamp(pts, datetime.fromtimestamp(self._wall, UTC), source, tuple(changes))
 
-    def _next_pts(self, raw: float | None, arrival: Arrival) -> tuple[float, tuple[str, float] | None]:
+    def _next_pts(
+        self, raw: float | None, arrival: Arrival, stepped: float | None
+    ) -> tuple[float, tuple[str, float] | None]:
         if self._pts is None:
             self._anchor, self._new_connection = (0.0, arrival.monotonic), False
             return 0.0, None
         least = self._pts + _SMALLEST_STEP
         if self._new_connection:
             self._new_connection = False
-            pts = max(least, self._pts + arrival.monotonic - self._arrival.monotonic)
+            # From the estimate, not from the last frame: how late that one was would be carried on for ever.
+            pts = max(least, arrival.utc - self._offset - (stepped or 0.0))
             self._anchor = (pts, arrival.monotonic)
             return pts, None
         by_arrival = max(least, self._anchor[0] + arrival.monotonic - self._anchor[1])

@@ -67,6 +67,21 @@ def test_a_reconnect_takes_the_time_it_takes() -> None:
     assert clock.stamp(123456.0 + STEP, at(30.04)).pts_seconds == pytest.approx(30.04)
 
 
+def test_how_late_frames_were_before_an_outage_is_not_carried_on() -> None:
+    """Connection after connection ends with frames that come ever later; the next one is on time again."""
+    clock, now = LiveClock(), 0.0
+    for _ in range(20):
+        for i in range(50):
+            stamp = clock.stamp(i * STEP, at(now + i * STEP), camera_utc=T0 + now + i * STEP)
+            assert stamp.source == "rtcp"
+            assert stamp.wall_time.timestamp() == pytest.approx(T0 + now + i * STEP, abs=0.01)
+            assert stamp.pts_seconds == pytest.approx(now + i * STEP, abs=0.01)
+        for i in range(50, 75):
+            clock.stamp(i * STEP, at(now + i * STEP + 0.04 * (i - 49)), camera_utc=T0 + now + i * STEP)
+        now += 75 * STEP + 2.0
+        clock.reconnected()
+
+
 @pytest.mark.parametrize(
     ("jump", "reason"), [(3600.0, "jumped ahead"), (-3600.0, "jumped back"), (-0.5, "jumped back")]
 )
