@@ -74,8 +74,8 @@ def test_how_late_frames_were_before_an_outage_is_not_carried_on() -> None:
         for i in range(50):
             stamp = clock.stamp(i * STEP, at(now + i * STEP), camera_utc=T0 + now + i * STEP)
             assert stamp.source == "rtcp"
-            assert stamp.wall_time.timestamp() == pytest.approx(T0 + now + i * STEP, abs=0.01)
-            assert stamp.pts_seconds == pytest.approx(now + i * STEP, abs=0.01)
+            assert stamp.wall_time.timestamp() == pytest.approx(T0 + now + i * STEP, abs=0.1)
+            assert stamp.pts_seconds == pytest.approx(now + i * STEP, abs=0.1)
         for i in range(50, 75):
             clock.stamp(i * STEP, at(now + i * STEP + 0.04 * (i - 49)), camera_utc=T0 + now + i * STEP)
         now += 75 * STEP + 2.0
