@@ -71,7 +71,8 @@ class Joiner:
         """Packets that can be decoded, now that one more has come."""
         if not self._wanted:
             return [packet]
-        if continues(self._codec, bytes(memoryview(packet)[:_LOOKED_AT])):
+        # Only of keyframes: another picture may begin in the middle because its first slice was lost.
+        if packet.is_keyframe and continues(self._codec, bytes(memoryview(packet)[:_LOOKED_AT])):
             self._in_pieces = True
             if not self._held or self._bytes + packet.size > _MOST_BYTES:
                 return [*self.rest(), packet]

@@ -91,6 +91,15 @@ def test_whole_keyframes_are_held_back_only_once(tmp_path: Path) -> None:
     assert joiner.rest() == []
 
 
+def test_a_picture_that_lost_its_beginning_is_no_part_of_the_keyframe() -> None:
+    joiner = Joiner("h264", "rtsp")
+    key, torn = av.Packet(annex_b(b"\x65\x88\x80")), av.Packet(annex_b(b"\x41\x1f"))
+    key.is_keyframe = True
+    assert joiner.take(key) == []
+    assert joiner.take(torn) == [key, torn]
+    assert joiner.take(key) == [key]
+
+
 def test_what_is_not_known_passes_untouched(tmp_path: Path) -> None:
     packets, _ = sliced(tmp_path)
     for codec, container in (("h264", "hls"), ("mjpeg", "rtsp")):
@@ -104,6 +113,7 @@ def test_a_picture_without_end_is_not_gathered_for_ever() -> None:
     first.is_keyframe = True
     assert joiner.take(first) == []
     part = av.Packet(annex_b(b"\x65\x1f" + bytes(1 << 20)))
+    part.is_keyframe = True
     given: list[Any] = []
     for _ in range(40):
         given += joiner.take(part)
