@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
@@ -326,9 +327,14 @@ def sliced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def decoded(clip: Path) -> list[bytes]:
+def digest(image: Any) -> str:
+    return hashlib.sha256(image.tobytes()).hexdigest()[:16]
+
+
+def decoded(clip: Path) -> list[str]:
+    """Of each picture."""
     with av.open(str(clip)) as container:
-        return [f.to_ndarray(format="rgb24").tobytes() for f in container.decode(video=0)]
+        return [digest(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
 
 
 def test_keyframes_that_come_in_pieces_are_whole(sliced: Path) -> None:
@@ -338,8 +344,8 @@ def test_keyframes_that_come_in_pieces_are_whole(sliced: Path) -> None:
         reader = Reader(source)
         frames = reader.take(60)
         assert [frame.frame_index for frame in frames] == list(range(60))
-        first = pictures.index(frames[0].image.tobytes())
-        assert [f.image.tobytes() for f in frames] == [pictures[(first + i) % FRAMES] for i in range(60)]
+        first = pictures.index(digest(frames[0].image))
+        assert [digest(f.image) for f in frames] == [pictures[(first + i) % FRAMES] for i in range(60)]
         assert source.ledger.counts().corrupt == {}
         reader.finish()
 
@@ -365,7 +371,7 @@ def test_nothing_is_shown_between_damage_and_the_next_keyframe(sliced: Path) -> 
             reader = Reader(source)
             frames = reader.take(60)
             assert len(lost) == 1
-            numbers = [pictures.index(frame.image.tobytes()) for frame in frames]  # each is one of the clip's
+            numbers = [pictures.index(digest(frame.image)) for frame in frames]  # each is one of the clip's
             jump = next(i for i in range(60) if frames[i].frame_index != i)
             missing = frames[jump].frame_index - jump
             assert numbers[jump] % 25 == 0
