@@ -50,11 +50,12 @@ def test_an_object_that_fills_the_frame_is_looked_for_everywhere() -> None:
     assert next_window(plane((64, 64, 256, 320)), Window(2, 2, 12, 12), 12) == WHOLE
 
 
-def test_a_speckle_does_not_widen_the_window_and_a_stain_does() -> None:
+def test_a_speckle_does_not_widen_the_window_and_anything_larger_does() -> None:
     object_ = (160, 240, 32, 32)
     alone = next_window(plane(object_), WHOLE, 12)
-    assert next_window(plane(object_, (0, 0, 3, 3)), WHOLE, 12) == alone
-    assert next_window(plane(object_, (160, 48, 8, 8)), WHOLE, 12).left < alone.left
+    assert alone == Window(5, 10, 12, 12)
+    assert next_window(plane(object_, (0, 0, 1, 3)), WHOLE, 12) == alone
+    assert next_window(plane(object_, (160, 144, 2, 2)), WHOLE, 12) == Window(5, 5, 12, 16)
 
 
 def test_what_may_be_the_object_counts() -> None:
