@@ -21,8 +21,10 @@ from rtsp_camera import Camera, Proxy, missing
 from small_net import SMALL_MEMORY, small_model
 from videos import make_video
 
+from pipeline.ledger import Ledger
 from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.live_spec import LiveSettings, LiveSpec
+from pipeline.rtsp import LiveSource, LiveStatus
 from xmem_core import VideoSegmenter
 
 CHAOS = "XMEM_CHAOS" in os.environ
@@ -46,11 +48,32 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ]
 
 
+class Feeds:
+    """Makes the hub's sources, and knows them."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, LiveSource] = {}
+
+    def __call__(self, spec: LiveSpec, ledger: Ledger) -> LiveSource:
+        chosen = options(
+            stall_seconds=STALL,
+            most_backoff_seconds=MOST_BACKOFF,
+            open_seconds=3.0,
+            queue_frames=spec.settings.queue_frames,
+            max_age_seconds=spec.settings.max_lag_seconds,
+        )
+        source = self.sources[spec.stream_id] = LiveSource(spec.url, chosen, ledger=ledger)
+        return source
+
+
 class Victim(threading.Thread):
     """A stream of the hub whose camera and network fail, one fault after the other."""
 
-    def __init__(self, hub: LiveHub, name: str, clips: list[Path], kinds: list[str], seed: int) -> None:
+    def __init__(
+        self, hub: LiveHub, feeds: Feeds, name: str, clips: list[Path], kinds: list[str], seed: int
+    ) -> None:
         super().__init__(daemon=True)
+        self.feeds = feeds
         self.hub, self.stream, self.clips, self.kinds = hub, name, clips, kinds
         self.random = random.Random(seed)
         self.shown = 0
@@ -65,6 +88,8 @@ class Victim(threading.Thread):
         try:
             chosen = LiveSettings(rotate_seconds=1.0, snapshot_seconds=2.0)
             self.hub.add(LiveSpec(self.stream, self.proxy.url(), TWO, settings=chosen))
+            while self.stream not in self.feeds.sources:
+                time.sleep(0.02)
             self._await_frame(datetime.now(UTC), "the start")
             for kind in self.kinds:
                 time.sleep(self.random.uniform(0.0, 0.6))
@@ -80,6 +105,7 @@ class Victim(threading.Thread):
     def _fault(self, kind: str) -> datetime:
         """Do harm, and heal it; when that was."""
         lasts = self.random.uniform(0.2, 2.5)
+        self.connections = self._source().connections
         if kind in ("kill", "replace"):
             self.camera.kill()
             time.sleep(lasts)
@@ -103,18 +129,28 @@ class Victim(threading.Thread):
     def _await_frame(self, healed: datetime, kind: str) -> None:
         """Until a frame was tracked that was taken after the fault."""
         begun = time.monotonic()
-        while not self._look(healed):
+        if kind not in ("freeze", "the start"):
+            while self._source().connections == self.connections:
+                assert time.monotonic() - begun < PATIENCE, f"no connection after {kind}: {self._status()}"
+                time.sleep(0.02)
+        first = self._source().ledger.received  # of the new connection, or nearly
+        while not self._look(healed, first):
             assert time.monotonic() - begun < PATIENCE, f"not back after {kind}: {self._status()}"
             time.sleep(0.05)
         if kind != "the start":
             self.delays.append((time.monotonic() - begun, kind))
 
-    def _look(self, healed: datetime) -> bool:
+    def _look(self, healed: datetime, first: int) -> bool:
         rows = self.hub.tracks(self.stream, None, 100)
         for row in rows:
             key, when = (row["frame_index"], row["object_id"]), str(row["wall_time"])
             assert self.seen.setdefault(key, when) == when, f"{key} was {self.seen[key]} and is {when}"
-        return bool(rows) and datetime.fromisoformat(str(rows[-1]["wall_time"])) > healed
+        if not rows or rows[-1]["frame_index"] < first:
+            return False
+        return datetime.fromisoformat(str(rows[-1]["wall_time"])) > healed
+
+    def _source(self) -> LiveStatus:
+        return self.feeds.sources[self.stream].status()
 
     def _status(self) -> dict[str, Any]:
         return self.hub.status(self.stream)
@@ -127,16 +163,13 @@ def test_four_cameras_killed_frozen_replaced_and_cut_off(tmp_path: Path, clips: 
     kinds = [KINDS[i % len(KINDS)] for i in range(FAULTS)]
     chance.shuffle(kinds)
     settings = HubSettings(
-        str(out),
-        memory=SMALL_MEMORY,
-        size=48,
-        options=options(stall_seconds=STALL, most_backoff_seconds=MOST_BACKOFF, open_seconds=3.0),
-        calibrate=False,
-        secrets=str(out) + "-secrets",
+        str(out), memory=SMALL_MEMORY, size=48, calibrate=False, secrets=str(out) + "-secrets"
     )
-    with LiveHub(settings, segmenter=VideoSegmenter(small_model(), SMALL_MEMORY, size=48)) as hub:
+    segmenter, feeds = VideoSegmenter(small_model(), SMALL_MEMORY, size=48), Feeds()
+    with LiveHub(settings, segmenter=segmenter, open_feed=feeds) as hub:
         victims = [
-            Victim(hub, f"cam-{i}", clips, kinds[i::STREAMS], chance.randrange(2**32)) for i in range(STREAMS)
+            Victim(hub, feeds, f"cam-{i}", clips, kinds[i::STREAMS], chance.randrange(2**32))
+            for i in range(STREAMS)
         ]
         try:
             for victim in victims:
