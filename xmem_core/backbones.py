@@ -36,7 +36,7 @@ class BasicBlock(nn.Module):
         out = torch.relu_(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         shortcut = x if self.downsample is None else self.downsample(x)
-        return torch.relu_(out + shortcut)
+        return torch.relu_(out.add_(shortcut))
 
 
 class Bottleneck(nn.Module):
@@ -64,7 +64,7 @@ class Bottleneck(nn.Module):
         out = torch.relu_(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         shortcut = x if self.downsample is None else self.downsample(x)
-        return torch.relu_(out + shortcut)
+        return torch.relu_(out.add_(shortcut))
 
 
 def _stage(
@@ -118,7 +118,7 @@ class MaskTrunk(nn.Module):
         """image (B, 3, H, W), masks (B, O, 2, H, W): own, others -> (B, O, widths[2], H/16, W/16)."""
         x = conv_shared(self.conv1, image, masks).flatten(0, 1)
         # Pooling comes before the ReLU in the published order; the two commute.
-        x = torch.relu(self.maxpool(self.bn1(x)))
+        x = torch.relu_(self.maxpool(self.bn1(x)))
         out: Tensor = self.layer3(self.layer2(self.layer1(x)))
         return out.view(*masks.shape[:2], *out.shape[1:])
 

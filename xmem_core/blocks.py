@@ -27,7 +27,8 @@ def conv_shared(conv: nn.Conv2d, shared: Tensor, own: Tensor) -> Tensor:
     split = shared.shape[1]
     from_shared = F.conv2d(shared, conv.weight[:, :split], conv.bias, conv.stride, conv.padding)
     from_own = F.conv2d(own.flatten(0, 1), conv.weight[:, split:], None, conv.stride, conv.padding)
-    return from_own.view(b, o, *from_own.shape[1:]) + from_shared.unsqueeze(1)
+    # Into the convolution's own output: memory for a new tensor of that size costs more than the addition.
+    return from_own.view(b, o, *from_own.shape[1:]).add_(from_shared.unsqueeze(1))
 
 
 class ResidualBlock(nn.Module):
@@ -181,6 +182,6 @@ class UpBlock(nn.Module):
         """skip (B, C_s, 2h, 2w), g (B, O, in_dim, h, w) -> (B, O, out_dim, 2h, 2w)."""
         b, o = g.shape[:2]
         up = F.interpolate(g.flatten(0, 1), scale_factor=2, mode="bilinear", align_corners=False)
-        up = up.view(b, o, *up.shape[1:]) + self.skip_conv(skip).unsqueeze(1)
+        up = up.view(b, o, *up.shape[1:]).add_(self.skip_conv(skip).unsqueeze(1))
         out: Tensor = self.out_conv(up.flatten(0, 1))
         return out.view(b, o, *out.shape[1:])
