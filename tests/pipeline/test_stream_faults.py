@@ -53,8 +53,9 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_thread_stays() -> Iterator[None]:
+    before = set(threading.enumerate())  # other modules' tests may have left some
     yield
-    assert [t.name for t in threading.enumerate() if t.name.startswith("xmem-")] == []
+    assert [t.name for t in threading.enumerate() if t.name.startswith("xmem-") and t not in before] == []
 
 
 @pytest.fixture(scope="module")
