@@ -59,9 +59,15 @@ class Page:
         return answer["result"].get("value")
 
     def wait_for(self, expression: str, seconds: float = 60.0) -> None:
-        """Until the expression is true."""
+        """Until the expression is true; it may fail while the page is being loaded."""
         deadline = time.monotonic() + seconds
-        while not self.value(expression):
+        while True:
+            try:
+                if self.value(expression):
+                    return
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
             if time.monotonic() > deadline:
                 raise TimeoutError(
                     f"{expression} did not come true; the page: {self.value('document.body.innerText')}"
