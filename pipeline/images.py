@@ -6,13 +6,13 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.closing import Closing
 from pipeline.errors import SourceError
 from pipeline.locations import Location, read_error
 from pipeline.records import Event, Frame
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
-class ImageFolder:
+class ImageFolder(Closing):
     """The images directly inside a folder or prefix, as frames without timestamps.
 
     An image that cannot be decoded is no frame: it is reported as a `corrupt` event on the next one that
@@ -96,14 +96,6 @@ class ImageFolder:
 
     def close(self) -> None:
         """Nothing stays open between frames."""
-
-    def __enter__(self) -> ImageFolder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"ImageFolder({redacted(self.uri)!r}, {self.frame_count} images, {self.width}x{self.height})"

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from pipeline.background import BackgroundWriter
 from pipeline.boxes import BoxSegmenter, load_box_segmenter
+from pipeline.closing import Closing
 from pipeline.detectors import load_detector
 from pipeline.errors import PromptError, SourceError, UsageError
 from pipeline.finder import FinderSettings, ObjectFinder
@@ -102,7 +103,7 @@ class Rejected:
     cause: str
 
 
-class LiveTracker:
+class LiveTracker(Closing):
     """One live stream. Use it as a context manager.
 
     One thread steps it; `request` and what the status is made of may be used from any.
@@ -153,12 +154,6 @@ class LiveTracker:
         except BaseException:
             self._writer.close()
             raise
-
-    def __enter__(self) -> LiveTracker:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     # --- opening ---------------------------------------------------------------------------------
 

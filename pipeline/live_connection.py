@@ -21,11 +21,11 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import av
 
+from pipeline.closing import Closing
 from pipeline.live_clock import Arrival
 from pipeline.live_options import LiveOptions
 from pipeline.locations import one_line, scheme_of
@@ -91,7 +91,7 @@ class Lost:
     count: int
 
 
-class Connection:
+class Connection(Closing):
     """An open live stream. Use it as a context manager.
 
     Attributes:
@@ -173,14 +173,6 @@ class Connection:
         if self._relay is not None:
             self._relay.close()
             self._relay = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def items(self) -> Iterator[Shown | Lost]:
         """Pictures and losses in the order shown, until the connection ends: that is a ConnectionLost."""

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from pipeline.backoff import Backoff
+from pipeline.closing import Closing
 from pipeline.detectors import load_detector
 from pipeline.errors import UsageError, XmemError
 from pipeline.executor import open_segmenter
@@ -113,7 +114,7 @@ class _Stream:
     done: threading.Event = field(default_factory=threading.Event)
 
 
-class LiveHub:
+class LiveHub(Closing):
     """Live streams, followed for as long as the hub lives. Use it as a context manager.
 
     A hub that starts goes on with all streams that the one of the same name and folder had, however it ended.
@@ -167,12 +168,6 @@ class LiveHub:
             logger.error("stream %s: %s", name, error)
         self._thread = threading.Thread(target=self._run, name="xmem-hub-tracking", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> LiveHub:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     # --- for everybody, from any thread ----------------------------------------------------------
 

@@ -21,10 +21,10 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pipeline.backoff import Backoff
+from pipeline.closing import Closing
 from pipeline.decoding import Converter
 from pipeline.errors import SourceError, UsageError
 from pipeline.ledger import Ledger, LedgerCounts
@@ -75,7 +75,7 @@ class LiveStatus:
     ledger: LedgerCounts
 
 
-class LiveSource:
+class LiveSource(Closing):
     """A live stream that is read for as long as it takes. A `VideoSource`; use it as a context manager.
 
     Nothing is opened before frames are asked for, or `start` is called: a camera that is away is no reason to
@@ -260,14 +260,6 @@ class LiveSource:
             if thread.is_alive():
                 log.warning("%s: still held up in the network after %.0f s, left behind", self.uri, limit)
         self.trailing_losses = self._shifted(self._queue.trailing())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"LiveSource({self.uri!r}, {self.width}x{self.height}, {self._state})"

@@ -16,9 +16,9 @@ import socket
 import ssl
 import threading
 import time
-from types import TracebackType
-from typing import Self
+from contextlib import suppress
 
+from pipeline.closing import Closing
 from pipeline.locations import one_line
 from pipeline.rtsp_messages import Refusal, Replies, Requests
 from pipeline.url_guard import CheckedUrl
@@ -33,7 +33,7 @@ class RelayError(Exception):
     """The camera cannot be reached at any of its checked addresses."""
 
 
-class RtspRelay:
+class RtspRelay(Closing):
     """One connection to one camera. Use it as a context manager, and give `url` to FFmpeg.
 
     Args:
@@ -79,17 +79,9 @@ class RtspRelay:
     def close(self) -> None:
         """End both connections and wait for the thread."""
         self._stop.set()
-        with _quietly():
+        with suppress(OSError):  # it may be closed already
             self._wake.send(b"x")
         self._thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _run(self) -> None:
         client: socket.socket | None = None
@@ -105,7 +97,7 @@ class RtspRelay:
         finally:
             for end in (client, self._camera, self._listener, self._wake, self._woken):
                 if end is not None:
-                    with _quietly():
+                    with suppress(OSError):
                         end.close()
 
     def _accepted(self) -> socket.socket | None:
@@ -155,7 +147,7 @@ class RtspRelay:
     def _finish(self, client: socket.socket, rest: bytearray) -> None:
         """The camera has ended the connection: the client still gets what came before."""
         client.settimeout(1.0)
-        with _quietly():
+        with suppress(OSError):  # it may be closed already
             client.sendall(rest)
 
 
@@ -218,14 +210,3 @@ def _send(end: socket.socket, data: bytearray) -> None:
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             return
         del data[:sent]
-
-
-class _quietly:  # noqa: N801 - reads like contextlib.suppress
-    """Closing what may be closed already."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        return kind is not None and issubclass(kind, OSError)

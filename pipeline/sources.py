@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
 from pipeline import decoding, packets
+from pipeline.closing import Closing
 from pipeline.errors import SourceError
 from pipeline.images import ImageFolder
 from pipeline.locations import BLOCK_BYTES, Location, locate, one_line, scheme_of
@@ -135,19 +136,11 @@ class _Misprediction(Exception):  # noqa: N818 - a signal, never seen outside
     """After a seek, other frames came than the index of packets announced."""
 
 
-class _Opened:
+class _Opened(Closing):
     """What all sources share: they hold nothing open between iterations."""
 
     def close(self) -> None:
         """Each iteration of `frames` closes what it opened."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class VideoFile(_Opened):

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.background import BackgroundWriter
 from pipeline.boxes import BoxSegmenter, load_box_segmenter
+from pipeline.closing import Closing
 from pipeline.detectors import Detector, load_detector
 from pipeline.errors import PromptError, SettingsConflictError, SourceError
 from pipeline.finder import FinderSettings, NewObject, ObjectFinder
@@ -65,7 +66,7 @@ class StepInput:
     prompt: Prompt | None
 
 
-class StreamTracker:
+class StreamTracker(Closing):
     """One stream. Use it as a context manager.
 
     Once one of its methods has failed, `next_input` and `accept` raise the same error again: a frame would be
@@ -130,12 +131,6 @@ class StreamTracker:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> StreamTracker:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     # --- opening ---------------------------------------------------------------------------------
 

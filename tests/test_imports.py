@@ -21,6 +21,7 @@ MAY_IMPORT_AV = {
     "pipeline/decoding.py",
     "pipeline/packets.py",
     "pipeline/live_connection.py",
+    "pipeline/split_pictures.py",
 }
 MAY_IMPORT_RAY = ("pipeline/actor.py", "pipeline/serve.py", "jobs/")
 MAY_NOT_IMPORT = {"xmem_core": {"pipeline", "jobs"}, "pipeline": {"jobs"}, "jobs": set[str]()}
