@@ -626,7 +626,7 @@ class LiveTracker(Closing):
             if self._finder is not None:
                 self._finder.saw(frame.frame_index, label_map, ids)
             if ids:
-                scores = mean_probability(label_map, result.probabilities.cpu().numpy(), ids)
+                scores = mean_probability(label_map, result.label_probabilities.cpu().numpy(), ids)
                 records = records_from_label_map(label_map, scores, ids, frame, self._categories)
         self._records.extend(records)
         self._rows += len(records)

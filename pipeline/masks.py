@@ -109,37 +109,23 @@ def mean_probability(
     """Mean probability of every object inside its own mask: the `score` of its record.
 
     Args:
-        label_map: H x W integers.
-        probabilities: (O + 1) x H x W float32, background first, then one plane per entry of `object_ids`.
-        object_ids: the objects in the order of the planes.
+        label_map: H x W integers; ids that are not in `object_ids` are nobody's.
+        probabilities: H x W float32, at each pixel that of what the label map says.
+        object_ids: the objects to tell of.
 
     Returns:
-        A float32-rounded mean per object; 0.0 for an object that has no pixel. Pixels are added in row order
-        in float64, so equal input gives equal bytes.
+        A float32-rounded mean per object; 0.0 for an object that has no pixel. Pixels are added in float64
+        and in the same order each time, so equal input gives equal bytes.
     """
-    labels = _as_label_map(label_map).ravel()
-    planes = np.asarray(probabilities, np.float32)
-    expected = (len(object_ids) + 1, *np.shape(label_map))
-    if planes.shape != expected:
-        raise ValueError(
-            f"probabilities have shape {planes.shape}; {len(object_ids)} objects need {expected}"
-        )
+    labels = _as_label_map(label_map)
+    values = np.asarray(probabilities, np.float32)
+    if values.shape != labels.shape:
+        raise ValueError(f"probabilities have shape {values.shape}, the label map {labels.shape}")
     scores = dict.fromkeys(object_ids, 0.0)
-    pixels = np.flatnonzero(labels != 0)
-    if not pixels.size or not object_ids:
-        return scores
-    ids = np.asarray(object_ids, np.int64)
-    order = np.argsort(ids)
-    found = labels[pixels]
-    slot = np.minimum(np.searchsorted(ids[order], found), len(ids) - 1)
-    plane = order[slot]
-    mine = ids[plane] == found
-    plane, pixels = plane[mine], pixels[mine]
-    sums = np.bincount(plane, weights=planes.reshape(len(ids) + 1, -1)[plane + 1, pixels], minlength=len(ids))
-    counts = np.bincount(plane, minlength=len(ids))
-    for object_id, total, count in zip(object_ids, sums.tolist(), counts.tolist(), strict=True):
-        if count:
-            scores[object_id] = float(np.float32(total / count))
+    for object_id in scores:
+        inside = values[labels == object_id]
+        if inside.size:
+            scores[object_id] = float(np.float32(inside.sum(dtype=np.float64) / inside.size))
     return scores
 
 

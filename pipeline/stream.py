@@ -466,7 +466,7 @@ class StreamTracker(Closing):
             self._finder.saw(frame.frame_index, result.label_map.cpu().numpy(), result.object_ids)
         if frame.frame_index >= self._committed and result.object_ids:
             label_map = result.label_map.cpu().numpy()
-            scores = mean_probability(label_map, result.probabilities.cpu().numpy(), result.object_ids)
+            scores = mean_probability(label_map, result.label_probabilities.cpu().numpy(), result.object_ids)
             records = records_from_label_map(label_map, scores, result.object_ids, frame, self._categories)
             self._records.extend(records)
             for record in records:

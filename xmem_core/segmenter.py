@@ -122,18 +122,28 @@ class StepResult:
     @cached_property
     def label_map(self) -> Tensor:
         """(H, W) int32: 0 is the background, else the id of the most probable object."""
+        return self._winners[0]
+
+    @cached_property
+    def label_probabilities(self) -> Tensor:
+        """(H, W) float32: at each pixel the probability of what `label_map` says."""
+        return self._winners[1]
+
+    @cached_property
+    def _winners(self) -> tuple[Tensor, Tensor]:
         planes = self.probabilities
         if planes.device.type != "cpu":
             ids = torch.tensor((0, *self.object_ids), dtype=torch.int32, device=planes.device)
-            return ids[planes.argmax(0)]
+            best, index = planes.max(0)
+            return ids[index], best
         # A reduction over the outermost dimension walks memory against the grain on a CPU; plane by plane is
-        # the same argmax, the first of equals winning, many times faster.
+        # the same, the first of equals winning, many times faster.
         best = planes[0].clone()
         labels = torch.zeros(planes.shape[1:], dtype=torch.int32)
         for object_id, plane in zip(self.object_ids, planes[1:], strict=True):
             labels.masked_fill_(plane > best, object_id)
             torch.maximum(best, plane, out=best)
-        return labels
+        return labels, best
 
 
 class VideoSegmenter:

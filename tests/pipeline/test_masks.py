@@ -208,19 +208,19 @@ def test_records_refuse_what_cannot_be_right(labels, ids, complaint):
 def test_mean_probability_is_the_mean_inside_each_mask(size, seed):
     rng = np.random.default_rng(seed)
     ids = [40, 3, 1000]
-    labels = random_label_map(rng, *size, [*ids, 8])  # 8 is nobody's plane: not counted
-    probabilities = rng.random((4, *size), dtype=np.float32)
+    labels = random_label_map(rng, *size, [*ids, 8])  # 8 is nobody's: not counted
+    probabilities = rng.random(size, dtype=np.float32)
     scores = mean_probability(labels, probabilities, ids)
     assert list(scores) == ids
-    for plane, object_id in enumerate(ids, start=1):
-        inside = probabilities[plane][labels == object_id].astype(np.float64)
+    for object_id in ids:
+        inside = probabilities[labels == object_id].astype(np.float64)
         expected = inside.mean() if inside.size else 0.0
         assert scores[object_id] == pytest.approx(expected, abs=1e-7)
         assert scores[object_id] == float(np.float32(scores[object_id]))
     assert mean_probability(labels, probabilities, ids) == scores
 
 
-def test_mean_probability_checks_the_number_of_planes():
-    with pytest.raises(ValueError, match=r"2 objects need \(3, 4, 5\)"):
-        mean_probability(np.zeros((4, 5), np.int32), np.zeros((2, 4, 5), np.float32), [1, 2])
-    assert mean_probability(np.zeros((4, 5), np.int32), np.zeros((1, 4, 5), np.float32), []) == {}
+def test_mean_probability_checks_the_size():
+    with pytest.raises(ValueError, match=r"shape \(5, 4\), the label map \(4, 5\)"):
+        mean_probability(np.zeros((4, 5), np.int32), np.zeros((5, 4), np.float32), [1, 2])
+    assert mean_probability(np.zeros((4, 5), np.int32), np.zeros((4, 5), np.float32), []) == {}

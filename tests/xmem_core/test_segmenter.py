@@ -317,6 +317,7 @@ def test_the_label_map_is_the_argmax_at_the_frames_size() -> None:
     assert torch.equal(result.probabilities, full)
     assert result.label_map.tolist() == [[9, 9, 0, 0]]
     assert result.label_map.dtype == torch.int32
+    assert torch.equal(result.label_probabilities, full.max(0).values)
     assert "9, 4" in repr(result)
 
 
