@@ -159,7 +159,10 @@ def _router(service: Service) -> APIRouter:
         parts = pictures(service, stream_id, overlay, max_side, quality, fps, frames, first)
 
         async def counted() -> AsyncIterator[bytes]:
-            with service.viewing():  # only here: a client may be gone before the first part is asked for
+            # Only here: a client may be gone before the first part is asked for. Others may have come since.
+            if service.crowded:
+                return
+            with service.viewing():
                 async for part in parts:
                     yield part
 

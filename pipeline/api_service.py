@@ -136,9 +136,14 @@ class Service:
                     raise RefusedError(409, "no_room", str(error)) from error
         raise RefusedError(409, "exists", f"there is a stream {spec.stream_id!r} already: choose another id")
 
+    @property
+    def crowded(self) -> bool:
+        """Whether there are as many viewers as there may be."""
+        return self._viewers >= self.settings.max_viewers
+
     def refuse_if_crowded(self) -> None:
         """RefusedError if there are as many viewers as there may be."""
-        if self._viewers >= self.settings.max_viewers:
+        if self.crowded:
             raise RefusedError(
                 429, "too_many_viewers", f"{self._viewers} are watching already: try again later"
             )

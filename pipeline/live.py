@@ -116,6 +116,10 @@ class LiveTracker(Closing):
         open_feed: makes the source, counting in the ledger that it gets.
         view: what is told of each tracked frame.
         sinks: where rows go besides the store.
+        distrusted: why, by the number of a request, it is not to be done: what it asked for failed before.
+
+    Attributes:
+        applying: the numbers of the requests that are done on the frame that waits to be accepted.
 
     Raises:
         SettingsConflictError: the folder holds a stream of this id that is not live.
@@ -132,9 +136,12 @@ class LiveTracker(Closing):
         *,
         view: LiveView | None = None,
         sinks: Sinks | None = None,
+        distrusted: Mapping[int, str] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.spec = spec
+        self.applying: tuple[int, ...] = ()
+        self._distrusted = dict(distrusted or {})
         self.view = view or LiveView()
         self.settings = settings
         self.rejected: deque[Rejected] = deque(maxlen=_KEPT)
@@ -400,12 +407,14 @@ class LiveTracker(Closing):
         frame, _, lag, read_at = self._pending
         try:
             records = self._take(frame, result)
-            self._pending = None
+            self._pending, self.applying = None, ()
             self.source.ledger.tracked()
             self._tracked += 1
             self.view.publish(frame, records)
             took = self._now() - read_at
-            self._step_seconds = took if not self._step_seconds else 0.8 * self._step_seconds + 0.2 * took
+            # Follows the slow frames, those that go into memory or that the detector looks at: with the mean
+            # of all, every one of them would come out too late.
+            self._step_seconds = max(took, 0.98 * self._step_seconds + 0.02 * took)
             self.lags.append(lag + took)
             self.tick()
         except BaseException as error:
@@ -558,8 +567,13 @@ class LiveTracker(Closing):
             detail = {"from": list(self._previous_size), "to": list(frame.size)}
             self._event(frame, "resized", detail=detail)
         masks: dict[int, NDArray[np.bool_]] = {}
+        self.applying = ()
         for request in self.record.requests(self.applied):
-            self._apply(frame, request, masks)
+            if (cause := self._distrusted.get(request.number)) is not None:
+                self._reject(request, cause)
+            else:
+                self.applying += (request.number,)
+                self._apply(frame, request, masks)
             self.applied = request.number
             if masks:
                 break  # prompts of two requests may cover each other; the next frame is soon here

@@ -33,7 +33,7 @@ from pipeline.live_list import LiveList
 from pipeline.live_options import LiveOptions
 from pipeline.live_spec import LiveSpec
 from pipeline.live_view import LiveView
-from pipeline.redact import redacted
+from pipeline.redact import redacted, redacted_trace
 from pipeline.rtsp import LiveSource
 from pipeline.settings import TrackSettings
 from pipeline.sinks import Sinks
@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 _IDLE_SECONDS = 0.005
 _STABLE_SECONDS = 30.0
 _OPENERS = 4
+_TRIES = 3  # of a request on whose frame tracking fails
 
 
 Rows = list[dict[str, Any]]
@@ -111,6 +112,8 @@ class _Stream:
     unfit: UsageError | None = None  # as it turned out when that was known
     last_ledger: LedgerCounts = field(default_factory=LedgerCounts)
     last_frame: int = 0
+    suspects: dict[int, int] = field(default_factory=dict)  # requests -> failures on their frames
+    distrusted: dict[int, str] = field(default_factory=dict)
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -327,8 +330,8 @@ class LiveHub(Closing):
             for stream in streams:
                 try:
                     worked |= self._turn(stream)
-                except Exception:  # a fault of the hub's own: no reason to stop the others
-                    logger.exception("stream %s", stream.spec.stream_id)
+                except Exception as error:  # a fault of the hub's own: no reason to stop the others
+                    logger.error("stream %s: %s", stream.spec.stream_id, redacted_trace(error))
             if not worked:
                 self._wake.wait(_IDLE_SECONDS)
                 self._wake.clear()
@@ -373,6 +376,14 @@ class LiveHub(Closing):
     def _failed(self, stream: _Stream, tracker: LiveTracker, error: Exception) -> None:
         tracker.failed(error)
         self._note(stream, error)
+        for number in tracker.applying:
+            times = stream.suspects[number] = stream.suspects.get(number, 0) + 1
+            if times >= _TRIES and stream.failure is not None:
+                # It would be done again with every try, and the stream never get beyond it.
+                stream.distrusted[number] = (
+                    f"tracking failed {times} times on the frame that it came in at, last with "
+                    f"{stream.failure.message}"
+                )
         stream.busy, stream.tracker = True, None
         self._pool.submit(self._close_one, stream, tracker, RUNNING)
 
@@ -384,7 +395,7 @@ class LiveHub(Closing):
         if isinstance(error, XmemError):
             logger.warning("stream %s: %s", stream.spec.stream_id, error)
         else:
-            logger.error("stream %s", stream.spec.stream_id, exc_info=error)
+            logger.error("stream %s: %s", stream.spec.stream_id, redacted_trace(error))
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
 
@@ -454,7 +465,14 @@ class LiveHub(Closing):
             out_of_sight_frames=chosen.out_of_sight_frames,
         )
         return LiveTracker(
-            spec, store, stream.segmenter, settings, self._open_feed, view=stream.view, sinks=self._sinks
+            spec,
+            store,
+            stream.segmenter,
+            settings,
+            self._open_feed,
+            view=stream.view,
+            sinks=self._sinks,
+            distrusted=stream.distrusted,
         )
 
     def _live_source(self, spec: LiveSpec, ledger: Ledger) -> LiveFeed:

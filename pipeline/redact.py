@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 
 # Up to the last "@" before the path: an unescaped one may be part of the password.
 _USER = re.compile(r"(?<=://)[^/?#\s'\"<>]*@")
@@ -24,6 +25,11 @@ def redacted(text: str) -> str:
     """
     text = _IN_PATH.sub("***", _PARAMETER.sub(r"\1***", _USER.sub("", text)))
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def redacted_trace(error: BaseException) -> str:
+    """The error with its traceback and its causes, for the log: a text of several lines."""
+    return redacted("".join(traceback.format_exception(error)).strip())
 
 
 def shareable(error: BaseException) -> BaseException | None:

@@ -34,7 +34,7 @@ from pipeline.live_options import LiveOptions
 from pipeline.live_queue import LiveQueue, Waiting
 from pipeline.locations import one_line
 from pipeline.records import Event, Frame
-from pipeline.redact import redacted
+from pipeline.redact import redacted, redacted_trace
 
 log = logging.getLogger(__name__)
 
@@ -279,7 +279,7 @@ class LiveSource(Closing):
                     self._wait()
         except BaseException as error:  # a fault of ours: whoever reads must learn of it
             self._crash = error
-            log.exception("%s: reading the live stream failed", self.uri)
+            log.error("%s: reading the live stream failed: %s", self.uri, redacted_trace(error))
         finally:
             self._state = "closed"
             self._queue.end()

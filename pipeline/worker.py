@@ -19,6 +19,7 @@ from pipeline.errors import UsageError, XmemError
 from pipeline.executor import Executor, open_segmenter, threads_of
 from pipeline.memory_plan import predict_state_bytes, predict_workspace_bytes
 from pipeline.prompts import PromptSet, load_mask_png, load_prompts
+from pipeline.redact import redacted_trace
 from pipeline.settings import TrackSettings
 from pipeline.sinks import Sinks
 from pipeline.sources import open_source
@@ -269,7 +270,7 @@ class Worker:
             logger.warning("stream %s: %s", stream_id, error)
         else:
             # A fault of ours, or of a library: whoever reads the worker's log needs to see where.
-            logger.exception("stream %s", stream_id)
+            logger.error("stream %s: %s", stream_id, redacted_trace(error))
         if isinstance(error, _BREAKING):
             self.broken = True
         if isinstance(error, torch.OutOfMemoryError):

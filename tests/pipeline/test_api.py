@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -192,6 +193,19 @@ def test_viewers_are_counted(hub: StandInHub) -> None:
             assert (refused.status_code, refused.json()["code"]) == (429, "too_many_viewers")
         for _ in range(3):
             assert client.get("/v1/streams/gate/preview.mjpeg", params={"frames": 1}).status_code == 200
+
+
+def test_viewers_who_come_at_once_are_counted_too(hub: StandInHub) -> None:
+    with make_client(hub, max_viewers=1) as client, ThreadPoolExecutor(6) as pool:
+        add(client)
+        watched = {"frames": 6}
+        answers = list(
+            pool.map(lambda _: client.get("/v1/streams/gate/preview.mjpeg", params=watched), range(6))
+        )
+    assert {a.status_code for a in answers} <= {200, 429}
+    assert [a.content.count(b"--xmem-frame\r\n") for a in answers if a.status_code == 200 and a.content] == [
+        6
+    ]
 
 
 def test_records_as_they_come(client: TestClient, hub: StandInHub) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +313,50 @@ def test_a_poisoned_stream_disturbs_nobody(world: World, segmenter: VideoSegment
         assert committed.ids == {1}
         assert len(committed.of("restart")) == (name == "b")
         assert committed.sums("dropped").get("failed", 0) == (name == "b")
+
+
+class Prompted(Slow):
+    """Fails on every frame with a prompt for an object."""
+
+    def __init__(self, inner: VideoSegmenter, object_id: int) -> None:
+        super().__init__(inner, 0)
+        self._object_id = object_id
+        self.failures = 0
+
+    def step(self, state: Any, image: Any, prompt: Any) -> Any:
+        if prompt is not None and self._object_id in prompt.masks:
+            self.failures += 1
+            raise RuntimeError("not with rtsp://user:secret@camera/it")
+        return self._inner.step(state, image, prompt)
+
+
+def test_a_prompt_that_tracking_fails_with_is_given_up(
+    world: World, segmenter: VideoSegmenter, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = Prompted(segmenter, 7)
+    hub = world.hub(segmenter=broken, first_backoff_seconds=0.01, most_backoff_seconds=0.05)
+    hub.add(spec())
+    tracked(hub)
+    first, second = ({"prompts": {"objects": [{"id": i, **mask_of(left=30)}]}} for i in (7, 8))
+    number = hub.request("cam", first)["seq"]
+    until(lambda: broken.failures)
+
+    def asked() -> Any:
+        with suppress(XmemError):  # it is being opened again
+            return hub.request("cam", second)
+
+    until(asked)
+    until(lambda: {1, 8} == {o["id"] for o in hub.status("cam")["objects"]})
+    (rejected,) = hub.status("cam")["requests"]["rejected"]
+    assert rejected["seq"] == number
+    assert "failed 3 times" in rejected["cause"]
+    assert "not with rtsp://camera/it" in rejected["cause"]
+    assert broken.failures == 3
+    tracked(hub)
+    last = hub.remove("cam", wait=PATIENCE)
+    books_match(last, Committed(world.out, "cam"))
+    assert "Traceback" in caplog.text
+    assert "secret" not in caplog.text
 
 
 def test_a_stream_that_cannot_be_opened_says_why_and_is_tried_again(world: World) -> None:

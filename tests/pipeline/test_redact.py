@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import SourceError, StoreError
-from pipeline.redact import redacted
+from pipeline.redact import redacted, redacted_trace
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,17 @@ def test_what_cannot_be_stored_becomes_an_escape() -> None:
 @pytest.mark.parametrize("kind", [SourceError, StoreError])
 def test_errors_carry_none(kind: type[Exception]) -> None:
     assert str(kind("https://user:secret@host/v.mp4: no such file")) == "https://host/v.mp4: no such file"
+
+
+def test_tracebacks_tell_where_and_no_credentials() -> None:
+    try:
+        try:
+            raise ValueError("rtsp://user:secret@camera/1")
+        except ValueError as error:
+            raise RuntimeError("https://user:secret@host/v.mp4") from error
+    except RuntimeError as error:
+        text = redacted_trace(error)
+    assert "secret" not in text
+    assert "rtsp://camera/1" in text
+    assert text.endswith("RuntimeError: https://host/v.mp4")
+    assert "test_tracebacks_tell_where" in text
