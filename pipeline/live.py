@@ -416,10 +416,25 @@ class LiveTracker(Closing):
             # of all, every one of them would come out too late.
             self._step_seconds = max(took, 0.98 * self._step_seconds + 0.02 * took)
             self.lags.append(lag + took)
+            self._tell_if_slow(took)
             self.tick()
         except BaseException as error:
             self._failure = error
             raise
+
+    def _tell_if_slow(self, took: float) -> None:
+        """Say once that the lag asked for cannot be kept, whatever is dropped."""
+        chosen = self.spec.settings
+        if took > chosen.max_lag_seconds and chosen.policy == "latest" and not self._slow_told:
+            self._slow_told = True
+            logger.warning(
+                "stream %s: a frame with %d objects took %.2f s, more than max_lag_seconds=%s allows: give "
+                "a smaller size, fewer max_objects or a larger max_lag_seconds",
+                self.spec.stream_id,
+                len(self.state.object_ids),
+                took,
+                chosen.max_lag_seconds,
+            )
 
     def tick(self) -> None:
         """Commit what is due. Called by `next_input` and `accept`; by itself while no frames come."""
@@ -540,6 +555,7 @@ class LiveTracker(Closing):
         return None
 
     _due = -math.inf
+    _slow_told = False
     _mark = 0  # events before the pending frame's
     _spoilt = False  # a frame failed half-way: the state may be wrong
 

@@ -265,6 +265,18 @@ def test_overload_is_counted_and_bounded(world: World, segmenter: VideoSegmenter
     assert len(dropped) <= len(committed.footers), "one row per file is enough"
 
 
+def test_a_lag_that_cannot_be_kept_is_told_once(
+    world: World, segmenter: VideoSegmenter, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = world.hub(segmenter=Slow(segmenter, 0.05))
+    hub.add(spec(settings={"max_lag_seconds": 0.04}))
+    until(lambda: hub.status("cam")["ledger"]["tracked"] >= 3)
+    told = [r.getMessage() for r in caplog.records if "max_lag_seconds=0.04" in r.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("stream cam: a frame with 1 objects took 0.")
+    assert hub.status("cam")["ledger"]["dropped"]
+
+
 def test_the_rate_asked_for_is_kept(world: World) -> None:
     hub = world.hub()
     hub.add(spec(settings={"fps": 10}))
