@@ -115,6 +115,7 @@ def run(
     max_long_term_elements: opt.LongTermElementsOption = None,
     max_permanent_frames: opt.PermanentOption = None,
     long_term: opt.LongTermOption = None,
+    search_window: opt.SearchWindowOption = None,
 ) -> int:
     """Track all videos of a folder, glob or manifest and write their mask tracks to Parquet.
 
@@ -141,6 +142,7 @@ def run(
         max_long_term_elements=max_long_term_elements,
         max_permanent_frames=max_permanent_frames,
         enable_long_term=long_term,
+        search_window=search_window,
     )
     settings = WorkerSettings(
         out,

@@ -146,6 +146,7 @@ def track(
     max_long_term_elements: opt.LongTermElementsOption = None,
     max_permanent_frames: opt.PermanentOption = None,
     long_term: opt.LongTermOption = None,
+    search_window: opt.SearchWindowOption = None,
 ) -> None:
     """Track objects through a video and write their mask tracks to Parquet.
 
@@ -166,6 +167,7 @@ def track(
         max_long_term_elements=max_long_term_elements,
         max_permanent_frames=max_permanent_frames,
         enable_long_term=long_term,
+        search_window=search_window,
     )
     asked = gather_prompts(masks=masks or [], files=prompts or [], boxes=box or [])
     started = spoke = time.monotonic()
@@ -362,13 +364,7 @@ def evaluate(
     max_mid_term_frames: opt.MaxMidTermOption = None,
     max_long_term_elements: opt.LongTermElementsOption = None,
     long_term: opt.LongTermOption = None,
-    search_window: Annotated[
-        int | None,
-        typer.Option(
-            help="Look for an object only around where it was, at least so many pixels wide [off].",
-            rich_help_panel="Memory",
-        ),
-    ] = None,
+    search_window: opt.SearchWindowOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Measure a model: J and boundary accuracy F on a labelled data set, or a suite of composed scenes."""

@@ -60,6 +60,13 @@ LongTermOption = Annotated[
     bool | None,
     typer.Option("--long-term/--no-long-term", help="Long-term memory [on].", rich_help_panel=_MEMORY),
 ]
+SearchWindowOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Look for an object only around where it was, at least so many pixels wide [off].",
+        rich_help_panel=_MEMORY,
+    ),
+]
 
 
 def memory_config(**given: int | bool | None) -> MemoryConfig:

@@ -56,13 +56,15 @@ def serve(
     device: opt.DeviceOption = "cpu",
     dtype: opt.DtypeOption = "float32",
     threads: opt.ThreadsOption = None,
+    search_window: opt.SearchWindowOption = None,
 ) -> None:
     """Follow live cameras, and serve their streams, pictures and records over HTTP."""
     tokens = _tokens(token_file, insecure_loopback, host)
     networks = tuple(allow_network or ())
+    memory = opt.memory_config(search_window=search_window)
     fetch_model(model)
 
-    from jobs.cluster import connected
+    from jobs.cluster import connected, usable_cpus
     from pipeline.actor import live_actor_name
     from pipeline.api_service import ApiSettings
     from pipeline.live_hub import HubSettings
@@ -80,11 +82,13 @@ def serve(
         out=out,
         hub=hub,
         model=model,
+        memory=memory,
         size=size or None,
         full_size=size == 0,
         device=device,
         dtype=dtype,
-        threads=threads or 1,
+        # Of this machine, where the hub is on it; a cluster's are of another size, and others' too.
+        threads=threads or (usable_cpus() if address is None else 1),
         options=camera_options(api),
         max_streams=max_streams,
         secrets=secrets,

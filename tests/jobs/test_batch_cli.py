@@ -121,12 +121,13 @@ def test_options(folder: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch) ->
         "--size", "0", "--device", "cuda", "--dtype", "bfloat16", "--threads", "2", "--mem-every", "3",
         "--deep-update-every", "6", "--top-k", "20", "--min-mid-term-frames", "4", "--max-mid-term-frames",
         "9", "--num-prototypes", "64", "--max-long-term-elements", "500", "--max-permanent-frames", "2",
-        "--no-long-term",
+        "--no-long-term", "--search-window", "160",
     )  # fmt: skip
     assert code == 0
     memory = MemoryConfig(
         mem_every=3, deep_update_every=6, top_k=20, min_mid_term_frames=4, max_mid_term_frames=9,
         num_prototypes=64, max_long_term_elements=500, max_permanent_frames=2, enable_long_term=False,
+        search_window=160,
     )  # fmt: skip
     assert batch.settings == WorkerSettings(
         "s3://bucket/out", model="xmem", memory=memory, size=None, full_size=True, device="cuda",

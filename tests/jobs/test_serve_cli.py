@@ -34,6 +34,13 @@ def test_nobody_is_let_in_by_mistake(
     assert "token number 1" in text
 
 
+def test_a_window_that_is_none_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XMEM_API_TOKENS", "a-token-for-tests-0123456789")
+    assert "search_window=63" in said(capsys, "--search-window", "63")
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
 def test_loopback(host: str) -> None:
     assert is_loopback(host)
