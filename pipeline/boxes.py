@@ -6,15 +6,13 @@ So a segmenter may be slow, but must give the same mask for the same frame and b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UsageError
+from pipeline.plugins import load_plugin
 
 ENTRY_POINT_GROUP = "xmem.box_segmenters"
 
@@ -121,21 +119,15 @@ def load_box_segmenter(name: str = "grabcut") -> BoxSegmenter:
     """
     if name == "grabcut":
         return GrabCut()
-    registered: Iterable[EntryPoint] = entry_points(group=ENTRY_POINT_GROUP)
-    for entry in registered:
-        if entry.name != name:
-            continue
-        try:
-            segmenter = entry.load()()
-        except Exception as error:
-            raise UsageError(
-                f"box segmenter {name!r} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}"
-            ) from error
-        if not isinstance(segmenter, BoxSegmenter):
-            raise UsageError(f"box segmenter {name!r} ({entry.value}) has no method segment(frame, box)")
-        return segmenter
-    known = ", ".join(["grabcut", *sorted(entry.name for entry in registered)])
-    raise UsageError(f"no box segmenter {name!r}; there are: {known}")
+    segmenter: BoxSegmenter = load_plugin(
+        name,
+        group=ENTRY_POINT_GROUP,
+        kind="box segmenter",
+        protocol=BoxSegmenter,
+        lacking="has no method segment(frame, box)",
+        built_in=["grabcut"],
+    )
+    return segmenter
 
 
 def check_box_segmenter(segmenter: BoxSegmenter) -> None:

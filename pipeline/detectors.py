@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, runtime_checkable
 
 import cv2
@@ -18,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.boxes import Box
-from pipeline.errors import UsageError
-from pipeline.locations import one_line
+from pipeline.plugins import load_plugin
 from pipeline.records import Frame
 
 ENTRY_POINT_GROUP = "xmem.detectors"
@@ -124,25 +122,15 @@ def load_detector(name: str = "motion") -> Detector:
         from pipeline.motion import MotionDetector
 
         return MotionDetector()
-    registered: Iterable[EntryPoint] = entry_points(group=ENTRY_POINT_GROUP)
-    for entry in registered:
-        if entry.name != name:
-            continue
-        try:
-            detector = entry.load()()
-        except Exception as error:
-            raise UsageError(
-                f"detector {name!r} ({entry.value}) cannot be loaded: {type(error).__name__}: "
-                f"{one_line(error)}; repair or uninstall it"
-            ) from error
-        if not isinstance(detector, Detector):
-            raise UsageError(
-                f"detector {name!r} ({entry.value}) lacks one of the methods detect(frame), to_bytes() and "
-                "from_bytes(blob)"
-            )
-        return detector
-    known = ", ".join(["motion", *sorted(entry.name for entry in registered)])
-    raise UsageError(f"no detector {name!r}; there are: {known}")
+    detector: Detector = load_plugin(
+        name,
+        group=ENTRY_POINT_GROUP,
+        kind="detector",
+        protocol=Detector,
+        lacking="lacks one of the methods detect(frame), to_bytes() and from_bytes(blob)",
+        built_in=["motion"],
+    )
+    return detector
 
 
 def check_detector(make: Callable[[], Detector], frames: Iterable[Frame] | None = None) -> None:

@@ -22,13 +22,13 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, Self, runtime_checkable
 
 import pyarrow as pa
 
-from pipeline.errors import StoreError, UsageError
+from pipeline.errors import StoreError
 from pipeline.locations import one_line
+from pipeline.plugins import load_plugin
 
 logger = logging.getLogger(__name__)
 
@@ -101,20 +101,11 @@ def load_sink(name: str) -> Sink:
     Raises:
         UsageError: there is none of that name, or what is registered cannot be loaded or has no `commit`.
     """
-    registered: Iterable[EntryPoint] = entry_points(group=ENTRY_POINT_GROUP)
-    for entry in registered:
-        if entry.name != name:
-            continue
-        try:
-            sink = entry.load()()
-        except Exception as error:
-            raise UsageError(
-                f"sink {name!r} ({entry.value}) cannot be loaded: {type(error).__name__}: {one_line(error)}"
-            ) from error
-        if not isinstance(sink, Sink):
-            raise UsageError(
-                f"sink {name!r} ({entry.value}) has no method commit(stream_id, first, last, ...)"
-            )
-        return sink
-    known = ", ".join(sorted(entry.name for entry in registered)) or "none; install the package that has it"
-    raise UsageError(f"no sink {name!r}; there are: {known}")
+    sink: Sink = load_plugin(
+        name,
+        group=ENTRY_POINT_GROUP,
+        kind="sink",
+        protocol=Sink,
+        lacking="has no method commit(stream_id, first, last, ...)",
+    )
+    return sink

@@ -24,7 +24,6 @@ import logging
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from fractions import Fraction
-from importlib.metadata import entry_points
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
@@ -33,8 +32,9 @@ from pipeline.closing import Closing
 from pipeline.errors import SourceError
 from pipeline.images import ImageFolder
 from pipeline.locations import BLOCK_BYTES, Location, locate, one_line, scheme_of
+from pipeline.plugins import load_entry_point
 from pipeline.records import Event, Frame
-from pipeline.redact import redacted, shareable
+from pipeline.redact import redacted
 
 log = logging.getLogger(__name__)
 
@@ -120,16 +120,14 @@ def open_source(
 
 def find_plugin(scheme: str) -> Source | None:
     """The installed source for a URI scheme, if any; an entry point may name an instance or a class."""
-    for entry in entry_points(group=ENTRY_POINT_GROUP, name=scheme):
-        try:
-            loaded = entry.load()
-            return cast(Source, loaded() if isinstance(loaded, type) else loaded)
-        except Exception as error:
-            raise SourceError(
-                f"{scheme}://: the source plugin {entry.value} cannot be loaded ({one_line(error)}); "
-                "repair or uninstall it"
-            ) from shareable(error)
-    return None
+    plugin = load_entry_point(
+        ENTRY_POINT_GROUP,
+        scheme,
+        f"{scheme}://: the source plugin",
+        lambda loaded: loaded() if isinstance(loaded, type) else loaded,
+        SourceError,
+    )
+    return None if plugin is None else cast(Source, plugin[0])
 
 
 class _Misprediction(Exception):  # noqa: N818 - a signal, never seen outside

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import pipeline.boxes
+import pipeline.plugins
 from pipeline.boxes import GrabCut, check_box_segmenter, inscribed_ellipse, load_box_segmenter
 from pipeline.errors import UsageError
 
@@ -202,7 +203,7 @@ def plugins(monkeypatch):
         ]
     )
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setattr(pipeline.boxes, "entry_points", lambda group: registered.select(group=group))
+    monkeypatch.setattr(pipeline.plugins, "entry_points", lambda group: registered.select(group=group))
 
 
 def test_a_plugin_is_found_by_name(plugins):

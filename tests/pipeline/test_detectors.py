@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import pipeline.detectors as detectors
+import pipeline.plugins as plugin_loader
 from pipeline.detectors import Detection, Detector, check_detector, drawn_scene, load_detector
 from pipeline.errors import UsageError
 from pipeline.motion import MotionDetector
@@ -179,7 +180,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
             ("gone", "NoSuchName"),
         ]
     )
-    monkeypatch.setattr(detectors, "entry_points", lambda group: registered.select(group=group))
+    monkeypatch.setattr(plugin_loader, "entry_points", lambda group: registered.select(group=group))
 
 
 @pytest.mark.usefixtures("plugins")

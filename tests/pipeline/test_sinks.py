@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from chunks import NO_EVENTS, events, rows
 
-import pipeline.sinks
+import pipeline.plugins
 from pipeline.errors import StoreError, UsageError
 from pipeline.sinks import Sink, Sinks, load_sink
 
@@ -53,7 +53,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
     )
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setattr(pipeline.sinks, "entry_points", lambda group: registered.select(group=group))
+    monkeypatch.setattr(pipeline.plugins, "entry_points", lambda group: registered.select(group=group))
 
 
 def test_a_sink_is_found_by_name(plugins: None) -> None:
@@ -67,7 +67,7 @@ def test_a_sink_is_found_by_name(plugins: None) -> None:
         ("nobody", r"no sink 'nobody'; there are: faulty, full, gone, kept, useless$"),
         ("useless", r"has no method commit"),
         ("gone", r"cannot be loaded: ModuleNotFoundError: No module named 'no_such_package'"),
-        ("faulty", r"cannot be loaded: OSError: no such host$"),
+        ("faulty", r"cannot be loaded: OSError: no such host; repair or uninstall it$"),
     ],
 )
 def test_unusable_sinks_are_named(plugins: None, name: str, complaint: str) -> None:

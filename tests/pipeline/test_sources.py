@@ -22,7 +22,7 @@ import videos
 from fsspec.implementations.memory import MemoryFileSystem
 from servers import S3Server
 
-from pipeline import packets, retries, sources
+from pipeline import packets, plugins, retries, sources
 from pipeline.errors import SourceError
 from pipeline.records import Frame
 from pipeline.sources import VideoSource, open_source
@@ -599,7 +599,7 @@ def test_plugins_read_their_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
     )
     monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
-    monkeypatch.setattr(sources, "entry_points", lambda **wanted: points.select(**wanted))
+    monkeypatch.setattr(plugins, "entry_points", lambda **wanted: points.select(**wanted))
     with open_source("countdown://5") as source:
         assert (source.width, source.height, source.rate, source.frame_count) == (6, 4, None, None)
         assert [f.frame_index for f in source.frames(3)] == [3, 4]

@@ -23,6 +23,7 @@ from tiny import tiny_weights
 from videos import make_video
 
 import pipeline.detectors as detectors
+import pipeline.plugins as plugins
 from pipeline.detectors import Detection
 from pipeline.errors import PromptError, SettingsConflictError, UsageError, XmemError
 from pipeline.executor import Executor, track
@@ -377,7 +378,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     registered = EntryPoints(
         [EntryPoint("one-box", "test_stream_detector:OneBox", detectors.ENTRY_POINT_GROUP)]
     )
-    monkeypatch.setattr(detectors, "entry_points", lambda group: registered.select(group=group))
+    monkeypatch.setattr(plugins, "entry_points", lambda group: registered.select(group=group))
 
 
 @pytest.mark.usefixtures("plugin")
