@@ -7,114 +7,45 @@ later; the others do not notice. All methods answer at once: none waits for trac
 
 from __future__ import annotations
 
-import copy
 import logging
 import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.backoff import Backoff
 from pipeline.closing import Closing
 from pipeline.detectors import load_detector
 from pipeline.errors import UsageError, XmemError
 from pipeline.executor import open_segmenter
 from pipeline.files import open_files
-from pipeline.ledger import Ledger, LedgerCounts
+from pipeline.ledger import Ledger
 from pipeline.live import LiveFeed, LiveTracker, OpenFeed
 from pipeline.live_capacity import Capacity, Load
+from pipeline.live_hub_settings import HubSettings
+from pipeline.live_hub_stream import HubStream
 from pipeline.live_list import LiveList
-from pipeline.live_options import LiveOptions
 from pipeline.live_spec import LiveSpec
-from pipeline.live_view import LiveView
+from pipeline.live_status import metrics_of, state_of, status_of
 from pipeline.redact import redacted, redacted_trace
 from pipeline.rtsp import LiveSource
-from pipeline.settings import TrackSettings
 from pipeline.sinks import Sinks
 from pipeline.store import StreamStore
 from pipeline.stream_record import FINISHED, RUNNING
 from pipeline.work import Failure
-from xmem_core import MemoryConfig, VideoSegmenter
+from xmem_core import VideoSegmenter
+
+__all__ = ["HubSettings", "LiveHub"]
 
 logger = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 0.005
-_STABLE_SECONDS = 30.0
 _OPENERS = 4
-_TRIES = 3  # of a request on whose frame tracking fails
-
 
 Rows = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class HubSettings:
-    """What all streams of one hub have in common. Model and device as for `pipeline.executor.track`.
-
-    Args:
-        out: the output folder, a path or any fsspec URI.
-        hub: name of the hub; one process at a time may use it in one folder.
-        options: how cameras are read; what streams choose themselves (`LiveSettings`) replaces it. Its guard
-            says where they may come from.
-        max_streams: that may be there at the same time.
-        memory_bytes: device memory that may be used; None: most of the device's.
-        load: share of the device's time that admitted frame rates may ask for.
-        kept_records: recent mask records per stream.
-        secrets: folder for URLs with credentials, see `pipeline.live_list`.
-        first_backoff_seconds, most_backoff_seconds: between tries to open a stream that failed.
-        calibrate: measure a frame's time before the first stream is admitted.
-    """
-
-    out: str
-    hub: str = "default"
-    model: str = "xmem-lite"
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    size: int | None = None
-    full_size: bool = False
-    device: str = "cpu"
-    dtype: str = "float32"
-    threads: int = 1
-    options: LiveOptions = field(default_factory=LiveOptions)
-    sinks: tuple[str, ...] = ()
-    max_streams: int = 16
-    memory_bytes: int | None = None
-    load: float = 0.9
-    kept_records: int = 2000
-    secrets: str | None = None
-    first_backoff_seconds: float = 1.0
-    most_backoff_seconds: float = 60.0
-    calibrate: bool = True
-    out_storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
-
-
-@dataclass
-class _Stream:
-    spec: LiveSpec
-    view: LiveView
-    backoff: Backoff
-    since: str
-    segmenter: VideoSegmenter
-    tracker: LiveTracker | None = None
-    busy: bool = False  # being opened or closed by another thread
-    failure: Failure | None = None
-    retry_at: float = 0.0
-    opened_at: float = 0.0
-    failures: int = 0
-    ms_per_frame: float | None = None
-    removed: bool = False
-    size: tuple[int, int] | None = None  # of its frames
-    unfit: UsageError | None = None  # as it turned out when that was known
-    last_ledger: LedgerCounts = field(default_factory=LedgerCounts)
-    last_frame: int = 0
-    suspects: dict[int, int] = field(default_factory=dict)  # requests -> failures on their frames
-    distrusted: dict[int, str] = field(default_factory=dict)
-    done: threading.Event = field(default_factory=threading.Event)
 
 
 class LiveHub(Closing):
@@ -156,7 +87,7 @@ class LiveHub(Closing):
         if settings.calibrate:
             torch.set_num_threads(settings.threads)
             self._capacity.calibrate()
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, HubStream] = {}
         self._listed: dict[str, LiveSpec] = {}
         self._lock = threading.Lock()  # of the two above; never held while something slow is done
         self._listing = threading.Lock()  # of the durable list
@@ -213,7 +144,7 @@ class LiveHub(Closing):
         self._unusable.pop(spec.stream_id, None)
         stream.busy = False
         self._wake.set()
-        return self._status(stream)
+        return status_of(stream)
 
     def remove(self, stream_id: str, wait: float = 0.0) -> dict[str, Any]:
         """Stop following a stream; its rows stay. Durable when it returns. Its last status.
@@ -240,7 +171,7 @@ class LiveHub(Closing):
         self._wake.set()
         if wait > 0:
             stream.done.wait(wait)
-        return self._status(stream)
+        return status_of(stream)
 
     def list(self) -> Rows:
         """The statuses of all streams, by id."""
@@ -250,11 +181,11 @@ class LiveHub(Closing):
             {"id": name, "state": "failed", "cause": str(error)}
             for name, error in sorted(self._unusable.copy().items())
         ]
-        return [self._status(stream) for _, stream in streams] + lost
+        return [status_of(stream) for _, stream in streams] + lost
 
     def status(self, stream_id: str) -> dict[str, Any]:
         """How a stream is, at once. UsageError if there is none of that id."""
-        return self._status(self._get(stream_id))
+        return status_of(self._get(stream_id))
 
     def request(self, stream_id: str, content: Mapping[str, Any]) -> dict[str, Any]:
         """Ask something of a stream, see `LiveTracker.request`; durable when it returns.
@@ -265,7 +196,7 @@ class LiveHub(Closing):
         stream = self._get(stream_id)
         tracker = stream.tracker
         if tracker is None:
-            state = self._state(stream)
+            state = state_of(stream)
             raise XmemError(f"stream {stream_id} is {state} just now: ask again later")
         answer = tracker.request(content)
         self._wake.set()
@@ -289,7 +220,7 @@ class LiveHub(Closing):
         """Counters and gauges by stream: numbers only, and dicts of them by reason."""
         with self._lock:
             streams = sorted(self._streams.items())
-        return {name: self._metrics(stream) for name, stream in streams}
+        return {name: metrics_of(stream) for name, stream in streams}
 
     def capacity(self) -> dict[str, Any]:
         """What the device has, what of it is predicted to be used, and how long a frame takes."""
@@ -336,7 +267,7 @@ class LiveHub(Closing):
                 self._wake.wait(_IDLE_SECONDS)
                 self._wake.clear()
 
-    def _turn(self, stream: _Stream) -> bool:
+    def _turn(self, stream: HubStream) -> bool:
         """One frame of a stream, if there is one."""
         if stream.busy or self._stop.is_set():
             return False
@@ -345,8 +276,7 @@ class LiveHub(Closing):
             self._retire(stream)
             return True
         if tracker is None:
-            permanent = stream.failure is not None and stream.failure.permanent
-            if not permanent and time.monotonic() >= stream.retry_at:
+            if stream.may_open(time.monotonic()):
                 stream.busy = True
                 self._pool.submit(self._open_one, stream)
             return False
@@ -366,40 +296,26 @@ class LiveHub(Closing):
         except Exception as error:
             self._failed(stream, tracker, error)
             return True
-        known = stream.ms_per_frame
-        stream.ms_per_frame = took if known is None else 0.95 * known + 0.05 * took
-        if stream.failures and time.monotonic() - stream.opened_at > _STABLE_SECONDS:
-            stream.backoff.reset()
-            stream.failures = 0
+        stream.tracked(took, time.monotonic())
         return True
 
-    def _failed(self, stream: _Stream, tracker: LiveTracker, error: Exception) -> None:
+    def _failed(self, stream: HubStream, tracker: LiveTracker, error: Exception) -> None:
         tracker.failed(error)
-        self._note(stream, error)
-        for number in tracker.applying:
-            times = stream.suspects[number] = stream.suspects.get(number, 0) + 1
-            if times >= _TRIES and stream.failure is not None:
-                # It would be done again with every try, and the stream never get beyond it.
-                stream.distrusted[number] = (
-                    f"tracking failed {times} times on the frame that it came in at, last with "
-                    f"{stream.failure.message}"
-                )
+        stream.suspect(tracker.applying, self._note(stream, error).message)
         stream.busy, stream.tracker = True, None
         self._pool.submit(self._close_one, stream, tracker, RUNNING)
 
-    def _note(self, stream: _Stream, error: Exception) -> None:
-        stream.failure = Failure.of(error)
-        stream.failures += 1
-        delay = stream.backoff.next_seconds()
-        stream.retry_at = time.monotonic() + delay
+    def _note(self, stream: HubStream, error: Exception) -> Failure:
+        failure = stream.failed(error, time.monotonic())
         if isinstance(error, XmemError):
             logger.warning("stream %s: %s", stream.spec.stream_id, error)
         else:
             logger.error("stream %s: %s", stream.spec.stream_id, redacted_trace(error))
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
+        return failure
 
-    def _retire(self, stream: _Stream) -> None:
+    def _retire(self, stream: HubStream) -> None:
         tracker, stream.tracker, stream.busy = stream.tracker, None, True
 
         def retire() -> None:
@@ -415,7 +331,7 @@ class LiveHub(Closing):
 
     # --- others ----------------------------------------------------------------------------------
 
-    def _open_one(self, stream: _Stream) -> None:
+    def _open_one(self, stream: HubStream) -> None:
         try:
             tracker = self._tracker(stream)
         except Exception as error:
@@ -427,7 +343,7 @@ class LiveHub(Closing):
             stream.busy = False
             self._wake.set()
 
-    def _close_one(self, stream: _Stream, tracker: LiveTracker, state: str) -> None:
+    def _close_one(self, stream: HubStream, tracker: LiveTracker, state: str) -> None:
         try:
             tracker.close(state)
         except Exception as error:
@@ -437,7 +353,7 @@ class LiveHub(Closing):
             stream.busy = False
             self._wake.set()
 
-    def _recheck(self, stream: _Stream) -> None:
+    def _recheck(self, stream: HubStream) -> None:
         """Its frames may be larger than was expected when it was admitted."""
         with self._lock:
             there = self._load()
@@ -446,29 +362,13 @@ class LiveHub(Closing):
         except UsageError as error:
             stream.unfit = error
 
-    def _tracker(self, stream: _Stream) -> LiveTracker:
+    def _tracker(self, stream: HubStream) -> LiveTracker:
         spec, options = stream.spec, self.settings
-        store = StreamStore(options.out, spec.stream_id, options.out_storage_options)
-        chosen = spec.settings
-        settings = TrackSettings(
-            model=options.model,
-            model_fingerprint=stream.segmenter.fingerprint,
-            memory=stream.segmenter.memory_config,
-            size=stream.segmenter.size,
-            dtype=options.dtype,
-            threads=options.threads,
-            box_segmenter=chosen.box_segmenter,
-            detector=spec.detector,
-            detect_every=chosen.detect_every,
-            detect_confirmations=chosen.detect_confirmations,
-            max_objects=chosen.max_objects,
-            out_of_sight_frames=chosen.out_of_sight_frames,
-        )
         return LiveTracker(
             spec,
-            store,
+            StreamStore(options.out, spec.stream_id, options.out_storage_options),
             stream.segmenter,
-            settings,
+            options.track_settings(spec, stream.segmenter),
             self._open_feed,
             view=stream.view,
             sinks=self._sinks,
@@ -476,26 +376,12 @@ class LiveHub(Closing):
         )
 
     def _live_source(self, spec: LiveSpec, ledger: Ledger) -> LiveFeed:
-        chosen = spec.settings
-        options = replace(
-            self.settings.options,
-            policy=chosen.policy,
-            transport=chosen.transport,
-            queue_frames=chosen.queue_frames,
-            max_age_seconds=chosen.max_lag_seconds if chosen.policy == "latest" else None,
-        )
-        return LiveSource(spec.url, options, ledger=ledger)
+        return LiveSource(spec.url, self.settings.source_options(spec.settings), ledger=ledger)
 
-    def _new(self, spec: LiveSpec) -> _Stream:
-        backoff = Backoff(self.settings.first_backoff_seconds, self.settings.most_backoff_seconds)
-        segmenter = self._segmenter
-        if spec.settings.size is not None and spec.settings.size != segmenter.size:
-            segmenter = copy.copy(segmenter)  # shares the weights
-            segmenter.size = spec.settings.size
-        view = LiveView(self.settings.kept_records)
-        return _Stream(spec, view, backoff, datetime.now(UTC).isoformat(timespec="seconds"), segmenter)
+    def _new(self, spec: LiveSpec) -> HubStream:
+        return HubStream.of(spec, self.settings, self._segmenter)
 
-    def _get(self, stream_id: str) -> _Stream:
+    def _get(self, stream_id: str) -> HubStream:
         stream = self._streams.get(stream_id)
         if stream is None:
             raise UsageError(self._unknown(stream_id))
@@ -505,99 +391,6 @@ class LiveHub(Closing):
         if stream_id in self._unusable:
             return str(self._unusable[stream_id])
         return f"there is no stream {str(stream_id)[:128]!r} here"
-
-    # --- how they are ----------------------------------------------------------------------------
-
-    def _state(self, stream: _Stream) -> str:
-        tracker = stream.tracker
-        if stream.removed:
-            return "stopped"
-        if tracker is None:
-            return "failed" if stream.failure is not None else "starting"
-        if tracker.paused:
-            return "paused"
-        feed = str(getattr(tracker.source.status(), "state", "streaming"))
-        if feed == "streaming":
-            return "running" if tracker.began else "starting"
-        return "waiting"
-
-    def _ledger(self, stream: _Stream) -> LedgerCounts:
-        tracker = stream.tracker
-        return stream.last_ledger if tracker is None else tracker.source.ledger.counts()
-
-    def _status(self, stream: _Stream) -> dict[str, Any]:
-        spec, tracker = stream.spec, stream.tracker
-        state, counts = self._state(stream), self._ledger(stream)
-        answer: dict[str, Any] = {
-            "id": spec.stream_id,
-            "state": state,
-            "cause": None,
-            "url": spec.shown_url,
-            "since": stream.since,
-            "detector": spec.detector,
-            "settings": spec.settings.to_dict(),
-            "ledger": {**counts.to_json(), "in_flight": counts.in_flight},
-            "rates": {"received_fps": 0.0, "tracked_fps": 0.0},
-            "lag_seconds": {"p50": None, "p99": None},
-            "ms_per_frame": stream.ms_per_frame,
-            "failures": stream.failures,
-            "next_frame": stream.last_frame,
-            "committed_frames": None,
-            "width": 0,
-            "height": 0,
-            "objects": [],
-            "requests": {"last": 0, "applied": 0, "rejected": []},
-        }
-        if tracker is None:
-            if state == "failed" and stream.failure is not None:
-                answer["cause"] = stream.failure.message
-            return answer
-        feed = tracker.source.status()
-        if state == "waiting":
-            answer["cause"] = getattr(feed, "failure", None)
-        answer |= {
-            "rates": {name: round(rate, 2) for name, rate in tracker.rates().items()},
-            "lag_seconds": tracker.lag_seconds(),
-            "next_frame": tracker.next_frame,
-            "committed_frames": tracker.record.books.frames,
-            "width": tracker.source.width,
-            "height": tracker.source.height,
-            "objects": [
-                {
-                    "id": r.object_id,
-                    "category": r.category,
-                    "score": round(r.score, 4),
-                    "area": r.area,
-                    "bbox": None if r.bbox is None else list(r.bbox),
-                }
-                for r in stream.view.newest()
-            ],
-            "requests": {
-                "last": tracker.record.last_request,
-                "applied": tracker.applied,
-                "rejected": [{"seq": r.number, "cause": r.cause} for r in list(tracker.rejected)],
-            },
-        }
-        return answer
-
-    def _metrics(self, stream: _Stream) -> dict[str, Any]:
-        status = self._status(stream)
-        ledger = status["ledger"]
-        return {
-            "up": int(status["state"] in ("running", "paused")),
-            "received": ledger["received"],
-            "tracked": ledger["tracked"],
-            "dropped": ledger["dropped"],
-            "corrupt": ledger["corrupt"],
-            "in_flight": ledger["in_flight"],
-            "objects": len(status["objects"]),
-            "failures": status["failures"],
-            **status["rates"],
-            "lag_p50_seconds": status["lag_seconds"]["p50"],
-            "lag_p99_seconds": status["lag_seconds"]["p99"],
-            "ms_per_frame": status["ms_per_frame"],
-            "next_frame": status["next_frame"],
-        }
 
     def _load(self) -> Load:
         """What the capacity is reckoned from: each stream, its size if that is known, and its time."""

@@ -1,0 +1,80 @@
+"""HubSettings: what all streams of one hub have in common, and what follows from it for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pipeline.live_options import LiveOptions
+from pipeline.live_spec import LiveSettings, LiveSpec
+from pipeline.settings import TrackSettings
+from xmem_core import MemoryConfig, VideoSegmenter
+
+
+@dataclass(frozen=True)
+class HubSettings:
+    """What all streams of one hub have in common. Model and device as for `pipeline.executor.track`.
+
+    Args:
+        out: the output folder, a path or any fsspec URI.
+        hub: name of the hub; one process at a time may use it in one folder.
+        options: how cameras are read; what streams choose themselves (`LiveSettings`) replaces it. Its guard
+            says where they may come from.
+        max_streams: that may be there at the same time.
+        memory_bytes: device memory that may be used; None: most of the device's.
+        load: share of the device's time that admitted frame rates may ask for.
+        kept_records: recent mask records per stream.
+        secrets: folder for URLs with credentials, see `pipeline.live_list`.
+        first_backoff_seconds, most_backoff_seconds: between tries to open a stream that failed.
+        calibrate: measure a frame's time before the first stream is admitted.
+    """
+
+    out: str
+    hub: str = "default"
+    model: str = "xmem-lite"
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    size: int | None = None
+    full_size: bool = False
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 1
+    options: LiveOptions = field(default_factory=LiveOptions)
+    sinks: tuple[str, ...] = ()
+    max_streams: int = 16
+    memory_bytes: int | None = None
+    load: float = 0.9
+    kept_records: int = 2000
+    secrets: str | None = None
+    first_backoff_seconds: float = 1.0
+    most_backoff_seconds: float = 60.0
+    calibrate: bool = True
+    out_storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    def source_options(self, chosen: LiveSettings) -> LiveOptions:
+        """How the camera of a stream with these settings is read."""
+        return replace(
+            self.options,
+            policy=chosen.policy,
+            transport=chosen.transport,
+            queue_frames=chosen.queue_frames,
+            max_age_seconds=chosen.max_lag_seconds if chosen.policy == "latest" else None,
+        )
+
+    def track_settings(self, spec: LiveSpec, segmenter: VideoSegmenter) -> TrackSettings:
+        """What a stream's record says of how it is tracked, by the segmenter that tracks it."""
+        chosen = spec.settings
+        return TrackSettings(
+            model=self.model,
+            model_fingerprint=segmenter.fingerprint,
+            memory=segmenter.memory_config,
+            size=segmenter.size,
+            dtype=self.dtype,
+            threads=self.threads,
+            box_segmenter=chosen.box_segmenter,
+            detector=spec.detector,
+            detect_every=chosen.detect_every,
+            detect_confirmations=chosen.detect_confirmations,
+            max_objects=chosen.max_objects,
+            out_of_sight_frames=chosen.out_of_sight_frames,
+        )

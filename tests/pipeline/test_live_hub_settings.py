@@ -1,0 +1,30 @@
+"""What a hub's settings mean for one of its streams."""
+
+from __future__ import annotations
+
+from small_net import SMALL_MEMORY, small_model
+
+from pipeline.live_hub_settings import HubSettings
+from pipeline.live_options import LiveOptions
+from pipeline.live_spec import LiveSettings, LiveSpec
+from xmem_core import VideoSegmenter
+
+
+def test_a_stream_chooses_how_its_camera_is_read() -> None:
+    hub = HubSettings("out", options=LiveOptions(transport="tcp", stall_seconds=7))
+    newest = hub.source_options(LiveSettings(transport="udp", queue_frames=3, max_lag_seconds=0.5))
+    assert (newest.transport, newest.queue_frames, newest.max_age_seconds) == ("udp", 3, 0.5)
+    assert newest.stall_seconds == 7
+    assert hub.source_options(LiveSettings(policy="every")).max_age_seconds is None
+    assert hub.options.transport == "tcp"
+
+
+def test_the_record_names_the_segmenter_that_tracks() -> None:
+    segmenter = VideoSegmenter(small_model(), SMALL_MEMORY, size=96)
+    spec = LiveSpec(
+        "cam", "fake://cam", detector="motion", settings=LiveSettings(max_objects=3, detect_every=9)
+    )
+    settings = HubSettings("out", model="xmem", threads=2, size=480).track_settings(spec, segmenter)
+    assert (settings.model, settings.threads, settings.size) == ("xmem", 2, 96)
+    assert settings.model_fingerprint == segmenter.fingerprint
+    assert (settings.detector, settings.detect_every, settings.max_objects) == ("motion", 9, 3)
