@@ -147,7 +147,9 @@ class Watcher:
     def durable(self) -> None:
         """Wait until what was there just now is in a committed file."""
         reached = self.status()["next_frame"]
-        self.service.until(lambda: (s := self.service.get(self.path)) and s["committed_frames"] >= reached)
+        self.service.until(
+            lambda: (s := self.service.get(self.path)) and (s["committed_frames"] or 0) >= reached
+        )
 
 
 @contextlib.contextmanager
@@ -163,7 +165,7 @@ def served(folder: Path, made: Camera, address: str | None = None) -> Iterator[S
 @pytest.mark.timeout(600 * ROUNDS)
 def test_hub_replica_and_driver_killed(tmp_path: Path) -> None:
     clip, chance = make_video(tmp_path / "clip.mp4", 50, gop=10), random.Random(5)
-    restarts = 0
+    restarts = certain = 0
     with camera(clip) as made, served(tmp_path, made) as service:
         watcher = Watcher(service, "cam")
         service.until(lambda: service.get("/readyz"))
@@ -194,7 +196,13 @@ def test_hub_replica_and_driver_killed(tmp_path: Path) -> None:
                 watcher.goes_on(datetime.now(UTC), ids)
                 assert watcher.newest() > before
                 assert (service.pids(HUB) == [hub]) == (kind == "replica")
-                restarts += kind != "replica"
+                # One that is killed again before it has committed anything leaves no event of its own: the
+                # next one tells of both.
+                settles = ROUNDS == 1 or chance.random() < 0.5
+                if settles:
+                    watcher.durable()
+                if kind != "replica":
+                    restarts, certain = restarts + 1, certain + settles
         for index in range(20):  # no answer is a server's error, and no request gets stuck, once it is back
             assert service.client.get("/v1/streams").status_code == 200, index
         assert service.client.delete("/v1/streams/cam").status_code == 204
@@ -205,7 +213,7 @@ def test_hub_replica_and_driver_killed(tmp_path: Path) -> None:
     assert [e["object_id"] for e in committed.of("object_added")] == [3, 9]
     assert committed.of("object_removed") == []
     found = committed.of("restart")
-    assert len(found) == restarts
+    assert certain <= len(found) <= restarts
     assert all(e["detail"]["snapshot"] is not None and e["detail"]["seconds"] > 0 for e in found)
     assert sum(e["detail"]["frames"] for e in found) == committed.sums("dropped")["restart"]
     stored = {(r["frame_index"], r["object_id"]): r["wall_time"] for r in committed.rows}
