@@ -22,8 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +34,8 @@ from pipeline.detectors import load_detector
 from pipeline.errors import PromptError, SourceError, UsageError
 from pipeline.finder import FinderSettings, ObjectFinder
 from pipeline.ledger import Ledger, LedgerCounts
+from pipeline.live_feed import LiveFeed, OpenFeed
+from pipeline.live_pace import Pace
 from pipeline.live_record import Books, LiveRecord, Request
 from pipeline.live_snapshot import LiveSnapshot
 from pipeline.live_spec import LiveSpec, checked_prompts
@@ -49,6 +50,8 @@ from pipeline.store import StreamStore
 from pipeline.stream import StepInput
 from xmem_core import Prompt, StepResult, TrackerState, VideoSegmenter
 
+__all__ = ["LiveFeed", "LiveTracker", "OpenFeed", "Rejected"]
+
 logger = logging.getLogger(__name__)
 
 _FRAMES_AHEAD = 64  # that are reserved at least
@@ -59,40 +62,7 @@ _EMPTY_SECONDS = 60.0  # between files that would have no rows
 _HASTY_SNAPSHOT_SECONDS = 1.0
 _MOST_WAITING = 8  # rotations' worth of rows that may wait for a slow store
 _AT_ONCE = 16  # frames that are thrown away in one go
-_KEPT = 512  # lags and warnings
-_RATE_SECONDS = 10.0
-
-
-class LiveFeed(Protocol):
-    """What a LiveTracker needs of its source: `pipeline.rtsp.LiveSource`, or a test's own."""
-
-    uri: str
-    width: int
-    height: int
-    rate: float | None
-    codec: str
-    container: str
-    ledger: Ledger
-    trailing_losses: tuple[Event, ...]
-
-    @property
-    def closed(self) -> bool: ...
-
-    def resume(
-        self,
-        start: int | None = None,
-        previous_pts_seconds: float | None = None,
-        previous_wall_time: datetime | None = None,
-    ) -> None: ...
-
-    def read(self, timeout: float | None = None) -> Frame | None: ...
-
-    def status(self) -> Any: ...
-
-    def close(self) -> None: ...
-
-
-OpenFeed = Callable[[LiveSpec, Ledger], LiveFeed]
+_KEPT = 512  # warnings
 
 
 @dataclass(frozen=True)
@@ -145,15 +115,13 @@ class LiveTracker(Closing):
         self.view = view or LiveView()
         self.settings = settings
         self.rejected: deque[Rejected] = deque(maxlen=_KEPT)
-        self.lags: deque[float] = deque(maxlen=_KEPT)
         self._store, self._segmenter, self._sinks, self._now = store, segmenter, sinks, now
         self._boxes: BoxSegmenter = load_box_segmenter(spec.settings.box_segmenter)
-        self._step_seconds = 0.0
         self._writer = BackgroundWriter(_MOST_WAITING)
         self._jobs_given = self._jobs_done = 0  # each counted by one thread
         self._failure: BaseException | None = None
         self._pending: tuple[Frame, StepInput, float, float] | None = None
-        self._samples: deque[tuple[float, int, int]] = deque()
+        self._pace = Pace(spec.settings)
         self._closed = False
         self.record = LiveRecord(store, self._facts(spec.shown_url, None))
         try:
@@ -380,7 +348,7 @@ class LiveTracker(Closing):
                     break
                 lag, read_at = float(self.source.status().lag_seconds or 0.0), self._now()
                 self._receive(frame)
-                if (reason := self._unwanted(lag, read_at)) is not None:
+                if (reason := "paused" if self._paused else self._pace.unwanted(lag, read_at)) is not None:
                     self._drop(frame, reason)
                     continue
                 mark = len(self._events)
@@ -412,36 +380,29 @@ class LiveTracker(Closing):
             self._tracked += 1
             self.view.publish(frame, records)
             took = self._now() - read_at
-            # Follows the slow frames, those that go into memory or that the detector looks at: with the mean
-            # of all, every one of them would come out too late.
-            self._step_seconds = max(took, 0.98 * self._step_seconds + 0.02 * took)
-            self.lags.append(lag + took)
-            self._tell_if_slow(took)
+            if self._pace.tracked(lag, took):
+                self._tell_of_slowness(took)
             self.tick()
         except BaseException as error:
             self._failure = error
             raise
 
-    def _tell_if_slow(self, took: float) -> None:
-        """Say once that the lag asked for cannot be kept, whatever is dropped."""
-        chosen = self.spec.settings
-        if took > chosen.max_lag_seconds and chosen.policy == "latest" and not self._slow_told:
-            self._slow_told = True
-            logger.warning(
-                "stream %s: a frame with %d objects took %.2f s, more than max_lag_seconds=%s allows: give "
-                "a smaller size, fewer max_objects or a larger max_lag_seconds",
-                self.spec.stream_id,
-                len(self.state.object_ids),
-                took,
-                chosen.max_lag_seconds,
-            )
+    def _tell_of_slowness(self, took: float) -> None:
+        logger.warning(
+            "stream %s: a frame with %d objects took %.2f s, more than max_lag_seconds=%s allows: give "
+            "a smaller size, fewer max_objects or a larger max_lag_seconds",
+            self.spec.stream_id,
+            len(self.state.object_ids),
+            took,
+            self.spec.settings.max_lag_seconds,
+        )
 
     def tick(self) -> None:
         """Commit what is due. Called by `next_input` and `accept`; by itself while no frames come."""
         if self._failure is not None:
             raise self._failure
         now = self._now()
-        self._sample(now)
+        self._pace.sample(now, self.source.ledger)
         if self._pending is not None or self._writing:
             return
         chosen = self.spec.settings
@@ -538,24 +499,6 @@ class LiveTracker(Closing):
             )
         self._lost = []
 
-    def _unwanted(self, lag: float, read_at: float) -> str | None:
-        """Why a frame is not to be tracked."""
-        if self._paused:
-            return "paused"
-        chosen = self.spec.settings
-        if chosen.policy == "latest":
-            room = max(chosen.max_lag_seconds - self._step_seconds, chosen.max_lag_seconds / 4)
-            if lag > room:
-                return "too old"
-        if chosen.fps is not None:
-            arrival, gap = read_at - lag, 1 / chosen.fps
-            if arrival < self._due - gap / 4:
-                return "rate limit"
-            self._due = max(self._due, arrival - gap) + gap
-        return None
-
-    _due = -math.inf
-    _slow_told = False
     _mark = 0  # events before the pending frame's
     _spoilt = False  # a frame failed half-way: the state may be wrong
 
@@ -806,28 +749,11 @@ class LiveTracker(Closing):
 
     def rates(self) -> dict[str, float]:
         """Frames per second lately, received and tracked."""
-        samples = list(self._samples)
-        if len(samples) < 2:
-            return {"received_fps": 0.0, "tracked_fps": 0.0}
-        (t0, r0, k0), (t1, r1, k1) = samples[0], samples[-1]
-        span = max(1e-3, t1 - t0)
-        return {"received_fps": (r1 - r0) / span, "tracked_fps": (k1 - k0) / span}
+        return self._pace.rates()
 
     def lag_seconds(self) -> dict[str, float | None]:
         """How old frames were once they were tracked, lately: the median, and 99 of 100."""
-        lags = list(self.lags)
-        if not lags:
-            return {"p50": None, "p99": None}
-        low, high = np.percentile(lags, [50, 99]).tolist()
-        return {"p50": round(low, 4), "p99": round(high, 4)}
-
-    def _sample(self, now: float) -> None:
-        if self._samples and now - self._samples[-1][0] < 0.25:
-            return
-        counts = self.source.ledger.counts()
-        self._samples.append((now, counts.received, counts.tracked))
-        while now - self._samples[0][0] > _RATE_SECONDS:
-            self._samples.popleft()
+        return self._pace.lag_seconds()
 
 
 def _digest(prompts: Mapping[str, Any]) -> str:
