@@ -33,6 +33,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.errors import StoreError
 from pipeline.filesystems import connect, is_local, is_s3
+from pipeline.locations import bare_reason
 from pipeline.redact import shareable
 from pipeline.retries import ShortAnswerError, http_status, retry
 
@@ -110,21 +111,15 @@ def open_files(root: str | os.PathLike[str], storage_options: Mapping[str, Any] 
         fs, path = connect(text, storage_options)
     except ImportError as error:
         raise StoreError(
-            f"output {text!r} needs a package that is not installed: {one_line(error)}"
+            f"output {text!r} needs a package that is not installed: {bare_reason(error)}"
         ) from shareable(error)
     except (ValueError, TypeError) as error:
-        raise StoreError(f"output {text!r} cannot be opened: {one_line(error)}") from shareable(error)
+        raise StoreError(f"output {text!r} cannot be opened: {bare_reason(error)}") from shareable(error)
     if is_local(fs):
         from pipeline.local_disk import LocalFiles  # it needs this module's Files
 
         return LocalFiles(Path(path))
     return RemoteFiles(text, fs, path, lambda: connect(text, storage_options, library_retries=True)[0])
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's message on one line; its type if it has none."""
-    text = str(error) if not isinstance(error, OSError) or error.strerror is None else error.strerror
-    return " ".join(text.split()) or type(error).__name__
 
 
 class RemoteFiles(Files):
@@ -300,10 +295,10 @@ class RemoteFiles(Files):
             return retry(f"{doing} {self.uri(name)}", operation)
         except (FileNotFoundError, StoreError) as error:
             if doing == "write" and isinstance(error, FileNotFoundError):
-                raise StoreError(f"cannot write {self.uri(name)}: {one_line(error)}") from shareable(error)
+                raise StoreError(f"cannot write {self.uri(name)}: {bare_reason(error)}") from shareable(error)
             raise
         except Exception as error:  # object stores raise their client library's own types
-            raise StoreError(f"cannot {doing} {self.uri(name)}: {one_line(error)}") from shareable(error)
+            raise StoreError(f"cannot {doing} {self.uri(name)}: {bare_reason(error)}") from shareable(error)
 
 
 def _whole(data: bytes, size: int) -> bytes:

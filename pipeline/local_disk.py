@@ -24,7 +24,8 @@ from typing import Any
 import pyarrow.fs
 
 from pipeline.errors import StoreError
-from pipeline.files import Files, one_line
+from pipeline.files import Files
+from pipeline.locations import bare_reason
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ class LocalFiles(Files):
             raise StoreError(f"cannot write {self.uri(name)}: its folder vanished while writing") from None
         except OSError as error:
             raise StoreError(
-                f"cannot {doing} {self.uri(name)}: {one_line(error)}{_remedy(error, doing)}"
+                f"cannot {doing} {self.uri(name)}: {bare_reason(error)}{_remedy(error, doing)}"
             ) from error
 
 

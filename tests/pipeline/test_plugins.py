@@ -1,4 +1,4 @@
-"""Plugins by name: made anew each time; of those that cannot be used, one line says which, why and what to do."""
+"""Plugins by name: made anew each time; of one that cannot be used, a line says which, why, what to do."""
 
 from __future__ import annotations
 
