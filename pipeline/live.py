@@ -14,14 +14,11 @@ each covers all frames that were received, tracked or not.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,14 +28,15 @@ from pipeline.background import BackgroundWriter
 from pipeline.boxes import BoxSegmenter, load_box_segmenter
 from pipeline.closing import Closing
 from pipeline.detectors import load_detector
-from pipeline.errors import PromptError, SourceError, UsageError
+from pipeline.errors import PromptError, SourceError
 from pipeline.finder import FinderSettings, ObjectFinder
 from pipeline.ledger import Ledger, LedgerCounts
 from pipeline.live_feed import LiveFeed, OpenFeed
 from pipeline.live_pace import Pace
 from pipeline.live_record import Books, LiveRecord, Request
+from pipeline.live_requests import LiveRequests, Rejected
 from pipeline.live_snapshot import LiveSnapshot
-from pipeline.live_spec import LiveSpec, checked_prompts
+from pipeline.live_spec import LiveSpec
 from pipeline.live_view import LiveView
 from pipeline.masks import mean_probability, records_from_label_map
 from pipeline.prompts import PromptSet, resolve
@@ -57,20 +55,10 @@ logger = logging.getLogger(__name__)
 _FRAMES_AHEAD = 64  # that are reserved at least
 _MARGIN = 8  # frames that may come while one looks
 _IDS_AHEAD = 16
-_HIGHEST_ID = 1_000_000_000  # that may be asked for: new ones lie above it
 _EMPTY_SECONDS = 60.0  # between files that would have no rows
 _HASTY_SNAPSHOT_SECONDS = 1.0
 _MOST_WAITING = 8  # rotations' worth of rows that may wait for a slow store
 _AT_ONCE = 16  # frames that are thrown away in one go
-_KEPT = 512  # warnings
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A request that could not be done."""
-
-    number: int
-    cause: str
 
 
 class LiveTracker(Closing):
@@ -89,6 +77,10 @@ class LiveTracker(Closing):
         distrusted: why, by the number of a request, it is not to be done: what it asked for failed before.
 
     Attributes:
+        record: how far it is committed.
+        requests: how far they are done, and whether it is paused.
+        state: what the segmenter remembers of it.
+        restored_from: the frame that the snapshot it went on from is of; None if there was none.
         applying: the numbers of the requests that are done on the frame that waits to be accepted.
 
     Raises:
@@ -111,10 +103,8 @@ class LiveTracker(Closing):
     ) -> None:
         self.spec = spec
         self.applying: tuple[int, ...] = ()
-        self._distrusted = dict(distrusted or {})
         self.view = view or LiveView()
         self.settings = settings
-        self.rejected: deque[Rejected] = deque(maxlen=_KEPT)
         self._store, self._segmenter, self._sinks, self._now = store, segmenter, sinks, now
         self._boxes: BoxSegmenter = load_box_segmenter(spec.settings.box_segmenter)
         self._writer = BackgroundWriter(_MOST_WAITING)
@@ -125,14 +115,14 @@ class LiveTracker(Closing):
         self._closed = False
         self.record = LiveRecord(store, self._facts(spec.shown_url, None))
         try:
-            self._open(open_feed)
+            self._open(open_feed, distrusted)
         except BaseException:
             self._writer.close()
             raise
 
     # --- opening ---------------------------------------------------------------------------------
 
-    def _open(self, open_feed: OpenFeed) -> None:
+    def _open(self, open_feed: OpenFeed, distrusted: Mapping[int, str] | None) -> None:
         record, books = self.record, self.record.books
         found = self._store.load_snapshot(books.frames, self._validated)
         if found is None:
@@ -140,13 +130,11 @@ class LiveTracker(Closing):
             self._categories: dict[int, str | None] = {}
             self._previous_size: tuple[int, int] | None = None
             self._finder = self._new_finder()
-            self.applied = 0
             self.restored_from: int | None = None
         else:
             snapshot, self.state, self._finder = found[1]
             self._categories = dict(snapshot.stream.categories)
             self._previous_size = snapshot.stream.previous_size
-            self.applied = snapshot.applied
             self.restored_from = snapshot.stream.next_frame
         self._lost = [i for i in books.objects if i not in self.state.object_ids]
         # They were removed, and that is committed; the snapshot is older.
@@ -160,8 +148,15 @@ class LiveTracker(Closing):
             self._previous = (found[1][0].stream.previous_pts_seconds, wall)
         if self._finder is not None:
             self._finder.reserve([record.ids_reserved - 1, *self.state.object_ids])
-        self._paused = self._pause_asked(False if found is None else found[1][0].paused)
-        self._snapshot_applied = self.applied
+        self.requests = LiveRequests(
+            self.spec,
+            record,
+            self.state,
+            applied=0 if found is None else found[1][0].applied,
+            paused=False if found is None else found[1][0].paused,
+            distrusted=distrusted,
+        )
+        self._snapshot_applied = self.requests.applied
 
         first = max(books.frames, record.frames_reserved)
         self._first = books.frames
@@ -182,9 +177,7 @@ class LiveTracker(Closing):
             self._add_event(Event(books.frames, "dropped", "restart", self._restart_lost))
         ids = max(record.ids_reserved, *(i + 1 for i in (0, *self.state.object_ids)))
         if self.spec.prompts is not None:
-            digest = _digest(self.spec.prompts)
-            if record.finished or record.prompts_asked != digest:
-                record.ask(self._prompts_made(self.spec.prompts, None), prompts_asked=digest)
+            self.requests.begin_with(self.spec.prompts)
         record.reserve(frames=first + _FRAMES_AHEAD, ids=max(ids, record.ids_reserved) + _IDS_AHEAD)
         self.source = open_feed(self.spec, ledger)
         self.source.resume(first, *self._previous)
@@ -246,84 +239,8 @@ class LiveTracker(Closing):
         Raises:
             UsageError: it is wrong, or there would be too many objects. StoreError: it could not be kept.
         """
-        if not isinstance(content, Mapping) or len(content) != 1:
-            raise UsageError("a request is one of prompts, remove and pause")
-        kind, value = next(iter(content.items()))
-        if kind == "prompts":
-            request = self.record.ask(self._prompts_made(value, self._size()))
-        elif kind == "remove":
-            ids = self._removals(value)
-            request = self.record.ask(lambda free: ({"remove": ids}, ()))
-        elif kind == "pause":
-            if not isinstance(value, bool):
-                raise UsageError(f"pause={value!r} is not allowed: true or false")
-            request = self.record.ask(lambda free: ({"pause": value}, ()))
-            self._paused = self._pause_asked(self._paused)
-        else:
-            raise UsageError(f"unknown request {str(kind)[:40]!r}: there are prompts, remove and pause")
-        ids = request.object_ids or list(request.content.get("remove", []))
-        return {"seq": request.number, "ids": ids}
-
-    def _prompts_made(
-        self, content: Mapping[str, Any], size: tuple[int, int] | None
-    ) -> Callable[[int], tuple[dict[str, Any], list[int]]]:
-        """Checked prompts as a request, for `LiveRecord.ask`: those without id get free ones."""
-        given = content.get("objects") if isinstance(content, Mapping) else None
-        unnamed = [i for i, e in enumerate(given or []) if isinstance(e, Mapping) and "id" not in e]
-        entries = [p.to_json() for p in checked_prompts(content).at(0)]
-        for entry in entries:
-            if entry["id"] > _HIGHEST_ID:
-                raise PromptError(
-                    f"object id {entry['id']} is not allowed on a live stream: up to {_HIGHEST_ID}"
-                )
-            rle = entry.get("rle")
-            if rle is not None and size is not None and tuple(rle["size"]) != size:
-                raise PromptError(
-                    f"object {entry['id']}: its mask is {rle['size'][1]}x{rle['size'][0]}, the stream "
-                    f"{size[1]}x{size[0]}; give masks at the stream's size"
-                )
-
-        def make(free: int) -> tuple[dict[str, Any], list[int]]:
-            named = [e["id"] for i, e in enumerate(entries) if i not in unnamed]
-            unused = max([free, *(i + 1 for i in named)])
-            for i in unnamed:
-                entries[i]["id"] = unused
-                unused += 1
-            ids = [e["id"] for e in entries]
-            waiting = [i for r in self.record.requests(self.applied) for i in r.object_ids]
-            removed = {i for r in self.record.requests(self.applied) for i in r.content.get("remove", ())}
-            living = ({*self.state.object_ids, *waiting} - removed) | set(ids)
-            most = self.spec.settings.max_objects
-            if len(living) > most:
-                raise UsageError(
-                    f"{len(living)} objects would be tracked, {most} are allowed: remove some, or add the "
-                    "stream with a larger max_objects"
-                )
-            return {"prompts": {"version": 1, "objects": entries}}, ids
-
-        return make
-
-    def _removals(self, value: Any) -> list[int]:
-        if (
-            not isinstance(value, list | tuple)
-            or not value
-            or any(isinstance(i, bool) or not isinstance(i, int) or not 0 < i < 2**31 for i in value)
-        ):
-            raise UsageError(f"remove={str(value)[:60]!r} is not allowed: a list of object ids")
-        waiting = {i for r in self.record.requests(self.applied) for i in r.object_ids}
-        unknown = sorted(set(value) - waiting - set(self.state.object_ids))
-        if unknown:
-            raise UsageError(
-                f"no object {unknown[0]} is tracked: there are {sorted(self.state.object_ids) or 'none'}"
-            )
-        return sorted(set(value))
-
-    def _pause_asked(self, before: bool) -> bool:
-        asked = [r.content["pause"] for r in self.record.requests(self.applied) if "pause" in r.content]
-        return bool(asked[-1]) if asked else before
-
-    def _size(self) -> tuple[int, int] | None:
-        return (self.source.height, self.source.width) if self.source.height else None
+        size = (self.source.height, self.source.width) if self.source.height else None
+        return self.requests.ask(content, size)
 
     # --- stepping --------------------------------------------------------------------------------
 
@@ -348,7 +265,9 @@ class LiveTracker(Closing):
                     break
                 lag, read_at = float(self.source.status().lag_seconds or 0.0), self._now()
                 self._receive(frame)
-                if (reason := "paused" if self._paused else self._pace.unwanted(lag, read_at)) is not None:
+                if (
+                    reason := "paused" if self.requests.paused else self._pace.unwanted(lag, read_at)
+                ) is not None:
                     self._drop(frame, reason)
                     continue
                 mark = len(self._events)
@@ -527,13 +446,11 @@ class LiveTracker(Closing):
             self._event(frame, "resized", detail=detail)
         masks: dict[int, NDArray[np.bool_]] = {}
         self.applying = ()
-        for request in self.record.requests(self.applied):
-            if (cause := self._distrusted.get(request.number)) is not None:
-                self._reject(request, cause)
-            else:
+        for request in self.requests.waiting():
+            if not self.requests.refuses(request):
                 self.applying += (request.number,)
                 self._apply(frame, request, masks)
-            self.applied = request.number
+            self.requests.done(request)
             if masks:
                 break  # prompts of two requests may cover each other; the next frame is soon here
         if self._finder is not None:
@@ -545,7 +462,7 @@ class LiveTracker(Closing):
             if object_id in self.state.object_ids:
                 self._forget(frame, object_id, "requested")
             else:
-                self._reject(request, f"no object {object_id} is tracked that could be removed")
+                self.requests.reject(request, f"no object {object_id} is tracked that could be removed")
         if "prompts" not in request.content:
             return
         try:
@@ -557,7 +474,7 @@ class LiveTracker(Closing):
                 )
             resolved = resolve(objects, frame, self._boxes)
         except PromptError as error:
-            self._reject(request, str(error))
+            self.requests.reject(request, str(error))
             return
         for object_id, mask in resolved.masks.items():
             known = object_id in self.state.object_ids
@@ -577,7 +494,7 @@ class LiveTracker(Closing):
         while True:
             # Requests that come from here on get ids above this.
             free = self.record.ids_reserved
-            finder.reserve(i for r in self.record.requests(self.applied) for i in r.object_ids)
+            finder.reserve(self.requests.promised_ids())
             if finder.next_id + most <= free:
                 break
             self.record.reserve(ids=finder.next_id + most + _IDS_AHEAD)
@@ -612,10 +529,6 @@ class LiveTracker(Closing):
         self._event(frame, "object_removed", object_id=object_id, reason=reason)
         self._categories.pop(object_id, None)
         self._snapshot_due = True
-
-    def _reject(self, request: Request, cause: str) -> None:
-        logger.warning("stream %s: request %d: %s", self.spec.stream_id, request.number, cause)
-        self.rejected.append(Rejected(request.number, cause))
 
     def _event(self, frame: Frame, kind: str, **values: Any) -> None:
         self._add_event(
@@ -718,11 +631,11 @@ class LiveTracker(Closing):
                 finder=None if self._finder is None else self._finder.to_bytes(),
             ),
             self._previous[1],
-            self.applied,
-            self._paused,
+            self.requests.applied,
+            self.requests.paused,
         )
         # The store keeps two: what is in both need not be asked again.
-        done, self._snapshot_applied = self._snapshot_applied, self.applied
+        done, self._snapshot_applied = self._snapshot_applied, self.requests.applied
 
         def write() -> None:
             self._store.save_snapshot(snapshot.stream.next_frame, snapshot.to_bytes())
@@ -731,11 +644,6 @@ class LiveTracker(Closing):
         self._submit(write)
 
     # --- how it is -------------------------------------------------------------------------------
-
-    @property
-    def paused(self) -> bool:
-        """Whether frames are let pass untracked."""
-        return self._paused
 
     @property
     def next_frame(self) -> int:
@@ -754,8 +662,3 @@ class LiveTracker(Closing):
     def lag_seconds(self) -> dict[str, float | None]:
         """How old frames were once they were tracked, lately: the median, and 99 of 100."""
         return self._pace.lag_seconds()
-
-
-def _digest(prompts: Mapping[str, Any]) -> str:
-    text = json.dumps(prompts, sort_keys=True)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

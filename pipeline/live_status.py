@@ -21,7 +21,7 @@ def state_of(stream: HubStream) -> str:
         return "stopped"
     if tracker is None:
         return "failed" if stream.failure is not None else "starting"
-    if tracker.paused:
+    if tracker.requests.paused:
         return "paused"
     feed = str(getattr(tracker.source.status(), "state", "streaming"))
     if feed == "streaming":
@@ -108,7 +108,7 @@ def _while_open(tracker: LiveTracker, view: LiveView) -> dict[str, Any]:
         ],
         "requests": {
             "last": tracker.record.last_request,
-            "applied": tracker.applied,
-            "rejected": [{"seq": r.number, "cause": r.cause} for r in list(tracker.rejected)],
+            "applied": tracker.requests.applied,
+            "rejected": [{"seq": r.number, "cause": r.cause} for r in list(tracker.requests.rejected)],
         },
     }

@@ -25,21 +25,19 @@ def stream() -> HubStream:
     return HubStream.of(spec, HubSettings("out"), VideoSegmenter(small_model(), SMALL_MEMORY))
 
 
-def opened(state: str = "streaming", **more: Any) -> Any:
+def opened(state: str = "streaming", *, paused: bool = False, **more: Any) -> Any:
     """A tracker as far as a status looks at one."""
     ledger = Ledger(LedgerCounts(10, 6, {"too old": 1}, {"damaged": 2}))
     feed = SimpleNamespace(state=state, failure="no route")
     source = SimpleNamespace(status=lambda: feed, ledger=ledger, width=64, height=48)
     values: dict[str, Any] = {
         "source": source,
-        "paused": False,
         "began": True,
         "rates": lambda: {"received_fps": 10.004, "tracked_fps": 6.0},
         "lag_seconds": lambda: {"p50": 0.1, "p99": 0.2},
         "next_frame": 10,
         "record": SimpleNamespace(books=SimpleNamespace(frames=8), last_request=3),
-        "applied": 2,
-        "rejected": [Rejected(2, "no object 9")],
+        "requests": SimpleNamespace(paused=paused, applied=2, rejected=[Rejected(2, "no object 9")]),
     }
     return SimpleNamespace(**(values | more))
 

@@ -1,0 +1,203 @@
+"""LiveRequests: what is asked of a live stream, and how far that is done.
+
+A request is durable before it is acknowledged, and done on a later frame. So it is checked against how things
+will stand by then: the objects that are tracked, and what the requests before it, still waiting, change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pipeline.errors import PromptError, UsageError
+from pipeline.live_record import LiveRecord, Request
+from pipeline.live_spec import LiveSpec, checked_prompts
+
+logger = logging.getLogger(__name__)
+
+_HIGHEST_ID = 1_000_000_000  # that may be asked for: new ones lie above it
+_KEPT = 512  # rejections
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A request that could not be done."""
+
+    number: int
+    cause: str
+
+
+class Tracked(Protocol):
+    """Who is tracked just now: a `TrackerState`."""
+
+    @property
+    def object_ids(self) -> Sequence[int]: ...
+
+
+class LiveRequests:
+    """One stream's requests. `ask` may be called from any thread, what marks progress from the tracking one.
+
+    Args:
+        record: keeps them.
+        tracked: the objects that there are.
+        applied: number of the last request that was done.
+        paused: whether frames were let pass untracked after that one.
+        distrusted: why, by the number of a request, it is not to be done.
+
+    Attributes:
+        paused: as asked last; a pause counts at once, not with the next frame.
+        rejected: the newest of those that could not be done.
+    """
+
+    def __init__(
+        self,
+        spec: LiveSpec,
+        record: LiveRecord,
+        tracked: Tracked,
+        *,
+        applied: int = 0,
+        paused: bool = False,
+        distrusted: Mapping[int, str] | None = None,
+    ) -> None:
+        self._spec, self._record, self._tracked = spec, record, tracked
+        self._applied = applied
+        self._distrusted = dict(distrusted or {})
+        self.rejected: deque[Rejected] = deque(maxlen=_KEPT)
+        self.paused = self._pause_asked(paused)
+
+    @property
+    def applied(self) -> int:
+        """Number of the last request that was done, or could not be."""
+        return self._applied
+
+    def waiting(self) -> list[Request]:
+        """Those that are still to be done, in order."""
+        return self._record.requests(self._applied)
+
+    def promised_ids(self) -> list[int]:
+        """Objects that the waiting prompts name."""
+        return [i for request in self.waiting() for i in request.object_ids]
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    def ask(self, content: Mapping[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+        """Write a request down; see `LiveTracker.request`.
+
+        Args:
+            size: (height, width) of the stream's frames, if it is known: masks must have it.
+
+        Raises:
+            UsageError: it is wrong, or there would be too many objects. StoreError: it could not be kept.
+        """
+        if not isinstance(content, Mapping) or len(content) != 1:
+            raise UsageError("a request is one of prompts, remove and pause")
+        kind, value = next(iter(content.items()))
+        if kind == "prompts":
+            request = self._record.ask(self._prompts_made(value, size))
+        elif kind == "remove":
+            ids = self._removals(value)
+            request = self._record.ask(lambda free: ({"remove": ids}, ()))
+        elif kind == "pause":
+            if not isinstance(value, bool):
+                raise UsageError(f"pause={value!r} is not allowed: true or false")
+            request = self._record.ask(lambda free: ({"pause": value}, ()))
+            self.paused = self._pause_asked(self.paused)
+        else:
+            raise UsageError(f"unknown request {str(kind)[:40]!r}: there are prompts, remove and pause")
+        ids = request.object_ids or list(request.content.get("remove", []))
+        return {"seq": request.number, "ids": ids}
+
+    def begin_with(self, prompts: Mapping[str, Any]) -> None:
+        """Ask for a spec's own prompts, unless that was done when the stream was opened before."""
+        digest = _digest(prompts)
+        if self._record.finished or self._record.prompts_asked != digest:
+            self._record.ask(self._prompts_made(prompts, None), prompts_asked=digest)
+
+    def _prompts_made(
+        self, content: Mapping[str, Any], size: tuple[int, int] | None
+    ) -> Callable[[int], tuple[dict[str, Any], list[int]]]:
+        """Checked prompts as a request, for `LiveRecord.ask`: those without id get free ones."""
+        given = content.get("objects") if isinstance(content, Mapping) else None
+        unnamed = [i for i, e in enumerate(given or []) if isinstance(e, Mapping) and "id" not in e]
+        entries = [p.to_json() for p in checked_prompts(content).at(0)]
+        for entry in entries:
+            _check_entry(entry, size)
+
+        def make(free: int) -> tuple[dict[str, Any], list[int]]:
+            named = [e["id"] for i, e in enumerate(entries) if i not in unnamed]
+            unused = max([free, *(i + 1 for i in named)])
+            for i in unnamed:
+                entries[i]["id"] = unused
+                unused += 1
+            ids = [e["id"] for e in entries]
+            self._check_room(ids)
+            return {"prompts": {"version": 1, "objects": entries}}, ids
+
+        return make
+
+    def _check_room(self, asked: Sequence[int]) -> None:
+        removed = {i for request in self.waiting() for i in request.content.get("remove", ())}
+        living = ({*self._tracked.object_ids, *self.promised_ids()} - removed) | set(asked)
+        most = self._spec.settings.max_objects
+        if len(living) > most:
+            raise UsageError(
+                f"{len(living)} objects would be tracked, {most} are allowed: remove some, or add the "
+                "stream with a larger max_objects"
+            )
+
+    def _removals(self, value: Any) -> list[int]:
+        if (
+            not isinstance(value, list | tuple)
+            or not value
+            or any(isinstance(i, bool) or not isinstance(i, int) or not 0 < i < 2**31 for i in value)
+        ):
+            raise UsageError(f"remove={str(value)[:60]!r} is not allowed: a list of object ids")
+        unknown = sorted(set(value) - set(self.promised_ids()) - set(self._tracked.object_ids))
+        if unknown:
+            raise UsageError(
+                f"no object {unknown[0]} is tracked: there are {sorted(self._tracked.object_ids) or 'none'}"
+            )
+        return sorted(set(value))
+
+    def _pause_asked(self, before: bool) -> bool:
+        asked = [r.content["pause"] for r in self.waiting() if "pause" in r.content]
+        return bool(asked[-1]) if asked else before
+
+    # --- doing -----------------------------------------------------------------------------------
+
+    def refuses(self, request: Request) -> bool:
+        """Whether a request is distrusted; then it is rejected."""
+        cause = self._distrusted.get(request.number)
+        if cause is not None:
+            self.reject(request, cause)
+        return cause is not None
+
+    def reject(self, request: Request, cause: str) -> None:
+        """It could not be done: said in the log, and in the status."""
+        logger.warning("stream %s: request %d: %s", self._spec.stream_id, request.number, cause)
+        self.rejected.append(Rejected(request.number, cause))
+
+    def done(self, request: Request) -> None:
+        """It, and with it all before it, waits no longer."""
+        self._applied = request.number
+
+
+def _check_entry(entry: Mapping[str, Any], size: tuple[int, int] | None) -> None:
+    if entry["id"] > _HIGHEST_ID:
+        raise PromptError(f"object id {entry['id']} is not allowed on a live stream: up to {_HIGHEST_ID}")
+    rle = entry.get("rle")
+    if rle is not None and size is not None and tuple(rle["size"]) != size:
+        raise PromptError(
+            f"object {entry['id']}: its mask is {rle['size'][1]}x{rle['size'][0]}, the stream "
+            f"{size[1]}x{size[0]}; give masks at the stream's size"
+        )
+
+
+def _digest(prompts: Mapping[str, Any]) -> str:
+    text = json.dumps(prompts, sort_keys=True)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -1,0 +1,105 @@
+"""Requests of a live stream: what is allowed, given what is tracked and what waits; and their progress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import PromptError, UsageError
+from pipeline.live_record import LiveRecord
+from pipeline.live_requests import LiveRequests, Rejected
+from pipeline.live_spec import LiveSettings, LiveSpec
+from pipeline.masks import mask_to_rle
+from pipeline.store import StreamStore
+
+SPEC = LiveSpec("cam", "fake://cam", settings=LiveSettings(max_objects=3))
+SIZE = (48, 64)
+SMALL_MASK = {"size": [4, 4], "counts": mask_to_rle(np.ones((4, 4), np.bool_))}
+
+
+def prompts(*ids: int | None) -> dict[str, Any]:
+    box = {"box": [1, 1, 8, 8]}
+    return {"objects": [box if i is None else {"id": i, **box} for i in ids]}
+
+
+def requests_in(folder: Path, *tracked: int, **more: Any) -> LiveRequests:
+    record = LiveRecord(StreamStore(folder, "cam"), {})
+    return LiveRequests(SPEC, record, SimpleNamespace(object_ids=list(tracked)), **more)
+
+
+def test_objects_without_an_id_get_one_that_none_ever_had(tmp_path: Path) -> None:
+    requests = requests_in(tmp_path)
+    assert requests.ask({"prompts": prompts(5, None)}, SIZE) == {"seq": 1, "ids": [5, 6]}
+    assert requests.ask({"prompts": prompts(None)}, SIZE) == {"seq": 2, "ids": [7]}
+    assert requests.promised_ids() == [5, 6, 7]
+
+
+def test_room_is_reckoned_with_what_waits(tmp_path: Path) -> None:
+    requests = requests_in(tmp_path, 1, 2)
+    requests.ask({"prompts": prompts(3)}, SIZE)
+    with pytest.raises(UsageError, match="4 objects would be tracked, 3 are allowed"):
+        requests.ask({"prompts": prompts(4)}, SIZE)
+    requests.ask({"prompts": prompts(3)}, SIZE)  # a correction
+    assert requests.ask({"remove": [3, 1, 3]}, SIZE)["ids"] == [1, 3]
+    requests.ask({"prompts": prompts(4, 5)}, SIZE)
+    with pytest.raises(UsageError, match=r"no object 9 is tracked: there are \[1, 2\]"):
+        requests.ask({"remove": [9]}, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "one of prompts, remove and pause"),
+        ({"pause": True, "remove": [1]}, "one of prompts, remove and pause"),
+        ({"stop": 1}, "unknown request 'stop'"),
+        ({"pause": 1}, "pause=1 is not allowed: true or false"),
+        ({"remove": []}, "a list of object ids"),
+        ({"remove": [True]}, "a list of object ids"),
+        ({"prompts": prompts(1_000_000_001)}, "up to 1000000000"),
+        ({"prompts": {"objects": [{"id": 1, "rle": SMALL_MASK}]}}, "its mask is 4x4, the stream 64x48"),
+    ],
+)
+def test_what_is_wrong_is_not_written_down(tmp_path: Path, content: Any, message: str) -> None:
+    requests = requests_in(tmp_path, 1)
+    with pytest.raises((UsageError, PromptError), match=message):
+        requests.ask(content, SIZE)
+    assert not requests.waiting()
+
+
+def test_a_pause_counts_at_once_and_after_a_restart(tmp_path: Path) -> None:
+    requests = requests_in(tmp_path)
+    requests.ask({"pause": True}, None)
+    assert requests.paused
+    (request,) = requests.waiting()
+    assert requests_in(tmp_path).paused
+    assert not requests_in(tmp_path, applied=request.number).paused  # the snapshot would know of it
+    assert requests_in(tmp_path, applied=request.number, paused=True).paused
+    requests.ask({"pause": False}, None)
+    assert not requests.paused
+    assert not requests_in(tmp_path, paused=True).paused
+
+
+def test_prompts_to_begin_with_are_asked_for_once(tmp_path: Path) -> None:
+    for _ in range(2):
+        requests = requests_in(tmp_path)
+        requests.begin_with(prompts(1))
+        assert [r.number for r in requests.waiting()] == [1]
+    requests.begin_with(prompts(2))
+    assert [r.number for r in requests.waiting()] == [1, 2]
+
+
+def test_what_is_distrusted_is_refused_and_told(tmp_path: Path) -> None:
+    requests = requests_in(tmp_path, distrusted={1: "it failed"})
+    requests.ask({"prompts": prompts(1)}, None)
+    requests.ask({"prompts": prompts(2)}, None)
+    first, second = requests.waiting()
+    assert requests.refuses(first)
+    assert not requests.refuses(second)
+    assert list(requests.rejected) == [Rejected(1, "it failed")]
+    requests.done(first)
+    assert requests.waiting() == [second]
+    assert requests.applied == 1
