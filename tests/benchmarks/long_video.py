@@ -21,8 +21,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+sys.path.extend([str(Path(__file__).parents[2]), str(Path(__file__).parents[1])])
+
 import av
 import torch
+from measured import resident_bytes
 
 from pipeline.sources import open_source
 from pipeline.work import ChunkRef, StreamSpec, WorkerSettings
@@ -59,12 +62,6 @@ def lengthen(clip: Path, target: Path, frames: int) -> None:
             frame.pts = i
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-
-
-def resident_bytes() -> int:
-    """Of this process."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Pass:

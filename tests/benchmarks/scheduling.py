@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import ray  # noqa: E402
+from measured import resident_bytes  # noqa: E402
 from scheduler_world import Film, World  # noqa: E402
 
 from jobs.actions import Progress, SchedulerOptions  # noqa: E402
@@ -71,11 +72,6 @@ class Nothing:
     def close(self, stream_id: str) -> None:
         """Forget it."""
         self.at.pop(stream_id, None)
-
-
-def resident_bytes() -> int:
-    """Of this process, now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def with_ray(

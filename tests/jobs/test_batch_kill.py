@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import tiny_weights
 from videos import make_video
 
 from pipeline.executor import track
@@ -31,11 +30,6 @@ import os, sys
 os.environ["XMEM_KILLS_DRIVER"] = str(os.getpid())
 os.execv(sys.executable, [sys.executable, "-c", "from jobs.cli import main; main()", *sys.argv[1:]])
 """
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_weights(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

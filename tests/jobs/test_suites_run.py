@@ -14,6 +14,7 @@ import pytest
 import torch
 from pictures import write_pictures
 from rich.console import Console
+from threads import torch_threads
 from tiny import tiny_model, tiny_weights
 
 from jobs.cli import main
@@ -33,10 +34,8 @@ HEIGHT = 48
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """The tensors here are so small that threads only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with torch_threads(1):
+        yield
 
 
 @pytest.fixture(scope="module")

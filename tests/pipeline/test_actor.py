@@ -15,7 +15,6 @@ import ray
 import torch
 from ray.exceptions import RayActorError
 from test_worker import FRAMES, MEMORY, PROMPTS, ROWS, rows
-from tiny import tiny_weights
 from videos import make_video
 
 from pipeline.actor import tracker_actor
@@ -31,11 +30,6 @@ def _ray() -> Iterator[None]:
     ray.init(num_cpus=3, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
     yield
     ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_weights(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

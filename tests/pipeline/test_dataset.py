@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from tiny import tiny_weights
 from videos import make_video
 
 import pipeline.dataset
@@ -28,25 +25,14 @@ from pipeline.store import StreamStore
 from pipeline.stream_ids import generate_stream_id
 from xmem_core import MemoryConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).parents[2]
 FRAMES = 12
 SQUARE = [[2, 28, 34, 28, 34, 55, 2, 55]]
 PROMPTS: dict[str, Any] = {"version": 1, "objects": [{"id": 1, "category": "square", "polygons": SQUARE}]}
 OTHERS: dict[str, Any] = {"version": 1, "objects": [{"id": 5, "box": [40, 30, 30, 20]}], "remove": []}
 MEMORY = MemoryConfig(mem_every=2, min_mid_term_frames=2, max_mid_term_frames=4, num_prototypes=8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_weights(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,12 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from tiny import tiny_weights
 from videos import damage_packets, make_video
 
 from pipeline.errors import AnotherWriterError, StoreError
@@ -30,6 +27,8 @@ from pipeline.sources import open_source
 from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
 from xmem_core import MemoryConfig
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WORKER = Path(__file__).with_name("track_worker.py")
 KILLS = int(os.environ.get("XMEM_CHAOS", "2"))
@@ -71,19 +70,6 @@ class Kept:
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_weights(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

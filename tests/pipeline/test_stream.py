@@ -31,6 +31,8 @@ from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
 from xmem_core import MemoryConfig, StepResult, VideoSegmenter, load_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORKER = Path(__file__).with_name("track_worker.py")
 KILLS = int(os.environ.get("XMEM_CHAOS", "4"))
 MEMORY = MemoryConfig(
@@ -47,19 +49,6 @@ PROMPTS: dict[str, Any] = {
     "remove": [{"frame": 15, "id": 2}],
 }
 FRAMES = 33
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_weights(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import tiny_weights
 from videos import make_video
 
 import pipeline.detectors as detectors
@@ -36,6 +34,8 @@ from pipeline.sources import open_source
 from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
 from xmem_core import MemoryConfig, VideoSegmenter, load_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WORKER = Path(__file__).with_name("track_worker.py")
 KILLS = int(os.environ.get("XMEM_CHAOS", "3"))
@@ -69,19 +69,6 @@ def walk(folder: Path, frames: int, **recipe: Any) -> Path:
     """`picture` as a video of 10 frames a second."""
     pictures = [picture(i) for i in range(frames)]
     return make_video(folder / "walk.mkv", pictures, rate=10, time_base=Fraction(1, 10), **recipe)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_weights(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from tiny import tiny_weights
 from videos import damage_packets, make_video
 
 from pipeline.errors import AnotherWriterError, PromptError, SourceError, StoreError, UsageError
@@ -23,6 +21,8 @@ from pipeline.sources import VideoFile, open_source
 from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
 from xmem_core import MemoryConfig
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 MEMORY = MemoryConfig(mem_every=2, min_mid_term_frames=2, max_mid_term_frames=4, num_prototypes=8)
 FRAMES = 23
@@ -43,24 +43,11 @@ class InterruptedRunError(Exception):
     pass
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(autouse=True)
 def _no_thread_stays() -> Iterator[None]:
     before = set(threading.enumerate())  # other modules' tests may have left some
     yield
     assert [t.name for t in threading.enumerate() if t.name.startswith("xmem-") and t not in before] == []
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_weights(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from faults import Answer, Proxy, Rule, faulty, storm
 from numpy.typing import NDArray
 from servers import ACCESS_KEY, SECRET_KEY, S3Server
 from small_net import SMALL_MEMORY
-from tiny import tiny_weights
 from videos import make_images, make_video, scene
 
 from pipeline import executor, filesystems, retries
@@ -37,6 +35,8 @@ from pipeline.sources import VideoSource, open_source
 from pipeline.store import StreamStore
 from pipeline.stream_ids import generate_stream_id
 from pipeline.work import Failure, StreamSpec, WorkerSettings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 BLOCK = 1 << 13
 FRAMES = 150
@@ -64,14 +64,6 @@ FAULTS = {
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "ATTEMPTS", Attempts(9, 0.01, 0.05))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -238,11 +230,6 @@ def test_images_are_read_in_spite_of_faults(
 
 
 # Tracking
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_weights(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import tiny_weights
 from videos import make_video
 
 from pipeline.executor import track
@@ -24,6 +23,8 @@ from pipeline.store import StreamStore
 from pipeline.work import ChunkRef, ChunkReport, StreamSpec, WorkerSettings
 from pipeline.worker import Worker, device_bytes
 from xmem_core import MemoryConfig
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 MEMORY = MemoryConfig(
     mem_every=2, min_mid_term_frames=2, max_mid_term_frames=4, num_prototypes=8, max_long_term_elements=40
@@ -40,19 +41,6 @@ PROMPTS: dict[str, Any] = {
 }
 FRAMES = 33
 ROWS = 15 + 33 + 24
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_weights(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

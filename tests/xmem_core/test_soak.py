@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from dataclasses import dataclass
 
 import pytest
+from measured import resident_bytes
 from small_net import frame_at, small_model, square
 
 from xmem_core import MemoryConfig, Prompt, TrackerState, VideoSegmenter
@@ -33,11 +33,6 @@ class Course:
     most: tuple[int, int]
     allocated: set[int]
     state: TrackerState
-
-
-def resident_bytes() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def run(frames: int) -> Course:
