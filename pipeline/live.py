@@ -18,7 +18,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,13 +29,14 @@ from pipeline.closing import Closing
 from pipeline.detectors import load_detector
 from pipeline.errors import PromptError, SourceError
 from pipeline.finder import FinderSettings, ObjectFinder
-from pipeline.ledger import Ledger, LedgerCounts
+from pipeline.ledger import Ledger
 from pipeline.live_feed import LiveFeed, OpenFeed
 from pipeline.live_pace import Pace
 from pipeline.live_record import Books, LiveRecord, Request
 from pipeline.live_requests import LiveRequests, Rejected
 from pipeline.live_snapshot import LiveSnapshot
 from pipeline.live_spec import LiveSpec
+from pipeline.live_unwritten import Unwritten
 from pipeline.live_view import LiveView
 from pipeline.masks import mean_probability, records_from_label_map
 from pipeline.prompts import PromptSet, resolve
@@ -159,22 +159,15 @@ class LiveTracker(Closing):
         self._snapshot_applied = self.requests.applied
 
         first = max(books.frames, record.frames_reserved)
-        self._first = books.frames
-        self._covered = first
-        self._records: list[MaskRecord] = []
-        self._events: list[Event] = []
-        self._losses: dict[tuple[str, str], Event] = {}
-        self._rows = books.rows
-        self._counts = {"dropped": dict(books.ledger.dropped), "corrupt": dict(books.ledger.corrupt)}
-        self._tracked = books.ledger.tracked
+        self._unwritten = Unwritten(books, first)
         self._begun = False
         self._rotated_at = self._snapshot_at = self._now()
         self._snapshot_due = False
-        self._snapshot_tracked = self._tracked
+        self._snapshot_tracked = books.ledger.tracked
         self._restart_lost = first - books.frames
         ledger = Ledger.resumed(books.ledger, first) if record.resumed else Ledger()
         if self._restart_lost:
-            self._add_event(Event(books.frames, "dropped", "restart", self._restart_lost))
+            self._unwritten.add(Event(books.frames, "dropped", "restart", self._restart_lost))
         ids = max(record.ids_reserved, *(i + 1 for i in (0, *self.state.object_ids)))
         if self.spec.prompts is not None:
             self.requests.begin_with(self.spec.prompts)
@@ -265,18 +258,16 @@ class LiveTracker(Closing):
                     break
                 lag, read_at = float(self.source.status().lag_seconds or 0.0), self._now()
                 self._receive(frame)
-                if (
-                    reason := "paused" if self.requests.paused else self._pace.unwanted(lag, read_at)
-                ) is not None:
+                reason = "paused" if self.requests.paused else self._pace.unwanted(lag, read_at)
+                if reason is not None:
                     self._drop(frame, reason)
                     continue
-                mark = len(self._events)
+                self._unwritten.begin_frame()
                 try:
                     step = self._arrive(frame)
                 except BaseException:
-                    self._spoil(frame, mark)
+                    self._spoil(frame)
                     raise
-                self._mark = mark
                 self._pending = (frame, step, lag, read_at)
                 return step
         except BaseException as error:
@@ -296,7 +287,7 @@ class LiveTracker(Closing):
             records = self._take(frame, result)
             self._pending, self.applying = None, ()
             self.source.ledger.tracked()
-            self._tracked += 1
+            self._unwritten.add_tracked(records)
             self.view.publish(frame, records)
             took = self._now() - read_at
             if self._pace.tracked(lag, took):
@@ -328,11 +319,12 @@ class LiveTracker(Closing):
         since = now - self._rotated_at
         hasty = self._snapshot_due and now - self._snapshot_at >= _HASTY_SNAPSHOT_SECONDS
         snapshot = hasty or (
-            now - self._snapshot_at >= chosen.snapshot_seconds and self._tracked > self._snapshot_tracked
+            now - self._snapshot_at >= chosen.snapshot_seconds
+            and self._unwritten.tracked > self._snapshot_tracked
         )
         due = (
-            len(self._records) >= chosen.rotate_rows
-            or (since >= chosen.rotate_seconds and bool(self._records or self._events))
+            self._unwritten.waiting_rows >= chosen.rotate_rows
+            or (since >= chosen.rotate_seconds and self._unwritten.worth_a_file)
             or since >= max(_EMPTY_SECONDS, chosen.rotate_seconds)
         )
         if self._begun and (due or snapshot):
@@ -359,15 +351,15 @@ class LiveTracker(Closing):
         try:
             if self._pending is not None:
                 frame, self._pending = self._pending[0], None
-                self._spoil(frame, self._mark)
+                self._spoil(frame)
             self.source.close()
             for event in self.source.trailing_losses:
-                self._add_event(event)
+                self._unwritten.add(event)
             received = self.source.ledger.counts().received
-            self._covered = max(self._covered, received)
+            self._unwritten.covered = max(self._unwritten.covered, received)
             self._writer.check()
             # Without a frame of its own a run has nothing to tell: the next one tells of both.
-            begun = self._begun or self._covered > self._first + self._restart_lost
+            begun = self._begun or self._unwritten.covered > self._unwritten.first + self._restart_lost
             if begun:
                 self._restarted(None)
                 self._rotate(self._now())
@@ -375,7 +367,7 @@ class LiveTracker(Closing):
                 self._take_snapshot(self._now())
             self._writer.drain()
             next_id = self._finder.next_id if self._finder is not None else self.record.ids_reserved
-            self.record.rest(state, frames=self._covered, ids=next_id)
+            self.record.rest(state, frames=self._unwritten.covered, ids=next_id)
         finally:
             self.record.close()
             self._writer.close()
@@ -388,8 +380,8 @@ class LiveTracker(Closing):
             self.record.reserve(frames=frame.frame_index + self._ahead())
         self._restarted(frame)
         for loss in frame.losses:
-            self._add_event(loss)
-        self._covered = frame.frame_index + 1
+            self._unwritten.add(loss)
+        self._unwritten.covered = frame.frame_index + 1
 
     def _restarted(self, frame: Frame | None) -> None:
         if self._begun:
@@ -401,11 +393,13 @@ class LiveTracker(Closing):
         if frame is not None and frame.wall_time is not None and self._previous[1] is not None:
             seconds = round((frame.wall_time - self._previous[1]).total_seconds(), 3)
         detail = {"seconds": seconds, "frames": self._restart_lost, "snapshot": self.restored_from}
-        index = self._first if frame is None else frame.frame_index
+        index = self._unwritten.first if frame is None else frame.frame_index
         pts, wall = (None, None) if frame is None else (frame.pts_seconds, frame.wall_time)
-        self._add_event(Event(index, "restart", "resumed", 1, pts_seconds=pts, wall_time=wall, detail=detail))
+        self._unwritten.add(
+            Event(index, "restart", "resumed", 1, pts_seconds=pts, wall_time=wall, detail=detail)
+        )
         for object_id in self._lost:
-            self._add_event(
+            self._unwritten.add(
                 Event(
                     index,
                     "object_removed",
@@ -418,32 +412,22 @@ class LiveTracker(Closing):
             )
         self._lost = []
 
-    _mark = 0  # events before the pending frame's
     _spoilt = False  # a frame failed half-way: the state may be wrong
 
-    def _spoil(self, frame: Frame, mark: int) -> None:
-        """A frame failed. What it was to begin did not happen; what it ended is gone all the same."""
+    def _spoil(self, frame: Frame) -> None:
         self._spoilt = True
-        self._events[mark:] = [e for e in self._events[mark:] if e.kind not in ("object_added", "corrected")]
+        self._unwritten.take_back()
         self._drop(frame, "failed")
 
     def _drop(self, frame: Frame, reason: str) -> None:
         self.source.ledger.dropped(reason)
-        self._add_event(
-            Event(
-                frame.frame_index,
-                "dropped",
-                reason,
-                pts_seconds=frame.pts_seconds,
-                wall_time=frame.wall_time,
-            )
-        )
+        self._unwritten.happened(frame, "dropped", reason=reason)
 
     def _arrive(self, frame: Frame) -> StepInput:
         told = any(loss.kind == "resized" and loss.reason is None for loss in frame.losses)
         if self._previous_size is not None and frame.size != self._previous_size and not told:
             detail = {"from": list(self._previous_size), "to": list(frame.size)}
-            self._event(frame, "resized", detail=detail)
+            self._unwritten.happened(frame, "resized", detail=detail)
         masks: dict[int, NDArray[np.bool_]] = {}
         self.applying = ()
         for request in self.requests.waiting():
@@ -483,7 +467,7 @@ class LiveTracker(Closing):
                 self._categories[object_id] = category
             masks[object_id] = mask
             kind, detail = ("corrected", None) if known else ("object_added", {"category": category})
-            self._event(frame, kind, object_id=object_id, reason="prompt", detail=detail)
+            self._unwritten.happened(frame, kind, object_id=object_id, reason="prompt", detail=detail)
         if self._finder is not None:
             self._finder.reserve(resolved.masks)
         self._snapshot_due = True
@@ -505,7 +489,9 @@ class LiveTracker(Closing):
             masks[new.object_id] = new.mask
             self._categories[new.object_id] = new.category
             detail = {"score": round(new.score, 4), "category": new.category}
-            self._event(frame, "object_added", object_id=new.object_id, reason="detector", detail=detail)
+            self._unwritten.happened(
+                frame, "object_added", object_id=new.object_id, reason="detector", detail=detail
+            )
             self._snapshot_due = True
 
     def _take(self, frame: Frame, result: StepResult) -> list[MaskRecord]:
@@ -518,40 +504,20 @@ class LiveTracker(Closing):
             if ids:
                 scores = mean_probability(label_map, result.label_probabilities.cpu().numpy(), ids)
                 records = records_from_label_map(label_map, scores, ids, frame, self._categories)
-        self._records.extend(records)
-        self._rows += len(records)
         self._previous = (frame.pts_seconds, frame.wall_time)
         self._previous_size = frame.size
         return records
 
     def _forget(self, frame: Frame, object_id: int, reason: str) -> None:
         self.state.remove_objects([object_id])
-        self._event(frame, "object_removed", object_id=object_id, reason=reason)
+        self._unwritten.happened(frame, "object_removed", object_id=object_id, reason=reason)
         self._categories.pop(object_id, None)
         self._snapshot_due = True
-
-    def _event(self, frame: Frame, kind: str, **values: Any) -> None:
-        self._add_event(
-            Event(frame.frame_index, kind, pts_seconds=frame.pts_seconds, wall_time=frame.wall_time, **values)
-        )
-
-    def _add_event(self, event: Event) -> None:
-        """Losses of one kind and reason become one row per file: an overloaded stream has one per frame."""
-        if event.kind not in ("dropped", "corrupt"):
-            self._events.append(event)
-            return
-        reason = str(event.reason)
-        book = self._counts[event.kind]
-        book[reason] = book.get(reason, 0) + event.count
-        known = self._losses.get((event.kind, reason))
-        if known is not None:
-            event = replace(known, count=known.count + event.count)
-        self._losses[event.kind, reason] = event
 
     # --- committing ------------------------------------------------------------------------------
 
     def _backlogged(self) -> bool:
-        return self._writing and len(self._records) > _MOST_WAITING * self.spec.settings.rotate_rows
+        return self._writing and self._unwritten.waiting_rows > _MOST_WAITING * self.spec.settings.rotate_rows
 
     def _numbers_run_out(self) -> bool:
         """Whether the next frame might have a number that is not reserved; then that is being done."""
@@ -584,50 +550,41 @@ class LiveTracker(Closing):
 
     def _rotate(self, now: float) -> None:
         """Hand all frames received so far to the writing thread."""
-        first, last = self._first, self._covered - 1
         self._rotated_at = now
-        if last < first:
+        content = self._unwritten.cut()
+        if content is None:
             return
-        events = [
-            replace(e, frame_index=min(max(e.frame_index, first), last))
-            for e in (*self._events, *self._losses.values())
-        ]
-        events.sort(key=lambda e: e.frame_index)
-        records = self._records
-        counts = LedgerCounts(
-            last + 1, self._tracked, dict(self._counts["dropped"]), dict(self._counts["corrupt"])
-        )
+        first, last, counts = content.first, content.last, content.counts
         if not counts.settled:
             logger.error("stream %s: the ledger does not add up: %r", self.spec.stream_id, counts)
         living = {i: self._categories.get(i) for i in self.state.object_ids}
-        books = Books(last + 1, counts, self._rows, living, *self._previous)
+        books = Books(last + 1, counts, content.rows, living, *self._previous)
         reserved, facts = last + 1 + self._ahead(), self._facts(self.source.uri, self.source)
-        self._first, self._records, self._events, self._losses = last + 1, [], [], {}
 
         def write() -> None:
-            tracks, happened = tracks_table(records), events_table(events)
+            tracks, events = tracks_table(content.records), events_table(content.events)
             if self._sinks and not self._store.holds(first):
-                self._sinks.commit(self.spec.stream_id, first, last, tracks, happened)
+                self._sinks.commit(self.spec.stream_id, first, last, tracks, events)
             if first == 0:
                 self.record.check_ours()
-            self._store.commit(first, last, tracks, happened)
+            self._store.commit(first, last, tracks, events)
             self.record.committed(books, frames=reserved, facts=facts)
 
         self._submit(write)
 
     def _take_snapshot(self, now: float) -> None:
         """Of the state after all frames that were handed to the writer; written after them."""
-        self._snapshot_at, self._snapshot_due, self._snapshot_tracked = now, False, self._tracked
+        self._snapshot_at, self._snapshot_due, self._snapshot_tracked = now, False, self._unwritten.tracked
         snapshot = LiveSnapshot(
             Snapshot(
-                next_frame=self._first,
+                next_frame=self._unwritten.first,
                 tracker=self.state.to_bytes(),
                 run=self._run(),
                 previous_pts_seconds=self._previous[0],
                 previous_size=self._previous_size,
                 categories=tuple(self._categories.items()),
-                rows=self._rows,
-                losses=sum(self._counts["corrupt"].values()),
+                rows=self._unwritten.rows,
+                losses=self._unwritten.corrupt,
                 finder=None if self._finder is None else self._finder.to_bytes(),
             ),
             self._previous[1],
@@ -648,7 +605,7 @@ class LiveTracker(Closing):
     @property
     def next_frame(self) -> int:
         """The number after the newest frame that came out of the source."""
-        return self._covered
+        return self._unwritten.covered
 
     @property
     def began(self) -> bool:
