@@ -20,33 +20,30 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.background import BackgroundWriter
 from pipeline.boxes import BoxSegmenter, load_box_segmenter
 from pipeline.closing import Closing
-from pipeline.detectors import load_detector
 from pipeline.errors import PromptError, SourceError
-from pipeline.finder import FinderSettings, ObjectFinder
+from pipeline.finder import ObjectFinder
 from pipeline.ledger import Ledger
 from pipeline.live_feed import LiveFeed, OpenFeed
+from pipeline.live_objects import LiveObjects, Masks
 from pipeline.live_pace import Pace
 from pipeline.live_record import Books, LiveRecord, Request
 from pipeline.live_requests import LiveRequests, Rejected
+from pipeline.live_restore import restore, run_of
 from pipeline.live_snapshot import LiveSnapshot
 from pipeline.live_spec import LiveSpec
 from pipeline.live_unwritten import Unwritten
 from pipeline.live_view import LiveView
-from pipeline.masks import mean_probability, records_from_label_map
-from pipeline.prompts import PromptSet, resolve
-from pipeline.records import Event, Frame, MaskRecord, events_table, tracks_table
+from pipeline.prompts import PromptSet
+from pipeline.records import Event, Frame, events_table, tracks_table
 from pipeline.settings import TrackSettings
 from pipeline.sinks import Sinks
 from pipeline.snapshot import Snapshot
 from pipeline.store import StreamStore
 from pipeline.stream import StepInput
-from xmem_core import Prompt, StepResult, TrackerState, VideoSegmenter
+from xmem_core import Prompt, StepResult, VideoSegmenter
 
 __all__ = ["LiveFeed", "LiveTracker", "OpenFeed", "Rejected"]
 
@@ -106,63 +103,53 @@ class LiveTracker(Closing):
         self.view = view or LiveView()
         self.settings = settings
         self._store, self._segmenter, self._sinks, self._now = store, segmenter, sinks, now
-        self._boxes: BoxSegmenter = load_box_segmenter(spec.settings.box_segmenter)
+        boxes = load_box_segmenter(spec.settings.box_segmenter)
         self._writer = BackgroundWriter(_MOST_WAITING)
         self._jobs_given = self._jobs_done = 0  # each counted by one thread
         self._failure: BaseException | None = None
         self._pending: tuple[Frame, StepInput, float, float] | None = None
         self._pace = Pace(spec.settings)
+        self._spoilt = False  # a frame failed half-way: the state may be wrong
         self._closed = False
         self.record = LiveRecord(store, self._facts(spec.shown_url, None))
         try:
-            self._open(open_feed, distrusted)
+            self._open(open_feed, boxes, distrusted)
         except BaseException:
             self._writer.close()
             raise
 
     # --- opening ---------------------------------------------------------------------------------
 
-    def _open(self, open_feed: OpenFeed, distrusted: Mapping[int, str] | None) -> None:
+    def _open(self, open_feed: OpenFeed, boxes: BoxSegmenter, distrusted: Mapping[int, str] | None) -> None:
         record, books = self.record, self.record.books
-        found = self._store.load_snapshot(books.frames, self._validated)
-        if found is None:
-            self.state = self._segmenter.new_state()
-            self._categories: dict[int, str | None] = {}
-            self._previous_size: tuple[int, int] | None = None
-            self._finder = self._new_finder()
-            self.restored_from: int | None = None
-        else:
-            snapshot, self.state, self._finder = found[1]
-            self._categories = dict(snapshot.stream.categories)
-            self._previous_size = snapshot.stream.previous_size
-            self.restored_from = snapshot.stream.next_frame
-        self._lost = [i for i in books.objects if i not in self.state.object_ids]
-        # They were removed, and that is committed; the snapshot is older.
-        if gone := [i for i in self.state.object_ids if i not in books.objects]:
-            self.state.remove_objects(gone)
-            for object_id in gone:
-                self._categories.pop(object_id, None)
-        self._previous = (books.pts_seconds, books.wall_time)
-        wall = None if found is None else found[1][0].wall_time
-        if found is not None and wall is not None and (self._previous[1] is None or wall > self._previous[1]):
-            self._previous = (found[1][0].stream.previous_pts_seconds, wall)
-        if self._finder is not None:
-            self._finder.reserve([record.ids_reserved - 1, *self.state.object_ids])
+        restored = restore(self._store, books, self.spec, self._segmenter, boxes)
+        self.state, self.restored_from = restored.state, restored.next_frame
+        self._previous, self._previous_size = restored.previous, restored.previous_size
+        self._lost = restored.lost
         self.requests = LiveRequests(
             self.spec,
             record,
             self.state,
-            applied=0 if found is None else found[1][0].applied,
-            paused=False if found is None else found[1][0].paused,
+            applied=restored.applied,
+            paused=restored.paused,
             distrusted=distrusted,
         )
         self._snapshot_applied = self.requests.applied
 
         first = max(books.frames, record.frames_reserved)
         self._unwritten = Unwritten(books, first)
+        self._objects = LiveObjects(
+            self.state,
+            boxes,
+            self.spec.settings.max_objects,
+            self._unwritten,
+            finder=restored.finder,
+            categories=restored.categories,
+        )
+        if restored.finder is not None:
+            restored.finder.reserve([record.ids_reserved - 1, *self.state.object_ids])
         self._begun = False
         self._rotated_at = self._snapshot_at = self._now()
-        self._snapshot_due = False
         self._snapshot_tracked = books.ledger.tracked
         self._restart_lost = first - books.frames
         ledger = Ledger.resumed(books.ledger, first) if record.resumed else Ledger()
@@ -174,33 +161,6 @@ class LiveTracker(Closing):
         record.reserve(frames=first + _FRAMES_AHEAD, ids=max(ids, record.ids_reserved) + _IDS_AHEAD)
         self.source = open_feed(self.spec, ledger)
         self.source.resume(first, *self._previous)
-
-    def _validated(self, blob: bytes) -> tuple[LiveSnapshot, TrackerState, ObjectFinder | None]:
-        snapshot = LiveSnapshot.from_bytes(blob)
-        if snapshot.stream.run != self._run():
-            raise ValueError("it was taken with another model, memory or size")
-        finder = self._new_finder()
-        if finder is not None and snapshot.stream.finder is not None:
-            finder.from_bytes(snapshot.stream.finder)
-        state = TrackerState.from_bytes(snapshot.stream.tracker, device=self._segmenter.device)
-        return snapshot, state, finder
-
-    def _new_finder(self) -> ObjectFinder | None:
-        name, chosen = self.spec.detector, self.spec.settings
-        if name is None:
-            return None
-        settings = FinderSettings(
-            every=chosen.detect_every,
-            confirmations=chosen.detect_confirmations,
-            max_objects=chosen.max_objects,
-            out_of_sight=chosen.out_of_sight_frames,
-        )
-        return ObjectFinder(load_detector(name), settings, self._boxes)
-
-    def _run(self) -> str:
-        """What a state belongs to."""
-        chosen = self._segmenter
-        return f"{chosen.fingerprint} {chosen.size} {chosen.memory_config}"
 
     def _facts(self, uri: str, source: LiveFeed | None) -> dict[str, Any]:
         return {
@@ -284,7 +244,8 @@ class LiveTracker(Closing):
             raise RuntimeError("accept() without a frame from next_input()")
         frame, _, lag, read_at = self._pending
         try:
-            records = self._take(frame, result)
+            records = self._objects.seen(frame, result)
+            self._previous, self._previous_size = (frame.pts_seconds, frame.wall_time), frame.size
             self._pending, self.applying = None, ()
             self.source.ledger.tracked()
             self._unwritten.add_tracked(records)
@@ -317,7 +278,7 @@ class LiveTracker(Closing):
             return
         chosen = self.spec.settings
         since = now - self._rotated_at
-        hasty = self._snapshot_due and now - self._snapshot_at >= _HASTY_SNAPSHOT_SECONDS
+        hasty = self._objects.changed and now - self._snapshot_at >= _HASTY_SNAPSHOT_SECONDS
         snapshot = hasty or (
             now - self._snapshot_at >= chosen.snapshot_seconds
             and self._unwritten.tracked > self._snapshot_tracked
@@ -366,7 +327,8 @@ class LiveTracker(Closing):
             if self._begun and not self._spoilt and self.state.poisoned is None:
                 self._take_snapshot(self._now())
             self._writer.drain()
-            next_id = self._finder.next_id if self._finder is not None else self.record.ids_reserved
+            finder = self._objects.finder
+            next_id = self.record.ids_reserved if finder is None else finder.next_id
             self.record.rest(state, frames=self._unwritten.covered, ids=next_id)
         finally:
             self.record.close()
@@ -410,9 +372,7 @@ class LiveTracker(Closing):
                     detail={"why": "it is in no snapshot"},
                 )
             )
-        self._lost = []
-
-    _spoilt = False  # a frame failed half-way: the state may be wrong
+        self._lost = ()
 
     def _spoil(self, frame: Frame) -> None:
         self._spoilt = True
@@ -428,7 +388,7 @@ class LiveTracker(Closing):
         if self._previous_size is not None and frame.size != self._previous_size and not told:
             detail = {"from": list(self._previous_size), "to": list(frame.size)}
             self._unwritten.happened(frame, "resized", detail=detail)
-        masks: dict[int, NDArray[np.bool_]] = {}
+        masks: Masks = {}
         self.applying = ()
         for request in self.requests.waiting():
             if not self.requests.refuses(request):
@@ -437,42 +397,25 @@ class LiveTracker(Closing):
             self.requests.done(request)
             if masks:
                 break  # prompts of two requests may cover each other; the next frame is soon here
-        if self._finder is not None:
-            self._look(frame, self._finder, masks)
+        if self._objects.finder is not None:
+            self._reserve_ids(self._objects.finder)
+            self._objects.look(frame, masks)
         return StepInput(self.state, frame.image, Prompt(masks) if masks else None)
 
-    def _apply(self, frame: Frame, request: Request, masks: dict[int, NDArray[np.bool_]]) -> None:
+    def _apply(self, frame: Frame, request: Request, masks: Masks) -> None:
         for object_id in request.content.get("remove", ()):
             if object_id in self.state.object_ids:
-                self._forget(frame, object_id, "requested")
+                self._objects.remove(frame, object_id, "requested")
             else:
                 self.requests.reject(request, f"no object {object_id} is tracked that could be removed")
-        if "prompts" not in request.content:
-            return
-        try:
-            objects = PromptSet.from_record(request.content["prompts"]).at(0)
-            living = {*self.state.object_ids, *(entry.object_id for entry in objects)}
-            if len(living) > self.spec.settings.max_objects:
-                raise PromptError(
-                    f"{len(living)} objects would be tracked, {self.spec.settings.max_objects} are allowed"
-                )
-            resolved = resolve(objects, frame, self._boxes)
-        except PromptError as error:
-            self.requests.reject(request, str(error))
-            return
-        for object_id, mask in resolved.masks.items():
-            known = object_id in self.state.object_ids
-            category = resolved.categories.get(object_id)
-            if category is not None or not known:
-                self._categories[object_id] = category
-            masks[object_id] = mask
-            kind, detail = ("corrected", None) if known else ("object_added", {"category": category})
-            self._unwritten.happened(frame, kind, object_id=object_id, reason="prompt", detail=detail)
-        if self._finder is not None:
-            self._finder.reserve(resolved.masks)
-        self._snapshot_due = True
+        if "prompts" in request.content:
+            try:
+                masks.update(self._objects.prompt(frame, request.content["prompts"]))
+            except PromptError as error:
+                self.requests.reject(request, str(error))
 
-    def _look(self, frame: Frame, finder: ObjectFinder, masks: dict[int, NDArray[np.bool_]]) -> None:
+    def _reserve_ids(self, finder: ObjectFinder) -> None:
+        """For all objects that may be found on the next look."""
         most = self.spec.settings.max_objects
         # Ids that requests were promised lie below what is reserved, so they must be known here as well.
         while True:
@@ -482,37 +425,6 @@ class LiveTracker(Closing):
             if finder.next_id + most <= free:
                 break
             self.record.reserve(ids=finder.next_id + most + _IDS_AHEAD)
-        for object_id in finder.given_up(frame.frame_index):
-            if object_id in self.state.object_ids and object_id not in masks:
-                self._forget(frame, object_id, "out_of_sight")
-        for new in finder.look(frame, self.state.object_ids, masks):
-            masks[new.object_id] = new.mask
-            self._categories[new.object_id] = new.category
-            detail = {"score": round(new.score, 4), "category": new.category}
-            self._unwritten.happened(
-                frame, "object_added", object_id=new.object_id, reason="detector", detail=detail
-            )
-            self._snapshot_due = True
-
-    def _take(self, frame: Frame, result: StepResult) -> list[MaskRecord]:
-        ids = result.object_ids
-        records: list[MaskRecord] = []
-        if ids or self._finder is not None:
-            label_map = result.label_map.cpu().numpy()
-            if self._finder is not None:
-                self._finder.saw(frame.frame_index, label_map, ids)
-            if ids:
-                scores = mean_probability(label_map, result.label_probabilities.cpu().numpy(), ids)
-                records = records_from_label_map(label_map, scores, ids, frame, self._categories)
-        self._previous = (frame.pts_seconds, frame.wall_time)
-        self._previous_size = frame.size
-        return records
-
-    def _forget(self, frame: Frame, object_id: int, reason: str) -> None:
-        self.state.remove_objects([object_id])
-        self._unwritten.happened(frame, "object_removed", object_id=object_id, reason=reason)
-        self._categories.pop(object_id, None)
-        self._snapshot_due = True
 
     # --- committing ------------------------------------------------------------------------------
 
@@ -557,8 +469,7 @@ class LiveTracker(Closing):
         first, last, counts = content.first, content.last, content.counts
         if not counts.settled:
             logger.error("stream %s: the ledger does not add up: %r", self.spec.stream_id, counts)
-        living = {i: self._categories.get(i) for i in self.state.object_ids}
-        books = Books(last + 1, counts, content.rows, living, *self._previous)
+        books = Books(last + 1, counts, content.rows, self._objects.living(), *self._previous)
         reserved, facts = last + 1 + self._ahead(), self._facts(self.source.uri, self.source)
 
         def write() -> None:
@@ -574,18 +485,20 @@ class LiveTracker(Closing):
 
     def _take_snapshot(self, now: float) -> None:
         """Of the state after all frames that were handed to the writer; written after them."""
-        self._snapshot_at, self._snapshot_due, self._snapshot_tracked = now, False, self._unwritten.tracked
+        self._snapshot_at, self._snapshot_tracked = now, self._unwritten.tracked
+        objects = self._objects
+        objects.changed = False
         snapshot = LiveSnapshot(
             Snapshot(
                 next_frame=self._unwritten.first,
                 tracker=self.state.to_bytes(),
-                run=self._run(),
+                run=run_of(self._segmenter),
                 previous_pts_seconds=self._previous[0],
                 previous_size=self._previous_size,
-                categories=tuple(self._categories.items()),
+                categories=tuple(objects.categories.items()),
                 rows=self._unwritten.rows,
                 losses=self._unwritten.corrupt,
-                finder=None if self._finder is None else self._finder.to_bytes(),
+                finder=None if objects.finder is None else objects.finder.to_bytes(),
             ),
             self._previous[1],
             self.requests.applied,

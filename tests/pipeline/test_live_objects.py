@@ -1,0 +1,150 @@
+"""Who is tracked on a live stream: prompts, removals and finds, told as they happen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from small_net import SMALL_MEMORY, frame_at, small_model, square
+
+from pipeline.boxes import load_box_segmenter
+from pipeline.errors import PromptError
+from pipeline.live_objects import LiveObjects
+from pipeline.live_record import Books
+from pipeline.live_unwritten import Unwritten
+from pipeline.masks import mask_to_rle
+from pipeline.records import Frame
+from xmem_core import Prompt, VideoSegmenter
+
+HEIGHT, WIDTH = 48, 64
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> VideoSegmenter:
+    return VideoSegmenter(small_model(), SMALL_MEMORY)
+
+
+@dataclass
+class Found:
+    object_id: int
+    mask: Any
+    category: str | None = "cat"
+    score: float = 0.87654
+
+
+@dataclass
+class Finder:
+    """Finds and gives up what it is told to."""
+
+    finds: list[Found] = field(default_factory=list)
+    gives_up: list[int] = field(default_factory=list)
+    reserved: set[int] = field(default_factory=set)
+    sights: list[tuple[int, list[int]]] = field(default_factory=list)
+
+    def reserve(self, ids: Iterable[int]) -> None:
+        self.reserved |= set(ids)
+
+    def given_up(self, frame_index: int) -> list[int]:
+        return self.gives_up
+
+    def look(self, frame: Frame, live: Any, masks: Any) -> list[Found]:
+        return self.finds
+
+    def saw(self, frame_index: int, label_map: Any, live: Iterable[int]) -> None:
+        self.sights.append((frame_index, list(live)))
+
+
+class Scene:
+    def __init__(self, segmenter: VideoSegmenter, finder: Any = None) -> None:
+        self.segmenter, self.unwritten = segmenter, Unwritten(Books(), 0)
+        boxes = load_box_segmenter("grabcut")
+        self.objects = LiveObjects(segmenter.new_state(), boxes, 2, self.unwritten, finder=finder)
+
+    def step(self, index: int, masks: Any) -> Any:
+        """Track a frame; the ids and categories of its records."""
+        frame = frame_of(index)
+        result = self.segmenter.step(self.objects.state, frame.image, Prompt(masks) if masks else None)
+        return [(r.object_id, r.category) for r in self.objects.seen(frame, result)]
+
+    def told(self) -> list[tuple[Any, ...]]:
+        self.unwritten.covered += 1
+        content = self.unwritten.cut()
+        assert content is not None
+        return [(e.kind, e.reason, e.object_id, e.detail) for e in content.events]
+
+
+def frame_of(index: int) -> Frame:
+    return Frame(frame_at(index, HEIGHT, WIDTH), index, index / 10)
+
+
+def prompts(*objects: tuple[int, str | None]) -> dict[str, Any]:
+    entries = []
+    for k, (object_id, category) in enumerate(objects):
+        mask = square(HEIGHT, WIDTH, 8, 4 + 16 * k, 14)
+        rle = {"size": [HEIGHT, WIDTH], "counts": mask_to_rle(mask)}
+        entries.append({"id": object_id, "rle": rle} | ({"category": category} if category else {}))
+    return {"version": 1, "objects": entries}
+
+
+def test_prompts_begin_objects_and_correct_them(segmenter: VideoSegmenter) -> None:
+    scene = Scene(segmenter)
+    masks = scene.objects.prompt(frame_of(0), prompts((1, "dog"), (4, None)))
+    assert scene.objects.changed
+    assert scene.step(0, masks) == [(1, "dog"), (4, None)]
+    assert scene.told() == [
+        ("object_added", "prompt", 1, {"category": "dog"}),
+        ("object_added", "prompt", 4, {"category": None}),
+    ]
+    masks = scene.objects.prompt(frame_of(1), prompts((1, None), (4, "cow")))
+    assert scene.step(1, masks) == [(1, "dog"), (4, "cow")]
+    assert scene.told() == [("corrected", "prompt", 1, None), ("corrected", "prompt", 4, None)]
+    assert scene.objects.living() == {1: "dog", 4: "cow"}
+
+
+def test_what_cannot_be_prompted_changes_nothing(segmenter: VideoSegmenter) -> None:
+    scene = Scene(segmenter)
+    with pytest.raises(PromptError, match="3 objects would be tracked, 2 are allowed"):
+        scene.objects.prompt(frame_of(0), prompts((1, "dog"), (2, None), (3, None)))
+    assert (scene.objects.changed, scene.objects.categories, scene.told()) == (False, {}, [])
+
+
+def test_removed_objects_are_gone_at_once(segmenter: VideoSegmenter) -> None:
+    scene = Scene(segmenter)
+    scene.step(0, scene.objects.prompt(frame_of(0), prompts((1, "dog"), (2, None))))
+    scene.objects.changed = False
+    scene.objects.remove(frame_of(1), 1, "requested")
+    assert scene.objects.changed
+    assert scene.objects.living() == {2: None}
+    assert scene.objects.categories == {2: None}
+    assert scene.step(1, None) == [(2, None)]
+    assert scene.told()[-1] == ("object_removed", "requested", 1, None)
+
+
+def test_the_finder_brings_objects_and_gives_them_up(segmenter: VideoSegmenter) -> None:
+    finder = Finder([Found(7, square(HEIGHT, WIDTH, 20, 40, 12))])
+    scene = Scene(segmenter, finder)
+    masks = scene.objects.prompt(frame_of(0), prompts((1, None)))
+    scene.objects.look(frame_of(0), masks)
+    assert finder.reserved == {1}
+    assert scene.step(0, masks) == [(1, None), (7, "cat")]
+    assert finder.sights == [(0, [1, 7])]
+    assert scene.told()[-1] == ("object_added", "detector", 7, {"score": 0.8765, "category": "cat"})
+    finder.finds, finder.gives_up = [], [1, 7, 99]
+    masks = {1: np.ones((HEIGHT, WIDTH), np.bool_)}
+    scene.objects.look(frame_of(1), masks)  # what is being prompted just now is not given up
+    assert scene.objects.living() == {1: None}
+    assert scene.told() == [("object_removed", "out_of_sight", 7, None)]
+
+
+def test_without_objects_and_finder_nothing_is_read(segmenter: VideoSegmenter) -> None:
+    class Untouched:
+        object_ids: tuple[int, ...] = ()
+
+    scene = Scene(segmenter)
+    assert scene.objects.seen(frame_of(0), Untouched()) == []  # type: ignore[arg-type]
+    finder = Finder()
+    assert Scene(segmenter, finder).step(3, None) == []
+    assert finder.sights == [(3, [])]
