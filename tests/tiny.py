@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from xmem_core import ModelConfig, XMem
+from xmem_core import MemoryConfig, ModelConfig, XMem
 from xmem_core.weights import save_weights
 
 TINY = ModelConfig(
@@ -21,6 +22,10 @@ TINY = ModelConfig(
     sensory_mid_dim=8,
     default_size=48,
 )
+SHORT_MEMORY = MemoryConfig(mem_every=2, min_mid_term_frames=2, max_mid_term_frames=4, num_prototypes=8)
+"""Consolidates every few frames, so that a short clip has all three memories."""
+CAPPED_MEMORY = replace(SHORT_MEMORY, max_long_term_elements=40)
+"""Forgets too, before a short clip ends."""
 
 
 def tiny_model(seed: int = 0) -> XMem:

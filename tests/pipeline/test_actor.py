@@ -14,7 +14,8 @@ import pytest
 import ray
 import torch
 from ray.exceptions import RayActorError
-from test_worker import FRAMES, MEMORY, PROMPTS, ROWS, rows
+from test_worker import FRAMES, PROMPTS, ROWS, rows
+from tiny import CAPPED_MEMORY
 from videos import make_video
 
 from pipeline.actor import tracker_actor
@@ -41,7 +42,9 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one_pass(tmp_path_factory: pytest.TempPathFactory, video: Path, model: str) -> pa.Table:
     out = tmp_path_factory.mktemp("one-pass")
     prompts = PromptSet.from_record(PROMPTS)
-    track(video, out, prompts, stream_id="cam", model=model, memory=MEMORY, threads=1, chunk_frames=1000)
+    track(
+        video, out, prompts, stream_id="cam", model=model, memory=CAPPED_MEMORY, threads=1, chunk_frames=1000
+    )
     return rows(out)
 
 
@@ -52,7 +55,9 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def actors(out: Path, model: str) -> list[Any]:
-    options = WorkerSettings(str(out), model=model, memory=MEMORY, chunk_frames=CHUNK, snapshot_chunks=2)
+    options = WorkerSettings(
+        str(out), model=model, memory=CAPPED_MEMORY, chunk_frames=CHUNK, snapshot_chunks=2
+    )
     return [tracker_actor(options) for _ in range(2)]
 
 

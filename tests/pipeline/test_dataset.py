@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tiny import SHORT_MEMORY
 from videos import make_video
 
 import pipeline.dataset
@@ -23,7 +24,6 @@ from pipeline.prompts import PromptSet
 from pipeline.query import query
 from pipeline.store import StreamStore
 from pipeline.stream_ids import generate_stream_id
-from xmem_core import MemoryConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,7 +32,6 @@ FRAMES = 12
 SQUARE = [[2, 28, 34, 28, 34, 55, 2, 55]]
 PROMPTS: dict[str, Any] = {"version": 1, "objects": [{"id": 1, "category": "square", "polygons": SQUARE}]}
 OTHERS: dict[str, Any] = {"version": 1, "objects": [{"id": 5, "box": [40, 30, 30, 20]}], "remove": []}
-MEMORY = MemoryConfig(mem_every=2, min_mid_term_frames=2, max_mid_term_frames=4, num_prototypes=8)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,9 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def stage(out: Path, model: str, **more: Any) -> TrackVideos:
-    return TrackVideos(str(out), model=model, memory=MEMORY, chunk_frames=5, **{"prompts": PROMPTS, **more})
+    return TrackVideos(
+        str(out), model=model, memory=SHORT_MEMORY, chunk_frames=5, **{"prompts": PROMPTS, **more}
+    )
 
 
 def lines(batch: dict[str, Any]) -> list[dict[str, Any]]:
@@ -82,7 +83,7 @@ def test_a_line_per_video_and_the_rows_of_track(tmp_path: Path, videos: Path, mo
     assert first == dict(zip(RESULT_COLUMNS, expected, strict=True))
     assert (second["stream_id"], second["frames"]) == (generate_stream_id(b), FRAMES + 5)
     prompts = PromptSet.from_record(PROMPTS)
-    alone = track(a, tmp_path / "alone", prompts, model=model, memory=MEMORY, threads=1, chunk_frames=5)
+    alone = track(a, tmp_path / "alone", prompts, model=model, memory=SHORT_MEMORY, threads=1, chunk_frames=5)
     assert rows(tmp_path / "out", alone.stream_id) == rows(tmp_path / "alone", alone.stream_id)
     assert {name: result[name].dtype.kind for name in RESULT_COLUMNS} == {
         **dict.fromkeys(("stream_id", "uri", "state", "cause"), "O"),

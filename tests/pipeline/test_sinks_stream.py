@@ -9,12 +9,14 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tiny import SHORT_MEMORY
 from videos import damage_packets, make_video
 
 from pipeline.errors import AnotherWriterError, StoreError
@@ -26,13 +28,11 @@ from pipeline.sinks import Sinks
 from pipeline.sources import open_source
 from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
-from xmem_core import MemoryConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 WORKER = Path(__file__).with_name("track_worker.py")
 KILLS = int(os.environ.get("XMEM_CHAOS", "2"))
-MEMORY = {"mem_every": 2, "min_mid_term_frames": 2, "max_mid_term_frames": 4, "num_prototypes": 8}
 CHUNK = 4
 FRAMES = 22
 RANGES = [(0, 3), (4, 7), (8, 11), (12, 15), (16, 19), (20, 21)]
@@ -115,10 +115,9 @@ class Kept:
 
 
 def tracker(video: Path, out: Path, model: str, sinks: Sinks | None, chunk: int = CHUNK) -> StreamTracker:
-    memory = MemoryConfig(**MEMORY)
-    segmenter = open_segmenter(model, memory)
+    segmenter = open_segmenter(model, SHORT_MEMORY)
     settings = TrackSettings(
-        model, segmenter.fingerprint, memory, segmenter.size, chunk_frames=chunk, snapshot_chunks=2
+        model, segmenter.fingerprint, SHORT_MEMORY, segmenter.size, chunk_frames=chunk, snapshot_chunks=2
     )
     prompts = PromptSet.from_record(PROMPTS)
     return StreamTracker(
@@ -246,7 +245,8 @@ def start(
 ) -> subprocess.Popen[str]:
     arguments = {
         "video": str(video), "out": str(out), "stream_id": "cam", "model": model, "threads": 1,
-        "chunk_frames": CHUNK, "snapshot_chunks": 2, "memory": MEMORY, "prompts": PROMPTS, "sinks": ["kept"],
+        "chunk_frames": CHUNK, "snapshot_chunks": 2, "memory": asdict(SHORT_MEMORY),
+        "prompts": PROMPTS, "sinks": ["kept"],
     }  # fmt: skip
     paths = [str(plugin), str(WORKER.parents[2]), str(WORKER.parents[1])]
     environment = dict(

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import tiny_weights
+from prompted import three_objects
+from tiny import CAPPED_MEMORY, tiny_weights
 from videos import corrupt, damage_packets, make_images, make_video
 
 from pipeline.errors import PromptError, SettingsConflictError, SourceError, UsageError
@@ -35,19 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 WORKER = Path(__file__).with_name("track_worker.py")
 KILLS = int(os.environ.get("XMEM_CHAOS", "4"))
-MEMORY = MemoryConfig(
-    mem_every=2, min_mid_term_frames=2, max_mid_term_frames=4, num_prototypes=8, max_long_term_elements=40
-)
-PROMPTS: dict[str, Any] = {
-    "version": 1,
-    "objects": [
-        {"frame": 0, "id": 1, "category": "square", "polygons": [[2, 28, 34, 28, 34, 55, 2, 55]]},
-        {"frame": 0, "id": 2, "box": [90, 70, 30, 30]},
-        {"frame": 9, "id": 70000, "category": "late", "polygons": [[60, 10, 90, 10, 90, 40, 60, 40]]},
-        {"frame": 21, "id": 1, "polygons": [[20, 28, 54, 28, 54, 55, 20, 55]]},
-    ],
-    "remove": [{"frame": 15, "id": 2}],
-}
+PROMPTS = three_objects(correct_at=21)
 FRAMES = 33
 
 
@@ -65,7 +54,7 @@ def run(video: Path | str, out: Path, model: str, **changes: Any) -> Any:
         "threads": 1,
         "chunk_frames": 5,
         "snapshot_chunks": 2,
-        "memory": MEMORY,
+        "memory": CAPPED_MEMORY,
         "prompts": PromptSet.from_record(PROMPTS),
     }
     return track(str(video), out, **(arguments | changes))
@@ -99,7 +88,7 @@ def test_rows_are_those_of_a_bare_loop_over_the_segmenter(undisturbed: Path, vid
 
     prompts = PromptSet.from_record(PROMPTS)
     network = load_model(model)
-    segmenter = VideoSegmenter(network, MEMORY, size=network.config.default_size)
+    segmenter = VideoSegmenter(network, CAPPED_MEMORY, size=network.config.default_size)
     state = segmenter.new_state()
     expected = {}
     with open_source(str(video)) as source:
@@ -393,9 +382,15 @@ def test_many_streams_on_one_executor_do_not_touch_each_other(
     tmp_path: Path, undisturbed: Path, video: Path, model: str
 ) -> None:
     network = load_model(model)
-    segmenter = VideoSegmenter(network, MEMORY, size=network.config.default_size)
+    segmenter = VideoSegmenter(network, CAPPED_MEMORY, size=network.config.default_size)
     settings = TrackSettings(
-        model, segmenter.fingerprint, MEMORY, segmenter.size, threads=1, chunk_frames=5, snapshot_chunks=2
+        model,
+        segmenter.fingerprint,
+        CAPPED_MEMORY,
+        segmenter.size,
+        threads=1,
+        chunk_frames=5,
+        snapshot_chunks=2,
     )
     streams = [
         StreamTracker(
@@ -421,8 +416,8 @@ def test_many_streams_on_one_executor_do_not_touch_each_other(
 
 def test_accept_needs_a_frame(tmp_path: Path, video: Path, model: str) -> None:
     network = load_model(model)
-    segmenter = VideoSegmenter(network, MEMORY, size=48)
-    settings = TrackSettings(model, segmenter.fingerprint, MEMORY, 48, threads=1)
+    segmenter = VideoSegmenter(network, CAPPED_MEMORY, size=48)
+    settings = TrackSettings(model, segmenter.fingerprint, CAPPED_MEMORY, 48, threads=1)
     source = open_source(str(video))
     store = StreamStore(tmp_path, "cam")
     stream = StreamTracker(source, store, segmenter, settings, PromptSet.from_record(PROMPTS))
@@ -452,7 +447,7 @@ def _start(
         "threads": 1,
         "chunk_frames": 5,
         "snapshot_chunks": 2,
-        "memory": asdict(MEMORY),
+        "memory": asdict(CAPPED_MEMORY),
         **changes,
     }
     return subprocess.Popen(

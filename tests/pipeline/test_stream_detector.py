@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny import CAPPED_MEMORY
 from videos import make_video
 
 import pipeline.detectors as detectors
@@ -40,9 +41,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 WORKER = Path(__file__).with_name("track_worker.py")
 KILLS = int(os.environ.get("XMEM_CHAOS", "3"))
 FRAMES = 48
-MEMORY = MemoryConfig(
-    mem_every=2, min_mid_term_frames=2, max_mid_term_frames=4, num_prototypes=8, max_long_term_elements=40
-)
 PROMPTS: dict[str, Any] = {
     "version": 1,
     "objects": [
@@ -88,7 +86,12 @@ ARGUMENTS: dict[str, Any] = {
 
 
 def run(video: Path, out: Path, model: str, **changes: Any) -> Any:
-    arguments = {**ARGUMENTS, "model": model, "memory": MEMORY, "prompts": PromptSet.from_record(PROMPTS)}
+    arguments = {
+        **ARGUMENTS,
+        "model": model,
+        "memory": CAPPED_MEMORY,
+        "prompts": PromptSet.from_record(PROMPTS),
+    }
     return track(str(video), out, **(arguments | changes))
 
 
@@ -196,9 +199,9 @@ def test_handed_from_process_to_process_it_ends_with_the_same_bytes(
     tmp_path_factory: pytest.TempPathFactory, undisturbed: Path, video: Path, model: str
 ) -> None:
     network = load_model(model)
-    segmenter = VideoSegmenter(network, MEMORY, size=network.config.default_size)
+    segmenter = VideoSegmenter(network, CAPPED_MEMORY, size=network.config.default_size)
     chosen = TrackSettings(
-        model, segmenter.fingerprint, MEMORY, segmenter.size,
+        model, segmenter.fingerprint, CAPPED_MEMORY, segmenter.size,
         chunk_frames=5, snapshot_chunks=2, detector="motion", detect_every=2, out_of_sight_frames=6,
     )  # fmt: skip
     executor = Executor(segmenter, 1)
@@ -277,7 +280,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
 ) -> None:
     environment = dict(os.environ, PYTHONPATH=f"{WORKER.parents[2]}")
     arguments = {**ARGUMENTS, "video": str(video), "out": str(tmp_path), "prompts": PROMPTS, "model": model}
-    command = [sys.executable, str(WORKER), json.dumps({**arguments, "memory": asdict(MEMORY)})]
+    command = [sys.executable, str(WORKER), json.dumps({**arguments, "memory": asdict(CAPPED_MEMORY)})]
     rng, kills, code = random.Random(7), 0, None
     while code is None:
         with subprocess.Popen(
@@ -391,10 +394,10 @@ def test_a_detector_that_breaks_stops_the_stream_and_what_is_committed_stays(
 
 def test_admission_counts_what_may_be_found(tmp_path: Path, video: Path, model: str) -> None:
     network = load_model(model)
-    segmenter = VideoSegmenter(network, MEMORY, size=48)
+    segmenter = VideoSegmenter(network, CAPPED_MEMORY, size=48)
     counts = []
     for name in (None, "motion"):
-        chosen = TrackSettings(model, segmenter.fingerprint, MEMORY, 48, detector=name, max_objects=5)
+        chosen = TrackSettings(model, segmenter.fingerprint, CAPPED_MEMORY, 48, detector=name, max_objects=5)
         store = StreamStore(tmp_path / str(name), "cam")
         with StreamTracker(
             open_source(str(video)), store, segmenter, chosen, PromptSet.from_record(PROMPTS)

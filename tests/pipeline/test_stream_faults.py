@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import SHORT_MEMORY
 from videos import damage_packets, make_video
 
 from pipeline.errors import AnotherWriterError, PromptError, SourceError, StoreError, UsageError
@@ -24,7 +25,6 @@ from xmem_core import MemoryConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MEMORY = MemoryConfig(mem_every=2, min_mid_term_frames=2, max_mid_term_frames=4, num_prototypes=8)
 FRAMES = 23
 SQUARE = [[2, 28, 34, 28, 34, 55, 2, 55]]
 PROMPTS: dict[str, Any] = {
@@ -75,7 +75,7 @@ def run(video: Path, out: Path, model: str, /, stop: int | None = None, **change
         "threads": 1,
         "chunk_frames": 5,
         "snapshot_chunks": 2,
-        "memory": MEMORY,
+        "memory": SHORT_MEMORY,
         "prompts": PromptSet.from_record(PROMPTS),
         "on_frame": on_frame,
     }
@@ -87,9 +87,9 @@ def run(video: Path, out: Path, model: str, /, stop: int | None = None, **change
 
 
 def tracker(video: Path, out: Path, model: str, prompts: Any = PROMPTS) -> StreamTracker:
-    segmenter = open_segmenter(model, MEMORY)
+    segmenter = open_segmenter(model, SHORT_MEMORY)
     settings = TrackSettings(
-        model, segmenter.fingerprint, MEMORY, segmenter.size, chunk_frames=5, snapshot_chunks=2
+        model, segmenter.fingerprint, SHORT_MEMORY, segmenter.size, chunk_frames=5, snapshot_chunks=2
     )
     store = StreamStore(out, "cam")
     return StreamTracker(open_source(str(video)), store, segmenter, settings, PromptSet.from_record(prompts))

@@ -15,6 +15,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prompted import three_objects
+from tiny import CAPPED_MEMORY
 from videos import make_video
 
 from pipeline.executor import track
@@ -22,23 +24,10 @@ from pipeline.prompts import PromptSet
 from pipeline.store import StreamStore
 from pipeline.work import ChunkRef, ChunkReport, StreamSpec, WorkerSettings
 from pipeline.worker import Worker, device_bytes
-from xmem_core import MemoryConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MEMORY = MemoryConfig(
-    mem_every=2, min_mid_term_frames=2, max_mid_term_frames=4, num_prototypes=8, max_long_term_elements=40
-)
-PROMPTS: dict[str, Any] = {
-    "version": 1,
-    "objects": [
-        {"frame": 0, "id": 1, "category": "square", "polygons": [[2, 28, 34, 28, 34, 55, 2, 55]]},
-        {"frame": 0, "id": 2, "box": [90, 70, 30, 30]},
-        {"frame": 9, "id": 70000, "category": "late", "polygons": [[60, 10, 90, 10, 90, 40, 60, 40]]},
-        {"frame": 20, "id": 1, "polygons": [[20, 28, 54, 28, 54, 55, 20, 55]]},
-    ],
-    "remove": [{"frame": 15, "id": 2}],
-}
+PROMPTS = three_objects(correct_at=20)
 FRAMES = 33
 ROWS = 15 + 33 + 24
 
@@ -59,7 +48,7 @@ def one_pass(tmp_path_factory: pytest.TempPathFactory, video: Path, model: str) 
         PromptSet.from_record(PROMPTS),
         stream_id="cam",
         model=model,
-        memory=MEMORY,
+        memory=CAPPED_MEMORY,
         threads=1,
         chunk_frames=1000,
     )
@@ -72,7 +61,7 @@ def rows(out: Path, stream_id: str = "cam") -> pa.Table:
 
 
 def workers(out: Path, model: str, **changes: Any) -> WorkerSettings:
-    base = WorkerSettings(out=str(out), model=model, memory=MEMORY, chunk_frames=5, snapshot_chunks=2)
+    base = WorkerSettings(out=str(out), model=model, memory=CAPPED_MEMORY, chunk_frames=5, snapshot_chunks=2)
     return replace(base, **changes)
 
 
