@@ -18,6 +18,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.background import BackgroundWriter
@@ -56,6 +57,16 @@ _EMPTY_SECONDS = 60.0  # between files that would have no rows
 _HASTY_SNAPSHOT_SECONDS = 1.0
 _MOST_WAITING = 8  # rotations' worth of rows that may wait for a slow store
 _AT_ONCE = 16  # frames that are thrown away in one go
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """The frame that waits to be accepted, `lag` seconds old when it was read."""
+
+    frame: Frame
+    step: StepInput
+    lag: float
+    read_at: float
 
 
 class LiveTracker(Closing):
@@ -107,7 +118,7 @@ class LiveTracker(Closing):
         self._writer = BackgroundWriter(_MOST_WAITING)
         self._jobs_given = self._jobs_done = 0  # each counted by one thread
         self._failure: BaseException | None = None
-        self._pending: tuple[Frame, StepInput, float, float] | None = None
+        self._pending: _Pending | None = None
         self._pace = Pace(spec.settings)
         self._spoilt = False  # a frame failed half-way: the state may be wrong
         self._closed = False
@@ -205,7 +216,7 @@ class LiveTracker(Closing):
         if self._failure is not None:
             raise self._failure
         if self._pending is not None:
-            return self._pending[1]
+            return self._pending.step
         try:
             self._writer.check()
             for _ in range(_AT_ONCE):
@@ -228,7 +239,7 @@ class LiveTracker(Closing):
                 except BaseException:
                     self._spoil(frame)
                     raise
-                self._pending = (frame, step, lag, read_at)
+                self._pending = _Pending(frame, step, lag, read_at)
                 return step
         except BaseException as error:
             self._failure = error
@@ -242,7 +253,7 @@ class LiveTracker(Closing):
             raise self._failure
         if self._pending is None:
             raise RuntimeError("accept() without a frame from next_input()")
-        frame, _, lag, read_at = self._pending
+        frame, lag, read_at = self._pending.frame, self._pending.lag, self._pending.read_at
         try:
             records = self._objects.seen(frame, result)
             self._previous, self._previous_size = (frame.pts_seconds, frame.wall_time), frame.size
@@ -311,7 +322,7 @@ class LiveTracker(Closing):
         self._closed = True
         try:
             if self._pending is not None:
-                frame, self._pending = self._pending[0], None
+                frame, self._pending = self._pending.frame, None
                 self._spoil(frame)
             self.source.close()
             for event in self.source.trailing_losses:
@@ -346,6 +357,7 @@ class LiveTracker(Closing):
         self._unwritten.covered = frame.frame_index + 1
 
     def _restarted(self, frame: Frame | None) -> None:
+        """Once, with the first frame or the end: tell what came before, if anything did."""
         if self._begun:
             return
         self._begun = True
@@ -375,6 +387,7 @@ class LiveTracker(Closing):
         self._lost = ()
 
     def _spoil(self, frame: Frame) -> None:
+        """It failed half-way."""
         self._spoilt = True
         self._unwritten.take_back()
         self._drop(frame, "failed")
@@ -384,6 +397,7 @@ class LiveTracker(Closing):
         self._unwritten.happened(frame, "dropped", reason=reason)
 
     def _arrive(self, frame: Frame) -> StepInput:
+        """A frame is to be tracked: what was asked for, and what is found on it, goes with it."""
         told = any(loss.kind == "resized" and loss.reason is None for loss in frame.losses)
         if self._previous_size is not None and frame.size != self._previous_size and not told:
             detail = {"from": list(self._previous_size), "to": list(frame.size)}
