@@ -16,7 +16,7 @@ from typing import Any
 from fsspec.utils import glob_translate
 
 from pipeline.errors import UsageError
-from pipeline.filesystems import connect
+from pipeline.filesystems import connect, expanded
 from pipeline.images import SUFFIXES as IMAGE_SUFFIXES
 from pipeline.locations import one_line, read_error, scheme_of
 
@@ -56,7 +56,7 @@ def videos_in(uri: str, storage_options: Mapping[str, Any] | None = None) -> Ite
     wanted = _matcher(pattern[len(root) :] if root != "." else pattern) if magic else _has_video_suffix
     place, depth = f"{root}{chain}", _depth(pattern[magic.start() :]) if magic else None
     names = _listing(place, depth, storage_options)
-    start = os.path.abspath(root.partition("://")[2] if "://" in root else os.path.expanduser(root))
+    start = os.path.abspath(root.partition("://")[2] if "://" in root else expanded(root))
     prefix = start if scheme_of(root) in ("file", "local") and not chain else root
     prefix = prefix.rstrip("/") if not prefix.endswith("://") else prefix[:-1]
     found = {n for n in names if n.endswith(SIDECARS)}

@@ -17,6 +17,7 @@ from typing import Any
 from jobs.listing import Sidecars, has_wildcard, sidecar_of, videos_in
 from jobs.manifest_file import SUFFIXES, Row, check_prompts_name, is_manifest, read_rows
 from pipeline.errors import SourceError, UsageError
+from pipeline.filesystems import expanded
 from pipeline.locations import locate, scheme_of
 from pipeline.prompts import PromptSet, load_mask_png, load_prompts
 from pipeline.sources import find_plugin
@@ -134,7 +135,7 @@ def local_absolute(uri: str) -> str:
     """A local path as one that holds in any process's working folder; another URI as it is."""
     if "::" in uri or scheme_of(uri) not in ("file", "local"):
         return uri
-    return os.path.abspath(os.path.expanduser(uri.partition("://")[2] if "://" in uri else uri))
+    return os.path.abspath(expanded(uri.partition("://")[2] if "://" in uri else uri))
 
 
 def _is_file(uri: str, storage_options: Mapping[str, Any] | None) -> bool:

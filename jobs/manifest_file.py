@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import PromptError, UsageError
-from pipeline.filesystems import connect
+from pipeline.filesystems import connect, expanded
 from pipeline.locations import one_line
 from pipeline.prompts import PromptSet
 from pipeline.redact import redacted
@@ -80,7 +80,7 @@ def read_rows(uri: str, storage_options: Mapping[str, Any] | None = None) -> Ite
 def absolute(uri: str, base: str) -> str:
     """A URI or path of a manifest at `base`, absolute: what is relative is relative to the manifest."""
     if "://" in uri or "::" in uri or uri.startswith(("/", "~")):
-        return os.path.expanduser(uri) if uri.startswith("~") else uri
+        return expanded(uri) if uri.startswith("~") else uri
     head, scheme, path = _split(base)
     if not scheme:
         return os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(path)), uri))

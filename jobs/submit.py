@@ -25,6 +25,7 @@ from jobs import ray_token
 from jobs.manifest_file import is_manifest, read_rows
 from jobs.shipping import runtime_env
 from pipeline.errors import UsageError, XmemError
+from pipeline.filesystems import expanded
 from pipeline.locations import one_line, scheme_of
 from pipeline.redact import redacted
 
@@ -230,7 +231,7 @@ def _is_here(uri: str) -> bool:
 
 
 def _path(uri: str) -> str:
-    return os.path.expanduser(uri.partition("://")[2] if "://" in uri else uri)
+    return expanded(uri.partition("://")[2] if "://" in uri else uri)
 
 
 def _shipped_manifest(videos: str, folder: Path) -> str:

@@ -9,6 +9,7 @@ import unicodedata
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import UsageError
+from pipeline.filesystems import expanded
 from pipeline.redact import redacted
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -42,7 +43,7 @@ def generate_stream_id(uri: str) -> str:
     # Only in a web address does "#" begin something else: in a bucket it is part of the name.
     parts = urlsplit(uri, allow_fragments=uri.lower().startswith(("http://", "https://", "rtsp")))
     if "://" not in uri or parts.scheme in ("file", "local"):
-        path = os.path.abspath(os.path.expanduser(unquote(parts.path) if "://" in uri else uri))
+        path = os.path.abspath(expanded(unquote(parts.path) if "://" in uri else uri))
         canonical = f"file://{path}"
     else:
         path = unquote(parts.path)

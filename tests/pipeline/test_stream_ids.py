@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
@@ -55,6 +55,7 @@ def test_the_same_source_is_the_same_stream(tmp_path, monkeypatch) -> None:
 
 
 @given(st.text(max_size=200))
+@example("~\0")
 def test_any_text_gives_an_allowed_id(text: str) -> None:
     made = generate_stream_id(text)
     assert validate_stream_id(made) == made
