@@ -462,10 +462,12 @@ class StreamTracker(Closing):
         return self._finder.look(frame, self.state.object_ids, given)
 
     def _take(self, frame: Frame, result: StepResult) -> None:
+        recorded = frame.frame_index >= self._committed and bool(result.object_ids)
+        if recorded or self._finder is not None:
+            label_map = result.label_map.cpu().numpy()  # once: it may come off a GPU
         if self._finder is not None:
-            self._finder.saw(frame.frame_index, result.label_map.cpu().numpy(), result.object_ids)
-        if frame.frame_index >= self._committed and result.object_ids:
-            label_map = result.label_map.cpu().numpy()
+            self._finder.saw(frame.frame_index, label_map, result.object_ids)
+        if recorded:
             scores = mean_probability(label_map, result.label_probabilities.cpu().numpy(), result.object_ids)
             records = records_from_label_map(label_map, scores, result.object_ids, frame, self._categories)
             self._records.extend(records)

@@ -22,6 +22,7 @@ from typing import Any
 import av
 import pytest
 from live_books import Committed
+from measured import resident_bytes
 from rtsp_camera import camera
 from videos import ENCODERS, make_video
 
@@ -69,8 +70,7 @@ class Hub:
 
     def resident(self) -> int:
         """Bytes."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        return resident_bytes(self.process.pid)
 
     def close(self) -> None:
         assert self.process.stdin is not None
