@@ -82,6 +82,40 @@ class KeyProjection(nn.Module):
         shrinkage = self.d_proj(f16) ** 2 + 1
         return self.key_proj(f16), shrinkage, torch.sigmoid(self.e_proj(f16))
 
+    @torch.no_grad()
+    def whiten(self, f16: Tensor) -> None:
+        """Start from keys that tell places apart: the features' principal components, of variance 1 each.
+
+        Similarity is a sum of squares over keys. With random projections of features as large as those of
+        EfficientNet-Lite0 (deviation 6) it is so steep that each query reads one element, most the same one
+        of least shrinkage, and no gradient ever mends that. Shrinkage starts near 1, selection near 1/2.
+
+        Args:
+            f16: (N, C) stride-16 features at many positions of many images, N at least C.
+
+        Raises:
+            ValueError: fewer positions than channels, or fewer channels than C_k.
+        """
+        count, channels = f16.shape
+        dim = self.key_proj.out_channels
+        if count < channels or channels < dim:
+            raise ValueError(f"features {tuple(f16.shape)}: need at least {channels} rows, and {dim} columns")
+        mean = f16.mean(0)
+        variances, axes = torch.linalg.eigh(torch.cov(f16.T))  # ascending
+        # The small components are mostly noise: a floor keeps them from being as loud as the others.
+        deviations = torch.sqrt(variances[-dim:] + 0.02 * variances.mean())
+        weight = (axes[:, -dim:] / deviations).T
+        assert self.key_proj.bias is not None
+        self.key_proj.weight.zero_()
+        self.key_proj.weight[:, :, 1, 1] = weight
+        self.key_proj.bias.copy_(-(weight @ mean))
+        for conv, wanted in ((self.d_proj, 0.3), (self.e_proj, 0.5)):
+            assert conv.bias is not None
+            middle = conv.weight.sum((2, 3))  # as if all nine neighbours were alike
+            out = (f16 - mean) @ middle.T
+            conv.weight.mul_(wanted / out.std())
+            conv.bias.copy_(-(conv.weight.sum((2, 3)) @ mean))
+
 
 class ValueEncoder(MaskTrunk):
     """Turns an image and an object's mask into that object's memory value."""
@@ -185,6 +219,19 @@ class XMem(nn.Module):
             )
         logits = F.interpolate(logit, scale_factor=4, mode="bilinear", align_corners=False)
         return hidden, logits.view(b, o, *logits.shape[2:])
+
+    def weights_on_features(self) -> list[tuple[Tensor, int]]:
+        """The weights that multiply the key encoder's features: (weight, input channels, the first)."""
+        f16_dim = self.key_encoder.channels[0]
+        projection, decoder = self.key_proj, self.decoder
+        convs: list[tuple[nn.Module | None, int]] = [
+            (conv, f16_dim) for conv in (projection.key_proj, projection.d_proj, projection.e_proj)
+        ]
+        for fuser in (self.value_encoder.fuser, decoder.fuser):
+            convs += [(fuser.block1.conv1, f16_dim), (fuser.block1.downsample, f16_dim)]
+        for up in (decoder.up_16_8, decoder.up_8_4):
+            convs.append((up.skip_conv, up.skip_conv.in_channels))
+        return [(conv.weight, n) for conv, n in convs if isinstance(conv, nn.Conv2d)]
 
     def load_backbone(self, path: str | Path) -> None:
         """Start the key encoder from an ImageNet EfficientNet-Lite0 checkpoint (for training).

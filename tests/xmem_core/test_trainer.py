@@ -446,6 +446,119 @@ def test_plans_read_the_first_frame_and_earlier_ones() -> None:
     assert 0.1 < np.mean(deep) < 0.3
 
 
+def test_aged_frames_are_run_but_not_learnt_from() -> None:
+    model = XMem(TINY).eval()
+    images, masks = clip_inputs(frames=6)
+    plan = draw_plan(np.random.default_rng(0), 6, 0.5)
+    with torch.no_grad():
+        all_of_them = unroll(model, images, masks, torch.ones(1, 2), plan)
+        aged = unroll(model, images, masks, torch.ones(1, 2), plan, aged=3)
+    assert len(aged) == 2
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(aged, all_of_them[3:], strict=True))
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_every_weight_learns_after_aged_frames(bf16: bool) -> None:
+    """Autocast keeps cast weights: those cast without gradients would be used, and learn nothing."""
+    images, masks = clip_inputs(frames=5)
+    plan = Plan(((), (0,), (0, 1), (0, 2), (0, 3)), (True,) * 5)
+
+    def learning(aged: int) -> set[str]:
+        torch.manual_seed(1)
+        model = XMem(TINY).train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            outputs = unroll(model, images, masks, torch.ones(1, 2), plan, aged=aged)
+        torch.stack([out.float().square().mean() for out in outputs]).sum().backward()  # type: ignore[no-untyped-call]
+        return {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
+
+    assert "decoder.pred.weight" in learning(2)
+    assert learning(2) == learning(0)
+
+
+def test_a_step_ages_its_clips_by_a_number_of_its_own(root: Path) -> None:
+    config = replace(SMALL, phases=(Phase(size=64, batch=1, frames=2, aged=3),))
+    ages = [config.aged(step) for step in range(40)]
+    assert set(ages) == {0, 1, 2, 3}
+    assert [config.aged(step) for step in range(40)] == ages
+    made = batches(config, root, 0, 6)
+    assert [b.frames.shape[1] for b in made] == [2 + a for a in ages[:6]]
+    assert SMALL.aged(0) == 0
+    with pytest.raises(ValueError, match="aged=-1"):
+        Phase(aged=-1)
+
+
+def test_a_step_with_aged_frames_compares_the_right_frames(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(SMALL, phases=(Phase(size=64, batch=1, frames=3, aged=2),))
+    step = next(s for s in range(5, 100, 5) if config.aged(s) == 2)
+    (batch,) = list(batches(config, root, step, step + 1))
+    seen: list[torch.Tensor] = []
+
+    def watched(logits: torch.Tensor, labels: torch.Tensor, fraction: float) -> torch.Tensor:
+        seen.append(labels)
+        return logits.mean()
+
+    monkeypatch.setattr("xmem_core.training.trainer.bootstrapped_cross_entropy", watched)
+    Trainer(config).step(step, batch)
+    wanted = torch.from_numpy(batch.labels[:, 3:]).long()
+    assert torch.equal(torch.stack(seen, 1), wanted)
+
+
+def test_weights_on_the_trunks_features_take_smaller_steps() -> None:
+    plain, scaled = (Trainer(replace(SMALL, feature_scale=s)) for s in (1.0, 5.0))
+    moved: list[dict[str, torch.Tensor]] = []
+    for trainer in (plain, scaled):
+        before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+        for p in trainer.model.parameters():
+            p.grad = torch.ones_like(p) if p.requires_grad else None
+        trainer._update()
+        moved.append({n: p.detach() - before[n] for n, p in trainer.model.named_parameters()})
+    for name, move in moved[0].items():
+        ours = moved[1][name]
+        if name == "decoder.fuser.block1.conv1.weight":
+            n = plain.model.key_encoder.channels[0]
+            assert torch.allclose(ours[:, :n], move[:, :n] / 5, atol=1e-7)
+            assert torch.allclose(ours[:, n:], move[:, n:], atol=1e-7)
+        elif name == "decoder.up_8_4.skip_conv.weight":
+            assert move.any()
+            assert torch.allclose(ours, move / 5, atol=1e-7)
+        elif name == "decoder.pred.weight":
+            assert torch.allclose(ours, move, atol=1e-7)
+    with pytest.raises(ValueError, match="feature_scale=0"):
+        replace(SMALL, feature_scale=0)
+
+
+def test_whitened_keys_have_variance_1_and_shrinkage_is_near_1(root: Path) -> None:
+    trainer = Trainer(SMALL)
+    trainer.whiten_keys(Library(root, 0))
+    images = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        batch = make_batch(Library(root, 0), ClipOptions(size=64), 0, 0, 8)
+        images, _ = trainer._tensors(batch)
+        features = trainer.model.encode_key(images[:, 0].contiguous())
+    assert 0.2 < float(features.key.std()) < 3
+    assert 1 <= float(features.shrinkage.mean()) < 1.6
+    assert abs(float(features.selection.mean()) - 0.5) < 0.3
+    weight = trainer.averaged["key_proj.key_proj.weight"]
+    assert torch.equal(weight, trainer.model.state_dict()["key_proj.key_proj.weight"])
+
+
+def test_whitening_makes_keys_of_variance_1_that_do_not_depend_on_each_other() -> None:
+    torch.manual_seed(0)
+    projection = XMem(replace(TINY, key_dim=8)).key_proj
+    channels = projection.key_proj.in_channels
+    f16 = torch.randn(5000, channels) @ torch.randn(channels, channels) * 6 + 3
+    projection.whiten(f16)
+    # Positions as images of one pixel: a 3x3 convolution's neighbours are padding.
+    key, shrinkage, _ = projection(f16[:, :, None, None])
+    covariance = torch.cov(key.detach().flatten(1).T)
+    assert torch.allclose(covariance, torch.eye(8), atol=0.1)
+    assert float(shrinkage.detach().mean()) < 1.5
+    with pytest.raises(ValueError, match="rows"):
+        projection.whiten(f16[: channels - 1])
+
+
 def test_one_hot() -> None:
     masks = one_hot(torch.tensor([[[0, 1], [2, 1]]]), 3)
     assert masks.tolist() == [[[[0, 1], [0, 1]], [[0, 0], [1, 0]], [[0, 0], [0, 0]]]]

@@ -35,7 +35,11 @@ KINDS = ("stills", "video", "crowd")
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """What the clips are like. `mixture`: weights of stills, video, crowd; `max_gap` in source frames."""
+    """What the clips are like.
+
+    `mixture`: weights of stills, video, crowd; `max_gap` in source frames; `pace`: how fast what is composed
+    moves from frame to frame, as a share of the usual.
+    """
 
     size: int = 192
     frames: int = 3
@@ -43,12 +47,15 @@ class ClipOptions:
     max_gap: int = 5
     mixture: tuple[float, float, float] = (0.35, 0.40, 0.25)
     min_area: float = 0.003
+    pace: float = 1.0
 
     def __post_init__(self) -> None:
         if self.size < 32 or self.size % 16:
             raise ValueError(f"size is {self.size}: a multiple of 16, at least 32, is needed")
         if self.frames < 2 or self.max_objects < 1 or self.max_gap < 1:
             raise ValueError("a clip needs frames >= 2, max_objects >= 1 and max_gap >= 1")
+        if not 0 < self.pace <= 4:
+            raise ValueError(f"pace is {self.pace}: more than 0 and at most 4 is allowed")
         if len(self.mixture) != 3 or min(self.mixture) < 0 or sum(self.mixture) <= 0:
             raise ValueError(
                 f"mixture is {self.mixture}: three weights (stills, video, crowd), not all 0, are needed"
@@ -155,7 +162,7 @@ def still_scene(library: Library, options: ClipOptions, rng: Rng) -> Scene:
     inner = (labels > 0) if (labels > 0).any() else np.ones_like(labels, bool)
     scale = size / min(picture.shape[:2]) * float(np.exp(rng.uniform(np.log(1.0), np.log(1.6))))
     anchor = _inside(rng, _pixel_of(rng, inner), picture.shape[:2], size / scale)
-    poses = _camera_path(rng, picture.shape[:2], anchor, scale, size, count, flip, speed=0.05)
+    poses = _camera_path(rng, picture.shape[:2], anchor, scale, size, count, flip, speed=0.05 * options.pace)
     if own_layer:
         for number in np.unique(labels[labels > 0])[:4]:
             mask = labels == number
@@ -166,7 +173,17 @@ def still_scene(library: Library, options: ClipOptions, rng: Rng) -> Scene:
             middle = poses[0] @ np.array([columns.mean(), rows.mean(), 1.0])
             height = piece.shape[0] * scale
             sprites.append(
-                moving_sprite(rng, piece, int(number), count, size, height, (middle[0], middle[1]), flip=flip)
+                moving_sprite(
+                    rng,
+                    piece,
+                    int(number),
+                    count,
+                    size,
+                    height,
+                    (middle[0], middle[1]),
+                    flip=flip,
+                    pace=options.pace,
+                )
             )
         picture, labels = library.emptied_still(kind, index), np.zeros_like(labels)
     identities = np.where(labels < 100, labels, 0).astype(np.uint8)
@@ -205,14 +222,14 @@ def _crowd(library: Library, options: ClipOptions, rng: Rng) -> Scene:
         height, width = picture.shape[:2]
         scale = size / min(height, width) * rng.uniform(1.0, 1.3)
         anchor = (rng.uniform(0.3, 0.7) * width, rng.uniform(0.25, 0.75) * height)
-        speed = 0.0 if rng.random() < 0.6 else 0.02
+        speed = 0.0 if rng.random() < 0.6 else 0.02 * options.pace
         camera = _camera_path(
             rng, (height, width), anchor, scale, size, count, bool(rng.random() < 0.5), speed
         )
         background = Background(
             (picture,) * count, (np.zeros((height, width), np.uint8),) * count, tuple(camera)
         )
-    sprites, people = crowd_scene(library, rng, count, size, background.poses)
+    sprites, people = crowd_scene(library, rng, count, size, background.poses, options.pace)
     return Scene(background, sprites, people)
 
 
@@ -227,15 +244,20 @@ def moving_sprite(
     speed: float = 0.06,
     flip: bool = False,
     depth: float | None = None,
+    pace: float = 1.0,
 ) -> Sprite:
-    """A cut-out on a smooth path of place, size, angle and shape. `height` in pixels, `speed` of `size`."""
+    """A cut-out on a smooth path of place, size, angle and shape.
+
+    `height` in pixels, `speed` of `size`; `pace` is a factor on all its changes from frame to frame.
+    """
     picture = shrink_to(picture, height * 1.1)
     scale = height / picture.shape[0]
+    speed *= pace
     dx, dy = smooth_path(rng, count, speed * size), smooth_path(rng, count, speed * size * 0.7)
-    zoom = np.exp(smooth_path(rng, count, 0.07))
-    angle = rng.normal(0, 0.1) + smooth_path(rng, count, 0.08)
-    shear = smooth_path(rng, count, 0.05)
-    stretch = np.exp(rng.normal(0, 0.08) + smooth_path(rng, count, 0.05))
+    zoom = np.exp(smooth_path(rng, count, 0.07 * pace))
+    angle = rng.normal(0, 0.1) + smooth_path(rng, count, 0.08 * pace)
+    shear = smooth_path(rng, count, 0.05 * pace)
+    stretch = np.exp(rng.normal(0, 0.08) + smooth_path(rng, count, 0.05 * pace))
     poses = tuple(
         pose_matrix(
             picture.shape[:2],
@@ -278,7 +300,16 @@ def _passers(
         flip = bool(rng.random() < 0.5)
         sprites.append(
             moving_sprite(
-                rng, piece, first_identity + number, options.frames, options.size, height, centre, 0.1, flip
+                rng,
+                piece,
+                first_identity + number,
+                options.frames,
+                options.size,
+                height,
+                centre,
+                0.1,
+                flip,
+                pace=options.pace,
             )
         )
     return sprites
@@ -320,7 +351,7 @@ def _video_layer(
         # Between where the object is first and last: else fast ones leave most crops at once.
         spot = (spot + _pixel_of(rng, last)) / 2
     x, y = _inside(rng, (float(spot[0]), float(spot[1])), (height, width), size / scale)
-    speed = 0.0 if rng.random() < 0.6 else 0.015
+    speed = 0.0 if rng.random() < 0.6 else 0.015 * options.pace
     poses = _camera_path(
         rng, (height, width), (x, y), scale, size, count, bool(rng.random() < 0.5), speed, tilt=0.05
     )

@@ -22,11 +22,12 @@ from xmem_core.training.library import Library
 
 
 def crowd_scene(
-    library: Library, rng: Rng, count: int, size: int, camera: Sequence[Pose]
+    library: Library, rng: Rng, count: int, size: int, camera: Sequence[Pose], pace: float = 1.0
 ) -> tuple[list[Sprite], frozenset[int]]:
     """Three to six people (and at times something large passing in front), and the people's identities.
 
-    `camera`: the background's poses; people stand on its ground, so they move with it.
+    `camera`: the background's poses; people stand on its ground, so they move with it. `pace`: a factor on
+    how fast they walk.
     """
     number = int(rng.integers(3, 7))
     cast = _cast(library, rng, number)
@@ -37,6 +38,7 @@ def crowd_scene(
     # From the steps between neighbouring frames, where being near is what tells look-alikes apart (and only
     # the sensory memory knows where one was), to those between far frames, where only the looks do.
     speeds = rng.normal(0, 1.0, number) * float(np.exp(rng.uniform(np.log(0.006), np.log(0.12)))) * size
+    speeds *= pace
     if rng.random() < 0.45:
         # Two of them swap sides, about half-way: they cross, and one hides the other.
         a, b = 0, 1

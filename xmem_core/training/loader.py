@@ -51,7 +51,7 @@ def _from_worker(config: TrainConfig, root: Path, first: int, last: int, ahead: 
 
 def _batch_of(library: Library, config: TrainConfig, step: int) -> Batch:
     phase = config.phase(step)
-    return make_batch(library, phase.options(), config.seed, step, phase.batch)
+    return make_batch(library, phase.options(config.aged(step)), config.seed, step, phase.batch)
 
 
 def _open_library(data_root: str, held_out_people: int) -> None:

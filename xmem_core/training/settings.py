@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from xmem_core.config import ModelConfig
 from xmem_core.training.clips import ClipOptions
 
@@ -35,7 +37,16 @@ def _check_numbers(settings: Any) -> None:
 
 @dataclass(frozen=True)
 class Phase:
-    """What the batches look like from a step on. `mixture`: weights of stills, video and crowds."""
+    """What the batches look like from a step on.
+
+    Args:
+        frames: of a clip that are learnt from, the given first one included.
+        max_gap: between two frames of a video, in its frames.
+        mixture: weights of stills, video and crowds.
+        aged: up to so many frames more follow the first and are run without gradients, a number drawn anew
+            for each step: what is learnt from then starts from memories as old as in use, at little cost.
+        pace: how fast composed things move from frame to frame, as a share of the usual.
+    """
 
     from_step: int = 0
     size: int = 192
@@ -44,9 +55,13 @@ class Phase:
     max_objects: int = 2
     max_gap: int = 5
     mixture: tuple[float, float, float] = (0.35, 0.40, 0.25)
+    aged: int = 0
+    pace: float = 1.0
 
     def __post_init__(self) -> None:
         _check_numbers(self)
+        if self.aged < 0:
+            raise ValueError(f"aged={self.aged} is not allowed: 0 frames or more are needed")
         if not isinstance(self.mixture, list | tuple) or not all(_is_number(w) for w in self.mixture):
             raise ValueError(f"mixture={self.mixture!r} is not allowed: three weights are needed")
         object.__setattr__(self, "mixture", tuple(self.mixture))
@@ -56,9 +71,11 @@ class Phase:
             )
         self.options()
 
-    def options(self) -> ClipOptions:
-        """The part of the phase that the clips need."""
-        return ClipOptions(self.size, self.frames, self.max_objects, self.max_gap, self.mixture)
+    def options(self, aged: int = 0) -> ClipOptions:
+        """The part of the phase that the clips need; `aged`: so many frames more."""
+        return ClipOptions(
+            self.size, self.frames + aged, self.max_objects, self.max_gap, self.mixture, pace=self.pace
+        )
 
 
 @dataclass(frozen=True)
@@ -76,6 +93,10 @@ class TrainConfig:
             so that the network ends up trained as it is used.
         max_hours: wall-clock limit of this process; then a checkpoint and a stop. 0: none.
         workers: 1 prepares batches in a process of its own, 0 in this one.
+        whiten_keys: begin with a key projection made from the trunk's features, see `KeyProjection.whiten`;
+            also when starting from weights, whose key projection is then not used.
+        feature_scale: weights that multiply the trunk's features take steps smaller by this factor; 6 is
+            the deviation of EfficientNet-Lite0's.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig.lite)
@@ -102,6 +123,8 @@ class TrainConfig:
     max_hours: float = 0.0
     device: str = "cpu"
     bf16: bool = True
+    whiten_keys: bool = False
+    feature_scale: float = 1.0
 
     def __post_init__(self) -> None:
         _check_numbers(self)
@@ -121,12 +144,19 @@ class TrainConfig:
             raise ValueError(f"warmup is {self.warmup}: it must lie in 0..{self.steps - 1}, below steps")
         if not 0 <= self.ema < 1 or not 0 <= self.deep_update <= 1 or not 0 < self.hard_fraction <= 1:
             raise ValueError("ema lies in [0, 1), deep_update in [0, 1], hard_fraction in (0, 1]")
+        if self.feature_scale <= 0:
+            raise ValueError(f"feature_scale={self.feature_scale} is not allowed: more than 0 is needed")
         if self.workers not in (0, 1):
             raise ValueError(f"workers is {self.workers}: 0 (this process) or 1 (one beside it) is allowed")
 
     def phase(self, step: int) -> Phase:
         """The phase that a step belongs to."""
         return [p for p in self.phases if p.from_step <= step][-1]
+
+    def aged(self, step: int) -> int:
+        """Frames of a step's clips that are run without gradients: 0 to the phase's `aged`."""
+        most = self.phase(step).aged
+        return int(np.random.default_rng((self.seed, step, 1 << 21)).integers(most + 1)) if most else 0
 
     def first_frozen_step(self) -> int:
         """The first step on which the value encoder's BatchNorms keep their statistics."""

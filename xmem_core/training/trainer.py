@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from xmem_core.backbones import IMAGE_MEAN, IMAGE_STD, EfficientNetLite0Trunk
 from xmem_core.network import XMem
-from xmem_core.training.clips import Batch
+from xmem_core.training.clips import Batch, make_batch
 from xmem_core.training.keep import (
     is_statistic,
     latest_checkpoint,
@@ -42,6 +42,8 @@ from xmem_core.training.speed import tune_for_cpu
 from xmem_core.training.unroll import draw_plan, one_hot, unroll
 
 log = logging.getLogger(__name__)
+
+_WHITENING_CLIPS = 64
 
 
 class Trainer:
@@ -63,6 +65,7 @@ class Trainer:
                 module.requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self._groups(), lr=config.lr, betas=(0.9, 0.999))
         self.averaged = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+        self._on_features = [] if config.feature_scale == 1 else self.model.weights_on_features()
 
     def _groups(self) -> list[dict[str, Any]]:
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -81,6 +84,19 @@ class Trainer:
     def use_weights(self, path: str | Path) -> None:
         """Start from a weights file instead of from scratch. ValueError if it does not fit the model."""
         load_weights(self.model, path)
+        self.averaged = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+
+    @torch.no_grad()
+    def whiten_keys(self, library: Library) -> None:
+        """Begin the key projection anew, see `KeyProjection.whiten`, from pictures like the first steps'."""
+        options = self.config.phase(0).options()
+        rows = []
+        for number in range(_WHITENING_CLIPS):
+            batch = make_batch(library, options, self.config.seed, self.config.steps + number, 1)
+            images, _ = self._tensors(batch)
+            f16, _, _ = self.model.key_encoder.eval()(images[:, 0].contiguous())
+            rows.append(f16[0].flatten(1).T.float())
+        self.model.key_proj.whiten(torch.cat(rows))
         self.averaged = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
 
     def learning_rate(self, step: int) -> float:
@@ -102,9 +118,11 @@ class Trainer:
         plan = draw_plan(
             np.random.default_rng((config.seed, step, 1 << 20)), images.shape[1], config.deep_update
         )
+        aged = config.aged(step)
         fraction = hardest_fraction(step, config.hard_start, config.hard_end, config.hard_fraction)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
-            outputs = unroll(self.model, images, one_hot(labels[:, 0], objects), present, plan)
+            outputs = unroll(self.model, images, one_hot(labels[:, 0], objects), present, plan, aged)
+        labels = labels[:, aged:]
         cross_entropy = images.new_zeros(())
         dice = images.new_zeros(())
         for t, logits in enumerate(outputs, 1):
@@ -127,7 +145,7 @@ class Trainer:
             log.warning("step %d: loss %s, gradient norm %s; this step is left out", step, value, norm)
             self.optimizer.zero_grad(set_to_none=True)
         else:
-            self.optimizer.step()
+            self._update()
             self._average(step)
         result = {
             "loss": value,
@@ -140,6 +158,19 @@ class Trainer:
         if step % 5 == 0:
             result.update(self._agreement(outputs, labels, batch))
         return result
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        """The optimizer's step, smaller by `feature_scale` where weights multiply features of the trunk.
+
+        Adam moves every weight by about the learning rate, whatever it multiplies; with inputs of a deviation
+        of 6 that is a step six times too large.
+        """
+        before = [(w, w[:, :n].clone()) for w, n in self._on_features]
+        self.optimizer.step()
+        for weight, old in before:
+            part = weight[:, : old.shape[1]]
+            part.copy_(old + (part - old) / self.config.feature_scale)
 
     @staticmethod
     def _agreement(outputs: list[Tensor], labels: Tensor, batch: Batch) -> dict[str, float]:
@@ -202,7 +233,7 @@ def train(
     """
     out = Path(out_dir)
     torch.set_num_threads(config.threads)
-    Library(data_root, config.held_out_people)  # complains now, before anything is written or loaded
+    library = Library(data_root, config.held_out_people)  # complains before anything is written
     resume = resume and latest_checkpoint(out) is not None
     trainer = Trainer(config, None if resume or init is not None else backbone)
     first = 0
@@ -210,6 +241,8 @@ def train(
         first = resume_from(out, trainer.model, trainer.averaged, trainer.optimizer, config)
     elif init is not None:
         trainer.use_weights(init)
+    if not resume and config.whiten_keys:
+        trainer.whiten_keys(library)
     out.mkdir(parents=True, exist_ok=True)
     if not resume:
         remove_checkpoints(out)

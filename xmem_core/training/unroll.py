@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from xmem_core.attention import readout, similarity
-from xmem_core.network import XMem, aggregate
+from xmem_core.network import KeyFeatures, XMem, aggregate
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ def draw_plan(rng: np.random.Generator, frames: int, deep_update: float, most: i
     return Plan(tuple(read), tuple(deep))
 
 
-def unroll(model: XMem, images: Tensor, first_masks: Tensor, present: Tensor, plan: Plan) -> list[Tensor]:
+def unroll(
+    model: XMem, images: Tensor, first_masks: Tensor, present: Tensor, plan: Plan, aged: int = 0
+) -> list[Tensor]:
     """Predicts frames 1..T-1 of clips from the masks of frame 0.
 
     Args:
@@ -42,19 +45,17 @@ def unroll(model: XMem, images: Tensor, first_masks: Tensor, present: Tensor, pl
         first_masks: (B, O, H, W) in 0..1.
         present: (B, O): 1 for an object that the clip has, else 0.
         plan: from `draw_plan`, for T frames.
+        aged: frames 1..aged are run without gradients, and their logits not returned: memories then are as
+            old, and as wrong, as in use, for a third of what it costs to learn from such frames.
 
     Returns:
-        T - 1 tensors of logits (B, O + 1, H, W), fp32, background first.
+        T - 1 - aged tensors of logits (B, O + 1, H, W), fp32, background first.
     """
     batch, frames = images.shape[:2]
     objects = first_masks.shape[1]
     selector = present[:, :, None, None].float()
-    features = model.encode_key(images.flatten(0, 1).contiguous(memory_format=torch.channels_last))
-
-    def of_frame(x: Tensor, t: int) -> Tensor:
-        return x.view(batch, frames, *x.shape[1:])[:, t]
-
-    keys = [of_frame(features.key, t) for t in range(frames)]
+    features = _encode(model, images, aged)
+    keys = [f.key for f in features]
     height, width = keys[0].shape[2:]
     hidden: Tensor | None = None
     if model.config.hidden_dim > 0:
@@ -64,28 +65,62 @@ def unroll(model: XMem, images: Tensor, first_masks: Tensor, present: Tensor, pl
     masks = first_masks
     outputs: list[Tensor] = []
     for t in range(frames):
-        f16 = of_frame(features.f16, t)
-        if t > 0:
-            read = plan.read[t]
-            with torch.autocast(images.device.type, enabled=False):
-                scores = similarity(
-                    _flat(torch.stack([keys[i] for i in read], 2)),
-                    _flat(torch.stack([of_frame(features.shrinkage, i) for i in read], 2)),
-                    _flat(keys[t]),
-                    _flat(of_frame(features.selection, t)),
+        learning = not 1 <= t <= aged
+        with contextlib.nullcontext() if learning else _no_gradients():
+            if t > 0:
+                read = plan.read[t]
+                with torch.autocast(images.device.type, enabled=False):
+                    scores = similarity(
+                        _flat(torch.stack([keys[i] for i in read], 2)),
+                        _flat(torch.stack([features[i].shrinkage for i in read], 2)),
+                        _flat(keys[t]),
+                        _flat(features[t].selection),
+                    )
+                memory = torch.stack([values[i] for i in read], 3).flatten(3)  # B, O, C_v, n*h*w
+                read_out = readout(torch.softmax(scores, 1), memory)
+                read_out = read_out.view(*read_out.shape[:3], height, width)
+                hidden, logits = model.decode(
+                    features[t].scales, read_out, hidden, update_hidden=t < frames - 1
                 )
-            memory = torch.stack([values[i] for i in read], 3).flatten(3)  # B, O, C_v, n*h*w
-            read_out = readout(torch.softmax(scores, 1), memory)
-            read_out = read_out.view(*read_out.shape[:3], height, width)
-            scales = (f16, of_frame(features.f8, t), of_frame(features.f4, t))
-            hidden, logits = model.decode(scales, read_out, hidden, update_hidden=t < frames - 1)
-            combined = aggregate(torch.sigmoid(logits.float()) * selector)
-            outputs.append(combined)
-            masks = torch.softmax(combined, 1)[:, 1:] * selector
-        if t in still_read:
-            image = images[:, t].contiguous()
-            values[t], hidden = model.encode_value(image, f16, hidden, masks, deep_update=plan.deep[t])
+                combined = aggregate(torch.sigmoid(logits.float()) * selector)
+                if learning:
+                    outputs.append(combined)
+                masks = torch.softmax(combined, 1)[:, 1:] * selector
+            if t in still_read:
+                image = images[:, t].contiguous()
+                values[t], hidden = model.encode_value(
+                    image, features[t].f16, hidden, masks, deep_update=plan.deep[t]
+                )
     return outputs
+
+
+@contextlib.contextmanager
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+    # Autocast keeps the weights it has cast, here without a way back to them: nothing would learn from these.
+    torch.clear_autocast_cache()
+
+
+def _encode(model: XMem, images: Tensor, aged: int) -> list[KeyFeatures]:
+    """The features of each frame of the clips; those of frames 1..aged without gradients."""
+    frames = images.shape[1]
+    found: dict[int, KeyFeatures] = {}
+    for numbers, context in (
+        ([0, *range(aged + 1, frames)], contextlib.nullcontext()),
+        (list(range(1, aged + 1)), _no_gradients()),
+    ):
+        if not numbers:
+            continue
+        with context:
+            together = images[:, numbers].flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            features = model.encode_key(together)
+        for place, t in enumerate(numbers):
+            parts = (features.key, features.shrinkage, features.selection, *features.scales)
+            found[t] = KeyFeatures(
+                *(x.view(len(images), len(numbers), *x.shape[1:])[:, place] for x in parts)
+            )
+    return [found[t] for t in range(frames)]
 
 
 def _flat(x: Tensor) -> Tensor:
