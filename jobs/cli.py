@@ -354,7 +354,7 @@ def evaluate(
     model: Annotated[str, typer.Option(help="As for `xmem track`.")] = "xmem-lite",
     size: Annotated[int | None, typer.Option(help="Shorter side the network sees; 0: as it is.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     clip: Annotated[list[str] | None, typer.Option(help="Only these clips; repeatable.")] = None,
     max_frames: Annotated[int | None, typer.Option(help="Frames per clip.")] = None,

@@ -27,7 +27,12 @@ SizeOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...", rich_help_panel=_NETWORK)]
-DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=_NETWORK)]
+DtypeOption = Annotated[
+    str,
+    typer.Option(
+        help="float32, bfloat16, float16, or auto: bfloat16 where the CPU has it.", rich_help_panel=_NETWORK
+    ),
+]
 ThreadsOption = Annotated[
     int | None, typer.Option(help="CPU threads of the network.", rich_help_panel=_NETWORK)
 ]

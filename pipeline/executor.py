@@ -11,7 +11,7 @@ import torch
 
 from pipeline.errors import UsageError, XmemError
 from pipeline.prompts import PromptSet
-from pipeline.settings import DTYPES, MIN_SIZE, TrackSettings
+from pipeline.settings import AUTO, DTYPES, MIN_SIZE, TrackSettings, dtype_name
 from pipeline.sinks import Sinks
 from pipeline.sources import open_source
 from pipeline.store import StreamStore, generate_stream_id
@@ -105,7 +105,7 @@ def track(
         size: shorter side the network sees; default: the model's own.
         full_size: let the network see frames as they are.
         device, dtype, threads: where and how the network runs. Threads default to those the stream was begun
-            with, else to torch's.
+            with, else to torch's. dtype "auto": what the stream was begun with, else see `open_segmenter`.
         memory: memory settings.
         chunk_frames, snapshot_chunks, max_frames, box_segmenter: see `TrackSettings`.
         detector, detect_every, max_objects, out_of_sight_frames: see `TrackSettings`.
@@ -126,6 +126,8 @@ def track(
     try:
         store = StreamStore(out, stream_id or generate_stream_id(uri), out_storage_options)
         also = Sinks.load(sinks)
+        if dtype == AUTO and not restart:
+            dtype = dtype_of(store) or AUTO
         segmenter = open_segmenter(
             model, memory, size=size, full_size=full_size, device=device, dtype=dtype, threads=threads
         )
@@ -136,7 +138,7 @@ def track(
             model_fingerprint=segmenter.fingerprint,
             memory=segmenter.memory_config,
             size=segmenter.size,
-            dtype=dtype,
+            dtype=dtype_name(segmenter),
             threads=threads or torch.get_num_threads(),
             chunk_frames=chunk_frames,
             snapshot_chunks=snapshot_chunks,
@@ -169,6 +171,9 @@ def open_segmenter(
 ) -> VideoSegmenter:
     """A segmenter as `track` makes it; the arguments are the same.
 
+    dtype "auto": bfloat16 on a CPU that computes with it, for all but the published models, which keep the
+    precision they were published for; else float32.
+
     Raises:
         UsageError: one of the arguments is wrong. XmemError: a published model cannot be fetched.
     """
@@ -180,7 +185,19 @@ def open_segmenter(
     except WeightsError as error:
         raise weights_failure(model, error) from error
     side = None if full_size else size or network.config.default_size
+    if dtype == AUTO:
+        fast = network.config.key_backbone != "resnet50" and torch.device(device).type == "cpu"
+        dtype = "bfloat16" if fast and has_bfloat16() else "float32"
     return VideoSegmenter(network, memory, size=side, dtype=getattr(torch, dtype))
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself; where it doesn't, that is slower than float32."""
+    try:
+        found: Mapping[str, object] = torch.cpu.get_capabilities()
+    except (AttributeError, RuntimeError):  # an older torch, or a CPU it can't tell about
+        return False
+    return any(bool(found.get(name)) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def weights_failure(model: str, error: WeightsError) -> XmemError:
@@ -192,8 +209,8 @@ def _check(device: str, dtype: str, threads: int | None, size: int | None) -> No
     """What would otherwise fail late, and in torch's words."""
     if size is not None and size < MIN_SIZE:
         raise UsageError(f"size={size} is not allowed: at least {MIN_SIZE} pixels")
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype {dtype!r} is not allowed: choose one of {', '.join(DTYPES)}")
+    if dtype not in (AUTO, *DTYPES):
+        raise UsageError(f"dtype {dtype!r} is not allowed: choose one of {', '.join((AUTO, *DTYPES))}")
     if threads is not None and threads < 1:
         raise UsageError(f"threads {threads} is not allowed: at least 1")
     try:
@@ -205,6 +222,16 @@ def _check(device: str, dtype: str, threads: int | None, size: int | None) -> No
 
 def threads_of(store: StreamStore) -> int | None:
     """The thread count that a stream was begun with; None if it was not begun."""
-    settings = (store.read_record() or {}).get("settings")
-    threads = settings.get("threads") if isinstance(settings, dict) else None
+    threads = _begun_with(store, "threads")
     return threads if type(threads) is int and threads > 0 else None
+
+
+def dtype_of(store: StreamStore) -> str | None:
+    """The precision that a stream was begun with; None if it was not begun."""
+    dtype = _begun_with(store, "dtype")
+    return dtype if dtype in DTYPES else None
+
+
+def _begun_with(store: StreamStore, name: str) -> Any:
+    settings = (store.read_record() or {}).get("settings")
+    return settings.get(name) if isinstance(settings, dict) else None

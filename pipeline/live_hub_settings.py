@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.live_options import LiveOptions
 from pipeline.live_spec import LiveSettings, LiveSpec
-from pipeline.settings import TrackSettings
+from pipeline.settings import TrackSettings, dtype_name
 from xmem_core import MemoryConfig, VideoSegmenter
 
 
@@ -69,7 +69,7 @@ class HubSettings:
             model_fingerprint=segmenter.fingerprint,
             memory=segmenter.memory_config,
             size=segmenter.size,
-            dtype=self.dtype,
+            dtype=dtype_name(segmenter),
             threads=self.threads,
             box_segmenter=chosen.box_segmenter,
             detector=spec.detector,

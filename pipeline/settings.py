@@ -7,15 +7,22 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.errors import UsageError
-from xmem_core import MemoryConfig
+from xmem_core import MemoryConfig, VideoSegmenter
 
 DTYPES = ("float32", "bfloat16", "float16")
+AUTO = "auto"
+"""Instead of one of `DTYPES`: what suits machine and model, see `pipeline.executor.open_segmenter`."""
 MIN_SIZE = 16
 
 # Snapshots may come as often as one likes. A model may be called by another name: its weights count.
 _INDIFFERENT = ("snapshot_chunks", "model")
 # Without a detector these mean nothing; and streams of before there were any go on as they began.
 _OF_DETECTOR = ("detector", "detect_every", "detect_confirmations", "max_objects", "out_of_sight_frames")
+
+
+def dtype_name(segmenter: VideoSegmenter) -> str:
+    """One of `DTYPES`: what a segmenter computes in."""
+    return str(segmenter.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ class WorkerSettings:
     """What all streams of one batch have in common. The arguments are those of `pipeline.executor.track`.
 
     Args:
-        threads: CPU threads of the network; a stream that was begun with another number keeps its own.
+        dtype, threads: the network's precision and CPU threads; a stream that was begun with another number
+            of threads, or (where it is "auto") in another precision, keeps its own.
         storage_options, out_storage_options: may hold credentials, so they are in no repr.
     """
 

@@ -16,16 +16,17 @@ from typing import Any
 import torch
 
 from pipeline.errors import UsageError, XmemError
-from pipeline.executor import Executor, open_segmenter, threads_of
+from pipeline.executor import Executor, dtype_of, open_segmenter, threads_of
 from pipeline.memory_plan import predict_state_bytes, predict_workspace_bytes
 from pipeline.prompts import PromptSet, load_mask_png, load_prompts
 from pipeline.redact import redacted_trace
-from pipeline.settings import TrackSettings
+from pipeline.settings import AUTO, TrackSettings, dtype_name
 from pipeline.sinks import Sinks
 from pipeline.sources import open_source
 from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
 from pipeline.work import ChunkRef, ChunkReport, Failure, Outcome, StreamSpec, StreamStatus, WorkerSettings
+from xmem_core import VideoSegmenter
 
 logger = logging.getLogger(__name__)
 
@@ -59,19 +60,23 @@ class Worker:
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         self._sinks = Sinks.load(settings.sinks)
-        self._segmenter = open_segmenter(
+        self._segmenter = self._load(settings.dtype)
+        self._executors = {dtype_name(self._segmenter): Executor(self._segmenter)}
+        self._streams: dict[str, _Open] = {}
+        # After an illegal access or a failed assertion on a GPU every later call fails, whoever's it is.
+        self.broken = False
+
+    def _load(self, dtype: str) -> VideoSegmenter:
+        settings = self._settings
+        return open_segmenter(
             settings.model,
             settings.memory,
             size=settings.size,
             full_size=settings.full_size,
             device=settings.device,
-            dtype=settings.dtype,
+            dtype=dtype,
             threads=settings.threads,
         )
-        self._executor = Executor(self._segmenter)
-        self._streams: dict[str, _Open] = {}
-        # After an illegal access or a failed assertion on a GPU every later call fails, whoever's it is.
-        self.broken = False
 
     def facts(self) -> dict[str, Any]:
         """This process: pid, device, the device's memory and what the weights take of it, in bytes."""
@@ -150,7 +155,7 @@ class Worker:
 
     def _advance(self, stream: StreamTracker, last: int) -> Outcome:
         while stream.next_frame <= last:
-            if not self._executor.advance([stream]):
+            if not self._executors[stream.settings.dtype].advance([stream]):
                 return "finished"
         # Only the frame after it shows that the chunk is whole, and whether the video ends here.
         return "tracked" if stream.settle() else "finished"
@@ -201,12 +206,19 @@ class Worker:
         store = StreamStore(options.out, spec.stream_id, options.out_storage_options)
         prompts = self._prompts(spec)
         threads = (None if spec.restart else threads_of(store)) or options.threads
+        segmenter = self._segmenter
+        if options.dtype == AUTO and not spec.restart:
+            # Begun on another kind of CPU, it keeps the precision it was begun with.
+            dtype = dtype_of(store) or dtype_name(segmenter)
+            if dtype not in self._executors:
+                self._executors[dtype] = Executor(self._load(dtype))
+            segmenter = self._executors[dtype].segmenter
         settings = TrackSettings(
             model=options.model,
-            model_fingerprint=self._segmenter.fingerprint,
-            memory=self._segmenter.memory_config,
-            size=self._segmenter.size,
-            dtype=options.dtype,
+            model_fingerprint=segmenter.fingerprint,
+            memory=segmenter.memory_config,
+            size=segmenter.size,
+            dtype=dtype_name(segmenter),
             threads=threads,
             chunk_frames=options.chunk_frames,
             snapshot_chunks=options.snapshot_chunks,
@@ -218,7 +230,7 @@ class Worker:
         return StreamTracker(
             source,
             store,
-            self._segmenter,
+            segmenter,
             settings,
             prompts,
             restart=spec.restart,

@@ -22,7 +22,7 @@ from tiny import CAPPED_MEMORY, tiny_weights
 from videos import corrupt, damage_packets, make_images, make_video
 
 from pipeline.errors import PromptError, SettingsConflictError, SourceError, UsageError
-from pipeline.executor import Executor, track
+from pipeline.executor import Executor, dtype_of, has_bfloat16, open_segmenter, track
 from pipeline.masks import rle_to_mask
 from pipeline.prompts import PromptSet
 from pipeline.query import query
@@ -30,7 +30,8 @@ from pipeline.settings import TrackSettings
 from pipeline.sources import open_source
 from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
-from xmem_core import MemoryConfig, StepResult, VideoSegmenter, load_model
+from xmem_core import MemoryConfig, ModelConfig, StepResult, VideoSegmenter, XMem, load_model
+from xmem_core.weights import save_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -258,6 +259,46 @@ def test_going_on_needs_no_prompts_and_keeps_the_threads(
         run(video, tmp_path, model, on_frame=stop)
     run(video, tmp_path, model, prompts=None, threads=None)
     assert files(tmp_path, "tracks", "events") == files(undisturbed, "tracks", "events")
+
+
+def test_going_on_with_auto_keeps_the_precision(
+    tmp_path: Path, undisturbed: Path, video: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(stream: StreamTracker) -> None:
+        if stream.next_frame == 18:
+            raise InterruptedRunError
+
+    # Begun on a CPU without bfloat16, gone on with on one that has it.
+    monkeypatch.setattr("pipeline.executor.has_bfloat16", lambda: False)
+    with pytest.raises(InterruptedRunError):
+        run(video, tmp_path, model, on_frame=stop, dtype="auto")
+    monkeypatch.setattr("pipeline.executor.has_bfloat16", lambda: True)
+    run(video, tmp_path, model, dtype="auto")
+    assert files(tmp_path, "tracks", "events") == files(undisturbed, "tracks", "events")
+    assert dtype_of(StreamStore(tmp_path, "cam")) == "float32"
+
+
+def test_auto_takes_bfloat16_where_the_cpu_has_it(
+    tmp_path: Path, video: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.executor.has_bfloat16", lambda: True)
+    run(video, tmp_path, model, dtype="auto", max_frames=3)
+    assert dtype_of(StreamStore(tmp_path, "cam")) == "bfloat16"
+    assert open_segmenter(model, dtype="float32").dtype == torch.float32
+    published = ModelConfig(value_widths=(8, 8, 16), value_blocks=(1, 1, 1), decoder_dims=(16, 8, 8))
+    save_weights(XMem(published), tmp_path / "resnet.safetensors")
+    assert open_segmenter(str(tmp_path / "resnet.safetensors"), dtype="auto").dtype == torch.float32
+    monkeypatch.setattr("pipeline.executor.has_bfloat16", lambda: False)
+    assert open_segmenter(model, dtype="auto").dtype == torch.float32
+
+
+def test_a_torch_that_cannot_tell_about_its_cpu_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+    assert not has_bfloat16()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    assert has_bfloat16()
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not has_bfloat16()
 
 
 def test_nothing_to_track_is_said(tmp_path: Path, video: Path, model: str) -> None:

@@ -19,7 +19,7 @@ from prompted import three_objects
 from tiny import CAPPED_MEMORY
 from videos import make_video
 
-from pipeline.executor import track
+from pipeline.executor import dtype_of, track
 from pipeline.prompts import PromptSet
 from pipeline.store import StreamStore
 from pipeline.work import ChunkRef, ChunkReport, StreamSpec, WorkerSettings
@@ -338,3 +338,23 @@ def test_nothing_of_an_error_or_a_spec_shows_credentials() -> None:
     secret = StreamSpec("a", "https://me:hush@host/v.mp4", prompts_uri="https://me:hush@host/p.json")
     options = WorkerSettings("out", storage_options={"secret": "hush"}, out_storage_options={"key": "hush"})
     assert "hush" not in repr(secret) + repr(options)
+
+
+def test_a_stream_from_another_kind_of_cpu_keeps_its_precision(
+    tmp_path: Path, video: Path, model: str, one_pass: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun in float32 where there is no bfloat16, gone on with where there is, beside a new stream."""
+    options = workers(tmp_path, model, dtype="auto")
+    monkeypatch.setattr("pipeline.executor.has_bfloat16", lambda: False)
+    first = Worker(options)
+    first.open(spec(video))
+    first.track(ChunkRef("cam", 0, 9))
+    first.release("cam")
+    monkeypatch.setattr("pipeline.executor.has_bfloat16", lambda: True)
+    second = Worker(options)
+    assert second.open(spec(video)).next_frame == 10
+    second.open(spec(video, "new"))
+    for stream_id, start in (("cam", 10), ("new", 0)):
+        assert [r.outcome for r in drive(second, stream_id, start, 10)][-1] == "finished"
+    assert rows(tmp_path).equals(one_pass)
+    assert [dtype_of(StreamStore(tmp_path, i)) for i in ("cam", "new")] == ["float32", "bfloat16"]
