@@ -419,7 +419,9 @@ def train(
             "--set", help="name=value: replaces one of the settings; repeatable.", metavar="NAME=VALUE"
         ),
     ] = None,
-    init: Annotated[str | None, typer.Option(help="Weights to start from.")] = None,
+    init: Annotated[
+        list[str] | None, typer.Option(help="Weights to start from; repeatable: the mean of all.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data.")] = None,
     max_hours: Annotated[float | None, typer.Option(help="Stop with a checkpoint after so long.")] = None,
@@ -429,7 +431,7 @@ def train(
     """Train a small model; run again, it goes on from its last checkpoint."""
     from jobs.train import parse_settings, run
 
-    given = {"steps": steps, "seed": seed, "max_hours": max_hours, "threads": threads, "init": init}
+    given = {"steps": steps, "seed": seed, "max_hours": max_hours, "threads": threads, "init": init or None}
     overrides = parse_settings(setting or []) | {k: v for k, v in given.items() if v is not None}
     logging.getLogger().setLevel(logging.INFO)
     say(f"averaged weights: {run(config, data, out, overrides | {'resume': not fresh})}")

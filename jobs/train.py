@@ -21,8 +21,9 @@ def run(config_path: str | None, data_root: str, out: str, overrides: dict[str, 
             model's (`xmem_core/training/xmem-lite.json`).
         data_root: folder with stills/ and davis/.
         out: the run's folder.
-        overrides: settings of `TrainConfig` that replace the file's; besides `init` (weights to start from),
-            `resume` (default True) and `backbone` (ImageNet weights; default: the installed package's).
+        overrides: settings of `TrainConfig` that replace the file's; besides `init` (weights to start from,
+            or a list: their mean), `resume` (default True) and `backbone` (ImageNet weights; default: the
+            installed package's).
 
     Raises:
         UsageError: settings or data that can't be used. XmemError: the training failed.
@@ -84,7 +85,7 @@ def main() -> None:
     parser.add_argument("--config")
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", required=True)
-    parser.add_argument("--init")
+    parser.add_argument("--init", action="append")
     parser.add_argument("--no-resume", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON")
     args = parser.parse_args()

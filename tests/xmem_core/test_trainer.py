@@ -26,6 +26,7 @@ from xmem_core.training.settings import RECIPE, Phase, TrainConfig
 from xmem_core.training.speed import tune_for_cpu
 from xmem_core.training.trainer import Trainer, train
 from xmem_core.training.unroll import Plan, draw_plan, one_hot, unroll
+from xmem_core.weights import save_weights
 
 SMALL = TrainConfig(
     model=TINY,
@@ -605,6 +606,21 @@ def test_published_weights_start_another_run(root: Path, undisturbed: Path, tmp_
         assert torch.equal(value, trainer.averaged[name])
     train(replace(SMALL, steps=1, warmup=0), root, tmp_path, init=published)
     assert log_without_times(tmp_path)[0]["loss"] != log_without_times(undisturbed)[0]["loss"]
+
+
+def test_a_run_may_start_from_the_mean_of_weights(root: Path, undisturbed: Path, tmp_path: Path) -> None:
+    published = undisturbed / "weights-ema.safetensors"
+    other = tmp_path / "other.safetensors"
+    save_weights(tiny_model(5), other)
+    trainer = Trainer(SMALL)
+    trainer.use_weights(published, other)
+    one, two = load_file(published), load_file(other)
+    for name, value in trainer.model.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(value, (one[name].float() + two[name].float()) / 2, atol=1e-6), name
+            assert torch.equal(value, trainer.averaged[name])
+    train(replace(SMALL, steps=1, warmup=0), root, tmp_path / "run", init=[published, other])
+    assert len(log_without_times(tmp_path / "run")) == 1
 
 
 def test_weights_of_another_shape_are_refused(undisturbed: Path) -> None:

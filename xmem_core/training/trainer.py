@@ -12,6 +12,7 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -81,9 +82,15 @@ class Trainer:
             for (backbone, decays), parameters in sorted(groups.items())
         ]
 
-    def use_weights(self, path: str | Path) -> None:
-        """Start from a weights file instead of from scratch. ValueError if it does not fit the model."""
-        load_weights(self.model, path)
+    def use_weights(self, *paths: str | Path) -> None:
+        """Start from a weights file, or the mean of several. ValueError if one does not fit the model."""
+        mean: dict[str, Tensor] = {}
+        for path in paths:
+            load_weights(self.model, path)
+            for name, value in self.model.state_dict().items():
+                part = value.double() / len(paths) if value.is_floating_point() else value
+                mean[name] = mean[name] + part if name in mean and value.is_floating_point() else part.clone()
+        self.model.load_state_dict(mean)
         self.averaged = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
 
     @torch.no_grad()
@@ -216,7 +223,7 @@ def train(
     data_root: str | Path,
     out_dir: str | Path,
     resume: bool = True,
-    init: str | Path | None = None,
+    init: str | Path | Sequence[str | Path] | None = None,
     backbone: str | Path | None = None,
 ) -> Path:
     """Trains and returns the path of the averaged weights (fp16 safetensors).
@@ -240,7 +247,7 @@ def train(
     if resume:
         first = resume_from(out, trainer.model, trainer.averaged, trainer.optimizer, config)
     elif init is not None:
-        trainer.use_weights(init)
+        trainer.use_weights(*([init] if isinstance(init, str | Path) else init))
     if not resume and config.whiten_keys:
         trainer.whiten_keys(library)
     out.mkdir(parents=True, exist_ok=True)
