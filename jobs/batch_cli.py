@@ -104,7 +104,7 @@ def run(
     model: opt.ModelOption = "xmem-lite",
     size: opt.SizeOption = None,
     device: opt.DeviceOption = "cpu",
-    dtype: opt.DtypeOption = "float32",
+    dtype: opt.DtypeOption = "auto",
     threads: opt.ThreadsOption = None,
     mem_every: opt.MemEveryOption = None,
     deep_update_every: opt.DeepUpdateOption = None,

@@ -68,7 +68,8 @@ LongTermOption = Annotated[
 SearchWindowOption = Annotated[
     int | None,
     typer.Option(
-        help="Look for an object only around where it was, at least so many pixels wide [off].",
+        help="Look for an object only around where it was, at least so many pixels wide; 0: everywhere. "
+        "Default: the model's.",
         rich_help_panel=_MEMORY,
     ),
 ]

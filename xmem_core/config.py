@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 KEY_BACKBONES = ("resnet50", "efficientnet-lite0")
@@ -37,6 +37,7 @@ class ModelConfig:
         decoder_dims: decoder channels at strides 16, 8 and 4.
         sensory_mid_dim: channels to which the decoder's scales are brought before the sensory update.
         default_size: shorter side, in pixels, at which the model was trained to be used.
+        default_search_window: `MemoryConfig.search_window` where that is None.
 
     Raises:
         ValueError: a width is not positive or the backbone is unknown.
@@ -52,6 +53,8 @@ class ModelConfig:
     decoder_dims: tuple[int, int, int] = (512, 256, 256)
     sensory_mid_dim: int = 256
     default_size: int = 480
+    # How a model is used, not what it computes: neither its identity nor its weights depend on it.
+    default_search_window: int | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _require(
@@ -62,7 +65,10 @@ class ModelConfig:
         )
         for name in ("value_widths", "value_blocks", "decoder_dims"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        _require_whole(self, *(f.name for f in fields(self) if f.name != "key_backbone"))
+        no_number = ("key_backbone", "default_search_window")
+        _require_whole(self, *(f.name for f in fields(self) if f.name not in no_number))
+        # Checked as it will be used.
+        MemoryConfig(search_window=self.default_search_window)
         for name in ("value_stem", "key_dim", "sensory_mid_dim"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a width is at least 1")
         # The channel gates of CBAM work at a sixteenth of these two widths.
@@ -88,6 +94,7 @@ class ModelConfig:
             decoder_dims=(128, 64, 32),
             sensory_mid_dim=64,
             default_size=384,
+            default_search_window=192,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,7 +125,8 @@ class MemoryConfig:
         enable_long_term: False drops the oldest frames instead of consolidating them.
         max_permanent_frames: prompted frames that stay for good, the stream's first one included.
         search_window: an object is looked for around where it was, in a window whose sides are at least this
-            many pixels as the network sees them. None: on the whole frame, as published.
+            many pixels as the network sees them. 0: on the whole frame. None: on a CPU as the model's
+            `default_search_window` says, on the whole frame otherwise; as published for the published models.
 
     Raises:
         ValueError: a number is out of range, or two contradict each other.
@@ -146,7 +154,12 @@ class MemoryConfig:
         )
         if self.search_window is not None:
             _require_whole(self, "search_window")
-            _require(self.search_window >= 64, "search_window", self.search_window, "at least 64, or None")
+            _require(
+                self.search_window == 0 or self.search_window >= 64,
+                "search_window",
+                self.search_window,
+                "at least 64 pixels, or 0 for the whole frame",
+            )
         for name in ("mem_every", "top_k", "num_prototypes", "max_permanent_frames"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.deep_update_every != 0, "deep_update_every", 0, "a number of frames, or -1")

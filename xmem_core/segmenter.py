@@ -7,6 +7,7 @@ import hashlib
 import operator
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, SupportsIndex
 
@@ -20,6 +21,7 @@ from xmem_core.backbones import IMAGE_MEAN, IMAGE_STD, fold_batch_norms
 from xmem_core.config import MemoryConfig
 from xmem_core.memory import Memory
 from xmem_core.network import KeyFeatures, XMem, aggregate
+from xmem_core.presence import presence_scores
 from xmem_core.state import TrackerState
 from xmem_core.windows import STRIDE, covered, decode_in_windows, next_window, whole
 
@@ -130,6 +132,15 @@ class StepResult:
         return self._winners[1]
 
     @cached_property
+    def presence(self) -> Tensor:
+        """(O,) float32, 0 to 1: how probably each object's mask is on that object; 0 for one without a mask.
+
+        Calibrated for the bundled model (its card has the table). For other weights it only ranks; fit them
+        with `jobs.suites.fitting`, and call `xmem_core.presence.presence_scores` with what comes of it.
+        """
+        return presence_scores(self.network_probabilities)
+
+    @cached_property
     def _winners(self) -> tuple[Tensor, Tensor]:
         planes = self.probabilities
         if planes.device.type != "cpu":
@@ -153,7 +164,7 @@ class VideoSegmenter:
 
     Args:
         model: the network; the segmenter keeps a copy prepared for inference.
-        memory_config: memory settings, by default the published ones.
+        memory_config: memory settings, by default the published ones, but for what the model has of its own.
         size: shorter side that the network sees; frames are shrunk to it, never enlarged. None: as they are.
         dtype: float32, or bfloat16 / float16 to run the network under autocast (memory reading stays fp32).
 
@@ -179,6 +190,10 @@ class VideoSegmenter:
         self.config = model.config
         self.fingerprint = model_fingerprint(model)
         self.device = next(model.parameters()).device
+        window = model.config.default_search_window
+        # A GPU decodes all of the frame in the time that cutting windows out would take it.
+        if self.memory_config.search_window is None and window and self.device.type == "cpu":
+            self.memory_config = replace(self.memory_config, search_window=window)
         network = copy.deepcopy(model).eval().requires_grad_(False)
         self._layout = torch.channels_last
         if self.config.key_backbone != "resnet50":
@@ -390,7 +405,7 @@ class VideoSegmenter:
         assert state.memory is not None
         grid = (int(keys.key.shape[2]), int(keys.key.shape[3]))
         key, selection = keys.key[0].flatten(1).float(), keys.selection[0].flatten(1).float()
-        if self.memory_config.search_window is not None:
+        if self.memory_config.search_window:
             windows = [state.windows.get(i, whole(grid)) for i in state.object_ids]
             cells = covered(windows, grid).to(self.device)
             found = state.memory.read(key[:, cells], selection[:, cells])
@@ -418,7 +433,7 @@ class VideoSegmenter:
 
     def _look_next(self, state: TrackerState, object_ids: tuple[int, ...], planes: Tensor) -> None:
         """Set where the objects are looked for on the next frame, from their probabilities, (O, H', W')."""
-        if self.memory_config.search_window is None:
+        if not self.memory_config.search_window:
             return
         grid = (planes.shape[1] // STRIDE, planes.shape[2] // STRIDE)
         least = self.memory_config.search_window // STRIDE

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from xmem_core import StepResult
 from xmem_core.presence import FEATURES, PresenceConstants, presence_features, presence_scores
 
 
@@ -56,3 +57,9 @@ def test_a_sure_mask_scores_higher_than_a_doubtful_one() -> None:
     sure = planes([[0.97] * 8 + [0.02] * 8] * 8)
     doubtful = planes([[0.55] * 8 + [0.3] * 8] * 8)
     assert presence_scores(sure)[0] > presence_scores(doubtful)[0] + 0.2
+
+
+def test_a_step_tells_the_presence_of_its_objects() -> None:
+    result = StepResult((4, 9), (16, 64), torch.nn.functional.interpolate(PAIR[None], (8, 32))[0])
+    assert torch.equal(result.presence, presence_scores(result.network_probabilities))
+    assert result.presence.shape == (2,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -238,7 +239,32 @@ def test_a_removed_objects_window_goes_with_it() -> None:
     assert set(state.windows) == {7}
 
 
-@pytest.mark.parametrize("value", [0, 63, 64.0, True])
+def test_a_model_may_have_a_window_of_its_own() -> None:
+    model = small_model()
+    plain = VideoSegmenter(model, SMALL_MEMORY)
+    model.config = replace(model.config, default_search_window=64)
+    assert VideoSegmenter(model, SMALL_MEMORY).memory_config == replace(SMALL_MEMORY, search_window=64)
+    for window in (0, 96):
+        memory = replace(SMALL_MEMORY, search_window=window)
+        assert VideoSegmenter(model, memory).memory_config == memory
+    # How it is used by default is no part of which model it is.
+    assert VideoSegmenter(model).fingerprint == plain.fingerprint
+    with pytest.raises(ValueError, match="search_window=10"):
+        replace(model.config, default_search_window=10)
+
+
+def test_no_window_is_the_whole_frame() -> None:
+    model = small_model()
+    model.config = replace(model.config, default_search_window=64)
+    segmenter = VideoSegmenter(model, replace(SMALL_MEMORY, search_window=0))
+    state = segmenter.new_state()
+    rng = np.random.default_rng(0)
+    frame = rng.integers(0, 256, (160, 160, 3), dtype=np.uint8)
+    segmenter.step(state, frame, Prompt({1: np.eye(160, dtype=bool)}))
+    assert state.windows == {}
+
+
+@pytest.mark.parametrize("value", [-1, 1, 63, 64.0, True])
 def test_a_search_window_has_a_least_size(value: object) -> None:
     with pytest.raises(ValueError, match="search_window"):
         MemoryConfig(search_window=value)  # type: ignore[arg-type]
