@@ -21,7 +21,7 @@ from pipeline.actor import tracker_actor
 from pipeline.boxes import load_box_segmenter
 from pipeline.detectors import load_detector
 from pipeline.errors import UsageError
-from pipeline.settings import TrackSettings
+from pipeline.settings import AUTO, DTYPES, TrackSettings
 from pipeline.work import WorkerSettings
 
 logger = logging.getLogger(__name__)
@@ -240,7 +240,8 @@ def _check(settings: WorkerSettings, here: bool) -> None:
         model_fingerprint="",
         memory=settings.memory,
         size=settings.size,
-        dtype=settings.dtype,
+        # Which one it becomes, the workers know.
+        dtype=DTYPES[0] if settings.dtype == AUTO else settings.dtype,
         chunk_frames=settings.chunk_frames,
         snapshot_chunks=settings.snapshot_chunks,
         max_frames=settings.max_frames,

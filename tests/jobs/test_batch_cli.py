@@ -99,7 +99,7 @@ def test_the_first_argument_that_is_no_command_is_the_videos(
     arguments = ("*.mp4", "--out", "out") if videos_first else ("--out", "out", "*.mp4")
     assert call(*form, *arguments) == 0
     assert [Path(j.spec.uri).name for j in batch.jobs] == ["a.mp4", "b.mp4"]
-    assert batch.settings == WorkerSettings("out")
+    assert batch.settings == WorkerSettings("out", dtype="auto")
     assert batch.options == BatchOptions()
 
 
