@@ -26,7 +26,12 @@ def conv_shared(conv: nn.Conv2d, shared: Tensor, own: Tensor) -> Tensor:
     b, o = own.shape[:2]
     split = shared.shape[1]
     from_shared = F.conv2d(shared, conv.weight[:, :split], conv.bias, conv.stride, conv.padding)
-    from_own = F.conv2d(own.flatten(0, 1), conv.weight[:, split:], None, conv.stride, conv.padding)
+    each = own.flatten(0, 1)
+    if conv.weight.is_contiguous(memory_format=torch.channels_last):
+        # A part of the weight no longer shows its layout: without this, all that follows would be computed in
+        # the input's, and copied into the other and back.
+        each = each.contiguous(memory_format=torch.channels_last)
+    from_own = F.conv2d(each, conv.weight[:, split:], None, conv.stride, conv.padding)
     # Into the convolution's own output: memory for a new tensor of that size costs more than the addition.
     return from_own.view(b, o, *from_own.shape[1:]).add_(from_shared.unsqueeze(1))
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from xmem_core.backbones import IMAGE_MEAN, IMAGE_STD, fold_batch_norms
 from xmem_core.config import MemoryConfig
@@ -206,6 +206,11 @@ class VideoSegmenter:
         for parameter in network.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=self._layout)
+        if dtype != torch.float32:
+            # Autocast would cast them anew on every call, since it keeps only what is being trained.
+            for module in network.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    module.to(dtype)
         self._network = network
         self._mean = torch.tensor(IMAGE_MEAN, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(IMAGE_STD, device=self.device).view(1, 3, 1, 1)

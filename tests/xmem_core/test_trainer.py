@@ -665,11 +665,17 @@ def test_bad_settings_say_what_is_wrong(values: dict[str, Any], message: str) ->
         TrainConfig.from_dict(values)
 
 
+@pytest.mark.parametrize("name", ["xmem-lite-start.json", "xmem-lite-more.json"])
+def test_the_runs_before_the_bundled_models_are_valid(name: str) -> None:
+    assert TrainConfig.load(RECIPE.with_name(name)).model == ModelConfig.lite()
+
+
 def test_the_recipe_of_the_bundled_model_is_valid() -> None:
     config = TrainConfig.load(RECIPE)
     assert config.model == ModelConfig.lite()
     assert len(config.phases) > 1
     assert config.held_out_people == 100
+    assert config.whiten_keys
 
 
 def test_settings_that_are_no_object_are_refused(tmp_path: Path) -> None:
