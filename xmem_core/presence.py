@@ -34,8 +34,10 @@ class PresenceConstants:
 
 
 XMEM_LITE = PresenceConstants(weights=(21.0557, 0.0, 0.0, 0.0, 1.62, 0.0), intercept=-16.8401)
-"""For the bundled model: fitted to 2,665 masks of 28 scenes with people it was trained on. How well it holds for
-other people is in the model card. To be fitted anew for new weights: `fit_presence` of `jobs/suites/fitting.py`.
+"""For the bundled model: fitted to 2,665 masks of 28 scenes with people it was trained on.
+
+How well it holds for other people is in the model card. To be fitted anew for new weights: `fit_presence` of
+`jobs/suites/fitting.py`.
 """
 
 
