@@ -1,8 +1,8 @@
 """How sure a tracker may be that an object's mask is on the object: a score that means a probability.
 
-The mean probability inside a mask says little: a network that moved to a look-alike is sure of itself. Other
-things that its probabilities say, together, tell more; how much each counts was fitted on composed scenes
-(`jobs/suites/presence.py`), so that of the masks that score 0.8, eight in ten are on their objects.
+The mean probability inside a mask ranks masks well but is no such probability: of crowd masks that had 0.75,
+three in ten were on their objects. How much it and other things that probabilities say count was fitted on
+composed scenes (`jobs/suites/presence.py`), so that of the masks that score 0.8, about eight in ten are right.
 """
 
 from __future__ import annotations
