@@ -2,7 +2,7 @@
 
 The mean probability inside a mask ranks masks well but is no such probability: of crowd masks that had 0.75,
 three in ten were on their objects. How much it and other things that probabilities say count was fitted on
-composed scenes (`jobs/suites/presence.py`), so that of the masks that score 0.8, about eight in ten are right.
+composed scenes (`jobs/suites/presence.py`), so that eight in ten of those that score 0.8 are right.
 """
 
 from __future__ import annotations
