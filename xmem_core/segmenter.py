@@ -424,7 +424,7 @@ class VideoSegmenter:
                     windows,
                     update_hidden=update_hidden,
                 )
-            state.hidden = hidden
+            state.hidden = _as_stored(hidden)
             return torch.softmax(aggregate(probabilities.unsqueeze(0)), 1)[0]
         read = state.memory.read(key, selection)
         hidden = None if state.hidden is None else state.hidden.unsqueeze(0)
@@ -433,7 +433,7 @@ class VideoSegmenter:
                 keys.scales, read.view(1, *read.shape[:2], *grid), hidden, update_hidden=update_hidden
             )
         if hidden is not None:
-            state.hidden = hidden[0].float()
+            state.hidden = _as_stored(hidden[0])
         return torch.softmax(aggregate(torch.sigmoid(logits.float())), 1)[0]
 
     def _look_next(self, state: TrackerState, object_ids: tuple[int, ...], planes: Tensor) -> None:
@@ -476,7 +476,7 @@ class VideoSegmenter:
             dict(zip(object_ids, flat, strict=True)),
             prompted=prompted,
         )
-        state.hidden = None if renewed is None else renewed[0].float()
+        state.hidden = None if renewed is None else _as_stored(renewed[0])
         state.last_memory_time = state.time
         if deep_update:
             state.last_deep_time = state.time
@@ -488,6 +488,11 @@ class VideoSegmenter:
         known = 0 if state.hidden is None else len(state.hidden)
         new = torch.zeros(count - known, self.config.hidden_dim, *grid, device=self.device)
         return (new if state.hidden is None else torch.cat([state.hidden, new])).unsqueeze(0)
+
+
+def _as_stored(hidden: Tensor | None) -> Tensor | None:
+    """As it comes back from bytes: convolutions compute other last bits from another layout."""
+    return None if hidden is None else hidden.float().contiguous()
 
 
 def _padding(size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -69,6 +69,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, videos: Path, model: s
             threads=1,
             chunk_frames=CHUNK,
             memory=MemoryConfig(),
+            dtype="auto",  # as the command's
         )
     return rows_of(out)
 

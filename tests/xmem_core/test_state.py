@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_net import SMALL_MEMORY, frame_at, small_model, square
 
-from xmem_core import PoisonedStateError, Prompt, TrackerState, VideoSegmenter
+from xmem_core import MemoryConfig, PoisonedStateError, Prompt, TrackerState, VideoSegmenter, load_model
 from xmem_core import state as state_module
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -210,3 +210,22 @@ def test_a_poisoned_state_refuses_everything(segmenter: VideoSegmenter) -> None:
     ):
         with pytest.raises(PoisonedStateError, match=r"out of memory.*from_bytes"):
             use()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [0, 64])
+def test_the_bundled_model_computes_the_same_bits_after_bytes(dtype: torch.dtype, window: int) -> None:
+    """Whether tensors lie channels first or last changes the last bits of convolutions."""
+    segmenter = VideoSegmenter(load_model(), MemoryConfig(mem_every=2, search_window=window), dtype=dtype)
+    height, width = 96, 144
+    prompt = Prompt({i: square(height, width, 8, 12 + 50 * (i - 1), 30) for i in (1, 2)})
+    one, two = segmenter.new_state(), segmenter.new_state()
+    for t in range(7):
+        frame = frame_at(t, height, width)
+        # The one that goes on is never read from bytes, the other before every frame.
+        two = TrackerState.from_bytes(two.to_bytes())
+        results = [segmenter.step(s, frame, prompt if t == 0 else None) for s in (one, two)]
+        assert torch.equal(results[0].network_probabilities, results[1].network_probabilities), t
+        assert one.hidden is not None
+        assert one.hidden.is_contiguous()
+    assert one.to_bytes() == two.to_bytes()
