@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -126,20 +127,19 @@ def track(
     try:
         store = StreamStore(out, stream_id or generate_stream_id(uri), out_storage_options)
         also = Sinks.load(sinks)
-        if dtype == AUTO and not restart:
-            dtype = dtype_of(store) or AUTO
+        begun = Begun() if restart else begun_with(store)
+        if dtype == AUTO:
+            dtype = begun.dtype or AUTO
         segmenter = open_segmenter(
             model, memory, size=size, full_size=full_size, device=device, dtype=dtype, threads=threads
         )
-        if threads is None and not restart:
-            threads = threads_of(store)
         settings = TrackSettings(
             model=model,
             model_fingerprint=segmenter.fingerprint,
             memory=segmenter.memory_config,
             size=segmenter.size,
             dtype=dtype_name(segmenter),
-            threads=threads or torch.get_num_threads(),
+            threads=threads or begun.threads or torch.get_num_threads(),
             chunk_frames=chunk_frames,
             snapshot_chunks=snapshot_chunks,
             max_frames=max_frames,
@@ -220,18 +220,20 @@ def _check(device: str, dtype: str, threads: int | None, size: int | None) -> No
         raise UsageError(f"device {device!r} cannot be used here: {reason}; cpu always can") from error
 
 
-def threads_of(store: StreamStore) -> int | None:
-    """The thread count that a stream was begun with; None if it was not begun."""
-    threads = _begun_with(store, "threads")
-    return threads if type(threads) is int and threads > 0 else None
+@dataclass(frozen=True)
+class Begun:
+    """What a later run of a stream keeps of its first unless told otherwise; None: not begun yet."""
+
+    threads: int | None = None
+    dtype: str | None = None
 
 
-def dtype_of(store: StreamStore) -> str | None:
-    """The precision that a stream was begun with; None if it was not begun."""
-    dtype = _begun_with(store, "dtype")
-    return dtype if dtype in DTYPES else None
-
-
-def _begun_with(store: StreamStore, name: str) -> Any:
+def begun_with(store: StreamStore) -> Begun:
+    """The thread count and the precision that a stream was begun with."""
     settings = (store.read_record() or {}).get("settings")
-    return settings.get(name) if isinstance(settings, dict) else None
+    if not isinstance(settings, dict):
+        return Begun()
+    threads, dtype = settings.get("threads"), settings.get("dtype")
+    return Begun(
+        threads if type(threads) is int and threads > 0 else None, dtype if dtype in DTYPES else None
+    )

@@ -12,7 +12,7 @@ import torch
 from pipeline.errors import UsageError
 from pipeline.live_spec import LiveSpec
 from pipeline.memory_plan import predict_state_bytes, predict_workspace_bytes
-from pipeline.settings import DTYPES
+from pipeline.settings import DTYPES, dtype_name
 from pipeline.worker import device_bytes
 from xmem_core import Prompt, VideoSegmenter
 
@@ -104,7 +104,7 @@ class Capacity:
     def _memory(self, there: Load) -> int:
         """Weights, all states, and the largest workspace: streams take turns."""
         chosen = self._segmenter
-        dtype = str(chosen.dtype).removeprefix("torch.")
+        dtype = dtype_name(chosen)
         dtype = dtype if dtype in DTYPES else "float32"
         states, work = 0, 0
         for spec, size, _ in there:

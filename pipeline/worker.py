@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import UsageError, XmemError
-from pipeline.executor import Executor, dtype_of, open_segmenter, threads_of
+from pipeline.executor import Begun, Executor, begun_with, open_segmenter
 from pipeline.memory_plan import predict_state_bytes, predict_workspace_bytes
 from pipeline.prompts import PromptSet, load_mask_png, load_prompts
 from pipeline.redact import redacted_trace
@@ -205,11 +205,11 @@ class Worker:
         options = self._settings
         store = StreamStore(options.out, spec.stream_id, options.out_storage_options)
         prompts = self._prompts(spec)
-        threads = (None if spec.restart else threads_of(store)) or options.threads
+        begun = Begun() if spec.restart else begun_with(store)
         segmenter = self._segmenter
-        if options.dtype == AUTO and not spec.restart:
+        if options.dtype == AUTO and begun.dtype is not None:
             # Begun on another kind of CPU, it keeps the precision it was begun with.
-            dtype = dtype_of(store) or dtype_name(segmenter)
+            dtype = begun.dtype
             if dtype not in self._executors:
                 self._executors[dtype] = Executor(self._load(dtype))
             segmenter = self._executors[dtype].segmenter
@@ -219,7 +219,7 @@ class Worker:
             memory=segmenter.memory_config,
             size=segmenter.size,
             dtype=dtype_name(segmenter),
-            threads=threads,
+            threads=begun.threads or options.threads,
             chunk_frames=options.chunk_frames,
             snapshot_chunks=options.snapshot_chunks,
             max_frames=options.max_frames,

@@ -17,12 +17,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from interrupted import InterruptedRunError, stop_at
 from prompted import three_objects
 from tiny import CAPPED_MEMORY, tiny_weights
 from videos import corrupt, damage_packets, make_images, make_video
 
 from pipeline.errors import PromptError, SettingsConflictError, SourceError, UsageError
-from pipeline.executor import Executor, dtype_of, has_bfloat16, open_segmenter, track
+from pipeline.executor import Executor, begun_with, has_bfloat16, open_segmenter, track
 from pipeline.masks import rle_to_mask
 from pipeline.prompts import PromptSet
 from pipeline.query import query
@@ -76,10 +77,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, video: Path, model: st
     summary = run(video, out, model)
     assert (summary.state, summary.frames) == ("finished", FRAMES)
     return out
-
-
-class InterruptedRunError(Exception):
-    pass
 
 
 def test_rows_are_those_of_a_bare_loop_over_the_segmenter(undisturbed: Path, video: Path, model: str) -> None:
@@ -142,12 +139,8 @@ def test_chunks_follow_each_other_without_gap(undisturbed: Path) -> None:
 def test_interrupted_anywhere_it_ends_with_the_same_bytes(
     tmp_path: Path, undisturbed: Path, video: Path, model: str, stop_after: int
 ) -> None:
-    def stop(stream: StreamTracker) -> None:
-        if stream.next_frame == stop_after:
-            raise InterruptedRunError
-
     with pytest.raises(InterruptedRunError):
-        run(video, tmp_path, model, on_frame=stop)
+        run(video, tmp_path, model, on_frame=stop_at(stop_after))
     summary = run(video, tmp_path, model)
     assert files(tmp_path, "tracks", "events") == files(undisturbed, "tracks", "events")
     assert files(tmp_path, "streams") == files(undisturbed, "streams")
@@ -160,12 +153,8 @@ def test_interrupted_anywhere_it_ends_with_the_same_bytes(
 def test_without_or_with_damaged_snapshots_it_starts_over_and_rows_stay(
     tmp_path: Path, undisturbed: Path, video: Path, model: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def stop(stream: StreamTracker) -> None:
-        if stream.next_frame == 24:
-            raise InterruptedRunError
-
     with pytest.raises(InterruptedRunError):
-        run(video, tmp_path, model, on_frame=stop)
+        run(video, tmp_path, model, on_frame=stop_at(24))
     for snapshot in (tmp_path / "state").rglob("*.safetensors"):
         data = bytearray(snapshot.read_bytes())
         data[-100] ^= 255
@@ -251,12 +240,8 @@ def test_restart_starts_over_with_other_settings(
 def test_going_on_needs_no_prompts_and_keeps_the_threads(
     tmp_path: Path, undisturbed: Path, video: Path, model: str
 ) -> None:
-    def stop(stream: StreamTracker) -> None:
-        if stream.next_frame == 18:
-            raise InterruptedRunError
-
     with pytest.raises(InterruptedRunError):
-        run(video, tmp_path, model, on_frame=stop)
+        run(video, tmp_path, model, on_frame=stop_at(18))
     run(video, tmp_path, model, prompts=None, threads=None)
     assert files(tmp_path, "tracks", "events") == files(undisturbed, "tracks", "events")
 
@@ -264,18 +249,14 @@ def test_going_on_needs_no_prompts_and_keeps_the_threads(
 def test_going_on_with_auto_keeps_the_precision(
     tmp_path: Path, undisturbed: Path, video: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(stream: StreamTracker) -> None:
-        if stream.next_frame == 18:
-            raise InterruptedRunError
-
     # Begun on a CPU without bfloat16, gone on with on one that has it.
     monkeypatch.setattr("pipeline.executor.has_bfloat16", lambda: False)
     with pytest.raises(InterruptedRunError):
-        run(video, tmp_path, model, on_frame=stop, dtype="auto")
+        run(video, tmp_path, model, on_frame=stop_at(18), dtype="auto")
     monkeypatch.setattr("pipeline.executor.has_bfloat16", lambda: True)
     run(video, tmp_path, model, dtype="auto")
     assert files(tmp_path, "tracks", "events") == files(undisturbed, "tracks", "events")
-    assert dtype_of(StreamStore(tmp_path, "cam")) == "float32"
+    assert begun_with(StreamStore(tmp_path, "cam")).dtype == "float32"
 
 
 def test_auto_takes_bfloat16_where_the_cpu_has_it(
@@ -283,7 +264,7 @@ def test_auto_takes_bfloat16_where_the_cpu_has_it(
 ) -> None:
     monkeypatch.setattr("pipeline.executor.has_bfloat16", lambda: True)
     run(video, tmp_path, model, dtype="auto", max_frames=3)
-    assert dtype_of(StreamStore(tmp_path, "cam")) == "bfloat16"
+    assert begun_with(StreamStore(tmp_path, "cam")).dtype == "bfloat16"
     assert open_segmenter(model, dtype="float32").dtype == torch.float32
     published = ModelConfig(value_widths=(8, 8, 16), value_blocks=(1, 1, 1), decoder_dims=(16, 8, 8))
     save_weights(XMem(published), tmp_path / "resnet.safetensors")
@@ -348,12 +329,8 @@ def test_damaged_video_tracks_what_decodes_with_one_event_per_loss(tmp_path: Pat
     tracked = query(whole, "select count(distinct frame_index) as n from tracks").to_pylist()[0]["n"]
     assert tracked == summary.frames >= 25
 
-    def stop(stream: StreamTracker) -> None:
-        if stream.next_frame == 23:
-            raise InterruptedRunError
-
     with pytest.raises(InterruptedRunError):
-        run(broken, cut, model, prompts=prompts, on_frame=stop)
+        run(broken, cut, model, prompts=prompts, on_frame=stop_at(23))
     run(broken, cut, model, prompts=prompts)
     assert files(cut, "tracks", "events") == files(whole, "tracks", "events")
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from interrupted import InterruptedRunError, stop_at
 from tiny import CAPPED_MEMORY
 from videos import make_video
 
@@ -115,18 +116,6 @@ def events(out: Path) -> list[dict[str, Any]]:
     return query(
         out, "select frame_index, kind, reason, object_id, detail from events order by all"
     ).to_pylist()
-
-
-class InterruptedRunError(Exception):
-    pass
-
-
-def stop_at(frame: int) -> Any:
-    def stop(stream: StreamTracker) -> None:
-        if stream.next_frame == frame:
-            raise InterruptedRunError
-
-    return stop
 
 
 def test_what_walks_in_becomes_an_object_beside_those_of_prompts(undisturbed: Path) -> None:

@@ -19,7 +19,7 @@ from prompted import three_objects
 from tiny import CAPPED_MEMORY
 from videos import make_video
 
-from pipeline.executor import dtype_of, track
+from pipeline.executor import begun_with, track
 from pipeline.prompts import PromptSet
 from pipeline.store import StreamStore
 from pipeline.work import ChunkRef, ChunkReport, StreamSpec, WorkerSettings
@@ -357,4 +357,4 @@ def test_a_stream_from_another_kind_of_cpu_keeps_its_precision(
     for stream_id, start in (("cam", 10), ("new", 0)):
         assert [r.outcome for r in drive(second, stream_id, start, 10)][-1] == "finished"
     assert rows(tmp_path).equals(one_pass)
-    assert [dtype_of(StreamStore(tmp_path, i)) for i in ("cam", "new")] == ["float32", "bfloat16"]
+    assert [begun_with(StreamStore(tmp_path, i)).dtype for i in ("cam", "new")] == ["float32", "bfloat16"]

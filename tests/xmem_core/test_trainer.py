@@ -533,7 +533,6 @@ def test_weights_on_the_trunks_features_take_smaller_steps() -> None:
 def test_whitened_keys_have_variance_1_and_shrinkage_is_near_1(root: Path) -> None:
     trainer = Trainer(SMALL)
     trainer.whiten_keys(Library(root, 0))
-    images = torch.randn(4, 3, 64, 64)
     with torch.no_grad():
         batch = make_batch(Library(root, 0), ClipOptions(size=64), 0, 0, 8)
         images, _ = trainer._tensors(batch)

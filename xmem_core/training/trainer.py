@@ -65,8 +65,11 @@ class Trainer:
             for module in trunk.stages_to_stride_4():
                 module.requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self._groups(), lr=config.lr, betas=(0.9, 0.999))
-        self.averaged = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+        self._average_anew()
         self._on_features = [] if config.feature_scale == 1 else self.model.weights_on_features()
+
+    def _average_anew(self) -> None:
+        self.averaged = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
 
     def _groups(self) -> list[dict[str, Any]]:
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -91,7 +94,7 @@ class Trainer:
                 part = value.double() / len(paths) if value.is_floating_point() else value
                 mean[name] = mean[name] + part if name in mean and value.is_floating_point() else part.clone()
         self.model.load_state_dict(mean)
-        self.averaged = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+        self._average_anew()
 
     @torch.no_grad()
     def whiten_keys(self, library: Library) -> None:
@@ -104,7 +107,7 @@ class Trainer:
             f16, _, _ = self.model.key_encoder.eval()(images[:, 0].contiguous())
             rows.append(f16[0].flatten(1).T.float())
         self.model.key_proj.whiten(torch.cat(rows))
-        self.averaged = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+        self._average_anew()
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a cosine down to `last_lr` of the peak at the last step."""
