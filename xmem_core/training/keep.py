@@ -18,6 +18,7 @@ from torch import Tensor
 
 from xmem_core.config import ModelConfig
 from xmem_core.network import XMem
+from xmem_core.training.narrow import narrow
 from xmem_core.training.settings import TrainConfig
 
 # Settings without influence on the weights.
@@ -188,14 +189,22 @@ def is_statistic(name: str) -> bool:
 
 
 def load_weights(model: XMem, path: str | Path) -> None:
-    """Fills the model from a safetensors file of any float type. ValueError if it is another model's."""
+    """Fills the model from a safetensors file of any float type; a wider model's is narrowed (`narrow`).
+
+    ValueError if it is another model's.
+    """
     with safe_open(str(path), "pt") as file:
         metadata = file.metadata() or {}
-    if "config" in metadata and ModelConfig.from_dict(json.loads(metadata["config"])) != model.config:
-        raise ValueError(
-            f"{path} holds a model of another shape: {metadata['config']}; train with that shape"
-        )
-    state = load_file(path)
+    state: dict[str, Tensor] = load_file(path)
+    if "config" in metadata:
+        shape = ModelConfig.from_dict(json.loads(metadata["config"]))
+        if shape != model.config:
+            try:
+                state = narrow(state, shape, model.config)
+            except ValueError as error:
+                raise ValueError(
+                    f"{path} holds a model of another shape: {error}; it has {metadata['config']}"
+                ) from error
     problems = sorted(set(model.state_dict()) ^ set(state))
     if problems:
         raise ValueError(f"{path} does not fit the model: {', '.join(problems[:3])} only on one side")
