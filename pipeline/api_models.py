@@ -259,6 +259,7 @@ class ObjectView(_Answer):
     id: int
     category: str | None = None
     score: float = 0.0
+    presence: float | None = Field(None, description="How probably the mask is on its object.")
     area: int = 0
     bbox: list[int] | None = Field(None, description="x, y, width, height in pixels; null when out of sight.")
 
@@ -322,6 +323,7 @@ class TrackRow(_Answer):
     object_id: int
     area: int = 0
     score: float = 0.0
+    presence: float | None = Field(None, description="How probably the mask is on its object.")
     category: str | None = None
     pts_seconds: float | None = None
     wall_time: datetime | float | str | None = None

@@ -15,7 +15,7 @@ from pipeline.boxes import BoxSegmenter
 from pipeline.errors import PromptError
 from pipeline.finder import ObjectFinder
 from pipeline.live_unwritten import Unwritten
-from pipeline.masks import mean_probability, records_from_label_map
+from pipeline.masks import tracked_records
 from pipeline.prompts import PromptSet, resolve
 from pipeline.records import Frame, MaskRecord
 from xmem_core import StepResult, TrackerState
@@ -122,5 +122,4 @@ class LiveObjects:
             self.finder.saw(frame.frame_index, label_map, ids)
         if not ids:
             return []
-        scores = mean_probability(label_map, result.label_probabilities.cpu().numpy(), ids)
-        return records_from_label_map(label_map, scores, ids, frame, self.categories)
+        return tracked_records(result, label_map, frame, self.categories)

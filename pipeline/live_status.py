@@ -101,6 +101,7 @@ def _while_open(tracker: LiveTracker, view: LiveView) -> dict[str, Any]:
                 "id": r.object_id,
                 "category": r.category,
                 "score": round(r.score, 4),
+                "presence": None if r.presence is None else round(r.presence, 4),
                 "area": r.area,
                 "bbox": None if r.bbox is None else list(r.bbox),
             }

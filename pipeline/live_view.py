@@ -35,6 +35,7 @@ def record_json(record: MaskRecord) -> dict[str, Any]:
         "bbox": None if record.bbox is None else list(record.bbox),
         "centroid": None if record.centroid is None else list(record.centroid),
         "score": record.score,
+        "presence": record.presence,
         "mask_rle": record.mask_rle,
     }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -16,6 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from pycocotools import mask as coco
 
 from pipeline.records import Frame, MaskRecord
+
+if TYPE_CHECKING:  # what only reads masks needs no torch
+    from xmem_core import StepResult
 
 MAX_OBJECT_ID = 2**31 - 1
 
@@ -129,12 +133,32 @@ def mean_probability(
     return scores
 
 
+def tracked_records(
+    result: StepResult,
+    label_map: ArrayLike,
+    frame: Frame,
+    categories: Mapping[int, str | None] | None = None,
+) -> list[MaskRecord]:
+    """The records of a frame's objects from what the tracker found on it.
+
+    Args:
+        result: of the step.
+        label_map: the result's, fetched from the device once.
+        frame, categories: as in `records_from_label_map`.
+    """
+    ids = result.object_ids
+    scores = mean_probability(label_map, result.label_probabilities.cpu().numpy(), ids)
+    presence = None if result.presence is None else dict(zip(ids, result.presence.tolist(), strict=True))
+    return records_from_label_map(label_map, scores, ids, frame, categories, presence)
+
+
 def records_from_label_map(
     label_map: ArrayLike,
     scores: Mapping[int, float],
     object_ids: Sequence[int],
     frame: Frame,
     categories: Mapping[int, str | None] | None = None,
+    presence: Mapping[int, float] | None = None,
 ) -> list[MaskRecord]:
     """One record for every id of `object_ids`, in that order, whether the object is visible or not.
 
@@ -149,6 +173,7 @@ def records_from_label_map(
         object_ids: the live objects, each once.
         frame: gives index, times and size.
         categories: category per object id, where known.
+        presence: per object id, for a model that tells it; an object without a pixel has 0.
 
     Raises:
         ValueError: the label map has another size than the frame or holds an id that is not in `object_ids`,
@@ -192,6 +217,11 @@ def records_from_label_map(
                 frame_width=width,
                 area=area,
                 score=score,
+                presence=None
+                if presence is None
+                else float(np.float32(presence[object_id]))
+                if area
+                else 0.0,
                 pts_seconds=frame.pts_seconds,
                 wall_time=frame.wall_time,
                 category=category,

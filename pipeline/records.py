@@ -29,6 +29,7 @@ TRACKS_SCHEMA = pa.schema(
         pa.field("centroid_x", pa.float32()),
         pa.field("centroid_y", pa.float32()),
         pa.field("score", pa.float32(), nullable=False),
+        pa.field("presence", pa.float32()),
         pa.field("mask_rle", pa.string()),
     ]
 )
@@ -127,7 +128,11 @@ class FrameChunk:
 
 @dataclass(frozen=True, slots=True)
 class MaskRecord:
-    """One object on one frame, in pixels of the source frame; box and centroid are None when out of sight."""
+    """One object on one frame, in pixels of the source frame; box and centroid are None when out of sight.
+
+    score: mean probability inside the mask. presence: how probably the mask is on its object, both 0 when out
+    of sight; presence is None where the model's weights come without it.
+    """
 
     frame_index: int
     object_id: int
@@ -135,6 +140,7 @@ class MaskRecord:
     frame_width: int
     area: int
     score: float
+    presence: float | None = None
     pts_seconds: float | None = None
     wall_time: datetime | None = None
     category: str | None = None
@@ -160,6 +166,7 @@ def tracks_table(records: Iterable[MaskRecord]) -> pa.Table:
         **{f"bbox_{n}": [b[i] for b in boxes] for i, n in enumerate("xywh")},
         **{f"centroid_{n}": [c[i] for c in centroids] for i, n in enumerate("xy")},
         "score": [r.score for r in rows],
+        "presence": [r.presence for r in rows],
         "mask_rle": [r.mask_rle for r in rows],
     }
     return pa.table([pa.array(columns[f.name], type=f.type) for f in TRACKS_SCHEMA], schema=TRACKS_SCHEMA)

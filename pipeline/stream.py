@@ -27,7 +27,7 @@ from pipeline.closing import Closing
 from pipeline.detectors import Detector, load_detector
 from pipeline.errors import PromptError, SettingsConflictError, SourceError
 from pipeline.finder import FinderSettings, NewObject, ObjectFinder
-from pipeline.masks import mean_probability, records_from_label_map
+from pipeline.masks import tracked_records
 from pipeline.prefetch import Prefetch
 from pipeline.prompts import PromptSet, ResolvedPrompt, resolve
 from pipeline.records import Event, Frame, MaskRecord, events_table, tracks_table
@@ -468,8 +468,7 @@ class StreamTracker(Closing):
         if self._finder is not None:
             self._finder.saw(frame.frame_index, label_map, result.object_ids)
         if recorded:
-            scores = mean_probability(label_map, result.label_probabilities.cpu().numpy(), result.object_ids)
-            records = records_from_label_map(label_map, scores, result.object_ids, frame, self._categories)
+            records = tracked_records(result, label_map, frame, self._categories)
             self._records.extend(records)
             for record in records:
                 seen = self.summary.objects.setdefault(record.object_id, [frame.frame_index, -1, 0])

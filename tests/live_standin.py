@@ -25,6 +25,7 @@ def record(frame: int, object_id: int = 1, **values: Any) -> dict[str, Any]:
         "bbox": [10 + frame, 12, 3, 2],
         "centroid": [11.5, 13.0],
         "score": 0.875,
+        "presence": 0.75,
         "mask_rle": "o03",
     } | values
 
@@ -142,7 +143,7 @@ class StandInHub:
             "rates": {"received_fps": 25.0, "tracked_fps": 12.5},
             "lag_seconds": {"p50": 0.08, "p99": 0.31},
             "objects": [
-                {"id": r["object_id"], **{k: r[k] for k in ("category", "score", "area", "bbox")}}
+                {"id": r["object_id"], **{k: r[k] for k in ("category", "score", "presence", "area", "bbox")}}
                 for r in seen
             ],
             "settings": spec.settings.to_dict(),

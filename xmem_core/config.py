@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from xmem_core.presence import PresenceConstants
+
 KEY_BACKBONES = ("resnet50", "efficientnet-lite0")
 
 
@@ -38,6 +40,8 @@ class ModelConfig:
         sensory_mid_dim: channels to which the decoder's scales are brought before the sensory update.
         default_size: shorter side, in pixels, at which the model was trained to be used.
         default_search_window: `MemoryConfig.search_window` where that is None.
+        presence: what `StepResult.presence` is computed with, from `PresenceConstants.to_list`; None where it
+            was not fitted to the weights.
 
     Raises:
         ValueError: a width is not positive or the backbone is unknown.
@@ -55,6 +59,7 @@ class ModelConfig:
     default_size: int = 480
     # How a model is used, not what it computes: neither its identity nor its weights depend on it.
     default_search_window: int | None = field(default=None, repr=False, compare=False)
+    presence: tuple[float, ...] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _require(
@@ -65,7 +70,9 @@ class ModelConfig:
         )
         for name in ("value_widths", "value_blocks", "decoder_dims"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        no_number = ("key_backbone", "default_search_window")
+        if self.presence is not None:
+            object.__setattr__(self, "presence", tuple(PresenceConstants.from_list(self.presence).to_list()))
+        no_number = ("key_backbone", "default_search_window", "presence")
         _require_whole(self, *(f.name for f in fields(self) if f.name not in no_number))
         # Checked as it will be used.
         MemoryConfig(search_window=self.default_search_window)

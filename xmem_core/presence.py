@@ -7,6 +7,8 @@ composed scenes (`jobs/suites/presence.py`), so that eight in ten of those that 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +25,11 @@ rival: mean over the pixels inside of the most probable other object's probabili
 
 @dataclass(frozen=True, slots=True)
 class PresenceConstants:
-    """Weights of `FEATURES`, in their order, and the intercept; the score is the logistic of their sum."""
+    """Weights of `FEATURES`, in their order, and the intercept; the score is the logistic of their sum.
+
+    They belong to weights of a network, and travel with them (`ModelConfig.presence`). `python -m
+    jobs.suites.fitting` fits them.
+    """
 
     weights: tuple[float, ...]
     intercept: float
@@ -32,53 +38,65 @@ class PresenceConstants:
         if len(self.weights) != len(FEATURES):
             raise ValueError(f"{len(self.weights)} weights: need one for each of {', '.join(FEATURES)}")
 
+    @classmethod
+    def from_list(cls, numbers: Sequence[float]) -> PresenceConstants:
+        """What `to_list` made. ValueError if these are not so many finite numbers."""
+        good = len(numbers) == len(FEATURES) + 1 and all(
+            isinstance(n, int | float) and math.isfinite(n) for n in numbers
+        )
+        if not good:
+            raise ValueError(
+                f"presence={numbers!r} is not allowed: need a weight for each of {', '.join(FEATURES)}, "
+                "then the intercept"
+            )
+        return cls(tuple(float(n) for n in numbers[:-1]), float(numbers[-1]))
 
-XMEM_LITE = PresenceConstants(weights=(21.0557, 0.0, 0.0, 0.0, 1.62, 0.0), intercept=-16.8401)
-"""For the bundled model: fitted to 2,665 masks of 28 scenes with people it was trained on.
-
-How well it holds for other people is in the model card. To be fitted anew for new weights: `fit_presence` of
-`jobs/suites/fitting.py`.
-"""
+    def to_list(self) -> list[float]:
+        """The weights, then the intercept."""
+        return [*self.weights, self.intercept]
 
 
-def presence_features(probabilities: Tensor) -> Tensor:
-    """(O, 6) float32: `FEATURES` of every object; zeros for one without a mask.
+def presence_features(probabilities: Tensor, names: Sequence[str] = FEATURES) -> Tensor:
+    """(O, K) float32: the named ones of `FEATURES` of every object; zeros for one without a mask.
 
     `probabilities`: (O + 1, h, w), background first, at any size: the network's own is cheapest.
     """
-    objects = probabilities[1:].flatten(1)
+    planes = probabilities.flatten(1)
+    objects = planes[1:]
     if not len(objects):
-        return probabilities.new_zeros(0, len(FEATURES))
-    winner = probabilities.flatten(1).argmax(0)
-    ids = torch.arange(1, len(objects) + 1, device=probabilities.device)
-    inside = (winner[None] == ids[:, None]).to(objects.dtype)  # (O, h w)
-    area = inside.sum(1)
-    own = objects * inside
-    total = own.sum(1)
-    if len(objects) > 1:
-        top = objects.topk(2, dim=0)
-        # The best of the others: the second where it is the best itself, as it is inside its mask.
-        rival = (inside * top.values[1][None]).sum(1)
-    else:
-        rival = torch.zeros_like(total)
+        return probabilities.new_zeros(0, len(names))
+    # Plane by plane: a reduction over the outermost dimension is many times slower on a CPU.
+    best, winner = planes[0].clone(), torch.zeros_like(planes[0], dtype=torch.int32)
+    for k, plane in enumerate(objects, 1):
+        winner.masked_fill_(plane > best, k)
+        torch.maximum(best, plane, out=best)
+    own = torch.stack([plane * (winner == k) for k, plane in enumerate(objects, 1)])
+    area = torch.stack([(winner == k).sum() for k in range(1, len(planes))])
     some = area.clamp(min=1)
-    rows = torch.stack(
-        [
-            total / some,
-            own.amax(1),
-            total / objects.sum(1).clamp(min=1e-6),
-            ((own > 0.9).to(objects.dtype)).sum(1) / some,
-            torch.log10(some / objects.shape[1]) + 2,
-            rival / some,
-        ],
-        dim=1,
-    )
+    total = own.sum(1)
+
+    def rival() -> Tensor:
+        if len(objects) == 1:
+            return torch.zeros_like(total)
+        # The best of the others: the second where it is the best itself, as it is inside its mask.
+        second = objects.topk(2, dim=0).values[1]
+        return torch.stack([second[winner == k].sum() for k in range(1, len(planes))]) / some
+
+    of = {
+        "mean": lambda: total / some,
+        "peak": lambda: own.amax(1),
+        "solid": lambda: total / objects.sum(1).clamp(min=1e-6),
+        "sure": lambda: (own > 0.9).sum(1) / some,
+        "size": lambda: torch.log10(some / objects.shape[1]) + 2,
+        "rival": rival,
+    }
+    rows = torch.stack([of[name]() for name in names], dim=1)
     return rows * (area > 0).to(rows.dtype)[:, None]
 
 
-def presence_scores(probabilities: Tensor, constants: PresenceConstants = XMEM_LITE) -> Tensor:
+def presence_scores(probabilities: Tensor, constants: PresenceConstants) -> Tensor:
     """(O,) float32, 0 to 1: how probably each object's mask is on it; 0 for one without a mask."""
-    features = presence_features(probabilities)
-    weights = features.new_tensor(constants.weights)
-    score = torch.sigmoid(features @ weights + constants.intercept)
+    weighed = {"mean": 0.0} | {n: w for n, w in zip(FEATURES, constants.weights, strict=True) if w}
+    features = presence_features(probabilities, tuple(weighed))
+    score = torch.sigmoid(features @ features.new_tensor(tuple(weighed.values())) + constants.intercept)
     return score * (features[:, 0] > 0)

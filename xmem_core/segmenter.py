@@ -21,7 +21,7 @@ from xmem_core.backbones import IMAGE_MEAN, IMAGE_STD, fold_batch_norms
 from xmem_core.config import MemoryConfig
 from xmem_core.memory import Memory
 from xmem_core.network import KeyFeatures, XMem, aggregate
-from xmem_core.presence import presence_scores
+from xmem_core.presence import PresenceConstants, presence_scores
 from xmem_core.state import TrackerState
 from xmem_core.windows import STRIDE, covered, decode_in_windows, next_window, whole
 
@@ -98,14 +98,20 @@ class StepResult:
         object_ids: the living objects, in the order of the probabilities.
         frame_size: (H, W) of the frame.
         network_probabilities: (O + 1, h, w) float32 at the size the network saw, background first.
+        presence_constants: what was fitted to the weights, for `presence`; None: nothing was.
     """
 
     def __init__(
-        self, object_ids: tuple[int, ...], frame_size: tuple[int, int], network_probabilities: Tensor
+        self,
+        object_ids: tuple[int, ...],
+        frame_size: tuple[int, int],
+        network_probabilities: Tensor,
+        presence_constants: PresenceConstants | None = None,
     ) -> None:
         self.object_ids = object_ids
         self.frame_size = frame_size
         self.network_probabilities = network_probabilities
+        self.presence_constants = presence_constants
 
     def __repr__(self) -> str:
         height, width = self.frame_size
@@ -132,13 +138,15 @@ class StepResult:
         return self._winners[1]
 
     @cached_property
-    def presence(self) -> Tensor:
+    def presence(self) -> Tensor | None:
         """(O,) float32, 0 to 1: how probably each object's mask is on that object; 0 for one without a mask.
 
-        Calibrated for the bundled model (its card has the table). For other weights it only ranks; fit them
-        with `jobs.suites.fitting`, and call `xmem_core.presence.presence_scores` with what comes of it.
+        Calibrated for the bundled model (its card has the table). None for weights to which it was not
+        fitted, the published ones among them: `python -m jobs.suites.fitting` does that.
         """
-        return presence_scores(self.network_probabilities)
+        if self.presence_constants is None:
+            return None
+        return presence_scores(self.network_probabilities, self.presence_constants)
 
     @cached_property
     def _winners(self) -> tuple[Tensor, Tensor]:
@@ -190,6 +198,8 @@ class VideoSegmenter:
         self.config = model.config
         self.fingerprint = model_fingerprint(model)
         self.device = next(model.parameters()).device
+        presence = model.config.presence
+        self._presence = None if presence is None else PresenceConstants.from_list(presence)
         window = model.config.default_search_window
         # A GPU decodes all of the frame in the time that cutting windows out would take it.
         if self.memory_config.search_window is None and window and self.device.type == "cpu":
@@ -347,7 +357,7 @@ class VideoSegmenter:
         if state.time >= 0 or prompt is not None:
             state.time += 1
         if image is None or keys is None:
-            return StepResult((), frame_size, torch.ones(1, *size, device=self.device))
+            return StepResult((), frame_size, torch.ones(1, *size, device=self.device), self._presence)
         given = self._fit_masks(prompt, size)
         settings = self.memory_config
         known = state.object_ids
@@ -379,7 +389,7 @@ class VideoSegmenter:
             self._remember(state, image, keys, final[1:], object_ids, bool(given), deep_update)
         top, left = _padding(size)[2], _padding(size)[0]
         cut = final[:, top : top + size[0], left : left + size[1]].contiguous()
-        return StepResult(object_ids, frame_size, cut)
+        return StepResult(object_ids, frame_size, cut, self._presence)
 
     def _fit_masks(self, prompt: Prompt | None, size: tuple[int, int]) -> dict[int, Tensor]:
         """The prompt's masks at the padded network size, (H', W') bool."""

@@ -23,7 +23,7 @@ class Observations:
     Attributes:
         features: (M, K) what the model said of it, see `xmem_core.presence.FEATURES`; the first is the mean
             probability inside.
-        scores: (M,) the calibrated score, 0 to 1.
+        scores: (M,) the calibrated score, 0 to 1; NaN where none was fitted to the weights.
         iou: (M,) with the truth.
     """
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from rich.console import Group
 from rich.table import Table
 
@@ -73,14 +74,14 @@ class SuiteReport:
 
     @property
     def presence(self) -> dict[str, Reliability]:
-        """How far the mean probability inside a mask and the calibrated score can be believed."""
+        """How far the mean probability inside a mask can be believed, and the calibrated score if any."""
         if self.observations is None:
             return {}
         seen = self.observations
-        return {
-            "mean probability": reliability(seen.features[:, 0], seen.iou),
-            "calibrated": reliability(seen.scores, seen.iou),
-        }
+        found = {"mean probability": reliability(seen.features[:, 0], seen.iou)}
+        if not np.isnan(seen.scores).any():
+            found["calibrated"] = reliability(seen.scores, seen.iou)
+        return found
 
     @property
     def frames_per_second(self) -> float:

@@ -21,7 +21,7 @@ from jobs.suites.stage import Scene
 from jobs.suites.synthetic import KINDS, synthetic_scenes
 from pipeline.errors import UsageError
 from xmem_core import Prompt
-from xmem_core.presence import FEATURES, presence_features, presence_scores
+from xmem_core.presence import FEATURES, presence_features
 
 SUITES = ("crowd", "synthetic")
 DEFAULT_SCENES = {"crowd": 12, "synthetic": 4}
@@ -147,7 +147,8 @@ def run_scene(
         probabilities = getattr(result, "network_probabilities", None)
         if probabilities is not None and known:
             told = True
-            rows += _scored(probabilities, tuple(getattr(result, "object_ids", ())), known, t)
+            presence = getattr(result, "presence", None)
+            rows += _scored(probabilities, presence, tuple(getattr(result, "object_ids", ())), known, t)
         known.update(new)
     objects = tuple(tally.measure(i) for i in sorted(scene.given))
     measure = SceneMeasure(scene.name, scene.kind, objects, len(scene.frames), seconds)
@@ -164,11 +165,15 @@ def run_scene(
 
 
 def _scored(
-    probabilities: torch.Tensor, object_ids: tuple[int, ...], known: set[int], t: int
+    probabilities: torch.Tensor,
+    presence: torch.Tensor | None,
+    object_ids: tuple[int, ...],
+    known: set[int],
+    t: int,
 ) -> list[tuple[int, int, NDArray[np.float64], float]]:
     """(frame, object, features, score) of every object that has a mask and was not given on this frame."""
     features = presence_features(probabilities).cpu().numpy().astype(np.float64)
-    scores = presence_scores(probabilities).cpu().numpy()
+    scores = np.full(len(features), np.nan) if presence is None else presence.cpu().numpy()
     return [
         (t, i, features[k], float(scores[k]))
         for k, i in enumerate(object_ids)

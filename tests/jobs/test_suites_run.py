@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,15 +21,17 @@ from threads import torch_threads
 from tiny import tiny_model, tiny_weights
 
 from jobs.cli import main
-from jobs.suites import runner
+from jobs.suites import fitting, runner
 from jobs.suites.fitting import fit_presence
 from jobs.suites.presence import reliability
 from jobs.suites.report import CROWD_GOALS, Goal
 from jobs.suites.runner import check_options, run_scene, run_suite
 from jobs.suites.stage import Scene
 from pipeline.errors import UsageError
-from xmem_core import MemoryConfig, VideoSegmenter
-from xmem_core.presence import FEATURES, presence_features, presence_scores
+from xmem_core import MemoryConfig, VideoSegmenter, load_model
+from xmem_core.presence import FEATURES, presence_features
+from xmem_core.segmenter import model_fingerprint
+from xmem_core.weights import find_weights
 
 HEIGHT = 48
 
@@ -176,8 +181,7 @@ def test_goals() -> None:
 
 
 def test_the_troubles_are_reported_by_kind_with_presence(root: Path) -> None:
-    model = VideoSegmenter(tiny_model(), MemoryConfig(mem_every=10), size=32)
-    report = run_suite("synthetic", root, model, scenes=1, height=HEIGHT, kinds=["plain", "cut"])
+    report = run_suite("synthetic", root, Fitted(), scenes=1, height=HEIGHT, kinds=["plain", "cut"])
     assert list(report.kinds) == ["plain", "cut"]
     found = report.to_json()
     assert found["goals"] == {}
@@ -186,6 +190,8 @@ def test_the_troubles_are_reported_by_kind_with_presence(root: Path) -> None:
     assert set(found["presence"]) == {"mean probability", "calibrated"}
     seen = report.observations
     assert seen is not None
+    assert len(seen.iou) > 10
+    assert set(seen.scores) == {0.75}
     for name, result in report.presence.items():
         assert sum(b.masks for b in result.bins) == len(seen.iou), name
     console = Console(width=80, record=True, file=io.StringIO())
@@ -193,9 +199,18 @@ def test_the_troubles_are_reported_by_kind_with_presence(root: Path) -> None:
     assert "expected calibration error" in console.export_text()
 
 
+def test_weights_without_a_fitted_presence_are_reported_without(root: Path) -> None:
+    report = run_suite("synthetic", root, Doubtful(), scenes=1, height=HEIGHT, kinds=["plain", "cut"])
+    assert report.observations is not None
+    assert np.isnan(report.observations.scores).all()
+    assert set(report.to_json()["presence"]) == {"mean probability"}
+
+
 def test_observations_are_the_scores_of_the_masks_that_were_given(root: Path) -> None:
     made = scene(root)
-    model = VideoSegmenter(tiny_model(), MemoryConfig(mem_every=10), size=32)
+    tiny = tiny_model()
+    tiny.config = replace(tiny.config, presence=(1.0, 0.0, 0.5, 0.0, -0.2, 0.0, 0.1))
+    model = VideoSegmenter(tiny, MemoryConfig(mem_every=10), size=32)
     results = []
 
     class Notes:
@@ -211,7 +226,7 @@ def test_observations_are_the_scores_of_the_masks_that_were_given(root: Path) ->
     expected = []
     for t, result in enumerate(results):
         features = presence_features(result.network_probabilities)
-        scores = presence_scores(result.network_probabilities)
+        scores = result.presence
         for k, identity in enumerate(result.object_ids):
             if t > made.given[identity] and bool((result.label_map == identity).any()) and features[k, 0] > 0:
                 mask, truth = result.label_map.numpy() == identity, made.truth[t] == identity
@@ -306,6 +321,15 @@ class Doubtful(Holds):
         return SimpleNamespace(label_map=labels, network_probabilities=planes, object_ids=ids)
 
 
+class Fitted(Doubtful):
+    """Tells a presence too, the same for all."""
+
+    def step(self, state: Any, frame: np.ndarray, prompt: Any = None) -> Any:
+        result = super().step(state, frame, prompt)
+        result.presence = torch.full((len(result.object_ids),), 0.75)
+        return result
+
+
 def test_the_fit_knows_what_the_probabilities_knew(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.suites.pictures.HELD_OUT_PEOPLE", 4)
     constants, seen = fit_presence(root, Doubtful(), crowds=2, troubles=1, height=HEIGHT, kinds=["plain"])
@@ -363,3 +387,27 @@ def test_memory_settings_reach_the_segmenter(
         assert ended.value.code == 2
     assert asked == [(MemoryConfig(mem_every=3, top_k=20, enable_long_term=False, search_window=96), 64, 480)]
     assert "search_window=3 is not allowed: at least 64" in capsys.readouterr().err
+
+
+def test_the_fit_is_kept_in_the_weights_file(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jobs.suites.pictures.HELD_OUT_PEOPLE", 4)
+    path = tmp_path / "weights.safetensors"
+    shutil.copy(find_weights("xmem-lite"), path)
+    before = load_model(path)
+    options = ["--data", str(root), "--crowds", "1", "--troubles", "0", "--height", str(HEIGHT)]
+    monkeypatch.setattr(sys, "argv", ["fitting", str(path), *options])
+    fitting.main()
+    after = load_model(path)
+    assert after.config.presence is not None
+    assert after.config.presence != before.config.presence
+    assert model_fingerprint(after) == model_fingerprint(before)
+
+    content = path.read_bytes()
+    monkeypatch.setattr(sys, "argv", ["fitting", str(path), "--data", str(tmp_path / "nothing")])
+    with pytest.raises(SystemExit) as stop:
+        fitting.main()
+    assert stop.value.code == 2
+    assert str(tmp_path / "nothing") in capsys.readouterr().err
+    assert path.read_bytes() == content

@@ -64,7 +64,7 @@ def test_add_and_look(client: TestClient, hub: StandInHub) -> None:
         "in_flight": 1,
     }  # fmt: skip
     assert stream["objects"] == [
-        {"id": 1, "category": "person", "score": 0.875, "area": 6, "bbox": [10, 12, 3, 2]}
+        {"id": 1, "category": "person", "score": 0.875, "presence": 0.75, "area": 6, "bbox": [10, 12, 3, 2]}
     ]
     assert stream["lag_seconds"] == {"p50": 0.08, "p99": 0.31}
     assert [s["id"] for s in client.get("/v1/streams").json()["streams"]] == ["gate"]

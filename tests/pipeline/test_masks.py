@@ -117,8 +117,8 @@ def test_records_match_pixel_by_pixel_counting(size, seed):
     rng = np.random.default_rng(seed)
     ids = [3, MAX_OBJECT_ID, 1, 300]
     labels = random_label_map(rng, *size, ids)
-    scores = {i: float(rng.random()) for i in ids}
-    records = records_from_label_map(labels, scores, ids, frame_of(*size), {3: "person"})
+    scores, presence = ({i: float(rng.random()) for i in ids} for _ in range(2))
+    records = records_from_label_map(labels, scores, ids, frame_of(*size), {3: "person"}, presence)
     assert [r.object_id for r in records] == ids
     for record in records:
         mask = labels == record.object_id
@@ -131,7 +131,8 @@ def test_records_match_pixel_by_pixel_counting(size, seed):
         assert record.category == ("person" if record.object_id == 3 else None)
         assert record.area == mask.sum()
         if not mask.any():
-            assert (record.bbox, record.centroid, record.mask_rle, record.score) == (None, None, None, 0.0)
+            assert (record.bbox, record.centroid, record.mask_rle) == (None, None, None)
+            assert (record.score, record.presence) == (0.0, 0.0)
             continue
         rows, columns = np.nonzero(mask)
         assert record.bbox == (
@@ -145,6 +146,7 @@ def test_records_match_pixel_by_pixel_counting(size, seed):
             float(np.float32(rows.sum() / mask.sum())),
         )
         assert record.score == float(np.float32(scores[record.object_id]))
+        assert record.presence == float(np.float32(presence[record.object_id]))
         assert record.mask_rle == coco_counts(mask)
     assert tracks_table(records).num_rows == 4
 

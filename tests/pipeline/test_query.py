@@ -99,6 +99,16 @@ def test_ids_stay_text(out: Out) -> None:
     ]
 
 
+def test_files_from_before_a_column_have_null_there(local: str) -> None:
+    (path, *_) = sorted(Path(local).glob("tracks/*/*.parquet"))
+    before = pq.read_table(path, partitioning=None)
+    pq.write_table(before.drop_columns(["presence"]), path)
+    found = query(local, "SELECT score, presence FROM tracks WHERE frame_index < 10")
+    assert found.num_rows == before.num_rows
+    assert found["presence"].null_count == found.num_rows
+    assert sorted(found["score"].to_pylist()) == sorted(before["score"].to_pylist())
+
+
 def test_events_join_their_tracks(out: Out) -> None:
     root, options = out
     table = query(root, "SELECT * FROM events WHERE stream_id = '2024-01-01' ORDER BY frame_index", options)
@@ -136,7 +146,7 @@ def test_aggregates_windows_and_pivots_work(local: str) -> None:
     assert query(local, f"SELECT DISTINCT d FROM ({sql}) WHERE d IS NOT NULL")["d"].to_pylist() == [1]
     pivot = query(local, "PIVOT (SELECT object_id, area > 0 AS seen FROM tracks) ON object_id USING count(*)")
     assert pivot.num_rows == 2
-    assert query(local, "DESCRIBE tracks").num_rows == 17
+    assert query(local, "DESCRIBE tracks").num_rows == 18
     assert query(local, "SELECT hour(wall_time) h FROM tracks LIMIT 1")["h"].to_pylist() == [START.hour]
 
 

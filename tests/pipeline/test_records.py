@@ -31,12 +31,12 @@ def test_the_schemas_are_the_documented_ones() -> None:
     assert TRACKS_SCHEMA.names[:5] == ["frame_index", "pts_seconds", "wall_time", "object_id", "category"]
     assert TRACKS_SCHEMA.names[5:8] == ["frame_height", "frame_width", "area"]
     assert TRACKS_SCHEMA.names[8:12] == ["bbox_x", "bbox_y", "bbox_w", "bbox_h"]
-    assert TRACKS_SCHEMA.names[12:] == ["centroid_x", "centroid_y", "score", "mask_rle"]
+    assert TRACKS_SCHEMA.names[12:] == ["centroid_x", "centroid_y", "score", "presence", "mask_rle"]
     types = {field.name: str(field.type) for field in TRACKS_SCHEMA}
     assert types["frame_index"] == types["area"] == "int64"
     assert types["wall_time"] == "timestamp[us, tz=UTC]"
     assert types["object_id"] == types["frame_height"] == types["bbox_x"] == "int32"
-    assert types["centroid_x"] == types["score"] == "float"
+    assert types["centroid_x"] == types["score"] == types["presence"] == "float"
     assert types["category"].startswith("dictionary<values=string, indices=int32")
     assert EVENTS_SCHEMA.names == [
         *TRACKS_SCHEMA.names[:3],
@@ -68,6 +68,7 @@ def test_every_field_reaches_its_column() -> None:
         frame_width=1920,
         area=12,
         score=0.25,
+        presence=0.75,
         pts_seconds=1.5,
         wall_time=when,
         category="person",
@@ -92,6 +93,7 @@ def test_every_field_reaches_its_column() -> None:
             "centroid_x": 2.5,
             "centroid_y": 3.5,
             "score": 0.25,
+            "presence": 0.75,
             "mask_rle": "abc",
         }
     ]
@@ -101,7 +103,7 @@ def test_an_object_out_of_sight_has_nulls() -> None:
     (row,) = tracks_table([MaskRecord(0, 1, 48, 64, area=0, score=0.0)]).to_pylist()
     assert (row["area"], row["score"]) == (0, 0.0)
     absent = ["bbox_x", "bbox_y", "bbox_w", "bbox_h", "centroid_x", "centroid_y", "mask_rle", "wall_time"]
-    assert [row[name] for name in absent] == [None] * 8
+    assert [row[name] for name in (*absent, "presence")] == [None] * 9
 
 
 def test_no_records_make_a_table_of_the_same_schema() -> None:

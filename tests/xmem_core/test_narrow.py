@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import TINY
 from torch import nn
 
-from tests.tiny import TINY
 from xmem_core.config import ModelConfig
 from xmem_core.network import XMem
 from xmem_core.training.keep import load_weights
