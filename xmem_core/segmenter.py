@@ -23,7 +23,7 @@ from xmem_core.memory import Memory
 from xmem_core.network import KeyFeatures, XMem, aggregate
 from xmem_core.presence import PresenceConstants, presence_scores
 from xmem_core.state import TrackerState
-from xmem_core.windows import STRIDE, covered, decode_in_windows, next_window, whole
+from xmem_core.windows import STRIDE, covered, decode_in_windows, looked_for, next_window, whole
 
 MAX_OBJECT_ID = 2**31 - 1
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -421,10 +421,13 @@ class VideoSegmenter:
         grid = (int(keys.key.shape[2]), int(keys.key.shape[3]))
         key, selection = keys.key[0].flatten(1).float(), keys.selection[0].flatten(1).float()
         if self.memory_config.search_window:
-            windows = [state.windows.get(i, whole(grid)) for i in state.object_ids]
-            cells = covered(windows, grid).to(self.device)
-            found = state.memory.read(key[:, cells], selection[:, cells])
-            read = found.new_zeros((*found.shape[:2], key.shape[1])).index_copy_(2, cells, found)
+            ids = state.object_ids
+            places = looked_for(state.windows, ids, state.time)
+            windows = {k: state.windows.get(ids[k], whole(grid)) for k in places}
+            cells = covered(windows.values(), grid).to(self.device)
+            read = key.new_zeros((len(ids), self.config.value_dim, key.shape[1]))
+            if places:
+                read.index_copy_(2, cells, state.memory.read(key[:, cells], selection[:, cells]))
             with self._autocast():
                 hidden, probabilities = decode_in_windows(
                     self._network,

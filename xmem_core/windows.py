@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ _MARGIN = 0.5
 _STEP = 2
 # Cells by which the window of an object that is out of sight grows per frame on each side.
 _GROWTH = 1
+# To search the whole frame for an object costs as much as five in windows. One that was not found there is
+# looked for on every third frame only, until it is seen again.
+_REST = 3
 # A cell counts where so much of it may be the object: a single pixel must not widen the window. Larger parts
 # must: with 1/24, or with only the largest part counting, tracking is faster where an object leaks, but loses
 # 4 and 9 points of J&F on a clip of thin parts and on one of an object that gaps divide.
@@ -38,12 +42,14 @@ class Window:
     Args:
         top, left: its first row and column.
         height, width: rows and columns.
+        lost: the whole frame was searched last, and the object not found.
     """
 
     top: int
     left: int
     height: int
     width: int
+    lost: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -58,13 +64,13 @@ class Window:
 
     def to_json(self) -> list[int]:
         """For `from_json`."""
-        return list(astuple(self))
+        return [int(v) for v in astuple(self)]
 
     @classmethod
     def from_json(cls, values: Any) -> Window:
         """What `to_json` made."""
-        top, left, height, width = (int(v) for v in values)
-        return cls(top, left, height, width)
+        top, left, height, width, *lost = (int(v) for v in values)
+        return cls(top, left, height, width, any(lost))
 
 
 def whole(grid: tuple[int, int]) -> Window:
@@ -76,7 +82,7 @@ def next_window(probability: Tensor, before: Window, least: int) -> Window:
     """Where to look for an object on the next frame.
 
     Around what may be seen of it; for an object out of sight the window grows, frame by frame, until it is
-    the whole frame.
+    the whole frame, and the object counts as lost where it is not found there either.
 
     Args:
         probability: (H, W), the object's at the size the network sees, padded to the stride.
@@ -84,9 +90,10 @@ def next_window(probability: Tensor, before: Window, least: int) -> Window:
         least: cells that each side has at least, where the frame has as many.
     """
     grid = probability.shape[0] // STRIDE, probability.shape[1] // STRIDE
+    everywhere = before.size == grid
     may_be = (probability > _LEAST_PROBABILITY).float()
     cells = F.avg_pool2d(may_be[None, None], STRIDE)[0, 0] >= _LEAST_SHARE
-    spans = []
+    spans, lost = [], False
     for axis, count in enumerate(grid):
         seen = cells.any(1 - axis).nonzero().flatten().tolist()
         if seen:
@@ -96,10 +103,20 @@ def next_window(probability: Tensor, before: Window, least: int) -> Window:
         else:
             first, length = (before.top, before.height) if axis == 0 else (before.left, before.width)
             spans.append(_around(first, first + length, length + 2 * _GROWTH, count))
+            lost = everywhere
     (top, height), (left, width) = spans
     if height * width > _MOST * grid[0] * grid[1]:
-        return whole(grid)
+        return replace(whole(grid), lost=lost)
     return Window(top, left, height, width)
+
+
+def looked_for(windows: Mapping[int, Window], object_ids: Sequence[int], time: int) -> list[int]:
+    """Positions in `object_ids` of those to look for on a frame: all but the lost ones that rest on it.
+
+    Which ones rest follows from `time` and their ids, so that several lost objects share the work out.
+    """
+    rests = [i in windows and windows[i].lost and (time + i) % _REST != 0 for i in object_ids]
+    return [k for k, resting in enumerate(rests) if not resting]
 
 
 def _around(first: int, end: int, size: int, cells: int) -> tuple[int, int]:
@@ -108,7 +125,7 @@ def _around(first: int, end: int, size: int, cells: int) -> tuple[int, int]:
     return min(max((first + end - size) // 2, 0), cells - size), size
 
 
-def covered(windows: list[Window], grid: tuple[int, int]) -> Tensor:
+def covered(windows: Iterable[Window], grid: tuple[int, int]) -> Tensor:
     """The cells that lie in any of the windows, as sorted indices into the flattened grid."""
     inside = torch.zeros(grid, dtype=torch.bool)
     for window in windows:
@@ -121,7 +138,7 @@ def decode_in_windows(
     scales: tuple[Tensor, Tensor, Tensor],
     readout: Tensor,
     hidden: Tensor | None,
-    windows: list[Window],
+    windows: Mapping[int, Window],
     *,
     update_hidden: bool,
 ) -> tuple[Tensor | None, Tensor]:
@@ -132,14 +149,14 @@ def decode_in_windows(
         scales: (f16, f8, f4) of the frame, (1, C, ...).
         readout: (O, C_v, h, w); what lies outside an object's window is not looked at.
         hidden: (O, C_h, h, w), or None for a model without sensory memory.
-        windows: one per object.
+        windows: by position, of the objects to look for.
         update_hidden: also compute the next sensory memory.
 
     Returns:
         the next sensory memory, outside the windows as it was; and probabilities (O, 16 h, 16 w), outside 0.
     """
-    h, w = readout.shape[2:]
-    probabilities = readout.new_zeros((len(windows), h * STRIDE, w * STRIDE))
+    count, _, h, w = readout.shape
+    probabilities = readout.new_zeros((count, h * STRIDE, w * STRIDE))
     renewed = hidden.clone() if hidden is not None and update_hidden else hidden
     for members in _of_one_size(windows):
         looked = [windows[k] for k in members]
@@ -162,10 +179,10 @@ def decode_in_windows(
     return renewed, probabilities
 
 
-def _of_one_size(windows: list[Window]) -> list[list[int]]:
+def _of_one_size(windows: Mapping[int, Window]) -> list[list[int]]:
     """Which objects have windows of one size."""
     groups: dict[tuple[int, int], list[int]] = {}
-    for k, window in enumerate(windows):
+    for k, window in windows.items():
         groups.setdefault(window.size, []).append(k)
     return list(groups.values())
 

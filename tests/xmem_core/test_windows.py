@@ -13,7 +13,7 @@ from small_net import SMALL, SMALL_MEMORY, frame_at, small_model, square
 from torch import Tensor
 
 from xmem_core import MemoryConfig, Prompt, TrackerState, VideoSegmenter, XMem
-from xmem_core.windows import STRIDE, Window, covered, decode_in_windows, next_window, whole
+from xmem_core.windows import STRIDE, Window, covered, decode_in_windows, looked_for, next_window, whole
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,7 +61,7 @@ def test_a_speckle_does_not_widen_the_window_and_anything_larger_does() -> None:
 
 def test_what_may_be_the_object_counts() -> None:
     assert next_window(plane((160, 240, 32, 32), value=0.3), WHOLE, 12) != WHOLE
-    assert next_window(plane((160, 240, 32, 32), value=0.1), WHOLE, 12) == WHOLE
+    assert next_window(plane((160, 240, 32, 32), value=0.1), WHOLE, 12) == replace(WHOLE, lost=True)
 
 
 def test_the_window_of_an_object_out_of_sight_grows_to_the_whole_frame() -> None:
@@ -71,7 +71,29 @@ def test_the_window_of_an_object_out_of_sight_grows_to_the_whole_frame() -> None
         sizes.append(window.size)
         assert len(sizes) < 20
     assert sizes[:2] == [(14, 14), (16, 16)]
-    assert next_window(plane(), window, 12) == WHOLE
+
+
+def test_an_object_that_is_not_found_on_the_whole_frame_is_lost_until_it_is_seen() -> None:
+    nowhere, grown = plane(), next_window(plane(), Window(0, 0, 22, 30), 12)
+    assert grown == WHOLE  # it was not looked for everywhere yet
+    lost = next_window(nowhere, grown, 12)
+    assert lost == replace(WHOLE, lost=True)
+    assert next_window(nowhere, lost, 12) == lost
+    assert not next_window(plane((160, 240, 32, 32)), lost, 12).lost
+    assert next_window(plane((0, 0, 384, 512)), lost, 12) == WHOLE  # it fills the frame
+    assert [Window.from_json(w.to_json()) for w in (grown, lost)] == [grown, lost]
+    assert Window.from_json([1, 2, 3, 4]) == Window(1, 2, 3, 4)  # of a state from before
+
+
+def test_lost_objects_take_turns() -> None:
+    ids = (3, 4, 5, 8)
+    windows = {i: replace(WHOLE, lost=i != 8) for i in ids}
+    looked = [looked_for(windows, ids, time) for time in range(6)]
+    assert all(3 in places for places in looked)  # the one that is not lost
+    assert [sum(k in places for places in looked) for k in range(3)] == [2, 2, 2]
+    assert [len(places) for places in looked] == [2] * 6
+    assert looked[:3] == looked[3:]
+    assert looked_for({}, ids, 1) == [0, 1, 2, 3]
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -123,7 +145,9 @@ def test_windows_of_the_whole_frame_change_nothing(
 ) -> None:
     scales, read, hidden = inputs
     expected_hidden, logits = model.decode(scales, read[None], hidden[None])
-    got = decode_in_windows(model, scales, read, hidden, [whole((8, 10))] * 3, update_hidden=True)
+    got = decode_in_windows(
+        model, scales, read, hidden, dict.fromkeys(range(3), whole((8, 10))), update_hidden=True
+    )
     assert got[0] is not None
     assert expected_hidden is not None
     torch.testing.assert_close(got[0], expected_hidden[0], rtol=1e-4, atol=1e-5)
@@ -138,7 +162,8 @@ def test_each_object_is_decoded_as_if_its_window_were_the_image(
     scales, read, hidden = inputs
     windows = [Window(1, 2, 4, 6), Window(0, 0, 8, 10), Window(4, 4, 4, 6)]  # two of them of one size
     before = hidden.clone()
-    renewed, found = decode_in_windows(model, scales, read, hidden, windows, update_hidden=update)
+    looked = dict(enumerate(windows))
+    renewed, found = decode_in_windows(model, scales, read, hidden, looked, update_hidden=update)
     assert renewed is not None
     assert torch.equal(hidden, before)
     for k, window in enumerate(windows):
@@ -160,7 +185,7 @@ def test_without_sensory_memory_too() -> None:
     model = small_model(replace(SMALL, hidden_dim=0))
     scales = model.encode_key(torch.zeros(1, 3, 96, 96)).scales
     read = torch.randn(1, SMALL.value_dim, 6, 6)
-    renewed, found = decode_in_windows(model, scales, read, None, [Window(1, 1, 4, 4)], update_hidden=True)
+    renewed, found = decode_in_windows(model, scales, read, None, {0: Window(1, 1, 4, 4)}, update_hidden=True)
     assert renewed is None
     assert found.shape == (1, 96, 96)
 
@@ -210,7 +235,7 @@ def test_only_windows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     segmenter = VideoSegmenter(small_model(), replace(SMALL_MEMORY, search_window=64))
     state = segmenter.new_state()
     segmenter.step(state, frame_at(0, HEIGHT, WIDTH), Prompt({7: square(HEIGHT, WIDTH, 120, 190, 30)}))
-    cells = covered(list(state.windows.values()), (HEIGHT // STRIDE, WIDTH // STRIDE))
+    cells = covered(state.windows.values(), (HEIGHT // STRIDE, WIDTH // STRIDE))
     assert state.memory is not None
     read, asked = state.memory.read, []
 
@@ -222,6 +247,37 @@ def test_only_windows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     segmenter.step(state, frame_at(1, HEIGHT, WIDTH))
     assert asked == [len(cells)]
     assert len(cells) < HEIGHT * WIDTH // STRIDE**2
+
+
+def test_a_lost_object_rests_and_is_looked_for_everywhere_in_turn() -> None:
+    segmenter = VideoSegmenter(small_model(), replace(SMALL_MEMORY, search_window=64, mem_every=100))
+    state = segmenter.new_state()
+    segmenter.step(state, frame_at(0, HEIGHT, WIDTH), prompt())
+    grid = (HEIGHT // STRIDE, WIDTH // STRIDE)
+    lost = replace(whole(grid), lost=True)
+    for t in range(1, 7):
+        state.windows[7] = lost
+        assert state.hidden is not None
+        before, own = state.hidden.clone(), state.windows[1]
+        result = segmenter.step(state, frame_at(t, HEIGHT, WIDTH))
+        rests = (t + 7) % 3 != 0
+        assert (result.network_probabilities[2].max() < 1e-5) == rests
+        assert torch.equal(state.hidden[1], before[1]) == rests
+        assert not torch.equal(state.hidden[0], before[0])
+        if rests:
+            assert state.windows[7] == lost
+        assert own != whole(grid)
+
+
+def test_where_every_object_rests_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = VideoSegmenter(small_model(), replace(SMALL_MEMORY, search_window=64, mem_every=100))
+    state = segmenter.new_state()
+    segmenter.step(state, frame_at(0, HEIGHT, WIDTH), Prompt({7: square(HEIGHT, WIDTH, 120, 190, 30)}))
+    state.windows[7] = replace(whole((HEIGHT // STRIDE, WIDTH // STRIDE)), lost=True)
+    monkeypatch.setattr(state.memory, "read", None)
+    result = segmenter.step(state, frame_at(1, HEIGHT, WIDTH))
+    assert not bool(result.label_map.any())
+    assert result.object_ids == (7,)
 
 
 def test_windows_survive_as_bytes() -> None:
