@@ -62,8 +62,7 @@ def aggregate(probabilities: Tensor) -> Tensor:
     Source: Oh et al. 2019 (STM), equation 4, as XMem uses it.
     """
     background = torch.prod(1 - probabilities, dim=1, keepdim=True)
-    p = torch.cat([background, probabilities], 1).clamp(_EPS, 1 - _EPS)
-    return torch.log(p / (1 - p))
+    return torch.logit(torch.cat([background, probabilities], 1), _EPS)
 
 
 class KeyProjection(nn.Module):

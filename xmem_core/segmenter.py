@@ -321,7 +321,7 @@ class VideoSegmenter:
             image = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
         # In this order, nothing folded: the input then has the published model's very bits. What becomes of a
         # last bit is seen where several objects saturate (a tenth of a probability, at single pixels).
-        normalised = (image.float() / 255 - self._mean) / self._std
+        normalised = image.float().div_(255).sub_(self._mean).div_(self._std)
         return F.pad(normalised, _padding(size)).contiguous(memory_format=self._layout)
 
     def _encode_keys(self, images: list[Tensor | None]) -> list[KeyFeatures | None]:
