@@ -21,6 +21,7 @@ from interrupted import InterruptedRunError, stop_at
 from prompted import three_objects
 from tiny import CAPPED_MEMORY, tiny_weights
 from videos import corrupt, damage_packets, make_images, make_video
+from written import files
 
 from pipeline.errors import PromptError, SettingsConflictError, SourceError, UsageError
 from pipeline.executor import Executor, begun_with, has_bfloat16, open_segmenter, track
@@ -60,15 +61,6 @@ def run(video: Path | str, out: Path, model: str, **changes: Any) -> Any:
         "prompts": PromptSet.from_record(PROMPTS),
     }
     return track(str(video), out, **(arguments | changes))
-
-
-def files(out: Path, *folders: str) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(out)): p.read_bytes()
-        for folder in folders
-        for p in sorted((out / folder).rglob("*"))
-        if p.is_file()
-    }
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from interrupted import InterruptedRunError, stop_at
 from tiny import CAPPED_MEMORY
 from videos import make_video
+from written import files
 
 import pipeline.detectors as detectors
 import pipeline.plugins as plugins
@@ -94,15 +95,6 @@ def run(video: Path, out: Path, model: str, **changes: Any) -> Any:
         "prompts": PromptSet.from_record(PROMPTS),
     }
     return track(str(video), out, **(arguments | changes))
-
-
-def files(out: Path, *folders: str) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(out)): p.read_bytes()
-        for folder in folders
-        for p in sorted((out / folder).rglob("*"))
-        if p.is_file()
-    }
 
 
 @pytest.fixture(scope="module")

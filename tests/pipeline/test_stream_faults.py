@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tiny import SHORT_MEMORY
 from videos import damage_packets, make_video
+from written import files
 
 from pipeline.errors import AnotherWriterError, PromptError, SourceError, StoreError, UsageError
 from pipeline.executor import Executor, open_segmenter, track
@@ -93,15 +94,6 @@ def tracker(video: Path, out: Path, model: str, prompts: Any = PROMPTS) -> Strea
     )
     store = StreamStore(out, "cam")
     return StreamTracker(open_source(str(video)), store, segmenter, settings, PromptSet.from_record(prompts))
-
-
-def files(out: Path, *folders: str) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(out)): p.read_bytes()
-        for folder in folders or ("tracks", "events")
-        for p in sorted((out / folder).rglob("*"))
-        if p.is_file()
-    }
 
 
 def snapshots(out: Path) -> list[int]:

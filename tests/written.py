@@ -1,0 +1,15 @@
+"""What a run left in its output folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def files(out: Path, *folders: str) -> dict[str, bytes]:
+    """Every file below these folders of `out` (default: the rows): its path in there, and its bytes."""
+    return {
+        str(p.relative_to(out)): p.read_bytes()
+        for folder in folders or ("tracks", "events")
+        for p in sorted((out / folder).rglob("*"))
+        if p.is_file()
+    }
