@@ -54,7 +54,7 @@ def serve(
     model: opt.ModelOption = "xmem-lite",
     size: opt.SizeOption = None,
     device: opt.DeviceOption = "cpu",
-    dtype: opt.DtypeOption = "float32",
+    dtype: opt.DtypeOption = "auto",
     threads: opt.ThreadsOption = None,
     search_window: opt.SearchWindowOption = None,
 ) -> None:
