@@ -132,8 +132,8 @@ class MemoryConfig:
         enable_long_term: False drops the oldest frames instead of consolidating them.
         max_permanent_frames: prompted frames that stay for good, the stream's first one included.
         search_window: an object is looked for around where it was, in a window whose sides are at least this
-            many pixels as the network sees them; one out of sight in an ever larger one, and once that was the
-            whole frame, on every third frame. 0: on the whole frame. None: on a CPU as the model's
+            many pixels as the network sees them; one out of sight in an ever larger one, and once that was
+            the whole frame, on every third frame. 0: on the whole frame. None: on a CPU as the model's
             `default_search_window` says, on the whole frame otherwise; as published for the published models.
 
     Raises:
