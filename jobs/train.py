@@ -18,7 +18,7 @@ def run(config_path: str | None, data_root: str, out: str, overrides: dict[str, 
 
     Args:
         config_path: JSON of `TrainConfig`; None for the one in `out` if there is one, else the bundled
-            model's (`xmem_core/training/xmem-lite.json`).
+            model's (`xmem_core/training/xmem-lite.json`), without `init` with `whiten_keys`.
         data_root: folder with stills/ and davis/.
         out: the run's folder.
         overrides: settings of `TrainConfig` that replace the file's; besides `init` (weights to start from,
@@ -34,14 +34,17 @@ def run(config_path: str | None, data_root: str, out: str, overrides: dict[str, 
     overrides = dict(overrides)
     init, resume = overrides.pop("init", None), bool(overrides.pop("resume", True))
     backbone = overrides.pop("backbone", None)
+    starts = not (resume and latest_checkpoint(Path(out)))
     if config_path is None:
         earlier = Path(out) / "config.json"
         config_path = str(earlier if resume and earlier.exists() else RECIPE)
+        if starts and not init and config_path == str(RECIPE):
+            # The bundled model's last run began with weights that had keys; ImageNet's have none.
+            overrides = {"whiten_keys": True, **overrides}
     try:
         config = TrainConfig.load(config_path).with_overrides(overrides)
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"training settings {config_path}: {error}") from error
-    starts = not (resume and latest_checkpoint(Path(out)))
     if starts and not init and not backbone and config.model.key_backbone == "efficientnet-lite0":
         backbone = _installed_backbone()
     try:

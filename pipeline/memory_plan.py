@@ -93,7 +93,7 @@ def predict_state_bytes(
     own = 2 * model.key_dim * _FLOAT + 3 * _FLOAT + _LONG
     value = model.value_dim * _FLOAT
     # Between two memory frames the keys are kept prepared for searching, with their rows and times.
-    prepared = 2 * model.key_dim * _FLOAT + _FLOAT + 2 * _LONG
+    prepared = 2 * model.key_dim * _FLOAT + _FLOAT + 2 * _LONG + (2 if dtype == "bfloat16" else 0)
     sensory = model.hidden_dim * positions * _FLOAT
     return elements * (own + prepared) + objects * (elements * value + sensory)
 

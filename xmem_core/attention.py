@@ -17,6 +17,11 @@ from torch import Tensor
 _CPU_BLOCK = 128
 # Scores that compete for one place in the next stage of a search for the best.
 _GROUP = 4
+_COARSE_GROUP = 8
+# Elements that bfloat16 takes for the best, as a multiple of top_k, among which float32 chooses. What is read
+# then differs from a search in float32 alone by a millionth of the weights on average, 4 millionths at most
+# (xmem-lite, 9,000 elements); with 1.3 by 5 % at single queries.
+_CANDIDATES = 1.6
 
 
 class Searchable(NamedTuple):
@@ -32,10 +37,36 @@ class Searchable(NamedTuple):
     scale: Tensor
 
 
+class CoarselySearchable(NamedTuple):
+    """The same for a search in bfloat16 for what may be among the best, then among these in float32.
+
+    Attributes:
+        key: (N, C_k)
+        scale: s / sqrt(C_k), (N,)
+        product: scale * (2 k, -k^2, -1), (2 C_k + 1, N) bfloat16: one matrix product makes scores of it.
+    """
+
+    key: Tensor
+    scale: Tensor
+    product: Tensor
+
+
 def searchable(mem_key: Tensor, mem_shrinkage: Tensor) -> Searchable:
     """Prepare elements for `search`: keys (C_k, N) or (B, C_k, N), shrinkage (1, N) or (B, 1, N)."""
     k = mem_key.float()
     return Searchable(2 * k, k * k, mem_shrinkage.float() / math.sqrt(mem_key.shape[-2]))
+
+
+def coarsely_searchable(mem_key: Tensor, mem_shrinkage: Tensor) -> CoarselySearchable:
+    """Prepare elements for a coarse `search`: keys (N, C_k), shrinkage (N,)."""
+    count, dim = mem_key.shape
+    key, scale = mem_key.float(), mem_shrinkage.float() / math.sqrt(dim)
+    product = torch.empty(2 * dim + 1, count, dtype=torch.bfloat16, device=key.device)
+    part = key.T * (2 * scale)
+    product[:dim] = part
+    product[dim:-1] = part.mul_(key.T).mul_(-0.5)
+    product[-1] = -scale
+    return CoarselySearchable(key, scale, product)
 
 
 def _scores(memory: Searchable, query_key: Tensor, query_selection: Tensor) -> Tensor:
@@ -71,7 +102,7 @@ def similarity(mem_key: Tensor, mem_shrinkage: Tensor, query_key: Tensor, query_
 
 
 def search(
-    memory: Searchable,
+    memory: Searchable | CoarselySearchable,
     query_key: Tensor,
     query_selection: Tensor,
     top_k: int,
@@ -80,7 +111,8 @@ def search(
     """The elements that each query reads and their weights, for several readers with one look at the scores.
 
     Args:
-        memory: N elements without a batch dimension.
+        memory: N elements without a batch dimension. Twice as fast where a CPU multiplies bfloat16 itself and
+            they are coarsely searchable.
         query_key, query_selection: (C_k, P)
         top_k: elements that a query reads at most.
         barred: a reader's forbidden elements, (N,) bool, or None; one entry per reader.
@@ -93,11 +125,45 @@ def search(
     found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in barred]
     for start in range(0, positions, block):
         part = slice(start, start + block)
-        scores = _scores(memory, query_key[:, part], query_selection[:, part])
+        key, selection = query_key[:, part].float(), query_selection[:, part].float()
+        if isinstance(memory, CoarselySearchable):
+            scores = _coarse_scores(memory, key, selection)
+        else:
+            scores = _scores(memory, key, selection)
         for reader, bar in zip(found, barred, strict=True):
             seen = scores if bar is None else scores.masked_fill(bar, float("-inf"))
-            reader.append(top_k_weights(seen, top_k))
+            if isinstance(memory, CoarselySearchable):
+                reader.append(_refined(memory, seen, key, selection, top_k, bar))
+            else:
+                reader.append(top_k_weights(seen, top_k))
     return [(torch.cat([w for w, _ in parts]), torch.cat([i for _, i in parts])) for parts in found]
+
+
+def _coarse_scores(memory: CoarselySearchable, query_key: Tensor, query_selection: Tensor) -> Tensor:
+    """Similarity, (P, N), in bfloat16: right to about a tenth, where the best differ by less."""
+    q, e = query_key, query_selection
+    query = torch.cat([q * e, e, (e * (q * q)).sum(0, keepdim=True)])
+    return query.T.to(torch.bfloat16) @ memory.product
+
+
+def _refined(
+    memory: CoarselySearchable,
+    coarse: Tensor,
+    query_key: Tensor,
+    query_selection: Tensor,
+    top_k: int,
+    bar: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`top_k_weights` in float32 of what is best by coarse scores, (P, N)."""
+    count = min(math.ceil(_CANDIDATES * top_k), coarse.shape[1])
+    index = _best(coarse, count, _COARSE_GROUP)[1]
+    distance = F.embedding(index, memory.key) - query_key.T.unsqueeze(1)  # P, count, C_k
+    scores = distance.square_().mul_(query_selection.T.unsqueeze(1)).sum(2).neg_()
+    scores *= memory.scale[index]
+    if bar is not None:
+        scores.masked_fill_(bar[index], float("-inf"))
+    weights, place = top_k_weights(scores, top_k)
+    return weights, index.gather(1, place)
 
 
 def readout(weights: Tensor, values: Tensor) -> Tensor:
@@ -136,7 +202,7 @@ def sparse_readout(weights: Tensor, index: Tensor, values: Tensor) -> Tensor:
     return F.embedding_bag(index, values, mode="sum", per_sample_weights=weights.to(values.dtype))
 
 
-def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _best(scores: Tensor, k: int, group: int = _GROUP) -> tuple[Tensor, Tensor]:
     """`torch.topk` of each row of (P, N), descending; on a CPU in stages, in half its time.
 
     An element among a row's best k lies in one of the k groups with the greatest maxima: every other group
@@ -144,17 +210,17 @@ def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     elements. Which one of equals is found follows from the scores alone.
     """
     stages = [scores]
-    while scores.device.type == "cpu" and stages[-1].shape[1] // _GROUP >= 3 * k:
+    while scores.device.type == "cpu" and stages[-1].shape[1] // group >= 3 * k:
         last = stages[-1]
-        width = last.shape[1] // _GROUP
+        width = last.shape[1] // group
         # Group i: elements i, i + width, ... So the maxima are taken over whole vectors.
-        stages.append(last[:, : width * _GROUP].view(len(last), _GROUP, width).amax(1))
+        stages.append(last[:, : width * group].view(len(last), group, width).amax(1))
     best, index = torch.topk(stages.pop(), k, dim=1, sorted=not stages)
     while stages:
         stage = stages.pop()
-        width = stage.shape[1] // _GROUP
-        members = index.unsqueeze(2) + torch.arange(0, width * _GROUP, width, device=scores.device)
-        ungrouped = torch.arange(width * _GROUP, stage.shape[1], device=scores.device)
+        width = stage.shape[1] // group
+        members = index.unsqueeze(2) + torch.arange(0, width * group, width, device=scores.device)
+        ungrouped = torch.arange(width * group, stage.shape[1], device=scores.device)
         candidates = torch.cat([members.flatten(1), ungrouped.expand(len(stage), -1)], 1)
         best, place = torch.topk(stage.gather(1, candidates), k, dim=1, sorted=not stages)
         index = candidates.gather(1, place)

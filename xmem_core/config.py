@@ -92,13 +92,13 @@ class ModelConfig:
         """The shape of the bundled xmem-lite: 384 pixels, EfficientNet-Lite0, narrow everywhere else."""
         return cls(
             key_backbone="efficientnet-lite0",
-            value_stem=32,
-            value_widths=(32, 64, 128),
+            value_stem=16,
+            value_widths=(16, 32, 64),
             value_blocks=(1, 1, 1),
             key_dim=64,
             value_dim=128,
             hidden_dim=32,
-            decoder_dims=(128, 64, 32),
+            decoder_dims=(96, 32, 16),
             sensory_mid_dim=64,
             default_size=384,
             default_search_window=192,

@@ -20,7 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xmem_core.attention import Searchable, search, searchable, similarity, sparse_readout
+from xmem_core.attention import (
+    CoarselySearchable,
+    Searchable,
+    coarsely_searchable,
+    search,
+    searchable,
+    similarity,
+    sparse_readout,
+)
 from xmem_core.config import MemoryConfig
 
 # An element's life starts just above 0, so that use / life is defined before its first reading.
@@ -67,7 +75,7 @@ class _Readable:
     rows: Tensor
     time: Tensor
     oldest: int
-    elements: Searchable
+    elements: Searchable | CoarselySearchable
 
 
 class Memory:
@@ -145,12 +153,13 @@ class Memory:
 
     # --- reading ---------------------------------------------------------------------------------
 
-    def read(self, query_key: Tensor, query_selection: Tensor) -> Tensor:
+    def read(self, query_key: Tensor, query_selection: Tensor, *, coarse: bool = False) -> Tensor:
         """Read every object's value at every query position, and count the use of what was read.
 
         Args:
             query_key: (C_k, P)
             query_selection: (C_k, P)
+            coarse: look for what may be among the best in bfloat16, and only among these in float32.
 
         Returns:
             (O, C_v, P), in the order of `first_time`.
@@ -160,7 +169,9 @@ class Memory:
         """
         if self.sizes == (0, 0) or not self.first_time:
             raise RuntimeError(f"nothing to read: {self!r}")
-        seen = self._readable = self._readable or self._as_readable()
+        seen = self._readable
+        if seen is None or isinstance(seen.elements, CoarselySearchable) != coarse:
+            seen = self._readable = self._as_readable(coarse)
         # Objects that came together share one softmax; one older than all elements is barred from nothing.
         since = {i: max(first, seen.oldest) for i, first in self.first_time.items()}
         readers = [seen.oldest, *sorted(set(since.values()) - {seen.oldest})]
@@ -172,13 +183,18 @@ class Memory:
         out = [sparse_readout(*chosen[since[i]], value).T for i, value in self._values.items()]
         return torch.stack(out)
 
-    def _as_readable(self) -> _Readable:
+    def _as_readable(self, coarse: bool) -> _Readable:
         rows = self._used_rows()
         column = self._columns
         time = column["time"][rows]
-        # One row per channel in memory too, which is how the matrix products like them.
-        key = column["key"][rows].T.contiguous()
-        return _Readable(rows, time, int(time.min()), searchable(key, column["shrinkage"][rows].unsqueeze(0)))
+        key, shrinkage = column["key"][rows], column["shrinkage"][rows]
+        elements: Searchable | CoarselySearchable
+        if coarse:
+            elements = coarsely_searchable(key, shrinkage)
+        else:
+            # One row per channel in memory too, which is how the matrix products like them.
+            elements = searchable(key.T.contiguous(), shrinkage.unsqueeze(0))
+        return _Readable(rows, time, int(time.min()), elements)
 
     def _used_rows(self) -> Tensor:
         regions = (self.long_term, self.permanent, self.working)

@@ -174,7 +174,8 @@ class VideoSegmenter:
         model: the network; the segmenter keeps a copy prepared for inference.
         memory_config: memory settings, by default the published ones, but for what the model has of its own.
         size: shorter side that the network sees; frames are shrunk to it, never enlarged. None: as they are.
-        dtype: float32, or bfloat16 / float16 to run the network under autocast (memory reading stays fp32).
+        dtype: float32, or bfloat16 / float16 to run the network under autocast. Memory is read in float32; on
+            a CPU what may be among the best elements is found in bfloat16 then.
 
     Raises:
         ValueError: size is under 16 or dtype is none of these.
@@ -204,6 +205,7 @@ class VideoSegmenter:
         # A GPU decodes all of the frame in the time that cutting windows out would take it.
         if self.memory_config.search_window is None and window and self.device.type == "cpu":
             self.memory_config = replace(self.memory_config, search_window=window)
+        self._coarse = dtype == torch.bfloat16 and self.device.type == "cpu"
         network = copy.deepcopy(model).eval().requires_grad_(False)
         self._layout = torch.channels_last
         if self.config.key_backbone != "resnet50":
@@ -427,7 +429,8 @@ class VideoSegmenter:
             cells = covered(windows.values(), grid).to(self.device)
             read = key.new_zeros((len(ids), self.config.value_dim, key.shape[1]))
             if places:
-                read.index_copy_(2, cells, state.memory.read(key[:, cells], selection[:, cells]))
+                found = state.memory.read(key[:, cells], selection[:, cells], coarse=self._coarse)
+                read.index_copy_(2, cells, found)
             with self._autocast():
                 hidden, probabilities = decode_in_windows(
                     self._network,
@@ -439,7 +442,7 @@ class VideoSegmenter:
                 )
             state.hidden = _as_stored(hidden)
             return torch.softmax(aggregate(probabilities.unsqueeze(0)), 1)[0]
-        read = state.memory.read(key, selection)
+        read = state.memory.read(key, selection, coarse=self._coarse)
         hidden = None if state.hidden is None else state.hidden.unsqueeze(0)
         with self._autocast():
             hidden, logits = self._network.decode(

@@ -184,6 +184,15 @@ def test_without_a_file_the_recipe_is_used_and_imagenet_only_to_start(
     (out / "checkpoint-00000001").mkdir(parents=True)
     run(None, "data", str(out), {})
     run(None, "data", str(out), {"resume": False})
-    assert seen[0]["config"] == TrainConfig.load(RECIPE).with_overrides({"steps": 3000})
+    recipe = TrainConfig.load(RECIPE)
+    # From ImageNet alone, keys have to be made first; the weights that it started from have them.
+    assert seen[0]["config"] == recipe.with_overrides({"steps": 3000, "whiten_keys": True})
+    assert seen[1]["config"] == seen[2]["config"] == recipe
+    assert seen[3]["config"] == recipe.with_overrides({"whiten_keys": True})
+    recipe.save(tmp_path / "own.json")
+    run(str(tmp_path / "own.json"), "data", str(tmp_path / "other"), {})
+    run(None, "data", str(tmp_path / "other"), {"whiten_keys": False})
+    assert [s["config"] for s in seen[4:]] == [recipe] * 2
+    seen = seen[:4]
     assert [s["backbone"] for s in seen] == ["imagenet.pth", None, None, "imagenet.pth"]
     assert seen[1]["init"] == "w.safetensors"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from xmem_core.attention import (
+    coarsely_searchable,
     readout,
     search,
     searchable,
@@ -126,6 +127,31 @@ def test_search_finds_for_every_reader_what_the_whole_matrix_shows(queries: int)
         assert torch.equal(index, expected_index)
         torch.testing.assert_close(weights, expected_weights)
     assert found[1][1].min() >= 25
+
+
+@pytest.mark.parametrize("queries", [1, 64, 150])
+@pytest.mark.parametrize(("elements", "top_k"), [(900, 6), (40, 30), (20, 30), (3000, 30)])
+def test_a_coarse_search_finds_the_same(queries: int, elements: int, top_k: int) -> None:
+    key, shrinkage, query, selection = (t[0] for t in random_inputs(7, elements, queries, 32))
+    bar = torch.arange(elements) < elements // 2
+    bars = [None, bar, torch.ones(elements, dtype=torch.bool)]
+    exact = search(searchable(key, shrinkage), query, selection, top_k, bars)
+    found = search(coarsely_searchable(key.T.contiguous(), shrinkage[0]), query, selection, top_k, bars)
+    for (weights, index), (expected_weights, expected_index) in zip(found, exact, strict=True):
+        assert weights.shape == expected_weights.shape
+        assert weights.dtype == torch.float32
+        assert all(len(set(row)) == len(row) for row in index.tolist())
+        one, other = (
+            torch.zeros(queries, elements).scatter_(1, i, w)
+            for i, w in ((index, weights), (expected_index, expected_weights))
+        )
+        # An element that bfloat16 overlooks is one that hardly weighs.
+        assert (one - other).abs().sum(1).max() < 2e-3
+        assert (one - other).abs().sum(1).mean() < 1e-4
+    assert not found[2][0].any()
+    read = found[1][0] > 0
+    assert read.any(1).all()
+    assert found[1][1][read].min() >= elements // 2
 
 
 def test_similarity_has_the_gradients_of_its_definition() -> None:

@@ -293,3 +293,21 @@ def test_restore_refuses_facts_that_contradict_its_tensors() -> None:
         Memory.restore(tensors, facts | {"sizes": [0, 0, 4]}, memory.config)
     with pytest.raises(ValueError, match="do not fit a region"):
         Memory.restore(tensors, facts | {"sizes": [9, 0, 6]}, memory.config)
+
+
+def test_a_memory_may_be_read_in_either_way_at_any_time() -> None:
+    memory = Memory(small_config(max_mid_term_frames=6), 40, KEY_DIM, VALUE_DIM)
+    fill_frames(memory, 4, ids=(1, 2))
+    generator = torch.Generator().manual_seed(99)
+    query, selection = (
+        torch.randn(KEY_DIM, 7, generator=generator),
+        torch.rand(KEY_DIM, 7, generator=generator),
+    )
+    exact = memory.read(query, selection)
+    for coarse in (True, True, False, True):
+        got = memory.read(query, selection, coarse=coarse)
+        torch.testing.assert_close(got, exact, rtol=0, atol=0 if not coarse else 1e-3)
+    fill_frames(memory, 1, ids=(1, 2), start=4)
+    later = memory.read(query, selection, coarse=True)
+    torch.testing.assert_close(later, memory.read(query, selection), rtol=0, atol=1e-3)
+    assert not torch.equal(later, exact)
