@@ -200,10 +200,12 @@ def records_from_label_map(
         k = position.get(object_id)
         if k is None:
             area, score, bbox, centroid, counts = 0, 0.0, None, None, None
+            sure = None if presence is None else 0.0
         else:
             if object_id not in scores:
                 raise ValueError(f"object {object_id} is visible and has no score")
             score = float(np.float32(scores[object_id]))
+            sure = None if presence is None else float(np.float32(presence[object_id]))
             starts = runs.starts[runs.first[k] : runs.first[k + 1]]
             ends = runs.ends[runs.first[k] : runs.first[k + 1]]
             area = int((ends - starts).sum())
@@ -217,11 +219,7 @@ def records_from_label_map(
                 frame_width=width,
                 area=area,
                 score=score,
-                presence=None
-                if presence is None
-                else float(np.float32(presence[object_id]))
-                if area
-                else 0.0,
+                presence=sure,
                 pts_seconds=frame.pts_seconds,
                 wall_time=frame.wall_time,
                 category=category,

@@ -85,6 +85,14 @@ def test_to_its_own_shape_nothing_changes() -> None:
     assert all(torch.equal(same[name], tensor) for name, tensor in state.items())
 
 
+def test_how_a_model_is_used_does_not_matter() -> None:
+    state = XMem(WIDE).state_dict()
+    used = replace(WIDE, default_size=64, default_search_window=96, presence=(1.0,) * 7)
+    assert torch.equal(
+        narrow(state, used, NARROW)["decoder.pred.weight"], narrow(state, WIDE, NARROW)["decoder.pred.weight"]
+    )
+
+
 def test_a_stem_of_its_own_width() -> None:
     wide, config = UNEQUAL
     XMem(config).load_state_dict(narrow(XMem(wide).state_dict(), wide, config))

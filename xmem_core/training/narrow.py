@@ -14,7 +14,8 @@ from xmem_core.network import XMem
 # What may be narrowed: the value encoder's trunk and the decoder. Keys, values and the sensory memory keep
 # their widths, and with them what they have learnt to say.
 _WIDTHS = ("value_stem", "value_widths", "decoder_dims")
-_USE = ("default_size", "default_search_window")
+# How a network is used and what is known of its weights, not its shape.
+_USE = ("default_size", "default_search_window", "presence")
 
 # Tensors by name, and what the channels of their first and second dimension are; None: not narrowed.
 # Channels that are added to each other share a name, so that the same ones are kept. v: stages of the value
