@@ -111,8 +111,8 @@ def search(
     """The elements that each query reads and their weights, for several readers with one look at the scores.
 
     Args:
-        memory: N elements without a batch dimension. Coarsely searchable ones take 0.6 of the time where a
-            CPU multiplies bfloat16 itself.
+        memory: N elements without a batch dimension. Where a CPU multiplies bfloat16 itself, 9,000 coarsely
+            searchable ones take three quarters of the time that others do, 5,000 as long.
         query_key, query_selection: (C_k, P)
         top_k: elements that a query reads at most.
         barred: a reader's forbidden elements, (N,) bool, or None; one entry per reader.

@@ -94,6 +94,8 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--dtype", default="auto", help="as for xmem track")
     args = parser.parse_args()
+    if Path(args.weights).suffix != ".safetensors":
+        parser.error(f"the score is kept in a .safetensors file: {args.weights} is none")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         model = load_model(args.weights)

@@ -411,3 +411,12 @@ def test_the_fit_is_kept_in_the_weights_file(
     assert stop.value.code == 2
     assert str(tmp_path / "nothing") in capsys.readouterr().err
     assert path.read_bytes() == content
+
+    # A name or another format would become a new file of that name.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fitting", "xmem-lite", *options])
+    with pytest.raises(SystemExit) as stop:
+        fitting.main()
+    assert stop.value.code == 2
+    assert "xmem-lite is none" in capsys.readouterr().err
+    assert not (tmp_path / "xmem-lite").exists()
