@@ -88,7 +88,7 @@ def command(video: Path, boxes: Sequence[str], threads: int, frames: int | None)
         arguments += [part for box in boxes for part in ("--box", box)]
         arguments += ["--threads", str(threads), *(["--max-frames", str(frames)] if frames else [])]
         started = time.perf_counter()
-        said = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
+        said = subprocess.run(arguments, check=True, capture_output=True, text=True).stderr
         seconds = time.perf_counter() - started
     found = re.search(r"(\d+) frames tracked in [\d.]+ s \(([\d.]+) frames/s\)", said)
     if found is None:
