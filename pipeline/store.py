@@ -186,14 +186,22 @@ class StreamStore:
                 f"stream {self.stream_id}: frames up to {self._next_frame - 1} are committed, and none of "
                 f"the committed chunks begins at {first}"
             )
-        if first == self._next_frame and self._last_name and not self._files.exists(self._last_name):
-            raise AnotherWriterError(
-                f"{self._files.uri(self._last_name)} has vanished: another run started this stream over; "
-                f"this one stops"
-            )
+        appends = first == self._next_frame
+        if appends:
+            self._check_not_started_over()
         data = events_bytes(self.stream_id, first, last, events)
         settled = self._files.create(chunk_name("events", self.stream_id, first), data, self.stream_id)
         created = self._create_tracks(name, tracks_bytes(self.stream_id, first, last, tracks, events))
+        if appends:
+            try:
+                # Once more: a restart that began since the first look may have listed the files before this
+                # one was there. Either it is seen by the restart's last listing, or the restart by this.
+                self._check_not_started_over()
+            except AnotherWriterError:
+                # Events first: while the rows are there, nobody else can have committed these frames.
+                self._files.remove(chunk_name("events", self.stream_id, first))
+                self._files.remove(name)
+                raise
         if not settled:
             self._settle_events(first, data)
         if last + 1 > self._next_frame:
@@ -264,19 +272,29 @@ class StreamStore:
             record = self._load_record() or {}
         except StoreError:
             record = {}
+        self._files.sweep(self.stream_id)
         self.write_record(record | {"state": RESTARTING})
         self._remove_all()
 
     def _remove_all(self) -> None:
         for kind in ("tracks", "events"):
-            for first in reversed(list_chunks(self._files, self.stream_id, kind)):
-                self._files.remove(chunk_name(kind, self.stream_id, first))
+            # Until none is listed: a writer at work may have added one since the listing (see `commit`).
+            while firsts := list_chunks(self._files, self.stream_id, kind):
+                for first in reversed(firsts):
+                    self._files.remove(chunk_name(kind, self.stream_id, first))
             self._files.remove_empty_folder(chunk_folder(kind, self.stream_id))
         for frame in self._snapshots():
             self._files.remove(self._snapshot_name(frame))
         self._files.remove_empty_folder(f"state/{self.stream_id}")
         self._files.remove(record_name(self.stream_id))
         self._know(CommittedRange(0, 0), None)
+
+    def _check_not_started_over(self) -> None:
+        if self._last_name and not self._files.exists(self._last_name):
+            raise AnotherWriterError(
+                f"{self._files.uri(self._last_name)} has vanished: another run started this stream over; "
+                f"this one stops"
+            )
 
     def _create_tracks(self, name: str, data: bytes) -> bool:
         if self._files.create(name, data, self.stream_id):

@@ -35,7 +35,7 @@ from pipeline.settings import TrackSettings
 from pipeline.sinks import Sinks
 from pipeline.snapshot import Snapshot
 from pipeline.sources import VideoSource
-from pipeline.store import StreamStore
+from pipeline.store import CommittedRange, StreamStore
 from pipeline.stream_record import (
     FINISHED,
     RUNNING,
@@ -140,8 +140,11 @@ class StreamTracker(Closing):
         if restart:
             self._try_first_frame(self._something(prompts))
             self.store.restart()
-        self.store.prepare()
-        committed = self.store.committed()
+            # Not listed again: a writer that is being stopped may be about to take back its last chunk.
+            committed = CommittedRange(0, 0)
+        else:
+            self.store.prepare()
+            committed = self.store.committed()
         self._committed = committed.next_frame
         record = self.store.read_record()
         if record is not None:

@@ -445,6 +445,39 @@ def test_a_writer_still_at_work_stops_when_its_stream_is_restarted(output: Outpu
     assert output.store().committed() == CommittedRange(0, 0)
 
 
+@pytest.mark.parametrize("before", ["events", "tracks"])
+def test_a_commit_in_the_middle_of_a_restart_is_taken_back(output: Output, before: str) -> None:
+    """The restart removes everything after the writer has looked, and before it has written."""
+    old = fill(output)
+    create = old._files.create
+
+    def late(name: str, data: bytes, owner: str = "") -> bool:
+        if name.startswith(before):
+            output.store().restart()
+        return create(name, data, owner)
+
+    old._files.create = late  # type: ignore[method-assign]
+    with pytest.raises(AnotherWriterError, match=r"frames-000000000020\.parquet has vanished: another run"):
+        old.commit(25, 29, rows(25, 29), NO_EVENTS)
+    assert output.content("tracks", "events", "streams") == {}
+
+
+def test_a_restart_removes_what_is_committed_while_it_removes(output: Output) -> None:
+    old, new = fill(output), output.store()
+    remove, late = new._files.remove, [True]
+
+    def removing(name: str) -> None:
+        if late and name == track("tracks", 20):
+            late.clear()
+            assert old.commit(25, 29, rows(25, 29), NO_EVENTS)
+        remove(name)
+
+    new._files.remove = removing  # type: ignore[method-assign]
+    new.restart()
+    assert not late
+    assert output.content("tracks", "events", "streams") == {}
+
+
 # Opening
 
 

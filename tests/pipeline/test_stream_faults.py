@@ -287,6 +287,31 @@ def test_a_stream_started_over_elsewhere_gets_no_record_of_the_old_run(
     assert query(tmp_path, "select distinct object_id from tracks").to_pylist() == [{"object_id": 5}]
 
 
+def test_a_chunk_that_is_late_for_the_restart_does_not_stop_the_new_run(
+    tmp_path: Path, video: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a slow disk: the old run's second chunk appears when the restart has removed everything."""
+    run(video, tmp_path, model, stop=7)
+    restart = StreamStore.restart
+    late = tmp_path / "tracks" / "stream_id=cam" / "frames-000000000005.parquet"
+
+    def restarting(self: StreamStore) -> None:
+        restart(self)
+        late.parent.mkdir(parents=True)
+        late.write_bytes(b"of the old run, which takes it back soon")
+
+    def meanwhile(stream: StreamTracker) -> None:
+        if stream.next_frame == 2:
+            late.unlink()
+
+    monkeypatch.setattr(StreamStore, "restart", restarting)
+    summary = run(
+        video, tmp_path, model, prompts=PromptSet.from_record(OTHERS), restart=True, on_frame=meanwhile
+    )
+    assert summary.frames == FRAMES
+    assert query(tmp_path, "select distinct object_id from tracks").to_pylist() == [{"object_id": 5}]
+
+
 def test_removing_what_is_not_tracked_is_a_warning(tmp_path: Path, video: Path, model: str) -> None:
     prompts = PromptSet.from_record(OTHERS | {"remove": [{"frame": 2, "id": 9}]})
     summary = run(video, tmp_path, model, prompts=prompts, max_frames=4)
