@@ -152,10 +152,12 @@ def track(
 
     Run again it goes on where it was interrupted; a finished stream is left as it is.
     """
+    from pipeline.allocation import keep_freed_memory
     from pipeline.executor import track as track_video
     from pipeline.prompts import gather_prompts
     from pipeline.stream import FINISHED, StreamTracker
 
+    keep_freed_memory()
     shown = redacted(video)
     memory = opt.memory_config(
         mem_every=mem_every,

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import ray
 
+from pipeline.allocation import keep_freed_memory
 from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.live_spec import LiveSpec
 from pipeline.work import ChunkRef, ChunkReport, StreamSpec, StreamStatus, WorkerSettings
@@ -32,6 +33,7 @@ class Tracker:
     """What runs inside the actor: a `Worker`, whose calls are done in the order they came."""
 
     def __init__(self, settings: WorkerSettings) -> None:
+        keep_freed_memory()
         self._worker = Worker(settings)
 
     def facts(self) -> dict[str, Any]:
@@ -93,6 +95,7 @@ class Live:
     """
 
     def __init__(self, settings: HubSettings) -> None:
+        keep_freed_memory()
         self._hub = LiveHub(settings)
 
     def add(self, spec: LiveSpec) -> dict[str, Any]:

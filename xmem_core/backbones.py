@@ -167,7 +167,7 @@ class EfficientNetLite0Trunk(nn.Module):
         (112, 5, 1, 6),
     )
     # the last block at strides 4, 8 and 16
-    _TAPS = (2, 4, 10)
+    taps = (2, 4, 10)
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,14 +186,14 @@ class EfficientNetLite0Trunk(nn.Module):
         taps = []
         for i, block in enumerate(self.blocks):
             x = block(x)
-            if i in self._TAPS:
+            if i in self.taps:
                 taps.append(x)
         f4, f8, f16 = taps  # 24, 40 and 112 channels
         return f16, f8, f4
 
     def stages_to_stride_4(self) -> list[nn.Module]:
         """The modules up to stride 4: edges and colours, which training may leave as ImageNet made them."""
-        return [self.conv_stem, self.bn0, *list(self.blocks)[: self._TAPS[0] + 1]]
+        return [self.conv_stem, self.bn0, *list(self.blocks)[: self.taps[0] + 1]]
 
     def load_imagenet(self, state: Mapping[str, Tensor]) -> None:
         """Take the ImageNet classifier's weights, less its head.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from xmem_core.backbones import IMAGE_MEAN, IMAGE_STD, fold_batch_norms
 from xmem_core.config import MemoryConfig
+from xmem_core.fused import fuse_trunk
 from xmem_core.memory import Memory
 from xmem_core.network import KeyFeatures, XMem, aggregate
 from xmem_core.presence import PresenceConstants, presence_scores
@@ -223,6 +224,8 @@ class VideoSegmenter:
             for module in network.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     module.to(dtype)
+        if self._coarse:
+            fuse_trunk(network)
         self._network = network
         self._mean = torch.tensor(IMAGE_MEAN, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(IMAGE_STD, device=self.device).view(1, 3, 1, 1)

@@ -24,8 +24,10 @@ _STEP = 2
 # Cells by which the window of an object that is out of sight grows per frame on each side.
 _GROWTH = 1
 # To search the whole frame for an object costs as much as five in windows. One that was not found there is
-# looked for on every third frame only, until it is seen again.
+# looked for on every third frame only, until it is seen again; after a second or so, on every sixth.
 _REST = 3
+_LONG_LOST = 30
+_LONG_REST = 6
 # A cell counts where so much of it may be the object: a single pixel must not widen the window. Larger parts
 # must: with 1/24, or with only the largest part counting, tracking is faster where an object leaks, but loses
 # 4 and 9 points of J&F on a clip of thin parts and on one of an object that gaps divide.
@@ -42,14 +44,15 @@ class Window:
     Args:
         top, left: its first row and column.
         height, width: rows and columns.
-        lost: the whole frame was searched last, and the object not found.
+        lost: for how many frames the object has been nowhere on the whole frame, or rested; more than 30 are
+            30.
     """
 
     top: int
     left: int
     height: int
     width: int
-    lost: bool = False
+    lost: int = 0
 
     @property
     def size(self) -> tuple[int, int]:
@@ -69,8 +72,7 @@ class Window:
     @classmethod
     def from_json(cls, values: Any) -> Window:
         """What `to_json` made."""
-        top, left, height, width, *lost = (int(v) for v in values)
-        return cls(top, left, height, width, any(lost))
+        return cls(*(int(v) for v in values))
 
 
 def whole(grid: tuple[int, int]) -> Window:
@@ -93,7 +95,7 @@ def next_window(probability: Tensor, before: Window, least: int) -> Window:
     everywhere = before.size == grid
     may_be = (probability > _LEAST_PROBABILITY).float()
     cells = F.avg_pool2d(may_be[None, None], STRIDE)[0, 0] >= _LEAST_SHARE
-    spans, lost = [], False
+    spans, lost = [], 0
     for axis, count in enumerate(grid):
         seen = cells.any(1 - axis).nonzero().flatten().tolist()
         if seen:
@@ -103,7 +105,7 @@ def next_window(probability: Tensor, before: Window, least: int) -> Window:
         else:
             first, length = (before.top, before.height) if axis == 0 else (before.left, before.width)
             spans.append(_around(first, first + length, length + 2 * _GROWTH, count))
-            lost = everywhere
+            lost = min(before.lost + everywhere, _LONG_LOST)
     (top, height), (left, width) = spans
     if height * width > _MOST * grid[0] * grid[1]:
         return replace(whole(grid), lost=lost)
@@ -115,8 +117,9 @@ def looked_for(windows: Mapping[int, Window], object_ids: Sequence[int], time: i
 
     Which ones rest follows from `time` and their ids, so that several lost objects share the work out.
     """
-    rests = [i in windows and windows[i].lost and (time + i) % _REST != 0 for i in object_ids]
-    return [k for k, resting in enumerate(rests) if not resting]
+    lost = [windows[i].lost if i in windows else 0 for i in object_ids]
+    every = [1 if n == 0 else _REST if n < _LONG_LOST else _LONG_REST for n in lost]
+    return [k for k, i in enumerate(object_ids) if (time + i) % every[k] == 0]
 
 
 def _around(first: int, end: int, size: int, cells: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from xmem_core.training.clips import (
     ClipOptions,
     _camera_path,
     _hide_some,
+    _varied,
     _video_layer,
     choose_objects,
     make_batch,
@@ -310,6 +311,15 @@ def test_impossible_options_are_refused(values: dict[str, int]) -> None:
         ClipOptions(**values)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{"pace": 0}, {"pace": 5}, {"pace_spread": 0.5}, {"pace_spread": 9}, {"small": 1.5}, {"leaving": -0.1}],
+)
+def test_paces_and_shares_out_of_range_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(values))}.* is allowed"):
+        ClipOptions(**values)  # type: ignore[arg-type]
+
+
 def test_video_frames_keep_to_the_largest_gap_and_run_both_ways(library: Library) -> None:
     options = ClipOptions(size=64, frames=4)
     gaps = []
@@ -366,6 +376,69 @@ def test_crowds_cross_hide_and_come_back(library: Library) -> None:
         newcomers += int(((areas[:, 0] == 0) & (areas[:, 1:].max(axis=1) > 20)).sum())
     assert returned >= 5
     assert newcomers >= 5
+
+
+def test_some_leave_a_crowd_and_others_come_after_them(library: Library) -> None:
+    """Over many scenes of the pace of neighbouring frames, in which otherwise nearly all stay."""
+    left, came = [], []
+    for leave in (False, True):
+        gone = new = 0
+        for seed in range(40):
+            rng = np.random.default_rng(seed)
+            sprites, people = crowd_scene(library, rng, 8, 64, (STAY,) * 8, 0.1, leave=leave)
+            areas = []
+            for person in sorted(people):  # alone, so that nobody hides another
+                own = [s for s in sprites if s.identity == person]
+                _, identities = render(empty_scene(8), own, (64, 64))
+                areas.append([(identities[t] == person).sum() for t in range(8)])
+            counted = np.array(areas)
+            gone += int(((counted[:, 0] > 10) & (counted[:, -1] == 0)).sum())
+            new += int(((counted[:, 0] < 3) & (counted[:, -1] > 10)).sum())
+        left.append(gone)
+        came.append(new)
+    assert left[1] > left[0] + 30  # one or two in each scene
+    assert came[1] > came[0] + 30
+
+
+def test_small_people_are_small(library: Library) -> None:
+    heights = []
+    for small in (False, True):
+        seen = []
+        for seed in range(20):
+            rng = np.random.default_rng(seed)
+            sprites, people = crowd_scene(library, rng, 1, 256, (STAY,), small=small)
+            for s in sprites:
+                if s.identity in people and s.poses[0] is not None:
+                    seen.append(s.pictures[0].shape[0] * float(np.linalg.norm(s.poses[0][:, 1])))
+        heights.append(seen)
+    assert min(heights[0]) > 0.14 * 256
+    assert 0.04 * 256 < min(heights[1]) < 0.08 * 256
+    assert np.median(heights[1]) < 0.5 * np.median(heights[0])
+
+
+def test_small_stills_are_layers_of_their_own_and_small(library: Library) -> None:
+    areas = []
+    for small in (0.0, 1.0):
+        options = ClipOptions(size=128, frames=2, small=small)
+        scenes = [still_scene(library, options, np.random.default_rng(s)) for s in range(40)]
+        rendered = [render(s.background, s.sprites, (128, 128))[1][0] for s in scenes]
+        areas.append(np.median([((i > 0) & (i < 100)).mean() for i in rendered]))
+    assert areas[1] < 0.25 * areas[0]
+
+
+def test_what_options_vary_is_drawn_for_each_clip_and_nothing_else_is() -> None:
+    plain = ClipOptions(pace=0.5, max_gap=4)
+    rng = np.random.default_rng(0)
+    assert _varied(plain, rng) is plain
+    assert rng.random() == np.random.default_rng(0).random()  # nothing was drawn: old recipes stay the same
+    spread = ClipOptions(pace=0.5, max_gap=4, pace_spread=3, small=0.3)
+    drawn = [_varied(spread, rng) for _ in range(300)]
+    paces = np.array([d.pace for d in drawn])
+    assert 0.5 / 3 <= paces.min() < 0.2 < 1.2 < paces.max() <= 1.5
+    assert {d.max_gap for d in drawn} == set(range(1, 13))
+    assert {d.small for d in drawn} == {0.0, 1.0}
+    assert 60 < sum(d.small for d in drawn) < 120
+    assert {d.min_area for d in drawn if d.small} == {spread.min_area / 6}
 
 
 def test_an_occluder_covers_its_target_at_its_frame_and_not_before(library: Library) -> None:

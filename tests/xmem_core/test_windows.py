@@ -61,7 +61,7 @@ def test_a_speckle_does_not_widen_the_window_and_anything_larger_does() -> None:
 
 def test_what_may_be_the_object_counts() -> None:
     assert next_window(plane((160, 240, 32, 32), value=0.3), WHOLE, 12) != WHOLE
-    assert next_window(plane((160, 240, 32, 32), value=0.1), WHOLE, 12) == replace(WHOLE, lost=True)
+    assert next_window(plane((160, 240, 32, 32), value=0.1), WHOLE, 12) == replace(WHOLE, lost=1)
 
 
 def test_the_window_of_an_object_out_of_sight_grows_to_the_whole_frame() -> None:
@@ -77,23 +77,38 @@ def test_an_object_that_is_not_found_on_the_whole_frame_is_lost_until_it_is_seen
     nowhere, grown = plane(), next_window(plane(), Window(0, 0, 22, 30), 12)
     assert grown == WHOLE  # it was not looked for everywhere yet
     lost = next_window(nowhere, grown, 12)
-    assert lost == replace(WHOLE, lost=True)
-    assert next_window(nowhere, lost, 12) == lost
+    assert lost == replace(WHOLE, lost=1)
+    assert next_window(nowhere, lost, 12) == replace(WHOLE, lost=2)
     assert not next_window(plane((160, 240, 32, 32)), lost, 12).lost
     assert next_window(plane((0, 0, 384, 512)), lost, 12) == WHOLE  # it fills the frame
     assert [Window.from_json(w.to_json()) for w in (grown, lost)] == [grown, lost]
     assert Window.from_json([1, 2, 3, 4]) == Window(1, 2, 3, 4)  # of a state from before
 
 
+def test_what_is_counted_of_a_lost_object_has_an_end() -> None:
+    lost = WHOLE
+    for _ in range(100):
+        lost = next_window(plane(), lost, 12)
+    assert lost == replace(WHOLE, lost=30)
+
+
 def test_lost_objects_take_turns() -> None:
     ids = (3, 4, 5, 8)
-    windows = {i: replace(WHOLE, lost=i != 8) for i in ids}
+    windows = {i: replace(WHOLE, lost=29 * (i != 8)) for i in ids}
     looked = [looked_for(windows, ids, time) for time in range(6)]
     assert all(3 in places for places in looked)  # the one that is not lost
     assert [sum(k in places for places in looked) for k in range(3)] == [2, 2, 2]
     assert [len(places) for places in looked] == [2] * 6
     assert looked[:3] == looked[3:]
     assert looked_for({}, ids, 1) == [0, 1, 2, 3]
+
+
+def test_what_is_lost_for_long_is_looked_for_less_often() -> None:
+    ids = (3, 4, 5, 8)
+    windows = {i: replace(WHOLE, lost=30) for i in ids}
+    looked = [looked_for(windows, ids, time) for time in range(12)]
+    assert [sum(k in places for places in looked) for k in range(4)] == [2, 2, 2, 2]
+    assert max(len(places) for places in looked) == 1
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -254,7 +269,7 @@ def test_a_lost_object_rests_and_is_looked_for_everywhere_in_turn() -> None:
     state = segmenter.new_state()
     segmenter.step(state, frame_at(0, HEIGHT, WIDTH), prompt())
     grid = (HEIGHT // STRIDE, WIDTH // STRIDE)
-    lost = replace(whole(grid), lost=True)
+    lost = replace(whole(grid), lost=1)
     for t in range(1, 7):
         state.windows[7] = lost
         assert state.hidden is not None
@@ -265,7 +280,7 @@ def test_a_lost_object_rests_and_is_looked_for_everywhere_in_turn() -> None:
         assert torch.equal(state.hidden[1], before[1]) == rests
         assert not torch.equal(state.hidden[0], before[0])
         if rests:
-            assert state.windows[7] == lost
+            assert state.windows[7] == replace(lost, lost=2)
         assert own != whole(grid)
 
 
@@ -273,7 +288,7 @@ def test_where_every_object_rests_nothing_is_read(monkeypatch: pytest.MonkeyPatc
     segmenter = VideoSegmenter(small_model(), replace(SMALL_MEMORY, search_window=64, mem_every=100))
     state = segmenter.new_state()
     segmenter.step(state, frame_at(0, HEIGHT, WIDTH), Prompt({7: square(HEIGHT, WIDTH, 120, 190, 30)}))
-    state.windows[7] = replace(whole((HEIGHT // STRIDE, WIDTH // STRIDE)), lost=True)
+    state.windows[7] = replace(whole((HEIGHT // STRIDE, WIDTH // STRIDE)), lost=1)
     monkeypatch.setattr(state.memory, "read", None)
     result = segmenter.step(state, frame_at(1, HEIGHT, WIDTH))
     assert not bool(result.label_map.any())

@@ -6,7 +6,7 @@ Everything is a function of a seed and a step number, so a resumed run sees the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -38,7 +38,8 @@ class ClipOptions:
     """What the clips are like.
 
     `mixture`: weights of stills, video, crowd; `max_gap` in source frames; `pace`: how fast what is composed
-    moves from frame to frame, as a share of the usual.
+    moves from frame to frame, as a share of the usual; `pace_spread`, `small`, `leaving`: see
+    `settings.Phase`.
     """
 
     size: int = 192
@@ -48,6 +49,9 @@ class ClipOptions:
     mixture: tuple[float, float, float] = (0.35, 0.40, 0.25)
     min_area: float = 0.003
     pace: float = 1.0
+    pace_spread: float = 1.0
+    small: float = 0.0
+    leaving: float = 0.0
 
     def __post_init__(self) -> None:
         if self.size < 32 or self.size % 16:
@@ -56,6 +60,10 @@ class ClipOptions:
             raise ValueError("a clip needs frames >= 2, max_objects >= 1 and max_gap >= 1")
         if not 0 < self.pace <= 4:
             raise ValueError(f"pace is {self.pace}: more than 0 and at most 4 is allowed")
+        if not 1 <= self.pace_spread <= 8:
+            raise ValueError(f"pace_spread is {self.pace_spread}: 1 to 8 is allowed")
+        if not 0 <= self.small <= 1 or not 0 <= self.leaving <= 1:
+            raise ValueError(f"small {self.small} and leaving {self.leaving} are shares: 0 to 1 is allowed")
         if len(self.mixture) != 3 or min(self.mixture) < 0 or sum(self.mixture) <= 0:
             raise ValueError(
                 f"mixture is {self.mixture}: three weights (stills, video, crowd), not all 0, are needed"
@@ -115,6 +123,7 @@ def make_clip(library: Library, options: ClipOptions, rng: Rng) -> Clip:
         raise ValueError(f"mixture {options.mixture} needs pictures that {library.root} does not hold")
     kind = KINDS[int(rng.choice(3, p=weights / weights.sum()))]
     make = {"stills": still_scene, "video": video_scene, "crowd": _crowd}[kind]
+    options = _varied(options, rng)
     for _ in range(20):
         scene = make(library, options, rng)
         frames, identities = render(scene.background, scene.sprites, (options.size, options.size))
@@ -122,6 +131,23 @@ def make_clip(library: Library, options: ClipOptions, rng: Rng) -> Clip:
         if chosen:
             return Clip(degrade(rng, frames), relabel(identities, chosen), len(chosen), kind)
     raise RuntimeError(f"20 {kind} scenes in a row had no object on their first frame; are the masks empty?")
+
+
+def _varied(options: ClipOptions, rng: Rng) -> ClipOptions:
+    """One clip's options: `pace` and `max_gap` as drawn within `pace_spread`, `small` as 0 or 1.
+
+    Nothing is drawn for what the options leave out, so clips of recipes without them stay what they were.
+    """
+    if options.pace_spread > 1:
+        reach = float(np.log(options.pace_spread))
+        factor = float(np.exp(rng.uniform(-reach, reach)))
+        gap = max(1, round(options.max_gap * factor))
+        options = replace(options, pace=min(4.0, options.pace * factor), max_gap=gap)
+    if options.small > 0:
+        small = bool(rng.random() < options.small)
+        area = options.min_area / 6 if small else options.min_area
+        options = replace(options, small=float(small), min_area=area)
+    return options
 
 
 def choose_objects(
@@ -157,13 +183,15 @@ def still_scene(library: Library, options: ClipOptions, rng: Rng) -> Scene:
     picture, labels = library.still(kind, index)
     flip = bool(rng.random() < 0.5)
     # The object is at times a layer of its own: then others can pass behind it, and it moves over its scene.
-    own_layer = rng.random() < 0.4 and 0 < (labels > 0).mean() < 0.35
+    separable = 0 < (labels > 0).mean() < 0.35
+    own_layer = (rng.random() < 0.4 or options.small == 1) and separable
     sprites: list[Sprite] = []
     inner = (labels > 0) if (labels > 0).any() else np.ones_like(labels, bool)
     scale = size / min(picture.shape[:2]) * float(np.exp(rng.uniform(np.log(1.0), np.log(1.6))))
     anchor = _inside(rng, _pixel_of(rng, inner), picture.shape[:2], size / scale)
     poses = _camera_path(rng, picture.shape[:2], anchor, scale, size, count, flip, speed=0.05 * options.pace)
     if own_layer:
+        shrunk = rng.uniform(0.12, 0.5) if options.small == 1 else 1.0
         for number in np.unique(labels[labels > 0])[:4]:
             mask = labels == number
             rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -171,7 +199,7 @@ def still_scene(library: Library, options: ClipOptions, rng: Rng) -> Scene:
             if piece is None:
                 continue
             middle = poses[0] @ np.array([columns.mean(), rows.mean(), 1.0])
-            height = piece.shape[0] * scale
+            height = max(piece.shape[0] * scale * shrunk, 0.06 * size)
             sprites.append(
                 moving_sprite(
                     rng,
@@ -229,7 +257,10 @@ def _crowd(library: Library, options: ClipOptions, rng: Rng) -> Scene:
         background = Background(
             (picture,) * count, (np.zeros((height, width), np.uint8),) * count, tuple(camera)
         )
-    sprites, people = crowd_scene(library, rng, count, size, background.poses, options.pace)
+    leave = options.leaving > 0 and bool(rng.random() < options.leaving)
+    sprites, people = crowd_scene(
+        library, rng, count, size, background.poses, options.pace, small=options.small == 1, leave=leave
+    )
     return Scene(background, sprites, people)
 
 

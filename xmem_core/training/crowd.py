@@ -22,18 +22,30 @@ from xmem_core.training.library import Library
 
 
 def crowd_scene(
-    library: Library, rng: Rng, count: int, size: int, camera: Sequence[Pose], pace: float = 1.0
+    library: Library,
+    rng: Rng,
+    count: int,
+    size: int,
+    camera: Sequence[Pose],
+    pace: float = 1.0,
+    *,
+    small: bool = False,
+    leave: bool = False,
 ) -> tuple[list[Sprite], frozenset[int]]:
     """Three to six people (and at times something large passing in front), and the people's identities.
 
     `camera`: the background's poses; people stand on its ground, so they move with it. `pace`: a factor on
-    how fast they walk.
+    how fast they walk; `small`: they are about a quarter as tall; `leave`: some walk out of the frame, and
+    others, who are not there at first, come in after them.
     """
     number = int(rng.integers(3, 7))
     cast = _cast(library, rng, number)
     horizon, eye = rng.uniform(0.0, 0.45) * size, rng.uniform(0.9, 1.6)
     common = float(np.exp(rng.uniform(np.log(0.25), np.log(0.65)))) * size
-    heights = np.clip(common * np.exp(rng.normal(0, 0.2, number)), 0.15 * size, 0.75 * size)
+    least = 0.15
+    if small:
+        common, least = max(common * rng.uniform(0.15, 0.5), 0.05 * size), 0.05
+    heights = np.clip(common * np.exp(rng.normal(0, 0.2, number)), least * size, 0.75 * size)
     starts = rng.uniform(0.05, 0.95, number) * size
     # From the steps between neighbouring frames, where being near is what tells look-alikes apart (and only
     # the sensory memory knows where one was), to those between far frames, where only the looks do.
@@ -47,6 +59,8 @@ def crowd_scene(
         speeds[a] = gap / max(1, count - 1) * rng.uniform(0.8, 1.3)
         speeds[b] = -speeds[a] * rng.uniform(0.6, 1.1)
         heights[b] = heights[a] * rng.uniform(0.85, 1.15)
+    if leave and count > 2:
+        _come_and_go(rng, count, size, heights, starts, speeds)
     sprites = []
     for i in range(number):
         feet = horizon + heights[i] * eye + rng.normal(0, 0.04 * size)
@@ -63,6 +77,35 @@ def crowd_scene(
         else:
             sprites[target] = _away(rng, sprites[target], count)
     return sprites, people
+
+
+def _come_and_go(
+    rng: Rng,
+    count: int,
+    size: int,
+    heights: NDArray[np.float64],
+    starts: NDArray[np.float64],
+    speeds: NDArray[np.float64],
+) -> None:
+    """Sends one or two out of the frame before the clip is over, and lets others in from outside later.
+
+    Changes `starts` and `speeds`. Who has left is to be found nowhere, though others look much like them.
+    """
+    order = rng.permutation(len(starts))
+    leavers = order[: int(rng.integers(1, 3))]
+    comers = order[len(leavers) : len(leavers) + int(rng.integers(1, 3))]
+    for i in leavers:
+        side = float(rng.choice([-1.0, 1.0]))
+        starts[i] = size * (0.5 + side * rng.uniform(0.0, 0.42))
+        gone = int(rng.integers(1, max(2, count - 1)))
+        outside = size * (0.5 + side * 0.5) + side * 0.35 * heights[i]
+        speeds[i] = (outside - starts[i]) / gone * rng.uniform(1.0, 1.3)
+    for i in comers:
+        side = float(rng.choice([-1.0, 1.0]))
+        starts[i] = size * (0.5 + side * 0.5) + side * rng.uniform(0.35, 0.6) * heights[i]
+        seen = int(rng.integers(1, max(2, count - 1)))
+        inside = size * (0.5 + side * rng.uniform(0.15, 0.45))
+        speeds[i] = (inside - starts[i]) / max(seen, count // 2)
 
 
 def _cast(library: Library, rng: Rng, number: int) -> list[Image]:

@@ -46,6 +46,10 @@ class Phase:
         aged: up to so many frames more follow the first and are run without gradients, a number drawn anew
             for each step: what is learnt from then starts from memories as old as in use, at little cost.
         pace: how fast composed things move from frame to frame, as a share of the usual.
+        pace_spread: each clip's pace, and with it its gaps in a video, are multiplied by a factor drawn
+            between 1 / `pace_spread` and `pace_spread`. 1: all clips have the same.
+        small: share of clips whose composed things are about a quarter as large.
+        leaving: share of crowds in which some who are there at first leave, and others come after them.
     """
 
     from_step: int = 0
@@ -57,6 +61,9 @@ class Phase:
     mixture: tuple[float, float, float] = (0.35, 0.40, 0.25)
     aged: int = 0
     pace: float = 1.0
+    pace_spread: float = 1.0
+    small: float = 0.0
+    leaving: float = 0.0
 
     def __post_init__(self) -> None:
         _check_numbers(self)
@@ -74,7 +81,15 @@ class Phase:
     def options(self, aged: int = 0) -> ClipOptions:
         """The part of the phase that the clips need; `aged`: so many frames more."""
         return ClipOptions(
-            self.size, self.frames + aged, self.max_objects, self.max_gap, self.mixture, pace=self.pace
+            self.size,
+            self.frames + aged,
+            self.max_objects,
+            self.max_gap,
+            self.mixture,
+            pace=self.pace,
+            pace_spread=self.pace_spread,
+            small=self.small,
+            leaving=self.leaving,
         )
 
 

@@ -1,0 +1,75 @@
+"""The allocator's settings, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pipeline import allocation
+from pipeline.allocation import keep_freed_memory
+
+# Real steps: how many page faults do they cost once all is warm?
+SCRIPT = """
+import json, resource, sys
+from pipeline.allocation import keep_freed_memory
+kept = keep_freed_memory() if sys.argv[1] == "kept" else False
+import numpy as np
+from xmem_core import Prompt, VideoSegmenter, load_model
+rng = np.random.default_rng(0)
+segmenter = VideoSegmenter(load_model("xmem-lite"), size=384)
+state = segmenter.new_state()
+frame = rng.integers(0, 256, (480, 640, 3), np.uint8)
+mask = np.zeros((480, 640), bool)
+mask[200:300, 250:300] = True
+def step(prompt=None):
+    segmenter.step(state, np.roll(frame, 3 * state.time, 1), prompt).label_map
+step(Prompt({1: mask}))
+for _ in range(11):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+print(json.dumps([kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before]))
+"""
+
+
+def faults(how: str, **environment: str) -> tuple[bool, int]:
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, how],
+        env=plain | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    kept, count = json.loads(done.stdout)
+    return kept, count
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is where Linux is")
+def test_freed_memory_is_used_again_without_page_faults() -> None:
+    kept, count = faults("kept")
+    assert kept
+    assert count < 0.5 * faults("plain")[1]
+
+
+def test_the_environment_has_the_last_word() -> None:
+    assert not faults("kept", MALLOC_ARENA_MAX="2")[0]
+
+
+@pytest.mark.parametrize("missing", [OSError("no such library"), AttributeError("mallopt")])
+def test_without_glibc_nothing_is_done(monkeypatch: pytest.MonkeyPatch, missing: Exception) -> None:
+    def library(_: object) -> object:
+        raise missing
+
+    for name in [n for n in os.environ if n.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(allocation.ctypes, "CDLL", library)
+    assert not keep_freed_memory()
+    monkeypatch.setattr(allocation.sys, "platform", "darwin")
+    assert not keep_freed_memory()

@@ -1,0 +1,137 @@
+"""The fused trunk against the one that it is made of."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from xmem_core import MemoryConfig, ModelConfig, VideoSegmenter, XMem, fused
+from xmem_core.backbones import EfficientNetLite0Trunk, fold_batch_norms
+from xmem_core.fused import FusedConv2d, FusedTrunk, can_fuse, fuse_trunk
+
+needs_operators = pytest.mark.skipif(not can_fuse(), reason="this PyTorch or CPU has no such operators")
+
+
+def trunk(dtype: torch.dtype) -> EfficientNetLite0Trunk:
+    """Random weights, and norms whose statistics are those of random pictures."""
+    torch.manual_seed(3)
+    network = EfficientNetLite0Trunk()
+    with torch.no_grad():
+        for _ in range(20):
+            network.train()(torch.randn(2, 3, 64, 64))
+    fold_batch_norms(network.eval().requires_grad_(False))
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network.to(dtype)
+
+
+def test_this_machine_can_fuse() -> None:
+    """The PyTorch that constraints.txt pins has the operators: where it has not, speed is lost silently."""
+    assert can_fuse()
+
+
+@needs_operators
+def test_it_computes_what_the_trunk_does() -> None:
+    whole = trunk(torch.float32)
+    plain = copy.deepcopy(whole).bfloat16()
+    fast = FusedTrunk(copy.deepcopy(plain))
+    assert fast.channels == whole.channels
+    with torch.no_grad():
+        for size in ((96, 64), (64, 96), (96, 64)):  # a network sees streams of several sizes
+            image = torch.randn(1, 3, *size).contiguous(memory_format=torch.channels_last)
+            exact, rounded, own = whole(image), plain(image.bfloat16()), fast(image)
+            for e, r, o in zip(exact, rounded, own, strict=True):
+                assert o.shape == e.shape
+                assert o.dtype == torch.bfloat16
+                # No further from the truth than bfloat16 is without fusing: it is rounded less often.
+                assert (o - e).abs().mean() < 1.1 * (r - e).abs().mean() + 1e-6
+                assert (o - e).abs().mean() < 0.03 * e.abs().mean()
+
+
+@needs_operators
+def test_an_activation_is_not_lost_and_an_addition_is_added() -> None:
+    conv = nn.Conv2d(8, 8, 1).requires_grad_(False).bfloat16().to(memory_format=torch.channels_last)
+    conv.weight.copy_(torch.eye(8)[:, :, None, None] * 4)
+    conv.bias.zero_()
+    x = (
+        torch.linspace(-3, 3, 8 * 16)
+        .view(1, 8, 4, 4)
+        .bfloat16()
+        .contiguous(memory_format=torch.channels_last)
+    )
+    assert torch.allclose(FusedConv2d(conv, "relu6")(x), (4 * x).clamp(0, 6))
+    assert torch.allclose(FusedConv2d(conv)(x, x), 5 * x, rtol=0.01)
+    assert torch.equal(FusedConv2d(conv)(x), 4 * x)
+
+
+@needs_operators
+def test_weights_are_ordered_once_for_a_size_and_never_for_too_many() -> None:
+    conv = (
+        nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False).bfloat16().to(memory_format=torch.channels_last)
+    )
+    own = FusedConv2d(conv)
+
+    def run(side: int) -> None:
+        own(torch.zeros(1, 8, side, side, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last))
+
+    run(8)
+    first = next(iter(own._packed.values()))
+    run(9)
+    run(8)
+    assert next(iter(own._packed.values())) is first
+    for side in range(8, 40):
+        run(side)
+        assert 1 <= len(own._packed) <= 8
+    with pytest.raises(NotImplementedError, match="copy of the network"):
+        copy.deepcopy(own)
+
+
+def lite() -> XMem:
+    torch.manual_seed(0)
+    return XMem(ModelConfig.lite())
+
+
+def test_only_bfloat16_on_a_cpu_is_fused() -> None:
+    model = lite()
+    kinds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        segmenter = VideoSegmenter(model, MemoryConfig(), size=64, dtype=dtype)
+        kinds[dtype] = type(segmenter._network.key_encoder)
+    assert kinds[torch.float32] is EfficientNetLite0Trunk
+    assert kinds[torch.bfloat16] is (FusedTrunk if can_fuse() else EfficientNetLite0Trunk)
+    assert isinstance(model.key_encoder, EfficientNetLite0Trunk)  # the model that was given stays what it is
+
+
+def test_the_published_trunk_is_left_alone() -> None:
+    network = XMem(ModelConfig()).eval()
+    trunk = network.key_encoder
+    fuse_trunk(network)
+    assert network.key_encoder is trunk
+
+
+@pytest.mark.parametrize("fault", [AttributeError, RuntimeError, TypeError, None])
+def test_without_the_operators_nothing_is_fused(
+    fault: type[Exception] | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another PyTorch may lack them, want other arguments, or compute something else."""
+
+    def forward(self: FusedConv2d, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
+        if fault is not None:
+            raise fault("no such operator")
+        return torch.zeros_like(x)
+
+    monkeypatch.setattr(FusedConv2d, "forward", forward)
+    can_fuse.cache_clear()
+    try:
+        with caplog.at_level(logging.INFO, logger=fused.__name__):
+            network = lite().eval()
+            fuse_trunk(network)
+        assert isinstance(network.key_encoder, EfficientNetLite0Trunk)
+        assert ("no such operator" in caplog.text) == (fault is not None)
+    finally:
+        can_fuse.cache_clear()

@@ -1,0 +1,141 @@
+"""The small trunk's convolutions, each with its activation in one pass: for inference in bfloat16 on CPUs.
+
+There the arithmetic is cheap, and passes over memory are not. oneDNN, which computes the convolutions anyway,
+can activate and add as it writes. PyTorch has that for its own compiler (`torch.compile`, which needs a C++
+compiler on every user's machine), as operators that are not documented: so they are tried before they are
+used, and without them all is computed as before.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xmem_core.backbones import EfficientNetLite0Trunk, InvertedResidual
+from xmem_core.network import XMem
+
+logger = logging.getLogger(__name__)
+
+# What an activation is called there, and its arguments.
+_ACTIVATIONS: dict[str | None, tuple[str, list[float]]] = {
+    None: ("none", []),
+    "relu6": ("hardtanh", [0.0, 6.0]),
+}
+# Streams of so many frame sizes share a network without its weights being ordered anew all the time.
+_MOST_SIZES = 8
+
+
+class FusedConv2d(nn.Module):
+    """`conv` and an activation, or `conv` and an addition, in one pass.
+
+    Args:
+        conv: its weights are used as they are, not copied.
+        activation: `relu6` or None.
+    """
+
+    def __init__(self, conv: nn.Module, activation: str | None = None) -> None:
+        super().__init__()
+        assert isinstance(conv, nn.Conv2d)
+        self.weight, self.bias = conv.weight, conv.bias
+        self._geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        self._name, self._arguments = _ACTIVATIONS[activation]
+        # The weights in the order in which oneDNN wants them, for the sizes of input seen last.
+        self._packed: dict[torch.Size, Tensor] = {}
+
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """x (N, C, h, w) -> (N, C', h', w'); `add`, of that shape, is added to what is not activated."""
+        convolve = torch.ops.mkldnn._convolution_pointwise
+        weight = self._packed_for(x)
+        out: Tensor
+        if add is None:
+            out = convolve(x, weight, self.bias, *self._geometry, self._name, self._arguments, None)
+        else:
+            out = convolve.binary(x, add, weight, self.bias, *self._geometry, "add", 1.0, None, [], None)
+        return out
+
+    def _packed_for(self, x: Tensor) -> Tensor:
+        packed = self._packed.get(x.shape)
+        if packed is None:
+            if len(self._packed) >= _MOST_SIZES:
+                self._packed = {}  # a new one: another thread may be looking into the old
+            pack = torch.ops.mkldnn._reorder_convolution_weight
+            packed = self._packed[x.shape] = pack(self.weight, *self._geometry, list(x.shape))
+        return packed
+
+    def __deepcopy__(self, memo: dict[int, object]) -> FusedConv2d:
+        raise NotImplementedError("packed weights cannot be copied: fuse a copy of the network instead")
+
+
+class _FusedInvertedResidual(nn.Module):
+    def __init__(self, block: InvertedResidual) -> None:
+        super().__init__()
+        expand = block.expand_conv
+        self.expand_conv = None if expand is None else FusedConv2d(expand, "relu6")
+        self.depthwise_conv = FusedConv2d(block.depthwise_conv, "relu6")
+        self.project_conv = FusedConv2d(block.project_conv)
+        self.residual = block.residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x if self.expand_conv is None else self.expand_conv(x)
+        out = self.depthwise_conv(out)
+        projected: Tensor = self.project_conv(out, x if self.residual else None)
+        return projected
+
+
+class FusedTrunk(nn.Module):
+    """Computes what an `EfficientNetLite0Trunk` in evaluation mode does, rounded less often.
+
+    Args:
+        trunk: on a CPU, its norms folded and its convolutions in bfloat16, in channels-last layout.
+    """
+
+    def __init__(self, trunk: EfficientNetLite0Trunk) -> None:
+        super().__init__()
+        self.channels, self._taps = trunk.channels, trunk.taps
+        self._dtype = trunk.conv_stem.weight.dtype
+        self.conv_stem = FusedConv2d(trunk.conv_stem, "relu6")
+        blocks = [block for block in trunk.blocks if isinstance(block, InvertedResidual)]
+        self.blocks = nn.ModuleList(_FusedInvertedResidual(block) for block in blocks)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 3, H, W) -> features at strides 16, 8 and 4."""
+        x = self.conv_stem(image.to(self._dtype).contiguous(memory_format=torch.channels_last))
+        found = []
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in self._taps:
+                found.append(x)
+        f4, f8, f16 = found
+        return f16, f8, f4
+
+
+def fuse_trunk(network: XMem) -> None:
+    """Put a `FusedTrunk` in the place of the network's trunk, where there can be one."""
+    if isinstance(network.key_encoder, EfficientNetLite0Trunk) and can_fuse():
+        network.key_encoder = FusedTrunk(network.key_encoder)  # type: ignore[assignment]
+
+
+@cache
+def can_fuse() -> bool:
+    """Whether this PyTorch has the operators, and they compute what they should."""
+    generator = torch.Generator().manual_seed(0)
+    conv = nn.Conv2d(16, 16, 3, padding=1).requires_grad_(False)
+    conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator) / 3)
+    x = torch.randn(1, 16, 8, 8, generator=generator)
+    try:
+        conv = conv.bfloat16().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = x.bfloat16().contiguous(memory_format=torch.channels_last)
+        plain = F.conv2d(x, conv.weight, conv.bias, padding=1).float()
+        pairs = [
+            (FusedConv2d(conv, "relu6")(x).float(), plain.clamp(0, 6)),
+            (FusedConv2d(conv)(x).float(), plain),
+            (FusedConv2d(conv)(x, x).float(), plain + x.float()),
+        ]
+    except (AttributeError, RuntimeError, TypeError) as error:
+        logger.info("this PyTorch cannot convolve and activate in one pass: %s", error)
+        return False
+    return all(torch.allclose(own, wanted, rtol=0.02, atol=0.05) for own, wanted in pairs)
