@@ -29,7 +29,7 @@ from xmem_core.training.compose import (
     render,
     smooth_path,
 )
-from xmem_core.training.crowd import crowd_scene, occluder
+from xmem_core.training.crowd import _flock, crowd_scene, occluder
 from xmem_core.training.library import Library, paint_over
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "train"
@@ -313,7 +313,15 @@ def test_impossible_options_are_refused(values: dict[str, int]) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"pace": 0}, {"pace": 5}, {"pace_spread": 0.5}, {"pace_spread": 9}, {"small": 1.5}, {"leaving": -0.1}],
+    [
+        {"pace": 0},
+        {"pace": 5},
+        {"pace_spread": 0.5},
+        {"pace_spread": 9},
+        {"small": 1.5},
+        {"leaving": -0.1},
+        {"together": 1.1},
+    ],
 )
 def test_paces_and_shares_out_of_range_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(values))}.* is allowed"):
@@ -398,6 +406,57 @@ def test_some_leave_a_crowd_and_others_come_after_them(library: Library) -> None
         came.append(new)
     assert left[1] > left[0] + 30  # one or two in each scene
     assert came[1] > came[0] + 30
+
+
+def test_people_who_keep_together_stay_within_reach_of_one_another() -> None:
+    """Before, they are all over the frame; then a group is as wide as a person or two is tall, to the end."""
+    before, after = [], []
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        heights = rng.uniform(0.3, 0.5, 6) * 64
+        starts, speeds = rng.uniform(0, 64, 6), rng.normal(0, 8, 6)
+        bounds = heights.min(), 1.2 * heights.max()
+        old = starts[:, None] + speeds[:, None] * np.arange(8)
+        group = _flock(rng, 8, heights, starts, speeds)
+        new = starts[:, None] + speeds[:, None] * np.arange(8)
+        assert 2 <= len(set(group.tolist())) == len(group) <= 4
+        assert bounds[0] <= heights[group].min() <= heights[group].max() <= bounds[1]
+        others = np.setdiff1d(np.arange(6), group)
+        assert np.array_equal(old[others], new[others])
+        tall = heights[group].mean()
+        before.append(np.ptp(old[group], axis=0).max() / tall)
+        after.append(np.ptp(new[group], axis=0).max() / tall)
+    assert np.median(after) < 1 < 2 < np.median(before)
+    assert max(after) < 3
+
+
+def test_crowds_that_keep_together_are_larger(library: Library) -> None:
+    for together, sizes in ((False, {3, 4, 5, 6}), (True, {4, 5, 6, 7, 8})):
+        seen, labelled = set(), []
+        for seed in range(60):
+            rng = np.random.default_rng(seed)
+            sprites, people = crowd_scene(library, rng, 2, 64, (STAY,) * 2, together=together)
+            everybody = {s.identity for s in sprites if s.identity < 200}
+            assert people <= everybody
+            seen.add(len(everybody))
+            labelled.append(len(people) / len(everybody))
+        assert seen == sizes
+        assert (min(labelled) < 1) == together  # at times only those of the group may be labelled
+
+
+def test_some_of_those_who_keep_together_turn_round(library: Library) -> None:
+    turned = stayed = 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        sprites, _ = crowd_scene(library, rng, 8, 64, (STAY,) * 8, together=True)
+        for s in sprites:
+            if s.identity < 200 and all(p is not None for p in s.poses):
+                faces = [np.sign(np.linalg.det(p[:, :2])) for p in s.poses if p is not None]
+                changes = int((np.diff(faces) != 0).sum())
+                assert changes <= 1  # round once, and not back
+                turned += changes
+                stayed += 1 - changes
+    assert 0.15 < turned / (turned + stayed) < 0.45
 
 
 def test_small_people_are_small(library: Library) -> None:

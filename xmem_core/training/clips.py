@@ -38,8 +38,8 @@ class ClipOptions:
     """What the clips are like.
 
     `mixture`: weights of stills, video, crowd; `max_gap` in source frames; `pace`: how fast what is composed
-    moves from frame to frame, as a share of the usual; `pace_spread`, `small`, `leaving`: see
-    `settings.Phase`.
+    moves from frame to frame, as a share of the usual; `pace_spread`, `small`, `leaving`,
+    `together`: see `settings.Phase`.
     """
 
     size: int = 192
@@ -52,6 +52,7 @@ class ClipOptions:
     pace_spread: float = 1.0
     small: float = 0.0
     leaving: float = 0.0
+    together: float = 0.0
 
     def __post_init__(self) -> None:
         if self.size < 32 or self.size % 16:
@@ -62,8 +63,9 @@ class ClipOptions:
             raise ValueError(f"pace is {self.pace}: more than 0 and at most 4 is allowed")
         if not 1 <= self.pace_spread <= 8:
             raise ValueError(f"pace_spread is {self.pace_spread}: 1 to 8 is allowed")
-        if not 0 <= self.small <= 1 or not 0 <= self.leaving <= 1:
-            raise ValueError(f"small {self.small} and leaving {self.leaving} are shares: 0 to 1 is allowed")
+        for name in ("small", "leaving", "together"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: a share, 0 to 1, is allowed")
         if len(self.mixture) != 3 or min(self.mixture) < 0 or sum(self.mixture) <= 0:
             raise ValueError(
                 f"mixture is {self.mixture}: three weights (stills, video, crowd), not all 0, are needed"
@@ -258,8 +260,17 @@ def _crowd(library: Library, options: ClipOptions, rng: Rng) -> Scene:
             (picture,) * count, (np.zeros((height, width), np.uint8),) * count, tuple(camera)
         )
     leave = options.leaving > 0 and bool(rng.random() < options.leaving)
+    together = options.together > 0 and bool(rng.random() < options.together)
     sprites, people = crowd_scene(
-        library, rng, count, size, background.poses, options.pace, small=options.small == 1, leave=leave
+        library,
+        rng,
+        count,
+        size,
+        background.poses,
+        options.pace,
+        small=options.small == 1,
+        leave=leave,
+        together=together,
     )
     return Scene(background, sprites, people)
 

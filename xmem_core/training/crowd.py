@@ -31,14 +31,16 @@ def crowd_scene(
     *,
     small: bool = False,
     leave: bool = False,
+    together: bool = False,
 ) -> tuple[list[Sprite], frozenset[int]]:
     """Three to six people (and at times something large passing in front), and the people's identities.
 
     `camera`: the background's poses; people stand on its ground, so they move with it. `pace`: a factor on
     how fast they walk; `small`: they are about a quarter as tall; `leave`: some walk out of the frame, and
-    others, who are not there at first, come in after them.
+    others, who are not there at first, come in after them; `together`: there are more of them, some keep so
+    close to one another that they hide parts of one another all the time, and some turn round.
     """
-    number = int(rng.integers(3, 7))
+    number = int(rng.integers(4, 9) if together else rng.integers(3, 7))
     cast = _cast(library, rng, number)
     horizon, eye = rng.uniform(0.0, 0.45) * size, rng.uniform(0.9, 1.6)
     common = float(np.exp(rng.uniform(np.log(0.25), np.log(0.65)))) * size
@@ -61,15 +63,22 @@ def crowd_scene(
         heights[b] = heights[a] * rng.uniform(0.85, 1.15)
     if leave and count > 2:
         _come_and_go(rng, count, size, heights, starts, speeds)
+    people = frozenset(range(1, number + 1))
+    turns = [count] * number
+    if together:
+        group = _flock(rng, count, heights, starts, speeds)
+        if rng.random() < 0.6:
+            people = frozenset(int(i) + 1 for i in group)
+        turns = [int(rng.integers(1, count)) if rng.random() < 0.35 else count for _ in range(number)]
     sprites = []
     for i in range(number):
         feet = horizon + heights[i] * eye + rng.normal(0, 0.04 * size)
         feet = float(np.clip(feet, 0.3 * size, 1.15 * size))
         depth = feet if rng.random() < 0.85 else float(rng.uniform(0, size))
+        walk = starts[i] + speeds[i] * _until(turns[i], count)
         sprites.append(
-            _walker(rng, cast[i], i + 1, count, size, heights[i], starts[i], feet, speeds[i], depth, camera)
+            _walker(rng, cast[i], i + 1, size, heights[i], walk, feet, speeds[i], turns[i], depth, camera)
         )
-    people = frozenset(range(1, number + 1))
     if count > 2 and rng.random() < 0.25:
         target = int(rng.integers(number))
         if rng.random() < 0.5:
@@ -108,6 +117,37 @@ def _come_and_go(
         speeds[i] = (inside - starts[i]) / max(seen, count // 2)
 
 
+def _flock(
+    rng: Rng,
+    count: int,
+    heights: NDArray[np.float64],
+    starts: NDArray[np.float64],
+    speeds: NDArray[np.float64],
+) -> NDArray[np.int64]:
+    """Moves two to four people to one place, to walk on from it with little between them; returns who.
+
+    Changes `heights`, `starts` and `speeds`. A person is about 0.4 of the own height wide: with such gaps and
+    such drift some part of somebody is hidden on most frames, and some change sides slowly.
+    """
+    group = rng.permutation(len(starts))[: int(rng.integers(2, 5))]
+    tall = float(heights[group].mean() * rng.uniform(1.0, 1.4))
+    # All as tall as one another stand as far in front: only a little decides who hides whom.
+    heights[group] = np.clip(
+        tall * np.exp(rng.normal(0, 0.06, len(group))), heights.min(), 1.2 * heights.max()
+    )
+    starts[group] = starts[group].mean() + rng.normal(0, 0.22, len(group)) * tall
+    drift = rng.normal(0, 0.35, len(group)) * tall / max(1, count - 1)
+    speeds[group] = speeds[group].mean() * 0.5 + drift
+    return group
+
+
+def _until(turn: int, count: int) -> NDArray[np.float64]:
+    """(count,) steps walked from the start by who walks back from step `turn` on."""
+    steps = np.arange(count, dtype=float)
+    walked: NDArray[np.float64] = np.where(steps <= turn, steps, 2 * turn - steps)
+    return walked
+
+
 def _cast(library: Library, rng: Rng, number: int) -> list[Image]:
     """Cut-outs of people; in two scenes of three some are the same person in slightly other colours."""
     stills = library.stills["people"]
@@ -134,15 +174,17 @@ def _walker(
     rng: Rng,
     picture: Image,
     identity: int,
-    count: int,
     size: int,
     height: float,
-    start: float,
+    walk: NDArray[np.float64],
     feet: float,
     speed: float,
+    turn: int,
     depth: float,
     camera: Sequence[Pose],
 ) -> Sprite:
+    """`walk`: (T,) where the feet are across the frame; after step `turn` the person faces the other way."""
+    count = len(walk)
     picture = shrink_to(picture, height * 1.15)
     source_height, source_width = picture.shape[:2]
     flip = bool(rng.random() < 0.5)
@@ -156,7 +198,7 @@ def _walker(
     for t in range(count):
         swing = float(np.sin(phase + stride * t)) if walks else 0.0
         zoom = float(np.exp(nearer * t))
-        x = start + speed * t + rng.normal(0, 0.008 * size)
+        x = walk[t] + rng.normal(0, 0.008 * size)
         y = feet + (zoom - 1) * height + abs(swing) * 0.01 * size
         pose = pose_matrix(
             (source_height, source_width),
@@ -165,7 +207,7 @@ def _walker(
             upright + rng.normal(0, 0.01),
             lean * swing,
             1.0 + 0.1 * swing * (1 if walks else 0),
-            flip,
+            flip != (t > turn),
             anchor=(source_width / 2, source_height),
         )
         # What the camera did since the first frame, people on the ground do with it.

@@ -50,6 +50,8 @@ class Phase:
             between 1 / `pace_spread` and `pace_spread`. 1: all clips have the same.
         small: share of clips whose composed things are about a quarter as large.
         leaving: share of crowds in which some who are there at first leave, and others come after them.
+        together: share of crowds that are larger, and in which some keep close to one another, hiding parts
+            of one another on most frames, and some turn round.
     """
 
     from_step: int = 0
@@ -64,6 +66,7 @@ class Phase:
     pace_spread: float = 1.0
     small: float = 0.0
     leaving: float = 0.0
+    together: float = 0.0
 
     def __post_init__(self) -> None:
         _check_numbers(self)
@@ -90,6 +93,7 @@ class Phase:
             pace_spread=self.pace_spread,
             small=self.small,
             leaving=self.leaving,
+            together=self.together,
         )
 
 
