@@ -55,7 +55,10 @@ def faults(how: str, **environment: str) -> tuple[bool, int]:
 def test_freed_memory_is_used_again_without_page_faults() -> None:
     kept, count = faults("kept")
     assert kept
-    assert count < 0.5 * faults("plain")[1]
+    # As glibc begins. Where blocks happen to be freed in a lucky order it raises its thresholds by itself,
+    # and then nothing is left to gain: seen in one run of five.
+    beginning = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+    assert count < 0.5 * faults("plain", **beginning)[1]
 
 
 def test_the_environment_has_the_last_word() -> None:
