@@ -33,12 +33,13 @@ def crowd_scene(
     leave: bool = False,
     together: bool = False,
 ) -> tuple[list[Sprite], frozenset[int]]:
-    """Three to six people (and at times something large passing in front), and the people's identities.
+    """Three to six people (and at times something large passing in front), and whom of them to label from.
 
     `camera`: the background's poses; people stand on its ground, so they move with it. `pace`: a factor on
     how fast they walk; `small`: they are about a quarter as tall; `leave`: some walk out of the frame, and
     others, who are not there at first, come in after them; `together`: there are more of them, some keep so
-    close to one another that they hide parts of one another all the time, and some turn round.
+    close to one another that they hide parts of one another all the time, and some turn round; then at times
+    only those who keep together may be labelled. They are chosen last: some may be of those meant to leave.
     """
     number = int(rng.integers(4, 9) if together else rng.integers(3, 7))
     cast = _cast(library, rng, number)
