@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -166,6 +166,14 @@ def load_weights(model: XMem, state: Mapping[str, Tensor], source: str) -> None:
             f"{source} does not hold this network's weights: {'; '.join(faults[:_NAMED])}{more}"
         )
     model.load_state_dict(given)
+
+
+def mean_state(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of state dicts of one network, in fp64; what is counted, not weighed, is the last one's."""
+    return {
+        name: torch.stack([state[name].double() for state in states]).mean(0) if t.is_floating_point() else t
+        for name, t in states[-1].items()
+    }
 
 
 def infer_config(state: Mapping[str, Tensor]) -> ModelConfig:

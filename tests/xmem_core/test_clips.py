@@ -29,7 +29,7 @@ from xmem_core.training.compose import (
     render,
     smooth_path,
 )
-from xmem_core.training.crowd import _flock, crowd_scene, occluder
+from xmem_core.training.crowd import _come_and_go, _flock, crowd_scene, occluder
 from xmem_core.training.library import Library, paint_over
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "train"
@@ -419,7 +419,7 @@ def test_people_who_keep_together_stay_within_reach_of_one_another() -> None:
         old = starts[:, None] + speeds[:, None] * np.arange(8)
         group = _flock(rng, 8, heights, starts, speeds)
         new = starts[:, None] + speeds[:, None] * np.arange(8)
-        assert 2 <= len(set(group.tolist())) == len(group) <= 4
+        assert 2 <= len(set(group)) == len(group) <= 4
         assert bounds[0] <= heights[group].min() <= heights[group].max() <= bounds[1]
         others = np.setdiff1d(np.arange(6), group)
         assert np.array_equal(old[others], new[others])
@@ -428,6 +428,40 @@ def test_people_who_keep_together_stay_within_reach_of_one_another() -> None:
         after.append(np.ptp(new[group], axis=0).max() / tall)
     assert np.median(after) < 1 < 2 < np.median(before)
     assert max(after) < 3
+
+
+def test_those_who_pass_are_not_of_the_group() -> None:
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        starts, speeds = rng.uniform(0, 64, 5), rng.normal(0, 8, 5)
+        before = starts.copy(), speeds.copy()
+        group = _flock(rng, 8, rng.uniform(20, 30, 5), starts, speeds, frozenset({0, 2, 3}))
+        assert sorted(group) == [1, 4]
+        assert np.array_equal(before[0][[0, 2, 3]], starts[[0, 2, 3]])
+        assert np.array_equal(before[1][[0, 2, 3]], speeds[[0, 2, 3]])
+        assert not np.array_equal(before[0][[1, 4]], starts[[1, 4]])
+    assert _flock(rng, 8, rng.uniform(20, 30, 2), starts[:2], speeds[:2], frozenset({0})) == []
+
+
+def test_some_come_to_where_somebody_left() -> None:
+    """They come in about when the other leaves; others come to anywhere."""
+    taken = came = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        starts, speeds = rng.uniform(0, 64, 5), np.zeros(5)
+        passing = sorted(_come_and_go(rng, 8, 64, np.full(5, 24.0), starts, speeds))
+        assert 2 <= len(passing) <= 4
+        walks = starts[:, None] + speeds[:, None] * np.arange(8)
+        outside = (walks < -8.3) | (walks > 64 + 8.3)  # by 0.35 of a height
+        comers = [i for i in passing if outside[i, 0]]
+        leavers = [i for i in passing if not outside[i, 0]]
+        assert leavers
+        assert outside[leavers, -1].all()
+        for i in comers:
+            came += 1
+            taken += any(np.ptp(np.sign(walks[i] - walks[k, 0])) == 2 for k in leavers)
+    assert came > 200
+    assert 0.65 < taken / came < 0.9  # of those who go anywhere, half come past such a place
 
 
 def test_crowds_that_keep_together_are_larger(library: Library) -> None:

@@ -39,7 +39,7 @@ def crowd_scene(
     how fast they walk; `small`: they are about a quarter as tall; `leave`: some walk out of the frame, and
     others, who are not there at first, come in after them; `together`: there are more of them, some keep so
     close to one another that they hide parts of one another all the time, and some turn round; then at times
-    only those who keep together may be labelled. They are chosen last: some may be of those meant to leave.
+    only those who keep together may be labelled. Where some leave or come as well, they are of the others.
     """
     number = int(rng.integers(4, 9) if together else rng.integers(3, 7))
     cast = _cast(library, rng, number)
@@ -62,15 +62,19 @@ def crowd_scene(
         speeds[a] = gap / max(1, count - 1) * rng.uniform(0.8, 1.3)
         speeds[b] = -speeds[a] * rng.uniform(0.6, 1.1)
         heights[b] = heights[a] * rng.uniform(0.85, 1.15)
+    passing: frozenset[int] = frozenset()
     if leave and count > 2:
-        _come_and_go(rng, count, size, heights, starts, speeds)
+        passing = _come_and_go(rng, count, size, heights, starts, speeds)
     people = frozenset(range(1, number + 1))
     turns = [count] * number
     if together:
-        group = _flock(rng, count, heights, starts, speeds)
-        if rng.random() < 0.6:
-            people = frozenset(int(i) + 1 for i in group)
-        turns = [int(rng.integers(1, count)) if rng.random() < 0.35 else count for _ in range(number)]
+        group = _flock(rng, count, heights, starts, speeds, passing)
+        if group and rng.random() < 0.6:
+            people = frozenset(i + 1 for i in (*group, *passing))
+        turns = [
+            int(rng.integers(1, count)) if i not in passing and rng.random() < 0.35 else count
+            for i in range(number)
+        ]
     sprites = []
     for i in range(number):
         feet = horizon + heights[i] * eye + rng.normal(0, 0.04 * size)
@@ -96,26 +100,38 @@ def _come_and_go(
     heights: NDArray[np.float64],
     starts: NDArray[np.float64],
     speeds: NDArray[np.float64],
-) -> None:
+) -> frozenset[int]:
     """Sends one or two out of the frame before the clip is over, and lets others in from outside later.
 
-    Changes `starts` and `speeds`. Who has left is to be found nowhere, though others look much like them.
+    Changes `starts` and `speeds`; returns whose. Who has left is to be found nowhere, though others look much
+    like them, and some of these go to where they were.
     """
     order = rng.permutation(len(starts))
     leavers = order[: int(rng.integers(1, 3))]
     comers = order[len(leavers) : len(leavers) + int(rng.integers(1, 3))]
+    places: list[tuple[float, int]] = []
     for i in leavers:
         side = float(rng.choice([-1.0, 1.0]))
         starts[i] = size * (0.5 + side * rng.uniform(0.0, 0.42))
         gone = int(rng.integers(1, max(2, count - 1)))
+        places.append((float(starts[i]), gone))
         outside = size * (0.5 + side * 0.5) + side * 0.35 * heights[i]
         speeds[i] = (outside - starts[i]) / gone * rng.uniform(1.0, 1.3)
     for i in comers:
         side = float(rng.choice([-1.0, 1.0]))
+        if rng.random() < 0.5:
+            # Comes in about when somebody leaves, as somebody who takes his place in a queue or a doorway.
+            place, gone = places[int(rng.integers(len(places)))]
+            outside = size * (0.5 + side * 0.5) + side * 0.35 * heights[i]
+            enters = gone * rng.uniform(0.5, 1.0)
+            speeds[i] = (place - outside) / max(1.0, rng.uniform(0.4, 1.0) * (count - 1 - enters))
+            starts[i] = outside - speeds[i] * enters
+            continue
         starts[i] = size * (0.5 + side * 0.5) + side * rng.uniform(0.35, 0.6) * heights[i]
         seen = int(rng.integers(1, max(2, count - 1)))
         inside = size * (0.5 + side * rng.uniform(0.15, 0.45))
         speeds[i] = (inside - starts[i]) / max(seen, count // 2)
+    return frozenset(int(i) for i in (*leavers, *comers))
 
 
 def _flock(
@@ -124,13 +140,19 @@ def _flock(
     heights: NDArray[np.float64],
     starts: NDArray[np.float64],
     speeds: NDArray[np.float64],
-) -> NDArray[np.int64]:
+    passing: frozenset[int] = frozenset(),
+) -> list[int]:
     """Moves two to four people to one place, to walk on from it with little between them; returns who.
 
-    Changes `heights`, `starts` and `speeds`. A person is about 0.4 of the own height wide: with such gaps and
-    such drift some part of somebody is hidden on most frames, and some change sides slowly.
+    Those in `passing` are not taken; where that leaves fewer than two, there is no group. Changes `heights`,
+    `starts` and `speeds`. A person is about 0.4 of the own height wide: with such gaps and such drift some
+    part of somebody is hidden on most frames, and some change sides slowly.
     """
-    group = rng.permutation(len(starts))[: int(rng.integers(2, 5))]
+    order = rng.permutation(len(starts))
+    most = int(rng.integers(2, 5))
+    group = [int(i) for i in order if int(i) not in passing][:most]
+    if len(group) < 2:
+        return []
     tall = float(heights[group].mean() * rng.uniform(1.0, 1.4))
     # All as tall as one another stand as far in front: only a little decides who hides whom.
     heights[group] = np.clip(

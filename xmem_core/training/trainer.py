@@ -41,6 +41,7 @@ from xmem_core.training.losses import bootstrapped_cross_entropy, dice_loss, har
 from xmem_core.training.settings import TrainConfig
 from xmem_core.training.speed import tune_for_cpu
 from xmem_core.training.unroll import draw_plan, one_hot, unroll
+from xmem_core.weights import mean_state
 
 log = logging.getLogger(__name__)
 
@@ -87,13 +88,11 @@ class Trainer:
 
     def use_weights(self, *paths: str | Path) -> None:
         """Start from a weights file, or the mean of several. ValueError if one does not fit the model."""
-        mean: dict[str, Tensor] = {}
+        states = []
         for path in paths:
             load_weights(self.model, path)
-            for name, value in self.model.state_dict().items():
-                part = value.double() / len(paths) if value.is_floating_point() else value
-                mean[name] = mean[name] + part if name in mean and value.is_floating_point() else part.clone()
-        self.model.load_state_dict(mean)
+            states.append({name: t.clone() for name, t in self.model.state_dict().items()})
+        self.model.load_state_dict(mean_state(states))
         self._average_anew()
 
     @torch.no_grad()
