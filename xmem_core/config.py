@@ -135,6 +135,9 @@ class MemoryConfig:
             many pixels as the network sees them; one out of sight in an ever larger one, and once that was
             the whole frame, on every third frame. 0: on the whole frame. None: on a CPU as the model's
             `default_search_window` says, on the whole frame otherwise; as published for the published models.
+        forget_contradicted: where a prompt says of most of an object's mask that it is something else, what
+            was remembered of the object since it was last given, or last out of sight, is no longer read.
+            False: as published, only the prompted frame tells.
 
     Raises:
         ValueError: a number is out of range, or two contradict each other.
@@ -150,16 +153,11 @@ class MemoryConfig:
     enable_long_term: bool = True
     max_permanent_frames: int = 6
     search_window: int | None = None
+    forget_contradicted: bool = True
 
     def __post_init__(self) -> None:
-        _require_whole(
-            self,
-            *(
-                f.name
-                for f in fields(self)
-                if f.name not in ("enable_long_term", "max_mid_term_frames", "search_window")
-            ),
-        )
+        no_number = ("enable_long_term", "max_mid_term_frames", "search_window", "forget_contradicted")
+        _require_whole(self, *(f.name for f in fields(self) if f.name not in no_number))
         if self.search_window is not None:
             _require_whole(self, "search_window")
             _require(

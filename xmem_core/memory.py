@@ -8,12 +8,13 @@ An element is what one position of one remembered frame left behind: key, shrink
 while it may still be consolidated), one value per object, use and life counts, and the time of its frame. An
 object has values for the elements from its own first frame on, so whether an element is valid for an object
 follows from two numbers, the element's time and the object's. Nothing stale can survive a removed object: an
-id that comes back has a later first frame than every element its predecessor wrote.
+id that comes back has a later first frame than every element its predecessor wrote. What turned out to have
+been somebody else is barred for the object by spans of time (`doubt`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,18 @@ class MemoryFrame:
     time: int
     prompted: bool
     anchor: bool  # the first frame of an empty memory: it stays in working memory for good
+
+
+_Validity = tuple[int, tuple[tuple[int, int], ...]]
+"""From which time on elements are valid for an object, and in which spans they are not."""
+
+
+def _barred(time: Tensor, first: int, spans: Iterable[tuple[int, int]]) -> Tensor:
+    """Which elements of these times, (N,), an object may not read, (N,) bool."""
+    barred = time < first
+    for start, end in spans:
+        barred |= (time >= start) & (time <= end)
+    return barred
 
 
 class _Region:
@@ -106,6 +119,7 @@ class Memory:
         self.frames: list[MemoryFrame] = []
         self.permanent_frames: list[MemoryFrame] = []
         self.first_time: dict[int, int] = {}  # object id -> time of its first frame
+        self.doubted: dict[int, list[tuple[int, int]]] = {}  # object id -> first and last time of each span
         long_capacity = config.max_long_term_elements if config.enable_long_term else 0
         permanent_capacity = (config.max_permanent_frames - 1) * positions
         working_frames = config.max_mid_term_frames or _FIRST_FRAMES
@@ -153,13 +167,16 @@ class Memory:
 
     # --- reading ---------------------------------------------------------------------------------
 
-    def read(self, query_key: Tensor, query_selection: Tensor, *, coarse: bool = False) -> Tensor:
+    def read(
+        self, query_key: Tensor, query_selection: Tensor, *, coarse: bool = False, count_use: bool = True
+    ) -> Tensor:
         """Read every object's value at every query position, and count the use of what was read.
 
         Args:
             query_key: (C_k, P)
             query_selection: (C_k, P)
             coarse: look for what may be among the best in bfloat16, and only among these in float32.
+            count_use: False for a reading that no mask comes of.
 
         Returns:
             (O, C_v, P), in the order of `first_time`.
@@ -173,14 +190,19 @@ class Memory:
         if seen is None or isinstance(seen.elements, CoarselySearchable) != coarse:
             seen = self._readable = self._as_readable(coarse)
         # Objects that came together share one softmax; one older than all elements is barred from nothing.
-        since = {i: max(first, seen.oldest) for i, first in self.first_time.items()}
-        readers = [seen.oldest, *sorted(set(since.values()) - {seen.oldest})]
-        barred = [None if first == seen.oldest else seen.time < first for first in readers]
+        everything: _Validity = (seen.oldest, ())
+        validity = {
+            i: (max(first, seen.oldest), tuple(self.doubted.get(i, ())))
+            for i, first in self.first_time.items()
+        }
+        readers = [everything, *sorted(set(validity.values()) - {everything})]
+        barred = [None if valid == everything else _barred(seen.time, *valid) for valid in readers]
         found = search(seen.elements, query_key, query_selection, self.config.top_k, barred)
         rows = seen.rows
-        self._count_use(rows, *found[0])
-        chosen = {first: (w, rows[best]) for first, (w, best) in zip(readers, found, strict=True)}
-        out = [sparse_readout(*chosen[since[i]], value).T for i, value in self._values.items()]
+        if count_use:
+            self._count_use(rows, *found[0])
+        chosen = {valid: (w, rows[best]) for valid, (w, best) in zip(readers, found, strict=True)}
+        out = [sparse_readout(*chosen[validity[i]], value).T for i, value in self._values.items()]
         return torch.stack(out)
 
     def _as_readable(self, coarse: bool) -> _Readable:
@@ -270,6 +292,7 @@ class Memory:
         for object_id in object_ids:
             del self.first_time[object_id]
             del self._values[object_id]
+            self.doubted.pop(object_id, None)
         if not self.first_time:
             self.frames, self.permanent_frames = [], []
             self.working.size = self.permanent.size = self.long_term.size = 0
@@ -280,6 +303,19 @@ class Memory:
             self._keep(region, torch.nonzero(valid).flatten() + region.start)
         self.frames = [f for f in self.frames if f.time >= oldest]
         self.permanent_frames = [f for f in self.permanent_frames if f.time >= oldest]
+
+    def doubt(self, object_id: int, after: int) -> None:
+        """Bar an object from all that is remembered of frames later than `after`: it was something else.
+
+        The others go on reading it. Spans of which nothing is left in memory are dropped, so that a stream of
+        corrections without end doesn't fill memory.
+        """
+        time = self._columns["time"][self._used_rows()]
+        if len(time) == 0 or int(time.max()) <= after:
+            return
+        spans = [(a, b) for a, b in self.doubted.get(object_id, ()) if a <= after]
+        spans = [(a, min(b, after)) for a, b in spans] + [(after + 1, int(time.max()))]
+        self.doubted[object_id] = [(a, b) for a, b in spans if bool(((time >= a) & (time <= b)).any())]
 
     def _append(
         self,
@@ -388,7 +424,7 @@ class Memory:
         time = column["time"][rows]
         values = {}
         for object_id, first in self.first_time.items():
-            valid = time >= first
+            valid = ~_barred(time, first, self.doubted.get(object_id, ()))
             own = weights
             if not bool(valid.all()):
                 # Where no candidate is valid nothing is either: such a prototype is older than the object.
@@ -438,6 +474,8 @@ class Memory:
             "key_dim": self.key_dim,
             "value_dim": self.value_dim,
         }
+        if self.doubted:
+            facts["doubted"] = [[i, [list(span) for span in spans]] for i, spans in self.doubted.items()]
         return tensors, facts
 
     @classmethod
@@ -464,6 +502,9 @@ class Memory:
         while sizes[2] > memory.working.capacity and config.max_mid_term_frames is None:
             memory._grow()
         memory.first_time = objects
+        memory.doubted = {
+            int(i): [(int(a), int(b)) for a, b in spans] for i, spans in facts.get("doubted", ())
+        }
         memory._values = {i: memory._empty(memory.capacity, memory.value_dim, dtype=dtype) for i in objects}
         start = 0
         for region, size in zip((memory.long_term, memory.permanent, memory.working), sizes, strict=True):

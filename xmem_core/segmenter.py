@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from xmem_core.backbones import IMAGE_MEAN, IMAGE_STD, fold_batch_norms
 from xmem_core.config import MemoryConfig
+from xmem_core.corrections import contradicted
 from xmem_core.fused import fuse_trunk
 from xmem_core.memory import Memory
 from xmem_core.network import KeyFeatures, XMem, aggregate
@@ -377,8 +378,16 @@ class VideoSegmenter:
         if any(i not in given for i in known):
             # The deep update that follows replaces the decoder's; computing that would be work for nothing.
             update = not (synchronised and deep_update)
+            hidden = state.hidden
             decoded = self._decode(state, keys, update)
+            if settings.forget_contradicted and (wrong := contradicted(decoded, known, given)):
+                self._forget(state, wrong, hidden)
+                decoded = self._decode(state, keys, update)
             probabilities = dict(zip(known, decoded[1:], strict=True))
+        elif known and settings.forget_contradicted:
+            hidden = state.hidden
+            shown = self._decode(state, keys, update_hidden=False, count_use=False)
+            self._forget(state, contradicted(shown, known, given), hidden)
         if given:
             claimed = torch.stack(list(given.values())).any(0)
             probabilities = {i: p.masked_fill(claimed, 0) for i, p in probabilities.items()}
@@ -392,6 +401,9 @@ class VideoSegmenter:
         self._look_next(state, object_ids, final[1:])
         if is_memory_frame:
             self._remember(state, image, keys, final[1:], object_ids, bool(given), deep_update)
+            seen = (final[1:].flatten(1).amax(1) > 0.5).tolist()
+            sure = [i for i, there in zip(object_ids, seen, strict=True) if i in given or not there]
+            state.sure.update(dict.fromkeys(sure, state.time))
         top, left = _padding(size)[2], _padding(size)[0]
         cut = final[:, top : top + size[0], left : left + size[1]].contiguous()
         return StepResult(object_ids, frame_size, cut, self._presence)
@@ -420,7 +432,20 @@ class VideoSegmenter:
                 fitted[object_id] = rest
         return fitted
 
-    def _decode(self, state: TrackerState, keys: KeyFeatures, update_hidden: bool) -> Tensor:
+    def _forget(self, state: TrackerState, wrong: list[int], hidden: Tensor | None) -> None:
+        """Forget what objects learnt since they were last sure; `hidden` is the sensory memory before."""
+        assert state.memory is not None
+        if hidden is not None:
+            hidden = hidden.clone()
+            hidden[[state.object_ids.index(i) for i in wrong]] = 0
+        state.hidden = hidden
+        for i in wrong:
+            state.memory.doubt(i, state.sure.get(i, state.memory.first_time[i]))
+            state.windows.pop(i, None)
+
+    def _decode(
+        self, state: TrackerState, keys: KeyFeatures, update_hidden: bool, *, count_use: bool = True
+    ) -> Tensor:
         """Read memory and decode: (O + 1, H', W') probabilities of the known objects."""
         assert state.memory is not None
         grid = (int(keys.key.shape[2]), int(keys.key.shape[3]))
@@ -432,7 +457,9 @@ class VideoSegmenter:
             cells = covered(windows.values(), grid).to(self.device)
             read = key.new_zeros((len(ids), self.config.value_dim, key.shape[1]))
             if places:
-                found = state.memory.read(key[:, cells], selection[:, cells], coarse=self._coarse)
+                found = state.memory.read(
+                    key[:, cells], selection[:, cells], coarse=self._coarse, count_use=count_use
+                )
                 read.index_copy_(2, cells, found)
             with self._autocast():
                 hidden, probabilities = decode_in_windows(
@@ -445,7 +472,7 @@ class VideoSegmenter:
                 )
             state.hidden = _as_stored(hidden)
             return torch.softmax(aggregate(probabilities.unsqueeze(0)), 1)[0]
-        read = state.memory.read(key, selection, coarse=self._coarse)
+        read = state.memory.read(key, selection, coarse=self._coarse, count_use=count_use)
         hidden = None if state.hidden is None else state.hidden.unsqueeze(0)
         with self._autocast():
             hidden, logits = self._network.decode(

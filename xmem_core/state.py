@@ -40,6 +40,7 @@ class TrackerState:
         memory: working and long-term memory; None until the first prompt.
         hidden: sensory memory, (O, C_h, h, w), in the order of `object_ids`; None without one.
         windows: where the next frame is searched for an object, by id; one that is not there: everywhere.
+        sure: when an object was last given, or remembered as being nowhere, by id.
     """
 
     def __init__(self, memory_config: MemoryConfig, model_fingerprint: str, size: int | None) -> None:
@@ -54,6 +55,7 @@ class TrackerState:
         self.memory: Memory | None = None
         self.hidden: Tensor | None = None
         self.windows: dict[int, Window] = {}
+        self.sure: dict[int, int] = {}
         self.poisoned: str | None = None
 
     @property
@@ -91,6 +93,7 @@ class TrackerState:
         stay = [k for k, i in enumerate(self.object_ids) if i not in gone]
         for i in gone:
             self.windows.pop(i, None)
+            self.sure.pop(i, None)
         if self.hidden is not None:
             self.hidden = self.hidden[stay] if stay else None
         self.memory.remove_objects(gone)
@@ -108,6 +111,7 @@ class TrackerState:
             "last_memory_time": self.last_memory_time,
             "last_deep_time": self.last_deep_time,
             "memory": None,
+            "sure": [[i, time] for i, time in self.sure.items()],
         }
         if self.windows:
             facts["windows"] = [[i, *window.to_json()] for i, window in self.windows.items()]
@@ -151,6 +155,7 @@ class TrackerState:
                 parts = {k.removeprefix("memory."): t for k, t in tensors.items() if k.startswith("memory.")}
                 state.memory = Memory.restore(parts, facts["memory"], state.memory_config, device)
             state.windows = {int(i): Window.from_json(rest) for i, *rest in facts.get("windows", ())}
+            state.sure = {int(i): int(time) for i, time in facts.get("sure", ())}
             if "hidden" in tensors:
                 state.hidden = tensors["hidden"].to(device)
         except (

@@ -23,8 +23,13 @@ class Element:
     shrinkage: float
     selection: Vector
     values: dict[int, Vector]
+    time: int
+    doubted: set[int] = field(default_factory=set)
     use: float = 0.0
     life: float = 1e-7
+
+    def tells(self, object_id: int) -> bool:
+        return object_id in self.values and object_id not in self.doubted
 
     @property
     def usage(self) -> float:
@@ -77,22 +82,26 @@ class PlainMemory:
     def read(self, query_key: Vector, query_selection: Vector) -> Vector:
         """(C_k, P), (C_k, P) -> (O, C_v, P)"""
         pool = self.pool()
-        counted = next(o for o in self.objects if all(o in e.values for e in pool))
         out = []
-        for object_id in self.objects:
+        for object_id in [None, *self.objects]:  # the use of elements is counted as if nothing were barred
             columns = []
             for j in range(query_key.shape[1]):
-                mine = [e for e in pool if object_id in e.values]
+                mine = [e for e in pool if object_id is None or e.tells(object_id)]
+                if not mine:
+                    columns.append(np.zeros(len(next(iter(pool[0].values.values())))))
+                    continue
                 scores = [similarity(e, query_key[:, j], query_selection[:, j]) for e in mine]
                 order = sorted(range(len(mine)), key=lambda i: -scores[i])
                 self._note([scores[i] for i in order], self.config.top_k)
                 best = order[: self.config.top_k]
                 weights = softmax([scores[i] for i in best])
-                columns.append(sum(w * mine[i].values[object_id] for w, i in zip(weights, best, strict=True)))
-                if object_id == counted:
+                if object_id is None:
                     for w, i in zip(weights, best, strict=True):
                         mine[i].use += w
-            out.append(np.stack(columns, 1))
+                    continue
+                columns.append(sum(w * mine[i].values[object_id] for w, i in zip(weights, best, strict=True)))
+            if object_id is not None:
+                out.append(np.stack(columns, 1))
         for element in pool:
             element.life += 1
         return np.stack(out)
@@ -111,6 +120,7 @@ class PlainMemory:
         selection: Vector,
         values: dict[int, Vector],
         *,
+        time: int,
         prompted: bool,
     ) -> None:
         """(C_k, P), (1, P), (C_k, P), {id: (C_v, P)}"""
@@ -124,7 +134,7 @@ class PlainMemory:
         elements = []
         for i in range(key.shape[1]):
             own = {object_id: value[:, i] for object_id, value in values.items()}
-            elements.append(Element(key[:, i], float(shrinkage[0, i]), selection[:, i], own))
+            elements.append(Element(key[:, i], float(shrinkage[0, i]), selection[:, i], own, time))
         self.working.append(WholeFrame(prompted, is_first, elements))
         if self.config.enable_long_term and len(self.working) == limit:
             self._consolidate()
@@ -162,16 +172,25 @@ class PlainMemory:
         shrinkage = sum(w * c.shrinkage for w, c in zip(weights, candidates, strict=True))
         values = {}
         for object_id in picked.values:
-            mine = [c for c in candidates if object_id in c.values]
+            mine = [c for c in candidates if c.tells(object_id)]
+            if not mine:  # then it doesn't tell of it either
+                values[object_id] = np.zeros_like(picked.values[object_id])
+                continue
             own = softmax([similarity(c, picked.key, picked.selection) for c in mine])
             values[object_id] = sum(w * c.values[object_id] for w, c in zip(own, mine, strict=True))
-        return Element(picked.key, shrinkage, picked.selection, values)
+        return Element(picked.key, shrinkage, picked.selection, values, picked.time, set(picked.doubted))
+
+    def doubt(self, object_id: int, after: int) -> None:
+        for element in self.pool():
+            if element.time > after:
+                element.doubted.add(object_id)
 
     def remove_objects(self, object_ids: list[int]) -> None:
         self.objects = [i for i in self.objects if i not in object_ids]
         for element in self.pool():
             for object_id in object_ids:
                 element.values.pop(object_id, None)
+                element.doubted.discard(object_id)
         for frame in self.permanent + self.working:
             frame.elements = [e for e in frame.elements if e.values]
         self.permanent = [f for f in self.permanent if f.elements]

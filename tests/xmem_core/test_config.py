@@ -10,6 +10,7 @@ from xmem_core.config import MemoryConfig, ModelConfig
 
 
 def test_the_defaults_are_the_published_ones() -> None:
+    """But for corrections, which the published code has none of."""
     memory = dataclasses.asdict(MemoryConfig())
     assert memory == {
         "mem_every": 5,
@@ -22,15 +23,17 @@ def test_the_defaults_are_the_published_ones() -> None:
         "enable_long_term": True,
         "max_permanent_frames": 6,
         "search_window": None,
+        "forget_contradicted": True,
     }
     model = ModelConfig()
     assert (model.key_dim, model.value_dim, model.hidden_dim) == (64, 512, 64)
     assert (model.key_backbone, model.default_size) == ("resnet50", 480)
 
 
-def test_settings_from_before_search_windows_are_understood() -> None:
+@pytest.mark.parametrize("later", ["search_window", "forget_contradicted"])
+def test_settings_from_before_there_were_more_are_understood(later: str) -> None:
     stored = MemoryConfig().to_dict()
-    del stored["search_window"]
+    del stored[later]
     assert MemoryConfig.from_dict(stored) == MemoryConfig()
 
 

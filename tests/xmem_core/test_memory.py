@@ -37,7 +37,7 @@ def configs(draw: st.DrawFn) -> MemoryConfig:
 
 
 # Mostly frames and readings: a removal empties most of what came before, and eviction needs a long life.
-KINDS = ("frame",) * 12 + ("read",) * 8 + ("prompt",) * 4 + ("store", "remove")
+KINDS = ("frame",) * 12 + ("read",) * 8 + ("prompt",) * 4 + ("store", "remove", "doubt")
 OPERATIONS = st.tuples(st.sampled_from(KINDS), st.frozensets(st.sampled_from(IDS), min_size=1, max_size=2))
 
 
@@ -62,7 +62,7 @@ class Pair:
         shrinkage = 1 + self.draw(1, self.positions) ** 2
         selection = 1 / (1 + np.exp(-selection))
         values = {i: self.draw(VALUE_DIM, self.positions) for i in ids}
-        self.plain.add_frame(key, shrinkage, selection, values, prompted=prompted)
+        self.plain.add_frame(key, shrinkage, selection, values, time=self.time, prompted=prompted)
         as_tensors = {i: torch.from_numpy(v).float() for i, v in values.items()}
         parts = (torch.from_numpy(a).float() for a in (key, shrinkage, selection))
         self.memory.add_frame(self.time, *parts, as_tensors, prompted=prompted)
@@ -114,6 +114,11 @@ def test_any_sequence_equals_the_oracle(
         elif name == "remove" and ids & set(alive):
             for side in (pair.memory, pair.plain):
                 side.remove_objects(sorted(ids & set(alive)))
+        elif name == "doubt":
+            after = pair.time - int(pair.rng.integers(9))
+            for object_id in sorted(ids & set(alive)):
+                pair.memory.doubt(object_id, after)
+                pair.plain.doubt(object_id, after)
         elif name == "store":
             pair.memory = Memory.restore(*pair.memory.export(), config)
         elif name == "read" and alive and all(any(i in e.values for e in pair.plain.pool()) for i in alive):
@@ -249,6 +254,56 @@ def test_objects_that_come_together_share_one_search(monkeypatch: pytest.MonkeyP
     memory.read(torch.zeros(KEY_DIM, 1), torch.ones(KEY_DIM, 1))
     assert len(searches) == 1
     assert [None if bar is None else bar.tolist() for bar in searches[0]] == [None, [True] * 4 + [False] * 4]
+
+
+def test_what_is_doubted_of_one_object_is_read_for_the_others() -> None:
+    memory = Memory(small_config(max_mid_term_frames=9, top_k=1), 1, KEY_DIM, VALUE_DIM)
+    fill_frames(memory, 6, ids=(1, 2))
+    key = memory._columns["key"][memory.working.used].T.clone()
+    memory.doubt(2, after=2)
+    for again in (memory, Memory.restore(*memory.export(), memory.config)):
+        got = again.read(key, torch.ones_like(key))[:, 0].round().long().tolist()
+        assert got[0] == [0, 1, 2, 3, 4, 5]
+        assert set(got[1]) <= {0, 1, 2}
+        assert got[1][:3] == [0, 1, 2]
+    memory.doubt(2, after=5)  # of which nothing is remembered
+    assert memory.doubted == {2: [(3, 5)]}
+    memory.remove_objects([2])
+    assert memory.doubted == {}
+
+
+def test_spans_of_doubt_do_not_pile_up() -> None:
+    """Half of what comes is doubted at once, on and on; spans are dropped with the frames they are about."""
+    memory = Memory(small_config(), 2, KEY_DIM, VALUE_DIM)
+    for start in range(0, 400, 2):
+        fill_frames(memory, 2, start=start)
+        memory.doubt(1, after=start)
+        memory.doubt(1, after=start)
+        held = memory.working.size + memory.permanent.size + memory.long_term.size
+        assert len(memory.doubted[1]) <= held
+    assert memory.doubted[1][-1] == (399, 399)
+    spans = memory.doubted[1]
+    memory.doubt(1, after=spans[0][0] - 1)
+    assert memory.doubted[1] == [(spans[0][0], 399)]
+
+
+def test_an_object_of_which_all_is_doubted_reads_nothing() -> None:
+    memory = Memory(small_config(), 2, KEY_DIM, VALUE_DIM)
+    fill_frames(memory, 7, ids=(1, 2))
+    memory.doubt(1, after=-1)
+    read = memory.read(torch.zeros(KEY_DIM, 3), torch.ones(KEY_DIM, 3))
+    assert read[0].abs().max() == 0
+    assert read[1].abs().max() > 0
+
+
+def test_a_reading_may_leave_use_uncounted() -> None:
+    memory = Memory(small_config(), 2, KEY_DIM, VALUE_DIM)
+    fill_frames(memory, 3)
+    before = [c.clone() for c in memory._columns.values()]
+    first = memory.read(torch.zeros(KEY_DIM, 3), torch.ones(KEY_DIM, 3), count_use=False)
+    assert all(torch.equal(a, b) for a, b in zip(before, memory._columns.values(), strict=True))
+    assert torch.equal(memory.read(torch.zeros(KEY_DIM, 3), torch.ones(KEY_DIM, 3)), first)
+    assert not torch.equal(before[4], memory._columns["life"])
 
 
 GOOD: dict[str, Any] = {

@@ -146,15 +146,121 @@ def test_a_given_mask_takes_its_pixels_from_every_prediction(
     assert torch.equal(joint[1][0][~corrected], predicted[1][~corrected])
 
 
-def test_a_prompt_for_all_objects_needs_no_reading(
-    segmenter: VideoSegmenter, monkeypatch: pytest.MonkeyPatch
+def test_a_prompt_for_all_objects_needs_no_reading_where_nothing_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    segmenter = VideoSegmenter(small_model(), replace(SMALL_MEMORY, forget_contradicted=False))
     state, _ = follow(segmenter, {0: Prompt({1: MASK, 2: OTHER})}, 2)
     monkeypatch.setattr(segmenter._network, "decode", None)
     result = segmenter.step(
         state, frame_at(2), Prompt({2: OTHER, 1: MASK, 9: square(HEIGHT, WIDTH, 0, 50, 4)})
     )
     assert result.object_ids == (1, 2, 9)
+
+
+def make_it_show(
+    monkeypatch: pytest.MonkeyPatch, segmenter: VideoSegmenter, masks: dict[int, NDArray[np.bool_]]
+) -> None:
+    """The network then paints these masks, whatever the frame; nothing for other objects."""
+    decode = segmenter._decode
+
+    def painted(state: TrackerState, *args: Any, **options: Any) -> torch.Tensor:
+        planes = torch.full_like(decode(state, *args, **options), 0.01)
+        for k, i in enumerate(state.object_ids, 1):
+            if i in masks:
+                planes[k][torch.from_numpy(masks[i])] = 0.9
+        planes[0] = 1 - planes[1:].amax(0)
+        return planes
+
+    monkeypatch.setattr(segmenter, "_decode", painted)
+
+
+@pytest.mark.parametrize(
+    "masks", [{3: MASK}, {1: OTHER}, {1: OTHER, 2: MASK}], ids=["by another", "by itself", "both"]
+)
+@pytest.mark.parametrize("forget", [True, False])
+def test_what_a_prompt_contradicts_is_forgotten(
+    masks: dict[int, NDArray[np.bool_]], forget: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else's label comes to where 1 is shown, or 1 is given elsewhere, or both change places."""
+    segmenter = VideoSegmenter(small_model(), replace(SMALL_MEMORY, forget_contradicted=forget))
+    make_it_show(monkeypatch, segmenter, {1: MASK, 2: OTHER})
+    state, _ = follow(segmenter, {0: Prompt({1: MASK, 2: OTHER})}, 6)
+    assert state.memory is not None
+    assert state.sure == {1: 0, 2: 0}
+    newest = state.memory.frames[-1].time
+    wrong = {1, 2} if 1 in masks else {1}  # where 1 is given, 2 was shown
+    segmenter.step(state, frame_at(6), Prompt(masks))
+    assert state.memory.doubted == ({i: [(1, newest)] for i in wrong} if forget else {})
+    assert state.memory.frames[-1].time == 6
+    # Given, or with nothing left.
+    assert state.sure == {1: 6, 2: 6 if 1 in masks else 0} | dict.fromkeys(masks, 6)
+    assert TrackerState.from_bytes(state.to_bytes()).to_bytes() == state.to_bytes()
+
+
+def test_the_sensory_memory_of_who_is_contradicted_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the frame is decoded again without what is doubted: two readings with that, one alone."""
+    segmenter = VideoSegmenter(small_model(), SMALL_MEMORY)
+    make_it_show(monkeypatch, segmenter, {1: MASK, 2: OTHER})
+    seen: list[torch.Tensor] = []
+    painted = segmenter._decode
+
+    def spy(state: TrackerState, *args: Any, **options: Any) -> torch.Tensor:
+        assert state.hidden is not None
+        seen.append(state.hidden.clone())
+        return painted(state, *args, **options)
+
+    monkeypatch.setattr(segmenter, "_decode", spy)
+    state, _ = follow(segmenter, {0: Prompt({1: MASK, 2: OTHER})}, 6)
+    seen.clear()
+    segmenter.step(state, frame_at(6), Prompt({3: MASK}))
+    before, after = seen
+    assert before[0].abs().max() > 0
+    assert after[0].abs().max() == 0
+    assert torch.equal(before[1], after[1])
+
+
+def test_what_a_prompt_confirms_or_leaves_alone_is_not_forgotten() -> None:
+    """Nor does looking leave a trace: not in use counts, not in the sensory memory."""
+    keeping = VideoSegmenter(small_model(), replace(SMALL_MEMORY, forget_contradicted=False))
+    asking = VideoSegmenter(small_model(), SMALL_MEMORY)
+    state, _ = follow(asking, {0: Prompt({1: MASK, 2: OTHER})}, 6)
+    labels = asking.step(TrackerState.from_bytes(state.to_bytes()), frame_at(6)).label_map.numpy()
+    assert (labels == 1).any()
+    assert (labels == 2).any()
+    later = square(HEIGHT, WIDTH, 0, 60, 4) & (labels == 0)
+    for masks in ({1: labels == 1, 2: labels == 2}, {1: labels == 1}, {1: labels == 1, 4: later}):
+        ends = []
+        for segmenter in (asking, keeping):
+            state, _ = follow(segmenter, {0: Prompt({1: MASK, 2: OTHER})}, 6)
+            segmenter.step(state, frame_at(6), Prompt(masks))
+            assert state.memory is not None
+            assert state.memory.doubted == {}
+            ends.append(state)
+        assert ends[0].hidden is not None
+        assert ends[1].hidden is not None
+        assert torch.equal(ends[0].hidden, ends[1].hidden)
+        assert ends[0].memory is not None
+        assert ends[1].memory is not None
+        for one, two in zip(
+            ends[0].memory.export()[0].values(), ends[1].memory.export()[0].values(), strict=True
+        ):
+            assert torch.equal(one, two)
+
+
+def test_an_object_is_doubted_since_it_was_last_given_or_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = VideoSegmenter(small_model(), SMALL_MEMORY)
+    make_it_show(monkeypatch, segmenter, {1: MASK, 2: OTHER})
+    state, _ = follow(segmenter, {0: Prompt({1: MASK, 2: OTHER}), 3: Prompt({2: OTHER})}, 5)
+    assert state.sure == {1: 0, 2: 3}
+    make_it_show(monkeypatch, segmenter, {2: OTHER})
+    for t in range(5, 9):
+        segmenter.step(state, frame_at(t))
+    assert state.last_memory_time > 5
+    assert state.sure == {1: state.last_memory_time, 2: 3}
+    state.remove_objects([2])
+    assert state.sure == {1: state.last_memory_time}
+    assert TrackerState.from_bytes(state.to_bytes()).sure == state.sure
 
 
 def test_a_late_object_leaves_the_others_prediction_where_its_mask_is_not(segmenter: VideoSegmenter) -> None:

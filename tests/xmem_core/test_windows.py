@@ -254,9 +254,9 @@ def test_only_windows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert state.memory is not None
     read, asked = state.memory.read, []
 
-    def spy(key: Tensor, selection: Tensor, coarse: bool) -> Tensor:
+    def spy(key: Tensor, selection: Tensor, **how: bool) -> Tensor:
         asked.append(key.shape[1])
-        return read(key, selection, coarse=coarse)
+        return read(key, selection, **how)
 
     monkeypatch.setattr(state.memory, "read", spy)
     segmenter.step(state, frame_at(1, HEIGHT, WIDTH))
