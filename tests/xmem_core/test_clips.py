@@ -10,6 +10,7 @@ from pictures import CLIP_LENGTH, flat, flat_sprite, write_pictures
 from xmem_core.training.clips import (
     ClipOptions,
     _camera_path,
+    _exposure,
     _hide_some,
     _varied,
     _video_layer,
@@ -21,6 +22,7 @@ from xmem_core.training.clips import (
 )
 from xmem_core.training.compose import (
     Background,
+    Pose,
     Sprite,
     bend,
     cut_out,
@@ -100,6 +102,57 @@ def test_painting_over_a_hole_as_wide_as_the_picture(columns: slice) -> None:
 
 
 # Layers
+
+
+@pytest.mark.parametrize("at", [32, 3, 61])  # also where it is half outside
+def test_what_moves_is_smeared_along_its_way(at: float) -> None:
+    """A square that goes 12 pixels a frame with the shutter open half the time: 6 pixels, 3 to each side."""
+    poses = tuple(pose_matrix((20, 20), (at + 12.0 * t, 30.0), 1) for t in (-1, 0, 1))
+    red = Sprite((flat_sprite(20, 20, (255, 0, 0)),), poses, (1.0,) * 3, 7)
+    sharp, own = render(empty_scene(3), [red], (64, 64))
+    smeared, wide = render(empty_scene(3), [red], (64, 64), [0.5] * 3)
+    again, _ = render(empty_scene(3), [red], (64, 64), [0.0] * 3)
+    assert np.array_equal(sharp, again)
+    row, faded = sharp[1][30, :, 0].astype(float), smeared[1][30, :, 0].astype(float)
+    inner = np.flatnonzero(np.convolve(row == 255, np.ones(9), "same") == 9)
+    assert np.all(faded[inner] >= 250)
+    changed = np.flatnonzero(np.abs(row - faded) > 12)
+    assert 2 <= len(changed) <= 14
+    edges = np.array([at - 10, at + 10])
+    assert np.abs(changed[:, None] - edges).min(axis=1).max() <= 4.5
+    column = int(np.clip(at, 0, 63))
+    assert np.array_equal(sharp[1][:, column], smeared[1][:, column])  # nothing to above or below
+    assert abs(int((own[1] == 7).sum()) - int((wide[1] == 7).sum())) <= 22
+
+
+def test_what_rests_or_comes_and_goes_is_smeared_as_far_as_is_known() -> None:
+    here, there = pose_matrix((20, 20), (20.0, 30.0), 1), pose_matrix((20, 20), (40.0, 30.0), 1)
+    picture = (flat_sprite(20, 20, (255, 0, 0)),)
+
+    def shown(*poses: Pose | None) -> list[bool]:
+        sprite = [Sprite(picture, poses, (1.0,) * len(poses), 7)]
+        size = (64, 64)
+        sharp, _ = render(empty_scene(len(poses)), sprite, size)
+        smeared, _ = render(empty_scene(len(poses)), sprite, size, [0.5] * len(poses))
+        return [not np.array_equal(a, b) for a, b in zip(sharp, smeared, strict=True)]
+
+    assert shown(here, here) == [False, False]
+    assert shown(here, there) == [True, True]
+    assert shown(here, None, there) == [False, False, False]
+    assert shown(None, here, there, None) == [False, True, True, False]
+
+
+def test_a_share_of_clips_is_smeared_half_of_these_from_the_first_frame_on() -> None:
+    drawn = [
+        _exposure(np.random.default_rng(seed), ClipOptions(size=64, frames=4, smeared=0.5))
+        for seed in range(400)
+    ]
+    shutters = [s for s in drawn if s is not None]
+    assert 150 < len(shutters) < 250
+    assert {len(s) for s in shutters} == {4}
+    assert all(0.2 <= s[1] == s[2] == s[3] <= 0.8 and s[0] in (0.0, s[1]) for s in shutters)
+    assert 0.4 < np.mean([s[0] == 0 for s in shutters]) < 0.6
+    assert _exposure(np.random.default_rng(0), ClipOptions(smeared=0.0)) is None
 
 
 def test_the_nearer_sprite_is_drawn_and_labelled_on_top() -> None:
@@ -321,6 +374,7 @@ def test_impossible_options_are_refused(values: dict[str, int]) -> None:
         {"small": 1.5},
         {"leaving": -0.1},
         {"together": 1.1},
+        {"smeared": 2},
     ],
 )
 def test_paces_and_shares_out_of_range_are_refused(values: dict[str, float]) -> None:

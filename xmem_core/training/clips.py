@@ -39,7 +39,7 @@ class ClipOptions:
 
     `mixture`: weights of stills, video, crowd; `max_gap` in source frames; `pace`: how fast what is composed
     moves from frame to frame, as a share of the usual; `pace_spread`, `small`, `leaving`,
-    `together`: see `settings.Phase`.
+    `together`, `smeared`: see `settings.Phase`.
     """
 
     size: int = 192
@@ -53,6 +53,7 @@ class ClipOptions:
     small: float = 0.0
     leaving: float = 0.0
     together: float = 0.0
+    smeared: float = 0.0
 
     def __post_init__(self) -> None:
         if self.size < 32 or self.size % 16:
@@ -63,7 +64,7 @@ class ClipOptions:
             raise ValueError(f"pace is {self.pace}: more than 0 and at most 4 is allowed")
         if not 1 <= self.pace_spread <= 8:
             raise ValueError(f"pace_spread is {self.pace_spread}: 1 to 8 is allowed")
-        for name in ("small", "leaving", "together"):
+        for name in ("small", "leaving", "together", "smeared"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: a share, 0 to 1, is allowed")
         if len(self.mixture) != 3 or min(self.mixture) < 0 or sum(self.mixture) <= 0:
@@ -128,11 +129,20 @@ def make_clip(library: Library, options: ClipOptions, rng: Rng) -> Clip:
     options = _varied(options, rng)
     for _ in range(20):
         scene = make(library, options, rng)
-        frames, identities = render(scene.background, scene.sprites, (options.size, options.size))
+        side = options.size
+        frames, identities = render(scene.background, scene.sprites, (side, side), _exposure(rng, options))
         chosen = choose_objects(rng, identities, options, scene.eligible)
         if chosen:
             return Clip(degrade(rng, frames), relabel(identities, chosen), len(chosen), kind)
     raise RuntimeError(f"20 {kind} scenes in a row had no object on their first frame; are the masks empty?")
+
+
+def _exposure(rng: Rng, options: ClipOptions) -> list[float] | None:
+    """A clip's shutter; in every second clip that has one the first frame, which has the masks, is sharp."""
+    if options.smeared == 0 or rng.random() >= options.smeared:
+        return None
+    shutter = [float(rng.uniform(0.2, 0.8))] * options.frames
+    return [0.0, *shutter[1:]] if rng.random() < 0.5 else shutter
 
 
 def _varied(options: ClipOptions, rng: Rng) -> ClipOptions:

@@ -6,6 +6,7 @@ Coordinates are pixels (x right, y down); a pose is the 2 x 3 matrix that takes 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -100,11 +101,16 @@ def bend(picture: Image, shifts: NDArray[np.float32]) -> Image:
 
 
 def render(
-    background: Background, sprites: list[Sprite], size: tuple[int, int]
+    background: Background,
+    sprites: list[Sprite],
+    size: tuple[int, int],
+    shutter: Sequence[float] | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Draws the scene at (height, width): pictures (T, H, W, 3) and identities (T, H, W), 0 nobody.
 
     Where a sprite's opacity is over one half, the identity is its own; nearer sprites are drawn later.
+    `shutter`: for each frame the share of the time to the next one in which it is exposed: what moves is
+    smeared along its way. None: 0 everywhere.
     """
     height, width = size
     count = len(background.poses)
@@ -126,24 +132,71 @@ def render(
             sprite_pose = sprite.poses[t]
             if sprite_pose is not None:
                 picture = sprite.pictures[t % len(sprite.pictures)]
-                _draw(frames[t], identities[t], picture, sprite_pose, sprite.identity)
+                way = np.zeros(2) if shutter is None else shutter[t] * _step(sprite, t)
+                _draw(frames[t], identities[t], picture, sprite_pose, sprite.identity, way)
     return frames, identities
 
 
-def _draw(frame: Image, identities: Image, picture: Image, pose: Pose, identity: int) -> None:
+def _step(sprite: Sprite, t: int) -> NDArray[np.float64]:
+    """(x, y), how far the middle of a sprite goes from frame t to the next, or came if that is the last."""
+    count = len(sprite.poses)
+    before, after = (t, t + 1) if t + 1 < count and sprite.poses[t + 1] is not None else (t - 1, t)
+    ends = [sprite.poses[i] if 0 <= i < count else None for i in (before, after)]
+    height, width = sprite.pictures[0].shape[:2]
+    places = [p @ np.array([width / 2, height / 2, 1.0]) for p in ends if p is not None]
+    way: NDArray[np.float64] = places[1] - places[0] if len(places) == 2 else np.zeros(2)
+    return way
+
+
+def _draw(
+    frame: Image,
+    identities: Image,
+    picture: Image,
+    pose: Pose,
+    identity: int,
+    way: NDArray[np.float64],
+) -> None:
+    """`way`: (x, y), what the sprite is smeared along, half of it to each side."""
+    reach = int(np.ceil(np.abs(way).max() / 2)) if np.abs(way).max() >= 2 else 0
     height, width = picture.shape[:2]
     corners = pose @ np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]], float)
-    x0, y0 = np.maximum(np.floor(corners.min(axis=1)).astype(int) - 1, 0)
-    x1, y1 = np.minimum(np.ceil(corners.max(axis=1)).astype(int) + 1, (frame.shape[1], frame.shape[0]))
+    x0, y0 = np.maximum(np.floor(corners.min(axis=1)).astype(int) - 1 - reach, -reach)
+    x1, y1 = np.minimum(
+        np.ceil(corners.max(axis=1)).astype(int) + 1 + reach,
+        (frame.shape[1] + reach, frame.shape[0] + reach),
+    )
     if x1 <= x0 or y1 <= y0:
         return
     local = pose.copy()
     local[:, 2] -= (x0, y0)
-    warped = cv2.warpAffine(picture, local, (int(x1 - x0), int(y1 - y0)), flags=cv2.INTER_LINEAR)
+    size = int(x1 - x0), int(y1 - y0)
+    warped: Image = np.asarray(cv2.warpAffine(picture, local, size, flags=cv2.INTER_LINEAR), np.uint8)
+    if reach:
+        warped = _smeared(warped, way, reach)
+        # What was drawn around the frame came into it; the rest of it goes.
+        cut_x, cut_y = max(0, -int(x0)), max(0, -int(y0))
+        x0, y0 = max(int(x0), 0), max(int(y0), 0)
+        x1, y1 = min(int(x1), frame.shape[1]), min(int(y1), frame.shape[0])
+        if x1 <= x0 or y1 <= y0:
+            return
+        warped = warped[cut_y : cut_y + y1 - y0, cut_x : cut_x + x1 - x0]
     alpha = warped[..., 3:].astype(np.uint16)
     region = frame[y0:y1, x0:x1]
     region[:] = ((warped[..., :3] * alpha + region * (255 - alpha) + 127) // 255).astype(np.uint8)
     identities[y0:y1, x0:x1][warped[..., 3] > 127] = identity
+
+
+def _smeared(picture: Image, way: NDArray[np.float64], reach: int) -> Image:
+    """(H, W, 4) averaged along `way`, as by a shutter that is open meanwhile."""
+    kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float32)
+    ends = [(round(reach + s * way[0] / 2), round(reach + s * way[1] / 2)) for s in (-1, 1)]
+    cv2.line(kernel, ends[0], ends[1], 1.0)
+    light = picture.astype(np.float32)
+    light[..., :3] *= light[..., 3:] / 255  # so that what is transparent has no colour to give
+    kernel /= kernel.sum()
+    smooth = np.asarray(cv2.filter2D(light, -1, kernel, borderType=cv2.BORDER_CONSTANT), np.float32)
+    smooth[..., :3] *= 255 / np.maximum(smooth[..., 3:], 0.5)
+    return np.clip(np.round(smooth), 0, 255).astype(np.uint8)
 
 
 def smooth_path(rng: Rng, count: int, speed: float, wander: float | None = None) -> NDArray[np.float64]:

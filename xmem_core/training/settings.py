@@ -52,6 +52,7 @@ class Phase:
         leaving: share of crowds in which some who are there at first leave, and others come after them.
         together: share of crowds that are larger, and in which some keep close to one another, hiding parts
             of one another on most frames, and some turn round.
+        smeared: share of clips in which composed things are smeared along their way, as by an open shutter.
     """
 
     from_step: int = 0
@@ -67,6 +68,7 @@ class Phase:
     small: float = 0.0
     leaving: float = 0.0
     together: float = 0.0
+    smeared: float = 0.0
 
     def __post_init__(self) -> None:
         _check_numbers(self)
@@ -94,6 +96,7 @@ class Phase:
             small=self.small,
             leaving=self.leaving,
             together=self.together,
+            smeared=self.smeared,
         )
 
 
