@@ -380,7 +380,8 @@ class VideoSegmenter:
             update = not (synchronised and deep_update)
             hidden = state.hidden
             decoded = self._decode(state, keys, update)
-            if settings.forget_contradicted and (wrong := contradicted(decoded, known, given)):
+            wrong = contradicted(decoded, known, given) if settings.forget_contradicted and given else []
+            if wrong:
                 self._forget(state, wrong, hidden)
                 decoded = self._decode(state, keys, update)
             probabilities = dict(zip(known, decoded[1:], strict=True))

@@ -248,6 +248,15 @@ def test_what_a_prompt_confirms_or_leaves_alone_is_not_forgotten() -> None:
             assert torch.equal(one, two)
 
 
+def test_a_frame_without_a_prompt_contradicts_nobody_at_no_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    ask = segmenter_module.contradicted
+    monkeypatch.setattr(segmenter_module, "contradicted", lambda *a: asked.append(1) or ask(*a))
+    segmenter = VideoSegmenter(small_model(), SMALL_MEMORY)
+    follow(segmenter, {0: Prompt({1: MASK}), 3: Prompt({2: OTHER})}, 6)
+    assert len(asked) == 1
+
+
 def test_an_object_is_doubted_since_it_was_last_given_or_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     segmenter = VideoSegmenter(small_model(), SMALL_MEMORY)
     make_it_show(monkeypatch, segmenter, {1: MASK, 2: OTHER})
