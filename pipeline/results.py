@@ -20,6 +20,7 @@ FORMATS = ("table", "csv", "json", "parquet")
 MAX_TABLE_ROWS = 200
 _MAX_CELL = 60
 _BATCH_ROWS = 4096
+_UNBOUNDED = 1_000_000
 
 
 def format_result(table: pa.Table, fmt: str, out: IO[Any]) -> None:
@@ -29,7 +30,8 @@ def format_result(table: pa.Table, fmt: str, out: IO[Any]) -> None:
         table: of `query`.
         fmt: "table" (for people: at most `MAX_TABLE_ROWS` rows and 60 characters a cell, it says what it left
             out), "csv" (with a header, nulls empty), "json" (one array with an object a row) or "parquet".
-        out: a text stream; for Parquet a binary one. Times are ISO 8601 in UTC, whole numbers exact.
+        out: a text stream; for Parquet a binary one. Times are ISO 8601 in UTC, whole numbers exact. A table
+            fits the width of a terminal; in a pipe or file each row is one line of plain characters.
 
     Raises:
         UsageError: no such format.
@@ -102,23 +104,30 @@ def _csv_cell(value: Any) -> Any:
 
 
 def _write_table(table: pa.Table, out: IO[str]) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(show_edge=False, pad_edge=False)
+    console = Console(file=out)
+    style = box.HEAVY_HEAD
+    if not console.is_terminal:
+        # A pipe or file has no width: rich would assume 80 columns, and fold or cut cells to fit.
+        console, style = Console(file=out, width=_UNBOUNDED), box.ASCII
+    shown = Table(box=style, show_edge=False, pad_edge=False)
     for field in table.schema:
         numeric = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
         right = numeric or pa.types.is_decimal(field.type)
         shown.add_column(Text(field.name), justify="right" if right else "left", overflow="fold")
     for row in _rows(table.slice(0, MAX_TABLE_ROWS)):
         shown.add_row(*[Text(_shorten(value)) for value in row])
-    console = Console(file=out)
     console.print(shown)
     rows = table.num_rows
     if rows > MAX_TABLE_ROWS:
         console.print(
-            f"{rows - MAX_TABLE_ROWS} of {rows} rows left out: add LIMIT, or use --format csv", markup=False
+            f"{rows - MAX_TABLE_ROWS} of {rows} rows left out: add LIMIT, or use --format csv",
+            markup=False,
+            soft_wrap=True,
         )
 
 

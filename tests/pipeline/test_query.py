@@ -377,6 +377,18 @@ def test_the_table_is_for_people() -> None:
     assert "100 of 300 rows left out" in lines[-1]
 
 
+def test_a_table_in_a_pipe_has_a_line_per_row_of_plain_characters() -> None:
+    out = io.StringIO()
+    wide = pa.table({f"a_long_column_name_{i}": [i, 10**12 + i] for i in range(9)} | {"who": ["x" * 50, "y"]})
+    format_result(wide, "table", out)
+    header, rule, first, second = out.getvalue().splitlines()
+    assert header.split() == "|".join(wide.schema.names).replace("|", " | ").split()
+    assert [cell.strip() for cell in first.split("|")] == [*map(str, range(9)), "x" * 50]
+    assert [cell.strip() for cell in second.split("|")][8] == str(10**12 + 8)
+    assert set(rule) == {"-", "+"}
+    assert len(header) == len(rule) == len(first) > 200
+
+
 def test_two_columns_of_one_name_get_two_names(local: str) -> None:
     sql = (
         "SELECT a.frame_index, b.frame_index FROM tracks a JOIN tracks b ON b.frame_index = a.frame_index + 1"
