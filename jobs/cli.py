@@ -19,7 +19,7 @@ from rich.text import Text
 
 from jobs import batch_cli, serve_cli
 from jobs import options as opt
-from jobs.terminal import SPEAK_EVERY_S, console, fetch_model, say, short_name
+from jobs.terminal import SPEAK_EVERY_S, console, fetch_model, say, short_name, version
 from pipeline.errors import UsageError, XmemError
 from pipeline.redact import redacted
 
@@ -31,6 +31,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(batch_cli.app, name="batch")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"xmem {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
+    pass
+
+
 app.command()(serve_cli.serve)
 
 logger = logging.getLogger("xmem")

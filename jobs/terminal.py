@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -17,6 +19,14 @@ SPEAK_EVERY_S = 30.0
 def console() -> Console:
     """The one console on stderr: a bar and messages that share it do not tear each other up."""
     return Console(stderr=True, highlight=False)
+
+
+def version() -> str:
+    """The installed version of this package."""
+    try:
+        return version_of("xmem-pipeline")
+    except PackageNotFoundError:  # a checkout that was never installed, or packages sent to a cluster
+        return "unknown (not installed)"
 
 
 def say(text: str) -> None:

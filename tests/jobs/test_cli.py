@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 import os
@@ -357,6 +358,11 @@ def test_debug_shows_the_traceback_wherever_it_stands(made: Path, tmp_path: Path
         main(["track", "/absent.mp4", "--out", str(tmp_path), "--box", "1,1,9,9", "--debug"])
     with pytest.raises(SourceError):
         main(["--debug", "track", "/absent.mp4", "--out", str(tmp_path), "--box", "1,1,9,9"])
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--version") == 0
+    assert capsys.readouterr().out == f"xmem {importlib.metadata.version('xmem-pipeline')}\n"
 
 
 def test_help_and_schema(capsys: pytest.CaptureFixture[str]) -> None:
