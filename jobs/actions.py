@@ -137,6 +137,9 @@ class Progress(NamedTuple):
     Args:
         frames: tracked in this run, as their chunks were reported; repeated ones count again.
         chunks: reported in this run.
+        mean_frames: length of a video, over those whose length is known; 0: of none.
+        missing: workers that were asked for and are not there yet.
+        shortage: why they are not, in a few words; empty: they are starting.
     """
 
     videos: int
@@ -151,3 +154,6 @@ class Progress(NamedTuple):
     frames: int
     chunks: int
     rows: int
+    mean_frames: float = 0.0
+    missing: int = 0
+    shortage: str = ""

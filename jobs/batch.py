@@ -170,6 +170,8 @@ def run_batch(
             _wanted(len(jobs), chosen, options),
             budget=lambda facts: budget(facts, _share(resources, chosen)),
             on_progress=news,
+            cpus=chosen.threads,
+            gpus=chosen.gpus,
         )
         pool.run()
     report = dataclasses.replace(

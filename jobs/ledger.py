@@ -18,6 +18,7 @@ class Ledger:
         self._results: dict[str, tuple[Any, ...]] = {}
         self.counts = dict.fromkeys(("finished", "failed", "quarantined", "cancelled", "pending"), 0)
         self.frames = self.chunks = self.rows = 0
+        self._lengths = self._measured = 0
 
     def __len__(self) -> int:
         return len(self._results)
@@ -47,6 +48,18 @@ class Ledger:
             video.seconds,
             None if state == "finished" else video.cause,
         )
+
+    @property
+    def mean_frames(self) -> float:
+        """Length of a video, over those whose length is known; 0: of none."""
+        return self._lengths / self._measured if self._measured else 0.0
+
+    def count_length(self, video: Video, frame_count: int | None) -> None:
+        """A video was opened, and says how long it is or does not."""
+        if video.frame_count is None and frame_count is not None:
+            self._lengths += frame_count
+            self._measured += 1
+        video.frame_count = frame_count if frame_count is not None else video.frame_count
 
     def count(self, video: Video, report: ChunkReport) -> None:
         """A chunk was reported, whatever became of it."""

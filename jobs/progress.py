@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from jobs.actions import Progress as Standing
 from jobs.actions import Running
@@ -19,6 +20,8 @@ _MOST_BARS = 12
 _RATE_SECONDS = 30.0
 _ESTIMATE_SECONDS = 600.0
 _NAME_WIDTH = 40
+# Workers that only start need no word; those that cannot are spoken of this soon, and again when it changes.
+_WAIT_SECONDS = 5.0
 
 
 class Rate:
@@ -38,6 +41,14 @@ class Rate:
         return (frames - before) / (now - then) if now > then else 0.0
 
 
+class _TimeLeft(TimeRemainingColumn):
+    """A task's own estimate where it has one; else rich's."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields.get("left")
+        return super().render(task) if left is None else Text(left, style="progress.remaining")
+
+
 class BatchDisplay:
     """Shows a batch's standing; use it as a context manager, call it with every news.
 
@@ -54,7 +65,9 @@ class BatchDisplay:
     ) -> None:
         self._rate = Rate(clock)
         self._clock = clock
-        self._started = self._spoke = clock()
+        self._spoke = self._waits_since = clock()
+        self._working_since: float | None = None
+        self._said = ""
         self._speak, self._every_seconds = speak, every_seconds
         self._bars: dict[str, TaskID] = {}
         self._progress = Progress(
@@ -62,13 +75,13 @@ class BatchDisplay:
             BarColumn(),
             TextColumn("{task.fields[count]}", markup=False, justify="right"),
             TextColumn("{task.fields[rate]}", markup=False),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            _TimeLeft(elapsed_when_finished=True),
             console=console,
             disable=not console.is_terminal,
             transient=True,
             speed_estimate_period=_ESTIMATE_SECONDS,
         )
-        self._all = self._progress.add_task("all videos", total=None, count="starting", rate="")
+        self._all = self._progress.add_task("all videos", total=None, count="starting", rate="", left="")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -80,21 +93,36 @@ class BatchDisplay:
         self._progress.stop()
 
     def __call__(self, standing: Standing, running: Sequence[Running]) -> None:
-        rate = self._rate.of(standing.frames)
-        done = ended(standing) + sum(share(video) for video in running)
-        if self._progress.disable:
-            now = self._clock()
-            if now - self._spoke >= self._every_seconds:
-                self._spoke = now
-                self._speak(line(standing, rate, done, now - self._started))
+        rate, now = self._rate.of(standing.frames), self._clock()
+        if standing.workers and self._working_since is None:
+            self._working_since = now
+        left = seconds_left(standing, running, now - (self._working_since or now))
+        if not self._progress.disable:
+            self._show(standing, running, rate, left)
             return
-        self._show(standing, running, rate, done)
+        due = now - self._spoke >= self._every_seconds
+        if not standing.shortage:
+            self._waits_since, self._said = now, ""
+        elif not standing.workers and now - self._waits_since >= min(_WAIT_SECONDS, self._every_seconds):
+            due = due or standing.shortage != self._said
+        if due:
+            self._spoke, self._said = now, standing.shortage
+            self._speak(line(standing, rate, left))
 
-    def _show(self, standing: Standing, running: Sequence[Running], rate: float, done: float) -> None:
+    def _show(self, standing: Standing, running: Sequence[Running], rate: float, left: float | None) -> None:
         bad = standing.failed + standing.quarantined
         count = f"{ended(standing)}/{standing.videos}" + (f", {bad} bad" if bad else "")
-        rates = f"{rate:.1f} frames/s" if rate else ""
-        self._progress.update(self._all, total=standing.videos, completed=done, count=count, rate=rates)
+        rates = [f"{rate:.1f} frames/s"] if rate else []
+        rates += [waiting] if (waiting := waits_for(standing)) else []
+        done = ended(standing) + sum(share(video) for video in running)
+        self._progress.update(
+            self._all,
+            total=standing.videos,
+            completed=done,
+            count=count,
+            rate=", ".join(rates),
+            left="" if left is None else f"{duration(left)} left",
+        )
         shown = {video.stream_id: video for video in running[:_MOST_BARS]}
         for stream_id in [i for i in self._bars if i not in shown]:
             self._progress.remove_task(self._bars.pop(stream_id))
@@ -120,14 +148,42 @@ def share(video: Running) -> float:
     return min(1.0, video.frames / video.frame_count) if video.frame_count else 0.0
 
 
-def line(standing: Standing, rate: float, done: float, seconds: float) -> str:
-    """The standing in one line; `done` videos, parts counted, took so many seconds."""
+def seconds_left(standing: Standing, running: Sequence[Running], seconds: float) -> float | None:
+    """How long the rest takes at the rate so far; None: nothing to tell it from, or nobody is at work.
+
+    Lengths count up to --max-frames. Videos that were not opened yet count with the others' mean length.
+
+    Args:
+        seconds: since the first worker was there.
+    """
+    unfinished = standing.running + standing.waiting
+    if not (standing.workers and standing.frames and standing.mean_frames and unfinished and seconds > 0):
+        return None
+    mean = standing.mean_frames
+    frames = sum(max(0.0, (video.frame_count or mean) - video.frames) for video in running)
+    frames += max(0, unfinished - len(running)) * mean
+    return seconds / standing.frames * frames
+
+
+def waits_for(standing: Standing) -> str:
+    """What workers that were asked for wait for; empty: they are there."""
+    if not standing.missing:
+        return ""
+    workers = f"{standing.missing} worker{'s' if standing.missing > 1 else ''}"
+    if standing.shortage:
+        return f"waiting for {workers}: {standing.shortage}"
+    return "" if standing.workers else f"{workers} starting"
+
+
+def line(standing: Standing, rate: float, left: float | None) -> str:
+    """The standing in one line; `left`: seconds, if they can be told."""
     bad = standing.failed + standing.quarantined
     parts = [f"{standing.finished} of {standing.videos} videos finished"]
     if bad:
         parts.append(f"{bad} bad")
     parts += [f"{standing.running} running", f"{standing.frames} frames", f"{rate:.1f} frames/s"]
-    left = standing.videos - done
-    if done > 0 and seconds > 0 and left > 0:
-        parts.append(f"about {duration(seconds / done * left)} left")
+    if left is not None:
+        parts.append(f"about {duration(left)} left")
+    if waiting := waits_for(standing):
+        parts.append(waiting)
     return ", ".join(parts)

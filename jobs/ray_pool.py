@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 # How long the pool sleeps at most: it looks for signals and requests between two sleeps.
 _NAP_SECONDS = 0.25
 _PROBE_SECONDS = 0.5
+_COUNT_SECONDS = 2.0
 # A machine that went away is noticed some time after its processes.
 _DOUBT_SECONDS = 60.0
 _REPLACE_SECONDS = (0.5, 30.0)
@@ -64,6 +65,7 @@ class RayPool:
         workers: how many actors there should be, or who tells it: asked again now and then, as machines come.
         budget: device memory for the streams of an actor, in bytes, from its `facts`; None: no limit.
         on_progress: called about every `progress_seconds`, and at the end.
+        cpus, gpus: what an actor reserves; only to say what those wait for that do not start.
 
     Raises:
         UsageError: no worker is asked for.
@@ -78,6 +80,8 @@ class RayPool:
         budget: Callable[[Mapping[str, Any]], int | None] = lambda facts: None,
         on_progress: Callable[[Progress], None] | None = None,
         progress_seconds: float = 0.5,
+        cpus: float = 0.0,
+        gpus: float = 0.0,
     ) -> None:
         if isinstance(workers, int) and workers < 1:
             raise UsageError(f"{workers} workers are not allowed: give a number from 1")
@@ -87,6 +91,7 @@ class RayPool:
         self._budget = budget
         self._on_progress = on_progress
         self._progress_seconds = progress_seconds
+        self._needs = {"CPU": cpus, "GPU": gpus}
         self._slots: list[_Slot] = []
         self._wanted = 0
         self._pending: dict[Any, tuple[_Slot, Call | None]] = {}  # None: a question for its facts
@@ -96,7 +101,8 @@ class RayPool:
         self._doubtful: list[tuple[float, int, str]] = []  # lost workers whose machine may be gone, too
         self._stopped = False
         self._ever_ready = False
-        self._next_look = self._next_progress = 0.0
+        self._next_look = self._next_progress = self._next_count = 0.0
+        self._shortage = ""
 
     # --- from any thread, or a signal handler ----------------------------------------------------
 
@@ -208,7 +214,18 @@ class RayPool:
     def _report(self, now: float, always: bool = False) -> None:
         if self._on_progress is not None and (always or now >= self._next_progress):
             self._next_progress = now + self._progress_seconds
-            self._on_progress(self._scheduler.progress())
+            standing = self._scheduler.progress()
+            missing = sum(not slot.number for slot in self._slots)
+            if missing:
+                standing = standing._replace(missing=missing, shortage=self._why_missing(now))
+            self._on_progress(standing)
+
+    def _why_missing(self, now: float) -> str:
+        """Why actors that were asked for are not there; empty: nothing keeps them from starting."""
+        if now >= self._next_count and ray.is_initialized():
+            self._next_count = now + _COUNT_SECONDS
+            self._shortage = shortage(self._needs, len(self._by_number))
+        return self._shortage
 
     # --- actors ----------------------------------------------------------------------------------
 
@@ -349,6 +366,28 @@ def room_for(cpus: float, gpus: float = 0.0) -> int:
         # A little more than nothing: thirds of a GPU add up to a whole one.
         counts.append(int(min(shares, default=0.0) + 1e-6))
     return sum(counts)
+
+
+def shortage(needs: Mapping[str, float], own: int) -> str:
+    """What the cluster lacks for one more actor, in a few words; empty: nothing.
+
+    Args:
+        needs: what an actor reserves: CPU, GPU.
+        own: actors of ours that have their share already.
+    """
+    needs = {name: need for name, need in needs.items() if need > 0}
+    if needs and not room_for(needs.get("CPU", 0.0), needs.get("GPU", 0.0)):
+        wanted = " and ".join(f"{need:g} {name}s" for name, need in needs.items())
+        return f"no machine of the cluster has {wanted} for a worker"
+    untyped: Any = ray
+    total, free = untyped.cluster_resources(), untyped.available_resources()
+    for name, need in needs.items():
+        there, left = total.get(name, 0.0), free.get(name, 0.0)
+        if left + 1e-6 < need:
+            others = max(0.0, there - left - own * need)
+            used = f", {others:g} of them by others" if others >= 1e-6 else ""
+            return f"no free {name}s ({there - left:g} of {there:g} in use{used})"
+    return ""
 
 
 def _machines() -> list[dict[str, Any]]:

@@ -107,6 +107,7 @@ class Scheduler:
     def progress(self) -> Progress:
         """Where the batch stands."""
         running = sum(len(w.streams) for w in self._workers)
+        counts = self._ledger.counts
         return Progress(
             videos=len(self._videos) + len(self._ledger),
             running=running,
@@ -115,7 +116,12 @@ class Scheduler:
             frames=self._ledger.frames,
             chunks=self._ledger.chunks,
             rows=self._ledger.rows,
-            **self._ledger.counts,
+            mean_frames=self._ledger.mean_frames,
+            finished=counts["finished"],
+            failed=counts["failed"],
+            quarantined=counts["quarantined"],
+            cancelled=counts["cancelled"],
+            pending=counts["pending"],
         )
 
     # --- workers come and go ---------------------------------------------------------------------
@@ -184,7 +190,8 @@ class Scheduler:
         if video.spec.restart:
             # It has been started over; the next time it goes on.
             video.spec = dataclasses.replace(video.spec, restart=False)
-        video.position, video.frame_count = status.next_frame, status.frame_count
+        video.position = status.next_frame
+        self._ledger.count_length(video, status.frame_count)
         self._ledger.count_rows(video, status.rows, status.losses)
         if video.best is None:
             video.best = status.next_frame

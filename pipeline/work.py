@@ -111,7 +111,7 @@ class StreamStatus:
         next_frame: the first frame without committed rows; chunks go on from there.
         finished: nothing is left to do.
         height, width: of the source's frames, pixels.
-        frame_count: of the source, where it says so.
+        frame_count: that there are to track: of the source, where it says so, `max_frames` at most.
         objects: how many its prompts ask for at most.
         state_bytes: predicted device memory of its state at its largest. States of open streams add up.
         workspace_bytes: predicted device memory that its steps take beside it. The streams of one worker

@@ -251,6 +251,7 @@ class Worker:
         stream = held.stream
         source, segmenter = stream.source, self._segmenter
         sizes = (source.height, source.width, stream.most_objects, segmenter.size, stream.settings.dtype)
+        lengths = [n for n in (source.frame_count, stream.settings.max_frames) if n is not None]
         status = StreamStatus(
             stream.store.stream_id,
             next_frame=stream.position,
@@ -259,7 +260,7 @@ class Worker:
             finished=stream.ended,
             height=source.height,
             width=source.width,
-            frame_count=source.frame_count,
+            frame_count=min(lengths, default=None),
             objects=stream.most_objects,
             state_bytes=predict_state_bytes(
                 segmenter.config, segmenter.memory_config, *sizes, frames=source.frame_count

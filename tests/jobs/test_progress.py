@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from jobs.actions import Progress, Running
-from jobs.progress import BatchDisplay, Rate, ended, line, share
+from jobs.progress import BatchDisplay, Rate, ended, line, seconds_left, share
 from jobs.terminal import duration
 
 
-def standing(**given: int) -> Progress:
-    names = dict.fromkeys(Progress._fields, 0)
+def standing(**given: Any) -> Progress:
+    names = dict.fromkeys(set(Progress._fields) - {"shortage"}, 0)
     return Progress(**{**names, **given})
 
 
@@ -45,15 +46,17 @@ def test_lines_where_there_is_no_terminal() -> None:
     clock, said = Clock(), list[str]()
     console = Console(file=io.StringIO(), force_terminal=False)
     with BatchDisplay(console, speak=said.append, every_seconds=30, clock=clock) as display:
-        display(standing(videos=4, running=2), [])
+        display(standing(videos=4, running=2, workers=1), [])
         assert said == []
         clock.now += 30
         display(
-            standing(videos=4, finished=1, failed=1, running=1, frames=300),
+            standing(
+                videos=4, finished=1, failed=1, running=1, waiting=1, frames=300, workers=1, mean_frames=100
+            ),
             [Running("a", 50, 100)],
         )
         assert said == [
-            "1 of 4 videos finished, 1 bad, 1 running, 300 frames, 10.0 frames/s, about 18 s left"
+            "1 of 4 videos finished, 1 bad, 1 running, 300 frames, 10.0 frames/s, about 15 s left"
         ]
         clock.now += 29
         display(standing(videos=4, finished=4), [])
@@ -91,9 +94,43 @@ def test_parts_of_running_videos_count() -> None:
     assert ended(standing(finished=1, failed=2, quarantined=3, cancelled=4, pending=5, running=6)) == 15
 
 
+def test_waiting_for_cpus_is_said_soon_and_when_it_changes() -> None:
+    clock, said = Clock(), list[str]()
+    console = Console(file=io.StringIO(), force_terminal=False)
+    display = BatchDisplay(console, speak=said.append, every_seconds=30, clock=clock)
+    busy = standing(
+        videos=2, waiting=2, missing=2, shortage="no free CPUs (2 of 2 in use, 2 of them by others)"
+    )
+    display(busy, [])
+    assert said == []  # perhaps it is over in a moment
+    for _ in range(10):
+        clock.now += 1
+        display(busy, [])
+    expected = (
+        "0 of 2 videos finished, 0 running, 0 frames, 0.0 frames/s, "
+        "waiting for 2 workers: no free CPUs (2 of 2 in use, 2 of them by others)"
+    )
+    assert said == [expected]
+    display(busy._replace(shortage="no machine of the cluster has 8 CPUs for a worker"), [])
+    assert len(said) == 2
+    assert said[1].endswith("waiting for 2 workers: no machine of the cluster has 8 CPUs for a worker")
+    clock.now += 30
+    display(standing(videos=2, running=1, waiting=1, workers=1, missing=1), [])
+    assert said[2] == "0 of 2 videos finished, 1 running, 0 frames, 0.0 frames/s"
+
+
 def test_nothing_is_foretold_without_grounds() -> None:
-    assert "left" not in line(standing(videos=3), 0.0, 0.0, 10.0)
-    assert "left" not in line(standing(videos=3, finished=3), 5.0, 3.0, 10.0)
+    known = standing(videos=4, finished=1, running=1, waiting=2, frames=100, workers=1, mean_frames=100)
+    assert seconds_left(known, [Running("a", 50, 100)], 10.0) == pytest.approx(25.0)
+    assert seconds_left(known, [Running("a", 50, None)], 10.0) == pytest.approx(25.0)
+    for unknown in (
+        standing(videos=3, waiting=3),
+        known._replace(frames=0),  # what was finished before this run says nothing of its speed
+        known._replace(workers=0),
+        known._replace(running=0, waiting=0),
+    ):
+        assert seconds_left(unknown, [], 10.0) is None
+    assert "left" not in line(known, 0.0, None)
 
 
 @pytest.mark.parametrize(

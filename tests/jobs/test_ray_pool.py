@@ -15,7 +15,7 @@ from standin import CHUNK, Actor, committed, notes
 
 from jobs.actions import Progress, SchedulerOptions
 from jobs.manifest import VideoJob
-from jobs.ray_pool import RayPool, room_for
+from jobs.ray_pool import RayPool, room_for, shortage
 from jobs.scheduler import Scheduler
 from pipeline.errors import UsageError, XmemError
 from pipeline.work import StreamSpec
@@ -193,6 +193,35 @@ def test_actors_without_room_wait_and_others_do_the_work(tmp_path: Path) -> None
     assert room_for(1) == 3
     assert room_for(2, 0) == 1
     assert room_for(1, 1) == 0
+
+
+def test_what_workers_wait_for_is_said(tmp_path: Path) -> None:
+    @ray.remote(num_cpus=2.5)
+    class Other:
+        def here(self) -> bool:
+            return True
+
+    other: Any = Other.remote()  # type: ignore[attr-defined]
+    assert ray.get(other.here.remote())
+    run = Run(tmp_path, [video("a"), video("b")], workers=2)
+    run.pool._needs = {"CPU": 1.0, "GPU": 0.0}
+    waiting: list[Progress] = []
+
+    def progressed(progress: Progress) -> None:
+        run.seen.append(progress)
+        if progress.shortage and not waiting:
+            waiting.append(progress)
+            ray.kill(other)
+
+    run.pool._on_progress = progressed
+    run.pool.run()
+    run.assert_complete_but()
+    assert (waiting[0].missing, waiting[0].workers) == (2, 0)
+    assert waiting[0].shortage == "no free CPUs (2.5 of 3 in use, 2.5 of them by others)"
+    assert shortage({"CPU": 4.0}, 0) == "no machine of the cluster has 4 CPUs for a worker"
+    assert shortage({"CPU": 1.0, "GPU": 0.5}, 0) == (
+        "no machine of the cluster has 1 CPUs and 0.5 GPUs for a worker"
+    )
 
 
 def test_workers_are_added_when_there_is_more_room(tmp_path: Path) -> None:

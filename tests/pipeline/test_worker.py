@@ -78,6 +78,13 @@ def drive(worker: Worker, stream_id: str, start: int, chunk: int) -> Iterator[Ch
         start = report.next_frame
 
 
+def test_the_length_to_track_ends_at_max_frames(video: Path, model: str, tmp_path: Path) -> None:
+    for most, expected in ((None, FRAMES), (7, 7), (100, FRAMES)):
+        worker = Worker(workers(tmp_path / str(most), model, max_frames=most))
+        assert worker.open(spec(video)).frame_count == expected
+        worker.close_all()
+
+
 _MOVES = st.lists(st.sampled_from(["stay", "bytes", "store", "nothing", "other"]), min_size=33, max_size=33)
 
 
