@@ -13,16 +13,45 @@ function headers() {
   return token ? { Authorization: `Bearer ${token}` } : {};
 }
 
+class SignedOut extends Error {}
+
+// The service wants a token and got none, or one that it does not know.
+function askForToken(used) {
+  const current = sessionStorage.getItem(TOKEN);
+  if (current !== used) return;  // another one was entered while this request was under way
+  if (used) {
+    sessionStorage.removeItem(TOKEN);
+    part("rejected").textContent = "This token was not accepted. It may be mistyped or cut off when it was copied, "
+      + "or it is no longer valid. Copy the whole token again, or ask for a new one.";
+  }
+  say("");
+  showLogin(true);
+}
+
+function showLogin(shown) {
+  const before = part("login").hidden;
+  part("login").hidden = !shown;
+  part("main").hidden = shown;
+  part("leave").hidden = shown || !sessionStorage.getItem(TOKEN);
+  if (shown && before) part("token").focus();
+  if (!shown) part("rejected").textContent = "";
+}
+
 async function ask(path, options = {}) {
-  const answer = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
+  const used = sessionStorage.getItem(TOKEN);
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
+  } catch {
+    throw new Error("The service does not answer. This page keeps trying.");
+  }
   if (answer.status === 401) {
-    part("login").hidden = false;
-    part("leave").hidden = true;
+    askForToken(used);
+    throw new SignedOut();
   }
   const body = answer.headers.get("content-type")?.startsWith("application/json") ? await answer.json() : null;
   if (!answer.ok) throw new Error(body?.message ?? `the service answered ${answer.status}`);
-  part("login").hidden = true;
-  part("leave").hidden = !sessionStorage.getItem(TOKEN);
+  showLogin(false);
   return body;
 }
 
@@ -133,7 +162,7 @@ async function open(id) {
     socket.onclose = () => { if (mine === turn) setTimeout(() => mine === turn && open(id), 2000); };
     say("");
   } catch (error) {
-    if (mine !== turn) return;
+    if (mine !== turn || error instanceof SignedOut) return;  // signing in opens it again
     say(error.message);
     setTimeout(() => mine === turn && open(id), 3000);
   }
@@ -148,7 +177,7 @@ async function refresh() {
     drawList(streams);
     if (current || shown === null) say("");
   } catch (error) {
-    say(error.message);
+    if (!(error instanceof SignedOut)) say(error.message);
   }
 }
 
@@ -166,6 +195,7 @@ part("login").addEventListener("submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem(TOKEN, part("token").value.trim());
   part("token").value = "";
+  part("rejected").textContent = "";
   refresh();
   if (shown) open(shown);
 });
@@ -180,7 +210,7 @@ part("pause").addEventListener("click", async () => {
     const path = `v1/streams/${encodeURIComponent(shown)}`;
     drawStream(await ask(path, { method: "PATCH", body, headers: { "Content-Type": "application/json" } }));
   } catch (error) {
-    say(error.message);
+    if (!(error instanceof SignedOut)) say(error.message);
   }
 });
 

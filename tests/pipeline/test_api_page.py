@@ -62,14 +62,31 @@ def test_page(address: str, hub: StandInHub, tmp_path: Path) -> None:
     with open_page(tmp_path) as page:
         page.open(address)
         page.wait_for("!document.getElementById('login').hidden")
+        page.wait_for("document.activeElement.id === 'token'")
+        first = page.value("document.body.innerText")
+        assert "ask" in first
+        assert "--token-file" in first
+        assert "not accepted" not in first
+        page.screenshot(tmp_path / "login.png")
+        page.value("document.getElementById('token').value = 'a-token-of-somewhere-else'")
+        page.value("document.querySelector('#login button').click()")
+        page.wait_for("document.body.innerText.includes('This token was not accepted')")
+        page.screenshot(tmp_path / "rejected.png")
+        rejected = page.value("document.body.innerText")
+        for text in (first, rejected):  # what a person should do, not what a program should
+            assert not any(word in text.lower() for word in ("header", "authorization", "bearer", "post "))
+        assert page.value("sessionStorage.length") == 0
+        time.sleep(2.5)  # longer than from one refresh to the next: nobody asks with a token that is wrong
         asked = list(page.errors)
         assert all("401" in text for text in asked), asked
+        assert len(asked) == 2
         page.errors.clear()
 
         page.value(f"document.getElementById('token').value = '{TOKEN}'")
         page.value("document.querySelector('#login button').click()")
         page.wait_for("document.querySelectorAll('#streams li').length === 2")
         page.wait_for("document.querySelectorAll('#objects tr').length === 3")
+        assert page.value("document.getElementById('login').hidden")
         assert page.value("document.getElementById('name').textContent") == "gate-3"
         page.wait_for("document.getElementById('picture').naturalWidth > 0")
         text = page.value("document.body.innerText")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import SourceError, StoreError
 from pipeline.redact import redacted, redacted_trace
+from pipeline.url_guard import UrlGuard, UrlRefusedError
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,23 @@ def test_credentials_are_taken_out(given: str, left: str) -> None:
 
 def test_what_cannot_be_stored_becomes_an_escape() -> None:
     assert redacted("/data/\udcff.mp4").encode() == b"/data/\\udcff.mp4"
+
+
+def test_the_form_of_a_url_in_a_help_text_stays_as_it_is() -> None:
+    with pytest.raises(UrlRefusedError) as caught:
+        UrlGuard(()).parse("rtsp://admin:se@cret@camera/live")
+    assert "rtsp://[user[:password]@]host[:port][/path][?query]:" in str(SourceError(str(caught.value)))
+    assert "cret" not in str(caught.value)
+
+
+@settings(max_examples=200)
+@given(
+    st.sampled_from(["", "[user[:password]@]", "[user[:password]@", "[user@", "[user[:password]@]host:"]),
+    st.text(st.characters(exclude_characters="/?#'\"<>", exclude_categories=("Z", "C")), min_size=1),
+    st.sampled_from(["", ":554", "/live", "/a@b", " and more"]),
+)
+def test_nothing_before_the_last_at_sign_of_an_authority_is_left(front: str, secret: str, rest: str) -> None:
+    assert redacted(f"rtsp://{front}{secret}@camera{rest}") == f"rtsp://camera{rest}"
 
 
 @pytest.mark.parametrize("kind", [SourceError, StoreError])
