@@ -9,6 +9,11 @@ The conventions are those of the DAVIS toolkits for semi-supervised segmentation
 - The first frame is given and the last one is left out. An object's J and F are means over the other frames,
   a clip's over its objects, and the overall figures are means over all objects of all clips.
 
+Layouts: DAVIS-2016 and 2017, and anything laid out alike. Where there is `ImageSets/`, the clips are those of
+its validation list. Annotations that cannot give a score are refused before anything is tracked: those of
+first frames only (DAVIS test-dev), and those that hold only the objects that are new on a frame
+(YouTube-VOS).
+
 DAVIS leaves open, and here: an object that first shows on a later frame is given there and scored from the
 next one on. Frames without an annotation are tracked and not scored. The value 255 is object 1 in clips that
 hold nothing else (DAVIS-2016), else it marks pixels that count for nobody. `max_frames` cuts a clip as if it
@@ -159,21 +164,29 @@ def run(
     """Segment every clip of a data set from its first annotation on, and score the result.
 
     Args:
-        root: folder of JPEGImages/[480p/]<clip>/*.jpg and Annotations/[480p/]<clip>/*.png.
+        root: folder of JPEGImages/[480p/]<clip>/*.jpg and Annotations/[480p/]<clip>/*.png; with
+            ImageSets/2017/val.txt, ImageSets/2016/val.txt or ImageSets/480p/val.txt, the first of them
+            that is there says which clips are evaluated.
         segmenter: follows the objects; gets a new state per clip.
-        clips: only these; default all.
+        clips: only these, whatever ImageSets says; default all, or those of the list.
         max_frames: cut clips to so many frames, at least 3.
         progress: is told a line per clip.
 
     Raises:
-        UsageError: the folder is laid out otherwise, a clip is unknown, or a file in it is unusable.
+        UsageError: the folder is laid out otherwise, its annotations do not allow a score, a clip is unknown,
+            or a file in it is unusable.
     """
     if max_frames is not None and max_frames < 3:
         raise UsageError(f"{max_frames} frames per clip leave none to score: give at least 3")
-    found = _find_clips(Path(root), clips)
+    _refuse_youtube_vos(Path(root))
+    listed = None if clips else _validation_list(Path(root))
+    found = [clip.cut(max_frames) for clip in _find_clips(Path(root), clips or (listed and listed.clips))]
+    kinds = [_check_scorable(clip) for clip in found]  # of all clips, before the first is tracked
+    if listed is not None and progress is not None:
+        progress(f"{listed.path}: {len(found)} clips")
     scores = []
-    for number, clip in enumerate(found, 1):
-        score = _evaluate_clip(clip, segmenter, max_frames)
+    for number, (clip, binary) in enumerate(zip(found, kinds, strict=True), 1):
+        score = _evaluate_clip(clip, segmenter, binary)
         scores.append(score)
         if progress is not None:
             numbers = ", ".join(f"{k} {v:.1f}" for k, v in _percent(score.j, score.f).items())
@@ -190,6 +203,88 @@ class _Clip:
     name: str
     frames: tuple[Path, ...]
     annotations: dict[str, Path]
+
+    def cut(self, most: int | None) -> _Clip:
+        frames = self.frames[:most]
+        names = {path.stem for path in frames}
+        return _Clip(self.name, frames, {n: p for n, p in self.annotations.items() if n in names})
+
+
+@dataclass(frozen=True, slots=True)
+class _ClipList:
+    path: Path
+    clips: tuple[str, ...]
+
+
+def _refuse_youtube_vos(root: Path) -> None:
+    """UsageError for a root of YouTube-VOS, or the folder that its parts are in."""
+    parts = [name for name in ("valid", "train", "test", "all_frames") if (root / name).is_dir()]
+    parts = [name for name in parts if not (root / "JPEGImages").is_dir()]
+    if (root / "meta.json").is_file():
+        sign = "meta.json"
+    elif parts:
+        sign = f"{parts[0]}/ in place of JPEGImages/"
+    else:
+        return
+    raise UsageError(
+        f"{root} is laid out as YouTube-VOS is ({sign}), which is not supported: its annotations hold new "
+        "objects only and its scores come from the benchmark's server; give a folder laid out as DAVIS is"
+    )
+
+
+def _validation_list(root: Path) -> _ClipList | None:
+    """The clips that ImageSets/ names for validation; None where there is no such folder."""
+    if not (root / "ImageSets").is_dir():
+        return None
+    for path in (root / "ImageSets" / year / "val.txt" for year in ("2017", "2016", "480p")):
+        if path.is_file():
+            break
+    else:
+        raise UsageError(
+            f"{root / 'ImageSets'} has no 2017/val.txt, 2016/val.txt or 480p/val.txt, and no other list can "
+            "be scored (test-dev has masks of first frames only): name clips with --clip"
+        )
+    # A line is a clip's name or, in DAVIS-2016, /JPEGImages/480p/<clip>/<frame>.jpg and its annotation.
+    lines = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = [line.strip("/").split("/")[-2] if "/" in line.strip("/") else line for line in lines]
+    if not names:
+        raise UsageError(f"{path} names no clip")
+    missing = [name for name in names if not (_layer(root, "JPEGImages") / name).is_dir()]
+    if missing:
+        raise UsageError(
+            f"{path} names clip {missing[0]!r}, which is not in {_layer(root, 'JPEGImages')}: complete the "
+            "data set, or name clips with --clip"
+        )
+    return _ClipList(path, tuple(dict.fromkeys(names)))
+
+
+def _check_scorable(clip: _Clip) -> bool:
+    """UsageError if a clip's annotations allow no score. Whether its value 255 is object 1."""
+    values = [
+        frozenset(np.unique(_read_annotation(clip.annotations[path.stem])).tolist()) - {0}
+        for path in clip.frames
+        if path.stem in clip.annotations
+    ]
+    binary = frozenset().union(*values) == {_VOID}
+    shown = values if binary else [v - {_VOID} for v in values]
+    given: set[int] = set()
+    again = False  # whether an object is annotated on a later frame than the one it is given on
+    later = False  # whether an object is given after others
+    for here in shown:
+        again |= bool(here & given)
+        later |= bool(given and here - given)
+        given |= here
+    if len(values) == 1:
+        raise UsageError(
+            f"clip {clip.name} cannot be scored: one of its {len(clip.frames)} frames has an annotation, as "
+            "in DAVIS test-dev and the validation part of other benchmarks; those of later frames are needed"
+        )
+    if later and not again:
+        raise UsageError(
+            f"clip {clip.name} cannot be scored: each annotation holds only the objects that are new on its "
+            "frame, as in YouTube-VOS, which is not supported; those of all objects are needed"
+        )
+    return binary
 
 
 def _find_clips(root: Path, wanted: Sequence[str] | None) -> list[_Clip]:
@@ -242,13 +337,8 @@ def _read_annotation(path: Path) -> NDArray[np.int32]:
 # --- one clip ------------------------------------------------------------------------------------
 
 
-def _evaluate_clip(clip: _Clip, segmenter: Segmenter, max_frames: int | None) -> ClipScore:
-    frames = clip.frames[:max_frames]
-    values: set[int] = set()
-    for path in frames:
-        if path.stem in clip.annotations:
-            values.update(np.unique(_read_annotation(clip.annotations[path.stem])).tolist())
-    binary = values - {0} == {_VOID}
+def _evaluate_clip(clip: _Clip, segmenter: Segmenter, binary: bool) -> ClipScore:
+    frames = clip.frames
     sums: dict[int, list[tuple[float, float]]] = {}
     state = segmenter.new_state()
     seconds = 0.0

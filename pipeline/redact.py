@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import traceback
 
-# Up to the last "@" before the path: an unescaped one may be part of the password. Only the placeholder of our
-# own help, word for word and with no other "@" behind it, is no user information.
+# Up to the last "@" before the path: an unescaped one may be part of the password. Only the placeholder of
+# our own help, word for word and with no other "@" behind it, is no user information.
 _USER = re.compile(
     r"""(?x) (?<=://) (?! \[user\[:password\]@\] [^/?\#\s'"<>@]* (?: [/?\#\s'"<>] | $ ) ) [^/?\#\s'"<>]* @ """
 )

@@ -16,6 +16,7 @@ from reference.plain_davis import plain_f, plain_j, plain_outline
 from reference.plain_png import PALETTE, plain_png
 from rich.console import Console
 
+from jobs.cli import main
 from jobs.evaluate import EvaluationReport, boundary_accuracy, outline, region_similarity, run
 from pipeline.errors import UsageError
 
@@ -370,6 +371,94 @@ def test_clips_that_show_nothing_are_refused(good):
 
 def test_labels_of_another_size_are_refused(good):
     assert "labels of (20, 30)" in refused(good, [np.zeros((20, 30), np.uint8)] * 4)
+
+
+# --- other benchmarks' layouts ------------------------------------------------------------------
+
+
+def never_asked(root: Path, **options) -> str:
+    """The refusal of a data set on which nothing is tracked before it is refused."""
+    replay = Replay([square(10, 5)] * 9)
+    with pytest.raises(UsageError) as caught:
+        run(root, replay, **options)
+    assert replay.states == []
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_annotations_of_new_objects_only_are_no_truth(tmp_path):
+    new = square(22, 30, value=2)
+    write_clip(tmp_path, "0a1b", [square(5, 5), None, new, None, None, None], layer=".")
+    message = never_asked(tmp_path)
+    assert "clip 0a1b cannot be scored" in message
+    assert "YouTube-VOS" in message
+    # Nor is it a matter of how the frames in between are written.
+    empty = np.zeros_like(new)
+    write_clip(tmp_path / "filled", "a", [square(5, 5), empty, new, empty, empty], layer=".")
+    assert "YouTube-VOS" in never_asked(tmp_path / "filled")
+    # One clip of that kind is enough, behind others that could be scored.
+    write_clip(tmp_path / "mixed", "a", [square(5, 5 + i) for i in range(4)], layer=".")
+    write_clip(tmp_path / "mixed", "b", [square(5, 5), new, None, None], layer=".")
+    assert "clip b" in never_asked(tmp_path / "mixed")
+
+
+def test_youtube_vos_roots_are_named(tmp_path):
+    write_clip(tmp_path / "valid", "0a1b", [square(5, 5), None, None, None], layer=".")
+    (tmp_path / "valid" / "meta.json").write_text('{"videos": {}}')
+    assert "YouTube-VOS is (meta.json), which is not supported" in never_asked(tmp_path / "valid")
+    assert "YouTube-VOS is (valid/ in place of JPEGImages/)" in never_asked(tmp_path)
+
+
+@pytest.mark.parametrize("clips", [None, ["a"]])
+def test_annotations_of_first_frames_only_cannot_be_scored(tmp_path, clips):
+    write_clip(tmp_path, "a", [square(5, 5), None, None, None])
+    write_clip(tmp_path, "b", [square(5, 5), None, None, None])
+    message = never_asked(tmp_path, clips=clips)
+    assert "clip a cannot be scored: one of its 4 frames has an annotation, as in DAVIS test-dev" in message
+
+
+def test_the_validation_list_is_honoured(tmp_path):
+    truth = [square(10, 5 + i) for i in range(4)]
+    for name in ("cows", "dog", "train-only"):
+        write_clip(tmp_path, name, truth)
+    # As in the full DAVIS: a clip of another list may have no annotations at all.
+    for path in (tmp_path / "Annotations/480p/train-only").iterdir():
+        path.unlink()
+    lists = tmp_path / "ImageSets"
+    (lists / "480p").mkdir(parents=True)
+    told: list[str] = []
+    lines = [f"/JPEGImages/480p/cows/{i:05d}.jpg /Annotations/480p/cows/{i:05d}.png" for i in range(4)]
+    (lists / "480p" / "val.txt").write_text("\n".join(lines) + "\n")
+    assert [c.name for c in run(tmp_path, Replay(truth)).clips] == ["cows"]
+    (lists / "2016").mkdir()
+    (lists / "2016" / "val.txt").write_text("dog\n")
+    assert [c.name for c in run(tmp_path, Replay(truth)).clips] == ["dog"]
+    (lists / "2017").mkdir()
+    (lists / "2017" / "val.txt").write_text("cows\ndog\n\n")
+    report = run(tmp_path, Replay(truth, truth), progress=told.append)
+    assert [c.name for c in report.clips] == ["cows", "dog"]
+    assert told[0] == f"{lists / '2017' / 'val.txt'}: 2 clips"
+    assert [c.name for c in run(tmp_path, Replay(truth), clips=["dog"]).clips] == ["dog"]
+    (lists / "2017" / "val.txt").write_text("cows\ngoat\n")
+    assert "names clip 'goat', which is not in" in never_asked(tmp_path)
+
+
+def test_a_root_whose_lists_cannot_be_scored_is_refused(tmp_path):
+    write_clip(tmp_path, "a", [square(5, 5), None, None, None])
+    (tmp_path / "ImageSets" / "2017").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "2017" / "test-dev.txt").write_text("a\n")
+    assert "test-dev has masks of first frames only" in never_asked(tmp_path)
+
+
+def test_the_command_ends_with_2_and_without_a_score(tmp_path, capsys):
+    write_clip(tmp_path, "a", [square(5, 5), square(22, 30, value=2), None, None])
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", str(tmp_path), "--json"])
+    assert stopped.value.code == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "YouTube-VOS" in told.err
 
 
 # --- real data -----------------------------------------------------------------------------------
