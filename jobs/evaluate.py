@@ -180,7 +180,8 @@ def run(
         raise UsageError(f"{max_frames} frames per clip leave none to score: give at least 3")
     _refuse_youtube_vos(Path(root))
     listed = None if clips else _validation_list(Path(root))
-    found = [clip.cut(max_frames) for clip in _find_clips(Path(root), clips or (listed and listed.clips))]
+    wanted = clips if listed is None else listed.clips
+    found = [clip.cut(max_frames) for clip in _find_clips(Path(root), wanted)]
     kinds = [_check_scorable(clip) for clip in found]  # of all clips, before the first is tracked
     if listed is not None and progress is not None:
         progress(f"{listed.path}: {len(found)} clips")
