@@ -13,6 +13,7 @@ from typing import Any
 
 from jobs.actions import Progress, Running, SchedulerOptions
 from jobs.cluster import Resources, connected
+from jobs.listing import Skipped
 from jobs.manifest import VideoJob, local_absolute
 from jobs.ray_pool import RayPool, room_for
 from jobs.report import BatchReport
@@ -117,6 +118,7 @@ def run_batch(
     on_progress: OnProgress | None = None,
     on_stop: Callable[[], None] | None = None,
     stop: threading.Event | None = None,
+    skipped: Skipped | None = None,
 ) -> BatchReport:
     """Track all videos; what a video's fault is ends up in the report, not in an exception.
 
@@ -131,6 +133,7 @@ def run_batch(
         on_progress: is called with the standing and the running videos, twice a second.
         on_stop: is called when it begins to stop.
         stop: stops it as a signal does, once it is set.
+        skipped: what `load_manifest` left out, for the report.
 
     Returns:
         the report, which is in `OUT/batches/` too.
@@ -143,7 +146,7 @@ def run_batch(
     settings = _for_workers(settings)
     _check(settings, here=options.address is None)
     started = datetime.now(UTC)
-    report = BatchReport(jobs, {}, settings.out, started, started)
+    report = BatchReport(jobs, {}, settings.out, started, started, skipped=skipped or Skipped())
     report.check(settings.out_storage_options)
     with connected(options.address, gpus=settings.device != "cpu", debug=options.debug) as resources:
         chosen = plan(len(jobs), resources, settings.device, options)

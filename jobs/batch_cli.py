@@ -128,6 +128,7 @@ def run(
         ray_token.enable()
 
     from jobs.batch import BatchOptions, run_batch
+    from jobs.listing import Skipped
     from jobs.manifest import load_manifest
     from jobs.progress import BatchDisplay
     from pipeline.work import WorkerSettings
@@ -166,6 +167,7 @@ def run(
         max_tries=max_tries,
         debug=debug,
     )
+    skipped = Skipped()
     jobs = load_manifest(
         videos,
         prompts=prompts,
@@ -173,11 +175,14 @@ def run(
         priority=priority,
         restart=restart,
         inline_prompts=address is not None,
+        skipped=skipped,
     )
     if address is None:
         fetch_model(model)
     with BatchDisplay(console()) as display:
-        result = run_batch(jobs, settings, options, on_progress=display, on_stop=_say_stopping)
+        result = run_batch(
+            jobs, settings, options, on_progress=display, on_stop=_say_stopping, skipped=skipped
+        )
     _summarize(result)
     if report is not None:
         result.write(report)

@@ -11,6 +11,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from fsspec.utils import glob_translate
@@ -30,6 +31,40 @@ VIDEO_SUFFIXES = (
 SIDECARS = (".prompts.json", ".masks.png")
 _MAGIC = re.compile(r"[*?\[]")
 _FOLDERS_REMEMBERED = 256
+# A folder may hold a million images beside its videos.
+_MOST_SKIPPED = 1000
+_MOST_NAMED = 8
+_NO_SUFFIX = "no suffix of a video"
+_NO_VIDEO = "prompts or masks of no video here"
+
+
+@dataclass
+class Skipped:
+    """Files that a folder or a glob holds and that are not tracked.
+
+    Args:
+        count: how many there are.
+        files: the first of them, each with the reason.
+    """
+
+    count: int = 0
+    files: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, uri: str, reason: str) -> None:
+        """Note one more file."""
+        self.count += 1
+        if len(self.files) < _MOST_SKIPPED:
+            self.files.append((uri, reason))
+
+    def __str__(self) -> str:
+        """One line for the log: the first few names with their reasons."""
+        named: dict[str, list[str]] = {}
+        for uri, reason in self.files[:_MOST_NAMED]:
+            named.setdefault(reason, []).append(uri.rpartition("/")[2])
+        texts = [f"{', '.join(names)} ({reason})" for reason, names in named.items()]
+        more = self.count - min(self.count, _MOST_NAMED)
+        skipped = f"{self.count} {'file' if self.count == 1 else 'files'} skipped: {'; '.join(texts)}"
+        return skipped + (f"; and {more} more, see the report" if more else "")
 
 
 def has_wildcard(uri: str) -> bool:
@@ -37,11 +72,16 @@ def has_wildcard(uri: str) -> bool:
     return scheme_of(uri) not in ("http", "https") and _MAGIC.search(uri) is not None
 
 
-def videos_in(uri: str, storage_options: Mapping[str, Any] | None = None) -> Iterator[tuple[str, str | None]]:
+def videos_in(
+    uri: str, storage_options: Mapping[str, Any] | None = None, skipped: Skipped | None = None
+) -> Iterator[tuple[str, str | None]]:
     """(video, its sidecar or None) of a folder and all below it, or of a glob; sorted, local paths absolute.
 
     Of a folder, and of a glob that leaves the suffix open, files with a video's suffix are taken; of another
     glob, all that match. Hidden files and folders, and sidecars, are no videos.
+
+    Args:
+        skipped: takes note of the other files of the folder or the glob, hidden ones aside.
 
     Raises:
         UsageError: it cannot be listed, or there is no video.
@@ -53,7 +93,9 @@ def videos_in(uri: str, storage_options: Mapping[str, Any] | None = None) -> Ite
         root = "."
     elif not root or root.endswith(":/"):
         root += "/"
-    wanted = _matcher(pattern[len(root) :] if root != "." else pattern) if magic else _has_video_suffix
+    matches = _matcher(pattern[len(root) :] if root != "." else pattern) if magic else None
+    # A glob that names a suffix takes all that match.
+    any_suffix = magic is None or "." not in pattern.rpartition("/")[2]
     place, depth = f"{root}{chain}", _depth(pattern[magic.start() :]) if magic else None
     names = _listing(place, depth, storage_options)
     start = os.path.abspath(root.partition("://")[2] if "://" in root else expanded(root))
@@ -61,23 +103,33 @@ def videos_in(uri: str, storage_options: Mapping[str, Any] | None = None) -> Ite
     prefix = prefix.rstrip("/") if not prefix.endswith("://") else prefix[:-1]
     found = {n for n in names if n.endswith(SIDECARS)}
     count = 0
+    unused = set(found) if skipped is not None else set()
     for name in names:
-        if name not in found and wanted(name):
-            count += 1
-            beside = sidecar_of(name, found)
-            yield f"{prefix}/{name}{chain}", None if beside is None else f"{prefix}/{beside}{chain}"
+        if name in found or (matches is not None and matches(name) is None):
+            continue
+        if any_suffix and not _has_video_suffix(name):
+            if skipped is not None:
+                skipped.add(f"{prefix}/{name}{chain}", _NO_SUFFIX)
+            continue
+        count += 1
+        beside = sidecar_of(name, found)
+        unused.difference_update(_sidecars_of(name))
+        yield f"{prefix}/{name}{chain}", None if beside is None else f"{prefix}/{beside}{chain}"
+    for name in sorted(unused):
+        if skipped is not None and (matches is None or matches(name) is not None):
+            skipped.add(f"{prefix}/{name}{chain}", _NO_VIDEO)
     if not count:
         raise UsageError(_nothing(uri, bool(magic), names))
 
 
 def sidecar_of(video: str, names: Iterable[str]) -> str | None:
     """Which of `names` (a set, best) holds the prompts of a video of this name; prompts before masks."""
+    return next((name for name in _sidecars_of(video) if name in names), None)
+
+
+def _sidecars_of(video: str) -> list[str]:
     stem, suffix = os.path.splitext(video)
-    for base in (video, stem) if suffix else (video,):
-        for ending in SIDECARS:
-            if base + ending in names:
-                return base + ending
-    return None
+    return [base + ending for base in ((video, stem) if suffix else (video,)) for ending in SIDECARS]
 
 
 class Sidecars:
@@ -140,11 +192,8 @@ def _listing(place: str, depth: int | None, storage_options: Mapping[str, Any] |
 
 
 def _matcher(pattern: str) -> Any:
-    """Whether a name below the root matches a glob."""
-    pattern = pattern.lstrip("/")
-    match = re.compile(glob_translate(pattern)).match
-    any_suffix = "." not in pattern.rpartition("/")[2]
-    return lambda name: match(name) is not None and (not any_suffix or _has_video_suffix(name))
+    """Matches names below the root against a glob."""
+    return re.compile(glob_translate(pattern.lstrip("/"))).match
 
 
 def _depth(pattern: str) -> int | None:

@@ -7,6 +7,7 @@ video are, in this order: the manifest's, those beside the video (`a.prompts.jso
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from array import array
@@ -14,15 +15,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.listing import Sidecars, has_wildcard, sidecar_of, videos_in
+from jobs.listing import Sidecars, Skipped, has_wildcard, sidecar_of, videos_in
 from jobs.manifest_file import SUFFIXES, Row, check_prompts_name, is_manifest, read_rows
 from pipeline.errors import SourceError, UsageError
 from pipeline.filesystems import expanded
 from pipeline.locations import locate, scheme_of
 from pipeline.prompts import PromptSet, load_mask_png, load_prompts
+from pipeline.redact import redacted
 from pipeline.sources import find_plugin
 from pipeline.stream_ids import generate_stream_id
 from pipeline.work import StreamSpec
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ def load_manifest(
     restart: bool = False,
     inline_prompts: bool = False,
     storage_options: Mapping[str, Any] | None = None,
+    skipped: Skipped | None = None,
 ) -> list[VideoJob]:
     """The videos of a batch, in the order of the manifest or of their names.
 
@@ -70,6 +75,7 @@ def load_manifest(
         inline_prompts: give the videos what a local `prompts` file holds, not its name: on a cluster nobody
             else could read it.
         storage_options: for the fsspec file systems.
+        skipped: takes note of a folder's or glob's files that are not tracked; they are logged, too.
 
     Returns:
         the jobs. A video with nothing to track is among them: it may have been begun before, and fails by
@@ -89,7 +95,8 @@ def load_manifest(
     lines = array("q")
     seen: dict[str, int] = {}
     explicit: set[str] = set()
-    for row in _rows(uri, storage_options):
+    skipped = Skipped() if skipped is None else skipped
+    for row in _rows(uri, storage_options, skipped):
         generated = generate_stream_id(row.uri)
         stream_id = row.stream_id or generated
         if row.prompts is None and row.prompts_uri is None:
@@ -104,6 +111,8 @@ def load_manifest(
             before = seen.setdefault(name, len(jobs) - 1)
             if before != len(jobs) - 1 and not _meant(jobs[before], jobs[-1], explicit):
                 raise UsageError(_twice(uri, jobs[before], lines[before], jobs[-1], row.line))
+    if skipped.count:
+        logger.warning("%s: %s", redacted(uri), skipped)
     if not jobs:
         raise UsageError(f"{uri} names no video; give at least one")
     if detector is None and not any(job.spec.prompts_uri or job.spec.prompts for job in jobs):
@@ -111,7 +120,7 @@ def load_manifest(
     return jobs
 
 
-def _rows(uri: str, storage_options: Mapping[str, Any] | None) -> Iterator[Row]:
+def _rows(uri: str, storage_options: Mapping[str, Any] | None, skipped: Skipped) -> Iterator[Row]:
     """All videos, with the prompts that are their own."""
     if find_plugin(scheme_of(uri)):
         yield Row(0, uri)
@@ -127,7 +136,7 @@ def _rows(uri: str, storage_options: Mapping[str, Any] | None) -> Iterator[Row]:
             raise UsageError(f"{uri} is no video; a manifest is one of {', '.join(SUFFIXES)}")
         yield Row(0, path, prompts_uri=_beside(path, storage_options))
     else:
-        for video, beside in videos_in(uri, storage_options):
+        for video, beside in videos_in(uri, storage_options, skipped):
             yield Row(0, video, prompts_uri=beside)
 
 

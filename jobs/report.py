@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, get_args
 
 from jobs.actions import VideoResult, VideoState
+from jobs.listing import Skipped
 from jobs.manifest import VideoJob
 from pipeline.errors import XmemError
 from pipeline.files import open_files
@@ -39,6 +40,7 @@ class BatchReport:
         interrupted: it was told to stop before everything was done.
         frames: tracked in this run, repeated ones counted again.
         workers: processes that tracked, at most.
+        skipped: files of the folder or glob that are not tracked.
         batch_id: in the report's name; default: made of the time, and random.
     """
 
@@ -50,6 +52,7 @@ class BatchReport:
     interrupted: bool = False
     frames: int = 0
     workers: int = 0
+    skipped: Skipped = field(default_factory=Skipped, repr=False)
     batch_id: str = ""
 
     def __post_init__(self) -> None:
@@ -103,6 +106,10 @@ class BatchReport:
             "frames_tracked": self.frames,
             "workers": self.workers,
             "totals": self.totals(),
+            "skipped": {
+                "files": self.skipped.count,
+                "first": [{"uri": redacted(uri), "reason": reason} for uri, reason in self.skipped.files],
+            },
         }
         yield json.dumps(head, indent=2)[:-2] + ',\n  "videos": ['
         separator = "\n    "

@@ -8,6 +8,7 @@ FFmpeg's own messages are never printed (PyAV's default).
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections import deque
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from pipeline.errors import SourceError
+from pipeline.errors import NotAVideoError, SourceError
 from pipeline.locations import GuardedFile, Location, one_line, read_error
 from pipeline.redact import shareable
 
@@ -32,6 +33,10 @@ _STRICT = {"err_detect": "explode+crccheck+bitstream+buffer"}
 _MAX_READ_FAILURES = 32
 _HOLD_WITHOUT_PTS = 16
 _HOLD_AT_MOST = 64
+_HEADER_BYTES = 4 << 20
+"""A file that is read to its end within so many bytes, and yet refused, is cut off."""
+_TEXT_FORMATS = ("tty", "bin", "adf", "idf", "xbin")
+"""FFmpeg draws text files as pictures."""
 _HIDES_PICTURES = ("vp8", "libvpx")
 """Decoders of codecs with packets that are never shown, only referred to."""
 
@@ -93,7 +98,7 @@ class Picture:
 
 @contextmanager
 def opened(location: Location, *, threads: int, strict: bool, block_size: int) -> Iterator[Session]:
-    """Open a video for one reading. Raises SourceError if it is no video."""
+    """Open a video for one reading. NotAVideoError: it is none; SourceError: it cannot be read now."""
     handle = None if location.is_local else location.open(block_size)
     container: Any = None
     try:
@@ -109,13 +114,18 @@ def opened(location: Location, *, threads: int, strict: bool, block_size: int) -
                 raise read_error(location.uri, handle.failure) from shareable(error)
             if isinstance(error, FileNotFoundError | PermissionError):
                 raise read_error(location.uri, error) from shareable(error)
-            raise SourceError(
+            kind = NotAVideoError if _is_certain(error, location, handle) else SourceError
+            raise kind(
                 f"{location.uri}: not a readable video ({_reason(error)}); "
                 "the file is of another type, or was cut off before its index was written"
             ) from shareable(error)
+        if container.format.name in _TEXT_FORMATS:
+            raise NotAVideoError(f"{location.uri}: is a text file, not a video; give a video file")
         stream = _video_stream(container)
         if stream is None:
-            raise SourceError(f"{location.uri}: holds no video stream that can be decoded; give a video file")
+            raise NotAVideoError(
+                f"{location.uri}: holds no video stream that can be decoded; give a video file"
+            )
         for other in container.streams:
             if other is not stream:
                 with suppress(AttributeError, ValueError):
@@ -371,6 +381,22 @@ def _released(waiting: dict[int, int], held: deque[tuple[Any, int]], may_hide: b
             for pts in passed:
                 del waiting[pts]
         yield frame
+
+
+def _is_certain(error: Exception, location: Location, handle: GuardedFile | None) -> bool:
+    """Whether FFmpeg refused a file for what it holds, not for how it was read."""
+    if isinstance(error, av.InvalidDataError | av.EOFError):
+        return True
+    if handle is not None:  # each of its reads has succeeded
+        return isinstance(error, MediaError)
+    if getattr(error, "errno", None) != errno.EIO:
+        return False
+    # What ends within its header is an input error to some of FFmpeg's demuxers; then all of it can be read.
+    try:
+        with open(location.path, "rb") as file:
+            return len(file.read(_HEADER_BYTES + 1)) <= _HEADER_BYTES
+    except OSError:
+        return False
 
 
 def _video_stream(container: Any) -> Any | None:

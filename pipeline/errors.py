@@ -33,6 +33,16 @@ class SourceError(XmemError):
     """The video cannot be opened, or holds no decodable frame."""
 
 
+class NoSuchSourceError(SourceError):
+    """There is no video at the path or URI that was given."""
+
+    exit_code = 2
+
+
+class NotAVideoError(SourceError):
+    """What was read as a whole is certainly no video: opening it again cannot help."""
+
+
 class StoreError(XmemError):
     """The output folder cannot be read or written."""
 

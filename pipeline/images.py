@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.closing import Closing
-from pipeline.errors import SourceError
+from pipeline.errors import NotAVideoError
 from pipeline.locations import Location, read_error
 from pipeline.records import Event, Frame
 from pipeline.redact import redacted, shareable
@@ -29,7 +29,7 @@ class ImageFolder(Closing):
 
     An image that cannot be decoded is no frame: it is reported as a `corrupt` event on the next one that
     can. EXIF orientation is honoured, transparency dropped, 16-bit images reduced to 8. Attributes are
-    those of `pipeline.sources.VideoSource`. Raises SourceError when there are no images, or none can be
+    those of `pipeline.sources.VideoSource`. Raises NotAVideoError when there are no images, or none can be
     decoded.
     """
 
@@ -44,13 +44,13 @@ class ImageFolder(Closing):
         self._entries = _list_images(location)
         if not self._entries:
             kinds = ", ".join(s[1:] for s in SUFFIXES)
-            raise SourceError(f"{self.uri}: the folder holds no images; it needs files of type {kinds}")
+            raise NotAVideoError(f"{self.uri}: the folder holds no images; it needs files of type {kinds}")
         self.frame_count: int | None = len(self._entries)
         self.codec = self._entries[0][0].rsplit(".", 1)[1].lower()
         self.fingerprint = _fingerprint(self._entries)
         first = next(self.frames(), None)
         if first is None:
-            raise SourceError(
+            raise NotAVideoError(
                 f"{self.uri}: none of the folder's {len(self._entries)} images can be decoded; replace them"
             )
         self.height, self.width = first.size

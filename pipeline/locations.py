@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.errors import SourceError
+from pipeline.errors import NoSuchSourceError, SourceError
 from pipeline.filesystems import connect, is_local
 from pipeline.read_ahead import ReadAhead
 from pipeline.redact import redacted, shareable
@@ -253,7 +253,7 @@ def read_error(uri: str, error: BaseException) -> SourceError:
     if isinstance(error, SourceError):
         return error
     if isinstance(error, FileNotFoundError):
-        return SourceError(f"{uri}: no such file or folder; check the path")
+        return NoSuchSourceError(f"{uri}: no such file or folder; check the path")
     if isinstance(error, PermissionError):
         return SourceError(f"{uri}: permission denied; check the file's rights or the credentials")
     if type(error).__name__ == "FileExpired":

@@ -29,7 +29,7 @@ from typing import Any, Protocol, Self, cast
 
 from pipeline import decoding, packets
 from pipeline.closing import Closing
-from pipeline.errors import SourceError
+from pipeline.errors import NotAVideoError, SourceError
 from pipeline.images import ImageFolder
 from pipeline.locations import BLOCK_BYTES, Location, locate, one_line, scheme_of
 from pipeline.plugins import load_entry_point
@@ -104,11 +104,15 @@ def open_source(
 
     Args:
         uri: a path or fsspec URI of a video file or a folder of images, or a URI whose scheme a plugin
-        reads. threads: how many threads decode; 0 leaves it to FFmpeg. Frames are the same with any number.
+            reads.
+        threads: how many threads decode; 0 leaves it to FFmpeg. Frames are the same with any number.
         storage_options: for the fsspec file system.
         block_size: most bytes per range read of a remote file; three times that may be kept in memory.
 
-    Raises SourceError if nothing is there, it is no video, or it holds no decodable frame.
+    Raises:
+        NoSuchSourceError: nothing is there.
+        NotAVideoError: the file could be read and is no video, or holds no decodable frame.
+        SourceError: it cannot be read now.
     """
     if plugin := find_plugin(scheme_of(uri)):
         return PluginVideo(uri, plugin)
@@ -166,7 +170,7 @@ class VideoFile(_Opened):
             self.frame_count = _estimate(session)
             first = next(decoding.lenient(session), None)
             if first is None:
-                raise SourceError(
+                raise NotAVideoError(
                     f"{self.uri}: no frame can be decoded ({self.codec} in {self.container}); "
                     "the file is empty, cut off or damaged"
                 )

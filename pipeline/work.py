@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.errors import AnotherWriterError, UsageError, XmemError
+from pipeline.errors import AnotherWriterError, NotAVideoError, UsageError, XmemError
 from pipeline.redact import redacted
 from xmem_core import MemoryConfig
+
+_PERMANENT = (UsageError, NotAVideoError, AnotherWriterError)
 
 Outcome = Literal["tracked", "finished", "refused", "unknown", "failed"]
 
@@ -95,12 +97,12 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """That of an error. What the user asked for wrongly, and another writer, stay as they are."""
+        """That of an error. A wrong request, a file that is no video and another writer are permanent."""
         lines = redacted(str(error)).strip().splitlines()
         message = lines[0] if lines else type(error).__name__
         if not isinstance(error, XmemError):
             message = f"{type(error).__name__}: {message}"
-        return cls(type(error).__name__, message, isinstance(error, UsageError | AnotherWriterError))
+        return cls(type(error).__name__, message, isinstance(error, _PERMANENT))
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,8 +97,8 @@ def test_every_good_video_is_tracked_as_by_itself_and_every_bad_one_is_named(
     )
     assert report.exit_code == 1
     assert states(report) == {
-        "a.mp4": "finished", "b.mp4": "finished", "c.mp4": "finished", "cut.mp4": "quarantined",
-        "empty.mp4": "quarantined", "nothing.mp4": "failed", "text.mp4": "quarantined", "wrong.mp4": "failed",
+        "a.mp4": "finished", "b.mp4": "finished", "c.mp4": "finished", "cut.mp4": "failed",
+        "empty.mp4": "failed", "nothing.mp4": "failed", "text.mp4": "failed", "wrong.mp4": "failed",
     }  # fmt: skip
     causes = {Path(j.spec.uri).name: r.cause.message for j, r in report.bad() if r.cause is not None}
     assert "nothing to track" in causes["nothing.mp4"]
@@ -134,7 +134,7 @@ def test_run_again_only_what_is_unfinished_is_tracked_and_with_restart_all(
     first = run_batch(
         load_manifest(videos), settings(out, weights), BatchOptions(actors=1, threads=1, max_tries=1)
     )
-    assert states(first) == {"a.mp4": "finished", "b.mp4": "quarantined", "c.mp4": "finished"}
+    assert states(first) == {"a.mp4": "finished", "b.mp4": "failed", "c.mp4": "finished"}
     before = written(out)
     (videos / "b.mp4").write_bytes(good)
     second = run_batch(load_manifest(videos), settings(out, weights), ONE)
@@ -218,7 +218,7 @@ def test_from_a_bucket_into_a_bucket(videos: Path, weights: str, s3_server: S3Se
     once = BatchOptions(actors=1, threads=1, max_tries=1)
     first = run_batch(jobs, given, once)
     assert states(first) == {
-        "a.mp4": "finished", "b.mp4": "finished", "broken.mp4": "quarantined", "c.mp4": "finished"
+        "a.mp4": "finished", "b.mp4": "finished", "broken.mp4": "failed", "c.mp4": "finished"
     }  # fmt: skip
     text = fs.cat_file(first.location).decode()
     assert json.loads(text)["totals"]["rows"] == 45

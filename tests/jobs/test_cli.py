@@ -234,9 +234,17 @@ def _no_images(t: Path, made: Path) -> Path:
     return t / "folder"
 
 
-@pytest.mark.parametrize(
-    "make", [lambda t, m: t / "absent.mp4", _not_a_video, _empty, _without_end, _no_images]
-)
+def test_a_missing_video_is_a_wrong_request(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert track(made, tmp_path / "out", video=tmp_path / "absent.mp4") == 2
+    assert f"{tmp_path}/absent.mp4: no such file or folder" in error_line(capsys)
+    assert call("batch", tmp_path / "absent.mp4", "--out", tmp_path / "out") == 2
+    assert f"{tmp_path}/absent.mp4: no such file or folder" in error_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("make", [_not_a_video, _empty, _without_end, _no_images])
 def test_what_is_no_video_is_a_failure(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Any
 ) -> None:

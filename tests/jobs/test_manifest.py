@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from servers import S3Server
 
-from jobs.listing import sidecar_of
+from jobs.listing import Skipped, sidecar_of
 from jobs.manifest import VideoJob, load_manifest
 from jobs.manifest_file import absolute
 from pipeline.errors import UsageError
@@ -66,6 +66,33 @@ def test_a_folder_means_its_videos_at_any_depth(tmp_path: Path) -> None:
     assert names(jobs, tmp_path) == ["a.MKV", "b.mp4", "deep/er/c.webm"]
     assert [j.spec.stream_id for j in jobs] == [generate_stream_id(j.spec.uri) for j in jobs]
     assert [j.priority for j in jobs] == [1.0] * 3
+
+
+def test_what_a_folder_or_a_glob_skips_is_named_with_the_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "a.mp4", "a.prompts.json", "notes.txt", "deep/b.jpg", "d.masks.png", ".hidden.txt")
+    skipped = Skipped()
+    load_manifest(tmp_path, skipped=skipped)
+    assert skipped.files == [
+        (f"{tmp_path}/deep/b.jpg", "no suffix of a video"),
+        (f"{tmp_path}/notes.txt", "no suffix of a video"),
+        (f"{tmp_path}/d.masks.png", "prompts or masks of no video here"),
+    ]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: 3 files skipped: b.jpg, notes.txt (no suffix of a video); d.masks.png (prompts or "
+        "masks of no video here)"
+    ]
+    skipped = Skipped()
+    load_manifest(f"{tmp_path}/*", skipped=skipped)
+    assert [Path(uri).name for uri, _ in skipped.files] == ["notes.txt", "d.masks.png"]
+    caplog.clear()
+    load_manifest(f"{tmp_path}/*.mp4")
+    assert caplog.records == []
+    for i in range(2000):
+        skipped.add(f"s3://b/{i}.jpg", "no suffix of a video")
+    assert (skipped.count, len(skipped.files)) == (2002, 1000)
+    assert str(skipped).endswith("; and 1994 more, see the report")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from jobs.actions import VideoResult
+from jobs.listing import Skipped
 from jobs.manifest import VideoJob
 from jobs.report import BatchReport
 from pipeline.errors import StoreError, XmemError
@@ -40,6 +41,7 @@ def test_it_says_what_became_of_each_video(tmp_path: Path) -> None:
     document = json.loads(text)
     videos = document.pop("videos")
     assert document.pop("batch_id").startswith("20260304T050607Z-")
+    assert document.pop("skipped") == {"files": 0, "first": []}
     assert document == {
         "format_version": 1,
         "out": str(tmp_path / "out"),
@@ -62,6 +64,14 @@ def test_it_says_what_became_of_each_video(tmp_path: Path) -> None:
     assert videos[1]["cause"] == {"kind": "SourceError", "message": "b.mp4: no video"}
     assert videos[2]["cause"]["message"] == "s3://h/c.mp4 broke"
     assert videos[4]["state"] == "pending"
+
+
+def test_it_names_the_files_that_were_skipped(tmp_path: Path) -> None:
+    skipped = Skipped()
+    skipped.add("s3://key:secret@host/notes.txt", "no suffix of a video")
+    document = json.loads("".join(report(tmp_path, skipped=skipped).to_json()))
+    first = [{"uri": "s3://host/notes.txt", "reason": "no suffix of a video"}]
+    assert document["skipped"] == {"files": 1, "first": first}
 
 
 def test_an_empty_batch_is_valid_json(tmp_path: Path) -> None:

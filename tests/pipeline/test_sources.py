@@ -23,9 +23,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from servers import S3Server
 
 from pipeline import packets, plugins, retries, sources
-from pipeline.errors import SourceError
+from pipeline.errors import NoSuchSourceError, NotAVideoError, SourceError
 from pipeline.records import Frame
 from pipeline.sources import VideoSource, open_source
+from pipeline.work import Failure
 
 SHARED = Path("/work/shared/data/video")
 SMALL = {"images": 120, "width": 96, "height": 64}
@@ -455,6 +456,41 @@ def test_not_a_video(tmp_path: Path) -> None:
         open_source("")
 
 
+@pytest.mark.parametrize("remote", [False, True])
+def test_what_is_certainly_no_video_is_told_from_what_cannot_be_read(tmp_path: Path, remote: bool) -> None:
+    good = videos.make_video(tmp_path / "good.mkv", 10)
+    videos.truncate(videos.make_video(tmp_path / "good.mp4", 10), tmp_path / "cut.mp4", 0.5)
+    for name, data in {
+        "empty.mp4": b"",
+        "page.mp4": b"<!DOCTYPE html><html><body>404 Not Found</body></html>\n" * 20,
+        "notes.txt": b"Dear editor,\nthe recording follows by post.\n" * 20,
+        "header.mkv": good.read_bytes()[:60],
+        "cut.mp4": (tmp_path / "cut.mp4").read_bytes(),
+        "folder/readme.txt": b"nothing here",
+    }.items():
+        if remote:
+            fsspec.filesystem("memory").pipe_file(f"/certain/{name}", data)
+        else:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(data)
+    root = "memory://certain" if remote else str(tmp_path)
+    for name in ("empty.mp4", "page.mp4", "notes.txt", "header.mkv", "cut.mp4", "folder"):
+        with pytest.raises(NotAVideoError, match=name.partition(".")[0]) as caught:
+            open_source(f"{root}/{name}")
+        assert Failure.of(caught.value).permanent
+    with pytest.raises(NoSuchSourceError):
+        open_source(f"{root}/absent.mp4")
+
+
+def test_raw_streams_have_no_times(tmp_path: Path) -> None:
+    """As README says: frames are numbered, `pts_seconds` is unknown."""
+    path = videos.make_video(tmp_path / "raw.h264", 20, b_frames=2, gop=8)
+    source = open_source(str(path))
+    assert [(f.frame_index, f.pts_seconds) for f in source.frames()] == [(i, None) for i in range(20)]
+    assert source.frame_count is None
+    assert decode(source, 12) == decode(source)[12:]
+
+
 def test_mp4_that_lost_its_index(tmp_path: Path) -> None:
     good = videos.make_video(tmp_path / "good.mp4", 50)
     refused(videos.truncate(good, tmp_path / "cut.mp4", 0.9), "cut off before its index was written")
@@ -553,6 +589,9 @@ def test_a_broken_connection_is_no_damage(
         assert all(frame.losses == () for frame in delivered)
     monkeypatch.setattr(BrokenFileSystem, "breaks_at", 100)
     refused("broken://clip.mkv", "connection reset by peer")
+    with pytest.raises(SourceError) as caught:
+        open_source("broken://clip.mkv")
+    assert not Failure.of(caught.value).permanent
 
 
 def test_videos_and_images_on_s3(tmp_path: Path, s3_server: S3Server) -> None:

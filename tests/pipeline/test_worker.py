@@ -176,11 +176,12 @@ def test_streams_take_turns_and_a_bad_one_disturbs_nobody(
         empty = worker.open(spec(video, "none", prompts=None)).failure
         missing = worker.open(spec(tmp_path / "no.mp4", "missing")).failure
     assert failed is not None
-    assert (failed.kind, failed.permanent) == ("SourceError", False)
+    assert (failed.kind, failed.permanent) == ("NotAVideoError", True)
     assert empty is not None
     assert (empty.kind, empty.permanent) == ("PromptError", True)
     assert missing is not None
     assert "no such file" in missing.message
+    assert not missing.permanent  # another machine may see it
     assert worker.facts()["streams"] == ["a", "b"]
     for a, b in zip(drive(worker, "a", 0, 5), drive(worker, "b", 0, 5), strict=True):
         assert a.outcome == b.outcome
