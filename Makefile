@@ -38,7 +38,7 @@ demo: $(VENV)/runtime $(VENV)/clips
 
 test: setup-dev
 	-@infra/dev/rtsp-test-system.sh
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	$(BIN)/python -m pytest
 
 lint: setup-dev
 	$(BIN)/ruff check .
@@ -51,7 +51,7 @@ format: setup-dev
 
 bench: setup-dev
 	@for name in $(BENCHMARKS); do echo "== $$name" && \
-		OMP_WAIT_POLICY=PASSIVE PYTHONPATH=.:tests $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
+		PYTHONPATH=.:tests $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
 
 soak: setup-dev
 	$(BIN)/python -m pytest -m soak --timeout=7200

@@ -19,6 +19,7 @@ from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.live_spec import LiveSpec
 from pipeline.work import ChunkRef, ChunkReport, StreamSpec, StreamStatus, WorkerSettings
 from pipeline.worker import Worker
+from xmem_core.openmp import passive_environment
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def tracker_actor(settings: WorkerSettings, *, gpus: float = 0.0, **options: Any
         options: for `ray.actor.ActorClass.options`.
     """
     # Ray would give the actor's libraries one thread; torch is told per stream, OpenMP reads it at its start.
-    environment = {"env_vars": {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "PASSIVE"}}
+    environment = {"env_vars": {"OMP_NUM_THREADS": str(settings.threads), **passive_environment()}}
     chosen = {"num_cpus": settings.threads, "num_gpus": gpus, "runtime_env": environment, **options}
     return TrackerActor.options(**chosen).remote(settings)
 
@@ -166,7 +167,7 @@ def live_actor(settings: HubSettings, *, gpus: float = 0.0, calls: int = LIVE_CA
         calls: that may be answered at the same time, beside those that wait for news.
         options: for `ray.actor.ActorClass.options`; `lifetime=None` ends it with its owner.
     """
-    environment = {"env_vars": {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "PASSIVE"}}
+    environment = {"env_vars": {"OMP_NUM_THREADS": str(settings.threads), **passive_environment()}}
     chosen = {
         "name": live_actor_name(settings.hub),
         "get_if_exists": True,

@@ -11,6 +11,9 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 from servers import s3_server  # noqa: E402, F401
 
+# Before any test imports torch: see `xmem_core.openmp`.
+import xmem_core as _core  # noqa: E402, F401
+
 # A busy machine is no fault of the code: no test is judged by the clock.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")

@@ -28,5 +28,5 @@ def install(folder: Path) -> Path:
 def python(installed: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run Python with the package of that folder, and this checkout, on its path."""
     paths = os.pathsep.join(map(str, (installed, ROOT)))
-    known = dict(os.environ, PYTHONPATH=paths, OMP_WAIT_POLICY="PASSIVE", **environment)
+    known = dict(os.environ, PYTHONPATH=paths, **environment)
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=known)

@@ -76,7 +76,7 @@ def _environment() -> dict[str, str]:
     """Ours, without what points at this checkout; jobs' `python` is this interpreter."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "PYTHONPATH"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    threads = {"OMP_NUM_THREADS": "1"}
     return {**kept, **threads, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 
 

@@ -20,6 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import xmem_core  # noqa: F401  before torch, as in every command: see xmem_core.openmp
+
+# isort: split
+
 import torch
 from videos import make_video, truncate
 

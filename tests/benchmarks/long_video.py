@@ -24,6 +24,11 @@ from typing import Any
 sys.path.extend([str(Path(__file__).parents[2]), str(Path(__file__).parents[1])])
 
 import av
+
+import xmem_core  # noqa: F401  before torch, as in every command: see xmem_core.openmp
+
+# isort: split
+
 import torch
 from measured import resident_bytes
 
@@ -137,12 +142,10 @@ def figures(
 
 def measure(frames: int, threads: int, clip: Path | None = None, boxes: str | None = None) -> dict[str, Any]:
     """The figures of a run in a process of its own: what was loaded here before does not count."""
-    # Threads that spin while they wait would be measured too when anything else runs beside it.
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, __file__, "--inside", "--frames", str(frames), "--threads", str(threads)]
     command += ["--clip", str(clip)] if clip else []
     command += ["--boxes", boxes] if boxes else []
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 

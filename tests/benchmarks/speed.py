@@ -20,6 +20,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import xmem_core  # noqa: F401  before torch, as in every command: see xmem_core.openmp
+
+# isort: split
+
 import torch
 from rich.console import Console
 from rich.table import Table

@@ -18,8 +18,9 @@ from test_worker import FRAMES, PROMPTS, ROWS, rows
 from tiny import CAPPED_MEMORY
 from videos import make_video
 
-from pipeline.actor import tracker_actor
+from pipeline.actor import live_actor, tracker_actor
 from pipeline.executor import track
+from pipeline.live_hub import HubSettings
 from pipeline.prompts import PromptSet
 from pipeline.work import ChunkRef, StreamSpec, StreamStatus, WorkerSettings
 
@@ -156,3 +157,19 @@ def test_an_actor_has_the_threads_it_was_promised(out: Path, model: str) -> None
     actor = tracker_actor(WorkerSettings(str(out), model=model, threads=1), num_cpus=0)
     assert ray.get(actor.__ray_call__.remote(lambda self: os.environ["OMP_NUM_THREADS"])) == "1"
     ray.kill(actor)
+
+
+def test_an_actors_threads_wait_as_the_driver_says(
+    out: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Set before its process is started, so whatever imports torch there comes later."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "77")
+    tracker = tracker_actor(WorkerSettings(str(out), model=model, threads=1), num_cpus=0)
+    live = live_actor(HubSettings(str(out), hub="spin", model=model), num_cpus=0, lifetime=None)
+    for actor in (tracker, live):
+        started_with = ray.get(
+            actor.__ray_call__.remote(lambda self: Path("/proc/self/environ").read_bytes())
+        )
+        assert b"GOMP_SPINCOUNT=77" in started_with.split(b"\0")
+        ray.kill(actor)

@@ -45,7 +45,7 @@ class Hub:
     """The worker, talked to by lines."""
 
     def __init__(self, out: Path, log: Path) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **STRICT}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **STRICT}
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, str(WORKER), str(out), str(SIZE)],

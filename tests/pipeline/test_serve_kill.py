@@ -56,7 +56,7 @@ class Service:
 
     def start(self) -> None:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        given = {"XMEM_API_TOKENS": TOKEN, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        given = {"XMEM_API_TOKENS": TOKEN, "OMP_NUM_THREADS": "1"}
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 self._command,

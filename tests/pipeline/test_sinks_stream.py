@@ -249,9 +249,7 @@ def start(
         "prompts": PROMPTS, "sinks": ["kept"],
     }  # fmt: skip
     paths = [str(plugin), str(WORKER.parents[2]), str(WORKER.parents[1])]
-    environment = dict(
-        os.environ, PYTHONPATH=os.pathsep.join(paths), KEPT=str(kept), DIE=die, OMP_WAIT_POLICY="PASSIVE"
-    )
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(paths), KEPT=str(kept), DIE=die)
     return subprocess.Popen(
         [sys.executable, str(WORKER), json.dumps(arguments)],
         stdout=subprocess.PIPE,
