@@ -3,7 +3,8 @@
 Every few frames the detector is asked. What it finds where a tracked object already is, is that object. The
 rest are candidates; one that is found again a few times in a row, near where it was expected, becomes an
 object with an id that no object of this stream ever had. An object that was started here and has been out of
-sight for too long is given up; objects that a user asked for stay until the user removes them.
+sight for too long is given up, sooner where new ones wait for room; and each of them gives way to a prompt
+that needs its place. Objects that a user asked for, or corrected, stay until the user removes them.
 
 A tracker that knows things by their looks may give a newcomer to an object that looks like it. So of an
 object that was started here only the part counts that follows from where it was before, its home; what is
@@ -155,6 +156,38 @@ class ObjectFinder:
     def reserve(self, ids: Iterable[int]) -> None:
         """Never give these ids, nor any below them, to a new object."""
         self._next_id = max([self._next_id, *(i + 1 for i in ids)])
+
+    @property
+    def started(self) -> list[int]:
+        """Ids of the living objects that were started here and not released since. Any thread may ask."""
+        return list(self._last_seen)
+
+    def release(self, ids: Iterable[int]) -> None:
+        """Objects that are no longer given up here: a prompt made them the user's, or they were removed."""
+        released = set(ids)
+        self._last_seen = {i: seen for i, seen in self._last_seen.items() if i not in released}
+
+    def make_room(self, frame_index: int, count: int, among: Collection[int]) -> dict[int, int]:
+        """Choose objects that were started here to give way to prompts. They are forgotten here.
+
+        Those out of sight go first, the longest unseen of them before the others; then the visible ones, the
+        most recently started first.
+
+        Args:
+            frame_index: of the frame about to be tracked.
+            count: objects that have to go.
+            among: ids of objects that may.
+
+        Returns:
+            By id, in the order in which they were chosen, the frames that each was out of sight; fewer than
+            `count` if no more of them were started here.
+        """
+        visible = set() if self._labels is None else set(np.unique(self._labels).tolist())
+        choice = [i for i in self._last_seen if i in among]
+        choice.sort(key=lambda i: (i in visible, -i if i in visible else self._last_seen[i], i))
+        unseen = {i: frame_index - self._last_seen[i] - 1 for i in choice[:count]}
+        self.release(unseen)
+        return unseen
 
     def given_up(self, frame_index: int) -> list[int]:
         """Objects that were started here and have been out of sight for too long. They are forgotten here."""

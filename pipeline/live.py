@@ -137,16 +137,6 @@ class LiveTracker(Closing):
         self.state, self.restored_from = restored.state, restored.next_frame
         self._previous, self._previous_size = restored.previous, restored.previous_size
         self._lost = restored.lost
-        self.requests = LiveRequests(
-            self.spec,
-            record,
-            self.state,
-            applied=restored.applied,
-            paused=restored.paused,
-            distrusted=distrusted,
-        )
-        self._snapshot_applied = self.requests.applied
-
         first = max(books.frames, record.frames_reserved)
         self._unwritten = Unwritten(books, first)
         self._objects = LiveObjects(
@@ -157,6 +147,15 @@ class LiveTracker(Closing):
             finder=restored.finder,
             categories=restored.categories,
         )
+        self.requests = LiveRequests(
+            self.spec,
+            record,
+            self._objects,
+            applied=restored.applied,
+            paused=restored.paused,
+            distrusted=distrusted,
+        )
+        self._snapshot_applied = self.requests.applied
         if restored.finder is not None:
             restored.finder.reserve([record.ids_reserved - 1, *self.state.object_ids])
         self._begun = False

@@ -5,7 +5,7 @@ Each that comes or goes is told as it happens: a frame may fail half-way, and wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,27 +59,51 @@ class LiveObjects:
         """Categories of the objects that are tracked, by id."""
         return {i: self.categories.get(i) for i in self.state.object_ids}
 
-    def remove(self, frame: Frame, object_id: int, reason: str) -> None:
+    @property
+    def object_ids(self) -> Sequence[int]:
+        """Ids of the objects that are tracked. Any thread may ask."""
+        return self.state.object_ids
+
+    @property
+    def detected_ids(self) -> Sequence[int]:
+        """Ids of those that the detector started and no prompt corrected. Any thread may ask."""
+        started = () if self.finder is None else self.finder.started
+        return [i for i in started if i in self.state.object_ids]
+
+    def remove(
+        self, frame: Frame, object_id: int, reason: str, detail: Mapping[str, Any] | None = None
+    ) -> None:
         """Track an object no longer, from this frame on."""
         self.state.remove_objects([object_id])
-        self._unwritten.happened(frame, "object_removed", object_id=object_id, reason=reason)
+        if self.finder is not None:
+            self.finder.release([object_id])
+        self._unwritten.happened(frame, "object_removed", object_id=object_id, reason=reason, detail=detail)
         self.categories.pop(object_id, None)
         self.changed = True
 
     def prompt(self, frame: Frame, content: Mapping[str, Any]) -> Masks:
-        """The masks of a request's prompts, on this frame.
+        """The masks of a request's prompts, on this frame. Detected objects give way where there is no room.
 
         Args:
             content: of a prompts file, in the words of a record.
 
         Raises:
-            PromptError: they cannot be had, or there would be too many objects; then nothing has changed.
+            PromptError: they cannot be had, or there would be too many objects of prompts alone; then nothing
+                has changed.
         """
         asked = PromptSet.from_record(content).at(0)
-        living = {*self.state.object_ids, *(entry.object_id for entry in asked)}
-        if len(living) > self._most:
-            raise PromptError(f"{len(living)} objects would be tracked, {self._most} are allowed")
+        ids = {entry.object_id for entry in asked}
+        living = {*self.state.object_ids, *ids}
+        yielding = set(self.detected_ids) - ids
+        staying = living - yielding
+        if len(staying) > self._most:
+            raise PromptError(f"{len(staying)} objects would be tracked, {self._most} are allowed")
         resolved = resolve(asked, frame, self._boxes)
+        if self.finder is not None:
+            excess = max(0, len(living) - self._most)
+            for object_id, unseen in self.finder.make_room(frame.frame_index, excess, yielding).items():
+                self.remove(frame, object_id, "made_room", {"for": sorted(ids), "unseen_frames": unseen})
+            self.finder.release(ids)
         for object_id in resolved.masks:
             known = object_id in self.state.object_ids
             category = resolved.categories.get(object_id)

@@ -33,10 +33,13 @@ class Rejected:
 
 
 class Tracked(Protocol):
-    """Who is tracked just now: a `TrackerState`."""
+    """The objects that are tracked just now: `LiveObjects`."""
 
     @property
     def object_ids(self) -> Sequence[int]: ...
+
+    @property
+    def detected_ids(self) -> Sequence[int]: ...
 
 
 class LiveRequests:
@@ -142,11 +145,14 @@ class LiveRequests:
 
     def _check_room(self, asked: Sequence[int]) -> None:
         removed = {i for request in self.waiting() for i in request.content.get("remove", ())}
-        living = ({*self._tracked.object_ids, *self.promised_ids()} - removed) | set(asked)
+        prompted = {*self.promised_ids(), *asked}
+        # Objects that the detector started give way to those of prompts, see `LiveObjects.prompt`.
+        tracked = set(self._tracked.object_ids) - set(self._tracked.detected_ids)
+        staying = ((tracked | prompted) - removed) | set(asked)
         most = self._spec.settings.max_objects
-        if len(living) > most:
+        if len(staying) > most:
             raise UsageError(
-                f"{len(living)} objects would be tracked, {most} are allowed: remove some, or add the "
+                f"{len(staying)} objects would be tracked, {most} are allowed: remove some, or add the "
                 "stream with a larger max_objects"
             )
 

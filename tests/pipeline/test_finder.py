@@ -286,6 +286,45 @@ def test_who_is_unseen_for_longest_makes_room_for_who_waits() -> None:
     assert [(i, n.object_id) for i, n in stream.started] == [(2, 1), (2, 2), (12, 3)]
 
 
+def filled() -> Stream:
+    """Objects 1 to 4 of the detector; 1 is out of sight since frame 7, 3 since frame 5."""
+    things = [thing(2 + 20 * i, 30) for i in range(4)]
+    stream = Stream(dict.fromkeys(range(6), things), FinderSettings(1, 3, max_objects=4, out_of_sight=40))
+    for i in range(10):
+        for object_id in {5: [3], 7: [1]}.get(i, []):
+            stream.masks[object_id] = np.zeros(SIZE, np.bool_)
+        stream.step(i)
+    assert stream.finder.started == [1, 2, 3, 4]
+    return stream
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_prompts_take_the_place_of_what_is_out_of_sight_then_of_what_began_last(cut: bool) -> None:
+    stream = filled()
+    if cut:
+        stream.restored()
+    chosen = stream.finder.make_room(10, 3, [1, 2, 3, 4])
+    assert list(chosen.items()) == [(3, 5), (1, 3), (4, 0)]
+    assert stream.finder.started == [2]
+    assert stream.finder.make_room(10, 3, [2]) == {2: 0}
+    assert stream.finder.make_room(10, 3, [2]) == {}
+
+
+def test_only_what_may_go_makes_room() -> None:
+    assert list(filled().finder.make_room(10, 2, [2, 4, 77])) == [4, 2]
+    assert filled().finder.make_room(10, 0, [1, 2, 3, 4]) == {}
+
+
+def test_what_is_released_is_never_given_up() -> None:
+    stream = filled()
+    stream.finder.release([1, 99])
+    stream.restored()
+    for i in range(10, 60):
+        stream.step(i)
+    # 1 and 3 are out of sight for more than 40 frames, and 1 is a user's now.
+    assert stream.gone == [(45, 3)]
+
+
 def test_at_the_edge_it_waits_for_the_whole_thing() -> None:
     whole = Stream({i: [thing(40, 30)] for i in range(9)})
     entering = Stream({i: [thing(0, 30, 4 + i, 20)] for i in range(9)})

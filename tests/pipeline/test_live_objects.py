@@ -43,6 +43,15 @@ class Finder:
     gives_up: list[int] = field(default_factory=list)
     reserved: set[int] = field(default_factory=set)
     sights: list[tuple[int, list[int]]] = field(default_factory=list)
+    started: list[int] = field(default_factory=list)
+
+    def release(self, ids: Iterable[int]) -> None:
+        self.started = [i for i in self.started if i not in set(ids)]
+
+    def make_room(self, frame_index: int, count: int, among: Iterable[int]) -> dict[int, int]:
+        chosen = [i for i in self.started if i in set(among)][:count]
+        self.release(chosen)
+        return dict.fromkeys(chosen, 9)
 
     def reserve(self, ids: Iterable[int]) -> None:
         self.reserved |= set(ids)
@@ -51,6 +60,7 @@ class Finder:
         return self.gives_up
 
     def look(self, frame: Frame, live: Any, masks: Any) -> list[Found]:
+        self.started += [found.object_id for found in self.finds]
         return self.finds
 
     def saw(self, frame_index: int, label_map: Any, live: Iterable[int]) -> None:
@@ -137,6 +147,56 @@ def test_the_finder_brings_objects_and_gives_them_up(segmenter: VideoSegmenter) 
     scene.objects.look(frame_of(1), masks)  # what is being prompted just now is not given up
     assert scene.objects.living() == {1: None}
     assert scene.told() == [("object_removed", "out_of_sight", 7, None)]
+
+
+def test_detected_objects_give_way_to_prompts_and_those_of_prompts_do_not(segmenter: VideoSegmenter) -> None:
+    finder = Finder([Found(7, square(HEIGHT, WIDTH, 20, 40, 12))])
+    scene = Scene(segmenter, finder)
+    masks = scene.objects.prompt(frame_of(0), prompts((1, None)))
+    scene.objects.look(frame_of(0), masks)
+    scene.step(0, masks)
+    scene.told()
+    finder.finds = []
+    assert (scene.objects.object_ids, scene.objects.detected_ids) == ((1, 7), [7])
+    # Two are allowed, and two are tracked.
+    masks = scene.objects.prompt(frame_of(1), prompts((1, None), (8, "dog")))
+    assert scene.step(1, masks) == [(1, None), (8, "dog")]
+    assert scene.told() == [
+        ("object_removed", "made_room", 7, {"for": [1, 8], "unseen_frames": 9}),
+        ("corrected", "prompt", 1, None),
+        ("object_added", "prompt", 8, {"category": "dog"}),
+    ]
+    with pytest.raises(PromptError, match="3 objects would be tracked, 2 are allowed"):
+        scene.objects.prompt(frame_of(2), prompts((9, None)))
+    assert scene.told() == []
+
+
+def test_a_detected_object_that_a_user_corrects_is_the_users(segmenter: VideoSegmenter) -> None:
+    finder = Finder([Found(7, square(HEIGHT, WIDTH, 20, 40, 12)), Found(8, square(HEIGHT, WIDTH, 2, 2, 8))])
+    scene = Scene(segmenter, finder)
+    masks: Any = {}
+    scene.objects.look(frame_of(0), masks)
+    scene.step(0, masks)
+    finder.finds = []
+    scene.step(1, scene.objects.prompt(frame_of(1), prompts((7, None))))
+    assert scene.objects.detected_ids == [8]
+    scene.step(2, scene.objects.prompt(frame_of(2), prompts((9, None))))
+    assert scene.objects.object_ids == (7, 9)
+    with pytest.raises(PromptError, match="3 objects would be tracked, 2 are allowed"):
+        scene.objects.prompt(frame_of(3), prompts((10, None)))
+
+
+def test_a_prompt_that_cannot_be_resolved_makes_no_room(segmenter: VideoSegmenter) -> None:
+    finder = Finder([Found(7, square(HEIGHT, WIDTH, 20, 40, 12)), Found(8, square(HEIGHT, WIDTH, 2, 2, 8))])
+    scene = Scene(segmenter, finder)
+    masks: Any = {}
+    scene.objects.look(frame_of(0), masks)
+    scene.step(0, masks)
+    outside = {"version": 1, "objects": [{"id": 9, "box": [500, 500, 5, 5]}]}
+    with pytest.raises(PromptError, match="no pixel inside the frame"):
+        scene.objects.prompt(frame_of(1), outside)
+    assert scene.objects.object_ids == (7, 8)
+    assert scene.objects.detected_ids == [7, 8]
 
 
 def test_without_objects_and_finder_nothing_is_read(segmenter: VideoSegmenter) -> None:

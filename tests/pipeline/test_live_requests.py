@@ -26,9 +26,10 @@ def prompts(*ids: int | None) -> dict[str, Any]:
     return {"objects": [box if i is None else {"id": i, **box} for i in ids]}
 
 
-def requests_in(folder: Path, *tracked: int, **more: Any) -> LiveRequests:
+def requests_in(folder: Path, *tracked: int, detected: tuple[int, ...] = (), **more: Any) -> LiveRequests:
     record = LiveRecord(StreamStore(folder, "cam"), {})
-    return LiveRequests(SPEC, record, SimpleNamespace(object_ids=list(tracked)), **more)
+    objects = SimpleNamespace(object_ids=[*tracked, *detected], detected_ids=list(detected))
+    return LiveRequests(SPEC, record, objects, **more)
 
 
 def test_objects_without_an_id_get_one_that_none_ever_had(tmp_path: Path) -> None:
@@ -48,6 +49,16 @@ def test_room_is_reckoned_with_what_waits(tmp_path: Path) -> None:
     requests.ask({"prompts": prompts(4, 5)}, SIZE)
     with pytest.raises(UsageError, match=r"no object 9 is tracked: there are \[1, 2\]"):
         requests.ask({"remove": [9]}, SIZE)
+
+
+def test_detected_objects_take_no_users_place(tmp_path: Path) -> None:
+    requests = requests_in(tmp_path, 1, detected=(2, 3))
+    requests.ask({"prompts": prompts(4)}, SIZE)
+    requests.ask({"prompts": prompts(3)}, SIZE)  # corrected, it is the user's
+    with pytest.raises(UsageError, match="4 objects would be tracked, 3 are allowed"):
+        requests.ask({"prompts": prompts(5)}, SIZE)
+    requests.ask({"remove": [1]}, SIZE)
+    assert requests.ask({"prompts": prompts(None)}, SIZE)["ids"] == [5]
 
 
 @pytest.mark.parametrize(
