@@ -15,6 +15,7 @@ How FFmpeg is used, and why (measured with FFmpeg 8 against GStreamer):
 
 from __future__ import annotations
 
+import errno
 import logging
 import struct
 import time
@@ -53,12 +54,17 @@ class ConnectionLost(Exception):  # noqa: N818 - it happens all the time, and is
     Args:
         reason: a word for it.
         detail: FFmpeg's or the relay's, in one line, without credentials.
+        transport: "refused": the camera does not send its media over the transport that was asked for;
+            "silent": it sent nothing in time, for which the transport may be the reason.
     """
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    def __init__(
+        self, reason: Reason, detail: str, *, transport: Literal["refused", "silent"] | None = None
+    ) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason: Reason = reason
         self.detail = detail
+        self.transport = transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +110,8 @@ class Connection(Closing):
         self._options = options
         self._relay: RtspRelay | None = None
         self._container: Any = None
+        self._shown = False
+        self._rtsp = scheme_of(url) in ("rtsp", "rtsps")
         try:
             self._open(url)
         except BaseException:
@@ -221,11 +229,13 @@ class Connection(Closing):
                 for item in decoding.take(whole, silence):
                     yield item
                     if isinstance(item, Shown):  # only now: with back-pressure handing it on takes time
+                        self._shown = True
                         seen, silence = time.monotonic(), 0.0
                     elif item.reason == AFTER_DAMAGE:  # a sign of life, too
                         seen = time.monotonic()
             if now - seen > options.stall_seconds:
-                return ConnectionLost("stalled", f"no picture for {now - seen:.1f} s")
+                text = f"no picture for {now - seen:.1f} s{self._udp_hint()}"
+                return ConnectionLost("stalled", text, transport="silent")
 
     def _failure(self, reason: Reason, error: Exception | None) -> ConnectionLost:
         """What went wrong, from what FFmpeg says, or the relay knows better."""
@@ -233,11 +243,41 @@ class Connection(Closing):
             return ConnectionLost("refused", self._relay.refusal)
         if isinstance(error, av.ExitError | av.TimeoutError):
             stalled = reason == "read error"
-            return ConnectionLost("stalled" if stalled else "unreachable", "no answer in time")
+            return ConnectionLost(
+                "stalled" if stalled else "unreachable",
+                f"no answer in time{self._udp_hint()}",
+                transport="silent",
+            )
         if error is None or isinstance(error, av.EOFError):
             return ConnectionLost("closed", "the other side ended the connection")
+        if self._rtsp and getattr(error, "errno", None) == errno.EPROTONOSUPPORT:
+            way = self._options.transport
+            other = {"tcp": "udp", "udp": "tcp"}.get(way)
+            advice = f": set transport to auto or {other}" if other else ""
+            return ConnectionLost(
+                reason,
+                f"the camera does not send its media over {way.upper() if other else 'TCP or UDP'}{advice}",
+                transport="refused",
+            )
         text = getattr(error, "strerror", None) or type(error).__name__
         return ConnectionLost(reason, redacted(" ".join(str(text).split())))
+
+    def _udp_hint(self) -> str:
+        """What may be the matter where the camera agreed to send over UDP and nothing came; "" elsewhere."""
+        if self._shown or not self._rtsp:
+            return ""
+        if self._relay is None:
+            if self._options.transport != "udp":
+                return ""
+            where = ""
+        elif self._relay.media_over_udp:
+            where = f" from {self._relay.camera_address}"
+        else:
+            return ""
+        return (
+            f" (no media came over UDP{where}: a firewall drops it, or the camera sends it from another of "
+            "its addresses; use that address in the URL, or transport tcp)"
+        )
 
 
 class _Decoding:

@@ -18,7 +18,8 @@ class LiveOptions:
     """Settings of a `LiveSource`; UsageError for values that make no sense.
 
     Args:
-        transport: of RTSP's media. "auto": TCP, or UDP where the camera refuses TCP.
+        transport: of RTSP's media. "auto": TCP, UDP where TCP gives no picture, and then what worked
+            last.
         open_seconds: how long connecting may take, up to the description of the stream.
         stall_seconds: without a picture for that long, a connection is given up. A camera that sends less
             than one picture in that time needs more.
@@ -38,7 +39,7 @@ class LiveOptions:
         ffmpeg_options: further options of FFmpeg's, from the operator; not for the API.
     """
 
-    transport: Transport = "tcp"
+    transport: Transport = "auto"
     open_seconds: float = 10.0
     stall_seconds: float = 5.0
     keyframe_seconds: float = 15.0

@@ -41,7 +41,7 @@ class LiveSettings:
         fps: frames per second asked for: the stream is admitted only if there is room for them, and no more
             are tracked. None: every frame there is time for, and nothing is promised.
         policy: of frames that come faster than they are tracked, see `LiveOptions`.
-        transport: of RTSP's media.
+        transport: of RTSP's media, see `LiveOptions`.
         max_lag_seconds: with "latest", frames that would be older once they are tracked are dropped.
         queue_frames: decoded frames that may wait.
         rotate_seconds, rotate_rows: rows are committed as a file after so long, or so many.
@@ -55,7 +55,7 @@ class LiveSettings:
     size: int | None = None
     fps: float | None = None
     policy: QueuePolicy = "latest"
-    transport: Transport = "tcp"
+    transport: Transport = "auto"
     max_lag_seconds: float = 1.0
     queue_frames: int = 4
     rotate_seconds: float = 5.0

@@ -32,6 +32,7 @@ from pipeline.live_clock import LiveClock, Stamp, WallSource
 from pipeline.live_connection import Connection, ConnectionLost, Lost, Shown
 from pipeline.live_options import LiveOptions
 from pipeline.live_queue import LiveQueue, Waiting
+from pipeline.live_transport import TransportChoice
 from pipeline.locations import one_line
 from pipeline.records import Event, Frame
 from pipeline.redact import redacted, redacted_trace
@@ -136,6 +137,8 @@ class LiveSource(Closing):
             settings.most_backoff_seconds,
             random=random.Random(seed),
         )
+        self._transport = TransportChoice(settings.transport, url)
+        self._pictures = False  # whether this connection gave any
         self._converter = Converter()
         self._numbers_from = 0  # added to the queue's numbers
         self._times_from = 0.0  # added to the clock's times
@@ -270,10 +273,15 @@ class LiveSource(Closing):
         try:
             while not self._stop.is_set():
                 self._state = "connecting"
+                way = self._transport.current
+                self._pictures = False
                 try:
-                    with Connection(self._url, self.options) as connection:
+                    with Connection(self._url, replace(self.options, transport=way)) as connection:
                         self._follow(connection)
                 except ConnectionLost as lost:
+                    if self._transport.lost(lost, pictures=self._pictures):
+                        log.info("%s: %s; trying %s", self.uri, lost.detail, self._transport.current.upper())
+                        continue
                     self._lost(lost)
                 if not self._stop.is_set():
                     self._wait()
@@ -341,6 +349,8 @@ class LiveSource(Closing):
 
     def _back(self, connection: Connection, arrival: float) -> None:
         """The first picture of a connection has come."""
+        self._transport.worked()
+        self._pictures = True
         self.codec, self.container = connection.codec, connection.container
         self.rate = connection.rate
         if self._last_arrival is not None and self._outage is not None:
@@ -355,7 +365,7 @@ class LiveSource(Closing):
 
     def _lost(self, lost: ConnectionLost) -> None:
         self._tries += 1
-        self._failure = f"{lost.reason}: {lost.detail}"
+        self._failure = self._transport.failure(lost)
         if self._outage is None:  # how it began is the reason; what failed after it is the same outage
             self._outage = (lost.reason, lost.detail)
             log.warning("%s: %s", self.uri, self._failure)

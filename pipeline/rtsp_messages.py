@@ -119,12 +119,16 @@ class Replies(Messages):
     Args:
         camera: the address that the relay is connected to.
         own: the address of the relay's own end.
+
+    Attributes:
+        direct: whether the camera has agreed to send media past the relay, over UDP.
     """
 
     def __init__(self, *, camera: str, own: str) -> None:
         super().__init__()
         self._camera = ipaddress.ip_address(camera.partition("%")[0])
         self._own = ipaddress.ip_address(own.partition("%")[0])
+        self.direct = False
 
     def examined(
         self, first: bytes, headers: list[tuple[bytes, bytes]]
@@ -161,6 +165,7 @@ class Replies(Messages):
                 place = name.strip().lower().decode("latin-1")
                 raise Refusal(f"the camera names another address as its media's {place}")
         if direct:
+            self.direct = True
             # FFmpeg would take the relay for the camera, and send its reports there.
             kept.append(b"source=" + str(self._camera).encode())
         return b";".join(kept)

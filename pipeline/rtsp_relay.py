@@ -46,6 +46,7 @@ class RtspRelay(Closing):
         url: of the relay, with the camera's user and password, path and query. A secret.
         token: what the one client that is served must send as its User-Agent.
         refusal: why the relay cut the connection, if it did.
+        camera_address: that it is connected to.
 
     Raises RelayError.
     """
@@ -63,6 +64,7 @@ class RtspRelay(Closing):
         self._stop = threading.Event()
         self._camera = _connected(target, connect_seconds, verify, authorities)
         peer, own = self._camera.getpeername()[0], self._camera.getsockname()[0]
+        self.camera_address: str = peer
         self._replies = Replies(camera=peer, own=own)
         self._requests = Requests(self.token)
         # Of the camera's family: FFmpeg opens its UDP ports in that of the address it is given.
@@ -75,6 +77,11 @@ class RtspRelay(Closing):
         self.url = f"rtsp://{userinfo}{'[::1]' if v6 else '127.0.0.1'}:{port}{target.rest}"
         self._thread = threading.Thread(target=self._run, name="xmem-relay", daemon=True)
         self._thread.start()
+
+    @property
+    def media_over_udp(self) -> bool:
+        """Whether the camera has agreed to send media over UDP."""
+        return self._replies.direct
 
     def close(self) -> None:
         """End both connections and wait for the thread."""

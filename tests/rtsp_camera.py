@@ -39,13 +39,21 @@ class Camera:
         mounts: paths and the clips that they loop: {"/live": [clip]}.
         port: to listen on; 0 takes a free one.
         user: "name:password" to ask for.
+        transport: "tcp" or "udp": it offers nothing else, as VLC's server only does UDP.
         repeat: send parameter sets before every slice of a keyframe, as some cameras do.
     """
 
     def __init__(
-        self, mounts: dict[str, list[Path]], port: int = 0, user: str | None = None, *, repeat: bool = False
+        self,
+        mounts: dict[str, list[Path]],
+        port: int = 0,
+        user: str | None = None,
+        *,
+        repeat: bool = False,
+        transport: str | None = None,
     ) -> None:
         self._command = [SYSTEM_PYTHON, str(SERVER), *(["--repeat"] if repeat else [])]
+        self._command += ["--transport", transport] if transport else []
         if user:
             self._command += ["--user", user]
         self._mounts = [f"{path}={','.join(map(str, clips))}" for path, clips in mounts.items()]

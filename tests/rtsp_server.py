@@ -92,13 +92,19 @@ class Feeder(threading.Thread):
 class Factory(GstRtspServer.RTSPMediaFactory):  # type: ignore[misc,unused-ignore]
     """A path that serves clips."""
 
-    def __init__(self, clips: list[list[tuple[bytes, int, int, bool]]], repeat: bool) -> None:
+    def __init__(
+        self, clips: list[list[tuple[bytes, int, int, bool]]], repeat: bool, transport: str | None
+    ) -> None:
         super().__init__()
+        self._transport = transport
         self._clips = clips
         self.set_launch(LAUNCH.format(repeat=-1 if repeat else 0))
         self.set_shared(False)
 
     def do_configure(self, media: Any) -> None:
+        if self._transport:
+            kinds = GstRtsp.RTSPLowerTrans
+            media.set_protocols(kinds.UDP if self._transport == "udp" else kinds.TCP)
         source = media.get_element().get_child_by_name("source")
         # Before it plays: the pipeline must have seen a picture to describe the stream.
         feeder = Feeder(source, self._clips)
@@ -148,6 +154,7 @@ def main() -> None:
     parser.add_argument(
         "--repeat", action="store_true", help="parameter sets before every slice of keyframes"
     )
+    parser.add_argument("--transport", choices=["tcp", "udp"], help="offer only this one")
     parser.add_argument("mounts", nargs="+", help="/path=clip.mp4[,clip.mp4...]")
     options = parser.parse_args()
     Gst.init(None)
@@ -159,7 +166,7 @@ def main() -> None:
     factories = []
     for mount in options.mounts:
         path, _, clips = mount.partition("=")
-        factory = Factory([read_clip(clip) for clip in clips.split(",")], options.repeat)
+        factory = Factory([read_clip(clip) for clip in clips.split(",")], options.repeat, options.transport)
         mounts.add_factory(path, factory)
         factories.append(factory)
     if options.user:

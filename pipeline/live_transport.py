@@ -1,0 +1,63 @@
+"""Which transport an RTSP stream's media takes, where "auto" leaves that to be found out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pipeline.live_connection import ConnectionLost
+from pipeline.live_options import Transport
+from pipeline.locations import scheme_of
+
+_OTHER: dict[str, Literal["tcp", "udp"]] = {"tcp": "udp", "udp": "tcp"}
+_PATIENCE = 3  # connections without a picture over the transport that worked before
+
+
+class TransportChoice:
+    """The transport of the next connection. With "auto" TCP comes first, then what worked last.
+
+    The other transport is next where the camera does not offer this one, at once, and where it connects but
+    no picture comes. A camera that cannot be reached at all says nothing about transports.
+
+    Args:
+        asked: "tcp" and "udp" are never left.
+        url: of the stream; schemes other than RTSP have no such choice.
+
+    Attributes:
+        current: for the next connection.
+    """
+
+    def __init__(self, asked: Transport, url: str) -> None:
+        self._free = asked == "auto" and scheme_of(url) in ("rtsp", "rtsps")
+        self.current: Transport = "tcp" if self._free else asked
+        self._worked: Transport | None = None
+        self._silent = 0  # connections in a row without a picture
+        self._failures: dict[Transport, str] = {}  # of the tries since the last picture
+
+    def worked(self) -> None:
+        """The connection gave a picture."""
+        self._worked = self.current
+        self._silent = 0
+        self._failures.clear()
+
+    def lost(self, lost: ConnectionLost, *, pictures: bool) -> bool:
+        """A connection failed or ended, with pictures or without. Chooses the transport of the next one.
+
+        Returns:
+            Whether to connect again at once.
+        """
+        if not self._free or pictures or lost.transport is None:
+            return False
+        self._failures[self.current] = lost.detail
+        self._silent += 1
+        refused = lost.transport == "refused"
+        if refused or self.current != self._worked or self._silent >= _PATIENCE:
+            self.current = _OTHER[self.current]
+            self._silent = 0
+        return refused and self.current not in self._failures
+
+    def failure(self, lost: ConnectionLost) -> str:
+        """Reason and detail of a connection that failed; over each transport where both were tried."""
+        if lost.transport is None or len(set(self._failures.values())) < 2:
+            return f"{lost.reason}: {lost.detail}"
+        told = "; ".join(f"over {name.upper()}: {self._failures[name]}" for name in sorted(self._failures))
+        return f"{lost.reason}: {told}"
