@@ -90,11 +90,13 @@ def _router(service: Service) -> APIRouter:
     async def get_stream(stream_id: StreamIdPath) -> models.StreamView:
         return models.StreamView.of(await service.known(stream_id))
 
-    @router.patch("/streams/{stream_id}", response_model=models.StreamView, summary="Show, remove, pause")
+    @router.patch("/streams/{stream_id}", response_model=models.StreamView, summary="Change a stream")
     async def change_stream(stream_id: StreamIdPath, change: models.StreamChange) -> models.StreamView:
         wanted = change.change()
         if "prompts" in wanted:
             await service.check(checked_prompts, wanted["prompts"])
+        if change.url is not None:
+            await service.check(service.guard.check, change.url.get_secret_value())
         await service.about(stream_id, hub.request(stream_id, wanted))
         return models.StreamView.of(await service.known(stream_id))
 

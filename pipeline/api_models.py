@@ -36,6 +36,21 @@ StreamId = Annotated[
 ]
 ObjectId = Annotated[int, Field(ge=1, le=MAX_OBJECT_ID)]
 Pixel = Annotated[float, Field(ge=-_PIXELS, le=2 * _PIXELS, allow_inf_nan=False)]
+CameraUrl = Annotated[
+    SecretStr,
+    Field(
+        min_length=8,
+        max_length=2048,
+        strict=False,
+        description="rtsp:// or rtsps://, with the camera's user and password if it wants them.",
+        examples=["rtsp://10.20.0.31/h264"],
+        # Never given back, and so no password field of a form.
+        json_schema_extra={"format": "uri", "writeOnly": True},
+    ),
+]
+_TRANSPORT = (
+    "Of RTSP's media; auto, the default: TCP, UDP where TCP gives no picture, and then what worked last."
+)
 Side = Annotated[float, Field(gt=0, le=2 * _PIXELS, allow_inf_nan=False)]
 
 
@@ -113,7 +128,7 @@ class Prompts(_Request):
 class StreamSettings(_Request):
     """How the camera is read and tracked; what is left out has the service's own value."""
 
-    transport: Annotated[Literal["tcp", "udp", "auto"] | None, Field(description="Of RTSP's media.")] = None
+    transport: Annotated[Literal["tcp", "udp", "auto"] | None, Field(description=_TRANSPORT)] = None
     policy: Annotated[
         Literal["latest", "every"] | None,
         Field(description="Frames that come too fast: drop the oldest, or let the camera wait."),
@@ -169,18 +184,7 @@ class NewStream(_Request):
         }
     )
 
-    url: Annotated[
-        SecretStr,
-        Field(
-            min_length=8,
-            max_length=2048,
-            strict=False,
-            description="rtsp:// or rtsps://, with the camera's user and password if it wants them.",
-            examples=["rtsp://10.20.0.31/h264"],
-            # Never given back, and so no password field of a form.
-            json_schema_extra={"format": "uri", "writeOnly": True},
-        ),
-    ]
+    url: CameraUrl
     id: Annotated[StreamId | None, Field(description="Left out: made of the URL.")] = None
     prompts: Prompts | None = None
     detector: Annotated[
@@ -196,7 +200,11 @@ class NewStream(_Request):
 
 
 class StreamChange(_Request):
-    """One change: objects shown, objects taken away, or a pause. Once answered it survives every restart."""
+    """One change: objects shown, objects taken away, a pause, or another camera (`url`, `transport` or both).
+
+    Once answered it survives every restart. With another camera the stream keeps its objects, frame numbers
+    and counts.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -204,6 +212,8 @@ class StreamChange(_Request):
                 {"prompts": {"objects": [{"id": 7, "category": "bag", "box": [40, 60, 32, 20]}]}},
                 {"remove": [3, 4]},
                 {"pause": True},
+                {"url": "rtsp://10.20.0.32/h264"},
+                {"transport": "tcp"},
             ]
         }
     )
@@ -211,17 +221,29 @@ class StreamChange(_Request):
     prompts: Prompts | None = None
     remove: Annotated[list[ObjectId] | None, Field(min_length=1, max_length=1000)] = None
     pause: bool | None = None
+    url: Annotated[
+        CameraUrl | None,
+        Field(description="Of the camera from now on, whole: with user and password if it wants them."),
+    ] = None
+    transport: Annotated[Literal["tcp", "udp", "auto"] | None, Field(description=_TRANSPORT)] = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if sum(change is not None for change in (self.prompts, self.remove, self.pause)) != 1:
-            raise ValueError("give exactly one of prompts, remove and pause: each is done as a whole")
+        camera = self.url or self.transport
+        if sum(change is not None for change in (self.prompts, self.remove, self.pause, camera)) != 1:
+            raise ValueError(
+                "give exactly one of prompts, remove, pause and a camera (url, transport or both): each is "
+                "done as a whole"
+            )
         return self
 
     def change(self) -> dict[str, Any]:
         """As `LiveHub.request` takes it."""
         if self.prompts is not None:
             return {"prompts": self.prompts.document()}
+        if self.url is not None or self.transport is not None:
+            url = {} if self.url is None else {"url": self.url.get_secret_value()}
+            return {"camera": url | ({} if self.transport is None else {"transport": self.transport})}
         return {"remove": list(self.remove)} if self.remove is not None else {"pause": self.pause}
 
 

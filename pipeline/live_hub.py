@@ -188,11 +188,17 @@ class LiveHub(Closing):
         return status_of(self._get(stream_id))
 
     def request(self, stream_id: str, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Ask something of a stream, see `LiveTracker.request`; durable when it returns.
+        """Ask something of a stream; durable when it returns.
+
+        Args:
+            content: what `LiveTracker.request` takes, or {"camera": change}, see `LiveSpec.with_camera`: the
+                stream is closed and goes on from there, with its objects, numbers and ledger.
 
         Raises:
             UsageError: it is wrong. XmemError: the stream is not open just now, or it could not be kept.
         """
+        if "camera" in content:
+            return self._change_camera(stream_id, content)
         stream = self._get(stream_id)
         tracker = stream.tracker
         if tracker is None:
@@ -201,6 +207,25 @@ class LiveHub(Closing):
         answer = tracker.request(content)
         self._wake.set()
         return answer
+
+    def _change_camera(self, stream_id: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        if len(content) > 1:
+            raise UsageError("a change of the camera is made by itself: ask for the rest after it")
+        with self._listing:
+            stream = self._get(stream_id)
+            spec = stream.spec.with_camera(content["camera"])
+            if self.settings.options.guard is not None:
+                self.settings.options.guard.parse(spec.url)
+            with self._lock:
+                if stream.removed:
+                    raise UsageError(f"stream {stream_id} is being removed")
+                listed = [spec if i == stream_id else s for i, s in self._listed.items()]
+            self._list.save(listed)
+            with self._lock:
+                self._listed[stream_id] = stream.spec = spec
+                stream.reopen = True
+        self._wake.set()
+        return {"done": True}
 
     def tracks(self, stream_id: str, since: int | None = None, limit: int = 500) -> Rows:
         """Recent mask records, see `LiveView.tracks`."""
@@ -275,7 +300,13 @@ class LiveHub(Closing):
         if stream.removed:
             self._retire(stream)
             return True
+        if stream.reopen and tracker is not None:
+            stream.busy, stream.tracker = True, None
+            self._pool.submit(self._close_one, stream, tracker, RUNNING)
+            return True
         if tracker is None:
+            if stream.reopen:
+                stream.renew()
             if stream.may_open(time.monotonic()):
                 stream.busy = True
                 self._pool.submit(self._open_one, stream)

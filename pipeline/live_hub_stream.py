@@ -35,6 +35,7 @@ class HubStream:
         retry_at, opened_at: by `time.monotonic`.
         failures: since it last was stable.
         size: (height, width) of its frames, once that is known.
+        reopen: it is to be closed, and opened again as `spec` says by now.
         unfit: why it does not fit, as it turned out when the size was known.
         last_ledger, last_frame: as they were when it was last closed.
         distrusted: why, by the number of a request, it is not to be done again.
@@ -55,6 +56,7 @@ class HubStream:
     ms_per_frame: float | None = None
     removed: bool = False
     size: tuple[int, int] | None = None
+    reopen: bool = False
     unfit: UsageError | None = None
     last_ledger: LedgerCounts = field(default_factory=LedgerCounts)
     last_frame: int = 0
@@ -79,6 +81,13 @@ class HubStream:
             datetime.now(UTC).isoformat(timespec="seconds"),
             segmenter,
         )
+
+    def renew(self) -> None:
+        """It is about to be opened as its spec says now: what failed before says nothing about that."""
+        self.reopen = False
+        self.failure, self.retry_at, self.failures = None, 0.0, 0
+        self.unfit = self.size = None
+        self.backoff.reset()
 
     def may_open(self, now: float) -> bool:
         """Whether it is time to try, and there is hope."""

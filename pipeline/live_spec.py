@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from pipeline.errors import PromptError, UsageError
@@ -126,6 +126,24 @@ class LiveSpec:
             raise UsageError(f"{self.url!r} is no live stream: give a URL such as rtsp://camera/stream")
         if self.prompts is not None:
             checked_prompts(self.prompts)
+
+    def with_camera(self, change: Mapping[str, Any]) -> LiveSpec:
+        """This stream from another URL, over another transport, or both.
+
+        Args:
+            change: {"url": ..., "transport": ...} or one of them. A URL replaces the whole old one, with its
+                user and password.
+
+        Raises:
+            UsageError: it is something else, or a value is not allowed.
+        """
+        unknown = sorted(set(map(str, change)) - {"url", "transport"}) if isinstance(change, Mapping) else []
+        if not isinstance(change, Mapping) or unknown or not change:
+            raise UsageError('a change of the camera is {"url": ..., "transport": ...}, or one of them')
+        settings = self.settings
+        if "transport" in change:
+            settings = replace(settings, transport=change["transport"])
+        return replace(self, url=change.get("url", self.url), settings=settings)
 
     @property
     def shown_url(self) -> str:

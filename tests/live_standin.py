@@ -82,6 +82,8 @@ class StandInHub:
         self.requests.append((stream_id, change))
         if "pause" in change:
             (self.paused.add if change["pause"] else self.paused.discard)(stream_id)
+        if "camera" in change:
+            self.specs[stream_id] = self.specs[stream_id].with_camera(change["camera"])
         return {"done": True}
 
     async def tracks(self, stream_id: str, since: int | None, limit: int) -> Any:

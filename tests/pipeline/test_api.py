@@ -112,8 +112,38 @@ def test_pause_and_remove(client: TestClient, hub: StandInHub) -> None:
     assert hub.specs == {}
 
 
+def test_another_camera(client: TestClient, hub: StandInHub) -> None:
+    add(client, settings={"fps": 10.0})
+    url = "rtsp://root:hunter3@10.20.0.32/front"
+    answer = client.patch("/v1/streams/gate", json={"url": url, "transport": "udp"})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["url"] == "rtsp://10.20.0.32/front"
+    assert "hunter3" not in answer.text
+    assert hub.specs["gate"].url == url
+    assert (hub.specs["gate"].settings.transport, hub.specs["gate"].settings.fps) == ("udp", 10.0)
+    assert client.patch("/v1/streams/gate", json={"transport": "auto"}).status_code == 200
+    assert (hub.specs["gate"].url, hub.specs["gate"].settings.transport) == (url, "auto")
+    # Checked as that of a new stream is.
+    for wrong in ("rtsp://root:hunter3@10.99.0.32/front", "http://10.20.0.32/", "rtsp://10.20.0.32:22/", "x"):
+        refused = client.patch("/v1/streams/gate", json={"url": wrong})
+        assert refused.status_code == 422
+        assert "hunter3" not in refused.text
+    assert client.patch("/v1/streams/gate", json={"transport": "sctp"}).status_code == 422
+    assert hub.specs["gate"].url == url
+
+
 @pytest.mark.parametrize(
-    "change", [{}, {"pause": True, "remove": [1]}, {"pause": None}, {"stop": True}, [], "x", 3]
+    "change",
+    [
+        {},
+        {"pause": True, "remove": [1]},
+        {"pause": True, "transport": "udp"},
+        {"pause": None},
+        {"stop": True},
+        [],
+        "x",
+        3,
+    ],
 )
 def test_a_change_is_one_thing(client: TestClient, hub: StandInHub, change: Any) -> None:
     add(client)

@@ -13,6 +13,7 @@ from small_net import SMALL_MEMORY, small_model
 from test_live_hub import PATIENCE, QUICK, tracked, until
 from videos import make_video
 
+from pipeline.errors import UsageError
 from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.live_spec import LiveSettings, LiveSpec
 from xmem_core import VideoSegmenter
@@ -75,6 +76,51 @@ def test_objects_outlive_outages_and_another_size(tmp_path: Path, clips: list[Pa
         assert len(committed.of("resized")) == 1
         assert committed.of("restart") == []
         assert all(r["wall_time"] is not None for r in committed.rows)
+
+
+def test_another_url_and_transport_keep_objects_and_books(tmp_path: Path, clips: list[Path]) -> None:
+    out = tmp_path / "out"
+    with camera(clips[0]) as old, camera(clips[1], user="root:geheim-1", transport="udp") as new:
+        with hub_of(out) as hub:
+            hub.add(spec("cam", old.url(), settings={"transport": "tcp"}))
+            before = tracked(hub, "cam")
+            hub.request("cam", {"camera": {"url": new.url(user="root:geheim-1"), "transport": "udp"}})
+            assert hub.status("cam")["url"] == new.url()
+            until(lambda: hub.status("cam")["width"] == 320)
+            tracked(hub, "cam")
+            status = hub.status("cam")
+            assert status["ledger"]["tracked"] > before
+            assert [o["id"] for o in status["objects"]] == [1]
+            assert status["settings"]["transport"] == "udp"
+            for wrong in ({}, {"url": "nowhere"}, {"transport": "sctp"}, {"fps": 3}, "rtsp://x/"):
+                with pytest.raises(UsageError):
+                    hub.request("cam", {"camera": wrong})
+            with pytest.raises(UsageError, match="there is no stream"):
+                hub.request("other", {"camera": {"transport": "tcp"}})
+        for path in out.rglob("*"):
+            assert path.is_dir() or b"geheim-1" not in path.read_bytes()
+        with hub_of(out) as again:  # it was durable
+            tracked(again, "cam")
+            assert again.status("cam")["width"] == 320
+            last = again.remove("cam", wait=PATIENCE)
+    committed = Committed(out, "cam")
+    ledger = dict(last["ledger"])
+    assert ledger.pop("in_flight") == 0
+    assert committed.ledger() == ledger
+    assert committed.ids == {1}
+    assert [e["object_id"] for e in committed.of("object_added")] == [1]
+    assert committed.of("object_removed") == []
+    assert {r["frame_width"] for r in committed.rows} == {160, 320}
+    assert len(committed.of("restart")) == 2
+
+
+def test_a_camera_that_failed_for_good_can_be_replaced(tmp_path: Path, clips: list[Path]) -> None:
+    with camera(clips[0]) as made, hub_of(tmp_path / "out") as hub:
+        hub.add(spec("cam", "rtsp://127.0.0.1:1/live"))
+        until(lambda: hub.status("cam")["cause"])
+        hub.request("cam", {"camera": {"url": made.url()}})
+        tracked(hub, "cam")
+        assert hub.status("cam")["state"] == "running"
 
 
 def test_what_moves_is_found_and_kept(tmp_path: Path) -> None:
