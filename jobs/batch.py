@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -44,6 +44,7 @@ class BatchOptions:
         gpu_fraction: part of a GPU that each takes, where they run on GPUs.
         max_tries: tries without progress after which a video is quarantined.
         debug: show what Ray and its workers print.
+        env: environment variables of the workers, for instance credentials; in no repr.
 
     Raises:
         UsageError: a value that makes no sense.
@@ -55,6 +56,7 @@ class BatchOptions:
     gpu_fraction: float = 1.0
     max_tries: int = 4
     debug: bool = False
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("actors", "threads", "max_tries"):
@@ -169,10 +171,11 @@ def run_batch(
 
         pool = RayPool(
             scheduler,
-            lambda: tracker_actor(settings, gpus=chosen.gpus),
+            lambda: tracker_actor(settings, gpus=chosen.gpus, environment=options.env),
             _wanted(len(jobs), chosen, options),
             budget=lambda facts: budget(facts, _share(resources, chosen)),
             on_progress=news,
+            name_machines=options.address is not None,
             cpus=chosen.threads,
             gpus=chosen.gpus,
         )

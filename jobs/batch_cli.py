@@ -101,6 +101,13 @@ def run(
     max_tries: Annotated[
         int, typer.Option(help="Tries without progress until a video is given up.", rich_help_panel=_BATCH)
     ] = 4,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUE: environment variable of the workers, for instance credentials; repeatable.",
+            rich_help_panel=_BATCH,
+        ),
+    ] = None,
     model: opt.ModelOption = "xmem-lite",
     size: opt.SizeOption = None,
     device: opt.DeviceOption = "cpu",
@@ -166,6 +173,7 @@ def run(
         gpu_fraction=gpu_fraction,
         max_tries=max_tries,
         debug=debug,
+        env=_variables(env),
     )
     skipped = Skipped()
     jobs = load_manifest(
@@ -183,7 +191,7 @@ def run(
         result = run_batch(
             jobs, settings, options, on_progress=display, on_stop=_say_stopping, skipped=skipped
         )
-    _summarize(result)
+    _summarize(result, on_cluster=address is not None)
     if report is not None:
         result.write(report)
     return result.exit_code
@@ -193,7 +201,7 @@ def _say_stopping() -> None:
     say("xmem: stopping; what is being tracked is committed first (again: at once)")
 
 
-def _summarize(result: BatchReport) -> None:
+def _summarize(result: BatchReport, *, on_cluster: bool) -> None:
     """The end of a batch on stderr: the videos that failed with their causes, the totals, the report."""
     totals = result.totals()
     listed = 0
@@ -206,6 +214,12 @@ def _summarize(result: BatchReport) -> None:
             say(f"{video.state}{tries}: {cause if cause.startswith(uri) else f'{uri}: {cause}'}")
     if listed > _MOST_LISTED:
         say(f"... and {listed - _MOST_LISTED} more, see the report")
+    lacking = sum(video.cause is not None and video.cause.access for _, video in result.bad())
+    if lacking and on_cluster:
+        say(
+            f"{lacking} of them for lack of credentials or rights on the workers, which have none of this "
+            "machine's: give them with --env NAME=VALUE, or set them up on the cluster's machines"
+        )
     others = [f"{totals[s]} {s}" for s in ("failed", "quarantined", "cancelled", "pending") if totals[s]]
     done = ", ".join([f"{totals['finished']} of {totals['videos']} videos finished", *others])
     rate = result.frames / result.seconds if result.seconds > 0 else 0.0
@@ -243,12 +257,7 @@ def submit(
     from jobs.submit import Jobs
 
     arguments = _checked(list(context.args))
-    variables = {}
-    for item in env or []:
-        name, equals, value = item.partition("=")
-        if not equals or not name:
-            raise UsageError(f"--env {item.partition('=')[0]!r} is not allowed: give NAME=VALUE")
-        variables[name] = value
+    variables = _variables(env)
     jobs = Jobs(address)
     job_id = jobs.submit(videos, arguments, out=out, prompts=prompts, job_id=job_id, env=variables)
     typer.echo(job_id)
@@ -257,6 +266,17 @@ def submit(
     where = f" --address {address}" if address else ""
     say(f"submitted; `xmem batch logs {job_id} --follow{where}` shows how it gets on")
     return 0
+
+
+def _variables(given: list[str] | None) -> dict[str, str]:
+    """The variables of --env; UsageError if one is not NAME=VALUE."""
+    variables = {}
+    for item in given or []:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--env {item.partition('=')[0]!r} is not allowed: give NAME=VALUE")
+        variables[name] = value
+    return variables
 
 
 def _checked(arguments: list[str]) -> list[str]:

@@ -7,7 +7,8 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import ray
 
 from jobs import ray_token
+from jobs.ray_errors import brief
 from jobs.shipping import is_submitted_job, runtime_env
 from pipeline.errors import UsageError, XmemError
 from pipeline.locations import one_line
@@ -24,6 +26,14 @@ logger = logging.getLogger(__name__)
 _OBJECT_STORE_BYTES = 200 * 2**20  # only states travel, and those of a local run hardly ever
 
 _KNOCK_SECONDS = 10.0
+
+# A Ray of our own starts half a dozen processes, which on a busy machine take longer than Ray waits for them.
+_START_WAITS = (3.0, 10.0)
+_PATIENCE = {
+    "RAY_raylet_start_wait_time_s": "120",
+    "RAY_gcs_server_port_wait_time_s": "120",
+    "RAY_worker_register_timeout_seconds": "180",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +87,58 @@ def connected(address: str | None = None, *, gpus: bool = False, debug: bool = F
             options["runtime_env"] = runtime_env()
     texts: list[str] = []
     try:
-        with _unprinted(texts) if address is not None and not debug else nullcontext():
-            ray.init(**options)
+        if address is None:
+            _start(options)
+        else:
+            with nullcontext() if debug else _unprinted(texts):
+                ray.init(**options)
     except Exception as error:  # of many kinds, most of them RuntimeError
         raise _explained(error, address, "".join(texts)) from error
     try:
-        yield resources()
+        with nullcontext() if debug else unreported():
+            yield resources()
     finally:
         ray.shutdown()
+
+
+def _start(options: Mapping[str, Any]) -> None:
+    """A Ray of our own; on a busy machine it may take more than one try."""
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
+    for wait in (*_START_WAITS, None):
+        try:
+            ray.init(**options)
+            return
+        except (ValueError, TypeError, PermissionError):
+            raise
+        except Exception as error:
+            ray.shutdown()  # what was started of it
+            if wait is None:
+                raise
+            logger.warning("Ray did not start (%s); trying again in %g s", brief(str(error)), wait)
+            time.sleep(wait)
+
+
+@contextmanager
+def unreported() -> Iterator[None]:
+    """Keeps what raylets report, of a dead machine 25 lines of their state, out of this process's stdout.
+
+    It goes to the log at debug level; what it means for the videos, the pool says. Ray has no option for it.
+    """
+    worker: Any = ray._private.worker
+    printed = getattr(worker, "print_to_stdstream", None)
+
+    def log(data: Mapping[str, Any], *given: Any, **named: Any) -> None:
+        for line in data.get("lines", ()):
+            logger.debug("%s: %s", data.get("pid", "ray"), line)
+
+    if printed is not None:
+        worker.print_to_stdstream = log
+    try:
+        yield
+    finally:
+        if printed is not None:
+            worker.print_to_stdstream = printed
 
 
 def resources() -> Resources:
@@ -149,11 +203,16 @@ def _unprinted(texts: list[str]) -> Iterator[None]:
 def _explained(error: Exception, address: str | None, printed: str) -> XmemError:
     text = one_line(error)
     if address is None:
-        return XmemError(f"Ray cannot be started on {socket.gethostname()}: {text}")
+        return XmemError(
+            f"Ray cannot be started on {socket.gethostname()}: {brief(text)}; where the machine is busy, try "
+            "again later (--debug shows what Ray prints)"
+        )
     if type(error).__name__ == "AuthenticationError" or "InvalidAuthToken" in printed:
         return XmemError(f"the Ray cluster at {address} wants its token: {ray_token.HOW}")
     if address == "auto" and isinstance(error, ConnectionError):
         return UsageError("no Ray cluster runs on this machine; give its address, host:6379")
     if isinstance(error, ConnectionError | ValueError):
-        return UsageError(f"what answers at {address} is no Ray cluster's head: give host:6379 ({text})")
-    return XmemError(f"the Ray cluster at {address} cannot be used: {text}")
+        return UsageError(
+            f"what answers at {address} is no Ray cluster's head: give host:6379 ({brief(text)})"
+        )
+    return XmemError(f"the Ray cluster at {address} cannot be used: {brief(text)}")

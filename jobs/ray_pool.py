@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
@@ -24,6 +24,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from jobs.actions import Action, Call, CloseWorker, Open, Progress, Release, Track
+from jobs.ray_errors import brief, death
 from jobs.scheduler import Scheduler
 from pipeline.errors import UsageError, XmemError
 from pipeline.redact import redacted
@@ -65,6 +66,7 @@ class RayPool:
         workers: how many actors there should be, or who tells it: asked again now and then, as machines come.
         budget: device memory for the streams of an actor, in bytes, from its `facts`; None: no limit.
         on_progress: called about every `progress_seconds`, and at the end.
+        name_machines: say in failures for lack of credentials or rights on which machine they happened.
         cpus, gpus: what an actor reserves; only to say what those wait for that do not start.
 
     Raises:
@@ -80,6 +82,7 @@ class RayPool:
         budget: Callable[[Mapping[str, Any]], int | None] = lambda facts: None,
         on_progress: Callable[[Progress], None] | None = None,
         progress_seconds: float = 0.5,
+        name_machines: bool = False,
         cpus: float = 0.0,
         gpus: float = 0.0,
     ) -> None:
@@ -91,6 +94,7 @@ class RayPool:
         self._budget = budget
         self._on_progress = on_progress
         self._progress_seconds = progress_seconds
+        self._name_machines = name_machines
         self._needs = {"CPU": cpus, "GPU": gpus}
         self._slots: list[_Slot] = []
         self._wanted = 0
@@ -200,12 +204,20 @@ class RayPool:
                 self._introduced(slot, answer, now)
             elif isinstance(call, Track):
                 self._log(answer)
-                self._scheduler.reported(call.call, answer, now)
+                self._scheduler.reported(call.call, self._located(slot, answer), now)
             elif isinstance(call, Open):
                 self._log(answer)
-                self._scheduler.opened(call.call, answer, now)
+                self._scheduler.opened(call.call, self._located(slot, answer), now)
             else:
                 self._scheduler.released(call.call, now)
+
+    def _located(self, slot: _Slot, answer: Any) -> Any:
+        """The answer; a failure for lack of access says on which machine, since others may have it."""
+        failure: Failure | None = answer.failure
+        if failure is None or not failure.access or not self._name_machines:
+            return answer
+        message = f"{failure.message} (on the worker at {_address(slot.instance[0])})"
+        return replace(answer, failure=replace(failure, message=message))
 
     def _log(self, answer: Any) -> None:
         for warning in answer.warnings:
@@ -270,8 +282,9 @@ class RayPool:
         slot.calls.clear()
         if slot.number:
             away = getattr(error, "preempted", False) or slot.instance[0] in _gone()
-            message = f"the worker's process died ({type(error).__name__}: {_line(error)})"
+            message = death(error, _address(slot.instance[0]), machine_gone=away)
             logger.warning("worker %d: %s", slot.number, message)
+            logger.debug("worker %d: %s", slot.number, error)
             cause = Failure("WorkerLost", redacted(message), False)
             self._scheduler.worker_lost(slot.number, cause, now, blame=not away)
             if not away:
@@ -287,7 +300,8 @@ class RayPool:
     def _stillborn(self, slot: _Slot, error: RayError, now: float) -> None:
         """A constructor failed: wrong settings for all actors, or a machine that is not as it should be."""
         slot.failures += 1
-        message = str(error).strip().splitlines()[-1]
+        message = brief(str(error).strip().splitlines()[-1])
+        logger.debug("a worker cannot start: %s", error)
         first, most = _REPLACE_SECONDS
         slot.next_try = now + min(first * 2 ** (slot.failures - 1), most)
         logger.warning("a worker cannot start: %s", redacted(message))
@@ -399,13 +413,14 @@ def _gone() -> set[str]:
     return {machine["NodeID"] for machine in _machines() if not machine["Alive"]}
 
 
+def _address(node_id: str) -> str:
+    """A machine as people know it."""
+    found = (m for m in _machines() if m["NodeID"] == node_id)
+    return str(next((m.get("NodeManagerAddress") or node_id for m in found), node_id))
+
+
 def _answer(ref: Any) -> Any:
     try:
         return ray.get(ref)
     except RayError as error:
         return error
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else "no message"

@@ -23,6 +23,7 @@ from typing import Any
 
 from jobs import ray_token
 from jobs.manifest_file import is_manifest, read_rows
+from jobs.ray_errors import brief
 from jobs.shipping import runtime_env
 from pipeline.errors import UsageError, XmemError
 from pipeline.filesystems import expanded
@@ -141,10 +142,12 @@ class Jobs:
         """How a job stands."""
         with self._talking("ask", job_id):
             info = self._client.get_job_info(job_id)
+        message = redacted(info.message or "").partition(", last available logs")[0]
+        logger.debug("job %s: %s", job_id, message)
         return JobStatus(
             job_id,
             str(getattr(info.status, "value", info.status)),
-            " ".join(redacted(info.message or "").partition(", last available logs")[0].split()),
+            brief(message),
             (info.metadata or {}).get(_OUT),
             _time(info.start_time),
             _time(info.end_time),

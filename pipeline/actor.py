@@ -33,7 +33,8 @@ _WATCHERS = "watchers"
 class Tracker:
     """What runs inside the actor: a `Worker`, whose calls are done in the order they came."""
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings, environment: Mapping[str, str] | None = None) -> None:
+        os.environ.update(environment or {})
         keep_freed_memory()
         self._worker = Worker(settings)
 
@@ -75,18 +76,26 @@ class Tracker:
 TrackerActor: Any = ray.remote(max_restarts=FOR_EVER, max_task_retries=0)(Tracker)
 
 
-def tracker_actor(settings: WorkerSettings, *, gpus: float = 0.0, **options: Any) -> Any:
+def tracker_actor(
+    settings: WorkerSettings,
+    *,
+    gpus: float = 0.0,
+    environment: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Any:
     """A handle of a new TrackerActor.
 
     Args:
         settings: of all its streams; `threads` CPUs are reserved for it.
         gpus: share of a GPU to reserve. Less than one lets several trackers share it.
+        environment: variables that its process sets before anything else. They may hold credentials, so they
+            go to its constructor: Ray's `env_vars` show on the dashboard.
         options: for `ray.actor.ActorClass.options`.
     """
     # Ray would give the actor's libraries one thread; torch is told per stream, OpenMP reads it at its start.
-    environment = {"env_vars": {"OMP_NUM_THREADS": str(settings.threads), **passive_environment()}}
-    chosen = {"num_cpus": settings.threads, "num_gpus": gpus, "runtime_env": environment, **options}
-    return TrackerActor.options(**chosen).remote(settings)
+    threads = {"env_vars": {"OMP_NUM_THREADS": str(settings.threads), **passive_environment()}}
+    chosen = {"num_cpus": settings.threads, "num_gpus": gpus, "runtime_env": threads, **options}
+    return TrackerActor.options(**chosen).remote(settings, dict(environment or {}))
 
 
 class Live:

@@ -6,15 +6,22 @@ store and nowhere else; every answer repeats it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline.errors import AnotherWriterError, NotAVideoError, UsageError, XmemError
 from pipeline.redact import redacted
+from pipeline.retries import http_status
 from xmem_core import MemoryConfig
 
 _PERMANENT = (UsageError, NotAVideoError, AnotherWriterError)
+# Client libraries have classes of their own for it, and some failures reach us as text only.
+_NO_ACCESS = re.compile(
+    r"(?i)permission denied|access ?denied|forbidden|unauthorized|locate credentials|invalid ?access ?key"
+    r"|signature ?does ?not ?match|expired ?token"
+)
 
 Outcome = Literal["tracked", "finished", "refused", "unknown", "failed"]
 
@@ -89,11 +96,13 @@ class Failure:
         kind: name of the error's class.
         message: one line without credentials.
         permanent: trying again cannot help.
+        access: the machine where it happened lacks credentials or rights.
     """
 
     kind: str
     message: str
     permanent: bool
+    access: bool = False
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
@@ -102,7 +111,20 @@ class Failure:
         message = lines[0] if lines else type(error).__name__
         if not isinstance(error, XmemError):
             message = f"{type(error).__name__}: {message}"
-        return cls(type(error).__name__, message, isinstance(error, _PERMANENT))
+        permanent = isinstance(error, _PERMANENT)
+        return cls(type(error).__name__, message, permanent, _lacks_access(error))
+
+
+def _lacks_access(error: BaseException) -> bool:
+    """Whether credentials or rights are what an error, or what led to it, is about."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, PermissionError) or "Credentials" in type(link).__name__:
+            return True
+        if http_status(link)[0] in (401, 403) or _NO_ACCESS.search(str(link)):
+            return True
+        link = link.__cause__
+    return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ def _environment() -> dict[str, str]:
     """Ours, without what points at this checkout; jobs' `python` is this interpreter."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "PYTHONPATH"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    threads = {"OMP_NUM_THREADS": "1"}
+    threads = {"OMP_NUM_THREADS": "1", "AWS_EC2_METADATA_DISABLED": "true"}
     return {**kept, **threads, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from ray.cluster_utils import Cluster
 from standin import CHUNK, Actor, committed, notes
 
 from jobs.actions import Progress, SchedulerOptions
+from jobs.cluster import unreported
 from jobs.manifest import VideoJob
 from jobs.ray_pool import RayPool, room_for
 from jobs.scheduler import Scheduler
@@ -35,7 +37,9 @@ def cluster() -> Iterator[Any]:
         made.shutdown()
 
 
-def test_machines_go_and_come(tmp_path: Path, cluster: Any) -> None:
+def test_machines_go_and_come(
+    tmp_path: Path, cluster: Any, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     scheduler = Scheduler(SchedulerOptions(chunk_frames=CHUNK, max_tries=1))
     names = [f"v{i}" for i in range(4)]
     for name in names:
@@ -59,9 +63,15 @@ def test_machines_go_and_come(tmp_path: Path, cluster: Any) -> None:
         on_progress=went_on,
         progress_seconds=0.0,
     )
-    pool.run()
+    with unreported(), caplog.at_level(logging.WARNING):
+        pool.run()
     assert {r.state for r in scheduler.results()} == {"finished"}, list(scheduler.results())
     assert {r.tries for r in scheduler.results()} == {1}
     assert notes(tmp_path, "twice") == []
     assert all(committed(tmp_path, n) == 40 for n in names)
     assert len(set(machines)) == 2
+    said = [r.getMessage() for r in caplog.records if "worker 1" in r.getMessage()]
+    assert any("process died" in text or "went away" in text for text in said)
+    assert all("\n" not in text for text in said)
+    assert all(len(text) < 200 for text in said)
+    assert "raylet" not in capsys.readouterr().out

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from ray_head import TOKEN, RayHead, ray_head
+from servers import S3Server
 from tiny import tiny_weights
 from videos import make_video
 
@@ -95,15 +96,19 @@ def xmem(videos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     return run
 
 
-def xmem_alone(*arguments: str | Path, away: Path, cwd: Path, token: str | None = TOKEN) -> Done:
+def xmem_alone(
+    *arguments: str | Path, away: Path, cwd: Path, token: str | None = TOKEN, **variables: str
+) -> Done:
     """The command in a process of its own: what Ray knows of tokens, it keeps for a process's life."""
-    return python("-m", "jobs.cli", *arguments, away=away, cwd=cwd, token=token)
+    return python("-m", "jobs.cli", *arguments, away=away, cwd=cwd, token=token, **variables)
 
 
-def python(*arguments: str | Path, away: Path, cwd: Path, token: str | None = TOKEN) -> Done:
+def python(
+    *arguments: str | Path, away: Path, cwd: Path, token: str | None = TOKEN, **variables: str
+) -> Done:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     # A home of its own: this machine's own Ray keeps its token there.
-    environment |= {"PYTHONPATH": str(away), "HOME": str(away), "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONPATH": str(away), "HOME": str(away), "OMP_NUM_THREADS": "1", **variables}
     if token is not None:
         environment["RAY_AUTH_TOKEN"] = token
     command = [sys.executable, *map(str, arguments)]
@@ -211,6 +216,48 @@ def test_a_job_is_cancelled_and_the_same_batch_goes_on(
     assert "200 frames tracked" not in resumed.stderr
     assert resumed.stdout == ""
     assert states(out)[-1].popitem()[1] == "finished"
+
+
+def test_workers_without_credentials_are_named_and_env_gives_them_some(
+    head: RayHead, away: Path, videos: Path, tmp_path: Path, s3_server: S3Server
+) -> None:
+    import s3fs
+
+    fs = s3fs.S3FileSystem(**s3_server.options, use_listings_cache=False)
+    root = s3_server.uri("on-workers")
+    fs.put_file(str(videos / "a.mp4"), f"{root}/a.mp4")
+    fs.put_file(str(videos / "a.prompts.json"), f"{root}/a.prompts.json")
+    batch = ["batch", root, "--out", tmp_path / "out", "--model", videos / "tiny-0.safetensors"]
+    batch += ["--chunk", "8", "--max-tries", "1", "--address", head.address]
+    ours = s3_server.environment
+    lacking = xmem_alone(*batch, away=away, cwd=tmp_path, **ours)
+    assert lacking.returncode == 1, lacking.stderr
+    address = head.address.partition(":")[0]
+    assert f"(on the worker at {address})" in lacking.stderr
+    assert "1 of them for lack of credentials or rights on the workers" in lacking.stderr
+    given = [word for name, value in ours.items() for word in ("--env", f"{name}={value}")]
+    done = xmem_alone(*batch, *given, away=away, cwd=tmp_path, **ours)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 videos finished; 9 rows" in done.stderr
+    written = [p.read_bytes() for p in (tmp_path / "out").rglob("*.json")]
+    assert written
+    assert not any(ours["AWS_SECRET_ACCESS_KEY"].encode() in data for data in written)
+
+
+def test_a_job_whose_set_up_fails_says_so_in_a_line(head: RayHead, xmem: Xmem) -> None:
+    from jobs.submit import Jobs
+
+    Jobs(head.dashboard)._client.submit_job(
+        entrypoint="true",
+        submission_id="no-set-up",
+        runtime_env={"working_dir": "https://127.0.0.1:1/no.zip"},
+    )
+    status = Jobs(head.dashboard).wait("no-set-up")
+    assert status.state == "FAILED"
+    assert "Max retries exceeded with url: /no.zip" in status.message
+    shown = xmem("batch", "status", "no-set-up", "--address", head.dashboard)
+    assert len(shown.stderr.splitlines()) == 1
+    assert len(shown.stderr) < 400
 
 
 @pytest.mark.parametrize("arguments", [("status", "x"), ("logs", "x"), ("cancel", "x")])
