@@ -4,27 +4,44 @@ A file is written under a temporary name in `ROOT/.tmp` (never beside the data),
 its name by a hard link, which fails if the name exists; its folder is synced after that. File systems
 without hard links (exFAT, some FUSE mounts) get Linux' exclusive rename. With neither the store refuses:
 anything else could overwrite another writer's file or show half of one.
+
+The root may be a symbolic link. Links below it are refused, to write and to read: whoever may put one there
+could send rows anywhere. Folders are opened one by one without following links, and files are used relative
+to their open folder, so that a link that is put in place during an operation is not followed either. Where
+the system has no such calls (Windows), names are checked before each operation.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import os
 import secrets
 import socket
-import sys
+import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow.fs
 
 from pipeline.errors import StoreError
 from pipeline.files import Files
+from pipeline.local_places import (
+    HAS_PLACES,
+    LISTED,
+    NO_LINK,
+    PASSED,
+    Place,
+    is_link,
+    link_exclusively,
+    make_folder,
+    make_folders,
+    rename,
+    sync,
+)
 from pipeline.locations import bare_reason
 
 logger = logging.getLogger(__name__)
@@ -34,8 +51,6 @@ FOREIGN_TEMP_AGE_SECONDS = 24 * 3600.0
 _ATTEMPTS = 5
 _PROCESS_TOKEN = secrets.token_hex(4)
 _HOST = "".join(c if c.isalnum() or c in ".-" else "-" for c in socket.gethostname()) or "host"
-_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
-_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
 
 class LocalFiles(Files):
@@ -46,98 +61,187 @@ class LocalFiles(Files):
         self._folder = folder
 
     def create(self, name: str, data: bytes, owner: str = "") -> bool:
-        target = self._folder / name
         with self._reporting("write", name):
             # An earlier look saves writing the file; the link decides.
-            if os.path.lexists(target):
+            if self._is_taken(name):
                 return False
             try:
-                self._place(target, data, owner, _link_exclusively)
+                self._put(name, data, owner, link_exclusively)
             except FileExistsError:
                 return False
             return True
 
     def replace(self, name: str, data: bytes, owner: str = "") -> None:
         with self._reporting("write", name):
-            self._place(self._folder / name, data, owner, os.replace)
+            self._put(name, data, owner, rename)
 
     def read(self, name: str) -> bytes:
-        with self._reporting("read", name):
-            return (self._folder / name).read_bytes()
+        with self._reporting("read", name), self._opened(name) as file:
+            return file.read()
 
     def tail(self, name: str, count: int) -> bytes:
-        with self._reporting("read", name), open(self._folder / name, "rb") as file:
+        with self._reporting("read", name), self._opened(name) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - count))
             return file.read()
 
     def exists(self, name: str) -> bool:
-        with self._reporting("read", name):
-            return (self._folder / name).is_file()
+        with self._reporting("read", name), suppress(FileNotFoundError, NotADirectoryError):
+            with self._place(name) as place:
+                mode = os.stat(place.name, dir_fd=place.folder, follow_symlinks=False).st_mode
+            if stat.S_ISLNK(mode):
+                raise self._linked(name)
+            return stat.S_ISREG(mode)
+        return False
 
     def names(self, folder: str, recursive: bool = False) -> list[str]:
         found: list[str] = []
-        with self._reporting("list", folder), suppress(FileNotFoundError):
-            for entry in os.scandir(self._folder / folder):
+        with self._reporting("list", folder), suppress(FileNotFoundError), self._listing(folder) as entries:
+            for entry in entries:
                 name = f"{folder}/{entry.name}"
-                if entry.is_file():
+                if entry.is_symlink():
+                    # Rows that are silently missing would be worse than an error.
+                    raise self._linked(name)
+                if entry.is_file(follow_symlinks=False):
                     found.append(name)
-                elif recursive and entry.is_dir():
+                elif recursive and entry.is_dir(follow_symlinks=False):
                     found += self.names(name, recursive=True)
         return sorted(found)
 
     def remove(self, name: str) -> None:
-        path = self._folder / name
-        with self._reporting("remove", name), suppress(FileNotFoundError):
-            path.unlink()
+        with (
+            self._reporting("remove", name),
+            suppress(FileNotFoundError),
+            self._place(name) as place,
+        ):
+            os.unlink(place.name, dir_fd=place.folder)
             # Each removal reaches the disk before the next: a restart's order must survive a power cut.
-            _sync_folder(path.parent)
+            sync(place)
 
     def remove_empty_folder(self, folder: str) -> None:
-        with suppress(OSError):
-            (self._folder / folder).rmdir()
+        with suppress(OSError), self._place(folder) as place:
+            os.rmdir(place.name, dir_fd=place.folder)
 
     def arrow(self, name: str) -> tuple[Any, str]:
         return pyarrow.fs.LocalFileSystem(), str(self._folder / name)
 
     def sweep(self, owner: str) -> None:
-        with suppress(OSError):
-            for entry in list(os.scandir(self._folder / TEMP_FOLDER)):
-                with suppress(OSError):
+        with suppress(OSError), self._listing(TEMP_FOLDER) as entries:
+            for entry in entries:
+                with suppress(OSError, StoreError):
                     if _is_stale(entry, owner):
-                        os.unlink(entry.path)
-                        logger.info("removed temporary file %s of a writer that is gone", entry.path)
+                        self.remove(f"{TEMP_FOLDER}/{entry.name}")
+                        logger.info("removed temporary file %s of a writer that is gone", entry.name)
 
-    def _place(self, target: Path, data: bytes, owner: str, move: Callable[[Path, Path], None]) -> None:
-        for attempt in range(_ATTEMPTS):
-            temporary = self._write_temporary(data, owner)
+    # Without following links
+
+    @contextmanager
+    def _place(self, name: str, *, make: bool = False) -> Iterator[Place]:
+        """A file's or folder's name in its open folder; `make` makes the folders on the way.
+
+        Raises:
+            StoreError: one of the folders is a symbolic link. OSError: one cannot be opened or made.
+        """
+        *folders, leaf = name.split("/")
+        if make:
+            make_folders(self._folder)
+        if not HAS_PLACES:
+            self._check_links(folders)
+            if make:
+                make_folders(self._folder.joinpath(*folders))
+            yield Place(None, str(self._folder / name))
+            return
+        folder = os.open(self._folder, PASSED)
+        try:
+            for depth, part in enumerate(folders, 1):
+                if make:
+                    make_folder(Place(folder, part))
+                inner = self._enter(Place(folder, part), PASSED, "/".join(folders[:depth]))
+                os.close(folder)
+                folder = inner
+            yield Place(folder, leaf)
+        finally:
+            os.close(folder)
+
+    def _enter(self, place: Place, flags: int, name: str) -> int:
+        """Open what is there, as a descriptor; StoreError if it is a symbolic link."""
+        try:
+            return os.open(place.name, flags | NO_LINK, dir_fd=place.folder)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EMLINK) and is_link(place):
+                raise self._linked(name) from None
+            raise
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[BinaryIO]:
+        """A file, to read."""
+        with self._place(name) as place:
+            if not HAS_PLACES and is_link(place):
+                raise self._linked(name)
+            with open(self._enter(place, os.O_RDONLY | getattr(os, "O_BINARY", 0), name), "rb") as file:
+                yield file
+
+    @contextmanager
+    def _listing(self, folder: str) -> Iterator[list[os.DirEntry[str]]]:
+        """What is in a folder. The entries are good within the context."""
+        with self._place(folder) as place:
+            if not HAS_PLACES:
+                if is_link(place):
+                    raise self._linked(folder)
+                yield list(os.scandir(place.name))
+                return
+            descriptor = self._enter(place, LISTED, folder)
             try:
-                _make_folders(target.parent)
-                move(temporary, target)
-                _sync_folder(target.parent)
+                yield list(os.scandir(descriptor))
+            finally:
+                os.close(descriptor)
+
+    def _is_taken(self, name: str) -> bool:
+        with suppress(FileNotFoundError), self._place(name) as place:
+            os.stat(place.name, dir_fd=place.folder, follow_symlinks=False)
+            return True
+        return False
+
+    def _check_links(self, folders: Sequence[str]) -> None:
+        for depth in range(1, len(folders) + 1):
+            if is_link(Place(None, str(self._folder.joinpath(*folders[:depth])))):
+                raise self._linked("/".join(folders[:depth]))
+
+    def _linked(self, name: str) -> StoreError:
+        return StoreError(
+            f"{self.uri(name)} is a symbolic link, and links inside an output folder are not followed: "
+            "remove it, or choose another output folder (the output folder itself may be a link)"
+        )
+
+    # Writing
+
+    def _put(self, name: str, data: bytes, owner: str, move: Callable[[Place, Place], None]) -> None:
+        for attempt in range(_ATTEMPTS):
+            try:
+                with self._temporary(data, owner) as temporary, self._place(name, make=True) as target:
+                    move(temporary, target)
+                    sync(target)
                 return
             except FileNotFoundError:
                 # Somebody swept the temporary file or removed the empty folder just now.
                 if attempt == _ATTEMPTS - 1:
                     raise
+
+    @contextmanager
+    def _temporary(self, data: bytes, owner: str) -> Iterator[Place]:
+        """A finished file under a temporary name, which is gone afterwards."""
+        name = f"{owner}@{_HOST}@{os.getpid()}@{_PROCESS_TOKEN}@{secrets.token_hex(6)}.tmp"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK | getattr(os, "O_BINARY", 0)
+        with self._place(f"{TEMP_FOLDER}/{name}", make=True) as place:
+            try:
+                with open(os.open(place.name, flags, 0o666, dir_fd=place.folder), "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                yield place
             finally:
                 with suppress(FileNotFoundError):
-                    temporary.unlink()
-
-    def _write_temporary(self, data: bytes, owner: str) -> Path:
-        folder = self._folder / TEMP_FOLDER
-        path = folder / f"{owner}@{_HOST}@{os.getpid()}@{_PROCESS_TOKEN}@{secrets.token_hex(6)}.tmp"
-        _make_folders(folder)
-        try:
-            with open(path, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            with suppress(OSError):
-                path.unlink()
-            raise
-        return path
+                    os.unlink(place.name, dir_fd=place.folder)
 
     @contextmanager
     def _reporting(self, doing: str, name: str) -> Iterator[None]:
@@ -163,69 +267,6 @@ def _remedy(error: OSError, doing: str) -> str:
     return ""
 
 
-def _make_folders(folder: Path) -> None:
-    """Makes a folder and those above it; each new name is made durable in its parent."""
-    if folder.is_dir():
-        return
-    _make_folders(folder.parent)
-    try:
-        folder.mkdir()
-    except FileExistsError:
-        if not folder.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
-    else:
-        _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:
-        return  # a folder one may write to but not list
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network and FUSE mounts cannot sync a folder; then the file's own fsync is all there is.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _link_exclusively(temporary: Path, target: Path) -> None:
-    """Gives a finished file its name; FileExistsError if the name is taken."""
-    try:
-        os.link(temporary, target)
-    except OSError as error:
-        if error.errno not in _NO_HARD_LINKS:
-            raise
-        _rename_exclusively(temporary, target)
-
-
-def _rename_exclusively(temporary: Path, target: Path) -> None:
-    if os.name == "nt":
-        os.rename(temporary, target)  # on Windows this never replaces
-        return
-    number = errno.ENOSYS
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        if hasattr(libc, "renameat2"):
-            source, name = os.fsencode(temporary), os.fsencode(target)
-            if libc.renameat2(_AT_FDCWD, source, _AT_FDCWD, name, ctypes.c_uint(_RENAME_NOREPLACE)) == 0:
-                return
-            number = ctypes.get_errno()
-    if number == errno.EEXIST:
-        raise FileExistsError(number, os.strerror(number), str(target))
-    if number not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
-        raise OSError(number, os.strerror(number), str(target))
-    raise StoreError(
-        f"cannot write {target}: this file system has neither hard links nor an exclusive rename, so two "
-        f"writers could overwrite each other; choose another disk, or the bucket's own URI (s3://...)"
-    )
-
-
 def _is_stale(entry: os.DirEntry[str], owner: str) -> bool:
     """Whether a temporary file's writer is certainly gone.
 
@@ -235,7 +276,7 @@ def _is_stale(entry: os.DirEntry[str], owner: str) -> bool:
     parts = entry.name.removesuffix(".tmp").split("@")
     if len(parts) != 5:
         return False
-    if time.time() - entry.stat().st_mtime > FOREIGN_TEMP_AGE_SECONDS:
+    if time.time() - entry.stat(follow_symlinks=False).st_mtime > FOREIGN_TEMP_AGE_SECONDS:
         return True
     file_owner, host, pid, token, _ = parts
     if file_owner != owner or host != _HOST or not pid.isdigit():

@@ -22,6 +22,7 @@ from chunks import NO_EVENTS, rows
 from fsspec.implementations.memory import MemoryFileSystem
 
 import pipeline.local_disk as local_disk
+import pipeline.local_places as local_places
 from pipeline import retries
 from pipeline.errors import AnotherWriterError, StoreError
 from pipeline.files import Files, RemoteFiles, open_files
@@ -226,11 +227,11 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path, inside: str) -> None:
 def test_without_hard_links_an_exclusive_rename_does_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_link(*_: Any) -> None:
+    def no_link(*_: Any, **__: Any) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_link)
-    monkeypatch.setattr(os.path, "lexists", lambda _: False)
+    monkeypatch.setattr(LocalFiles, "_is_taken", lambda *_: False)
     files = open_files(tmp_path)
     assert files.create("a/b", b"one")
     assert not files.create("a/b", b"two")
@@ -239,11 +240,11 @@ def test_without_hard_links_an_exclusive_rename_does_it(
 
 
 def test_with_neither_the_store_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_link(*_: Any) -> None:
+    def no_link(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
     monkeypatch.setattr(os, "link", no_link)
-    monkeypatch.setattr(local_disk.sys, "platform", "plan9")
+    monkeypatch.setattr(local_places.sys, "platform", "plan9")
     with pytest.raises(StoreError, match="neither hard links nor an exclusive rename"):
         open_files(tmp_path).create("a/b", b"one")
     assert not (tmp_path / "a/b").exists()
@@ -253,11 +254,11 @@ def test_with_neither_the_store_refuses(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_swept_temporary_file_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link, calls = os.link, []
 
-    def sweeping(source: Path, target: Path) -> None:
+    def sweeping(source: str, target: str, **options: Any) -> None:
         calls.append(source)
         if len(calls) == 1:
-            os.unlink(source)
-        link(source, target)
+            os.unlink(tmp_path / ".tmp" / source)
+        link(source, target, **options)
 
     monkeypatch.setattr(os, "link", sweeping)
     assert open_files(tmp_path).create("a/b", b"one")
@@ -290,6 +291,123 @@ def test_the_sweep_takes_only_what_dead_writers_left(tmp_path: Path) -> None:
     os.utime(folder / gone[2], (day_ago, day_ago))
     files.sweep("cam-1")
     assert sorted(p.name for p in folder.iterdir()) == sorted(kept)
+
+
+# Symbolic links
+
+
+def outside(tmp_path: Path) -> Path:
+    """A folder that is not the output folder, with a file in it."""
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    (folder / "frames-000000000000.parquet").write_bytes(b"theirs")
+    return folder
+
+
+LINKED = ["tracks", "tracks/stream_id=cam-1", "events", "events/stream_id=cam-1", "state", "state/cam-1"]
+LINKED += ["streams", ".tmp"]
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("link", LINKED)
+def test_nothing_is_written_through_a_link(tmp_path: Path, link: str, relative: bool) -> None:
+    theirs = outside(tmp_path)
+    place = tmp_path / "out" / link
+    place.parent.mkdir(parents=True)
+    place.symlink_to(os.path.relpath(theirs, place.parent) if relative else theirs, target_is_directory=True)
+    store = StreamStore(tmp_path / "out", "cam-1")
+
+    def write() -> None:
+        store.prepare()
+        store.commit(0, 9, rows(0, 9), NO_EVENTS)
+        store.save_snapshot(10, b"state")
+        store.write_record({"state": "running"})
+
+    with pytest.raises(StoreError, match=rf"out/{link} is a symbolic link, and links inside .* not followed"):
+        write()
+    assert [p.name for p in theirs.iterdir()] == ["frames-000000000000.parquet"]
+    assert place.is_symlink()
+    with pytest.raises(StoreError, match="is a symbolic link"):
+        store.restart()
+    assert [p.read_bytes() for p in theirs.iterdir()] == [b"theirs"]
+
+
+def test_a_file_that_is_a_link_is_neither_read_nor_taken_for_ours(tmp_path: Path) -> None:
+    theirs = outside(tmp_path) / "frames-000000000000.parquet"
+    files = open_files(tmp_path / "out")
+    assert files.create("tracks/stream_id=cam-1/notes", b"ours")
+    link = tmp_path / "out/tracks/stream_id=cam-1/frames-000000000000.parquet"
+    link.symlink_to(theirs)
+    name = str(link.relative_to(tmp_path / "out"))
+    assert not files.create(name, b"ours")
+    for read in (files.read, files.exists, partial(files.tail, count=3)):
+        with pytest.raises(StoreError, match=r"frames-000000000000\.parquet is a symbolic link"):
+            read(name)
+    with pytest.raises(StoreError, match="is a symbolic link"):
+        files.names("tracks", recursive=True)
+    files.replace(name, b"ours")  # in the place of the link
+    assert (files.read(name), theirs.read_bytes()) == (b"ours", b"theirs")
+    link.unlink()
+    link.symlink_to(theirs)
+    files.remove(name)
+    assert theirs.read_bytes() == b"theirs"
+
+
+def test_the_output_folder_itself_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk", target_is_directory=True)
+    (tmp_path / "out").symlink_to(tmp_path / "link", target_is_directory=True)
+    store = StreamStore(tmp_path / "out", "cam-1")
+    store.prepare()
+    assert store.commit(0, 9, rows(0, 9), NO_EVENTS)
+    assert StreamStore(tmp_path / "disk", "cam-1").committed() == CommittedRange(10, 1)
+    assert leftovers(tmp_path / "disk") == []
+
+
+def test_a_link_that_comes_while_a_file_is_written_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the folder and the file's appearing there, the folder becomes a link."""
+    theirs, link, calls = outside(tmp_path), os.link, []
+    folder = tmp_path / "out/tracks/stream_id=cam-1"
+
+    def swapping(source: str, target: str, **options: Any) -> None:
+        calls.append(target)
+        folder.rename(tmp_path / "moved")
+        folder.symlink_to(theirs, target_is_directory=True)
+        link(source, target, **options)
+
+    files = open_files(tmp_path / "out")
+    files.create("tracks/stream_id=cam-1/a", b"one")
+    monkeypatch.setattr(os, "link", swapping)
+    assert files.create("tracks/stream_id=cam-1/b", b"two")
+    assert calls == ["b"]
+    assert (tmp_path / "moved/b").read_bytes() == b"two"
+    with pytest.raises(StoreError, match="is a symbolic link"):
+        files.create("tracks/stream_id=cam-1/c", b"three")
+    assert [p.name for p in theirs.iterdir()] == ["frames-000000000000.parquet"]
+
+
+def test_without_operations_below_open_folders_links_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_disk, "HAS_PLACES", False)
+    files = open_files(tmp_path / "out")
+    assert files.create("a/b/c", b"one")
+    assert not files.create("a/b/c", b"two")
+    files.replace("a/b/d", b"three")
+    assert files.names("a", recursive=True) == ["a/b/c", "a/b/d"]
+    assert (files.read("a/b/c"), files.tail("a/b/d", 2), files.exists("a/b/e")) == (b"one", b"ee", False)
+    files.remove("a/b/d")
+    theirs = outside(tmp_path)
+    (tmp_path / "out/a/link").symlink_to(theirs, target_is_directory=True)
+    for use in (files.read, files.exists, partial(files.create, data=b""), partial(files.replace, data=b"")):
+        with pytest.raises(StoreError, match="out/a/link is a symbolic link"):
+            use("a/link/frames-000000000000.parquet")
+    with pytest.raises(StoreError, match="out/a/link is a symbolic link"):
+        files.names("a/link")
+    assert [p.read_bytes() for p in theirs.iterdir()] == [b"theirs"]
+    assert leftovers(tmp_path / "out") == []
 
 
 # Object stores

@@ -166,6 +166,21 @@ def test_tracks_without_a_record_still_are_a_stream(local: str) -> None:
     assert (row["stream_id"], row["next_frame"], row["state"]) == ("cam-1", 30, None)
 
 
+@pytest.mark.parametrize("link", ["tracks/stream_id=b", "events/stream_id=b", "streams/b.json"])
+def test_links_are_refused_instead_of_followed(local: str, tmp_path: Path, link: str) -> None:
+    """Neither rows from elsewhere, nor silently fewer rows."""
+    fill(str(tmp_path / "elsewhere"), "b")
+    (Path(local) / link).symlink_to(tmp_path / "elsewhere" / link)
+    for sql in ("SELECT count(*) FROM tracks", "SELECT * FROM streams"):
+        with pytest.raises(
+            StoreError, match=rf"{link} is a symbolic link, and links inside an output folder"
+        ):
+            query(local, sql)
+    if link.startswith("tracks"):
+        with pytest.raises(StoreError, match=rf"{link} is a symbolic link"):
+            TrackReader(local, "b")
+
+
 def test_odd_records_hide_no_stream(local: str) -> None:
     StreamStore(local, "odd").write_record(
         {"state": 7, "width": "wide", "rate": "25", "model": {"a": 1}, "extra": []}
