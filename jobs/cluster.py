@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from jobs import ray_token
+from jobs import local_ray, ray_token
 from jobs.ray_errors import brief
 from jobs.shipping import is_submitted_job, runtime_env
 from pipeline.errors import UsageError, XmemError
@@ -59,14 +59,15 @@ def connected(address: str | None = None, *, gpus: bool = False, debug: bool = F
     """A Ray to work on; afterwards, what was started or connected here is gone again.
 
     Args:
-        address: of a cluster: `auto`, `host:6379`, `ray://host:10001`. None: a Ray of this machine's own. If
-            this process is connected already, that connection is used and stays.
+        address: of a cluster: `auto`, `host:6379`, `ray://host:10001`. None: a Ray of this machine's own,
+            which listens on loopback and asks for a token of its own, whatever RAY_AUTH_MODE says. If this
+            process is connected already, that connection is used and stays.
         gpus: whether a Ray of our own offers this machine's GPUs.
         debug: show what Ray and its workers print.
 
     Raises:
-        UsageError: there is no cluster at the address. XmemError: Ray cannot be started, or the cluster does
-        not let this process in.
+        UsageError: there is no cluster at the address. XmemError: Ray cannot be started, or is too old to be
+        started safely, or the cluster does not let this process in.
     """
     if ray.is_initialized():
         yield resources()
@@ -86,19 +87,24 @@ def connected(address: str | None = None, *, gpus: bool = False, debug: bool = F
         if not is_submitted_job():
             options["runtime_env"] = runtime_env()
     texts: list[str] = []
-    try:
-        if address is None:
-            _start(options)
-        else:
-            with nullcontext() if debug else _unprinted(texts):
-                ray.init(**options)
-    except Exception as error:  # of many kinds, most of them RuntimeError
-        raise _explained(error, address, "".join(texts)) from error
-    try:
-        with nullcontext() if debug else unreported():
-            yield resources()
-    finally:
-        ray.shutdown()
+    with local_ray.protected() if address is None else nullcontext():
+        try:
+            if address is None:
+                _start(options)
+            else:
+                with nullcontext() if debug else _unprinted(texts):
+                    ray.init(**options)
+        except Exception as error:  # of many kinds, most of them RuntimeError
+            raise _explained(error, address, "".join(texts)) from error
+        try:
+            if address is None:
+                local_ray.check_address()
+            elif not ray_token.in_use():
+                logger.warning("the Ray cluster at %s asks for no token: any client can run code", address)
+            with nullcontext() if debug else unreported():
+                yield resources()
+        finally:
+            ray.shutdown()
 
 
 def _start(options: Mapping[str, Any]) -> None:

@@ -31,6 +31,7 @@ from pipeline.errors import UsageError, XmemError
 from pipeline.live_hub import HubSettings
 from pipeline.live_options import LiveOptions
 from pipeline.live_spec import LiveSpec
+from pipeline.replica_port import keep_on_loopback
 from pipeline.tokens import TOKENS_VARIABLE, TokenSet
 from pipeline.url_guard import UrlGuard
 
@@ -138,6 +139,7 @@ def application(api: ApiSettings, place: HubPlace, *, replicas: int = 1) -> serv
     """The application, to be run with `serve.run`."""
 
     def build() -> ApiGuard:
+        keep_on_loopback()
         return create_app(RayHub(place), api)
 
     ingress = serve.ingress(build)()

@@ -2,116 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 import pytest
 from live_books import Committed
-from ray_head import TOKEN as RAY_TOKEN
-from ray_head import _session as processes_of
 from ray_head import ray_head
-from rtsp_camera import Camera, camera
-from servers import free_ports
-from tiny import tiny_weights
+from rtsp_camera import camera
+from served import HUB, REPLICA, Service, served
 from videos import make_video
 
 CHAOS = "XMEM_CHAOS" in os.environ
 ROUNDS = max(1, int(os.environ.get("XMEM_CHAOS", "1")) // 20)
-PATIENCE = 120.0
-TOKEN = "a-token-for-tests-0123456789"
-HUB, REPLICA = "ray::Live", "ray::ServeReplica:xmem-live"
 PROMPTS = {"objects": [{"id": 3, "box": [20, 20, 40, 40]}]}
 ANOTHER = {"prompts": {"objects": [{"id": 9, "box": [90, 60, 40, 40]}]}}
-
-
-class Service:
-    """`xmem serve` in a session of its own; started again at the same place.
-
-    Args:
-        address: of a Ray cluster; None: a Ray of its own.
-    """
-
-    def __init__(self, folder: Path, made: Camera, address: str | None = None) -> None:
-        self.out, self.log = folder / "out", folder / "log"
-        (self.port,) = free_ports(1)
-        self._command = [str(Path(sys.executable).parent / "xmem"), "serve", "--out", str(self.out)]
-        self._command += ["--port", str(self.port), "--model", tiny_weights(folder), "--size", "48"]
-        self._command += ["--allow-network", "127.0.0.0/8", "--allow-port", str(made.port)]
-        self._command += ["--secrets", str(folder / "secrets")]
-        self._command += ["--address", address] if address else []
-        self._token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": RAY_TOKEN} if address else {}
-        self.process: subprocess.Popen[bytes] | None = None
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=30)
-
-    def start(self) -> None:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        given = {"XMEM_API_TOKENS": TOKEN, "OMP_NUM_THREADS": "1"}
-        with self.log.open("ab") as output:
-            self.process = subprocess.Popen(
-                self._command,
-                stdout=output,
-                stderr=output,
-                env=kept | given | self._token,
-                start_new_session=True,
-            )
-
-    def pids(self, title: str = "") -> list[int]:
-        """Of its processes, those of that title first of all in their command lines."""
-        assert self.process is not None
-        found = []
-        for pid in processes_of(self.process.pid):
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/cmdline").read_text().startswith(title):
-                    found.append(pid)
-        return found
-
-    def kill(self) -> None:
-        """The process that was started, not those that it started: they must see to it themselves."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> int:
-        """As Ctrl-C would; its exit status."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(PATIENCE)
-
-    def end(self) -> None:
-        self.client.close()
-        if self.process is None:
-            return
-        self.process.kill()
-        self.process.wait()
-        for pid in processes_of(self.process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-    def until(self, what: Callable[[], Any]) -> Any:
-        """Something true; while the service is away there is nothing."""
-        end = time.monotonic() + PATIENCE
-        while True:
-            with contextlib.suppress(httpx.TransportError):
-                if found := what():
-                    return found
-            assert time.monotonic() < end, self.log.read_text(errors="replace")[-3000:]
-            time.sleep(0.1)
-
-    def get(self, path: str) -> Any:
-        """The answer's JSON; None while there is none."""
-        answer = self.client.get(path)
-        return answer.json() if answer.status_code == 200 else None
 
 
 class Watcher:
@@ -152,21 +60,11 @@ class Watcher:
         )
 
 
-@contextlib.contextmanager
-def served(folder: Path, made: Camera, address: str | None = None) -> Iterator[Service]:
-    service = Service(folder, made, address)
-    try:
-        service.start()
-        yield service
-    finally:
-        service.end()
-
-
 @pytest.mark.timeout(600 * ROUNDS)
 def test_hub_replica_and_driver_killed(tmp_path: Path) -> None:
     clip, chance = make_video(tmp_path / "clip.mp4", 50, gop=10), random.Random(5)
     restarts = certain = 0
-    with camera(clip) as made, served(tmp_path, made) as service:
+    with camera(clip) as made, served(tmp_path, made.port) as service:
         watcher = Watcher(service, "cam")
         service.until(lambda: service.get("/readyz"))
         added = service.client.post(
@@ -226,7 +124,7 @@ def test_hub_replica_and_driver_killed(tmp_path: Path) -> None:
 @pytest.mark.skipif(not CHAOS, reason="takes a minute: make chaos runs it")
 def test_on_a_cluster_a_killed_driver_is_not_even_missed(tmp_path: Path) -> None:
     clip = make_video(tmp_path / "clip.mp4", 50, gop=10)
-    with camera(clip) as made, ray_head() as head, served(tmp_path, made, head.address) as service:
+    with camera(clip) as made, ray_head() as head, served(tmp_path, made.port, head.address) as service:
         watcher = Watcher(service, "cam")
         service.until(lambda: service.get("/readyz"))
         new = {"id": "cam", "url": made.url(), "prompts": PROMPTS}

@@ -1,0 +1,121 @@
+"""`xmem serve` as a child process in a session of its own, with a tiny model."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+from ray_head import TOKEN as RAY_TOKEN
+from ray_head import _session as processes_of
+from servers import free_ports
+from tiny import tiny_weights
+
+PATIENCE = 120.0
+TOKEN = "a-token-for-tests-0123456789"
+HUB, REPLICA = "ray::Live", "ray::ServeReplica:xmem-live"
+
+
+class Service:
+    """`xmem serve` in a session of its own; started again at the same place.
+
+    Args:
+        cameras: the port on this machine at which cameras may be asked; None: none may.
+        address: of a Ray cluster; None: a Ray of its own.
+        environment: variables that it gets besides.
+    """
+
+    def __init__(
+        self, folder: Path, cameras: int | None = None, address: str | None = None, **environment: str
+    ) -> None:
+        self.out, self.log = folder / "out", folder / "log"
+        (self.port,) = free_ports(1)
+        self._command = [str(Path(sys.executable).parent / "xmem"), "serve", "--out", str(self.out)]
+        self._command += ["--port", str(self.port), "--model", tiny_weights(folder), "--size", "48"]
+        self._command += ["--allow-network", "127.0.0.0/8", "--allow-port", str(cameras)] if cameras else []
+        self._command += ["--secrets", str(folder / "secrets")]
+        self._command += ["--address", address] if address else []
+        self._environment = environment
+        if address:
+            self._environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": RAY_TOKEN}
+        self.process: subprocess.Popen[bytes] | None = None
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=30)
+
+    def start(self) -> None:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        given = {"XMEM_API_TOKENS": TOKEN, "OMP_NUM_THREADS": "1"}
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                self._command,
+                stdout=output,
+                stderr=output,
+                env=kept | given | self._environment,
+                start_new_session=True,
+            )
+
+    def pids(self, title: str = "") -> list[int]:
+        """Of its processes, those of that title first of all in their command lines."""
+        assert self.process is not None
+        found = []
+        for pid in processes_of(self.process.pid):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_text().startswith(title):
+                    found.append(pid)
+        return found
+
+    def kill(self) -> None:
+        """The process that was started, not those that it started: they must see to it themselves."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """As Ctrl-C would; its exit status."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE)
+
+    def end(self) -> None:
+        self.client.close()
+        if self.process is None:
+            return
+        self.process.kill()
+        self.process.wait()
+        for pid in processes_of(self.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def until(self, what: Callable[[], Any]) -> Any:
+        """Something true; while the service is away there is nothing."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if found := what():
+                    return found
+            assert time.monotonic() < end, self.log.read_text(errors="replace")[-3000:]
+            time.sleep(0.1)
+
+    def get(self, path: str) -> Any:
+        """The answer's JSON; None while there is none."""
+        answer = self.client.get(path)
+        return answer.json() if answer.status_code == 200 else None
+
+
+@contextlib.contextmanager
+def served(
+    folder: Path, cameras: int | None = None, address: str | None = None, **environment: str
+) -> Iterator[Service]:
+    service = Service(folder, cameras, address, **environment)
+    try:
+        service.start()
+        yield service
+    finally:
+        service.end()
