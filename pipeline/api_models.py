@@ -146,7 +146,8 @@ class StreamSettings(_Request):
             gt=0,
             le=240,
             allow_inf_nan=False,
-            description="What has to be tracked; refused where it cannot be.",
+            description="Promised: tracked before streams without it, and refused where it cannot be kept "
+            "with max_objects objects. No more are tracked. Left out: what time is left, in turn.",
         ),
     ] = None
     expected_height: Annotated[int | None, Field(ge=16, le=8192, description="Of the camera's frames.")] = (

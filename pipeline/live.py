@@ -216,6 +216,7 @@ class LiveTracker(Closing):
             raise self._failure
         if self._pending is not None:
             return self._pending.step
+        self._pace.looks(self._now())
         try:
             self._writer.check()
             for _ in range(_AT_ONCE):

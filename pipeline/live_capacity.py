@@ -1,15 +1,28 @@
-"""Whether another live stream fits: device memory by prediction, time by measurement."""
+"""Whether another live stream fits: device memory by prediction, time by measurement.
+
+A frame's time is taken to grow with the pixels that the network sees and with the objects on it. How fast the
+device is, is measured before the first stream is admitted, and again on the streams that are there: where one
+of them is slower than was predicted, all predictions are corrected by the same factor.
+
+What a promise (`fps`) means: the rates that are promised take at most a share of the device's time together,
+each reckoned with all the objects that its stream may have. Streams without a promise take turns in the time
+that is left, and are owed the rest of that share (see `live_turns`); so they count against nobody's promise.
+But a frame that is begun is finished: a stream whose single frame takes longer than a promised stream can
+catch up with is refused beside it, and one whose frame holds all others up for seconds is refused beside any.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline.errors import UsageError
+from pipeline.live_pace import CATCH_UP_SECONDS
 from pipeline.live_spec import LiveSpec
 from pipeline.memory_plan import predict_state_bytes, predict_workspace_bytes
 from pipeline.settings import DTYPES, dtype_name
@@ -18,10 +31,28 @@ from xmem_core import Prompt, VideoSegmenter
 
 _SHARE = 0.8  # of the device's memory
 _TRIALS = 4
+_MANY = 4  # objects of the second trial
+_USUAL_OBJECT = 0.15  # of the time without objects, where no trial has measured it
 _MIB = 1 << 20
+_FRAMES_HELD_UP = 2  # that a promised stream may miss and catch up with, or the frames of CATCH_UP_SECONDS
+_MOST_FRAME_SECONDS = 5.0  # that streams without a promise may be held up by a frame of another
 
-Load = Sequence[tuple[LiveSpec, tuple[int, int] | None, float | None]]
-"""Of each stream: what it is asked to be, (height, width) if known, and measured milliseconds per frame."""
+
+@dataclass(frozen=True)
+class Load:
+    """One stream, as far as its device is concerned.
+
+    Args:
+        spec: what it is asked to be.
+        size: (height, width) of its frames, once that is known.
+        ms: measured milliseconds per frame.
+        objects: that it tracked while that was measured.
+    """
+
+    spec: LiveSpec
+    size: tuple[int, int] | None = None
+    ms: float | None = None
+    objects: int = 0
 
 
 class Capacity:
@@ -39,46 +70,106 @@ class Capacity:
         self._all = device_bytes(segmenter.device)
         self._budget = memory_bytes or int(self._all * _SHARE)
         self._measured_ms: float | None = None
+        self._object = _USUAL_OBJECT
+        self._ms_per_unit: float | None = None
 
     def calibrate(self) -> float:
-        """Measure one object on one stream at the size that the network sees; milliseconds per frame."""
+        """Measure streams of one object and of several at the size that the network sees.
+
+        Returns:
+            Milliseconds per frame with one object.
+        """
         side = self._segmenter.size or 480
         height, width = side, -(-side * 16 // 9)
+        one, many = self._trial(height, width, 1), self._trial(height, width, _MANY)
+        each = max(0.0, many - one) / (_MANY - 1)
+        self._object = each / max(1e-6, one - each)
+        if not 0 <= self._object <= 1:  # noise: an object never costs more than the picture
+            self._object = min(1.0, max(0.0, self._object))
+        self._measured_ms = one
+        self._ms_per_unit = one / (height * width * (1 + self._object))
+        return one
+
+    def _trial(self, height: int, width: int, objects: int) -> float:
         rng = np.random.default_rng(0)
         image = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
-        mask = np.zeros((height, width), np.bool_)
-        mask[height // 4 : height // 2, width // 4 : width // 2] = True
+        masks = {}
+        for number in range(objects):
+            masks[number + 1] = mask = np.zeros((height, width), np.bool_)
+            left = width * number // objects
+            mask[height // 4 : height // 2, left : left + max(1, width // (2 * objects))] = True
         state = self._segmenter.new_state()
         times = []
         for trial in range(_TRIALS):
             begun = time.perf_counter()
-            result = self._segmenter.step(state, image, None if trial else Prompt({1: mask}))
+            result = self._segmenter.step(state, image, None if trial else Prompt(masks))
             result.label_map.cpu()
             times.append(time.perf_counter() - begun)
-        self._measured_ms = 1000 * float(np.median(times[1:]))
-        return self._measured_ms
+        return 1000 * float(np.median(times[1:]))
 
-    def admit(self, spec: LiveSpec, there: Load) -> None:
+    def prepare(self, spec: LiveSpec) -> None:
+        """Find out about the network what `admit` needs: that takes time, and is remembered."""
+        self._memory([Load(spec)])
+
+    def admit(self, spec: LiveSpec, there: Sequence[Load]) -> None:
         """Raises UsageError, with the numbers, if a stream does not fit beside those that are there."""
-        self.check_memory(spec.stream_id, [*there, (spec, None, None)])
-        if spec.settings.fps is None:
+        self.check(spec.stream_id, [*there, Load(spec)])
+
+    def recheck(self, stream_id: str, there: Sequence[Load]) -> None:
+        """Raises UsageError if an admitted stream's frames, whose size is known by now, are too large to fit.
+
+        A device that is only slower for a while is no reason: what was admitted stays.
+        """
+        self._check_memory(stream_id, there)
+        chosen = next((entry for entry in there if entry.spec.stream_id == stream_id), None)
+        if chosen is not None and self._units(chosen, 0) > self._units(Load(chosen.spec), 0):
+            self._check_time(chosen, there)
+
+    def check(self, stream_id: str, there: Sequence[Load]) -> None:
+        """Raises UsageError, with the numbers, if these streams do not fit; it is said of one of them."""
+        self._check_memory(stream_id, there)
+        self._check_time(next(entry for entry in there if entry.spec.stream_id == stream_id), there)
+
+    def _check_time(self, chosen: Load, there: Sequence[Load]) -> None:
+        stream_id = chosen.spec.stream_id
+        others = [entry for entry in there if entry.spec.stream_id != stream_id]
+        speed = self._speed(there)
+        if speed is None:
             return
-        ms = self._ms(there)
-        if ms is None:
-            return
-        used = self._time(there)
-        asked = spec.settings.fps * ms / 1000
-        if used + asked > self._most:
+        ms = self._frame_ms(chosen, speed)
+        fps = chosen.spec.settings.fps
+        if fps is not None:
+            used, asked = self._promised(others, speed), fps * ms / 1000
+            if used + asked > self._most:
+                left = max(0.0, self._most - used)
+                raise UsageError(
+                    f"stream {stream_id} does not fit the device's time: {fps:g} frames/s at {ms:.1f} ms "
+                    f"each (with {chosen.spec.settings.max_objects} objects) take {100 * asked:.0f} %, "
+                    f"{100 * used:.0f} % are promised, of {100 * self._most:.0f} %: ask for at most "
+                    f"{left * 1000 / ms:.2g} frames/s, a smaller size or fewer max_objects, or remove a "
+                    "stream"
+                )
+        for slow, kept in [(chosen, other) for other in others] + [(other, chosen) for other in others]:
+            self._check_wait(stream_id, slow, kept, speed)
+
+    def _check_wait(self, stream_id: str, slow: Load, kept: Load, speed: float) -> None:
+        """Whether one stream can wait while a frame of another is tracked."""
+        fps = kept.spec.settings.fps
+        if fps is None:
+            ms, most = self._frame_ms(slow, speed, objects=1), _MOST_FRAME_SECONDS
+            why = "others would be held up by it"
+        else:
+            ms, most = self._frame_ms(slow, speed), max(CATCH_UP_SECONDS, _FRAMES_HELD_UP / fps)
+            why = f"stream {kept.spec.stream_id} is promised {fps:g} frames/s"
+        if ms > 1000 * most:
             raise UsageError(
-                f"stream {spec.stream_id} does not fit the device's time: {spec.settings.fps:g} frames/s at "
-                f"{ms:.1f} ms each take {100 * asked:.0f} %, {100 * used:.0f} % are promised, of "
-                f"{100 * self._most:.0f} %: ask for at most {max(0.0, self._most - used) * 1000 / ms:.1f} "
-                "frames/s, a smaller size, or remove a stream"
+                f"stream {stream_id} does not fit the device's time: a frame of stream "
+                f"{slow.spec.stream_id} takes {ms / 1000:.1f} s, at most {most:g} s are allowed because "
+                f"{why}: ask for a smaller size or fewer max_objects, or remove a stream"
             )
 
-    def check_memory(self, stream_id: str, there: Load) -> None:
-        """Raises UsageError, with the numbers, if these streams do not fit; it is said of one of them."""
-        others = [entry for entry in there if entry[0].stream_id != stream_id]
+    def _check_memory(self, stream_id: str, there: Sequence[Load]) -> None:
+        others = [entry for entry in there if entry.spec.stream_id != stream_id]
         now, then = self._memory(others), self._memory(there)
         if then > self._budget:
             raise UsageError(
@@ -87,29 +178,32 @@ class Capacity:
                 "smaller size or fewer max_objects, or remove a stream"
             )
 
-    def report(self, there: Load) -> dict[str, Any]:
-        """The numbers."""
+    def report(self, there: Sequence[Load]) -> dict[str, Any]:
+        """The numbers. `ms_per_frame` is the slowest stream's, as measured; without one that of the trial."""
+        known = [entry.ms for entry in there if entry.ms is not None]
         return {
             "device": str(self._segmenter.device),
             "device_bytes": self._all,
             "budget_bytes": self._budget,
             "predicted_bytes": self._memory(there),
             "weights_bytes": self._segmenter.weights_bytes,
-            "ms_per_frame": self._ms(there),
+            "ms_per_frame": max(known, default=self._measured_ms),
             "calibrated_ms_per_frame": self._measured_ms,
-            "promised_load": self._time(there),
+            "promised_load": self._promised(there, self._speed(there)),
             "most_load": self._most,
         }
 
-    def _memory(self, there: Load) -> int:
+    # --- memory ----------------------------------------------------------------------------------
+
+    def _memory(self, there: Sequence[Load]) -> int:
         """Weights, all states, and the largest workspace: streams take turns."""
         chosen = self._segmenter
         dtype = dtype_name(chosen)
         dtype = dtype if dtype in DTYPES else "float32"
         states, work = 0, 0
-        for spec, size, _ in there:
-            asked = spec.settings
-            height, width = size or (asked.expected_height, asked.expected_width)
+        for entry in there:
+            asked = entry.spec.settings
+            height, width = entry.size or (asked.expected_height, asked.expected_width)
             side = asked.size or chosen.size
             sizes = (height, width, asked.max_objects, side, dtype)
             states += predict_state_bytes(chosen.config, chosen.memory_config, *sizes)
@@ -121,12 +215,30 @@ class Capacity:
             )
         return int(chosen.weights_bytes + states + work)
 
-    def _ms(self, there: Load) -> float | None:
-        """A frame's time: the slowest that was measured on streams that are there, else the trial's."""
-        known = [ms for _, _, ms in there if ms is not None]
-        return max([*known, self._measured_ms or 0.0]) or None if known else self._measured_ms
+    # --- time ------------------------------------------------------------------------------------
 
-    def _time(self, there: Load) -> float:
+    def _units(self, entry: Load, objects: int) -> float:
+        """What a frame costs: pixels that the network sees, and a part of that for each object."""
+        asked = entry.spec.settings
+        height, width = entry.size or (asked.expected_height, asked.expected_width)
+        side = asked.size or self._segmenter.size
+        shrunk = 1.0 if side is None else min(1.0, side / min(height, width))
+        return height * width * shrunk * shrunk * (1 + self._object * objects)
+
+    def _speed(self, there: Sequence[Load]) -> float | None:
+        """Milliseconds per unit: the trial's, or those of a slower stream; None if nothing was measured."""
+        known = [entry.ms / self._units(entry, entry.objects) for entry in there if entry.ms is not None]
+        if self._ms_per_unit is not None:
+            known.append(self._ms_per_unit)
+        return max(known, default=None)
+
+    def _frame_ms(self, entry: Load, speed: float, objects: int | None = None) -> float:
+        """A frame's milliseconds, with as many objects as the stream may have unless told otherwise."""
+        count = entry.spec.settings.max_objects if objects is None else objects
+        return speed * self._units(entry, count)
+
+    def _promised(self, there: Sequence[Load], speed: float | None) -> float:
         """Share of the time that was promised."""
-        usual = self._measured_ms or 0.0
-        return sum((spec.settings.fps or 0.0) * (ms or usual) / 1000 for spec, _, ms in there)
+        if speed is None:
+            return 0.0
+        return sum((entry.spec.settings.fps or 0.0) * self._frame_ms(entry, speed) / 1000 for entry in there)

@@ -1,8 +1,8 @@
 """LiveHub: several live streams in one process, sharing one segmenter. No Ray in here; `actor.py` adds it.
 
-One thread tracks, stream after stream, a frame of each in turn. Opening and closing streams, which may wait
-for storage and networks, is done by others. A stream that fails is closed with its cause and tried again
-later; the others do not notice. All methods answer at once: none waits for tracking.
+One thread tracks, a frame at a time, streams with a promised rate first (`live_turns`). Opening and closing
+streams, which may wait for storage and networks, is done by others. A stream that fails is closed with its
+cause and tried again later; the others do not notice. All methods answer at once: none waits for tracking.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from pipeline.live_hub_stream import HubStream
 from pipeline.live_list import LiveList
 from pipeline.live_spec import LiveSpec
 from pipeline.live_status import metrics_of, state_of, status_of
+from pipeline.live_turns import Turn, Turns
 from pipeline.redact import redacted, redacted_trace
 from pipeline.rtsp import LiveSource
 from pipeline.sinks import Sinks
@@ -87,6 +88,7 @@ class LiveHub(Closing):
         if settings.calibrate:
             torch.set_num_threads(settings.threads)
             self._capacity.calibrate()
+        self._turns = Turns(settings.load)
         self._streams: dict[str, HubStream] = {}
         self._listed: dict[str, LiveSpec] = {}
         self._lock = threading.Lock()  # of the two above; never held while something slow is done
@@ -118,7 +120,7 @@ class LiveHub(Closing):
             self.settings.options.guard.parse(spec.url)
         if spec.detector is not None:
             load_detector(spec.detector)
-        self._capacity.admit(spec, ())  # what it finds out about the network takes time, and is remembered
+        self._capacity.prepare(spec)
         with self._listing:
             with self._lock:
                 if spec.stream_id in self._streams:
@@ -283,17 +285,35 @@ class LiveHub(Closing):
             with self._lock:
                 streams = list(self._streams.values())
             worked = False
-            for stream in streams:
-                try:
-                    worked |= self._turn(stream)
-                except Exception as error:  # a fault of the hub's own: no reason to stop the others
-                    logger.error("stream %s: %s", stream.spec.stream_id, redacted_trace(error))
+            for stream in streams:  # before each frame, whosever it is
+                worked |= self._guarded(self._manage, stream)
+            for stream in self._in_turn(streams):
+                if self._guarded(self._track, stream):
+                    worked = True
+                    break
             if not worked:
                 self._wake.wait(_IDLE_SECONDS)
                 self._wake.clear()
 
-    def _turn(self, stream: HubStream) -> bool:
-        """One frame of a stream, if there is one."""
+    def _in_turn(self, streams: Iterable[HubStream]) -> Iterator[HubStream]:
+        """Those that are open, the first one to be asked for a frame in front."""
+        ready = {stream.spec.stream_id: stream for stream in streams if stream.tracker is not None}
+        order = self._turns.order([self._turn_of(stream) for stream in ready.values()], time.monotonic())
+        return (ready[str(key)] for key in order)
+
+    def _turn_of(self, stream: HubStream) -> Turn:
+        seconds = (stream.ms_per_frame or 0.0) / 1000
+        return Turn(stream.spec.stream_id, stream.spec.settings.fps, seconds)
+
+    def _guarded(self, do: Callable[[HubStream], bool], stream: HubStream) -> bool:
+        try:
+            return do(stream)
+        except Exception as error:  # a fault of the hub's own: no reason to stop the others
+            logger.error("stream %s: %s", stream.spec.stream_id, redacted_trace(error))
+            return False
+
+    def _manage(self, stream: HubStream) -> bool:
+        """Begin what is to be done about a stream besides tracking. Whether there was something."""
         if stream.busy or self._stop.is_set():
             return False
         tracker = stream.tracker
@@ -311,6 +331,18 @@ class LiveHub(Closing):
                 stream.busy = True
                 self._pool.submit(self._open_one, stream)
             return False
+        try:
+            tracker.tick()  # streams that wait for their turn commit in time, too
+        except Exception as error:
+            self._failed(stream, tracker, error)
+            return True
+        return False
+
+    def _track(self, stream: HubStream) -> bool:
+        """One frame of a stream. Whether there was one."""
+        tracker = stream.tracker
+        if stream.busy or tracker is None or self._stop.is_set():
+            return False
         begun = time.perf_counter()
         try:
             if stream.unfit is not None:
@@ -323,11 +355,12 @@ class LiveHub(Closing):
                 self._pool.submit(self._recheck, stream)
             result = stream.segmenter.step(step.state, step.image, step.prompt)
             tracker.accept(result)
-            took = 1000 * (time.perf_counter() - begun)
+            took = time.perf_counter() - begun
         except Exception as error:
             self._failed(stream, tracker, error)
             return True
-        stream.tracked(took, time.monotonic())
+        stream.tracked(1000 * took, time.monotonic())
+        self._turns.tracked(self._turn_of(stream), took, time.monotonic())
         return True
 
     def _failed(self, stream: HubStream, tracker: LiveTracker, error: Exception) -> None:
@@ -389,7 +422,7 @@ class LiveHub(Closing):
         with self._lock:
             there = self._load()
         try:
-            self._capacity.check_memory(stream.spec.stream_id, there)
+            self._capacity.recheck(stream.spec.stream_id, there)
         except UsageError as error:
             stream.unfit = error
 
@@ -423,11 +456,13 @@ class LiveHub(Closing):
             return str(self._unusable[stream_id])
         return f"there is no stream {str(stream_id)[:128]!r} here"
 
-    def _load(self) -> Load:
-        """What the capacity is reckoned from: each stream, its size if that is known, and its time."""
+    def _load(self) -> Sequence[Load]:
+        """What the capacity is reckoned from."""
         found = []
         for stream in self._streams.values():
             if stream.removed or stream.unfit is not None:
                 continue
-            found.append((stream.spec, stream.size, stream.ms_per_frame))
+            tracker = stream.tracker
+            objects = 0 if tracker is None else len(tracker.state.object_ids)
+            found.append(Load(stream.spec, stream.size, stream.ms_per_frame, objects))
         return found

@@ -19,6 +19,7 @@ from pipeline.work import Failure
 from xmem_core import VideoSegmenter
 
 _STABLE_SECONDS = 30.0
+_WARM_UP = 2  # frames
 _TRIES = 3  # of a request on whose frame tracking fails
 
 
@@ -62,6 +63,7 @@ class HubStream:
     last_frame: int = 0
     distrusted: dict[int, str] = field(default_factory=dict)
     done: threading.Event = field(default_factory=threading.Event)
+    _timed: int = 0
     _suspects: dict[int, int] = field(default_factory=dict)  # requests -> failures on their frames
 
     @classmethod
@@ -113,9 +115,11 @@ class HubStream:
                 )
 
     def tracked(self, ms: float, now: float) -> None:
-        """A frame was tracked, which took so many milliseconds."""
-        known = self.ms_per_frame
-        self.ms_per_frame = ms if known is None else 0.95 * known + 0.05 * ms
+        """A frame was tracked, which took so many milliseconds. The first ones are no measure of the next."""
+        self._timed += 1
+        if self._timed > _WARM_UP:
+            known = self.ms_per_frame
+            self.ms_per_frame = ms if known is None else 0.95 * known + 0.05 * ms
         if self.failures and now - self.opened_at > _STABLE_SECONDS:
             self.backoff.reset()
             self.failures = 0

@@ -10,9 +10,13 @@ import numpy as np
 from pipeline.ledger import Ledger
 from pipeline.live_spec import LiveSettings
 
+CATCH_UP_SECONDS = 2.0
+"""So much of what a stream with a limited rate missed while others were tracked it may catch up with."""
+
 _KEPT = 512  # lags
 _RATE_SECONDS = 10.0
 _SAMPLE_SECONDS = 0.25
+_HELD_UP_SECONDS = 0.05  # between two looks; from here on others have held the stream up
 _FORGOTTEN = 0.02  # of a slow frame's time, with each frame after it
 
 
@@ -29,7 +33,17 @@ class Pace:
         self._samples: deque[tuple[float, int, int]] = deque()  # time, frames received and tracked by then
         self._step_seconds = 0.0
         self._due = -math.inf  # when the next frame is wanted, with a limited rate
+        self._looked_at: float | None = None
+        self._missed = 0.0  # seconds in which others were tracked, not yet caught up with
         self._slow_told = False
+
+    def looks(self, now: float) -> None:
+        """A frame is being looked for. Where that has not been done for a while, because frames of other
+        streams were tracked, what a limited rate allowed in that time may be caught up with.
+        """
+        if self._looked_at is not None and now - self._looked_at > _HELD_UP_SECONDS:
+            self._missed = min(self._missed + now - self._looked_at, CATCH_UP_SECONDS)
+        self._looked_at = now
 
     def sample(self, now: float, ledger: Ledger) -> None:
         """Note how far the ledger is. To be called often; most calls come too soon to matter."""
@@ -55,7 +69,9 @@ class Pace:
             arrival, gap = read_at - lag, 1 / chosen.fps
             if arrival < self._due - gap / 4:
                 return "rate limit"
-            self._due = max(self._due, arrival - gap) + gap
+            self._due = max(self._due, arrival - gap - self._missed) + gap
+            if self._due >= arrival - gap:  # caught up
+                self._missed = 0.0
         return None
 
     def tracked(self, lag: float, took: float) -> bool:

@@ -38,8 +38,10 @@ class LiveSettings:
 
     Args:
         size: shorter side that the network sees, pixels; None: the hub's.
-        fps: frames per second asked for: the stream is admitted only if there is room for them, and no more
-            are tracked. None: every frame there is time for, and nothing is promised.
+        fps: frames per second that are promised: the stream is admitted only if there is room for them, comes
+            before streams without a promise, and no more are tracked. On average: frames that were missed
+            while others were tracked are caught up with, up to two seconds of them. None: every frame that
+            there is time for after those that are promised; streams of that kind take turns.
         policy: of frames that come faster than they are tracked, see `LiveOptions`.
         transport: of RTSP's media, see `LiveOptions`.
         max_lag_seconds: with "latest", frames that would be older once they are tracked are dropped.

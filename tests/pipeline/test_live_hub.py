@@ -18,6 +18,7 @@ from small_net import SMALL_MEMORY, small_model, square
 
 from pipeline.errors import PromptError, SettingsConflictError, UsageError, XmemError
 from pipeline.ledger import Ledger
+from pipeline.live_capacity import Load
 from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.live_spec import LiveSettings, LiveSpec
 from pipeline.masks import mask_to_rle
@@ -279,12 +280,29 @@ def test_a_lag_that_cannot_be_kept_is_told_once(
 
 def test_the_rate_asked_for_is_kept(world: World) -> None:
     hub = world.hub()
-    hub.add(spec(settings={"fps": 10}))
-    tracked(hub, more=20)
+    hub.add(spec(settings={"fps": 2}))
+    tracked(hub, more=8)
     status = hub.status("cam")
     assert status["ledger"]["dropped"]["rate limit"] > 20
     last = hub.remove("cam", wait=PATIENCE)
     books_match(last, Committed(world.out, "cam"))
+
+
+def test_a_promised_rate_comes_before_streams_without_one(world: World, segmenter: VideoSegmenter) -> None:
+    """Eight streams, and time for six frames a second: two of them are promised to one stream."""
+    hub = world.hub(segmenter=Slow(segmenter, 0.15))
+    expected = {"expected_height": HEIGHT, "expected_width": WIDTH, "max_objects": 1}
+    hub.add(spec("promised", settings={"fps": 2, **expected}))
+    others = [f"other-{i}" for i in range(7)]
+    for name in others:
+        hub.add(spec(name, settings=expected))
+    for name in ("promised", *others):
+        tracked(hub, name, more=1)
+    before = {name: hub.status(name)["ledger"]["tracked"] for name in (*others, "promised")}
+    until(lambda: sum(hub.status(n)["ledger"]["tracked"] - before[n] for n in before) >= 30)
+    more = {name: hub.status(name)["ledger"]["tracked"] - before[name] for name in before}
+    assert more["promised"] >= 2 * max(more[name] for name in others), more
+    assert min(more.values()) >= 1, more  # none starves
 
 
 class Poison(Slow):
@@ -489,11 +507,13 @@ def test_admission_has_the_numbers(world: World) -> None:
     assert capacity["ms_per_frame"] > 0
     assert capacity["budget_bytes"] < capacity["device_bytes"]
     most = 0.9 * 1000 / capacity["ms_per_frame"]
-    with pytest.raises(UsageError, match=r"time: .* frames/s at .* ms each take .* ask for at most"):
-        hub.add(spec(settings={"fps": min(1000.0, most * 1.5)}))
+    expected = {"expected_height": HEIGHT, "expected_width": WIDTH}
+    trial = {"expected_height": 480, "expected_width": 854, "max_objects": 1}
+    with pytest.raises(UsageError, match=r"time: .* frames/s at .* ms each .* take .* ask for at most"):
+        hub.add(spec(settings={"fps": min(1000.0, most * 1.5), **trial}))
     assert hub.list() == []
-    hub.add(spec("one", settings={"fps": most * 0.02}))
-    hub.add(spec("two"))
+    hub.add(spec("one", settings={"fps": most * 0.02, **expected}))
+    hub.add(spec("two", settings=expected))
     with pytest.raises(UsageError, match="2 are allowed"):
         hub.add(spec("three"))
     small = world.hub(hub="small", memory_bytes=1 << 20)
@@ -504,8 +524,8 @@ def test_admission_has_the_numbers(world: World) -> None:
 def test_memory_is_reckoned_again_when_the_frames_are_known(world: World) -> None:
     probe = world.hub(hub="probe")
     tiny = {"expected_height": 16, "expected_width": 16, "max_objects": 4}
-    before = probe._capacity._memory([(spec(settings=tiny), None, None)])
-    real = probe._capacity._memory([(spec(settings=tiny), (HEIGHT, WIDTH), None)])
+    before = probe._capacity._memory([Load(spec(settings=tiny))])
+    real = probe._capacity._memory([Load(spec(settings=tiny), (HEIGHT, WIDTH))])
     assert before < real
     hub = world.hub(memory_bytes=(before + real) // 2)
     hub.add(spec(settings=tiny))

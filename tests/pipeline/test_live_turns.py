@@ -1,0 +1,117 @@
+"""Which stream is tracked next, by a clock of the test's own: promised rates are kept, the others go on."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import pytest
+
+from pipeline.live_pace import Pace
+from pipeline.live_spec import LiveSettings
+from pipeline.live_turns import Turn, Turns
+
+CAMERA_FPS = 25.0
+QUEUE = 4
+
+
+@dataclass
+class Stream:
+    """A camera whose newest frames wait, as in `LiveQueue`, and the pace that picks some of them."""
+
+    name: str
+    fps: float | None
+    seconds: float
+    camera_fps: float = CAMERA_FPS
+    waiting: deque[float] = field(default_factory=lambda: deque(maxlen=QUEUE))
+    shown: int = 0
+    tracked: int = 0
+
+    def __post_init__(self) -> None:
+        self.pace = Pace(LiveSettings(fps=self.fps))
+        self.turn = Turn(self.name, self.fps, self.seconds)
+
+    def wants(self, now: float) -> bool:
+        while self.shown / self.camera_fps <= now:
+            self.waiting.append(self.shown / self.camera_fps)
+            self.shown += 1
+        self.pace.looks(now)
+        while self.waiting:
+            arrival = self.waiting.popleft()
+            if self.pace.unwanted(now - arrival, now) is None:
+                self.pace.tracked(now - arrival, self.seconds)
+                return True
+        return False
+
+
+def run(streams: list[Stream], seconds: float, promised: float = 0.9) -> None:
+    turns, now = Turns(promised), 0.0
+    named = {stream.name: stream for stream in streams}
+    while now < seconds:
+        for key in turns.order([stream.turn for stream in streams], now):
+            stream = named[str(key)]
+            if stream.wants(now):
+                now += stream.seconds
+                stream.tracked += 1
+                turns.tracked(stream.turn, stream.seconds, now)
+                break
+        else:
+            now += 0.005
+
+
+def test_a_promise_is_kept_beside_many_without() -> None:
+    promised = Stream("promised", 1.0, 0.6)
+    others = [Stream(f"other-{i}", None, 0.6) for i in range(7)]
+    run([*others, promised], 40.0)
+    assert promised.tracked >= 39
+    counts = [stream.tracked for stream in others]
+    assert sum(counts) >= (40 - 40 * 0.6) / 0.6 - 2  # all that is left is used,
+    assert max(counts) - min(counts) <= 1  # in turn
+
+
+@pytest.mark.parametrize("slow", [0.05, 0.5, 1.5])
+def test_promises_of_different_rates_are_all_kept(slow: float) -> None:
+    """Together they take 80 %; frames of a stream without a promise hold them up again and again."""
+    streams = [
+        Stream("a", 10.0, 0.02),
+        Stream("b", 2.0, 0.15),
+        Stream("c", 0.5, 0.6),
+        Stream("slow", None, slow),
+    ]
+    run(streams, 60.0)
+    for stream in streams[:3]:
+        assert stream.fps is not None
+        assert 0.95 * 60 * stream.fps <= stream.tracked <= 60 * stream.fps + 2, stream.name
+    assert streams[3].tracked * slow >= 60 * 0.1  # it has what is left
+
+
+def test_nobody_starves_where_promises_turn_out_too_dear() -> None:
+    """They would take 150 % of the time: it is shared, and a tenth is left for who was promised nothing."""
+    streams = [
+        Stream("a", 5.0, 0.2),
+        Stream("b", 2.5, 0.2),
+        Stream("rest", None, 0.2),
+        Stream("more", None, 0.2),
+    ]
+    run(streams, 100.0)
+    time = {stream.name: stream.tracked * 0.2 for stream in streams}
+    assert time["rest"] + time["more"] == pytest.approx(10.0, abs=1.0)
+    assert abs(streams[2].tracked - streams[3].tracked) <= 1
+    assert time["a"] > 30
+    assert time["b"] > 30
+
+
+def test_one_stream_alone_has_all_the_time() -> None:
+    only = Stream("only", None, 0.1)
+    run([only], 10.0)
+    assert only.tracked >= 99
+
+
+def test_streams_that_left_are_forgotten() -> None:
+    turns = Turns(0.9)
+    old, new, rest = Turn("old", 1.0), Turn("new", 1.0), Turn("rest")
+    assert turns.order([rest, old], 0.0) == ["old", "rest"]
+    turns.tracked(old, 0.1, 0.0)
+    assert turns.order([old, new], 0.0) == ["new", "old"]
+    turns.order([rest], 0.0)
+    assert turns.order([old, new], 0.0) == ["old", "new"]
