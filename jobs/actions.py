@@ -111,6 +111,7 @@ class VideoResult(NamedTuple):
         tries: 1, and one more for each failure.
         seconds: tracking took.
         cause: the last failure, if it is not finished.
+        ellipses: boxes of its prompts that could not be told from their surroundings.
     """
 
     stream_id: str
@@ -121,6 +122,7 @@ class VideoResult(NamedTuple):
     tries: int
     seconds: float
     cause: Failure | None
+    ellipses: int = 0
 
 
 class Running(NamedTuple):

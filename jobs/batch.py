@@ -13,6 +13,7 @@ from typing import Any
 
 from jobs.actions import Progress, Running, SchedulerOptions
 from jobs.cluster import Resources, connected
+from jobs.lease import lease
 from jobs.listing import Skipped
 from jobs.manifest import VideoJob, local_absolute
 from jobs.ray_pool import RayPool, room_for
@@ -22,6 +23,7 @@ from pipeline.actor import tracker_actor
 from pipeline.boxes import load_box_segmenter
 from pipeline.detectors import load_detector
 from pipeline.errors import UsageError
+from pipeline.files import open_files
 from pipeline.settings import AUTO, DTYPES, TrackSettings
 from pipeline.work import WorkerSettings
 
@@ -44,6 +46,7 @@ class BatchOptions:
         gpu_fraction: part of a GPU that each takes, where they run on GPUs.
         max_tries: tries without progress after which a video is quarantined.
         debug: show what Ray and its workers print.
+        take_over: go on although another run seems to be tracking the same videos.
         env: environment variables of the workers, for instance credentials; in no repr.
 
     Raises:
@@ -56,6 +59,7 @@ class BatchOptions:
     gpu_fraction: float = 1.0
     max_tries: int = 4
     debug: bool = False
+    take_over: bool = False
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -121,6 +125,7 @@ def run_batch(
     on_stop: Callable[[], None] | None = None,
     stop: threading.Event | None = None,
     skipped: Skipped | None = None,
+    request: Sequence[str] = (),
 ) -> BatchReport:
     """Track all videos; what a video's fault is ends up in the report, not in an exception.
 
@@ -136,21 +141,30 @@ def run_batch(
         on_stop: is called when it begins to stop.
         stop: stops it as a signal does, once it is set.
         skipped: what `load_manifest` left out, for the report.
+        request: the command line, without credentials, for the report.
 
     Returns:
         the report, which is in `OUT/batches/` too.
 
     Raises:
-        UsageError: settings or options are wrong. XmemError: there is no Ray to be had, the output folder
+        UsageError: settings or options are wrong. AnotherRunError: another run is tracking some of these
+        videos into the same folder. XmemError: there is no Ray to be had, the output folder
         cannot be written, or no worker can be started.
     """
     options = options or BatchOptions()
     settings = _for_workers(settings)
     _check(settings, here=options.address is None)
     started = datetime.now(UTC)
-    report = BatchReport(jobs, {}, settings.out, started, started, skipped=skipped or Skipped())
+    report = BatchReport(
+        jobs, {}, settings.out, started, started, skipped=skipped or Skipped(), request=request
+    )
     report.check(settings.out_storage_options)
-    with connected(options.address, gpus=settings.device != "cpu", debug=options.debug) as resources:
+    files = open_files(settings.out, settings.out_storage_options)
+    ids = (job.spec.stream_id for job in jobs)
+    with (
+        lease(files, report.batch_id, ids, take_over=options.take_over),
+        connected(options.address, gpus=settings.device != "cpu", debug=options.debug) as resources,
+    ):
         chosen = plan(len(jobs), resources, settings.device, options)
         settings = dataclasses.replace(settings, threads=chosen.threads)
         logger.info("%d videos on %s: %s", len(jobs), resources, chosen)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,10 +17,13 @@ from jobs import options as opt
 from jobs import ray_token
 from jobs.terminal import console, duration, fetch_model, say
 from pipeline.errors import UsageError
+from pipeline.locations import one_line
 from pipeline.redact import redacted
 
 if TYPE_CHECKING:
+    from jobs.listing import Skipped
     from jobs.report import BatchReport
+    from pipeline.work import WorkerSettings
 
 _BATCH = "Batch"
 _MOST_LISTED = 20
@@ -39,10 +45,10 @@ app = typer.Typer(
 )
 
 VideosArgument = Annotated[
-    str,
+    list[str],
     typer.Argument(
-        help="A folder, a glob (quoted), a video, or a manifest (.jsonl, .csv, .parquet with columns uri, "
-        "stream_id, prompts, priority): a path or any fsspec URI."
+        help="A folder, a glob, a video, or a manifest (.jsonl, .csv, .parquet with columns uri, stream_id, "
+        "prompts, priority, and others that go to the view `streams`): a path or any fsspec URI; or several."
     ),
 ]
 OutOption = Annotated[str, typer.Option(help="Output folder: a path or any fsspec URI.")]
@@ -60,6 +66,7 @@ JobArgument = Annotated[str, typer.Argument(help="The job's id, as `xmem batch s
 
 @app.command()
 def run(
+    context: typer.Context,
     videos: VideosArgument,
     out: OutOption,
     prompts: PromptsOption = None,
@@ -70,6 +77,19 @@ def run(
         str | None,
         typer.Option(help="Write the report (JSON) here too; `-`: stdout. It always goes to OUT/batches/."),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Track nothing: say what would be tracked, for how long, and all that is wrong."
+        ),
+    ] = False,
+    ids: Annotated[
+        str,
+        typer.Option(
+            help="What stream ids are made of: uri; relative (the path below VIDEOS: survives a move of the "
+            "archive); name (the file's name alone)."
+        ),
+    ] = "uri",
     restart: Annotated[
         bool, typer.Option("--restart", help="Drop what OUT holds of these videos and start over.")
     ] = False,
@@ -101,6 +121,27 @@ def run(
     max_tries: Annotated[
         int, typer.Option(help="Tries without progress until a video is given up.", rich_help_panel=_BATCH)
     ] = 4,
+    storage_options: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="For fsspec: JSON, @FILE with JSON, or key=value (client_kwargs.endpoint_url=...); "
+            "repeatable. Goes to the workers, and into no record or log.",
+            rich_help_panel=_BATCH,
+        ),
+    ] = None,
+    out_storage_options: Annotated[
+        list[str] | None,
+        typer.Option(help="The same for OUT, where it is another store.", rich_help_panel=_BATCH),
+    ] = None,
+    retry_of: Annotated[str | None, typer.Option(hidden=True)] = None,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over",
+            help="Go on although another run seems to be tracking these videos into OUT, known to be dead.",
+            rich_help_panel=_BATCH,
+        ),
+    ] = False,
     env: Annotated[
         list[str] | None,
         typer.Option(
@@ -138,8 +179,16 @@ def run(
     from jobs.listing import Skipped
     from jobs.manifest import load_manifest
     from jobs.progress import BatchDisplay
+    from jobs.storage_options import parse_storage_options
+    from pipeline.locations import scheme_of
     from pipeline.work import WorkerSettings
 
+    if ids not in ("uri", "relative", "name"):
+        raise UsageError(f"--ids {ids!r} is not allowed: uri, relative or name")
+    access = parse_storage_options(storage_options)
+    out_access = parse_storage_options(out_storage_options, "--out-storage-options")
+    if out_access is None and scheme_of(out) not in ("file", "local"):
+        out_access = access
     memory = opt.memory_config(
         mem_every=mem_every,
         deep_update_every=deep_update_every,
@@ -165,6 +214,8 @@ def run(
         box_segmenter=box_segmenter,
         sinks=tuple(sink or ()),
         detector=detect,
+        storage_options=access,
+        out_storage_options=out_access,
     )
     options = BatchOptions(
         address=address,
@@ -173,9 +224,11 @@ def run(
         gpu_fraction=gpu_fraction,
         max_tries=max_tries,
         debug=debug,
+        take_over=take_over,
         env=_variables(env),
     )
     skipped = Skipped()
+    errors: list[str] | None = [] if dry_run else None
     jobs = load_manifest(
         videos,
         prompts=prompts,
@@ -183,18 +236,82 @@ def run(
         priority=priority,
         restart=restart,
         inline_prompts=address is not None,
+        storage_options=access,
         skipped=skipped,
+        ids=ids,  # type: ignore[arg-type]
+        errors=errors,
     )
+    if retry_of is not None:
+        wanted = _Earlier.read(retry_of, out_access).bad
+        jobs = [job for job in jobs if job.spec.stream_id in wanted]
+        if not jobs:
+            raise UsageError(f"{retry_of}: none of its failed videos is among {', '.join(videos[:3])}")
+    if errors is not None:
+        return _forecast(jobs, settings, errors, skipped)
     if address is None:
         fetch_model(model)
     with BatchDisplay(console()) as display:
         result = run_batch(
-            jobs, settings, options, on_progress=display, on_stop=_say_stopping, skipped=skipped
+            jobs,
+            settings,
+            options,
+            on_progress=display,
+            on_stop=_say_stopping,
+            skipped=skipped,
+            request=_request(context),
         )
     _summarize(result, on_cluster=address is not None)
     if report is not None:
         result.write(report)
     return result.exit_code
+
+
+def _forecast(jobs: Any, settings: WorkerSettings, errors: list[str], skipped: Skipped) -> int:
+    """What a batch would do, to stdout; exit code 2 if something is wrong with it."""
+    from jobs.dry_run import forecast
+
+    found = forecast(jobs, settings, errors=errors, skipped=skipped)
+    for line in found.lines():
+        typer.echo(line)
+    return 2 if found.wrong else 0
+
+
+# Never in a report: what may hold credentials, and what is meant for one run.
+_ONCE = frozenset(
+    {"env", "storage_options", "out_storage_options", "report", "restart", "dry_run", "take_over", "retry_of"}
+)
+_NAMES_FILES = frozenset({"videos", "out", "prompts", "model"})
+
+
+def _tokens(context: Any, without: frozenset[str] = frozenset()) -> list[str]:
+    """The options of a command as they were given."""
+    tokens = []
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name)
+        given = source is not None and source.name == "COMMANDLINE"
+        if parameter.param_type_name != "option" or not given or parameter.name in without:
+            continue
+        value = context.params[parameter.name]
+        if getattr(parameter, "is_flag", False):
+            tokens.append(parameter.opts[0] if value else parameter.secondary_opts[0])
+        else:
+            for one in value if isinstance(value, list | tuple) else [value]:
+                tokens += [parameter.opts[0], str(one)]
+    return tokens
+
+
+def _request(context: Any) -> list[str]:
+    """The command line of `run`, for a later `retry` in another folder; without credentials."""
+    from jobs.manifest import local_absolute
+
+    tokens = [local_absolute(video) for video in context.params["videos"]]
+    names = {p.opts[0]: p.name for p in context.command.params}
+    options = _tokens(context, _ONCE)
+    for before, token in zip(["", *options], options, strict=False):
+        name = names.get(before)
+        is_file = name in _NAMES_FILES and (name != "model" or os.path.exists(token))
+        tokens.append(local_absolute(token) if is_file else token)
+    return [redacted(token) for token in tokens]
 
 
 def _say_stopping() -> None:
@@ -223,9 +340,109 @@ def _summarize(result: BatchReport, *, on_cluster: bool) -> None:
     others = [f"{totals[s]} {s}" for s in ("failed", "quarantined", "cancelled", "pending") if totals[s]]
     done = ", ".join([f"{totals['finished']} of {totals['videos']} videos finished", *others])
     rate = result.frames / result.seconds if result.seconds > 0 else 0.0
+    if ellipses := totals["ellipses"]:
+        say(
+            f"{ellipses} {'box' if ellipses == 1 else 'boxes'} of prompts could not be told from the "
+            "surroundings: an ellipse was taken instead; give masks or polygons there"
+        )
     say(f"{done}; {totals['rows']} rows in {redacted(result.out)}")
     say(f"{result.frames} frames tracked in {duration(result.seconds)} ({rate:.1f} frames/s)")
     say(f"report: {redacted(result.location)}")
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """What `retry` takes from a report.
+
+    Args:
+        bad: stream ids of the videos that failed or were given up.
+        request: the command line of that run.
+    """
+
+    bad: frozenset[str]
+    request: list[str]
+
+    @classmethod
+    def read(cls, uri: str, storage_options: Mapping[str, Any] | None = None) -> _Earlier:
+        """UsageError: it is no report."""
+        from pipeline.locations import locate
+
+        try:
+            report = json.loads(locate(uri, storage_options).read_bytes())
+            bad = [v["stream_id"] for v in report["videos"] if v["state"] in ("failed", "quarantined")]
+            return cls(frozenset(bad), [str(token) for token in report.get("request") or []])
+        except FileNotFoundError as error:
+            raise UsageError(
+                f"{uri}: no such report; `xmem batch list --out OUT` names those there are"
+            ) from error
+        except (ValueError, TypeError, LookupError, OSError) as error:
+            raise UsageError(
+                f"{uri} is no report of a batch, or cannot be read: {one_line(error)}"
+            ) from error
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def retry(
+    context: typer.Context,
+    report: Annotated[str, typer.Argument(help="A report of a batch (OUT/batches/*.json), path or URI.")],
+) -> int:
+    """Track the failed and quarantined videos of a report again, with the settings of that run.
+
+    Further options are those of `xmem batch run`, and replace that run's; credentials (--env,
+    --storage-options) are in no report, and have to be given again.
+    """
+    earlier = _Earlier.read(report, _access_in(context.args))
+    if not earlier.bad:
+        say(f"{report}: no video failed, nothing to do")
+        return 0
+    if not earlier.request or any("***" in token for token in earlier.request):
+        raise UsageError(
+            f"{report} does not say how that run was started: run the same command again instead"
+        )
+    arguments = [*earlier.request, *context.args, "--retry-of", report]
+    return int(_run_command().main(arguments, prog_name="xmem batch retry", standalone_mode=False) or 0)
+
+
+def _access_in(arguments: list[str]) -> dict[str, Any] | None:
+    """The storage options among further options of `run`."""
+    from jobs.storage_options import parse_storage_options
+
+    context = _run_command().make_context("xmem batch retry", ["VIDEOS", "--out", "OUT", *arguments])
+    return parse_storage_options(context.params["out_storage_options"] or context.params["storage_options"])
+
+
+def _run_command() -> Any:
+    from typer.main import get_command
+
+    group: Any = get_command(app)
+    return group.commands["run"]
+
+
+@app.command("list")
+def list_batches(
+    address: JobsAddressOption = None,
+    out: Annotated[
+        str | None, typer.Option(help="Instead of a cluster's jobs, the batches of this output folder.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """The batches on a cluster, newest first; or those of an output folder, running ones included."""
+    if out is not None:
+        from jobs.report import batches_in
+
+        found = batches_in(out)
+    else:
+        from jobs.submit import Jobs
+
+        found = [job.to_json() for job in Jobs(address).list()]
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return 0
+    for line in found:
+        typer.echo("  ".join("" if value is None else str(value) for value in line.values()).rstrip())
+    if not found:
+        say("no batches" + (f" in {redacted(out)}" if out else ""))
+    return 0
 
 
 # --- as a job on a cluster -----------------------------------------------------------------------
@@ -256,7 +473,8 @@ def submit(
     """
     from jobs.submit import Jobs
 
-    arguments = _checked(list(context.args))
+    # What stands behind VIDEOS is taken for more of them until `run` tells options from videos.
+    videos, arguments = _checked([*videos, *context.args])
     variables = _variables(env)
     jobs = Jobs(address)
     job_id = jobs.submit(videos, arguments, out=out, prompts=prompts, job_id=job_id, env=variables)
@@ -279,19 +497,14 @@ def _variables(given: list[str] | None) -> dict[str, str]:
     return variables
 
 
-def _checked(arguments: list[str]) -> list[str]:
-    """Options for `run`, parsed here so that a wrong one is not found out on the cluster."""
-    from typer.main import get_command
-
-    command: Any = get_command(app)
-    context = command.commands["run"].make_context(
-        "xmem batch submit", ["VIDEOS", "--out", "OUT", *arguments]
-    )
+def _checked(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Videos and options for `run`, parsed here so that a wrong one is not found out on the cluster."""
+    context = _run_command().make_context("xmem batch submit", [*arguments, "--out", "OUT"])
     if context.params["address"] is not None:
         raise UsageError(
             "--address twice is not allowed: the job runs on the cluster that it is submitted to"
         )
-    return arguments
+    return list(context.params["videos"]), _tokens(context, frozenset({"out"}))
 
 
 @app.command()

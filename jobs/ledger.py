@@ -47,6 +47,7 @@ class Ledger:
             video.tries,
             video.seconds,
             None if state == "finished" else video.cause,
+            video.ellipses,
         )
 
     @property
@@ -65,6 +66,7 @@ class Ledger:
         """A chunk was reported, whatever became of it."""
         self.chunks += 1
         self.frames += report.frames
+        video.ellipses = max(video.ellipses, report.ellipses)
         video.seconds += report.seconds
 
     def count_rows(self, video: Video, rows: int, losses: int) -> None:

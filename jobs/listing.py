@@ -86,21 +86,13 @@ def videos_in(
     Raises:
         UsageError: it cannot be listed, or there is no video.
     """
-    pattern, chain = _unchained(uri)
-    magic = _MAGIC.search(pattern) if has_wildcard(pattern) else None
-    root = pattern[: magic.start()].rpartition("/")[0] if magic else pattern.rstrip("/")
-    if magic and "/" not in pattern[: magic.start()]:
-        root = "."
-    elif not root or root.endswith(":/"):
-        root += "/"
+    pattern, chain, magic, root = _split(uri)
     matches = _matcher(pattern[len(root) :] if root != "." else pattern) if magic else None
     # A glob that names a suffix takes all that match.
     any_suffix = magic is None or "." not in pattern.rpartition("/")[2]
     place, depth = f"{root}{chain}", _depth(pattern[magic.start() :]) if magic else None
     names = _listing(place, depth, storage_options)
-    start = os.path.abspath(root.partition("://")[2] if "://" in root else expanded(root))
-    prefix = start if scheme_of(root) in ("file", "local") and not chain else root
-    prefix = prefix.rstrip("/") if not prefix.endswith("://") else prefix[:-1]
+    prefix = _prefix(root, chain)
     found = {n for n in names if n.endswith(SIDECARS)}
     count = 0
     unused = set(found) if skipped is not None else set()
@@ -120,6 +112,12 @@ def videos_in(
             skipped.add(f"{prefix}/{name}{chain}", _NO_VIDEO)
     if not count:
         raise UsageError(_nothing(uri, bool(magic), names))
+
+
+def root_of(uri: str) -> str:
+    """The folder that all videos of a folder or glob lie below, as their URIs begin."""
+    _, chain, _, root = _split(uri)
+    return _prefix(root, chain)
 
 
 def sidecar_of(video: str, names: Iterable[str]) -> str | None:
@@ -168,6 +166,24 @@ class Sidecars:
 
 
 # --- listing -------------------------------------------------------------------------------------
+
+
+def _split(uri: str) -> tuple[str, str, re.Match[str] | None, str]:
+    """A folder's or glob's pattern, the chain behind it, the first wildcard, and the folder before that."""
+    pattern, chain = _unchained(uri)
+    magic = _MAGIC.search(pattern) if has_wildcard(pattern) else None
+    root = pattern[: magic.start()].rpartition("/")[0] if magic else pattern.rstrip("/")
+    if magic and "/" not in pattern[: magic.start()]:
+        root = "."
+    elif not root or root.endswith(":/"):
+        root += "/"
+    return pattern, chain, magic, root
+
+
+def _prefix(root: str, chain: str) -> str:
+    start = os.path.abspath(root.partition("://")[2] if "://" in root else expanded(root))
+    prefix = start if scheme_of(root) in ("file", "local") and not chain else root
+    return prefix.rstrip("/") if not prefix.endswith("://") else prefix[:-1]
 
 
 def _unchained(uri: str) -> tuple[str, str]:

@@ -11,22 +11,25 @@ import logging
 import math
 import os
 from array import array
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from jobs.listing import Sidecars, Skipped, has_wildcard, sidecar_of, videos_in
-from jobs.manifest_file import SUFFIXES, Row, check_prompts_name, is_manifest, read_rows
+from jobs.listing import SIDECARS, Sidecars, Skipped, has_wildcard, root_of, sidecar_of, videos_in
+from jobs.manifest_file import SUFFIXES, Row, absolute, check_prompts_name, is_manifest, read_rows
 from pipeline.errors import SourceError, UsageError
 from pipeline.filesystems import expanded
 from pipeline.locations import locate, scheme_of
 from pipeline.prompts import PromptSet, load_mask_png, load_prompts
 from pipeline.redact import redacted
 from pipeline.sources import find_plugin
-from pipeline.stream_ids import generate_stream_id
+from pipeline.stream_ids import generate_stream_id, named_stream_id, relative_stream_id
 from pipeline.work import StreamSpec
 
 logger = logging.getLogger(__name__)
+
+Ids = Literal["uri", "relative", "name"]
+_NO_VIDEOS = (".json", ".txt", ".tsv", ".yaml", ".yml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class VideoJob:
 
 
 def load_manifest(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Sequence[str],
     *,
     prompts: str | None = None,
     detector: str | None = None,
@@ -59,6 +62,8 @@ def load_manifest(
     inline_prompts: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     skipped: Skipped | None = None,
+    ids: Ids = "uri",
+    errors: list[str] | None = None,
 ) -> list[VideoJob]:
     """The videos of a batch, in the order of the manifest or of their names.
 
@@ -67,7 +72,9 @@ def load_manifest(
     Args:
         source: path or fsspec URI of a folder (its videos, at any depth), a glob, a single video, or a
             manifest: .jsonl, .csv or .parquet with columns uri, stream_id, prompts and priority, of which
-            only uri is needed. What is relative in a manifest is relative to it.
+            only uri is needed; other columns go into the stream record. What is relative in a manifest is
+            relative to it. Or several of these: of what a shell makes of a glob, prompts and other files
+            that are no videos are left out.
         prompts: prompts file or masks for the videos that have none of their own; checked here.
         detector: name of the detector that finds objects; videos need no prompts then.
         priority: of videos without one.
@@ -75,6 +82,11 @@ def load_manifest(
         inline_prompts: give the videos what a local `prompts` file holds, not its name: on a cluster nobody
             else could read it.
         storage_options: for the fsspec file systems.
+        ids: what stream ids are made of where the manifest gives none: "uri": the whole URI. "relative": the
+            path below the folder, the glob's fixed part or the manifest's folder, so that the ids survive a
+            move of the archive. "name": the file's name alone, which must then be unique.
+        errors: takes what is wrong with single rows of manifests, and videos that are there twice, instead
+            of the first exception.
         skipped: takes note of a folder's or glob's files that are not tracked; they are logged, too.
 
     Returns:
@@ -85,7 +97,8 @@ def load_manifest(
         UsageError: nothing can be tracked at all: the source cannot be read or holds no video, a row is
             wrong, a stream or video is there twice, or no video has anything to track.
     """
-    uri = os.fspath(source)
+    sources = [os.fspath(s) for s in ([source] if isinstance(source, str | os.PathLike) else source)]
+    uri = ", ".join(sources[:3]) + (", ..." if len(sources) > 3 else "")
     shared: Mapping[str, Any] | None = None
     if prompts is not None:
         prompts, content = _shared_prompts(prompts, storage_options)
@@ -96,13 +109,13 @@ def load_manifest(
     seen: dict[str, int] = {}
     explicit: set[str] = set()
     skipped = Skipped() if skipped is None else skipped
-    for row in _rows(uri, storage_options, skipped):
+    for root, row in _all_rows(sources, storage_options, skipped, errors):
         generated = generate_stream_id(row.uri)
-        stream_id = row.stream_id or generated
-        if row.prompts is None and row.prompts_uri is None:
-            spec = StreamSpec(stream_id, row.uri, prompts, shared, restart)
-        else:
-            spec = StreamSpec(stream_id, row.uri, row.prompts_uri, row.prompts, restart)
+        stream_id = row.stream_id or _made(row.uri, root, ids)
+        wanted = (row.prompts_uri, row.prompts)
+        if wanted == (None, None):
+            wanted = (prompts, shared)
+        spec = StreamSpec(stream_id, row.uri, *wanted, restart, row.extra)
         jobs.append(VideoJob(spec, row.priority or priority))
         lines.append(row.line)
         if row.stream_id is not None and row.stream_id != generated:
@@ -110,9 +123,15 @@ def load_manifest(
         for name in {stream_id, generated}:
             before = seen.setdefault(name, len(jobs) - 1)
             if before != len(jobs) - 1 and not _meant(jobs[before], jobs[-1], explicit):
-                raise UsageError(_twice(uri, jobs[before], lines[before], jobs[-1], row.line))
+                wrong = _twice(uri, jobs[before], lines[before], jobs[-1], row.line, ids)
+                if errors is None:
+                    raise UsageError(wrong)
+                errors.append(wrong)
+                break
     if skipped.count:
         logger.warning("%s: %s", redacted(uri), skipped)
+    if errors:
+        return jobs
     if not jobs:
         raise UsageError(f"{uri} names no video; give at least one")
     if detector is None and not any(job.spec.prompts_uri or job.spec.prompts for job in jobs):
@@ -120,19 +139,59 @@ def load_manifest(
     return jobs
 
 
-def _rows(uri: str, storage_options: Mapping[str, Any] | None, skipped: Skipped) -> Iterator[Row]:
+def _all_rows(
+    sources: Sequence[str],
+    storage_options: Mapping[str, Any] | None,
+    skipped: Skipped,
+    errors: list[str] | None,
+) -> Iterator[tuple[str, Row]]:
+    """Of each source the folder that its videos are relative to, and its videos."""
+    for source in sources:
+        if len(sources) > 1 and not is_manifest(source):
+            # A shell hands over all files that match: prompts lie among the videos, and notes.
+            if source.endswith(SIDECARS):
+                continue
+            if source.lower().endswith(_NO_VIDEOS):
+                skipped.add(source, "no suffix of a video")
+                continue
+        root = ""
+        for row in _rows(source, storage_options, skipped, errors):
+            root = root or _root(source, row)
+            yield root, row
+
+
+def _root(source: str, row: Row) -> str:
+    if row.line:
+        return absolute("x", source).removesuffix("x").rstrip("/")
+    if local_absolute(source) == row.uri:  # a single file
+        return row.uri.rpartition("/")[0]
+    return root_of(source)
+
+
+def _made(uri: str, root: str, ids: Ids) -> str:
+    """The stream id of a video that was given none."""
+    if ids == "name":
+        return named_stream_id(uri)
+    if ids == "relative" and root and uri.startswith(f"{root}/"):
+        return relative_stream_id(uri.removeprefix(f"{root}/").partition("::")[0])
+    return generate_stream_id(uri)
+
+
+def _rows(
+    uri: str, storage_options: Mapping[str, Any] | None, skipped: Skipped, errors: list[str] | None
+) -> Iterator[Row]:
     """All videos, with the prompts that are their own."""
     if find_plugin(scheme_of(uri)):
         yield Row(0, uri)
     elif is_manifest(uri) and not has_wildcard(uri):
         sidecars = Sidecars(storage_options)
-        for row in read_rows(uri, storage_options):
+        for row in read_rows(uri, storage_options, errors):
             bare = row.prompts is None and row.prompts_uri is None and not find_plugin(scheme_of(row.uri))
             beside = sidecars.of(row.uri) if bare else None
-            yield row if beside is None else Row(row.line, row.uri, row.stream_id, beside, None, row.priority)
+            yield row if beside is None else replace(row, prompts_uri=beside)
     elif _is_file(uri, storage_options):
         path = local_absolute(uri)
-        if path.lower().endswith((".json", ".txt", ".tsv", ".yaml", ".yml")):
+        if path.lower().endswith(_NO_VIDEOS):
             raise UsageError(f"{uri} is no video; a manifest is one of {', '.join(SUFFIXES)}")
         yield Row(0, path, prompts_uri=_beside(path, storage_options))
     else:
@@ -189,11 +248,12 @@ def _meant(one: VideoJob, other: VideoJob, explicit: set[str]) -> bool:
     return ids[0] != ids[1] and explicit.issuperset(ids)
 
 
-def _twice(source: str, one: VideoJob, line: int, other: VideoJob, other_line: int) -> str:
+def _twice(source: str, one: VideoJob, line: int, other: VideoJob, other_line: int, ids: Ids) -> str:
     lines = f"lines {line} and {other_line}: " if line else ""
     if generate_stream_id(one.spec.uri) != generate_stream_id(other.spec.uri):
         what = f"stream id {other.spec.stream_id} is there twice ({one.spec.uri} and {other.spec.uri})"
-        return f"{source} {lines}{what}; give each video another stream_id"
+        remedy = ", or take --ids relative" if ids == "name" else ""
+        return f"{source} {lines}{what}; give each video another stream_id{remedy}"
     what = f"video {one.spec.uri} is there twice"
     return f"{source} {lines}{what}; remove one, or give each a stream_id of its own"
 

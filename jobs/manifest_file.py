@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 import math
 import os
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ COLUMNS = ("uri", "stream_id", "prompts", "priority")
 PROMPT_SUFFIXES = (".json", ".png")
 _BATCH_ROWS = 4096
 _SHOWN = 80
+_ALMOST = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class Row:
         line: its number, the file's first line being 1; of a Parquet file, the row's.
         uri: the video, absolute.
         prompts_uri, prompts: at most one of them.
+        extra: the other columns, as plain data.
     """
 
     line: int
@@ -42,6 +45,7 @@ class Row:
     prompts_uri: str | None = None
     prompts: Mapping[str, Any] | None = None
     priority: float | None = None
+    extra: Mapping[str, Any] | None = None
 
 
 def is_manifest(uri: str) -> bool:
@@ -49,8 +53,13 @@ def is_manifest(uri: str) -> bool:
     return _suffix(uri) is not None
 
 
-def read_rows(uri: str, storage_options: Mapping[str, Any] | None = None) -> Iterator[Row]:
+def read_rows(
+    uri: str, storage_options: Mapping[str, Any] | None = None, errors: list[str] | None = None
+) -> Iterator[Row]:
     """The rows of a manifest file, read as a stream.
+
+    Args:
+        errors: takes what is wrong with single rows, instead of an exception; the other rows are given.
 
     Raises:
         UsageError: the file cannot be read, has unknown columns or no `uri`. A row that is wrong raises one
@@ -70,6 +79,9 @@ def read_rows(uri: str, storage_options: Mapping[str, Any] | None = None) -> Ite
                 if first is None:
                     yield row
                 continue
+        if errors is not None:
+            errors.append(str(failure))
+            continue
         others += first is not None
         first = first or failure
     if first is not None:
@@ -149,8 +161,8 @@ def _jsonl(uri: str, file: Any) -> Iterator[tuple[int, dict[str, Any] | UsageErr
             continue
         if not isinstance(value, dict):
             yield line, UsageError(f'{where}: {_short(value)} is not a JSON object; give {{"uri": ...}}')
-        elif unknown := [key for key in value if key not in COLUMNS]:
-            yield line, UsageError(f"{where}: {_unknown(unknown)}")
+        elif wrong := _misspelt(value):
+            yield line, UsageError(f"{where}: {wrong}")
         else:
             yield line, {k: v for k, v in value.items() if v is not None}
 
@@ -195,16 +207,25 @@ def _parquet(uri: str, file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _check_columns(uri: str, names: list[str]) -> None:
-    if unknown := [name for name in names if name not in COLUMNS]:
-        raise UsageError(f"{uri}: {_unknown(unknown)}")
-    if twice := [name for name in COLUMNS if names.count(name) > 1]:
+    if wrong := _misspelt(names):
+        raise UsageError(f"{uri}: {wrong}")
+    if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"{uri}: column {twice[0]} is there twice")
     if "uri" not in names:
         raise UsageError(f"{uri}: no column uri; it is needed, {', '.join(COLUMNS[1:])} are optional")
 
 
-def _unknown(names: list[str]) -> str:
-    return f"unknown column {_short(names[0])}; allowed are {', '.join(COLUMNS)}"
+def _misspelt(names: Iterable[str]) -> str | None:
+    """What is wrong with the first column that is almost one of ours; all others are the user's own."""
+    for name in names:
+        if name in COLUMNS:
+            continue
+        plain = name.strip().lower().replace("-", "_").replace(" ", "_")
+        if meant := difflib.get_close_matches(plain, COLUMNS, n=1, cutoff=_ALMOST):
+            return f"column {_short(name)} is not known: is {meant[0]} meant? Else rename it"
+        if not plain:
+            return f"a column has no name; allowed are {', '.join(COLUMNS)} and names of your own"
+    return None
 
 
 # --- checking ------------------------------------------------------------------------------------
@@ -223,7 +244,23 @@ def _checked(manifest: str, line: int, given: Mapping[str, Any]) -> Row:
             raise UsageError(f"{where}: {error}") from None
     prompts_uri, prompts = _prompts(where, manifest, given.get("prompts"))
     priority = _priority(where, given.get("priority"))
-    return Row(line, absolute(uri.strip(), manifest), stream_id, prompts_uri, prompts, priority)
+    extra = {name: _plain(value) for name, value in given.items() if name not in COLUMNS} or None
+    return Row(line, absolute(uri.strip(), manifest), stream_id, prompts_uri, prompts, priority, extra)
+
+
+def _plain(value: Any) -> Any:
+    """A cell as JSON knows it, without credentials."""
+    if isinstance(value, str):
+        return redacted(value)
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.isoformat() if hasattr(value, "isoformat") else redacted(str(value))
 
 
 def _prompts(where: str, manifest: str, given: Any) -> tuple[str | None, Mapping[str, Any] | None]:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, get_args
 
 from jobs.actions import VideoResult, VideoState
+from jobs.lease import running
 from jobs.listing import Skipped
 from jobs.manifest import VideoJob
 from pipeline.errors import XmemError
@@ -41,6 +42,7 @@ class BatchReport:
         frames: tracked in this run, repeated ones counted again.
         workers: processes that tracked, at most.
         skipped: files of the folder or glob that are not tracked.
+        request: the command line that began it, as far as it holds no credentials.
         batch_id: in the report's name; default: made of the time, and random.
     """
 
@@ -53,6 +55,7 @@ class BatchReport:
     frames: int = 0
     workers: int = 0
     skipped: Skipped = field(default_factory=Skipped, repr=False)
+    request: Sequence[str] = field(default=(), repr=False)
     batch_id: str = ""
 
     def __post_init__(self) -> None:
@@ -83,14 +86,15 @@ class BatchReport:
         return ((job, result) for job, result in self.each() if result.state in BAD)
 
     def totals(self) -> dict[str, int]:
-        """Videos, how many of each state, and the sums of frames, rows and losses."""
-        totals = dict.fromkeys(("videos", *STATES, "frames", "rows", "losses"), 0)
+        """Videos, how many of each state, and the sums of frames, rows, losses and ellipses."""
+        totals = dict.fromkeys(("videos", *STATES, "frames", "rows", "losses", "ellipses"), 0)
         for _, result in self.each():
             totals["videos"] += 1
             totals[result.state] += 1
             totals["frames"] += result.frames
             totals["rows"] += result.rows
             totals["losses"] += result.losses
+            totals["ellipses"] += result.ellipses
         return totals
 
     def to_json(self) -> Iterator[str]:
@@ -105,6 +109,7 @@ class BatchReport:
             "interrupted": self.interrupted,
             "frames_tracked": self.frames,
             "workers": self.workers,
+            "request": [redacted(token) for token in self.request],
             "totals": self.totals(),
             "skipped": {
                 "files": self.skipped.count,
@@ -168,6 +173,39 @@ class BatchReport:
                 os.remove(temporary)
 
 
+def batches_in(out: str, storage_options: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The batches of an output folder, newest first: those that run, and the reports of those that ended.
+
+    Raises StoreError.
+    """
+    files = open_files(out, storage_options)
+    found = []
+    for owner in running(files):
+        where = f"on {owner.host}, process {owner.pid}"
+        found.append(
+            {"batch_id": owner.batch_id, "state": "running", "started": owner.started, "what": where}
+        )
+    for name in files.names(FOLDER):
+        if not name.endswith(".json"):
+            continue
+        try:
+            report = json.loads(files.read(name))
+            totals = report["totals"]
+            told = [f"{totals[state]} {state}" for state in STATES if totals[state]]
+            state = "interrupted" if report["interrupted"] else "ended"
+            what = f"{totals['videos']} videos: {', '.join(told)}; {files.uri(name)}"
+            line = {
+                "batch_id": report["batch_id"],
+                "state": state,
+                "started": report["started"],
+                "what": what,
+            }
+        except (FileNotFoundError, ValueError, LookupError, TypeError):
+            continue  # not ours
+        found.append(line)
+    return sorted(found, key=lambda line: str(line["batch_id"]), reverse=True)
+
+
 def _line(job: VideoJob, result: VideoResult) -> dict[str, Any]:
     cause = result.cause
     return {
@@ -177,6 +215,7 @@ def _line(job: VideoJob, result: VideoResult) -> dict[str, Any]:
         "frames": result.frames,
         "rows": result.rows,
         "losses": result.losses,
+        "ellipses": result.ellipses,
         "tries": result.tries,
         "seconds": round(result.seconds, 3),
         "cause": None if cause is None else {"kind": cause.kind, "message": redacted(cause.message)},

@@ -192,6 +192,7 @@ class Scheduler:
             video.spec = dataclasses.replace(video.spec, restart=False)
         video.position = status.next_frame
         self._ledger.count_length(video, status.frame_count)
+        video.ellipses = max(video.ellipses, status.ellipses)
         self._ledger.count_rows(video, status.rows, status.losses)
         if video.best is None:
             video.best = status.next_frame

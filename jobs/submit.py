@@ -25,6 +25,7 @@ from jobs import ray_token
 from jobs.manifest_file import is_manifest, read_rows
 from jobs.ray_errors import brief
 from jobs.shipping import runtime_env
+from jobs.storage_options import parse_storage_options
 from pipeline.errors import UsageError, XmemError
 from pipeline.filesystems import expanded
 from pipeline.locations import one_line, scheme_of
@@ -97,7 +98,7 @@ class Jobs:
 
     def submit(
         self,
-        videos: str,
+        videos: str | Sequence[str],
         arguments: Sequence[str],
         *,
         out: str,
@@ -108,21 +109,24 @@ class Jobs:
         """Start `xmem batch` on the cluster; returns the job's id.
 
         Args:
-            videos: as for `xmem batch`. A manifest on this machine travels with the job.
-            arguments: further options of `xmem batch`; neither --address nor --prompts.
+            videos: as for `xmem batch`. Manifests on this machine travel with the job.
+            arguments: further options of `xmem batch`; not --address. Storage options travel in a file, so
+                that they do not show on the dashboard.
             out: output folder.
             prompts: as for `xmem batch`. A file on this machine travels with the job.
             env: environment variables of all the job's processes. Everyone who sees the dashboard sees them.
         """
-        for given in (videos, out, prompts or ""):
+        videos = [videos] if isinstance(videos, str) else list(videos)
+        for given in (*videos, out, prompts or ""):
             if redacted(given) != given:
                 raise UsageError(
                     f"{given}: credentials would show on the dashboard; let the cluster's machines have "
                     f"them, for instance as environment variables"
                 )
         with tempfile.TemporaryDirectory(prefix="xmem-submit-") as folder:
-            command = ["python", "-m", "jobs.cli", "batch", "run", _shipped_manifest(videos, Path(folder))]
-            command += ["--out", out, "--address", "auto", *arguments]
+            command = ["python", "-m", "jobs.cli", "batch", "run"]
+            command += [_shipped_manifest(v, Path(folder), number) for number, v in enumerate(videos)]
+            command += ["--out", out, "--address", "auto", *_shipped_options(arguments, Path(folder))]
             if prompts is not None:
                 command += ["--prompts", _shipped_file(prompts, Path(folder))]
             environment = runtime_env() | ({"env_vars": env} if env else {})
@@ -142,16 +146,7 @@ class Jobs:
         """How a job stands."""
         with self._talking("ask", job_id):
             info = self._client.get_job_info(job_id)
-        message = redacted(info.message or "").partition(", last available logs")[0]
-        logger.debug("job %s: %s", job_id, message)
-        return JobStatus(
-            job_id,
-            str(getattr(info.status, "value", info.status)),
-            brief(message),
-            (info.metadata or {}).get(_OUT),
-            _time(info.start_time),
-            _time(info.end_time),
-        )
+        return _status(job_id, info)
 
     def logs(self, job_id: str) -> str:
         """All that a job has printed."""
@@ -176,6 +171,15 @@ class Jobs:
             time.sleep(poll_seconds)
         return status
 
+    def list(self) -> list[JobStatus]:
+        """The batches among the cluster's jobs, newest first."""
+        with self._talking("ask"):
+            infos = self._client.list_jobs()
+        found = [_status(str(info.submission_id), info) for info in infos if info.submission_id]
+        epoch = datetime.fromtimestamp(0, UTC)
+        batches = (status for status in found if status.out is not None)
+        return sorted(batches, key=lambda status: status.started or epoch, reverse=True)
+
     def cancel(self, job_id: str) -> bool:
         """Stop a job; False if it had ended already. What is committed stays."""
         with self._talking("ask", job_id):
@@ -190,6 +194,19 @@ class Jobs:
             raise
         except Exception as error:  # it has no errors of its own but RuntimeError, told apart by their text
             raise _explained(error, self.address, verb, job_id) from error
+
+
+def _status(job_id: str, info: Any) -> JobStatus:
+    message = redacted(info.message or "").partition(", last available logs")[0]
+    logger.debug("job %s: %s", job_id, message)
+    return JobStatus(
+        job_id,
+        str(getattr(info.status, "value", info.status)),
+        brief(message),
+        (info.metadata or {}).get(_OUT),
+        _time(info.start_time),
+        _time(info.end_time),
+    )
 
 
 def _explained(error: Exception, address: str, verb: str, job_id: str | None) -> XmemError:
@@ -237,17 +254,36 @@ def _path(uri: str) -> str:
     return expanded(uri.partition("://")[2] if "://" in uri else uri)
 
 
-def _shipped_manifest(videos: str, folder: Path) -> str:
+def _shipped_options(arguments: Sequence[str], folder: Path) -> list[str]:
+    """The options, storage options in files."""
+    shipped = list(arguments)
+    for option in ("--storage-options", "--out-storage-options"):
+        places = [i for i, token in enumerate(shipped[:-1]) if token == option]
+        options = parse_storage_options([shipped[i + 1] for i in places], option)
+        if options is None:
+            continue
+        name = f"{option.strip('-')}.json"
+        (folder / name).write_text(json.dumps(options), encoding="utf-8")
+        for i in reversed(places):
+            del shipped[i : i + 2]
+        shipped += [option, f"@{name}"]
+    return shipped
+
+
+def _shipped_manifest(videos: str, folder: Path, number: int = 0) -> str:
     """The videos as the job names them: a local manifest goes along, its relative names made absolute."""
     if not (is_manifest(videos) and _is_here(videos)):
         return os.path.abspath(_path(videos)) if scheme_of(videos) == "file" else videos
-    with open(folder / "videos.jsonl", "w", encoding="utf-8") as file:
+    name = f"videos-{number}.jsonl" if number else "videos.jsonl"
+    with open(folder / name, "w", encoding="utf-8") as file:
         for row in read_rows(videos):
             prompts = row.prompts or row.prompts_uri
             given = {"stream_id": row.stream_id, "prompts": prompts, "priority": row.priority}
-            line = {"uri": row.uri} | {k: v for k, v in given.items() if v is not None}
+            line = (
+                dict(row.extra or {}) | {"uri": row.uri} | {k: v for k, v in given.items() if v is not None}
+            )
             file.write(json.dumps(line) + "\n")
-    return "videos.jsonl"
+    return name
 
 
 def _shipped_file(path: str, folder: Path) -> str:

@@ -40,6 +40,7 @@ class Video:
         "best",
         "cancelled",
         "cause",
+        "ellipses",
         "failing",
         "failures",
         "frame_count",
@@ -83,7 +84,7 @@ class Video:
         self.position = 0
         self.best: int | None = None  # the furthest it ever was
         self.frame_count: int | None = None
-        self.rows = self.losses = 0
+        self.rows = self.losses = self.ellipses = 0
         self.seconds = 0.0
         self.state_bytes: int | None = None
         self.workspace_bytes = 0

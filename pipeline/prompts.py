@@ -44,26 +44,33 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ResolvedPrompt:
-    """The masks of one frame's prompts, H x W bool each, none overlapping another."""
+    """The masks of one frame's prompts, H x W bool each, none overlapping another.
+
+    Args:
+        ellipses: objects whose box could not be told from its surroundings, so that an ellipse was taken.
+    """
 
     masks: dict[int, NDArray[np.bool_]]
     categories: dict[int, str | None]
     warnings: tuple[str, ...] = ()
+    ellipses: tuple[int, ...] = ()
 
     def to_record(self) -> dict[str, Any]:
         """JSON-ready, masks as RLE."""
         height, width = next(iter(self.masks.values())).shape
-        return {
+        record = {
             "size": [height, width],
             "masks": [[i, self.categories.get(i), mask_to_rle(m)] for i, m in self.masks.items()],
         }
+        return record | ({"ellipses": list(self.ellipses)} if self.ellipses else {})
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> ResolvedPrompt:
         """What `to_record` stored."""
         height, width = record["size"]
         masks = {int(i): rle_to_mask(counts, height, width) for i, _, counts in record["masks"]}
-        return cls(masks, {int(i): category for i, category, _ in record["masks"]})
+        categories = {int(i): category for i, category, _ in record["masks"]}
+        return cls(masks, categories, ellipses=tuple(record.get("ellipses", ())))
 
 
 def resolve(objects: Iterable[PromptObject], frame: Frame, segmenter: BoxSegmenter) -> ResolvedPrompt:
@@ -78,11 +85,17 @@ def resolve(objects: Iterable[PromptObject], frame: Frame, segmenter: BoxSegment
     masks: dict[int, NDArray[np.bool_]] = {}
     categories: dict[int, str | None] = {}
     warnings: list[str] = []
+    ellipses: list[int] = []
     overlapping: set[int] = set()
     covered_by: dict[int, int] = {}
     for entry in objects:
         name = f"object {entry.object_id} on frame {frame.frame_index}"
-        mask = _mask_of(entry, frame, segmenter, name, warnings)
+        mask, is_ellipse = _mask_of(entry, frame, segmenter, name)
+        if is_ellipse:
+            ellipses.append(entry.object_id)
+            warnings.append(
+                f"{name}: the box could not be told from its surroundings; an ellipse is taken instead"
+            )
         if not mask.any():
             raise PromptError(f"{name}: its mask is empty; draw it again")
         for earlier, other in masks.items():
@@ -105,12 +118,13 @@ def resolve(objects: Iterable[PromptObject], frame: Frame, segmenter: BoxSegment
         )
     for warning in warnings:
         logger.warning("%s", warning)
-    return ResolvedPrompt(masks, categories, tuple(warnings))
+    return ResolvedPrompt(masks, categories, tuple(warnings), tuple(ellipses))
 
 
 def _mask_of(
-    entry: PromptObject, frame: Frame, segmenter: BoxSegmenter, name: str, warnings: list[str]
-) -> NDArray[np.bool_]:
+    entry: PromptObject, frame: Frame, segmenter: BoxSegmenter, name: str
+) -> tuple[NDArray[np.bool_], bool]:
+    """A prompt's mask, and whether it is an ellipse in place of what the segmenter did not find."""
     height, width = frame.size
     if entry.rle is not None:
         if entry.rle[:2] != (height, width):
@@ -118,23 +132,20 @@ def _mask_of(
                 f"{name}: its mask is {entry.rle[1]}x{entry.rle[0]}, the frame {width}x{height}; "
                 "give masks at the video's size"
             )
-        return rle_to_mask(entry.rle[2], height, width)
+        return rle_to_mask(entry.rle[2], height, width), False
     if entry.polygons is not None:
         mask = np.zeros((height, width), np.bool_)
         for polygon in entry.polygons:
             mask |= _inside(polygon, height, width)
         if not mask.any():
             raise PromptError(f"{name}: its polygons cover no pixel of the frame of {width}x{height}")
-        return mask
+        return mask, False
     assert entry.box is not None
     box = _clip(entry.box, width, height, name)
     mask = segmenter.segment(frame.image, box)
-    if not mask.any():
-        warnings.append(
-            f"{name}: the box could not be told from its surroundings; an ellipse is taken instead"
-        )
-        mask = inscribed_ellipse(frame.size, box)
-    return mask
+    if mask.any():
+        return mask, False
+    return inscribed_ellipse(frame.size, box), True
 
 
 def _clip(box: tuple[float, float, float, float], width: int, height: int, name: str) -> Box:

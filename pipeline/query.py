@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -45,6 +45,7 @@ STREAMS_SCHEMA = pa.schema(
         pa.field("settings", pa.string()),
         pa.field("prompts", pa.string()),
         pa.field("record", pa.string()),
+        pa.field("extra", pa.string()),
     ]
 )
 _SETTINGS = (
@@ -65,7 +66,8 @@ def connect(
 
     `tracks` and `events` have the columns of `TRACKS_SCHEMA` and `EVENTS_SCHEMA` after `stream_id` (text,
     always); `streams` those of `STREAMS_SCHEMA`: `next_frame` counts the committed frames, `settings`,
-    `prompts` and `record` are JSON. Times are UTC.
+    `prompts`, `record` and `extra` are JSON. `extra` holds what a manifest says in columns of its own; each
+    has a column in `streams` too, named `extra_<name>` where `streams` has that column. Times are UTC.
 
     Raises:
         UsageError: the folder is no output folder.
@@ -169,7 +171,37 @@ def _streams(files: Files, ids: set[str], tracks: Mapping[str, Mapping[int, str]
         rows = list(
             pool.map(lambda stream_id: _stream_row(files, stream_id, list(tracks.get(stream_id, {}))), every)
         )
-    return pa.Table.from_pylist(rows, schema=STREAMS_SCHEMA)
+    extras = [row.pop("extras", {}) for row in rows]
+    table = pa.Table.from_pylist(rows, schema=STREAMS_SCHEMA)
+    for name, values in _extra_columns(extras).items():
+        table = table.append_column(name, values)
+    return table
+
+
+def _extra_columns(extras: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
+    """The users' own columns: numbers and truth values where all rows have such, else text."""
+    taken = {name.lower() for name in STREAMS_SCHEMA.names}
+    columns: dict[str, pa.Array] = {}
+    spelt: dict[str, str] = {}  # SQL takes names that differ only in their case for one
+    for extra in extras:
+        for name in extra:
+            spelt.setdefault(name.lower(), name)
+    for low, name in spelt.items():
+        values = [next((v for key, v in extra.items() if key.lower() == low), None) for extra in extras]
+        kinds = {type(value) for value in values if value is not None}
+        if kinds == {bool} or kinds == {int} or kinds <= {int, float}:
+            kind = pa.bool_() if kinds == {bool} else pa.int64() if kinds == {int} else pa.float64()
+            try:
+                array = pa.array(values, kind)
+            except (pa.ArrowInvalid, OverflowError):  # larger than 64 bits
+                array = pa.array([_text(value) for value in values], pa.string())
+        else:
+            array = pa.array([_text(value) for value in values], pa.string())
+        while low in taken:
+            low = name = f"extra_{low}"
+        taken.add(low)
+        columns[name] = array
+    return columns
 
 
 def _stream_row(files: Files, stream_id: str, firsts: list[int]) -> dict[str, Any]:
@@ -197,6 +229,9 @@ def _stream_row(files: Files, stream_id: str, firsts: list[int]) -> dict[str, An
     for name in ("settings", "prompts"):
         row[name] = json.dumps(record[name]) if name in record else None
     row["record"] = json.dumps(record) if record else None
+    extra = record.get("extra")
+    if isinstance(extra, dict) and extra:
+        row["extra"], row["extras"] = json.dumps(extra), extra
     return row
 
 

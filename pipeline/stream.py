@@ -85,6 +85,8 @@ class StreamTracker(Closing):
         snapshot: what `export` gave, to go on from. If it is not of this stream, or of frames that have no
             rows, the store's own are used.
         sinks: where rows go besides the store; each chunk is given to them before it is committed.
+        extra: what the user says about the stream beside that, as plain data for its record; None: what the
+            record says.
 
     Raises:
         SettingsConflictError: the folder holds this stream with other settings, prompts or another video.
@@ -104,6 +106,7 @@ class StreamTracker(Closing):
         restart: bool = False,
         snapshot: bytes | None = None,
         sinks: Sinks | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> None:
         self.source = source
         self.store = store
@@ -112,6 +115,7 @@ class StreamTracker(Closing):
         self._segmenter = segmenter
         self._boxes = box_segmenter
         self._sinks = sinks
+        self._extra = extra
         self._frames: Prefetch[Frame] | None = None
         self._writer = BackgroundWriter()
         self._records: list[MaskRecord] = []
@@ -157,7 +161,9 @@ class StreamTracker(Closing):
             )
         self._prompts = self._something(prompts)
         self._identity = StreamIdentity.of(self.source, self.settings, self._prompts)
-        self._record = StreamRecord(self.store, self.source, self._identity, self._resolved)
+        recorded = (record or {}).get("extra")
+        extra = recorded if self._extra is None else self._extra
+        self._record = StreamRecord(self.store, self.source, self._identity, self._resolved, extra)
         differing = [] if record is None else self._identity.differences(record)
         if differing and committed.files:
             raise SettingsConflictError(
@@ -176,6 +182,8 @@ class StreamTracker(Closing):
                 self.summary.rows = int(record.get("rows", 0))
                 self.summary.losses = int(record.get("losses", 0))
                 self._ended = True
+                if extra != recorded:
+                    self._record.update(FINISHED, self.summary)
                 return
         self._restore(snapshot)
         self._frames = Prefetch(self._limited(self._next, self._previous_pts))
@@ -296,6 +304,11 @@ class StreamTracker(Closing):
     def ended(self) -> bool:
         """Whether all of it is tracked and committed."""
         return self._ended
+
+    @property
+    def ellipses(self) -> int:
+        """Boxes so far that the box segmenter could not tell from their surroundings."""
+        return self._resolved.ellipses
 
     @property
     def most_objects(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import re
 import unicodedata
 from urllib.parse import unquote, urlsplit
@@ -51,8 +52,28 @@ def generate_stream_id(uri: str) -> str:
         canonical = redacted(parts._replace(netloc=host, fragment="").geturl())
         path = path if path.strip("/") else host
     digest = hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
-    first = "abcdefghijklmnop"[int(digest[0], 16)]
-    return f"{_stem(path)}-{first}{digest[1:_HASH_LENGTH]}"
+    return f"{_stem(path)}-{_letter(digest)}{digest[1:_HASH_LENGTH]}"
+
+
+def relative_stream_id(path: str) -> str:
+    """A stream id `<stem>-<hash>` from a path below an archive's root: it survives a move of the archive.
+
+    Args:
+        path: with forward slashes; `./a.mp4` and `a.mp4` are the same.
+    """
+    path = posixpath.normpath(path)
+    digest = hashlib.sha256(f"relative:{path}".encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{_stem(path)}-{_letter(digest)}{digest[1:_HASH_LENGTH]}"
+
+
+def named_stream_id(uri: str) -> str:
+    """A stream id from nothing but the file's name; files of the same name share it."""
+    path = unquote(urlsplit(uri).path) if "://" in uri else uri
+    return _stem(path)
+
+
+def _letter(digest: str) -> str:
+    return "abcdefghijklmnop"[int(digest[0], 16)]
 
 
 def _stem(path: str) -> str:

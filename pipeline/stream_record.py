@@ -154,6 +154,13 @@ class ResolvedPrompts:
         """Keep the masks of a frame."""
         self._frames[str(frame_index)] = resolved.to_record()
 
+    @property
+    def ellipses(self) -> int:
+        """Boxes in whose place an ellipse was taken."""
+        return sum(
+            len(frame.get("ellipses", ())) for frame in self._frames.values() if isinstance(frame, dict)
+        )
+
     def to_record(self) -> dict[str, Any]:
         """JSON-ready; `load` takes it back."""
         return dict(sorted(self._frames.items(), key=lambda item: int(item[0])))
@@ -163,12 +170,18 @@ class StreamRecord:
     """Keeps a run's stream record, and notices when another run has put its own in that place."""
 
     def __init__(
-        self, store: StreamStore, source: VideoSource, identity: StreamIdentity, resolved: ResolvedPrompts
+        self,
+        store: StreamStore,
+        source: VideoSource,
+        identity: StreamIdentity,
+        resolved: ResolvedPrompts,
+        extra: Mapping[str, Any] | None = None,
     ) -> None:
         self._store = store
         self._source = source
         self._identity = identity
         self._resolved = resolved
+        self._extra = extra
 
     def begin(self, summary: StreamSummary) -> None:
         """Write it for the first time, in place of one without rows."""
@@ -200,4 +213,5 @@ class StreamRecord:
             "frames": summary.frames,
             "rows": summary.rows,
             "losses": summary.losses,
+            **({"extra": dict(self._extra)} if self._extra else {}),
         }

@@ -64,6 +64,7 @@ class StreamSpec:
         prompts_uri: a prompts file (.json) or an index PNG of the first frame's masks (.png).
         prompts: the content of a prompts file, instead of its URI.
         restart: start the stream over.
+        extra: what the user says about the video beside that; goes into the stream record.
 
     With neither prompts nor a detector the stream must have been begun before.
     """
@@ -73,6 +74,7 @@ class StreamSpec:
     prompts_uri: str | None = field(default=None, repr=False)
     prompts: Mapping[str, Any] | None = field(default=None, repr=False)
     restart: bool = False
+    extra: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,7 @@ class StreamStatus:
 
     Args:
         next_frame: the first frame without committed rows; chunks go on from there.
+        ellipses: boxes so far in whose place an ellipse was taken.
         finished: nothing is left to do.
         height, width: of the source's frames, pixels.
         frame_count: that there are to track: of the source, where it says so, `max_frames` at most.
@@ -147,6 +150,7 @@ class StreamStatus:
     next_frame: int = 0
     rows: int = 0
     losses: int = 0
+    ellipses: int = 0
     finished: bool = False
     height: int = 0
     width: int = 0
@@ -169,7 +173,7 @@ class ChunkReport:
             here, and nothing was done. "failed": see `failure`; the stream is closed here.
         next_frame: the frame that comes next.
         frames: frames tracked by this call, repeated ones included.
-        rows, losses: of the whole stream so far.
+        rows, losses, ellipses: of the whole stream so far.
         seconds: this call took.
         warnings: new since the last report.
     """
@@ -180,6 +184,7 @@ class ChunkReport:
     frames: int = 0
     rows: int = 0
     losses: int = 0
+    ellipses: int = 0
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
     failure: Failure | None = None

@@ -136,6 +136,7 @@ class Worker:
                 frames=stream.summary.tracked - before,
                 rows=stream.summary.rows,
                 losses=stream.summary.losses,
+                ellipses=stream.ellipses,
                 seconds=time.monotonic() - begun,
                 failure=failure,
             )
@@ -146,6 +147,7 @@ class Worker:
             frames=stream.summary.tracked - before,
             rows=stream.summary.rows,
             losses=stream.summary.losses,
+            ellipses=stream.ellipses,
             seconds=time.monotonic() - begun,
             warnings=held.news(),
         )
@@ -236,6 +238,7 @@ class Worker:
             restart=spec.restart,
             snapshot=state,
             sinks=self._sinks,
+            extra=spec.extra,
         )
 
     def _prompts(self, spec: StreamSpec) -> PromptSet | None:
@@ -257,6 +260,7 @@ class Worker:
             next_frame=stream.position,
             rows=stream.summary.rows,
             losses=stream.summary.losses,
+            ellipses=stream.ellipses,
             finished=stream.ended,
             height=source.height,
             width=source.width,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,14 @@ import jobs.submit
 from jobs.actions import VideoResult
 from jobs.batch import BatchOptions
 from jobs.cli import main
+from jobs.lease import lease
 from jobs.manifest import VideoJob
 from jobs.report import BatchReport
 from pipeline.errors import StoreError
+from pipeline.files import open_files
 from pipeline.query import query
+from pipeline.store import StreamStore
+from pipeline.stream_ids import generate_stream_id
 from pipeline.work import Failure, WorkerSettings
 from xmem_core import MemoryConfig
 
@@ -67,11 +72,13 @@ class Batch:
         self.options = BatchOptions()
         self.states: list[Any] = []
         self.interrupted = False
+        self.request: Sequence[str] = ()
 
     def __call__(
         self, jobs: Sequence[VideoJob], settings: WorkerSettings, options: BatchOptions, **calls: Any
     ) -> BatchReport:
         self.jobs, self.settings, self.options = list(jobs), settings, options
+        self.request = calls["request"]
         states = self.states or ["finished"] * len(jobs)
         cause = Failure("SourceError", "ftp://me:secret@host/x.mp4 [red]is[/red] cut off", False)
         results = [
@@ -80,7 +87,7 @@ class Batch:
         ]
         return BatchReport(
             jobs, {r.stream_id: r for r in results}, settings.out, START, START + timedelta(seconds=4),
-            self.interrupted, frames=100, workers=1, batch_id="the-id",
+            self.interrupted, frames=100, workers=1, request=self.request, batch_id="the-id",
         )  # fmt: skip
 
 
@@ -185,6 +192,105 @@ def test_interrupted_it_says_how_to_go_on(
     )
 
 
+def test_credentials_go_to_the_workers_and_nowhere_else(
+    folder: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [
+        "--storage-options",
+        "secret=hush",
+        "--storage-options",
+        '{"anon": false}',
+        "--env",
+        "TOKEN=hush",
+    ]
+    assert call("batch", "*.mp4", "--out", "s3://b/out", *given, "--report", "-") == 0
+    assert batch.settings.storage_options == {"secret": "hush", "anon": False}
+    assert batch.settings.out_storage_options == batch.settings.storage_options
+    assert batch.options.env == {"TOKEN": "hush"}
+    assert "hush" not in "".join(capsys.readouterr()) + repr(batch.settings) + repr(batch.options)
+    assert "hush" not in "".join(batch.request)
+    assert call("batch", "*.mp4", "--out", "out", *given, "--out-storage-options", "key=other") == 0
+    assert batch.settings.out_storage_options == {"key": "other"}
+
+
+def test_retry_takes_the_failed_videos_of_a_report_with_its_settings(
+    folder: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch.states = ["finished", "quarantined"]
+    first = ["*.mp4", "--out", "out", "--mem-every", "3", "--no-long-term", "--restart", "--priority", "2"]
+    assert call("batch", *first, "--report", "first.json") == 1
+    settings = batch.settings
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    batch.states = ["finished"]
+    assert call("batch", "retry", folder / "first.json", "--max-tries", "9") == 0
+    assert [Path(job.spec.uri).name for job in batch.jobs] == ["b.mp4"]
+    assert (batch.jobs[0].priority, batch.jobs[0].spec.restart) == (2.0, False)
+    assert batch.settings == replace(settings, out=str(folder / "out"))
+    assert batch.options == BatchOptions(max_tries=9)
+    batch.states = []
+    assert call("batch", folder / "*.mp4", "--out", "out", "--report", "second.json") == 0
+    capsys.readouterr()
+    assert call("batch", "retry", "second.json") == 0
+    assert "no video failed, nothing to do" in capsys.readouterr().err
+    (folder / "no.json").write_text("{}")
+    assert call("batch", "retry", folder / "no.json") == 2
+    assert "no.json is no report of a batch" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_would_be_done_and_all_that_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "c"):
+        make_video(tmp_path / f"{name}.mp4", 12, width=64, height=48)
+        (tmp_path / f"{name}.prompts.json").write_text(json.dumps(BOX))
+    (tmp_path / "notes.txt").write_text("x")
+    done, begun = (generate_stream_id(str(tmp_path / f"{n}.mp4")) for n in ("a", "b"))
+    StreamStore("out", done).write_record({"state": "finished", "frames": 12})
+    StreamStore("out", begun).write_record({"state": "running", "frames": 5})
+    (tmp_path / "out" / "batches").mkdir()
+    earlier = {"frames_tracked": 100, "seconds": 10.0}
+    (tmp_path / "out" / "batches" / "1.json").write_text(json.dumps(earlier))
+    before = sorted(tmp_path.rglob("*"))
+    assert call("batch", "*", "--out", "out", "--max-frames", "10", "--dry-run") == 0
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        "3 videos: 2 to track (1 begun before), 1 finished",
+        "prompts: 2 in files",
+        "frames: about 15 to track",
+        f"time: about 2 s at 10.0 frames/s, as in {tmp_path}/out/batches/1.json",
+    ]
+    assert sorted(tmp_path.rglob("*")) == before
+    lines = [{"uri": 1}, {"uri": "a.mp4"}, "x", {"uri": "gone.mp4", "prompts": BOX}]
+    lines += [{"uri": "c.mp4", "prompts": "gone.json"}]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert call("batch", "m.jsonl", "--out", "new", "--dry-run") == 2
+    wrong = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrong: ")]
+    expected = ("line 1", "line 3", "gone.mp4", "gone.json")
+    assert [next(w for w in expected if w in line) for line in wrong] == list(expected)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_batches_of_an_output_folder_are_listed(
+    folder: Path, batch: Batch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = open_files("out")
+    batch.states = ["finished", "failed"]
+    assert call("batch", ".", "--out", "out", "--report", "report.json") == 1
+    files.create("batches/the-id.json", (folder / "report.json").read_bytes())
+    capsys.readouterr()
+    with lease(files, "the-next", ["a"]):
+        assert call("batch", "list", "--out", "out") == 0
+    running, ended = capsys.readouterr().out.splitlines()
+    assert running.startswith("the-next  running  ")
+    assert running.endswith(f"process {os.getpid()}")
+    assert ended == (
+        "the-id  ended  2026-01-02T03:04:05.000+00:00  2 videos: 1 finished, 1 failed; "
+        f"{folder}/out/batches/the-id.json"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -253,6 +359,13 @@ def test_interrupted_like_by_a_terminal_it_commits_and_the_same_command_goes_on(
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("out/running/*.json")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    twice = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=99)
+    assert twice.returncode == 2, twice.stderr
+    assert f"(process {process.pid}, since 20" in twice.stderr
+    assert f"is tracking 2 of these 2 videos into {tmp_path / 'out'}" in twice.stderr
     while len(list(tmp_path.glob("out/tracks/*/*.parquet"))) < 2 and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)

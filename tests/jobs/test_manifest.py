@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from jobs.listing import Skipped, sidecar_of
 from jobs.manifest import VideoJob, load_manifest
 from jobs.manifest_file import absolute
 from pipeline.errors import UsageError
-from pipeline.stream_ids import generate_stream_id
+from pipeline.stream_ids import generate_stream_id, relative_stream_id
 from pipeline.work import StreamSpec
 
 BOX = {"version": 1, "objects": [{"frame": 0, "id": 1, "box": [1, 2, 30, 40]}]}
@@ -348,7 +349,7 @@ def test_every_format_says_the_same(tmp_path: Path, write: Callable[[Path], Path
         ({}, "line 2: uri None is not allowed"),
         ({"uri": " "}, "line 2: uri ' ' is not allowed"),
         ({"uri": 7}, "line 2: uri 7 is not allowed"),
-        ({"uri": "a.mp4", "promts": "x.json"}, "line 2: unknown column 'promts'; allowed are uri, stream_id"),
+        ({"uri": "a.mp4", "promts": "x.json"}, "line 2: column 'promts' is not known: is prompts meant"),
         ({"uri": "a.mp4", "stream_id": "a b"}, "line 2: stream id 'a b' is not allowed"),
         ({"uri": "a.mp4", "stream_id": 5}, "line 2: stream id 5 is not allowed"),
         ({"uri": "a.mp4", "priority": 0}, "line 2: priority 0 is not allowed: give a number above 0"),
@@ -382,7 +383,7 @@ def test_all_wrong_rows_are_counted(tmp_path: Path) -> None:
     ("text", "complaint"),
     [
         ("", "no column uri"),
-        ("video,prompts\na.mp4,\n", "unknown column 'video'; allowed are uri, stream_id, prompts, priority"),
+        ("video,prompts\na.mp4,\n", "no column uri; it is needed, stream_id, prompts, priority are"),
         ("prompts\na.json\n", "no column uri"),
         ("uri,uri\na,b\n", "column uri is there twice"),
         ("uri,prompts\na.mp4,a.json\nb.mp4\n", "line 3: 1 cells where the header names 2"),
@@ -467,3 +468,85 @@ def test_relative_to_a_relative_manifest(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_priority_is_above_0(priority: float) -> None:
     with pytest.raises(UsageError, match="give a number above 0"):
         VideoJob(StreamSpec("s", "a.mp4"), priority)
+
+
+# --- several sources, ids, columns of one's own --------------------------------------------------
+
+
+def test_what_a_shell_makes_of_a_glob(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mkv", "a.prompts.json", "notes.txt"):
+        (tmp_path / name).write_text(json.dumps(BOX) if name.endswith(".json") else "x")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "c.dat").write_text("x")
+    skipped = Skipped()
+    jobs = load_manifest(
+        [*sorted(str(p) for p in tmp_path.iterdir() if p.is_file()), str(tmp_path / "more" / "c.dat")],
+        skipped=skipped,
+    )
+    assert [Path(job.spec.uri).name for job in jobs] == ["a.mp4", "b.mkv", "c.dat"]
+    assert jobs[0].spec.prompts_uri == f"{tmp_path}/a.prompts.json"
+    assert [Path(uri).name for uri, _ in skipped.files] == ["notes.txt"]
+    with pytest.raises(UsageError, match=r"video .*a\.mp4 is there twice"):
+        load_manifest([str(tmp_path / "a.mp4"), str(tmp_path / "*.mp4")])
+
+
+def test_ids_that_survive_a_move_of_the_archive(tmp_path: Path) -> None:
+    def stream_ids(folder: str, source: str) -> list[str]:
+        there = tmp_path / folder / "cam1"
+        there.mkdir(parents=True, exist_ok=True)
+        for name in ("a.mp4", "b.mp4"):
+            (there / name).write_text("x")
+            (there / f"{name}.prompts.json").write_text(json.dumps(BOX))
+        (tmp_path / folder / "m.csv").write_text("uri\ncam1/a.mp4\ncam1/b.mp4\n")
+        return [j.spec.stream_id for j in load_manifest(f"{tmp_path}/{folder}{source}", ids="relative")]
+
+    first = stream_ids("old", "")
+    assert first == stream_ids("new/place", "") == stream_ids("new/place", "/**/*.mp4")
+    assert first == stream_ids("old", "/m.csv")
+    assert first[0].startswith("a-")
+    assert len(set(first)) == 2
+    assert stream_ids("old", "/cam1") == stream_ids("new/place", "/cam1") != first
+    assert relative_stream_id("cam1/a.mp4") == relative_stream_id("./cam1//a.mp4") == first[0]
+
+
+def test_ids_of_names_alone_must_be_unique(tmp_path: Path) -> None:
+    for name in ("x/a.mp4", "y/b.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    found = load_manifest(tmp_path, ids="name", detector="motion")
+    assert [job.spec.stream_id for job in found] == ["a", "b"]
+    (tmp_path / "y" / "a.avi").write_text("x")
+    with pytest.raises(
+        UsageError, match=r"stream id a is there twice \(.*x/a.mp4 and .*\); .*--ids relative"
+    ):
+        load_manifest(tmp_path, ids="name", detector="motion")
+
+
+def test_columns_of_ones_own_go_along(tmp_path: Path) -> None:
+    rows = [{"uri": "a.mp4", "prompts": BOX, "site": "north", "lane": 3, "url": "ftp://u:secret@h/x"}]
+    (job,) = load_manifest(manifest(tmp_path, *rows))
+    assert job.spec.extra == {"site": "north", "lane": 3, "url": "ftp://h/x"}
+    (tmp_path / "m.csv").write_text("uri,site\na.mp4,north\nb.mp4,\n")
+    first, second = load_manifest(tmp_path / "m.csv", detector="motion")
+    assert (first.spec.extra, second.spec.extra) == ({"site": "north"}, None)
+    times = pa.table({"uri": ["a.mp4"], "at": [datetime(2026, 1, 2, tzinfo=UTC)], "n": [2**40]})
+    pq.write_table(times, tmp_path / "m.parquet")
+    (job,) = load_manifest(tmp_path / "m.parquet", detector="motion")
+    assert job.spec.extra == {"at": "2026-01-02T00:00:00+00:00", "n": 2**40}
+
+
+@pytest.mark.parametrize("name", ["prompt", "Priority", "stream-id", "streamid", "URI"])
+def test_columns_that_are_almost_ours_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "m.csv").write_text(f"uri,{name}\na.mp4,x\n")
+    assert f"column '{name}' is not known: is " in refused(tmp_path / "m.csv")
+
+
+def test_all_that_is_wrong_at_once(tmp_path: Path) -> None:
+    good = {"uri": "a.mp4", "prompts": BOX}
+    source = manifest(tmp_path, {"uri": 1}, good, "nonsense", {**good, "priority": 0}, good)
+    errors: list[str] = []
+    jobs = load_manifest(source, errors=errors)
+    assert [Path(job.spec.uri).name for job in jobs] == ["a.mp4", "a.mp4"]
+    assert [error.partition("m.jsonl ")[2].partition(":")[0] for error in errors] == [
+        "line 1", "line 3", "line 4", "lines 2 and 5"
+    ]  # fmt: skip

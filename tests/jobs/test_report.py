@@ -51,15 +51,16 @@ def test_it_says_what_became_of_each_video(tmp_path: Path) -> None:
         "interrupted": False,
         "frames_tracked": 130,
         "workers": 2,
+        "request": [],
         "totals": {
             "videos": 5, "finished": 1, "failed": 1, "quarantined": 1, "cancelled": 0, "pending": 2,
-            "frames": 160, "rows": 320, "losses": 4,
+            "frames": 160, "rows": 320, "losses": 4, "ellipses": 0,
         },
     }  # fmt: skip
     assert [v["stream_id"] for v in videos] == list("abcde")
     assert videos[0] == {
         "stream_id": "a", "uri": "s3://host/a.mp4", "state": "finished", "frames": 120, "rows": 240,
-        "losses": 3, "tries": 1, "seconds": 4.568, "cause": None,
+        "losses": 3, "ellipses": 0, "tries": 1, "seconds": 4.568, "cause": None,
     }  # fmt: skip
     assert videos[1]["cause"] == {"kind": "SourceError", "message": "b.mp4: no video"}
     assert videos[2]["cause"]["message"] == "s3://h/c.mp4 broke"

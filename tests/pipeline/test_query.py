@@ -181,6 +181,37 @@ def test_links_are_refused_instead_of_followed(local: str, tmp_path: Path, link:
             TrackReader(local, "b")
 
 
+def test_columns_of_a_manifest_are_columns_of_streams(local: str) -> None:
+    for name, extra in (
+        ("one", {"site": "north", "lane": 3, "State": "mine", "share": 1, "ok": True, "huge": 2**70}),
+        ("two", {"SITE": "south", "share": 0.5, "tags": ["a", "b"], "extra": "x", "lane": 2}),
+    ):
+        StreamStore(local, name).write_record({"state": "finished", "extra": extra})
+    table = query(local, "FROM streams")
+    assert table.schema.names[: len(STREAMS_SCHEMA)] == STREAMS_SCHEMA.names
+    assert table.schema.names[len(STREAMS_SCHEMA) :] == [
+        "site", "lane", "extra_state", "share", "ok", "huge", "tags", "extra_extra"
+    ]  # fmt: skip
+    found = {row["stream_id"]: row for row in table.to_pylist()}
+    assert found["one"]["state"] == "finished"
+    own = {n: found["one"][n] for n in ("site", "lane", "extra_state", "share", "ok", "huge", "tags")}
+    assert own == {
+        "site": "north", "lane": 3, "extra_state": "mine", "share": 1.0, "ok": True, "huge": str(2**70),
+        "tags": None,
+    }  # fmt: skip
+    assert (found["two"]["site"], found["two"]["tags"], found["two"]["extra_extra"]) == (
+        "south",
+        '["a", "b"]',
+        "x",
+    )
+    assert json.loads(found["two"]["extra"])["SITE"] == "south"
+    assert (found["cam-1"]["site"], found["cam-1"]["extra"]) == (None, None)
+    north = query(
+        local, "SELECT count(*) AS n FROM tracks JOIN streams USING (stream_id) WHERE site = 'north'"
+    )
+    assert north.to_pylist() == [{"n": 0}]
+
+
 def test_odd_records_hide_no_stream(local: str) -> None:
     StreamStore(local, "odd").write_record(
         {"state": 7, "width": "wide", "rate": "25", "model": {"a": 1}, "extra": []}

@@ -85,6 +85,26 @@ def test_the_length_to_track_ends_at_max_frames(video: Path, model: str, tmp_pat
         worker.close_all()
 
 
+def test_ellipses_are_counted_and_the_users_columns_kept(video: Path, model: str, tmp_path: Path) -> None:
+    boxes = {"version": 1, "objects": [{"frame": f, "id": f + 1, "box": [20, 20, 1, 1]} for f in (0, 6)]}
+    options = workers(tmp_path, model, max_frames=10)
+    one = spec(video, prompts=boxes, extra={"site": "north"})
+    worker = Worker(options)
+    assert worker.open(one).ellipses == 0
+    reports = list(drive(worker, "cam", 0, 5))
+    assert [report.ellipses for report in reports] == [1, 2]
+    assert reports[-1].outcome == "finished"
+    assert Worker(options).open(one).ellipses == 2  # in a later run too
+    record = StreamStore(tmp_path, "cam").read_record() or {}
+    assert record["extra"] == {"site": "north"}
+    files = {p: p.read_bytes() for p in (tmp_path / "tracks").rglob("*.parquet")}
+    assert Worker(options).open(replace(one, extra={"site": "south"})).finished
+    assert Worker(options).open(replace(one, extra=None)).finished
+    after = StreamStore(tmp_path, "cam").read_record() or {}
+    assert after == record | {"extra": {"site": "south"}}
+    assert {p: p.read_bytes() for p in (tmp_path / "tracks").rglob("*.parquet")} == files
+
+
 _MOVES = st.lists(st.sampled_from(["stay", "bytes", "store", "nothing", "other"]), min_size=33, max_size=33)
 
 

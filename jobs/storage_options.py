@@ -1,0 +1,74 @@
+"""`--storage-options`: what fsspec needs to reach a store, from the command line. It may hold credentials."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.errors import UsageError
+from pipeline.filesystems import expanded
+
+
+def parse_storage_options(
+    given: Sequence[str] | None, option: str = "--storage-options"
+) -> dict[str, Any] | None:
+    """One mapping of all that was given: JSON objects, `@FILE` with one, `key=value` or `outer.inner=value`.
+
+    Raises:
+        UsageError: something is none of these. Values are in no message.
+    """
+    if not given:
+        return None
+    options: dict[str, Any] = {}
+    for text in given:
+        if text.startswith("@"):
+            path = expanded(text[1:])
+            try:
+                with open(path, encoding="utf-8") as file:
+                    _merge(options, _parsed(file.read(), f"{option} {text}"))
+            except (OSError, UnicodeDecodeError) as error:
+                reason = getattr(error, "strerror", None) or "not UTF-8"
+                raise UsageError(f"{option} {text} cannot be read: {reason}") from None
+        elif text.lstrip().startswith("{"):
+            _merge(options, _parsed(text, option))
+        else:
+            name, equals, value = text.partition("=")
+            if not equals or not name.strip():
+                raise UsageError(f"{option}: give JSON, @FILE with JSON, or key=value")
+            _merge(options, _nested(name.strip().split("."), _value(value)))
+    return options
+
+
+def _parsed(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{where} is not JSON (line {getattr(error, 'lineno', 1)})") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{where} is not a JSON object")
+    return value
+
+
+def _nested(names: Sequence[str], value: Any) -> dict[str, Any]:
+    for name in reversed(names):
+        value = {name: value}
+    return dict(value)
+
+
+def _value(text: str) -> Any:
+    """Truth values and nested JSON as such; anything else is text, keys made of digits too."""
+    if text in ("true", "false", "null") or text.startswith(("{", "[")):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _merge(into: dict[str, Any], more: dict[str, Any]) -> None:
+    for name, value in more.items():
+        if isinstance(value, dict) and isinstance(into.get(name), dict):
+            _merge(into[name], value)
+        else:
+            into[name] = value
