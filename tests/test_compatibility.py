@@ -37,7 +37,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(out: Path, weights: Path, prompts: PromptSet | None) -> StreamSummary:
-    memory = MemoryConfig(**make.MEMORY)
+    memory = MemoryConfig(**make.FILE_MEMORY)
     return track(make.VIDEO, out, prompts, memory=memory, **make.arguments(weights))
 
 

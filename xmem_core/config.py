@@ -130,7 +130,11 @@ class MemoryConfig:
         num_prototypes: elements that one consolidation adds to long-term memory.
         max_long_term_elements: cap of long-term memory; beyond it the least-used elements leave.
         enable_long_term: False drops the oldest frames instead of consolidating them.
-        max_permanent_frames: prompted frames that stay for good, the stream's first one included.
+        max_permanent_frames: prompted frames that are kept whole, the stream's first one included. Where
+            there are more, those leave first on which no living object was given, then those whose objects
+            were given on another kept frame too, then the oldest. What leaves and was given of a living
+            object is consolidated into long-term memory, frame by frame; with `enable_long_term` off it is
+            forgotten, and the log says so: give as many frames as objects are given at different times.
         search_window: an object is looked for around where it was, in a window whose sides are at least this
             many pixels as the network sees them; one out of sight in an ever larger one, and once that was
             the whole frame, on every third frame. 0: on the whole frame. None: on a CPU as the model's

@@ -14,8 +14,10 @@ been somebody else is barred for the object by spans of time (`doubt`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import logging
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +34,8 @@ from xmem_core.attention import (
 )
 from xmem_core.config import MemoryConfig
 
+logger = logging.getLogger(__name__)
+
 # An element's life starts just above 0, so that use / life is defined before its first reading.
 _LIFE_AT_BIRTH = 1e-7
 # Frames that working memory is allocated for at first where its growth is unlimited.
@@ -42,11 +46,21 @@ _COLUMNS = ("key", "shrinkage", "selection", "use", "life", "time")
 
 @dataclass(frozen=True)
 class MemoryFrame:
-    """A whole frame in working or permanent memory."""
+    """A whole frame in working or permanent memory.
+
+    Args:
+        time: when it was.
+        given: objects whose masks a user gave on it; those removed or doubted since are left out.
+        anchor: the first frame of an empty memory: it stays in working memory for good.
+    """
 
     time: int
-    prompted: bool
-    anchor: bool  # the first frame of an empty memory: it stays in working memory for good
+    given: tuple[int, ...]
+    anchor: bool
+
+    def without(self, object_id: int) -> MemoryFrame:
+        """The frame as it is when this object was not given on it."""
+        return replace(self, given=tuple(i for i in self.given if i != object_id))
 
 
 _Validity = tuple[int, tuple[tuple[int, int], ...]]
@@ -237,7 +251,7 @@ class Memory:
         selection: Tensor,
         values: Mapping[int, Tensor],
         *,
-        prompted: bool,
+        given: Collection[int] = (),
     ) -> None:
         """Remember a frame, and consolidate when working memory is full.
 
@@ -246,14 +260,18 @@ class Memory:
             key, selection: (C_k, P)
             shrinkage: (1, P)
             values: object id -> (C_v, P), for every object; an id not seen before starts an object here.
-            prompted: a user's mask was given on this frame.
+            given: objects whose masks a user gave on this frame.
 
         Raises:
-            ValueError: an object has no value, or the shapes or the time do not fit. Nothing is changed then.
+            ValueError: an object has no value, or the shapes, the time or the objects given do not fit.
+                Nothing is changed then.
         """
         missing = sorted(set(self.first_time) - set(values))
         if missing:
             raise ValueError(f"objects {missing} have no value at time {time}: give every object one")
+        strange = sorted(set(given) - set(values))
+        if strange:
+            raise ValueError(f"objects {strange} are given at time {time} and have no value")
         if self.frames and time <= self.frames[-1].time:
             raise ValueError(f"time {time} is not after the last memory frame's, {self.frames[-1].time}")
         parts = [
@@ -268,7 +286,8 @@ class Memory:
         self._readable = None
         limit = self.config.max_mid_term_frames
         if not self.config.enable_long_term and limit is not None and len(self.frames) == limit:
-            self._drop_oldest()
+            # There is at most one anchor, and a limit is at least 2 frames.
+            self._leave_working(self._taken(0)[:1])
         if self.working.size + self.positions > self.working.capacity:
             self._grow()
         for object_id in values:
@@ -276,7 +295,7 @@ class Memory:
                 self.first_time[object_id] = time
                 self._values[object_id] = self._empty(self.capacity, self.value_dim, dtype=self.value_dtype)
         anchor = self.working.size + self.permanent.size + self.long_term.size == 0
-        self.frames.append(MemoryFrame(time, prompted, anchor))
+        self.frames.append(MemoryFrame(time, tuple(sorted(set(given))), anchor))
         self._append(
             self.working,
             {"key": key.T, "shrinkage": shrinkage[0], "selection": selection.T},
@@ -284,7 +303,7 @@ class Memory:
             {i: v.T for i, v in values.items()},
         )
         if self.config.enable_long_term and len(self.frames) == limit:
-            self._consolidate()
+            self._leave_working(self._taken(self.config.min_mid_term_frames - 1))
 
     def remove_objects(self, object_ids: list[int]) -> None:
         """Forget objects, and free the elements that are valid for none of those that stay."""
@@ -293,6 +312,7 @@ class Memory:
             del self.first_time[object_id]
             del self._values[object_id]
             self.doubted.pop(object_id, None)
+            self._not_given(object_id, after=-1)
         if not self.first_time:
             self.frames, self.permanent_frames = [], []
             self.working.size = self.permanent.size = self.long_term.size = 0
@@ -310,12 +330,18 @@ class Memory:
         The others go on reading it. Spans of which nothing is left in memory are dropped, so that a stream of
         corrections without end doesn't fill memory.
         """
+        self._not_given(object_id, after)
         time = self._columns["time"][self._used_rows()]
         if len(time) == 0 or int(time.max()) <= after:
             return
         spans = [(a, b) for a, b in self.doubted.get(object_id, ()) if a <= after]
         spans = [(a, min(b, after)) for a, b in spans] + [(after + 1, int(time.max()))]
         self.doubted[object_id] = [(a, b) for a, b in spans if bool(((time >= a) & (time <= b)).any())]
+
+    def _not_given(self, object_id: int, after: int) -> None:
+        """Frames later than `after` are nothing to keep for this object."""
+        for frames in (self.frames, self.permanent_frames):
+            frames[:] = [f.without(object_id) if f.time > after else f for f in frames]
 
     def _append(
         self,
@@ -349,56 +375,85 @@ class Memory:
         start = self.working.start + index * self.positions
         return slice(start, start + self.positions)
 
-    def _keep_frames(self, stay: list[int]) -> None:
-        rows = [torch.arange(r.start, r.stop, device=self.device) for r in map(self._frame_rows, stay)]
-        none = torch.zeros(0, dtype=torch.int64, device=self.device)
-        self._keep(self.working, torch.cat(rows) if rows else none)
+    def _leave_working(self, taken: list[int]) -> None:
+        """Frames leave working memory: given ones go to the permanent store, others and what finds no place
+        there to long-term memory, if there is one.
+        """
+        entering = [self.frames[i] for i in taken if self.frames[i].given]
+        store, leaving = self._share_store(entering)
+        if self.config.enable_long_term:
+            others = [self._frame_rows(i) for i in taken if not self.frames[i].given]
+            # A given frame is consolidated by itself: among the others little of its mask would be left.
+            self._consolidate([others] * bool(others) + [[self._rows_of(f)] for f in leaving if f.given])
+        stayed = [self._rows_of(f) for f in self.permanent_frames if f in store]
+        self._keep(self.permanent, self._rows(stayed))
+        column = self._columns
+        for frame in entering:
+            if frame in store:
+                rows = self._rows_of(frame)
+                self._append(
+                    self.permanent,
+                    {name: column[name][rows] for name in ("key", "shrinkage", "selection")},
+                    column["time"][rows],
+                    {i: v[rows] for i, v in self._values.items()},
+                    (column["use"][rows], column["life"][rows]),
+                )
+        self.permanent_frames = store
+        stay = [i for i in range(len(self.frames)) if i not in taken]
+        self._keep(self.working, self._rows([self._frame_rows(i) for i in stay]))
         self.frames = [self.frames[i] for i in stay]
 
-    def _make_permanent(self, index: int) -> None:
-        """Copy a frame of working memory into the permanent store; the oldest there makes room."""
-        region = self.permanent
-        if region.size == region.capacity:
-            keep = torch.arange(region.start + self.positions, region.start + region.size, device=self.device)
-            self._keep(region, keep)
-            self.permanent_frames.pop(0)
-        rows = self._frame_rows(index)
-        column = self._columns
-        self._append(
-            region,
-            {name: column[name][rows] for name in ("key", "shrinkage", "selection")},
-            column["time"][rows],
-            {i: v[rows] for i, v in self._values.items()},
-            (column["use"][rows], column["life"][rows]),
-        )
-        self.permanent_frames.append(self.frames[index])
+    def _share_store(self, entering: list[MemoryFrame]) -> tuple[list[MemoryFrame], list[MemoryFrame]]:
+        """The frames of the permanent store when these have come, and those that found no place, in order.
 
-    def _stays_for_good(self, frame: MemoryFrame) -> bool:
-        return frame.prompted and self.permanent.capacity > 0
+        First leave frames on which no living object was given, then those whose objects were all given on
+        another frame as well that is kept whole, then the others; of each kind the oldest.
+        """
+        store, leaving = list(self.permanent_frames), []
+        whole = [*self.permanent_frames, *self.frames]
+        for frame in entering:
+            store.append(frame)
+            if len(store) * self.positions > self.permanent.capacity:
+                given = Counter(i for f in whole for i in f.given)
+                least = [0 if not f.given else 1 if all(given[i] > 1 for i in f.given) else 2 for f in store]
+                leaver = store.pop(least.index(min(least)))
+                whole.remove(leaver)
+                leaving.append(leaver)
+                if min(least) == 2 and not self.config.enable_long_term:
+                    logger.warning(
+                        "the masks given of objects %s at time %d are forgotten: living objects were given "
+                        "on more frames than max_permanent_frames=%d, and long-term memory is off",
+                        list(leaver.given), leaver.time, self.config.max_permanent_frames,
+                    )  # fmt: skip
+        return store, leaving
 
-    def _drop_oldest(self) -> None:
-        # There is at most one anchor, and a limit is at least 2 frames.
-        index = next(i for i, f in enumerate(self.frames) if not f.anchor)
-        if self._stays_for_good(self.frames[index]):
-            self._make_permanent(index)
-        self._keep_frames([i for i in range(len(self.frames)) if i != index])
+    def _rows_of(self, frame: MemoryFrame) -> slice:
+        """Where the elements of a whole frame are in the pool."""
+        if frame in self.permanent_frames:
+            start = self.permanent.start + self.permanent_frames.index(frame) * self.positions
+            return slice(start, start + self.positions)
+        return self._frame_rows(self.frames.index(frame))
+
+    def _rows(self, spans: list[slice]) -> Tensor:
+        rows = [torch.arange(span.start, span.stop, device=self.device) for span in spans]
+        return torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64, device=self.device)
+
+    def _taken(self, newest: int) -> list[int]:
+        """The frames of working memory before so many newest ones, without the anchor."""
+        return [i for i in range(len(self.frames) - newest) if not self.frames[i].anchor]
 
     # --- consolidation ---------------------------------------------------------------------------
 
-    def _consolidate(self) -> None:
-        """Turn the middle of working memory into prototypes in long-term memory (section 3.3.2)."""
-        newest = len(self.frames) - (self.config.min_mid_term_frames - 1)
-        taken = [i for i in range(newest) if not self.frames[i].anchor]
-        permanent = [i for i in taken if self._stays_for_good(self.frames[i])]
-        candidates = [i for i in taken if i not in permanent]
-        if candidates:
-            self._make_room(self.config.max_long_term_elements - self.config.num_prototypes)
-            spans = map(self._frame_rows, candidates)
-            rows = torch.cat([torch.arange(r.start, r.stop, device=self.device) for r in spans])
-            self._add_prototypes(rows)
-        for index in permanent:
-            self._make_permanent(index)
-        self._keep_frames([i for i in range(len(self.frames)) if i not in taken])
+    def _consolidate(self, groups: list[list[slice]]) -> None:
+        """Turn each group of frames into prototypes in long-term memory (section 3.3.2)."""
+        if not groups:
+            return
+        most = self.config.max_long_term_elements
+        # Only memories that hold less than the prototypes of two groups need fewer of each.
+        each = max(1, min(self.config.num_prototypes, most // len(groups)))
+        self._make_room(most - each * len(groups))
+        for spans in groups[: most // each]:
+            self._add_prototypes(self._rows(spans), each)
 
     def _make_room(self, limit: int) -> None:
         """The least-used long-term elements leave until `limit` remain; of equals, the older one."""
@@ -409,10 +464,10 @@ class Memory:
         survivors = torch.sort(order[surplus:]).values
         self._keep(self.long_term, survivors + self.long_term.start)
 
-    def _add_prototypes(self, rows: Tensor) -> None:
+    def _add_prototypes(self, rows: Tensor, most: int) -> None:
         column = self._columns
         usage = column["use"][rows] / column["life"][rows]
-        picked = torch.argsort(usage, descending=True, stable=True)[: self.config.num_prototypes]
+        picked = torch.argsort(usage, descending=True, stable=True)[:most]
         prototypes = rows[picked]
         scores = similarity(
             column["key"][rows].T.unsqueeze(0),
@@ -468,8 +523,9 @@ class Memory:
         facts = {
             "sizes": [r.size for r in (self.long_term, self.permanent, self.working)],
             "objects": [[i, t] for i, t in self.first_time.items()],
-            "frames": [[f.time, f.prompted, f.anchor] for f in self.frames],
-            "permanent_frames": [[f.time, f.prompted, f.anchor] for f in self.permanent_frames],
+            "frames": [[f.time, bool(f.given), f.anchor] for f in self.frames],
+            "permanent_frames": [[f.time, bool(f.given), f.anchor] for f in self.permanent_frames],
+            "given": [[f.time, list(f.given)] for f in (*self.permanent_frames, *self.frames) if f.given],
             "positions": self.positions,
             "key_dim": self.key_dim,
             "value_dim": self.value_dim,
@@ -495,8 +551,11 @@ class Memory:
         dtype = next((tensors[f"value.{i}"].dtype for i in objects), torch.float32)
         memory = cls(config, facts["positions"], facts["key_dim"], facts["value_dim"], device, dtype)
         sizes = [int(n) for n in facts["sizes"]]
-        memory.frames = [MemoryFrame(*f) for f in facts["frames"]]
-        memory.permanent_frames = [MemoryFrame(*f) for f in facts["permanent_frames"]]
+        given = _given(facts, objects)
+        memory.frames, memory.permanent_frames = (
+            [MemoryFrame(int(t), given.get(int(t), ()), bool(anchor)) for t, _, anchor in facts[name]]
+            for name in ("frames", "permanent_frames")
+        )
         if sizes[2] != len(memory.frames) * memory.positions:
             raise ValueError(f"{sizes[2]} working elements do not make {len(memory.frames)} frames")
         while sizes[2] > memory.working.capacity and config.max_mid_term_frames is None:
@@ -518,3 +577,16 @@ class Memory:
                 memory._values[object_id][region.used] = part.to(memory.device)
             start += size
         return memory
+
+
+def _given(facts: Mapping[str, Any], objects: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
+    """Objects given by time. States written before say only at which times: then it was those that are new
+    there; at a time at which none is, it was whoever lived.
+    """
+    if "given" in facts:
+        return {int(time): tuple(int(i) for i in ids) for time, ids in facts["given"]}
+    found = {}
+    for time in (int(t) for t, prompted, _ in (*facts["permanent_frames"], *facts["frames"]) if prompted):
+        new = [i for i, first in objects.items() if first == time]
+        found[time] = tuple(sorted(new or (i for i, first in objects.items() if first < time)))
+    return found

@@ -401,7 +401,7 @@ class VideoSegmenter:
             final = decoded
         self._look_next(state, object_ids, final[1:])
         if is_memory_frame:
-            self._remember(state, image, keys, final[1:], object_ids, bool(given), deep_update)
+            self._remember(state, image, keys, final[1:], object_ids, tuple(given), deep_update)
             seen = (final[1:].flatten(1).amax(1) > 0.5).tolist()
             sure = [i for i, there in zip(object_ids, seen, strict=True) if i in given or not there]
             state.sure.update(dict.fromkeys(sure, state.time))
@@ -501,7 +501,7 @@ class VideoSegmenter:
         keys: KeyFeatures,
         masks: Tensor,
         object_ids: tuple[int, ...],
-        prompted: bool,
+        given: tuple[int, ...],
         deep_update: bool,
     ) -> None:
         h, w = keys.key.shape[2:]
@@ -521,7 +521,7 @@ class VideoSegmenter:
             keys.shrinkage[0].flatten(1).float(),
             keys.selection[0].flatten(1).float(),
             dict(zip(object_ids, flat, strict=True)),
-            prompted=prompted,
+            given=given,
         )
         state.hidden = None if renewed is None else _as_stored(renewed[0])
         state.last_memory_time = state.time

@@ -36,11 +36,19 @@ class Element:
         return self.use / self.life
 
 
-@dataclass
+@dataclass(eq=False)
 class WholeFrame:
-    prompted: bool
+    given: set[int]
     is_first: bool
     elements: list[Element]
+
+    def is_given_for(self, object_id: int) -> bool:
+        """Whether a user's mask of this object, alive and not doubted, is on this frame."""
+        return object_id in self.given and self.elements[0].tells(object_id)
+
+    @property
+    def alive(self) -> list[int]:
+        return [i for i in self.given if self.is_given_for(i)]
 
 
 def similarity(element: Element, query: Vector, selection: Vector) -> float:
@@ -121,40 +129,63 @@ class PlainMemory:
         values: dict[int, Vector],
         *,
         time: int,
-        prompted: bool,
+        given: set[int],
     ) -> None:
         """(C_k, P), (1, P), (C_k, P), {id: (C_v, P)}"""
         limit = self.config.max_mid_term_frames
         if not self.config.enable_long_term and limit is not None and len(self.working) == limit:
             leaving = next(f for f in self.working if not f.is_first)
-            self.working.remove(leaving)
-            self._keep_for_good(leaving)
+            self._keep_or_let_go([leaving])
         is_first = not self.pool()
         self.objects += [i for i in values if i not in self.objects]
         elements = []
         for i in range(key.shape[1]):
             own = {object_id: value[:, i] for object_id, value in values.items()}
             elements.append(Element(key[:, i], float(shrinkage[0, i]), selection[:, i], own, time))
-        self.working.append(WholeFrame(prompted, is_first, elements))
+        self.working.append(WholeFrame(given, is_first, elements))
         if self.config.enable_long_term and len(self.working) == limit:
             self._consolidate()
 
-    def _keep_for_good(self, frame: WholeFrame) -> bool:
-        """A prompted frame that leaves working memory; whether there is a place for it."""
-        room = self.config.max_permanent_frames - 1
-        if not frame.prompted or room == 0:
-            return False
-        self.permanent = [*self.permanent, frame][-room:]
-        return True
+    def _keep_or_let_go(self, leaving_working: list[WholeFrame]) -> list[WholeFrame]:
+        """Frames leave working memory, into the permanent store if they are given; returns the given ones
+        that are kept nowhere as they were.
+        """
+        let_go = []
+        for frame in leaving_working:
+            if frame.alive:
+                self.working.remove(frame)
+                self.permanent.append(frame)
+                if len(self.permanent) > self.config.max_permanent_frames - 1:
+                    unlucky = self._least_needed(also_whole=self.working)
+                    self.permanent.remove(unlucky)
+                    if unlucky.alive:
+                        let_go.append(unlucky)
+        for frame in leaving_working:
+            if frame in self.working:
+                self.working.remove(frame)
+        return let_go
+
+    def _least_needed(self, also_whole: list[WholeFrame]) -> WholeFrame:
+        for frame in self.permanent:
+            if not frame.alive:
+                return frame
+        for frame in self.permanent:
+            others = [f for f in self.permanent + also_whole if f is not frame]
+            if all(any(f.is_given_for(i) for f in others) for i in frame.alive):
+                return frame
+        return self.permanent[0]
 
     def _consolidate(self) -> None:
         newest = self.config.min_mid_term_frames - 1
-        old = self.working[: len(self.working) - newest]
-        self.working = [f for f in old if f.is_first] + self.working[len(self.working) - newest :]
-        candidates = [e for f in old if not f.is_first and not self._keep_for_good(f) for e in f.elements]
-        if not candidates:
+        old = [f for f in self.working[: len(self.working) - newest] if not f.is_first]
+        together = [e for f in old if not f.alive for e in f.elements]
+        batches = [together] if together else []
+        batches += [f.elements for f in self._keep_or_let_go(old)]
+        if not batches:
             return
-        limit = self.config.max_long_term_elements - self.config.num_prototypes
+        most = self.config.max_long_term_elements
+        count = min(self.config.num_prototypes, most // len(batches)) or 1
+        limit = max(0, most - count * len(batches))
         if len(self.long_term) > limit:
             # Python's sort is stable: of equals the older one leaves.
             by_usage = sorted(self.long_term, key=lambda e: e.usage)
@@ -162,10 +193,13 @@ class PlainMemory:
             self._note([e.usage for e in by_usage], leaving)
             gone = {id(e) for e in by_usage[:leaving]}
             self.long_term = [e for e in self.long_term if id(e) not in gone]
-        falling = sorted(candidates, key=lambda e: -e.usage)
-        for cut in range(1, self.config.num_prototypes + 1):
-            self._note([e.usage for e in falling], cut)
-        self.long_term += [self._prototype(c, candidates) for c in falling[: self.config.num_prototypes]]
+        for candidates in batches:
+            if len(self.long_term) == most:
+                return
+            falling = sorted(candidates, key=lambda e: -e.usage)
+            for cut in range(1, count + 1):
+                self._note([e.usage for e in falling], cut)
+            self.long_term += [self._prototype(c, candidates) for c in falling[:count]]
 
     def _prototype(self, picked: Element, candidates: list[Element]) -> Element:
         weights = softmax([similarity(c, picked.key, picked.selection) for c in candidates])

@@ -55,17 +55,17 @@ class Pair:
     def draw(self, *shape: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         return self.rng.normal(size=shape).astype(np.float32).astype(np.float64)
 
-    def add_frame(self, new: frozenset[int], prompted: bool) -> None:
+    def add_frame(self, given: frozenset[int]) -> None:
         self.time += 1 + int(self.rng.integers(3))
-        ids = [*self.plain.objects, *sorted(new - set(self.plain.objects))]
+        ids = [*self.plain.objects, *sorted(given - set(self.plain.objects))]
         key, selection = self.draw(KEY_DIM, self.positions) / 2, self.draw(KEY_DIM, self.positions)
         shrinkage = 1 + self.draw(1, self.positions) ** 2
         selection = 1 / (1 + np.exp(-selection))
         values = {i: self.draw(VALUE_DIM, self.positions) for i in ids}
-        self.plain.add_frame(key, shrinkage, selection, values, time=self.time, prompted=prompted)
+        self.plain.add_frame(key, shrinkage, selection, values, time=self.time, given=set(given))
         as_tensors = {i: torch.from_numpy(v).float() for i, v in values.items()}
         parts = (torch.from_numpy(a).float() for a in (key, shrinkage, selection))
-        self.memory.add_frame(self.time, *parts, as_tensors, prompted=prompted)
+        self.memory.add_frame(self.time, *parts, as_tensors, given=given)
 
     def read(self) -> tuple[Tensor, Tensor]:
         queries = 1 + int(self.rng.integers(3))
@@ -108,9 +108,9 @@ def test_any_sequence_equals_the_oracle(
     for name, ids in operations:
         alive = pair.plain.objects
         if name == "prompt" or (name == "frame" and not alive):
-            pair.add_frame(ids, prompted=True)
+            pair.add_frame(ids)
         elif name == "frame":
-            pair.add_frame(frozenset(), prompted=False)
+            pair.add_frame(frozenset())
         elif name == "remove" and ids & set(alive):
             for side in (pair.memory, pair.plain):
                 side.remove_objects(sorted(ids & set(alive)))
@@ -139,7 +139,11 @@ def test_any_sequence_equals_the_oracle(
 
 
 def fill_frames(
-    memory: Memory, count: int, ids: tuple[int, ...] = (1,), start: int = 0, prompted: bool = False
+    memory: Memory,
+    count: int,
+    ids: tuple[int, ...] = (1,),
+    start: int = 0,
+    given: tuple[int, ...] = (),
 ) -> None:
     """`count` frames. The value of an element is its time, in every channel."""
     for time in range(start, start + count):
@@ -147,7 +151,7 @@ def fill_frames(
         key = torch.randn(KEY_DIM, memory.positions, generator=generator)
         ones = torch.ones(1, memory.positions)
         value = torch.full((VALUE_DIM, memory.positions), float(time))
-        memory.add_frame(time, key, ones, torch.ones_like(key), dict.fromkeys(ids, value), prompted=prompted)
+        memory.add_frame(time, key, ones, torch.ones_like(key), dict.fromkeys(ids, value), given=given)
 
 
 def small_config(**changes: Any) -> MemoryConfig:
@@ -203,17 +207,104 @@ def test_prototypes_are_as_many_as_candidates_where_these_are_fewer() -> None:
     assert memory.sizes == (2, 2)
 
 
-def test_a_prompted_frame_moves_to_the_permanent_store_and_the_oldest_there_makes_room() -> None:
-    memory = Memory(small_config(), 2, KEY_DIM, VALUE_DIM)
-    fill_frames(memory, 30, prompted=True)
+def test_of_one_objects_corrections_the_newest_stay_whole_and_the_others_are_consolidated() -> None:
+    memory = Memory(small_config(max_long_term_elements=100), 2, KEY_DIM, VALUE_DIM)
+    fill_frames(memory, 30, given=(1,))
     assert memory.frames[0].time == 0
     assert memory.frames[0].anchor
     assert memory.permanent.size == 2 * 2
     held = [f.time for f in memory.permanent_frames]
-    assert len(held) == 2
-    assert held[-1] == memory.frames[1].time - 1
+    assert held == [memory.frames[1].time - 2, memory.frames[1].time - 1]
     assert memory._columns["time"][memory.permanent.used].tolist() == [t for t in held for _ in range(2)]
-    assert memory.long_term.size == 0
+    consolidated = memory._columns["time"][memory.long_term.used].tolist()
+    assert consolidated == [t for t in range(1, held[0]) for _ in range(2)]
+
+
+def given_one_by_one(config: MemoryConfig, objects: int, removed: tuple[int, ...] = ()) -> Memory:
+    """Objects 1, 2, ... given 4 memory frames apart; those of `removed` leave before the next comes."""
+    memory = Memory(config, 2, KEY_DIM, VALUE_DIM)
+    for k in range(objects):
+        ids = tuple(i for i in range(1, k + 2) if i not in removed or i == k + 1)
+        fill_frames(memory, 1, ids, start=4 * k, given=(k + 1,))
+        fill_frames(memory, 3, ids, start=4 * k + 1)
+        if k + 1 in removed:
+            memory.remove_objects([k + 1])
+    return memory
+
+
+def whole(memory: Memory) -> list[int]:
+    """Times of all frames that are kept as they were and that a living object was given on."""
+    return [f.time for f in (*memory.permanent_frames, *memory.frames) if f.given]
+
+
+def test_of_more_given_objects_than_places_none_loses_its_given_frame() -> None:
+    """Eight objects, each given once: before, the second to fourth had nothing left of their masks."""
+    memory = given_one_by_one(small_config(max_long_term_elements=1000, max_permanent_frames=5), 8)
+    long_term = memory._columns["time"][memory.long_term.used].tolist()
+    assert len(memory.permanent_frames) == 4
+    for object_id, first in memory.first_time.items():
+        assert first in whole(memory) or long_term.count(first) == 2, (object_id, first)
+        assert (memory._values[object_id][memory.long_term.used][:, 0].round() == first).any() or (
+            first in whole(memory)
+        )
+
+
+def test_frames_of_dead_objects_leave_first() -> None:
+    config = small_config(max_long_term_elements=1000, max_permanent_frames=5)
+    memory = given_one_by_one(config, 8, removed=(3, 5, 6))
+    assert sorted(memory.first_time) == [1, 2, 4, 7, 8]
+    assert set(whole(memory)) == set(memory.first_time.values())
+    assert not {8, 16, 20} & set(memory._columns["time"][memory.long_term.used].tolist())
+
+
+def test_a_frame_whose_object_was_given_again_leaves_before_an_only_one() -> None:
+    memory = Memory(small_config(enable_long_term=False), 2, KEY_DIM, VALUE_DIM)
+    fill_frames(memory, 1, given=(1,))
+    fill_frames(memory, 1, (1, 2), start=1, given=(2,))
+    for start in range(2, 40, 4):  # object 1 is corrected, on and on
+        fill_frames(memory, 1, (1, 2), start=start, given=(1,))
+        fill_frames(memory, 3, (1, 2), start=start + 1)
+    assert [f.time for f in memory.permanent_frames] == [1, 38]
+    again = Memory.restore(*memory.export(), memory.config)
+    assert again.permanent_frames == memory.permanent_frames
+    assert again.frames == memory.frames
+
+
+def test_what_is_doubted_of_a_given_frame_is_no_reason_to_keep_it() -> None:
+    memory = Memory(small_config(enable_long_term=False, max_permanent_frames=2), 2, KEY_DIM, VALUE_DIM)
+    fill_frames(memory, 1, given=(1,))
+    fill_frames(memory, 1, (1, 2), start=1, given=(2,))
+    fill_frames(memory, 5, (1, 2), start=2)
+    assert [f.time for f in memory.permanent_frames] == [1]
+    memory.doubt(2, after=0)
+    fill_frames(memory, 1, (1, 2, 3), start=7, given=(3,))
+    fill_frames(memory, 5, (1, 2, 3), start=8)
+    assert [f.time for f in memory.permanent_frames] == [7]
+
+
+def test_without_long_term_memory_what_is_forgotten_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    config = small_config(enable_long_term=False, max_permanent_frames=3)
+    memory = given_one_by_one(config, 3)
+    fill_frames(memory, 4, (1, 2, 3), start=12)
+    assert [f.time for f in memory.permanent_frames] == [4, 8]
+    assert not caplog.records
+    memory = given_one_by_one(config, 4)
+    fill_frames(memory, 4, (1, 2, 3, 4), start=16)
+    assert [f.time for f in memory.permanent_frames] == [8, 12]
+    (record,) = caplog.records
+    assert "masks given of objects [2] at time 4 are forgotten: max_permanent_frames=3" in record.getMessage()
+
+
+def test_a_memory_stored_before_the_given_objects_were_is_read() -> None:
+    memory = given_one_by_one(small_config(max_long_term_elements=1000), 4)
+    fill_frames(memory, 1, (1, 2, 3, 4), start=16, given=(2,))
+    tensors, facts = memory.export()
+    del facts["given"]
+    again = Memory.restore(tensors, facts, memory.config)
+    by_time = {f.time: f.given for f in (*again.permanent_frames, *again.frames)}
+    assert {t: ids for t, ids in by_time.items() if ids} == {
+        0: (1,), 8: (3,), 12: (4,), 16: (1, 2, 3, 4),
+    }  # fmt: skip
 
 
 def test_an_id_that_returns_reads_nothing_of_its_predecessor() -> None:
@@ -223,7 +314,7 @@ def test_an_id_that_returns_reads_nothing_of_its_predecessor() -> None:
     again = torch.full((VALUE_DIM, 2), 1000.0)
     own = torch.zeros(VALUE_DIM, 2)
     key = torch.randn(KEY_DIM, 2, generator=torch.Generator().manual_seed(99))
-    memory.add_frame(9, key, torch.ones(1, 2), torch.ones_like(key), {1: own, 2: again}, prompted=True)
+    memory.add_frame(9, key, torch.ones(1, 2), torch.ones_like(key), {1: own, 2: again}, given=[2])
     read = memory.read(torch.zeros(KEY_DIM, 3), torch.ones(KEY_DIM, 3))
     assert list(memory.first_time) == [1, 2]
     torch.testing.assert_close(read[1], torch.full((VALUE_DIM, 3), 1000.0))
@@ -325,6 +416,7 @@ GOOD: dict[str, Any] = {
         ({"selection": torch.ones(KEY_DIM + 1, 2)}, "selection of shape"),
         ({"values": {1: torch.zeros(VALUE_DIM, 3)}}, "value of object 1 of shape"),
         ({"values": GOOD["values"] | {2: torch.zeros(1, 2)}}, "value of object 2 of shape"),
+        ({"given": [1, 3]}, r"objects \[3\] are given at time 5 and have no value"),
     ],
 )
 def test_input_that_does_not_fit_changes_nothing(changes: dict[str, Any], says: str) -> None:
@@ -332,11 +424,11 @@ def test_input_that_does_not_fit_changes_nothing(changes: dict[str, Any], says: 
     fill_frames(memory, 2)
     before, facts = memory.export()
     with pytest.raises(ValueError, match=says):
-        memory.add_frame(**(GOOD | changes), prompted=False)
+        memory.add_frame(**(GOOD | changes))
     after, facts_after = memory.export()
     assert facts == facts_after
     assert all(torch.equal(before[name], after[name]) for name in before)
-    memory.add_frame(**GOOD, prompted=False)
+    memory.add_frame(**GOOD)
     assert memory.sizes == (6, 0)
 
 

@@ -124,7 +124,7 @@ def test_a_correction_replaces_what_was_predicted(segmenter: VideoSegmenter) -> 
     assert np.array_equal(labels == 2, corrected)
     assert result.probabilities[1][torch.from_numpy(corrected)].max() < 1e-5
     assert state.memory is not None
-    assert state.memory.frames[-1].prompted
+    assert state.memory.frames[-1].given == (2,)
     assert state.last_memory_time == 3
 
 

@@ -37,6 +37,8 @@ MEMORY: dict[str, int] = {
     "max_long_term_elements": 20,
     "max_permanent_frames": 2,
 }
+# Later versions have another rule for which prompted frames stay where there are more of them than this.
+FILE_MEMORY = {**MEMORY, "max_permanent_frames": 6}
 PROMPTS: dict[str, Any] = {
     "version": 1,
     "objects": [
@@ -119,7 +121,7 @@ def _make_file_streams(weights: Path) -> None:
                 "walk.mp4",
                 FOLDER / name,
                 PromptSet.from_record(PROMPTS),
-                memory=MemoryConfig(**MEMORY),
+                memory=MemoryConfig(**FILE_MEMORY),
                 on_frame=stop,
                 **arguments(weights),
             )
