@@ -65,6 +65,7 @@ def serve(
     fetch_model(model)
 
     from jobs.cluster import connected, usable_cpus
+    from pipeline import slow_clients
     from pipeline.actor import live_actor_name
     from pipeline.api_service import ApiSettings
     from pipeline.live_hub import HubSettings
@@ -96,6 +97,8 @@ def serve(
     place = HubPlace(live_actor_name(hub), settings, gpus=gpus or float(device.startswith("cuda")))
     if not networks:
         say("no network is allowed (--allow-network): every camera is going to be refused")
+    # Ray's processes read it when they start, the HTTP proxy among them.
+    os.environ.setdefault(slow_clients.VARIABLE, slow_clients.CALLBACK)
     with connected(address, gpus=device.startswith("cuda")):
         _run(application(api, place, replicas=replicas), place, host, port, out)
 

@@ -100,7 +100,7 @@ class ApiGuard:
         scope.setdefault("state", {})["request_id"] = request_id
         refused = self._refusal(scope, headers)
         if refused is not None:
-            await _refuse(scope, receive, send, *refused, request_id)
+            await refuse(scope, receive, send, *refused, request_id)
         elif scope["type"] == "websocket":
             await self._websocket(scope, receive, send, request_id)
         else:
@@ -157,18 +157,18 @@ class ApiGuard:
             body = await asyncio.wait_for(self._body(receive), BODY_SECONDS)
         except TimeoutError:
             text = f"the body did not arrive within {BODY_SECONDS:g} s"
-            await _refuse(scope, receive, send, 408, "too_slow", text, request_id)
+            await refuse(scope, receive, send, 408, "too_slow", text, request_id)
             return
         if body is None:
             text = f"the body is larger than {self._max_body_bytes} bytes"
-            await _refuse(scope, receive, send, 413, "too_large", text, request_id)
+            await refuse(scope, receive, send, 413, "too_large", text, request_id)
             return
         try:
             await self._app(scope, _replayed(body, receive), dressed)
         except Exception as error:
             _log_fault(scope, error, request_id)
             if not started:
-                await _refuse(scope, receive, send, 500, "internal", FAULT, request_id)
+                await refuse(scope, receive, send, 500, "internal", FAULT, request_id)
 
     async def _body(self, receive: Receive) -> bytes | None:
         """The whole body, whether its length was announced or not; None if it is too large."""
@@ -237,9 +237,22 @@ def _dressed(given: Iterable[tuple[bytes, bytes]], request_id: str) -> list[tupl
     return [*headers, *_HEADERS.items(), (b"x-request-id", request_id.encode())]
 
 
-async def _refuse(
-    scope: Scope, receive: Receive, send: Send, status: int, code: str, message: str, request_id: str
+async def refuse(
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    status: int,
+    code: str,
+    message: str,
+    request_id: str,
+    *,
+    close: bool = False,
 ) -> None:
+    """Answer a request with a `problem`.
+
+    Args:
+        close: end the connection after it; so it is wherever the rest of a body is not going to be read.
+    """
     if scope["type"] == "websocket":
         await receive()  # the handshake; a close before it is accepted is answered with 403
         await send({"type": "websocket.close", "code": 1008, "reason": code})
@@ -248,7 +261,7 @@ async def _refuse(
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="xmem"'))
-    if status in (413, 400):
+    if close or status in (400, 408, 413):
         headers.append((b"connection", b"close"))  # the rest of the body is not going to be read
     await send({"type": "http.response.start", "status": status, "headers": _dressed(headers, request_id)})
     await send({"type": "http.response.body", "body": body})

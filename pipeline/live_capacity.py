@@ -1,8 +1,8 @@
 """Whether another live stream fits: device memory by prediction, time by measurement.
 
 A frame's time is taken to grow with the pixels that the network sees and with the objects on it. How fast the
-device is, is measured before the first stream is admitted, and again on the streams that are there: where one
-of them is slower than was predicted, all predictions are corrected by the same factor.
+device is, is measured before the first stream is admitted, and again on the streams that are there: where
+they are slower than was predicted (their median), all predictions are corrected by the same factor.
 
 What a promise (`fps`) means: the rates that are promised take at most a share of the device's time together,
 each reckoned with all the objects that its stream may have. Streams without a promise take turns in the time
@@ -13,6 +13,7 @@ catch up with is refused beside it, and one whose frame holds all others up for 
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -226,11 +227,10 @@ class Capacity:
         return height * width * shrunk * shrunk * (1 + self._object * objects)
 
     def _speed(self, there: Sequence[Load]) -> float | None:
-        """Milliseconds per unit: the trial's, or those of a slower stream; None if nothing was measured."""
+        """Milliseconds per unit: the trial's, or the streams' if that is more; None without either."""
         known = [entry.ms / self._units(entry, entry.objects) for entry in there if entry.ms is not None]
-        if self._ms_per_unit is not None:
-            known.append(self._ms_per_unit)
-        return max(known, default=None)
+        found = [self._ms_per_unit] if self._ms_per_unit is not None else []
+        return max([*found, *([statistics.median(known)] if known else [])], default=None)
 
     def _frame_ms(self, entry: Load, speed: float, objects: int | None = None) -> float:
         """A frame's milliseconds, with as many objects as the stream may have unless told otherwise."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -17,6 +18,7 @@ from live_standin import StandInHub
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from pipeline import slow_clients
 from pipeline.api_service import ApiSettings
 from pipeline.errors import UsageError
 from pipeline.tokens import TokenSet
@@ -53,6 +55,8 @@ def service() -> Iterator[str]:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
+    patch = pytest.MonkeyPatch()
+    patch.setenv(slow_clients.VARIABLE, slow_clients.CALLBACK)
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
     try:
         hub = start_hub("hub-one")
@@ -64,6 +68,7 @@ def service() -> Iterator[str]:
         serve.shutdown()
     finally:
         ray.shutdown()
+        patch.undo()
 
 
 def test_a_stream_from_post_to_websocket(service: str) -> None:
@@ -96,6 +101,26 @@ def test_who_has_no_token_stays_outside(service: str) -> None:
     ):
         pass
     assert caught.value.response.status_code == 403
+
+
+def test_clients_that_send_half_a_request_keep_nobody_out(service: str) -> None:
+    """As many bodies as the replica has slots, and more heads than may wait: the oldest make room."""
+    port = int(service.rpartition(":")[2])
+    head = b"POST /v1/streams HTTP/1.1\r\nHost: 127.0.0.1\r\n" + f"Authorization: Bearer {TOKEN}\r\n".encode()
+    with contextlib.ExitStack() as stack:
+
+        def sent(data: bytes) -> socket.socket:
+            end = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
+            end.sendall(data)
+            return end
+
+        heads = [sent(head) for _ in range(slow_clients.MOST_IDLE_PER_CLIENT + 20)]
+        bodies = [sent(head + b"Content-Length: 100\r\n\r\n{") for _ in range(210)]
+        with httpx.Client(base_url=service, headers=HEADERS, timeout=60) as client:
+            assert client.get("/v1/streams").status_code == 200
+            assert client.post("/v1/streams", json={"id": "x"}).status_code == 422
+        assert heads[0].recv(100) == b""
+        assert bodies[0].recv(100).startswith(b"HTTP/1.1 503")
 
 
 def test_a_body_in_pieces_has_the_same_limit(service: str) -> None:
