@@ -21,7 +21,9 @@ from videos import make_video
 
 from jobs import ray_token
 from jobs.cli import main
-from jobs.submit import JobStatus, _shipped_manifest
+from jobs.submit import JobStatus, _shipped_manifest, _shipped_options
+from pipeline.executor import track
+from pipeline.prompts import PromptSet
 
 # Ray's client calls aiohttp so.
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")
@@ -116,6 +118,10 @@ def python(
     return Done(done.returncode, done.stdout, done.stderr)
 
 
+def rows_of(out: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.glob("*/stream_id=*/*.parquet"))}
+
+
 def states(out: Path) -> list[dict[str, str]]:
     found = []
     for path in sorted((out / "batches").glob("*.json")):
@@ -191,9 +197,9 @@ def test_a_batch_is_submitted_followed_and_asked_about(
 
 
 def test_a_job_is_cancelled_and_the_same_batch_goes_on(
-    head: RayHead, xmem: Xmem, away: Path, videos: Path, tmp_path: Path
+    head: RayHead, xmem: Xmem, videos: Path, tmp_path: Path
 ) -> None:
-    make_video(tmp_path / "long.mp4", 200, width=64, height=48)
+    make_video(tmp_path / "long.mp4", 400, width=64, height=48)
     (tmp_path / "long.prompts.json").write_text(json.dumps(BOX))
     out = tmp_path / "out"
     batch = [tmp_path / "long.mp4", "--out", out, "--model", videos / "tiny-0.safetensors"]
@@ -209,13 +215,33 @@ def test_a_job_is_cancelled_and_the_same_batch_goes_on(
         time.sleep(0.2)
     assert state == "STOPPED\n"
     assert xmem("batch", "logs", "to-cancel", "--follow", "--address", head.dashboard).returncode == 1
-    # The same on the cluster, without a job.
-    resumed = xmem_alone("batch", *batch, "--chunk", "4", "--address", head.address, away=away, cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "1 of 1 videos finished; 200 rows" in resumed.stderr
-    assert "200 frames tracked" not in resumed.stderr
-    assert resumed.stdout == ""
+    committed = rows_of(out)
+    assert 2 <= len([name for name in committed if name.startswith("tracks/")]) < 400 / 4
+    again = xmem(
+        "batch", "submit", *batch, "--chunk", "4", "--address", head.dashboard, "--follow", "--id", "again"
+    )  # fmt: skip
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "1 of 1 videos finished; 400 rows" in again.stdout
+    assert "400 frames tracked" not in again.stdout
     assert states(out)[-1].popitem()[1] == "finished"
+    finished = rows_of(out)
+    assert {name: finished[name] for name in committed} == committed
+    (record,) = (json.loads(p.read_text()) for p in (out / "streams").iterdir())
+    undisturbed = tmp_path / "undisturbed"
+    track(
+        tmp_path / "long.mp4",
+        undisturbed,
+        PromptSet.from_record(BOX),
+        model=str(videos / "tiny-0.safetensors"),
+        threads=record["settings"]["threads"],
+        dtype=record["settings"]["dtype"],
+        chunk_frames=4,
+    )
+    assert finished == rows_of(undisturbed)
+    assert not (out / "running").exists()
+    listed = xmem("batch", "list", "--address", head.dashboard)
+    jobs = [line.split()[:2] for line in listed.stdout.splitlines()]
+    assert jobs[:2] == [["again", "SUCCEEDED"], ["to-cancel", "STOPPED"]]
 
 
 def test_workers_without_credentials_are_named_and_env_gives_them_some(
@@ -354,6 +380,23 @@ def test_a_manifest_that_lies_here_travels_with_absolute_names(
     # What does not lie here is the cluster's to read.
     assert _shipped_manifest("s3://b/m.jsonl", ship) == "s3://b/m.jsonl"
     assert _shipped_manifest("in/*.mp4", ship) == f"{tmp_path}/in/*.mp4"
+
+
+def test_storage_options_travel_in_a_file_and_not_in_the_command(tmp_path: Path) -> None:
+    given = [
+        "--actors",
+        "2",
+        "--storage-options",
+        "secret=hush",
+        "--chunk",
+        "8",
+        "--storage-options",
+        "key=k",
+    ]
+    assert _shipped_options(given, tmp_path) == [
+        "--actors", "2", "--chunk", "8", "--storage-options", "@storage-options.json"
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "storage-options.json").read_text()) == {"secret": "hush", "key": "k"}
 
 
 def test_a_status_as_json() -> None:
