@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs.actions import Progress, Running, SchedulerOptions
-from jobs.cluster import Resources, connected
+from jobs.cluster import Resources, check, connected
 from jobs.lease import lease
 from jobs.listing import Skipped
 from jobs.manifest import VideoJob, local_absolute
@@ -177,6 +177,7 @@ def run_batch(
 
         def news(standing: Progress) -> None:
             nonlocal most_workers
+            check()
             most_workers = max(most_workers, standing.workers)
             if stop is not None and stop.is_set():
                 pool.drain()

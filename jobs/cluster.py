@@ -17,6 +17,7 @@ import ray
 
 from jobs import local_ray, ray_token
 from jobs.ray_errors import brief
+from jobs.ray_watch import RayWatch
 from jobs.shipping import is_submitted_job, runtime_env
 from pipeline.errors import UsageError, XmemError
 from pipeline.locations import one_line
@@ -96,15 +97,43 @@ def connected(address: str | None = None, *, gpus: bool = False, debug: bool = F
                     ray.init(**options)
         except Exception as error:  # of many kinds, most of them RuntimeError
             raise _explained(error, address, "".join(texts)) from error
-        try:
-            if address is None:
-                local_ray.check_address()
-            elif not ray_token.in_use():
-                logger.warning("the Ray cluster at %s asks for no token: any client can run code", address)
-            with nullcontext() if debug else unreported():
-                yield resources()
-        finally:
-            ray.shutdown()
+        with nullcontext() if debug else unreported():
+            try:
+                if address is not None and not ray_token.in_use():
+                    logger.warning(
+                        "the Ray cluster at %s asks for no token: any client can run code", address
+                    )
+                with nullcontext() if address is not None else _watched():
+                    yield resources()
+            finally:
+                ray.shutdown()
+
+
+_watch: RayWatch | None = None
+
+
+def check() -> None:
+    """XmemError if the Ray that `connected` started has died: its calls do not return. Call it regularly."""
+    if _watch is not None:
+        _watch.check()
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Turns what is raised inside into an XmemError once the Ray that was started has died."""
+    global _watch
+    local_ray.check_address()
+    watch = _watch = RayWatch()
+    watch.start()
+    try:
+        yield
+    except BaseException as error:
+        if watch.lost is not None and str(error) != watch.lost:
+            raise XmemError(watch.lost) from error
+        raise
+    finally:
+        _watch = None
+        watch.leave()
 
 
 def _start(options: Mapping[str, Any]) -> None:

@@ -107,6 +107,7 @@ def _run(application: object, place: object, host: str, port: int, out: str) -> 
     import ray
     from ray import serve as ray_serve
 
+    from jobs.cluster import check
     from pipeline.serve import APPLICATION, NAMESPACE, HubPlace, hub_actor
 
     assert isinstance(place, HubPlace)
@@ -128,7 +129,7 @@ def _run(application: object, place: object, host: str, port: int, out: str) -> 
         shown = f"[{host}]" if ":" in host else host
         say(f"serving http://{shown}:{port} into {redacted(out)}; Ctrl-C ends it")
         while not stop.wait(0.5):
-            pass
+            check()
         say("closing: rows that are under way are committed")
         ray.get(handle.close.remote(), timeout=60)
         ray.kill(ray.get_actor(place.name, namespace=NAMESPACE))

@@ -17,6 +17,7 @@ import ray
 from pipeline.allocation import keep_freed_memory
 from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.live_spec import LiveSpec
+from pipeline.parent import end_with_parent
 from pipeline.work import ChunkRef, ChunkReport, StreamSpec, StreamStatus, WorkerSettings
 from pipeline.worker import Worker
 from xmem_core.openmp import passive_environment
@@ -35,6 +36,7 @@ class Tracker:
 
     def __init__(self, settings: WorkerSettings, environment: Mapping[str, str] | None = None) -> None:
         os.environ.update(environment or {})
+        end_with_parent()
         keep_freed_memory()
         self._worker = Worker(settings)
 
@@ -105,6 +107,7 @@ class Live:
     """
 
     def __init__(self, settings: HubSettings) -> None:
+        end_with_parent()
         keep_freed_memory()
         self._hub = LiveHub(settings)
 

@@ -22,6 +22,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.config import RequestRouterConfig
 
 from pipeline.actor import live_actor, live_actor_name
 from pipeline.api import create_app
@@ -32,6 +33,7 @@ from pipeline.live_hub import HubSettings
 from pipeline.live_options import LiveOptions
 from pipeline.live_spec import LiveSpec
 from pipeline.replica_port import keep_on_loopback
+from pipeline.replica_router import FailFastRouter
 from pipeline.tokens import TOKENS_VARIABLE, TokenSet
 from pipeline.url_guard import UrlGuard
 
@@ -41,6 +43,7 @@ APPLICATION = "xmem-live"
 NAMESPACE = "xmem"
 _CALLS = 128
 _MOST_REQUESTS = 200
+_HEALTH_SECONDS = 1.0  # how soon a replica that has died is replaced
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ def application(api: ApiSettings, place: HubPlace, *, replicas: int = 1) -> serv
         keep_on_loopback()
         return create_app(RayHub(place), api)
 
+    router: Any = {"request_router_class": FailFastRouter}
     ingress = serve.ingress(build)()
     deployment: Any = serve.deployment(
         ingress,
@@ -150,6 +154,8 @@ def application(api: ApiSettings, place: HubPlace, *, replicas: int = 1) -> serv
         max_ongoing_requests=_MOST_REQUESTS,
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=5.0,
+        health_check_period_s=_HEALTH_SECONDS,
+        request_router_config=RequestRouterConfig(**router),
     )
     bound: serve.Application = deployment.bind()
     return bound

@@ -12,12 +12,13 @@ whose machines have both installed too.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
-import ray
 import ray.data
 
+from jobs.cluster import connected
 from pipeline.dataset import TrackVideos
 
 READERS = {"parquet": ray.data.read_parquet, "csv": ray.data.read_csv, "jsonl": ray.data.read_json}
@@ -39,23 +40,26 @@ def main(arguments: list[str] | None = None) -> int:
     suffix = options.manifest.rpartition(".")[2].lower()
     if suffix not in READERS:
         parser.error(f"{options.manifest}: must end in {', '.join(READERS)}")
-    videos = READERS[suffix](options.manifest)
-    settings: dict[str, Any] = {name: getattr(options, name) for name in ("model", "device", "threads")}
-    results = videos.map_batches(
-        TrackVideos,
-        fn_constructor_kwargs={"out": options.out, "prompts": options.prompts, **settings},
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=options.workers),
-        num_cpus=options.threads,
-        num_gpus=1 if options.device == "cuda" else 0,
-        batch_size=1,
-    ).materialize()  # tracked once, though asked twice
-    if options.results:
-        results.write_parquet(options.results)
-    failed = 0
-    for row in results.iter_rows():
-        failed += row["state"] != "finished"
-        told = row["cause"] or f"{row['frames']} frames, {row['rows']} rows in {row['seconds']:.1f} s"
-        sys.stdout.write(f"{row['stream_id']}: {row['state']}: {told}\n")
+    # A Ray of this machine's own is reached from nowhere else, and asks for a token.
+    gpus = options.device == "cuda"
+    with connected(os.environ.get("RAY_ADDRESS"), gpus=gpus, debug=True):  # with what its workers print
+        videos = READERS[suffix](options.manifest)
+        settings: dict[str, Any] = {name: getattr(options, name) for name in ("model", "device", "threads")}
+        results = videos.map_batches(
+            TrackVideos,
+            fn_constructor_kwargs={"out": options.out, "prompts": options.prompts, **settings},
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=options.workers),
+            num_cpus=options.threads,
+            num_gpus=1 if options.device == "cuda" else 0,
+            batch_size=1,
+        ).materialize()  # tracked once, though asked twice
+        if options.results:
+            results.write_parquet(options.results)
+        failed = 0
+        for row in results.iter_rows():
+            failed += row["state"] != "finished"
+            told = row["cause"] or f"{row['frames']} frames, {row['rows']} rows in {row['seconds']:.1f} s"
+            sys.stdout.write(f"{row['stream_id']}: {row['state']}: {told}\n")
     return 1 if failed else 0
 
 

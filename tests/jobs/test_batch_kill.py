@@ -8,12 +8,16 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray_head import _session as processes_of
 from videos import make_video
 
 from pipeline.executor import track
@@ -127,3 +131,43 @@ def test_killed_trackers_and_drivers_lose_and_double_nothing(
         twice = "select 1 from tracks group by stream_id, frame_index, object_id having count(*) > 1"
         assert query(out, twice).num_rows == 0
     assert drivers == phases.count("driver")
+
+
+def test_a_killed_raylet_ends_the_command_and_the_same_command_goes_on(
+    tmp_path: Path, videos: Path, model: str, undisturbed: dict[str, bytes]
+) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    command = [sys.executable, "-c", "from jobs.cli import main; main()", "batch", str(videos)]
+    command += ["--out", str(out), "--model", model, "--actors", "2", "--threads", "1"]
+    command += ["--chunk-frames", str(CHUNK)]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+
+    def start() -> subprocess.Popen[bytes]:
+        with log.open("wb") as output:
+            return subprocess.Popen(
+                command, stdout=output, stderr=output, env=environment, start_new_session=True
+            )
+
+    def wait(what: Callable[[], Any]) -> None:
+        end = time.monotonic() + 240
+        while not what():
+            assert time.monotonic() < end, log.read_text()[-3000:]
+            time.sleep(0.1)
+
+    process = start()
+    try:
+        wait(lambda: rows_of(out))
+        for pid in processes_of(process.pid):
+            if Path(f"/proc/{pid}/comm").read_text() == "raylet\n":
+                os.kill(pid, signal.SIGKILL)
+        assert process.wait(240) == 1, log.read_text()[-3000:]
+        assert log.read_text().splitlines()[-1] == (
+            "xmem: error: Ray's raylet has died (exit code -9): run the command again"
+        )
+        wait(lambda: not processes_of(process.pid))
+        process = start()
+        assert process.wait(240) == 0, log.read_text()[-3000:]
+    finally:
+        process.kill()
+        process.wait()
+    assert rows_of(out) == undisturbed

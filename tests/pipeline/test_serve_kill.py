@@ -13,7 +13,7 @@ import pytest
 from live_books import Committed
 from ray_head import ray_head
 from rtsp_camera import camera
-from served import HUB, REPLICA, Service, served
+from served import HUB, PATIENCE, REPLICA, Service, served
 from videos import make_video
 
 CHAOS = "XMEM_CHAOS" in os.environ
@@ -143,3 +143,69 @@ def test_on_a_cluster_a_killed_driver_is_not_even_missed(tmp_path: Path) -> None
     assert committed.of("restart") == []
     stored = {(r["frame_index"], r["object_id"]): r["wall_time"] for r in committed.rows}
     assert watcher.seen.items() <= stored.items()
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_raylet_ends_all_of_it_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    clip = make_video(tmp_path / "clip.mp4", 50, gop=10)
+    with camera(clip) as made, served(tmp_path, made.port) as service:
+        watcher = Watcher(service, "cam")
+        service.until(lambda: service.get("/readyz"))
+        new = {"id": "cam", "url": made.url(), "prompts": PROMPTS}
+        assert service.client.post("/v1/streams", json=new).status_code == 201
+        watcher.goes_on(datetime.now(UTC), {3})
+        watcher.durable()
+        service.until(lambda: b"serving" in service.log.read_bytes())
+        said = service.log.read_text()
+        assert service.process is not None
+        (hub,) = service.pids(HUB)
+        (raylet,) = (pid for pid in service.pids() if Path(f"/proc/{pid}/comm").read_text() == "raylet\n")
+        # The hub sees to it itself that it does not write on, whatever becomes of the driver.
+        service.process.send_signal(signal.SIGSTOP)
+        os.kill(raylet, signal.SIGKILL)
+        service.until(lambda: hub not in service.pids(HUB))
+        service.process.send_signal(signal.SIGCONT)
+        assert service.process.wait(PATIENCE) == 1
+        told = "xmem: error: Ray's raylet has died (exit code -9): run the command again\n"
+        assert service.log.read_text().removeprefix(said) == told
+        service.until(lambda: not service.pids())
+        service.start()
+        watcher.goes_on(datetime.now(UTC), {3})
+        assert service.client.delete("/v1/streams/cam").status_code == 204
+        service.until(lambda: service.client.get("/v1/streams/cam").status_code == 404)
+        service.until(lambda: b"serving" in service.log.read_bytes().removeprefix(said.encode()))
+        assert service.stop() == 0, service.log.read_text(errors="replace")[-3000:]
+    committed = Committed(service.out, "cam")
+    assert committed.ids == {3}
+    assert len(committed.of("restart")) == 1
+    stored = {(r["frame_index"], r["object_id"]): r["wall_time"] for r in committed.rows}
+    assert len(stored) == len(committed.rows)
+    assert all(stored[key] == when for key, when in watcher.seen.items() if key in stored)
+
+
+def test_requests_without_a_replica_are_refused_and_ctrl_c_says_nothing_of_ray(tmp_path: Path) -> None:
+    with served(tmp_path) as service:
+        service.until(lambda: service.get("/readyz"))
+        service.until(lambda: b"serving" in service.log.read_bytes())
+        assert service.process is not None
+        (replica,) = service.pids(REPLICA)
+        os.kill(replica, signal.SIGKILL)
+        answers = []
+
+        def back() -> bool:
+            answers.append(service.client.get("/v1/streams"))
+            return answers[-1].status_code == 200 and service.pids(REPLICA) != [replica]
+
+        service.until(back)
+        refused = [answer for answer in answers if answer.status_code != 200]
+        assert {answer.status_code for answer in refused} == {503}  # and they do not wait until it is there
+        assert all(int(answer.headers["retry-after"]) > 0 for answer in refused)
+        assert refused[0].text == "the API is being restarted: try again"
+        os.killpg(service.process.pid, signal.SIGINT)  # as a terminal does
+        assert service.process.wait(PATIENCE) == 0
+        service.until(lambda: not service.pids())
+        assert service.log.read_text().splitlines() == [
+            "no network is allowed (--allow-network): every camera is going to be refused",
+            f"serving http://127.0.0.1:{service.port} into {service.out}; Ctrl-C ends it",
+            "closing: rows that are under way are committed",
+        ]

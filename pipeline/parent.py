@@ -1,0 +1,29 @@
+"""Ends a Ray worker process whose raylet has died.
+
+Ray leaves such a worker running. Nobody can ask it anything any more, and its actor may be started again on
+another node, but it would go on tracking and writing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+
+logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.5
+
+
+def end_with_parent() -> None:
+    """End this process, without any cleaning up, once its parent process is gone: call it in a Ray worker."""
+    parent = os.getppid()
+    threading.Thread(target=_watch, args=(parent,), name="xmem-parent", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS)
+    logger.error("the raylet that started this process has died: ending")
+    os._exit(1)

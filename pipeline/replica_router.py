@@ -1,0 +1,51 @@
+"""A Serve request router that refuses requests while no replica runs.
+
+Ray Serve's own routers keep a request until there is a replica for it, however long that takes. A client is
+better off with a quick 503, and asks again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
+from ray.serve.exceptions import BackPressureError
+
+RETRY_AFTER_SECONDS = 2.0
+
+
+class NoReplicaError(BackPressureError):
+    """Answered by Ray Serve's proxy with 503, `Retry-After`, and the message as text."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 0, 503, RETRY_AFTER_SECONDS)
+        self._message = "the API is being restarted: try again"
+
+
+# Ray sends this class to the proxies by value: they need not have this package.
+class FailFastRouter(PowerOfTwoChoicesRequestRouter):
+    """Chooses replicas as `PowerOfTwoChoicesRequestRouter` does; NoReplicaError if there is none."""
+
+    async def _choose_replica_for_request(self, pending_request: Any, *, is_retry: bool = False) -> Any:
+        if not self.curr_replicas:
+            raise NoReplicaError
+        return await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
+
+    def on_replica_actor_died(self, replica_id: Any) -> None:
+        """A request to it has failed."""
+        super().on_replica_actor_died(replica_id)
+        self._refuse_if_alone()
+
+    def update_replicas(self, replicas: list[Any]) -> None:
+        """The controller's list has changed."""
+        super().update_replicas(replicas)
+        self._refuse_if_alone()
+
+    def _refuse_if_alone(self) -> None:
+        """Refuse the requests that wait already, if there is nobody left to wait for."""
+        if self.curr_replicas:
+            return
+        for request in list(self._pending_requests_to_fulfill):
+            if not request.future.done():
+                request.future.set_exception(NoReplicaError())
+                self._remove_pending_request_from_indices(request)
