@@ -137,8 +137,18 @@ def test_a_killed_raylet_ends_the_command_and_the_same_command_goes_on(
     tmp_path: Path, videos: Path, model: str, undisturbed: dict[str, bytes]
 ) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
-    command = [sys.executable, "-c", "from jobs.cli import main; main()", "batch", str(videos)]
-    command += ["--out", str(out), "--model", model, "--actors", "2", "--threads", "1"]
+    command = [sys.executable, "-c", "from jobs.cli import main; main()", "batch"]
+    command += [
+        str(videos / "v[01].m*"),
+        "--out",
+        str(out),
+        "--model",
+        model,
+        "--actors",
+        "2",
+        "--threads",
+        "1",
+    ]
     command += ["--chunk-frames", str(CHUNK)]
     environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
 
@@ -170,4 +180,6 @@ def test_a_killed_raylet_ends_the_command_and_the_same_command_goes_on(
     finally:
         process.kill()
         process.wait()
-    assert rows_of(out) == undisturbed
+    two = {name: rows for name, rows in undisturbed.items() if "=v0-" in name or "=v1-" in name}
+    assert two
+    assert rows_of(out) == two
