@@ -24,7 +24,7 @@ from pipeline.boxes import load_box_segmenter
 from pipeline.detectors import load_detector
 from pipeline.errors import UsageError
 from pipeline.files import open_files
-from pipeline.settings import AUTO, DTYPES, TrackSettings
+from pipeline.settings import ModelSettings, TrackSettings
 from pipeline.work import WorkerSettings
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,6 @@ class BatchOptions:
     Args:
         address: of a Ray cluster: `auto`, `host:6379`, `ray://host:10001`. None: a Ray of our own, here.
         actors: processes that track; None: as many as fit.
-        threads: CPU threads of the network in each; None: what the CPUs allow.
         gpu_fraction: part of a GPU that each takes, where they run on GPUs.
         max_tries: tries without progress after which a video is quarantined.
         debug: show what Ray and its workers print.
@@ -55,7 +54,6 @@ class BatchOptions:
 
     address: str | None = None
     actors: int | None = None
-    threads: int | None = None
     gpu_fraction: float = 1.0
     max_tries: int = 4
     debug: bool = False
@@ -63,7 +61,7 @@ class BatchOptions:
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("actors", "threads", "max_tries"):
+        for name in ("actors", "max_tries"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} {value} is not allowed: at least 1")
@@ -87,20 +85,21 @@ class Plan:
     gpus: float = 0.0
 
 
-def plan(videos: int, resources: Resources, device: str, options: BatchOptions) -> Plan:
+def plan(videos: int, resources: Resources, model: ModelSettings, options: BatchOptions) -> Plan:
     """Actors and threads for so many videos.
 
     On CPUs: few videos get many threads each, many videos one each. On GPUs: one actor per GPU, or per
-    fraction of one. What the options say comes first.
+    fraction of one. What model settings and options say comes first.
 
     Raises:
         UsageError: GPUs are wanted and there are none, or one actor wants more than any machine has.
     """
+    device = model.device
     if device == "cpu":
         most = max(resources.node_cpus, default=1) or 1
-        if options.threads is not None and options.threads > most:
-            raise UsageError(f"threads {options.threads} is not allowed: the largest machine has {most} CPUs")
-        threads = options.threads or min(most, max(1, resources.cpus // max(1, videos)))
+        if model.threads is not None and model.threads > most:
+            raise UsageError(f"threads {model.threads} is not allowed: the largest machine has {most} CPUs")
+        threads = model.threads or min(most, max(1, resources.cpus // max(1, videos)))
         places = sum(cpus // threads for cpus in resources.node_cpus)
         return Plan(options.actors or max(1, min(videos, places)), threads)
     if device != "cuda":
@@ -113,7 +112,7 @@ def plan(videos: int, resources: Resources, device: str, options: BatchOptions) 
             f"{resources.gpus:g} GPUs; cpu always works, and where machines come as they are needed, "
             "--actors says how many"
         )
-    return Plan(options.actors or max(1, min(videos, places)), options.threads or 1, options.gpu_fraction)
+    return Plan(options.actors or max(1, min(videos, places)), model.threads or 1, options.gpu_fraction)
 
 
 def run_batch(
@@ -135,7 +134,7 @@ def run_batch(
 
     Args:
         jobs: from `load_manifest`.
-        settings: of all videos; its `threads` are replaced by those of the options, or the best for them.
+        settings: of all videos. Threads that they leave open are what the CPUs allow, see `plan`.
         options: where it runs.
         on_progress: is called with the standing and the running videos, twice a second.
         on_stop: is called when it begins to stop.
@@ -153,7 +152,8 @@ def run_batch(
     """
     options = options or BatchOptions()
     settings = _for_workers(settings)
-    _check(settings, here=options.address is None)
+    if options.address is None:  # a cluster may have plugins that this machine lacks
+        _check_plugins(settings.tracking)
     started = datetime.now(UTC)
     report = BatchReport(
         jobs, {}, settings.out, started, started, skipped=skipped or Skipped(), request=request
@@ -161,15 +161,17 @@ def run_batch(
     report.check(settings.out_storage_options)
     files = open_files(settings.out, settings.out_storage_options)
     ids = (job.spec.stream_id for job in jobs)
+    tracking = settings.tracking
     with (
         lease(files, report.batch_id, ids, take_over=options.take_over),
-        connected(options.address, gpus=settings.device != "cpu", debug=options.debug) as resources,
+        connected(options.address, gpus=tracking.model.device != "cpu", debug=options.debug) as resources,
     ):
-        chosen = plan(len(jobs), resources, settings.device, options)
-        settings = dataclasses.replace(settings, threads=chosen.threads)
+        chosen = plan(len(jobs), resources, tracking.model, options)
+        tracking = tracking.with_options({"threads": chosen.threads})
+        settings = dataclasses.replace(settings, tracking=tracking)
         logger.info("%d videos on %s: %s", len(jobs), resources, chosen)
         scheduler = _Stoppable(
-            SchedulerOptions(chunk_frames=settings.chunk_frames, max_tries=options.max_tries), on_stop
+            SchedulerOptions(chunk_frames=tracking.commit.chunk_frames, max_tries=options.max_tries), on_stop
         )
         for job in jobs:
             scheduler.add(job)
@@ -248,25 +250,14 @@ def _share(resources: Resources, chosen: Plan) -> float:
 
 def _for_workers(settings: WorkerSettings) -> WorkerSettings:
     """Settings that mean the same in processes with another working folder."""
-    model = os.path.abspath(settings.model) if os.path.isfile(settings.model) else settings.model
-    return dataclasses.replace(settings, out=local_absolute(settings.out), model=model)
+    tracking = settings.tracking
+    if os.path.isfile(tracking.model.name):
+        tracking = tracking.with_options({"model": os.path.abspath(tracking.model.name)})
+    return dataclasses.replace(settings, out=local_absolute(settings.out), tracking=tracking)
 
 
-def _check(settings: WorkerSettings, here: bool) -> None:
-    """What each video would say otherwise, in turn. A cluster may have plugins that this machine lacks."""
-    if here:
-        load_box_segmenter(settings.box_segmenter)
-        if settings.detector is not None:
-            load_detector(settings.detector)
-    TrackSettings(
-        model=settings.model,
-        model_fingerprint="",
-        memory=settings.memory,
-        size=settings.size,
-        # Which one it becomes, the workers know.
-        dtype=DTYPES[0] if settings.dtype == AUTO else settings.dtype,
-        chunk_frames=settings.chunk_frames,
-        snapshot_chunks=settings.snapshot_chunks,
-        max_frames=settings.max_frames,
-        box_segmenter=settings.box_segmenter,
-    )
+def _check_plugins(tracking: TrackSettings) -> None:
+    """What each video would say otherwise, in turn."""
+    load_box_segmenter(tracking.commit.box_segmenter)
+    if tracking.detector.name is not None:
+        load_detector(tracking.detector.name)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jobs import options as opt
 from jobs import ray_token
+from jobs.options import tracking_options
 from jobs.terminal import console, duration, fetch_model, say
 from pipeline.errors import UsageError
 from pipeline.locations import one_line
 from pipeline.redact import redacted
+from pipeline.settings import TrackSettings
 
 if TYPE_CHECKING:
     from jobs.listing import Skipped
@@ -65,14 +66,12 @@ JobArgument = Annotated[str, typer.Argument(help="The job's id, as `xmem batch s
 
 
 @app.command()
+@tracking_options()
 def run(
     context: typer.Context,
     videos: VideosArgument,
     out: OutOption,
     prompts: PromptsOption = None,
-    detect: Annotated[
-        str | None, typer.Option(help="Detector that finds objects; videos need no prompts then.")
-    ] = None,
     report: Annotated[
         str | None,
         typer.Option(help="Write the report (JSON) here too; `-`: stdout. It always goes to OUT/batches/."),
@@ -93,14 +92,6 @@ def run(
     restart: Annotated[
         bool, typer.Option("--restart", help="Drop what OUT holds of these videos and start over.")
     ] = False,
-    max_frames: Annotated[int | None, typer.Option(help="Stop each video after so many frames.")] = None,
-    chunk_frames: Annotated[
-        int, typer.Option("--chunk-frames", "--chunk", help="Frames per commit, and of a unit of work.")
-    ] = 100,
-    box_segmenter: Annotated[str, typer.Option(help="Who turns boxes into masks.")] = "grabcut",
-    sink: Annotated[
-        list[str] | None, typer.Option(help="Plugin that gets the rows too, by name; repeatable.")
-    ] = None,
     address: Annotated[
         str | None,
         typer.Option(
@@ -149,21 +140,8 @@ def run(
             rich_help_panel=_BATCH,
         ),
     ] = None,
-    model: opt.ModelOption = "xmem-lite",
-    size: opt.SizeOption = None,
-    device: opt.DeviceOption = "cpu",
-    dtype: opt.DtypeOption = "auto",
-    threads: opt.ThreadsOption = None,
-    mem_every: opt.MemEveryOption = None,
-    deep_update_every: opt.DeepUpdateOption = None,
-    top_k: opt.TopKOption = None,
-    min_mid_term_frames: opt.MinMidTermOption = None,
-    max_mid_term_frames: opt.MaxMidTermOption = None,
-    num_prototypes: opt.PrototypesOption = None,
-    max_long_term_elements: opt.LongTermElementsOption = None,
-    max_permanent_frames: opt.PermanentOption = None,
-    long_term: opt.LongTermOption = None,
-    search_window: opt.SearchWindowOption = None,
+    *,
+    tracking: TrackSettings,
 ) -> int:
     """Track all videos of a folder, glob or manifest and write their mask tracks to Parquet.
 
@@ -189,38 +167,10 @@ def run(
     out_access = parse_storage_options(out_storage_options, "--out-storage-options")
     if out_access is None and scheme_of(out) not in ("file", "local"):
         out_access = access
-    memory = opt.memory_config(
-        mem_every=mem_every,
-        deep_update_every=deep_update_every,
-        top_k=top_k,
-        min_mid_term_frames=min_mid_term_frames,
-        max_mid_term_frames=max_mid_term_frames,
-        num_prototypes=num_prototypes,
-        max_long_term_elements=max_long_term_elements,
-        max_permanent_frames=max_permanent_frames,
-        enable_long_term=long_term,
-        search_window=search_window,
-    )
-    settings = WorkerSettings(
-        out,
-        model=model,
-        memory=memory,
-        size=size or None,
-        full_size=size == 0,
-        device=device,
-        dtype=dtype,
-        chunk_frames=chunk_frames,
-        max_frames=max_frames,
-        box_segmenter=box_segmenter,
-        sinks=tuple(sink or ()),
-        detector=detect,
-        storage_options=access,
-        out_storage_options=out_access,
-    )
+    settings = WorkerSettings(out, tracking, access, out_access)
     options = BatchOptions(
         address=address,
         actors=actors,
-        threads=threads,
         gpu_fraction=gpu_fraction,
         max_tries=max_tries,
         debug=debug,
@@ -232,7 +182,7 @@ def run(
     jobs = load_manifest(
         videos,
         prompts=prompts,
-        detector=detect,
+        detector=tracking.detector.name,
         priority=priority,
         restart=restart,
         inline_prompts=address is not None,
@@ -249,7 +199,7 @@ def run(
     if errors is not None:
         return _forecast(jobs, settings, errors, skipped)
     if address is None:
-        fetch_model(model)
+        fetch_model(tracking.model.name)
     with BatchDisplay(console()) as display:
         result = run_batch(
             jobs,

@@ -18,10 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs import batch_cli, serve_cli
-from jobs import options as opt
+from jobs.options import SAID_BY_SIZE, tracking_options
 from jobs.terminal import SPEAK_EVERY_S, console, fetch_model, say, short_name, version
 from pipeline.errors import UsageError, XmemError
 from pipeline.redact import redacted
+from pipeline.settings import TrackSettings, track_options
 
 app = typer.Typer(
     name="xmem",
@@ -118,6 +119,7 @@ def _set_up_logging(debug: bool) -> None:
 
 
 @app.command()
+@tracking_options()
 def track(
     video: Annotated[
         str, typer.Argument(help="A video file or a folder of images: a path or any fsspec URI.")
@@ -135,36 +137,11 @@ def track(
         typer.Option(help="x,y,w,h[:id[:category]] on the first frame, in pixels; repeatable."),
     ] = None,
     stream_id: Annotated[str | None, typer.Option(help="Name of the stream in the output folder.")] = None,
-    max_frames: Annotated[int | None, typer.Option(help="Stop after so many frames.")] = None,
-    chunk: Annotated[int, typer.Option(help="Frames per commit.")] = 100,
     restart: Annotated[
         bool, typer.Option("--restart", help="Drop this stream's rows and start over.")
     ] = False,
-    box_segmenter: Annotated[str, typer.Option(help="Who turns boxes into masks.")] = "grabcut",
-    sink: Annotated[
-        list[str] | None, typer.Option(help="Plugin that gets the rows too, by name; repeatable.")
-    ] = None,
-    detect: Annotated[
-        str | None,
-        typer.Option(help="Who finds new objects by itself: motion, or an installed detector's name."),
-    ] = None,
-    detect_every: Annotated[int, typer.Option(help="With --detect: frames from look to look.")] = 5,
-    max_objects: Annotated[int, typer.Option(help="With --detect: begin no object beyond so many.")] = 8,
-    model: opt.ModelOption = "xmem-lite",
-    size: opt.SizeOption = None,
-    device: opt.DeviceOption = "cpu",
-    dtype: opt.DtypeOption = "auto",
-    threads: opt.ThreadsOption = None,
-    mem_every: opt.MemEveryOption = None,
-    deep_update_every: opt.DeepUpdateOption = None,
-    top_k: opt.TopKOption = None,
-    min_mid_term_frames: opt.MinMidTermOption = None,
-    max_mid_term_frames: opt.MaxMidTermOption = None,
-    num_prototypes: opt.PrototypesOption = None,
-    max_long_term_elements: opt.LongTermElementsOption = None,
-    max_permanent_frames: opt.PermanentOption = None,
-    long_term: opt.LongTermOption = None,
-    search_window: opt.SearchWindowOption = None,
+    *,
+    tracking: TrackSettings,
 ) -> None:
     """Track objects through a video and write their mask tracks to Parquet.
 
@@ -177,22 +154,11 @@ def track(
 
     keep_freed_memory()
     shown = redacted(video)
-    memory = opt.memory_config(
-        mem_every=mem_every,
-        deep_update_every=deep_update_every,
-        top_k=top_k,
-        min_mid_term_frames=min_mid_term_frames,
-        max_mid_term_frames=max_mid_term_frames,
-        num_prototypes=num_prototypes,
-        max_long_term_elements=max_long_term_elements,
-        max_permanent_frames=max_permanent_frames,
-        enable_long_term=long_term,
-        search_window=search_window,
-    )
     asked = gather_prompts(masks=masks or [], files=prompts or [], boxes=box or [])
     started = spoke = time.monotonic()
     already_done = False
-    fetch_model(model)
+    fetch_model(tracking.model.name)
+    max_frames = tracking.commit.max_frames
     with _frame_bar(short_name(video)) as (progress, task):
 
         def on_open(stream: StreamTracker) -> None:
@@ -219,20 +185,7 @@ def track(
             out,
             asked,
             stream_id=stream_id,
-            model=model,
-            size=size or None,
-            full_size=size == 0,
-            device=device,
-            dtype=dtype,
-            threads=threads,
-            memory=memory,
-            chunk_frames=chunk,
-            max_frames=max_frames,
-            box_segmenter=box_segmenter,
-            sinks=sink or (),
-            detector=detect,
-            detect_every=detect_every,
-            max_objects=max_objects,
+            settings=tracking,
             restart=restart,
             on_open=on_open,
             on_frame=on_frame,
@@ -349,7 +302,15 @@ def render(
     )
 
 
+_NOT_EVALUATED = SAID_BY_SIZE | {
+    option.name: "evaluation starts from given masks and writes no output folder"
+    for option in track_options()
+    if option.path[0] in ("commit", "detector")
+}
+
+
 @app.command()
+@tracking_options(without=_NOT_EVALUATED, defaults={"dtype": "float32"})  # figures comparable between CPUs
 def evaluate(
     root: Annotated[
         str | None, typer.Argument(help="Folder with JPEGImages/ and Annotations/ as DAVIS lays them out.")
@@ -371,21 +332,12 @@ def evaluate(
     kind: Annotated[
         list[str] | None, typer.Option(help="With --suite synthetic: only these kinds; repeatable.")
     ] = None,
-    model: Annotated[str, typer.Option(help="As for `xmem track`.")] = "xmem-lite",
-    size: Annotated[int | None, typer.Option(help="Shorter side the network sees; 0: as it is.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     clip: Annotated[list[str] | None, typer.Option(help="Only these clips; repeatable.")] = None,
     max_frames: Annotated[int | None, typer.Option(help="Frames per clip.")] = None,
     height: Annotated[int, typer.Option(help="With --suite: height of the scenes in pixels.")] = 480,
-    mem_every: opt.MemEveryOption = None,
-    top_k: opt.TopKOption = None,
-    max_mid_term_frames: opt.MaxMidTermOption = None,
-    max_long_term_elements: opt.LongTermElementsOption = None,
-    long_term: opt.LongTermOption = None,
-    search_window: opt.SearchWindowOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    *,
+    tracking: TrackSettings,
 ) -> None:
     """Measure a model: J and boundary accuracy F on a labelled data set, or a suite of composed scenes."""
     from jobs.evaluate import EvaluationReport, run
@@ -394,18 +346,8 @@ def evaluate(
     from pipeline.executor import open_segmenter
 
     check_options(root, suite, data, scenes, kind, clip, max_frames)
-    memory = opt.memory_config(
-        mem_every=mem_every,
-        top_k=top_k,
-        max_mid_term_frames=max_mid_term_frames,
-        max_long_term_elements=max_long_term_elements,
-        enable_long_term=long_term,
-        search_window=search_window,
-    )
-    fetch_model(model)
-    segmenter = open_segmenter(
-        model, memory, size=size or None, full_size=size == 0, device=device, dtype=dtype, threads=threads
-    )
+    fetch_model(tracking.model.name)
+    segmenter = open_segmenter(tracking.model, tracking.memory)
     shared = console()
 
     def progress(text: str) -> None:

@@ -103,7 +103,7 @@ def forecast(
             continue
         done = int(record.get("frames") or 0)
         found.begun += done > 0
-        found.prompts[_origin(job, bool(record), settings.detector)] += 1
+        found.prompts[_origin(job, bool(record), settings.tracking.detector.name)] += 1
         left.append((job, done))
     step = -(-len(left) // _MOST_OPENED) or 1
     sample = left[::step]
@@ -159,7 +159,7 @@ def _opened(job: VideoJob, settings: WorkerSettings) -> int | str | None:
         text = str(error)
         return text if spec.uri in text else f"{spec.uri}: {text}"
     try:
-        lengths = [n for n in (source.frame_count, settings.max_frames) if n is not None]
+        lengths = [n for n in (source.frame_count, settings.tracking.commit.max_frames) if n is not None]
         return min(lengths, default=None)
     finally:
         source.close()

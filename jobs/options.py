@@ -1,85 +1,93 @@
-"""Options that several commands have in common, with their help texts, and what is made of them."""
+"""Options of tracking, made from the settings they stand for.
+
+    @app.command()
+    @tracking_options(without={"max_frames": "a camera has no end"})
+    def serve(out: ..., *, tracking: TrackSettings) -> None: ...
+
+A command decorated like this has one option for each field of `pipeline.settings.TrackSettings`, with the
+field's default and help, and is handed the settings. A new field is an option of all commands at once.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import typer
 
-from pipeline.errors import UsageError
+from pipeline.setting_fields import Option
+from pipeline.settings import TrackSettings, track_options
 
-if TYPE_CHECKING:
-    from xmem_core import MemoryConfig
+_PANELS = {"model": "Network", "memory": "Memory", "commit": "Commits", "detector": "Detector"}
+_FLAGS = {
+    "detector": ("--detect",),
+    "sinks": ("--sink",),
+    "chunk_frames": ("--chunk-frames", "--chunk"),
+    "enable_long_term": ("--long-term/--no-long-term",),
+}
+SAID_BY_SIZE = {"full_size": "--size 0 says the same"}
+"""For `without`: an option that no command needs."""
 
-_MEMORY = "Memory"
-_NETWORK = "Network"
-
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        help="xmem-lite, xmem, xmem-s012, xmem-s2, xmem-no-sensory, or a file.", rich_help_panel=_NETWORK
-    ),
-]
-SizeOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Shorter side the network sees; 0: as it is. Default: the model's.", rich_help_panel=_NETWORK
-    ),
-]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...", rich_help_panel=_NETWORK)]
-DtypeOption = Annotated[
-    str,
-    typer.Option(
-        help="float32, bfloat16, float16, or auto: bfloat16 where the CPU has it.", rich_help_panel=_NETWORK
-    ),
-]
-ThreadsOption = Annotated[
-    int | None, typer.Option(help="CPU threads of the network.", rich_help_panel=_NETWORK)
-]
-MemEveryOption = Annotated[
-    int | None, typer.Option(help="Frames between memory frames [5].", rich_help_panel=_MEMORY)
-]
-DeepUpdateOption = Annotated[
-    int | None,
-    typer.Option(help="Frames between deep updates; -1: with memory frames.", rich_help_panel=_MEMORY),
-]
-TopKOption = Annotated[
-    int | None, typer.Option(help="Elements a query may read [30].", rich_help_panel=_MEMORY)
-]
-MinMidTermOption = Annotated[
-    int | None, typer.Option(help="Frames left by a consolidation [5].", rich_help_panel=_MEMORY)
-]
-MaxMidTermOption = Annotated[
-    int | None, typer.Option(help="Frames that set one off [10].", rich_help_panel=_MEMORY)
-]
-PrototypesOption = Annotated[
-    int | None, typer.Option(help="Elements that one adds [128].", rich_help_panel=_MEMORY)
-]
-LongTermElementsOption = Annotated[
-    int | None, typer.Option(help="Cap of long-term memory [10000].", rich_help_panel=_MEMORY)
-]
-PermanentOption = Annotated[
-    int | None, typer.Option(help="Prompted frames kept for good [6].", rich_help_panel=_MEMORY)
-]
-LongTermOption = Annotated[
-    bool | None,
-    typer.Option("--long-term/--no-long-term", help="Long-term memory [on].", rich_help_panel=_MEMORY),
-]
-SearchWindowOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Look for an object only around where it was, at least so many pixels wide; 0: everywhere. "
-        "Default: the model's.",
-        rich_help_panel=_MEMORY,
-    ),
-]
+_PARAMETER = "tracking"
 
 
-def memory_config(**given: int | bool | None) -> MemoryConfig:
-    """Memory settings from the options that were given; UsageError if they make no sense."""
-    from xmem_core import MemoryConfig
+def tracking_options(
+    *, without: Mapping[str, str] = SAID_BY_SIZE, defaults: Mapping[str, Any] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Replace a command's keyword-only parameter `tracking` by an option for each of its settings.
 
-    try:
-        return MemoryConfig(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    Args:
+        without: settings that the command does not offer, and why.
+        defaults: defaults of this command that differ from the settings' own.
+
+    Raises:
+        UsageError: when the command is called with values that are not allowed.
+    """
+    offered = [option for option in track_options() if option.name not in without]
+    others = dict(defaults or {})
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def called(*args: Any, **given: Any) -> Any:
+            chosen = {option.name: given.pop(option.name) for option in offered}
+            return command(*args, **given, tracking=TrackSettings().with_options(chosen))
+
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.name != _PARAMETER]
+        parameters = own + [_parameter(option, others.get(option.name, option.default)) for option in offered]
+        called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {p.name: p.annotation for p in parameters} | {
+            "return": signature.return_annotation
+        }
+        called.tracking_without = dict(without)  # type: ignore[attr-defined]
+        return called
+
+    return decorate
+
+
+def _parameter(option: Option, default: Any) -> inspect.Parameter:
+    kind: Any = list[str] if option.kind is tuple else option.kind
+    shown = typer.Option(
+        *_FLAGS.get(option.name, (_flag(option),)),
+        help=option.help + _limits(option),
+        metavar="|".join(option.limits.choices) or None,
+        rich_help_panel=_PANELS[option.path[0]],
+    )
+    return inspect.Parameter(
+        option.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default or None if option.kind is tuple else default,
+        annotation=Annotated[kind | None if option.optional or option.kind is tuple else kind, shown],
+    )
+
+
+def _flag(option: Option) -> str:
+    words = option.name.replace("_", "-")
+    return f"--{words}/--no-{words}" if option.kind is bool else f"--{words}"
+
+
+def _limits(option: Option) -> str:
+    low, high = option.limits.least, option.limits.most
+    return f" From {low:g} to {high:,.0f}.".replace(",", " ") if low is not None and high is not None else ""

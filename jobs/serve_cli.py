@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs import options as opt
+from jobs.options import tracking_options
 from jobs.terminal import fetch_model, say
 from pipeline.errors import UsageError, XmemError
+from pipeline.live_hub_settings import NOT_LIVE
 from pipeline.redact import redacted
+from pipeline.settings import TrackSettings
 
 if TYPE_CHECKING:
     from pipeline.tokens import TokenSet
 
 
+@tracking_options(without=NOT_LIVE)
 def serve(
     out: Annotated[str, typer.Option(help="Output folder: a path or any fsspec URI.")],
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
@@ -41,6 +44,10 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Host name by which the API may be asked; repeatable.")
     ] = None,
+    allow_detector: Annotated[
+        list[str] | None,
+        typer.Option(help="Detector that streams may name, such as an installed one [motion]; repeatable."),
+    ] = None,
     max_streams: Annotated[int, typer.Option(help="Streams at the same time.")] = 16,
     hub: Annotated[
         str, typer.Option(help="Name of the hub: one process at a time per folder and name.")
@@ -51,55 +58,40 @@ def serve(
         str | None, typer.Option(help="A Ray cluster: auto or host:6379. Default: a Ray of its own.")
     ] = None,
     gpus: Annotated[float, typer.Option(help="Share of a GPU to reserve for the hub.")] = 0.0,
-    model: opt.ModelOption = "xmem-lite",
-    size: opt.SizeOption = None,
-    device: opt.DeviceOption = "cpu",
-    dtype: opt.DtypeOption = "auto",
-    threads: opt.ThreadsOption = None,
-    search_window: opt.SearchWindowOption = None,
+    *,
+    tracking: TrackSettings,
 ) -> None:
     """Follow live cameras, and serve their streams, pictures and records over HTTP."""
     tokens = _tokens(token_file, insecure_loopback, host)
     networks = tuple(allow_network or ())
-    memory = opt.memory_config(search_window=search_window)
-    fetch_model(model)
+    fetch_model(tracking.model.name)
 
-    from jobs.cluster import connected, usable_cpus
+    from jobs.cluster import connected
     from pipeline import slow_clients
-    from pipeline.actor import live_actor_name
     from pipeline.api_service import ApiSettings
-    from pipeline.live_hub import HubSettings
-    from pipeline.serve import HubPlace, application, camera_options
+    from pipeline.serve import application, live_settings
     from pipeline.url_guard import CAMERA_PORTS
 
-    api = ApiSettings(
-        tokens,
-        networks,
-        tuple(allow_port or sorted(CAMERA_PORTS)),
-        hosts=_hosts(host, allow_host or []),
-        max_streams=max_streams,
-    )
-    settings = HubSettings(
-        out=out,
+    api, place = live_settings(
+        out,
+        tracking,
+        ApiSettings(
+            tokens,
+            networks,
+            tuple(allow_port or sorted(CAMERA_PORTS)),
+            hosts=_hosts(host, allow_host or []),
+            detectors=tuple(allow_detector or ApiSettings(None).detectors),
+            max_streams=max_streams,
+        ),
         hub=hub,
-        model=model,
-        memory=memory,
-        size=size or None,
-        full_size=size == 0,
-        device=device,
-        dtype=dtype,
-        # Of this machine, where the hub is on it; a cluster's are of another size, and others' too.
-        threads=threads or (usable_cpus() if address is None else 1),
-        options=camera_options(api),
-        max_streams=max_streams,
         secrets=secrets,
+        gpus=gpus,
     )
-    place = HubPlace(live_actor_name(hub), settings, gpus=gpus or float(device.startswith("cuda")))
     if not networks:
         say("no network is allowed (--allow-network): every camera is going to be refused")
     # Ray's processes read it when they start, the HTTP proxy among them.
     os.environ.setdefault(slow_clients.VARIABLE, slow_clients.CALLBACK)
-    with connected(address, gpus=device.startswith("cuda")):
+    with connected(address, gpus=tracking.model.device.startswith("cuda")):
         _run(application(api, place, replicas=replicas), place, host, port, out)
 
 

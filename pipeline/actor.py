@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import ray
@@ -94,9 +95,10 @@ def tracker_actor(
             go to its constructor: Ray's `env_vars` show on the dashboard.
         options: for `ray.actor.ActorClass.options`.
     """
+    threads = settings.tracking.threads
     # Ray would give the actor's libraries one thread; torch is told per stream, OpenMP reads it at its start.
-    threads = {"env_vars": {"OMP_NUM_THREADS": str(settings.threads), **passive_environment()}}
-    chosen = {"num_cpus": settings.threads, "num_gpus": gpus, "runtime_env": threads, **options}
+    runtime = {"env_vars": {"OMP_NUM_THREADS": str(threads), **passive_environment()}}
+    chosen = {"num_cpus": threads, "num_gpus": gpus, "runtime_env": runtime, **options}
     return TrackerActor.options(**chosen).remote(settings, dict(environment or {}))
 
 
@@ -174,23 +176,37 @@ def live_actor(settings: HubSettings, *, gpus: float = 0.0, calls: int = LIVE_CA
     It belongs to nobody: it lives on when whoever started it dies. End it with its `close`, then `ray.kill`.
 
     Args:
-        settings: of the hub; those of an actor that is there already are not changed.
+        settings: of the hub; those of an actor that is there already are not changed. Where they name no
+            number of threads, they are all CPUs that are free on a single machine, and one on a cluster.
         gpus: share of a GPU to reserve.
         calls: that may be answered at the same time, beside those that wait for news.
         options: for `ray.actor.ActorClass.options`; `lifetime=None` ends it with its owner.
     """
-    environment = {"env_vars": {"OMP_NUM_THREADS": str(settings.threads), **passive_environment()}}
+    threads = settings.tracking.model.threads or _threads_here()
+    settings = replace(settings, tracking=settings.tracking.with_options({"threads": threads}))
+    environment = {"env_vars": {"OMP_NUM_THREADS": str(threads), **passive_environment()}}
     chosen = {
         "name": live_actor_name(settings.hub),
         "get_if_exists": True,
         "lifetime": "detached",
         "max_concurrency": calls,
-        "num_cpus": settings.threads,
+        "num_cpus": threads,
         "num_gpus": gpus,
         "runtime_env": environment,
         **options,
     }
     return LiveActor.options(**chosen).remote(settings)
+
+
+def _threads_here() -> int:
+    """Threads for a hub whose settings name none: what is free on a single machine, one on a cluster.
+
+    The machines of a cluster may differ in size, and are there for others too.
+    """
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    machines = [node for node in nodes if node["Alive"] and node["Resources"].get("CPU")]
+    free = ray.available_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
+    return max(1, int(free)) if len(machines) == 1 else 1
 
 
 def live_actor_name(hub: str) -> str:

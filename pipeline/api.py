@@ -23,7 +23,7 @@ from pipeline.api_guard import FAULT, ApiGuard, problem
 from pipeline.api_live import BOUNDARY, follow, pictures
 from pipeline.api_service import ApiSettings, Hub, HubUnavailableError, RefusedError, Service, status_of
 from pipeline.errors import UsageError, XmemError
-from pipeline.live_spec import LiveSettings, LiveSpec, checked_prompts
+from pipeline.live_spec import JPEG_QUALITIES, JPEG_SIDES, LiveSpec, checked_prompts
 from pipeline.metrics import CONTENT_TYPE, metrics_text
 from pipeline.redact import redacted
 from pipeline.stream_ids import generate_stream_id
@@ -76,7 +76,7 @@ def _router(service: Service) -> APIRouter:
             url,
             prompts,
             new.detector,
-            LiveSettings.from_dict(new.settings.given()),
+            settings.streams.with_options(new.settings.given()),
         )
         added = models.StreamView.of(await service.add(spec))
         response.headers["Location"] = f"/v1/streams/{added.id}"
@@ -132,8 +132,8 @@ def _router(service: Service) -> APIRouter:
     async def frame(
         stream_id: StreamIdPath,
         overlay: bool = True,
-        max_side: Annotated[int, Query(ge=16, le=4096)] = 960,
-        quality: Annotated[int, Query(ge=1, le=95)] = 80,
+        max_side: Annotated[int, Query(ge=JPEG_SIDES[0], le=JPEG_SIDES[1])] = 960,
+        quality: Annotated[int, Query(ge=JPEG_QUALITIES[0], le=JPEG_QUALITIES[1])] = 80,
         ticket: Annotated[str | None, Query(max_length=200)] = None,
     ) -> Response:
         return Response(
@@ -150,8 +150,8 @@ def _router(service: Service) -> APIRouter:
     async def preview(
         stream_id: StreamIdPath,
         overlay: bool = True,
-        max_side: Annotated[int, Query(ge=16, le=4096)] = 640,
-        quality: Annotated[int, Query(ge=1, le=95)] = 70,
+        max_side: Annotated[int, Query(ge=JPEG_SIDES[0], le=JPEG_SIDES[1])] = 640,
+        quality: Annotated[int, Query(ge=JPEG_QUALITIES[0], le=JPEG_QUALITIES[1])] = 70,
         fps: Annotated[float, Query(gt=0, le=30, allow_inf_nan=False)] = 5.0,
         frames: Annotated[int | None, Query(ge=1, le=100_000, description="End after so many.")] = None,
         ticket: Annotated[str | None, Query(max_length=200)] = None,

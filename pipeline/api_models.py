@@ -10,11 +10,13 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, create_model, model_validator
 
+from pipeline.live_spec import LiveSettings
 from pipeline.redact import redacted
+from pipeline.setting_fields import Option, options_of
 
 MAX_MASK_PIXELS = 2**24
 MAX_OBJECTS = 32
@@ -125,48 +127,41 @@ class Prompts(_Request):
         }
 
 
-class StreamSettings(_Request):
-    """How the camera is read and tracked; what is left out has the service's own value."""
+OPERATORS_OWN = {
+    "rotate_seconds": "decides how many files the output folder gets",
+    "rotate_rows": "decides how many files the output folder gets",
+    "snapshot_seconds": "decides how much the output folder gets",
+    "box_segmenter": "names a plugin of the machine's; the service's own is used",
+}
+"""Settings of a live stream that requests cannot choose, and why."""
 
-    transport: Annotated[Literal["tcp", "udp", "auto"] | None, Field(description=_TRANSPORT)] = None
-    policy: Annotated[
-        Literal["latest", "every"] | None,
-        Field(description="Frames that come too fast: drop the oldest, or let the camera wait."),
-    ] = None
-    max_lag_seconds: Annotated[
-        float | None,
-        Field(gt=0, le=3600, allow_inf_nan=False, description="Drop frames that would be older."),
-    ] = None
-    queue_frames: Annotated[int | None, Field(ge=1, le=64, description="Decoded frames that may wait.")] = (
-        None
-    )
-    fps: Annotated[
-        float | None,
-        Field(
-            gt=0,
-            le=240,
-            allow_inf_nan=False,
-            description="Promised: tracked before streams without it, and refused where it cannot be kept "
-            "with max_objects objects. No more are tracked. Left out: what time is left, in turn.",
-        ),
-    ] = None
-    expected_height: Annotated[int | None, Field(ge=16, le=8192, description="Of the camera's frames.")] = (
-        None
-    )
-    expected_width: Annotated[int | None, Field(ge=16, le=8192, description="Of the camera's frames.")] = None
-    size: Annotated[
-        int | None, Field(ge=32, le=2160, description="Shorter side that the network sees, pixels.")
-    ] = None
-    detect_every: Annotated[
-        int | None, Field(ge=1, le=10_000, description="Frames between two detections.")
-    ] = None
-    detect_confirmations: Annotated[int | None, Field(ge=1, le=1000)] = None
-    max_objects: Annotated[int | None, Field(ge=1, le=MAX_OBJECTS)] = None
-    out_of_sight_frames: Annotated[int | None, Field(ge=1, le=10_000_000)] = None
+
+class _StreamSettings(_Request):
+    """How the camera is read and tracked; what is left out has the service's own value."""
 
     def given(self) -> dict[str, Any]:
         """Those that the request names."""
         return self.model_dump(exclude_none=True)
+
+
+def _field(option: Option) -> tuple[Any, Any]:
+    """A setting as a field that may be left out, with the limits that it has everywhere."""
+    limits = option.limits
+    kind: Any = Literal[limits.choices] if limits.choices else option.kind
+    finite: Any = {"allow_inf_nan": False} if option.kind is float else {}
+    bounds = Field(ge=limits.least, gt=limits.above, le=limits.most, description=option.help, **finite)
+    return Annotated[kind | None, bounds], None
+
+
+if TYPE_CHECKING:
+    StreamSettings = _StreamSettings
+else:
+    StreamSettings = create_model(
+        "StreamSettings",
+        __base__=_StreamSettings,
+        __doc__=_StreamSettings.__doc__,
+        **{o.name: _field(o) for o in options_of(LiveSettings) if o.name not in OPERATORS_OWN},
+    )
 
 
 class NewStream(_Request):

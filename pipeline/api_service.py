@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from pipeline.errors import PromptError, UsageError, XmemError
-from pipeline.live_spec import LiveSpec
+from pipeline.live_spec import LiveSettings, LiveSpec
 from pipeline.tokens import TicketOffice, TokenSet
 from pipeline.url_guard import CAMERA_PORTS, Resolver, UrlGuard, UrlRefusedError
 
@@ -51,6 +51,7 @@ class ApiSettings:
         ports: on which cameras may be asked.
         hosts: names that requests may give as Host; None: any.
         detectors: that requests may name.
+        streams: settings of streams whose request leaves them out.
         max_streams: at the same time.
         max_viewers: pictures and records that are followed live at the same time, per replica.
         hub_seconds: within which the hub has to answer.
@@ -61,6 +62,7 @@ class ApiSettings:
     ports: tuple[int, ...] = tuple(sorted(CAMERA_PORTS))
     hosts: tuple[str, ...] | None = None
     detectors: tuple[str, ...] = ("motion",)
+    streams: LiveSettings = field(default_factory=LiveSettings)
     max_streams: int = 64
     max_viewers: int = 32
     max_body_bytes: int = 2**20

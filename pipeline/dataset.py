@@ -69,7 +69,8 @@ class TrackVideos:
         out: output folder, path or fsspec URI.
         prompts: for all videos that have none of their own, in any form that the column takes.
         tries: how often a video is tried at most.
-        settings: any further field of `pipeline.work.WorkerSettings`: model, device, threads, ...
+        settings: any option of tracking by its name (model, device, threads, detect_every, mem_every, ...;
+            see `pipeline.settings`), memory, storage_options, out_storage_options.
 
     Raises:
         UsageError: the settings are wrong, or a batch has no column `uri`. XmemError: the model cannot be
@@ -79,10 +80,7 @@ class TrackVideos:
     def __init__(self, out: str, *, prompts: Any = None, tries: int = 3, **settings: Any) -> None:
         if tries < 1:
             raise UsageError(f"tries={tries} is not allowed: at least 1")
-        known = set(WorkerSettings.__dataclass_fields__)
-        if wrong := sorted(set(settings) - known):
-            raise UsageError(f"no setting {wrong[0]!r}; there are: {', '.join(sorted(known - {'out'}))}")
-        self._settings = WorkerSettings(out, **settings)
+        self._settings = WorkerSettings.of(out, **settings)
         self._prompts = _prompts(prompts)
         self._tries = tries
         self._worker = Worker(self._settings)
@@ -141,7 +139,7 @@ class TrackVideos:
         status = self._worker.open(spec)
         if status.failure is not None:
             return before, status.failure
-        chunk = self._settings.chunk_frames
+        chunk = self._settings.tracking.commit.chunk_frames
         while not status.finished:
             first = status.next_frame
             report = self._worker.track(ChunkRef(spec.stream_id, first, first - first % chunk + chunk - 1))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Unpack
 
 import torch
 
 from pipeline.errors import UsageError, XmemError
 from pipeline.prompts import PromptSet
-from pipeline.settings import AUTO, DTYPES, MIN_SIZE, TrackSettings, dtype_name
+from pipeline.settings import AUTO, DTYPES, ModelSettings, TrackOptions, TrackSettings
 from pipeline.sinks import Sinks
 from pipeline.sources import open_source
 from pipeline.store import StreamStore, generate_stream_id
@@ -71,27 +71,13 @@ def track(
     prompts: PromptSet | None = None,
     *,
     stream_id: str | None = None,
-    model: str = "xmem-lite",
-    size: int | None = None,
-    full_size: bool = False,
-    device: str = "cpu",
-    dtype: str = "float32",
-    threads: int | None = None,
-    memory: MemoryConfig | None = None,
-    chunk_frames: int = 100,
-    snapshot_chunks: int = 4,
-    max_frames: int | None = None,
-    box_segmenter: str = "grabcut",
-    detector: str | None = None,
-    detect_every: int = 5,
-    max_objects: int = 8,
-    out_of_sight_frames: int = 250,
-    sinks: Sequence[str] = (),
+    settings: TrackSettings | None = None,
     restart: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     out_storage_options: Mapping[str, Any] | None = None,
     on_open: OnFrame | None = None,
     on_frame: OnFrame | None = None,
+    **options: Unpack[TrackOptions],
 ) -> StreamSummary:
     """Track a video's objects and write their mask tracks.
 
@@ -102,18 +88,12 @@ def track(
         out: path or fsspec URI of the output folder, which may hold other streams.
         prompts: what to track; may be left out when going on, and with a detector.
         stream_id: default: made from the video's name and location.
-        model: see `xmem_core.load_model`.
-        size: shorter side the network sees; default: the model's own.
-        full_size: let the network see frames as they are.
-        device, dtype, threads: where and how the network runs. Threads default to those the stream was begun
-            with, else to torch's. dtype "auto": what the stream was begun with, else see `open_segmenter`.
-        memory: memory settings.
-        chunk_frames, snapshot_chunks, max_frames, box_segmenter: see `TrackSettings`.
-        detector, detect_every, max_objects, out_of_sight_frames: see `TrackSettings`.
-        sinks: names of sinks that get the rows too, see `pipeline.sinks`.
+        settings: model, memory, detector and commits; see `pipeline.settings.TrackSettings`.
         restart: remove what the folder holds of this stream first; not before everything else is in order.
         storage_options, out_storage_options: for the fsspec file systems of video and output.
         on_open, on_frame: called with the stream once it is open, and after every frame.
+        options: single settings by name, in place of those of `settings`: model, size, device, dtype,
+            threads, memory, detector, detect_every, chunk_frames, sinks, ...; all are in `TrackOptions`.
 
     Returns:
         the stream's summary.
@@ -122,54 +102,27 @@ def track(
         XmemError: one of `pipeline.errors`; what was committed stays.
     """
     uri = os.fspath(video)
-    _check(device, dtype, threads, size)
+    chosen = (settings or TrackSettings()).with_options(options)
+    check_device(chosen.model.device)
     source = open_source(uri, threads=0, storage_options=storage_options)
     try:
         store = StreamStore(out, stream_id or generate_stream_id(uri), out_storage_options)
-        also = Sinks.load(sinks)
-        begun = Begun() if restart else begun_with(store)
-        if dtype == AUTO:
-            dtype = begun.dtype or AUTO
-        segmenter = open_segmenter(
-            model, memory, size=size, full_size=full_size, device=device, dtype=dtype, threads=threads
-        )
-        settings = TrackSettings(
-            model=model,
-            model_fingerprint=segmenter.fingerprint,
-            memory=segmenter.memory_config,
-            size=segmenter.size,
-            dtype=dtype_name(segmenter),
-            threads=threads or begun.threads or torch.get_num_threads(),
-            chunk_frames=chunk_frames,
-            snapshot_chunks=snapshot_chunks,
-            max_frames=max_frames,
-            box_segmenter=box_segmenter,
-            detector=detector,
-            detect_every=detect_every,
-            max_objects=max_objects,
-            out_of_sight_frames=out_of_sight_frames,
-        )
-        executor = Executor(segmenter, settings.threads)
+        also = Sinks.load(chosen.commit.sinks)
+        model = (Begun() if restart else begun_with(store)).keep(chosen.model)
+        segmenter = open_segmenter(model, chosen.memory)
+        chosen = chosen.of_segmenter(segmenter, model.threads or torch.get_num_threads())
+        executor = Executor(segmenter, chosen.threads)
     except BaseException:
         source.close()
         raise
-    with StreamTracker(source, store, segmenter, settings, prompts, restart=restart, sinks=also) as stream:
+    with StreamTracker(source, store, segmenter, chosen, prompts, restart=restart, sinks=also) as stream:
         if on_open is not None:
             on_open(stream)
         return executor.run(stream, on_frame)
 
 
-def open_segmenter(
-    model: str,
-    memory: MemoryConfig | None = None,
-    *,
-    size: int | None = None,
-    full_size: bool = False,
-    device: str = "cpu",
-    dtype: str = "float32",
-    threads: int | None = None,
-) -> VideoSegmenter:
-    """A segmenter as `track` makes it; the arguments are the same.
+def open_segmenter(model: ModelSettings | None = None, memory: MemoryConfig | None = None) -> VideoSegmenter:
+    """A segmenter as `track` makes it.
 
     dtype "auto": bfloat16 on a CPU that computes with it, for all but the published models, which keep the
     precision they were published for; else float32.
@@ -177,16 +130,18 @@ def open_segmenter(
     Raises:
         UsageError: one of the arguments is wrong. XmemError: a published model cannot be fetched.
     """
-    _check(device, dtype, threads, size)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    model = model or ModelSettings()
+    check_device(model.device)
+    if model.threads is not None:
+        torch.set_num_threads(model.threads)
     try:
-        network = load_model(model, device)
+        network = load_model(model.name, model.device)
     except WeightsError as error:
-        raise weights_failure(model, error) from error
-    side = None if full_size else size or network.config.default_size
+        raise weights_failure(model.name, error) from error
+    side = None if model.full_size else model.size or network.config.default_size
+    dtype = model.dtype
     if dtype == AUTO:
-        fast = network.config.key_backbone != "resnet50" and torch.device(device).type == "cpu"
+        fast = network.config.key_backbone != "resnet50" and torch.device(model.device).type == "cpu"
         dtype = "bfloat16" if fast and has_bfloat16() else "float32"
     return VideoSegmenter(network, memory, size=side, dtype=getattr(torch, dtype))
 
@@ -205,14 +160,8 @@ def weights_failure(model: str, error: WeightsError) -> XmemError:
     return XmemError(str(error)) if model in MODEL_NAMES else UsageError(str(error))
 
 
-def _check(device: str, dtype: str, threads: int | None, size: int | None) -> None:
-    """What would otherwise fail late, and in torch's words."""
-    if size is not None and size < MIN_SIZE:
-        raise UsageError(f"size={size} is not allowed: at least {MIN_SIZE} pixels")
-    if dtype not in (AUTO, *DTYPES):
-        raise UsageError(f"dtype {dtype!r} is not allowed: choose one of {', '.join((AUTO, *DTYPES))}")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads {threads} is not allowed: at least 1")
+def check_device(device: str) -> None:
+    """Raises UsageError if torch cannot compute on a device; it would fail late, and in torch's words."""
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -226,6 +175,16 @@ class Begun:
 
     threads: int | None = None
     dtype: str | None = None
+
+    def keep(self, model: ModelSettings, *, threads: bool = False) -> ModelSettings:
+        """The model's settings for such a stream: of those left open, what it was begun with.
+
+        Args:
+            threads: keep the stream's number of threads even if the settings name another.
+        """
+        dtype = self.dtype if model.dtype == AUTO and self.dtype is not None else model.dtype
+        number = self.threads or model.threads if threads else model.threads or self.threads
+        return replace(model, dtype=dtype, threads=number)
 
 
 def begun_with(store: StreamStore) -> Begun:

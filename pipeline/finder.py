@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 
 from pipeline.boxes import Box, BoxSegmenter, inscribed_ellipse
 from pipeline.detectors import Detection, Detector
-from pipeline.errors import UsageError, XmemError
+from pipeline.errors import XmemError
+from pipeline.finder_settings import FinderSettings
 from pipeline.homes import homes_of, without_strays
 from pipeline.locations import one_line
 from pipeline.records import Frame
@@ -43,30 +44,6 @@ _HELD, _CRUMB = 0.5, 0.15
 _NEAR, _SIZES = 0.8, 3.0
 # Looks in a row that may pass without it.
 _MISSES = 1
-
-
-@dataclass(frozen=True)
-class FinderSettings:
-    """When objects are started and given up.
-
-    Args:
-        every: frames from one look of the detector to the next.
-        confirmations: looks that must find a thing before it becomes an object; twice as many while it
-            reaches beyond the frame's edge, so that objects are started whole.
-        max_objects: no object is started here while there are so many, those of prompts included.
-        out_of_sight: frames without a pixel after which an object is given up; a fifth of them, while there
-            is no room for new ones.
-    """
-
-    every: int = 5
-    confirmations: int = 3
-    max_objects: int = 8
-    out_of_sight: int = 250
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value < 1:
-                raise UsageError(f"{name}={value} is not allowed: at least 1")
 
 
 @dataclass(frozen=True)

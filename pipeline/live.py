@@ -142,7 +142,7 @@ class LiveTracker(Closing):
         self._objects = LiveObjects(
             self.state,
             boxes,
-            self.spec.settings.max_objects,
+            self.spec.settings.finder.max_objects,
             self._unwritten,
             finder=restored.finder,
             categories=restored.categories,
@@ -180,7 +180,7 @@ class LiveTracker(Closing):
             "rate": None if source is None else source.rate,
             "codec": "" if source is None else source.codec,
             "container": "" if source is None else source.container,
-            "model": self.settings.model,
+            "model": self.settings.model.name,
             "settings": self.settings.to_dict(),
             "prompts": PromptSet().to_record(),
             "resolved_prompts": {},
@@ -430,7 +430,7 @@ class LiveTracker(Closing):
 
     def _reserve_ids(self, finder: ObjectFinder) -> None:
         """For all objects that may be found on the next look."""
-        most = self.spec.settings.max_objects
+        most = self.spec.settings.finder.max_objects
         # Ids that requests were promised lie below what is reserved, so they must be known here as well.
         while True:
             # Requests that come from here on get ids above this.

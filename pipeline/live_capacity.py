@@ -143,9 +143,10 @@ class Capacity:
             used, asked = self._promised(others, speed), fps * ms / 1000
             if used + asked > self._most:
                 left = max(0.0, self._most - used)
+                most = chosen.spec.settings.finder.max_objects
                 raise UsageError(
                     f"stream {stream_id} does not fit the device's time: {fps:g} frames/s at {ms:.1f} ms "
-                    f"each (with {chosen.spec.settings.max_objects} objects) take {100 * asked:.0f} %, "
+                    f"each (with {most} objects) take {100 * asked:.0f} %, "
                     f"{100 * used:.0f} % are promised, of {100 * self._most:.0f} %: ask for at most "
                     f"{left * 1000 / ms:.2g} frames/s, a smaller size or fewer max_objects, or remove a "
                     "stream"
@@ -206,7 +207,7 @@ class Capacity:
             asked = entry.spec.settings
             height, width = entry.size or (asked.expected_height, asked.expected_width)
             side = asked.size or chosen.size
-            sizes = (height, width, asked.max_objects, side, dtype)
+            sizes = (height, width, asked.finder.max_objects, side, dtype)
             states += predict_state_bytes(chosen.config, chosen.memory_config, *sizes)
             work = max(
                 work,
@@ -234,7 +235,7 @@ class Capacity:
 
     def _frame_ms(self, entry: Load, speed: float, objects: int | None = None) -> float:
         """A frame's milliseconds, with as many objects as the stream may have unless told otherwise."""
-        count = entry.spec.settings.max_objects if objects is None else objects
+        count = entry.spec.settings.finder.max_objects if objects is None else objects
         return speed * self._units(entry, count)
 
     def _promised(self, there: Sequence[Load], speed: float | None) -> float:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,23 +71,17 @@ class LiveHub(Closing):
         segmenter: VideoSegmenter | None = None,
         open_feed: OpenFeed | None = None,
     ) -> None:
-        self.settings = settings
-        self._sinks = Sinks.load(settings.sinks)
-        self._segmenter = segmenter or open_segmenter(
-            settings.model,
-            settings.memory,
-            size=settings.size,
-            full_size=settings.full_size,
-            device=settings.device,
-            dtype=settings.dtype,
-            threads=settings.threads,
-        )
+        threads = settings.tracking.model.threads or torch.get_num_threads()
+        tracking = settings.tracking.with_options({"threads": threads})
+        self.settings = settings = replace(settings, tracking=tracking)
+        self._sinks = Sinks.load(tracking.commit.sinks)
+        self._segmenter = segmenter or open_segmenter(tracking.model, tracking.memory)
         self._open_feed = open_feed or self._live_source
         files = open_files(settings.out, settings.out_storage_options)
         self._list = LiveList(files, settings.hub, Path(settings.secrets) if settings.secrets else None)
         self._capacity = Capacity(self._segmenter, settings.memory_bytes, settings.load)
         if settings.calibrate:
-            torch.set_num_threads(settings.threads)
+            torch.set_num_threads(threads)
             self._capacity.calibrate()
         self._turns = Turns(settings.load)
         self._streams: dict[str, HubStream] = {}
@@ -280,7 +275,7 @@ class LiveHub(Closing):
     # --- the tracking thread ---------------------------------------------------------------------
 
     def _run(self) -> None:
-        torch.set_num_threads(self.settings.threads)  # counts for the thread that says so
+        torch.set_num_threads(self.settings.tracking.threads)  # counts for the thread that says so
         while not self._stop.is_set():
             with self._lock:
                 streams = list(self._streams.values())

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.live_options import LiveOptions
 from pipeline.live_spec import LiveSettings, LiveSpec
-from pipeline.settings import TrackSettings, dtype_name
-from xmem_core import MemoryConfig, VideoSegmenter
+from pipeline.settings import DetectorSettings, TrackSettings
+
+if TYPE_CHECKING:
+    from xmem_core import VideoSegmenter
+
+NOT_LIVE = {
+    "detector": "each stream of the API names its own, of those that --allow-detector names",
+    "full_size": "a size of 0 says the same",
+    "chunk_frames": "a live stream's rows are committed after rotate_seconds or rotate_rows",
+    "snapshot_chunks": "a live stream's snapshots follow after snapshot_seconds",
+    "max_frames": "a camera has no end",
+}
+"""Options of tracking that a live hub does not have, and why."""
 
 
 @dataclass(frozen=True)
 class HubSettings:
-    """What all streams of one hub have in common. Model and device as for `pipeline.executor.track`.
+    """What all streams of one hub have in common.
 
     Args:
         out: the output folder, a path or any fsspec URI.
         hub: name of the hub; one process at a time may use it in one folder.
+        tracking: model, memory and sinks of all streams. Detector and box segmenter are each stream's own,
+            and so is how often it commits, see `LiveSettings`.
         options: how cameras are read; what streams choose themselves (`LiveSettings`) replaces it. Its guard
             says where they may come from.
         max_streams: that may be there at the same time.
@@ -32,15 +45,8 @@ class HubSettings:
 
     out: str
     hub: str = "default"
-    model: str = "xmem-lite"
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    size: int | None = None
-    full_size: bool = False
-    device: str = "cpu"
-    dtype: str = "float32"
-    threads: int = 1
+    tracking: TrackSettings = field(default_factory=TrackSettings)
     options: LiveOptions = field(default_factory=LiveOptions)
-    sinks: tuple[str, ...] = ()
     max_streams: int = 16
     memory_bytes: int | None = None
     load: float = 0.9
@@ -63,18 +69,9 @@ class HubSettings:
 
     def track_settings(self, spec: LiveSpec, segmenter: VideoSegmenter) -> TrackSettings:
         """What a stream's record says of how it is tracked, by the segmenter that tracks it."""
-        chosen = spec.settings
-        return TrackSettings(
-            model=self.model,
-            model_fingerprint=segmenter.fingerprint,
-            memory=segmenter.memory_config,
-            size=segmenter.size,
-            dtype=dtype_name(segmenter),
-            threads=self.threads,
-            box_segmenter=chosen.box_segmenter,
-            detector=spec.detector,
-            detect_every=chosen.detect_every,
-            detect_confirmations=chosen.detect_confirmations,
-            max_objects=chosen.max_objects,
-            out_of_sight_frames=chosen.out_of_sight_frames,
+        asked = replace(
+            self.tracking,
+            detector=DetectorSettings(spec.detector, spec.settings.finder),
+            commit=replace(self.tracking.commit, box_segmenter=spec.settings.box_segmenter),
         )
+        return asked.of_segmenter(segmenter, self.tracking.threads)

@@ -149,7 +149,7 @@ class LiveRequests:
         # Objects that the detector started give way to those of prompts, see `LiveObjects.prompt`.
         tracked = set(self._tracked.object_ids) - set(self._tracked.detected_ids)
         staying = ((tracked | prompted) - removed) | set(asked)
-        most = self._spec.settings.max_objects
+        most = self._spec.settings.finder.max_objects
         if len(staying) > most:
             raise UsageError(
                 f"{len(staying)} objects would be tracked, {most} are allowed: remove some, or add the "

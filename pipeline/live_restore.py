@@ -8,7 +8,7 @@ from datetime import datetime
 
 from pipeline.boxes import BoxSegmenter
 from pipeline.detectors import load_detector
-from pipeline.finder import FinderSettings, ObjectFinder
+from pipeline.finder import ObjectFinder
 from pipeline.live_record import Books
 from pipeline.live_snapshot import LiveSnapshot
 from pipeline.live_spec import LiveSpec
@@ -96,11 +96,4 @@ def run_of(segmenter: VideoSegmenter) -> str:
 def _new_finder(spec: LiveSpec, boxes: BoxSegmenter) -> ObjectFinder | None:
     if spec.detector is None:
         return None
-    chosen = spec.settings
-    settings = FinderSettings(
-        every=chosen.detect_every,
-        confirmations=chosen.detect_confirmations,
-        max_objects=chosen.max_objects,
-        out_of_sight=chosen.out_of_sight_frames,
-    )
-    return ObjectFinder(load_detector(spec.detector), settings, boxes)
+    return ObjectFinder(load_detector(spec.detector), spec.settings.finder, boxes)

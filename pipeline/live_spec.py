@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 from pipeline.errors import PromptError, UsageError
+from pipeline.finder_settings import FinderSettings
 from pipeline.live_options import Transport
 from pipeline.live_queue import QueuePolicy
 from pipeline.prompts import PromptSet
 from pipeline.redact import redacted
-from pipeline.settings import MIN_SIZE
+from pipeline.setting_fields import MAX_SIZE, MIN_SIZE, check, from_flat, options_of, setting
 from pipeline.stream_ids import validate_stream_id
 
-_MOST = {
-    "fps": 1000,
-    "max_lag_seconds": 3600,
-    "queue_frames": 1000,
-    "rotate_seconds": 3600,
-    "rotate_rows": 1_000_000,
-    "snapshot_seconds": 86400,
-    "max_objects": 64,
-    "detect_every": 100_000,
-    "detect_confirmations": 1000,
-    "out_of_sight_frames": 10_000_000,
-    "expected_height": 8192,
-    "expected_width": 8192,
-}
-_NUMBERS = {"fps", "max_lag_seconds", "rotate_seconds", "snapshot_seconds"}
-_TEXTS = {"policy": ("latest", "every"), "transport": ("tcp", "udp", "auto")}
+JPEG_SIDES = (16, 8192)
+"""Least and most of the longer side of a stream's pictures, in pixels; they are never enlarged."""
+JPEG_QUALITIES = (1, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,69 +25,60 @@ class LiveSettings:
     """Settings of one live stream; UsageError for values that make no sense.
 
     Args:
-        size: shorter side that the network sees, pixels; None: the hub's.
-        fps: frames per second that are promised: the stream is admitted only if there is room for them, comes
-            before streams without a promise, and no more are tracked. On average: frames that were missed
-            while others were tracked are caught up with, up to two seconds of them. None: every frame that
-            there is time for after those that are promised; streams of that kind take turns.
-        policy: of frames that come faster than they are tracked, see `LiveOptions`.
-        transport: of RTSP's media, see `LiveOptions`.
+        size: shorter side that the network sees, in pixels. Default: the service's.
+        fps: frames per second that are promised: the stream is admitted only if there is room for them with
+            `max_objects` objects, comes before streams without a promise, and no more are tracked. On
+            average: frames that were missed while others were tracked are caught up with, up to two seconds
+            of them. Default: every frame that there is time for after those that are promised; streams of
+            that kind take turns.
+        policy: what happens to frames that come faster than they are tracked: "latest" drops the oldest,
+            "every" lets the camera wait, as far as it does.
+        transport: transport of RTSP's media; "auto": TCP, UDP where TCP gives no picture, and then what
+            worked.
         max_lag_seconds: with "latest", frames that would be older once they are tracked are dropped.
         queue_frames: decoded frames that may wait.
         rotate_seconds, rotate_rows: rows are committed as a file after so long, or so many.
-        snapshot_seconds: from one snapshot of the state to the next; sooner where objects come or go.
-        max_objects: at the same time, those of prompts and detector together.
-        detect_every, detect_confirmations, out_of_sight_frames: see `TrackSettings`; in frames received.
-        box_segmenter: who turns boxes into masks.
-        expected_height, expected_width: of the camera's frames, for admission before the first one is here.
+        snapshot_seconds: time from one snapshot of the state to the next; less where objects come or go.
+        finder: when the detector's objects are started and given up; in frames received. Its `max_objects`
+            counts for prompts, too.
+        box_segmenter: box segmenter that turns boxes into masks.
+        expected_height, expected_width: size of the camera's frames, for admission before the first one is
+            here.
     """
 
-    size: int | None = None
-    fps: float | None = None
-    policy: QueuePolicy = "latest"
-    transport: Transport = "auto"
-    max_lag_seconds: float = 1.0
-    queue_frames: int = 4
-    rotate_seconds: float = 5.0
-    rotate_rows: int = 20_000
-    snapshot_seconds: float = 30.0
-    max_objects: int = 8
-    detect_every: int = 5
-    detect_confirmations: int = 3
-    out_of_sight_frames: int = 250
-    box_segmenter: str = "grabcut"
-    expected_height: int = 720
-    expected_width: int = 1280
+    size: int | None = setting(None, least=MIN_SIZE, most=MAX_SIZE)
+    fps: float | None = setting(None, above=0, most=1000)
+    policy: QueuePolicy = setting("latest", choices=get_args(QueuePolicy))
+    transport: Transport = setting("auto", choices=get_args(Transport))
+    max_lag_seconds: float = setting(1.0, above=0, most=3600)
+    queue_frames: int = setting(4, least=1, most=1000)
+    rotate_seconds: float = setting(5.0, above=0, most=3600)
+    rotate_rows: int = setting(20_000, least=1, most=1_000_000)
+    snapshot_seconds: float = setting(30.0, above=0, most=86400)
+    finder: FinderSettings = field(default_factory=FinderSettings)
+    box_segmenter: str = setting("grabcut")
+    expected_height: int = setting(720, least=1, most=8192)
+    expected_width: int = setting(1280, least=1, most=8192)
 
     def __post_init__(self) -> None:
-        for name, most in _MOST.items():
-            value = getattr(self, name)
-            if value is None and name == "fps":
-                continue
-            kind = int | float if name in _NUMBERS else int
-            if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value <= most:
-                whole = "" if name in _NUMBERS else "whole "
-                raise UsageError(f"{name}={value!r} is not allowed: a {whole}number above 0, up to {most}")
-        for name, allowed in _TEXTS.items():
-            if getattr(self, name) not in allowed:
-                raise UsageError(f"{name}={getattr(self, name)!r} is not allowed: {' or '.join(allowed)}")
-        if self.size is not None and (
-            isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < MIN_SIZE
-        ):
-            raise UsageError(f"size={self.size!r} is not allowed: a whole number from {MIN_SIZE} pixels on")
+        check(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict that `from_dict` takes back."""
-        return asdict(self)
+        """A flat, JSON-ready dict that `from_dict` takes back."""
+        return {option.name: option.of(self) for option in options_of(LiveSettings)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LiveSettings:
         """From JSON; UsageError for what is unknown or not allowed."""
-        known = [f.name for f in fields(cls)]
-        unknown = sorted(set(map(str, values)) - set(known))
-        if unknown:
-            raise UsageError(f"unknown setting {unknown[0]!r}; there are {', '.join(known)}")
-        return cls(**values)
+        return cls().with_options(values)
+
+    def with_options(self, values: Mapping[str, Any]) -> LiveSettings:
+        """These settings with some replaced by their flat names, as in `to_dict`.
+
+        Raises:
+            UsageError: a name is unknown, or a value not allowed.
+        """
+        return from_flat(self, values)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError, XmemError
+from pipeline.live_spec import JPEG_QUALITIES, JPEG_SIDES
 from pipeline.records import Frame, MaskRecord
 from pipeline.render import overlay as drawn_over
 
@@ -131,10 +132,10 @@ class LiveView:
         Raises:
             UsageError: a number is out of range. XmemError: there is no frame yet.
         """
-        if not 16 <= max_side <= 8192:
-            raise UsageError(f"max_side={max_side} is not allowed: 16 .. 8192 pixels")
-        if not 1 <= quality <= 100:
-            raise UsageError(f"quality={quality} is not allowed: 1 .. 100")
+        if not JPEG_SIDES[0] <= max_side <= JPEG_SIDES[1]:
+            raise UsageError(f"max_side={max_side} is not allowed: {JPEG_SIDES[0]} .. {JPEG_SIDES[1]} pixels")
+        if not JPEG_QUALITIES[0] <= quality <= JPEG_QUALITIES[1]:
+            raise UsageError(f"quality={quality} is not allowed: {JPEG_QUALITIES[0]} .. {JPEG_QUALITIES[1]}")
         newest = self._newest
         if newest is None:
             raise XmemError("no frame has been tracked yet: ask again later")

@@ -16,7 +16,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -29,11 +29,12 @@ from pipeline.api import create_app
 from pipeline.api_guard import ApiGuard
 from pipeline.api_service import ApiSettings, HubUnavailableError
 from pipeline.errors import UsageError, XmemError
-from pipeline.live_hub import HubSettings
+from pipeline.live_hub_settings import NOT_LIVE, HubSettings
 from pipeline.live_options import LiveOptions
 from pipeline.live_spec import LiveSpec
 from pipeline.replica_port import keep_on_loopback
 from pipeline.replica_router import FailFastRouter
+from pipeline.settings import TrackSettings, track_options
 from pipeline.tokens import TOKENS_VARIABLE, TokenSet
 from pipeline.url_guard import UrlGuard
 
@@ -162,41 +163,78 @@ def application(api: ApiSettings, place: HubPlace, *, replicas: int = 1) -> serv
 
 
 def settings_from(options: Mapping[str, str], environment: Mapping[str, str]) -> tuple[ApiSettings, HubPlace]:
-    """Settings from words, as `serve run` and a RayService's `args` give them; UsageError for unknown ones.
+    """Settings from words, as `serve run` and a RayService's `args` give them.
 
     Args:
-        options: `out` is needed; model, device, dtype, threads, gpus, size, hub, max_streams, allow_network
-            (CIDRs with commas), allow_port, hosts, token_file, secrets.
+        options: `out` is needed. The others are those of `xmem serve`: gpus, hub, max_streams, allow_network
+            (CIDRs with commas), allow_port, allow_detector, hosts, token_file, secrets, and every option of
+            tracking that a live stream has, by its name: model, device, dtype, threads, size, mem_every,
+            sinks, ...
         environment: for XMEM_API_TOKENS.
+
+    Raises:
+        UsageError: an option is unknown, missing or not allowed.
     """
     given = {str(name): str(value) for name, value in options.items()}
-    known = {name: given.pop(name) for name in list(given) if name in _WORDS}
-    if given or not known.get("out"):
+    words = {name: given.pop(name) for name in list(given) if name in _WORDS}
+    tracked = {o.name: o for o in track_options() if o.name not in NOT_LIVE}
+    tracking = {name: tracked[name].parse(given.pop(name)) for name in list(given) if name in tracked}
+    if given or not words.get("out"):
         wrong = f"unknown option {sorted(given)[0]!r}" if given else "option 'out' is missing"
-        raise UsageError(f"{wrong}: there are {', '.join(_WORDS)}")
-    if known.get("token_file"):
-        tokens = TokenSet.from_file(known["token_file"])
+        raise UsageError(f"{wrong}: there are {', '.join((*_WORDS, *tracked))}")
+    if words.get("token_file"):
+        tokens = TokenSet.from_file(words["token_file"])
     else:
         tokens = TokenSet.from_text(environment.get(TOKENS_VARIABLE, ""))
-    networks = tuple(_listed(known.get("allow_network", "")))
-    ports = tuple(_whole(port) for port in _listed(known.get("allow_port", ""))) or ApiSettings(None).ports
-    most = _whole(known.get("max_streams", "16"))
-    api = ApiSettings(
-        tokens, networks, ports, hosts=tuple(_listed(known.get("hosts", ""))) or None, max_streams=most
+    return live_settings(
+        words["out"],
+        TrackSettings().with_options(tracking),
+        ApiSettings(
+            tokens,
+            tuple(_listed(words.get("allow_network", ""))),
+            tuple(_whole(port) for port in _listed(words.get("allow_port", ""))) or ApiSettings(None).ports,
+            hosts=tuple(_listed(words.get("hosts", ""))) or None,
+            detectors=tuple(_listed(words.get("allow_detector", ""))) or ApiSettings(None).detectors,
+            max_streams=_whole(words.get("max_streams", "16")),
+        ),
+        hub=words.get("hub", "default"),
+        secrets=words.get("secrets"),
+        gpus=float(words.get("gpus", "0")),
     )
-    hub = HubSettings(
-        out=known["out"],
-        hub=known.get("hub", "default"),
-        model=known.get("model", "xmem-lite"),
-        device=known.get("device", "cpu"),
-        dtype=known.get("dtype", "float32"),
-        threads=_whole(known.get("threads", "1")),
-        size=_whole(known["size"]) if "size" in known else None,
-        secrets=known.get("secrets"),
-        max_streams=most,
+
+
+def live_settings(
+    out: str,
+    tracking: TrackSettings,
+    api: ApiSettings,
+    *,
+    hub: str = "default",
+    secrets: str | None = None,
+    gpus: float = 0.0,
+) -> tuple[ApiSettings, HubPlace]:
+    """Settings of the API and of the hub behind it, as `xmem serve` and `serve run` make them alike.
+
+    Args:
+        out: output folder.
+        tracking: model, memory and sinks of the hub; its detector's settings and box segmenter are those of
+            streams that name none.
+        api: settings of the API; cameras may be where it says, and there may be as many.
+        hub, secrets: see `HubSettings`.
+        gpus: share of a GPU to reserve; 0 with a cuda device: a whole one.
+    """
+    streams = replace(
+        api.streams, finder=tracking.detector.finder, box_segmenter=tracking.commit.box_segmenter
+    )
+    settings = HubSettings(
+        out,
+        hub=hub,
+        tracking=tracking,
         options=camera_options(api),
+        max_streams=api.max_streams,
+        secrets=secrets,
     )
-    return api, HubPlace(live_actor_name(hub.hub), hub, gpus=float(known.get("gpus", "0")))
+    gpus = gpus or float(tracking.model.device.startswith("cuda"))
+    return replace(api, streams=streams), HubPlace(live_actor_name(hub), settings, gpus=gpus)
 
 
 def camera_options(api: ApiSettings) -> LiveOptions:
@@ -213,8 +251,8 @@ def app(options: Mapping[str, str]) -> serve.Application:
 
 
 _WORDS = (
-    "out", "model", "device", "dtype", "threads", "gpus", "size", "hub", "max_streams", "allow_network",
-    "allow_port", "hosts", "token_file", "secrets",
+    "out", "gpus", "hub", "max_streams", "allow_network", "allow_port", "allow_detector", "hosts",
+    "token_file", "secrets",
 )  # fmt: skip
 
 

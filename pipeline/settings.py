@@ -1,23 +1,27 @@
-"""What decides a stream's rows: model, sizes, memory, chunks. In the stream record, compared on resume."""
+"""Settings of tracking: model, memory, detector and commits. Each is defined here, once.
+
+They are nested in `TrackSettings` and handed through whole: by the command line and the HTTP API to a batch,
+a live hub or a Ray Data stage, from there to the trackers, and into the stream record. To add an option, add
+a field to one of these classes (limits in `setting`, help in the docstring) and, for a typed keyword of
+`pipeline.executor.track`, its name to `TrackOptions`. Commands, API limits and records follow.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from pipeline.errors import UsageError
-from xmem_core import MemoryConfig, VideoSegmenter
+from pipeline.finder_settings import FinderSettings
+from pipeline.setting_fields import MAX_SIZE, MIN_SIZE, Option, check, from_flat, options_of, setting
+from xmem_core.config import MemoryConfig
+
+if TYPE_CHECKING:
+    from xmem_core import VideoSegmenter
 
 DTYPES = ("float32", "bfloat16", "float16")
 AUTO = "auto"
 """Instead of one of `DTYPES`: what suits machine and model, see `pipeline.executor.open_segmenter`."""
-MIN_SIZE = 16
-
-# Snapshots may come as often as one likes. A model may be called by another name: its weights count.
-_INDIFFERENT = ("snapshot_chunks", "model")
-# Without a detector these mean nothing; and streams of before there were any go on as they began.
-_OF_DETECTOR = ("detector", "detect_every", "detect_confirmations", "max_objects", "out_of_sight_frames")
 
 
 def dtype_name(segmenter: VideoSegmenter) -> str:
@@ -26,63 +30,170 @@ def dtype_name(segmenter: VideoSegmenter) -> str:
 
 
 @dataclass(frozen=True)
-class TrackSettings:
-    """Settings of one stream.
+class ModelSettings:
+    """The network, and where and how it runs.
 
     Args:
-        model: name or path given to `xmem_core.load_model`.
-        model_fingerprint: of the weights it stood for.
-        memory: memory settings.
-        size: shorter side that the network sees, in pixels; None: frames as they are.
-        dtype: one of `DTYPES`.
-        threads: CPU threads of the network. Another number changes the last bits of its results, so a stream
-            keeps the number it began with.
-        chunk_frames: frames per commit.
-        snapshot_chunks: commits between two snapshots of the tracker's state.
-        max_frames: track no more than so many frames; None: all.
-        box_segmenter: who turns boxes into masks.
-        detector: who finds new objects by itself, see `pipeline.detectors`; None: nobody does.
-        detect_every: frames from one look of the detector to the next.
-        detect_confirmations: looks that must find a thing before it becomes an object.
-        max_objects: the detector starts no object while there are so many.
-        out_of_sight_frames: an object that the detector started is given up when it has not been visible for
-            more frames than that.
+        name: network: xmem-lite, xmem, xmem-s012, xmem-s2, xmem-no-sensory, or a file.
+        size: shorter side that the network sees, in pixels; 0: frames as they are. Default: the model's.
+        full_size: let the network see frames as they are; the same as a size of 0.
+        device: device that the network runs on: cpu, cuda, cuda:1, ...
+        dtype: precision of the network: float32, bfloat16, float16, or auto: bfloat16 where the CPU has it.
+            With auto a stream keeps what it was begun with.
+        threads: CPU threads of the network. Default: those the stream was begun with, else what the process
+            or machine has. Another number changes the last bits of the results.
     """
 
-    model: str
-    model_fingerprint: str
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    size: int | None = None
-    dtype: str = "float32"
-    threads: int = 1
-    chunk_frames: int = 100
-    snapshot_chunks: int = 4
-    max_frames: int | None = None
-    box_segmenter: str = "grabcut"
-    detector: str | None = None
-    detect_every: int = 5
-    detect_confirmations: int = 3
-    max_objects: int = 8
-    out_of_sight_frames: int = 250
+    name: str = setting("xmem-lite", flat="model", decisive=False)
+    size: int | None = setting(None, least=MIN_SIZE, most=MAX_SIZE)
+    full_size: bool = setting(False, recorded=False)
+    device: str = setting("cpu", recorded=False)
+    dtype: str = setting(AUTO, choices=(*DTYPES, AUTO))
+    threads: int | None = setting(None, least=1)
 
     def __post_init__(self) -> None:
-        for name in ("threads", "chunk_frames", "snapshot_chunks", "max_frames", *_OF_DETECTOR[1:]):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name}={value} is not allowed: at least 1")
-        if self.size is not None and self.size < MIN_SIZE:
-            raise UsageError(f"size={self.size} is not allowed: at least {MIN_SIZE} pixels")
-        if self.dtype not in DTYPES:
-            raise UsageError(f"dtype={self.dtype!r} is not allowed: choose one of {', '.join(DTYPES)}")
+        if self.size == 0 and not isinstance(self.size, bool):
+            object.__setattr__(self, "size", None)
+            object.__setattr__(self, "full_size", True)
+        check(self)
+
+
+@dataclass(frozen=True)
+class DetectorSettings:
+    """What finds new objects, and when they are started and given up.
+
+    Args:
+        name: detector that finds new objects: motion, or an installed detector's name. Default: none.
+        finder: when objects are started and given up.
+    """
+
+    name: str | None = setting(None, flat="detector")
+    finder: FinderSettings = field(default_factory=FinderSettings)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class CommitSettings:
+    """What of a stream is written, how often, and where to.
+
+    Args:
+        chunk_frames: frames per commit.
+        snapshot_chunks: commits between two snapshots of the tracker's state.
+        max_frames: stop after so many frames. Default: at the end.
+        box_segmenter: plugin that turns boxes into masks: grabcut, ellipse, or an installed one's name.
+        sinks: plugin that gets the rows too, by name; repeatable.
+    """
+
+    chunk_frames: int = setting(100, least=1)
+    # Snapshots may come as often as one likes: they change no rows.
+    snapshot_chunks: int = setting(4, least=1, decisive=False)
+    max_frames: int | None = setting(None, least=1)
+    box_segmenter: str = setting("grabcut")
+    sinks: tuple[str, ...] = setting((), recorded=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sinks, list):
+            object.__setattr__(self, "sinks", tuple(self.sinks))
+        check(self)
+
+
+class TrackOptions(TypedDict, total=False):
+    """Settings of tracking by their flat names, as keywords of `track` and `TrackSettings.of`."""
+
+    model: str
+    size: int | None
+    full_size: bool
+    device: str
+    dtype: str
+    threads: int | None
+    memory: MemoryConfig | None
+    detector: str | None
+    detect_every: int
+    detect_confirmations: int
+    max_objects: int
+    out_of_sight_frames: int
+    chunk_frames: int
+    snapshot_chunks: int
+    max_frames: int | None
+    box_segmenter: str
+    sinks: Sequence[str]
+
+
+@dataclass(frozen=True)
+class TrackSettings:
+    """Settings of a stream, as they are asked for; `of_segmenter` makes of them what its record says.
+
+    Args:
+        model: the network and where it runs.
+        memory: memory settings.
+        commit: chunks, snapshots, sinks.
+        detector: what finds new objects.
+        model_fingerprint: of the weights that the model's name stands for; "" as long as they are not loaded.
+    """
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    commit: CommitSettings = field(default_factory=CommitSettings)
+    detector: DetectorSettings = field(default_factory=DetectorSettings)
+    model_fingerprint: str = ""
+
+    @classmethod
+    def of(cls, **options: Unpack[TrackOptions]) -> TrackSettings:
+        """From flat names: `TrackSettings.of(model="xmem", detect_every=10)`. See `with_options`."""
+        return cls().with_options(options)
+
+    def with_options(self, options: Mapping[str, Any]) -> TrackSettings:
+        """These settings with some replaced by their flat names, those of the memory included.
+
+        Raises:
+            UsageError: a name is unknown, or a value not allowed.
+        """
+        given = dict(options)
+        memory = given.pop("memory", None)
+        if "sinks" in given:
+            given["sinks"] = tuple(given["sinks"] or ())
+        return from_flat(self if memory is None else replace(self, memory=memory), given)
+
+    def of_segmenter(self, segmenter: VideoSegmenter, threads: int) -> TrackSettings:
+        """What a stream's record says of these settings, once the model is loaded.
+
+        Args:
+            segmenter: made of these settings; says which size, precision and memory they stand for.
+            threads: CPU threads that the network runs with.
+        """
+        model = replace(
+            self.model,
+            size=segmenter.size,
+            full_size=segmenter.size is None,
+            dtype=dtype_name(segmenter),
+            threads=threads,
+        )
+        return replace(
+            self, model=model, memory=segmenter.memory_config, model_fingerprint=segmenter.fingerprint
+        )
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of the network; 1 where none are named."""
+        return self.model.threads or 1
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict that `from_dict` takes back."""
-        return asdict(self)
+        """The flat, JSON-ready dict of the stream record. Where a stream runs and its sinks are not in it."""
+        values = {o.name: o.of(self) for o in _RECORDED}
+        first = {"model": values.pop("model"), "model_fingerprint": self.model_fingerprint}
+        return {**first, "memory": asdict(self.memory), **values}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrackSettings:
-        """Build from `to_dict`'s output."""
-        return cls(**{**values, "memory": MemoryConfig.from_dict(values["memory"])})
+        """Build from `to_dict`'s output; UsageError for what is unknown or not allowed."""
+        given = dict(values)
+        fingerprint = str(given.pop("model_fingerprint", ""))
+        memory = MemoryConfig.from_dict(given.pop("memory", {}))
+        full_size = given.get("size") is None
+        settings = cls(memory=memory, model_fingerprint=fingerprint).with_options(given)
+        return replace(settings, model=replace(settings.model, full_size=full_size))
 
     def decisive(self) -> dict[str, Any]:
         """Those that change rows, as a flat dict."""
@@ -96,6 +207,18 @@ class TrackSettings:
             for name in sorted(set(own) | set(other))
             if own.get(name) != other.get(name)
         ]
+
+
+def track_options() -> tuple[Option, ...]:
+    """All options of tracking, as commands offer them."""
+    return tuple(o for o in options_of(TrackSettings) if o.name != "model_fingerprint")
+
+
+_RECORDED = tuple(o for o in track_options() if o.path[0] != "memory" and o.metadata.get("recorded", True))
+# A model may be called by another name: its weights count.
+_INDIFFERENT = tuple(o.name for o in _RECORDED if not o.metadata.get("decisive", True))
+# Without a detector these mean nothing; and streams of before there were any go on as they began.
+_OF_DETECTOR = tuple(o.name for o in _RECORDED if o.path[0] == "detector")
 
 
 def _decisive(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from pipeline.boxes import BoxSegmenter, load_box_segmenter
 from pipeline.closing import Closing
 from pipeline.detectors import Detector, load_detector
 from pipeline.errors import PromptError, SettingsConflictError, SourceError
-from pipeline.finder import FinderSettings, NewObject, ObjectFinder
+from pipeline.finder import NewObject, ObjectFinder
 from pipeline.masks import tracked_records
 from pipeline.prefetch import Prefetch
 from pipeline.prompts import PromptSet, ResolvedPrompt, resolve
@@ -139,8 +139,8 @@ class StreamTracker(Closing):
     # --- opening ---------------------------------------------------------------------------------
 
     def _open(self, prompts: PromptSet | None, restart: bool, snapshot: bytes | None) -> None:
-        if self.settings.detector is not None:
-            self._detector = load_detector(self.settings.detector)
+        if self.settings.detector.name is not None:
+            self._detector = load_detector(self.settings.detector.name)
         if restart:
             self._try_first_frame(self._something(prompts))
             self.store.restart()
@@ -190,7 +190,7 @@ class StreamTracker(Closing):
 
     def _something(self, prompts: PromptSet | None) -> PromptSet:
         """The prompts, if there is anything to track."""
-        if self.settings.detector is not None:
+        if self.settings.detector.name is not None:
             return prompts or PromptSet()
         if prompts is None or prompts.is_empty():
             raise PromptError("nothing to track: give masks, boxes, a prompts file or a detector")
@@ -265,22 +265,16 @@ class StreamTracker(Closing):
 
     def _new_finder(self) -> ObjectFinder | None:
         """One that remembers nothing; each with a detector of its own."""
-        name = self.settings.detector
+        name = self.settings.detector.name
         if name is None:
             return None
         detector, self._detector = self._detector or load_detector(name), None
         if self._boxes is None:
-            self._boxes = load_box_segmenter(self.settings.box_segmenter)
-        settings = FinderSettings(
-            every=self.settings.detect_every,
-            confirmations=self.settings.detect_confirmations,
-            max_objects=self.settings.max_objects,
-            out_of_sight=self.settings.out_of_sight_frames,
-        )
-        return ObjectFinder(detector, settings, self._boxes, self._prompts.object_ids)
+            self._boxes = load_box_segmenter(self.settings.commit.box_segmenter)
+        return ObjectFinder(detector, self.settings.detector.finder, self._boxes, self._prompts.object_ids)
 
     def _limited(self, start: int, previous_pts: float | None) -> Iterator[Frame]:
-        limit = self.settings.max_frames
+        limit = self.settings.commit.max_frames
         if limit is not None and start >= limit:
             return
         for frame in self.source.frames(start, previous_pts_seconds=previous_pts):
@@ -313,7 +307,7 @@ class StreamTracker(Closing):
     @property
     def most_objects(self) -> int:
         """How many objects there may be at the same time, by prompts and detector."""
-        found = 0 if self.settings.detector is None else self.settings.max_objects
+        found = 0 if self.settings.detector.name is None else self.settings.detector.finder.max_objects
         return self._prompts.most_objects + found
 
     # --- stepping --------------------------------------------------------------------------------
@@ -427,13 +421,16 @@ class StreamTracker(Closing):
 
     def _end_chunk(self, following: Frame) -> None:
         """Commit the chunk that ends before a frame, if one does."""
-        if following.frame_index % self.settings.chunk_frames:
+        if following.frame_index % self.settings.commit.chunk_frames:
             return
         # Not earlier: losses at the very end of a video belong into its last chunk.
         if following.frame_index > self._first:
             self._commit(following.frame_index)
         # While frames are repeated too, lest a run that is killed again and again gets nowhere.
-        if self._next - self._snapshot_at >= self.settings.snapshot_chunks * self.settings.chunk_frames:
+        if (
+            self._next - self._snapshot_at
+            >= self.settings.commit.snapshot_chunks * self.settings.commit.chunk_frames
+        ):
             self._take_snapshot()
 
     def _arrive(self, frame: Frame) -> StepInput:
@@ -518,7 +515,7 @@ class StreamTracker(Closing):
 
     def _resolve(self, frame: Frame, prompts: PromptSet) -> ResolvedPrompt:
         if self._boxes is None:
-            self._boxes = load_box_segmenter(self.settings.box_segmenter)
+            self._boxes = load_box_segmenter(self.settings.commit.box_segmenter)
         objects = prompts.at(frame.frame_index)
         resolved = resolve(objects, frame, self._boxes)
         self.summary.warnings.extend(resolved.warnings)

@@ -92,7 +92,7 @@ class StreamIdentity:
             "rate": source.rate,
             "codec": source.codec,
             "container": source.container,
-            "model": self.settings.model,
+            "model": self.settings.model.name,
             "settings": self.settings.to_dict(),
             "prompts": self.prompts.to_record(),
         }

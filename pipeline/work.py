@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from pipeline.errors import AnotherWriterError, NotAVideoError, UsageError, XmemError
 from pipeline.redact import redacted
 from pipeline.retries import http_status
-from xmem_core import MemoryConfig
+from pipeline.settings import TrackOptions, TrackSettings
 
 _PERMANENT = (UsageError, NotAVideoError, AnotherWriterError)
 # Client libraries have classes of their own for it, and some failures reach us as text only.
@@ -28,30 +28,32 @@ Outcome = Literal["tracked", "finished", "refused", "unknown", "failed"]
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What all streams of one batch have in common. The arguments are those of `pipeline.executor.track`.
+    """What all streams of one batch have in common.
 
     Args:
-        dtype, threads: the network's precision and CPU threads; a stream that was begun with another number
-            of threads, or (where it is "auto") in another precision, keeps its own.
-        storage_options, out_storage_options: may hold credentials, so they are in no repr.
+        out: the output folder, a path or any fsspec URI.
+        tracking: how they are tracked. A stream that was begun with another number of threads, or (where the
+            dtype is "auto") in another precision, keeps its own.
+        storage_options, out_storage_options: for the fsspec file systems of videos and output. They may hold
+            credentials, so they are in no repr.
     """
 
     out: str
-    model: str = "xmem-lite"
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    size: int | None = None
-    full_size: bool = False
-    device: str = "cpu"
-    dtype: str = "float32"
-    threads: int = 1
-    chunk_frames: int = 100
-    snapshot_chunks: int = 4
-    max_frames: int | None = None
-    box_segmenter: str = "grabcut"
-    detector: str | None = None
-    sinks: tuple[str, ...] = ()
+    tracking: TrackSettings = field(default_factory=TrackSettings)
     storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
     out_storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        out: str,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        out_storage_options: Mapping[str, Any] | None = None,
+        **options: Unpack[TrackOptions],
+    ) -> WorkerSettings:
+        """With settings of tracking by their flat names, see `pipeline.settings.TrackSettings.of`."""
+        return cls(out, TrackSettings.of(**options), storage_options, out_storage_options)
 
 
 @dataclass(frozen=True, slots=True)

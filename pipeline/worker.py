@@ -10,7 +10,7 @@ import gc
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,13 +20,12 @@ from pipeline.executor import Begun, Executor, begun_with, open_segmenter
 from pipeline.memory_plan import predict_state_bytes, predict_workspace_bytes
 from pipeline.prompts import PromptSet, load_mask_png, load_prompts
 from pipeline.redact import redacted_trace
-from pipeline.settings import AUTO, TrackSettings, dtype_name
+from pipeline.settings import AUTO, dtype_name
 from pipeline.sinks import Sinks
 from pipeline.sources import open_source
 from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
 from pipeline.work import ChunkRef, ChunkReport, Failure, Outcome, StreamSpec, StreamStatus, WorkerSettings
-from xmem_core import VideoSegmenter
 
 logger = logging.getLogger(__name__)
 
@@ -59,24 +58,14 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._sinks = Sinks.load(settings.sinks)
-        self._segmenter = self._load(settings.dtype)
+        self._tracking = settings.tracking
+        self._sinks = Sinks.load(self._tracking.commit.sinks)
+        self._segmenter = open_segmenter(self._tracking.model, self._tracking.memory)
         self._executors = {dtype_name(self._segmenter): Executor(self._segmenter)}
+        self._threads = self._tracking.model.threads or torch.get_num_threads()
         self._streams: dict[str, _Open] = {}
         # After an illegal access or a failed assertion on a GPU every later call fails, whoever's it is.
         self.broken = False
-
-    def _load(self, dtype: str) -> VideoSegmenter:
-        settings = self._settings
-        return open_segmenter(
-            settings.model,
-            settings.memory,
-            size=settings.size,
-            full_size=settings.full_size,
-            device=settings.device,
-            dtype=dtype,
-            threads=settings.threads,
-        )
 
     def facts(self) -> dict[str, Any]:
         """This process: pid, device, the device's memory and what the weights take of it, in bytes."""
@@ -118,10 +107,10 @@ class Worker:
                 outcome = "finished"
             elif ref.first != stream.position:
                 outcome = "refused"
-            elif (ref.last + 1) % stream.settings.chunk_frames:
+            elif (ref.last + 1) % stream.settings.commit.chunk_frames:
                 raise UsageError(
                     f"a chunk that ends at frame {ref.last} is not allowed: rows are committed by "
-                    f"{stream.settings.chunk_frames} frames"
+                    f"{stream.settings.commit.chunk_frames} frames"
                 )
             else:
                 torch.set_num_threads(stream.settings.threads)
@@ -157,7 +146,7 @@ class Worker:
 
     def _advance(self, stream: StreamTracker, last: int) -> Outcome:
         while stream.next_frame <= last:
-            if not self._executors[stream.settings.dtype].advance([stream]):
+            if not self._executors[stream.settings.model.dtype].advance([stream]):
                 return "finished"
         # Only the frame after it shows that the chunk is whole, and whether the video ends here.
         return "tracked" if stream.settle() else "finished"
@@ -208,26 +197,15 @@ class Worker:
         store = StreamStore(options.out, spec.stream_id, options.out_storage_options)
         prompts = self._prompts(spec)
         begun = Begun() if spec.restart else begun_with(store)
-        segmenter = self._segmenter
-        if options.dtype == AUTO and begun.dtype is not None:
-            # Begun on another kind of CPU, it keeps the precision it was begun with.
-            dtype = begun.dtype
-            if dtype not in self._executors:
-                self._executors[dtype] = Executor(self._load(dtype))
-            segmenter = self._executors[dtype].segmenter
-        settings = TrackSettings(
-            model=options.model,
-            model_fingerprint=segmenter.fingerprint,
-            memory=segmenter.memory_config,
-            size=segmenter.size,
-            dtype=dtype_name(segmenter),
-            threads=begun.threads or options.threads,
-            chunk_frames=options.chunk_frames,
-            snapshot_chunks=options.snapshot_chunks,
-            max_frames=options.max_frames,
-            box_segmenter=options.box_segmenter,
-            detector=options.detector,
-        )
+        # A stream keeps the threads it was begun with, and in "auto" the precision, though it may have been
+        # begun on another kind of CPU.
+        model = begun.keep(self._tracking.model, threads=True)
+        if model.dtype == AUTO:
+            model = replace(model, dtype=dtype_name(self._segmenter))
+        if model.dtype not in self._executors:
+            self._executors[model.dtype] = Executor(open_segmenter(model, self._tracking.memory))
+        segmenter = self._executors[model.dtype].segmenter
+        settings = self._tracking.of_segmenter(segmenter, model.threads or self._threads)
         source = open_source(spec.uri, threads=0, storage_options=options.storage_options)
         return StreamTracker(
             source,
@@ -253,8 +231,9 @@ class Worker:
     def _status(self, held: _Open) -> StreamStatus:
         stream = held.stream
         source, segmenter = stream.source, self._segmenter
-        sizes = (source.height, source.width, stream.most_objects, segmenter.size, stream.settings.dtype)
-        lengths = [n for n in (source.frame_count, stream.settings.max_frames) if n is not None]
+        dtype = stream.settings.model.dtype
+        sizes = (source.height, source.width, stream.most_objects, segmenter.size, dtype)
+        lengths = [n for n in (source.frame_count, stream.settings.commit.max_frames) if n is not None]
         status = StreamStatus(
             stream.store.stream_id,
             next_frame=stream.position,

@@ -16,6 +16,7 @@ from pipeline.errors import XmemError  # noqa: E402
 from pipeline.live_hub import HubSettings, LiveHub  # noqa: E402
 from pipeline.live_spec import LiveSettings, LiveSpec  # noqa: E402
 from pipeline.metrics import metrics_text  # noqa: E402
+from pipeline.settings import TrackSettings  # noqa: E402
 from xmem_core import MemoryConfig  # noqa: E402
 
 # Full within a minute, so that what grows after that is a leak.
@@ -24,7 +25,9 @@ MEMORY = MemoryConfig(max_long_term_elements=1000, num_prototypes=32)
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO)
-    hub = LiveHub(HubSettings(sys.argv[1], memory=MEMORY, size=int(sys.argv[2])))
+    hub = LiveHub(
+        HubSettings(sys.argv[1], tracking=TrackSettings.of(memory=MEMORY, size=int(sys.argv[2]), threads=1))
+    )
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     answer: Any

@@ -15,12 +15,18 @@ from small_net import SMALL_MEMORY, small_model  # noqa: E402
 from pipeline.errors import XmemError  # noqa: E402
 from pipeline.live_hub import HubSettings, LiveHub  # noqa: E402
 from pipeline.live_spec import LiveSettings, LiveSpec  # noqa: E402
+from pipeline.settings import TrackSettings  # noqa: E402
 from xmem_core import VideoSegmenter  # noqa: E402
 
 
 def main() -> None:
     out = sys.argv[1]
-    settings = HubSettings(out, memory=SMALL_MEMORY, secrets=out + "-secrets", calibrate=False)
+    settings = HubSettings(
+        out,
+        tracking=TrackSettings.of(memory=SMALL_MEMORY, threads=1),
+        secrets=out + "-secrets",
+        calibrate=False,
+    )
     hub = LiveHub(settings, segmenter=VideoSegmenter(small_model(), SMALL_MEMORY), open_feed=FakeFeed)
     sys.stdout.write("ready\n")
     sys.stdout.flush()

@@ -17,6 +17,7 @@ from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.masks import rle_to_mask
 from pipeline.prompts import PromptSet
 from pipeline.query import query
+from pipeline.settings import TrackSettings
 from pipeline.stream import StreamSummary
 from xmem_core import MemoryConfig, VideoSegmenter
 from xmem_core.weights import save_weights
@@ -104,7 +105,7 @@ def test_an_old_live_stream_goes_on(tmp_path: Path) -> None:
     shutil.copytree(OLD / "live", tmp_path, dirs_exist_ok=True)
     before = files(OLD / "live")
     memory = MemoryConfig(**make.MEMORY)
-    settings = HubSettings(str(tmp_path), memory=memory, calibrate=False)
+    settings = HubSettings(str(tmp_path), tracking=TrackSettings(memory=memory), calibrate=False)
     segmenter = VideoSegmenter(make.model(), memory, size=48)
     with LiveHub(settings, segmenter=segmenter, open_feed=make.walk_feed) as hub:
         end = time.monotonic() + PATIENCE

@@ -173,7 +173,7 @@ def test_the_rayservices_application_can_be_built() -> None:
     api, place = serve.settings_from(words, {"XMEM_API_TOKENS": "x" * 32})
     assert api.networks == ("10.20.0.0/16",)
     assert place.settings is not None
-    assert (place.gpus, place.settings.device) == (1.0, "cuda")
+    assert (place.gpus, place.settings.tracking.model.device) == (1.0, "cuda")
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "prometheus.yml", "alerts.yml"])

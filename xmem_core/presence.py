@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FEATURES = ("mean", "peak", "solid", "sure", "size", "rival")
 """Of an object's mask, the pixels where it is the most probable:
@@ -61,6 +62,8 @@ def presence_features(probabilities: Tensor, names: Sequence[str] = FEATURES) ->
 
     `probabilities`: (O + 1, h, w), background first, at any size: the network's own is cheapest.
     """
+    import torch  # here: settings need the constants alone
+
     planes = probabilities.flatten(1)
     objects = planes[1:]
     if not len(objects):
@@ -96,6 +99,8 @@ def presence_features(probabilities: Tensor, names: Sequence[str] = FEATURES) ->
 
 def presence_scores(probabilities: Tensor, constants: PresenceConstants) -> Tensor:
     """(O,) float32, 0 to 1: how probably each object's mask is on it; 0 for one without a mask."""
+    import torch
+
     weighed = {"mean": 0.0} | {n: w for n, w in zip(FEATURES, constants.weights, strict=True) if w}
     features = presence_features(probabilities, tuple(weighed))
     score = torch.sigmoid(features @ features.new_tensor(tuple(weighed.values())) + constants.intercept)

@@ -22,6 +22,7 @@ from jobs.suites.presence import Observations, fit
 from jobs.suites.runner import run_suite
 from pipeline.errors import UsageError, XmemError
 from pipeline.executor import open_segmenter
+from pipeline.settings import ModelSettings
 from xmem_core import load_model
 from xmem_core.presence import FEATURES, PresenceConstants
 from xmem_core.weights import save_weights
@@ -101,7 +102,7 @@ def main() -> None:
         model = load_model(args.weights)
         constants, seen = fit_presence(
             args.data,
-            open_segmenter(args.weights, dtype=args.dtype),
+            open_segmenter(ModelSettings(args.weights, dtype=args.dtype)),
             crowds=args.crowds,
             troubles=args.troubles,
             height=args.height,

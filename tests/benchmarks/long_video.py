@@ -102,7 +102,7 @@ def course(
     """Seconds a frame (early, late) of the chunks that took turns; resident bytes early and late."""
     if frames < EARLY + 2 * COMPARED:
         raise ValueError(f"{frames} frames are too few to compare: at least {EARLY + 2 * COMPARED}")
-    worker = Worker(WorkerSettings(str(out), threads=threads, chunk_frames=CHUNK))
+    worker = Worker(WorkerSettings.of(str(out), threads=threads, chunk_frames=CHUNK))
     early = Pass(worker, "early", video, prompts)
     early.until(EARLY)
     late = Pass(worker, "late", video, prompts)

@@ -23,6 +23,7 @@ from jobs.report import BatchReport
 from pipeline.errors import StoreError, UsageError
 from pipeline.executor import track
 from pipeline.prompts import PromptSet
+from pipeline.settings import ModelSettings
 from pipeline.work import StreamSpec, WorkerSettings
 
 BOX: dict[str, Any] = {
@@ -30,7 +31,7 @@ BOX: dict[str, Any] = {
     "objects": [{"frame": 0, "id": 1, "box": [10, 10, 30, 30], "category": "shape"}],
 }
 CHUNK = 8
-ONE = BatchOptions(actors=1, threads=1)
+ONE = BatchOptions(actors=1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,8 +60,8 @@ def videos(tmp_path: Path) -> Path:
 
 
 def settings(out: Path, weights: str, **options: Any) -> WorkerSettings:
-    given = {"model": weights, "chunk_frames": CHUNK, "snapshot_chunks": 1, **options}
-    return WorkerSettings(str(out), **given)
+    given = {"model": weights, "chunk_frames": CHUNK, "snapshot_chunks": 1, "threads": 1, **options}
+    return WorkerSettings.of(str(out), **given)
 
 
 def states(report: BatchReport) -> dict[str, str]:
@@ -92,7 +93,7 @@ def test_every_good_video_is_tracked_as_by_itself_and_every_bad_one_is_named(
     report = run_batch(
         load_manifest(videos),
         settings(out, weights),
-        BatchOptions(threads=1, max_tries=2),
+        BatchOptions(max_tries=2),
         on_progress=lambda standing, running: seen.append((standing, list(running))),
     )
     assert report.exit_code == 1
@@ -131,9 +132,7 @@ def test_run_again_only_what_is_unfinished_is_tracked_and_with_restart_all(
     good = (videos / "b.mp4").read_bytes()
     (videos / "b.mp4").write_bytes(b"broken")
     out = tmp_path / "out"
-    first = run_batch(
-        load_manifest(videos), settings(out, weights), BatchOptions(actors=1, threads=1, max_tries=1)
-    )
+    first = run_batch(load_manifest(videos), settings(out, weights), BatchOptions(actors=1, max_tries=1))
     assert states(first) == {"a.mp4": "finished", "b.mp4": "failed", "c.mp4": "finished"}
     before = written(out)
     (videos / "b.mp4").write_bytes(good)
@@ -214,8 +213,8 @@ def test_from_a_bucket_into_a_bucket(videos: Path, weights: str, s3_server: S3Se
     fs.pipe(f"{root}/in/broken.prompts.json", json.dumps(BOX).encode())
     jobs = load_manifest(f"{root}/in/**/*.mp4", storage_options=s3_server.options)
     options = {"storage_options": s3_server.options, "out_storage_options": s3_server.options}
-    given = WorkerSettings(f"{root}/out", model=weights, chunk_frames=CHUNK, **options)
-    once = BatchOptions(actors=1, threads=1, max_tries=1)
+    given = WorkerSettings.of(f"{root}/out", model=weights, threads=1, chunk_frames=CHUNK, **options)
+    once = BatchOptions(actors=1, max_tries=1)
     first = run_batch(jobs, given, once)
     assert states(first) == {
         "a.mp4": "finished", "b.mp4": "finished", "broken.mp4": "failed", "c.mp4": "finished"
@@ -269,6 +268,12 @@ def test_an_output_folder_that_cannot_be_written_is_found_out_first(
 # --- what runs where -----------------------------------------------------------------------------
 
 
+def planned(
+    videos: int, resources: Resources, device: str, threads: int | None = None, **options: Any
+) -> Plan:
+    return plan(videos, resources, ModelSettings(device=device, threads=threads), BatchOptions(**options))
+
+
 @pytest.mark.parametrize(
     ("videos", "cpus", "options", "expected"),
     [
@@ -288,7 +293,7 @@ def test_an_output_folder_that_cannot_be_written_is_found_out_first(
 def test_actors_and_threads_on_cpus(
     videos: int, cpus: tuple[int, ...], options: dict[str, Any], expected: Plan
 ) -> None:
-    assert plan(videos, Resources(cpus), "cpu", BatchOptions(**options)) == expected
+    assert planned(videos, Resources(cpus), "cpu", **options) == expected
 
 
 @pytest.mark.parametrize(
@@ -303,19 +308,19 @@ def test_actors_and_threads_on_cpus(
     ],
 )
 def test_actors_on_gpus(videos: int, gpus: float, options: dict[str, Any], expected: Plan) -> None:
-    assert plan(videos, Resources((16,), gpus), "cuda", BatchOptions(**options)) == expected
+    assert planned(videos, Resources((16,), gpus), "cuda", **options) == expected
 
 
 def test_what_cannot_run_anywhere_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="Ray sees 0 GPUs"):
-        plan(3, Resources((4,)), "cuda", BatchOptions())
+        planned(3, Resources((4,)), "cuda")
     with pytest.raises(UsageError, match="threads 5 is not allowed: the largest machine has 4 CPUs"):
-        plan(3, Resources((4, 2)), "cpu", BatchOptions(threads=5))
+        planned(3, Resources((4, 2)), "cpu", threads=5)
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"actors": 0}, {"threads": 0}, {"max_tries": 0}, {"gpu_fraction": 0}, {"gpu_fraction": 1.5}],
+    [{"actors": 0}, {"max_tries": 0}, {"gpu_fraction": 0}, {"gpu_fraction": 1.5}],
 )
 def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
     (name,) = options

@@ -45,8 +45,8 @@ def test_five_percent_bad_files_among_sixty(tmp_path: Path) -> None:
     out = tmp_path / "out"
     jobs = load_manifest(str(videos), prompts=str(prompts))
     assert len(jobs) == 60
-    settings = WorkerSettings(str(out), model=tiny_weights(tmp_path), chunk_frames=4)
-    report = run_batch(jobs, settings, BatchOptions(actors=2, threads=1, max_tries=2))
+    settings = WorkerSettings.of(str(out), model=tiny_weights(tmp_path), threads=1, chunk_frames=4)
+    report = run_batch(jobs, settings, BatchOptions(actors=2, max_tries=2))
 
     assert report.exit_code == 1
     assert (report.totals()["finished"], report.totals()["failed"]) == (57, 3)
@@ -66,6 +66,6 @@ def test_five_percent_bad_files_among_sixty(tmp_path: Path) -> None:
     assert damaged.losses >= 1
     assert damaged.frames + damaged.losses >= 25
 
-    again = run_batch(jobs, settings, BatchOptions(actors=2, threads=1, max_tries=1))
+    again = run_batch(jobs, settings, BatchOptions(actors=2, max_tries=1))
     assert (again.totals()["finished"], again.totals()["failed"]) == (57, 3)
     assert again.frames == 0  # what is finished is not tracked again

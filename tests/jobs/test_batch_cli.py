@@ -106,7 +106,7 @@ def test_the_first_argument_that_is_no_command_is_the_videos(
     arguments = ("*.mp4", "--out", "out") if videos_first else ("--out", "out", "*.mp4")
     assert call(*form, *arguments) == 0
     assert [Path(j.spec.uri).name for j in batch.jobs] == ["a.mp4", "b.mp4"]
-    assert batch.settings == WorkerSettings("out", dtype="auto")
+    assert batch.settings == WorkerSettings("out")
     assert batch.options == BatchOptions()
 
 
@@ -136,11 +136,11 @@ def test_options(folder: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch) ->
         num_prototypes=64, max_long_term_elements=500, max_permanent_frames=2, enable_long_term=False,
         search_window=160,
     )  # fmt: skip
-    assert batch.settings == WorkerSettings(
-        "s3://bucket/out", model="xmem", memory=memory, size=None, full_size=True, device="cuda",
+    assert batch.settings == WorkerSettings.of(
+        "s3://bucket/out", model="xmem", memory=memory, size=0, device="cuda", threads=2,
         dtype="bfloat16", chunk_frames=50, max_frames=70, box_segmenter="ellipse", detector="motion",
     )  # fmt: skip
-    assert batch.options == BatchOptions("head:6379", 3, 2, 0.25, 7)
+    assert batch.options == BatchOptions("head:6379", 3, 0.25, 7)
     first, second = batch.jobs
     assert (first.priority, first.spec.restart) == (2.5, True)
     assert first.spec.prompts_uri == f"{folder}/a.prompts.json"

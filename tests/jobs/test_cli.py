@@ -192,7 +192,7 @@ BAD_OPTIONS = [
     (["--chunk", "0"], "chunk_frames=0"),
     (["--chunk", "many"], "--chunk"),
     (["--max-frames", "0"], "max_frames=0"),
-    (["--threads", "0"], "threads 0"),
+    (["--threads", "0"], "threads=0 is not allowed"),
     (["--dtype", "int8"], "'int8' is not allowed"),
     (["--device", "tpu9"], "device 'tpu9' cannot be used here"),
     (["--device", "cuda:77"], "device 'cuda:77' cannot be used here"),
@@ -529,7 +529,7 @@ def test_credentials_are_not_printed(made: Path, tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--threads", "0"], "threads 0"),
+        (["--threads", "0"], "threads=0 is not allowed"),
         (["--size", "3"], "size=3"),
         (["--dtype", "int4"], "'int4' is not allowed"),
         (["--device", "tpu9"], "device 'tpu9'"),

@@ -22,6 +22,7 @@ from pipeline.actor import live_actor, tracker_actor
 from pipeline.executor import track
 from pipeline.live_hub import HubSettings
 from pipeline.prompts import PromptSet
+from pipeline.settings import TrackSettings
 from pipeline.work import ChunkRef, StreamSpec, StreamStatus, WorkerSettings
 
 CHUNK = 3
@@ -56,7 +57,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def actors(out: Path, model: str) -> list[Any]:
-    options = WorkerSettings(
+    options = WorkerSettings.of(
         str(out), model=model, memory=CAPPED_MEMORY, chunk_frames=CHUNK, snapshot_chunks=2
     )
     return [tracker_actor(options) for _ in range(2)]
@@ -154,7 +155,7 @@ def test_an_actor_whose_device_is_beyond_use_dies_and_comes_back(
 
 
 def test_an_actor_has_the_threads_it_was_promised(out: Path, model: str) -> None:
-    actor = tracker_actor(WorkerSettings(str(out), model=model, threads=1), num_cpus=0)
+    actor = tracker_actor(WorkerSettings.of(str(out), model=model, threads=1), num_cpus=0)
     assert ray.get(actor.__ray_call__.remote(lambda self: os.environ["OMP_NUM_THREADS"])) == "1"
     ray.kill(actor)
 
@@ -165,8 +166,12 @@ def test_an_actors_threads_wait_as_the_driver_says(
     """Set before its process is started, so whatever imports torch there comes later."""
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.setenv("GOMP_SPINCOUNT", "77")
-    tracker = tracker_actor(WorkerSettings(str(out), model=model, threads=1), num_cpus=0)
-    live = live_actor(HubSettings(str(out), hub="spin", model=model), num_cpus=0, lifetime=None)
+    tracker = tracker_actor(WorkerSettings.of(str(out), model=model, threads=1), num_cpus=0)
+    live = live_actor(
+        HubSettings(str(out), hub="spin", tracking=TrackSettings.of(model=model, threads=1)),
+        num_cpus=0,
+        lifetime=None,
+    )
     for actor in (tracker, live):
         started_with = ray.get(
             actor.__ray_call__.remote(lambda self: Path("/proc/self/environ").read_bytes())

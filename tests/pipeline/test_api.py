@@ -56,7 +56,7 @@ def test_add_and_look(client: TestClient, hub: StandInHub) -> None:
     assert answer.json()["url"] == "rtsp://10.20.0.31/h264?sig=***"
     spec = hub.specs["gate"]
     assert spec.url == CAMERA
-    assert (spec.settings.fps, spec.settings.transport, spec.settings.max_objects) == (10.0, "udp", 3)
+    assert (spec.settings.fps, spec.settings.transport, spec.settings.finder.max_objects) == (10.0, "udp", 3)
     hub.publish("gate")
     stream = client.get("/v1/streams/gate").json()
     assert stream["ledger"] == {

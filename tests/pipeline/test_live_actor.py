@@ -21,6 +21,7 @@ from pipeline.errors import UsageError
 from pipeline.live_hub import HubSettings
 from pipeline.live_options import LiveOptions
 from pipeline.live_spec import LiveSettings, LiveSpec
+from pipeline.settings import TrackSettings
 from xmem_core import MemoryConfig
 
 PATIENCE = 60.0
@@ -51,9 +52,9 @@ def test_a_killed_actor_is_back_by_itself(tmp_path: Path) -> None:
     out = tmp_path / "out"
     settings = HubSettings(
         str(out),
-        model=tiny_weights(tmp_path),
-        memory=MEMORY,
-        size=48,
+        tracking=TrackSettings.of(
+            model=tiny_weights(tmp_path), memory=MEMORY, size=48, dtype="float32", threads=1
+        ),
         options=LiveOptions(first_backoff_seconds=0.1, most_backoff_seconds=0.2),
         calibrate=False,
         secrets=str(tmp_path / "secrets"),

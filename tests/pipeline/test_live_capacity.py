@@ -15,7 +15,7 @@ from xmem_core import VideoSegmenter
 
 
 def load(name: str, ms: float | None = None, objects: int = 1, **settings: Any) -> Load:
-    spec = LiveSpec(name, "rtsp://camera/live", settings=LiveSettings(**settings))
+    spec = LiveSpec(name, "rtsp://camera/live", settings=LiveSettings.from_dict(settings))
     return Load(spec, (720, 1280), ms, objects)
 
 
@@ -110,7 +110,9 @@ def test_the_trial_measures_objects_too() -> None:
     ms = capacity.calibrate()
     assert ms > 0
     assert 0 <= capacity._object <= 1
-    one = Load(LiveSpec("x", "rtsp://c/", settings=LiveSettings(size=48, max_objects=1)), (48, 86))
+    one = Load(
+        LiveSpec("x", "rtsp://c/", settings=LiveSettings.from_dict({"size": 48, "max_objects": 1})), (48, 86)
+    )
     speed = capacity._speed([])
     assert speed is not None
     assert capacity._frame_ms(one, speed) == pytest.approx(ms)

@@ -25,6 +25,7 @@ from pipeline.ledger import Ledger
 from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.live_spec import LiveSettings, LiveSpec
 from pipeline.rtsp import LiveSource, LiveStatus
+from pipeline.settings import TrackSettings
 from xmem_core import VideoSegmenter
 
 CHAOS = "XMEM_CHAOS" in os.environ
@@ -163,7 +164,10 @@ def test_four_cameras_killed_frozen_replaced_and_cut_off(tmp_path: Path, clips: 
     kinds = [KINDS[i % len(KINDS)] for i in range(FAULTS)]
     chance.shuffle(kinds)
     settings = HubSettings(
-        str(out), memory=SMALL_MEMORY, size=48, calibrate=False, secrets=str(out) + "-secrets"
+        str(out),
+        tracking=TrackSettings.of(memory=SMALL_MEMORY, size=48),
+        calibrate=False,
+        secrets=str(out) + "-secrets",
     )
     segmenter, feeds = VideoSegmenter(small_model(), SMALL_MEMORY, size=48), Feeds()
     with LiveHub(settings, segmenter=segmenter, open_feed=feeds) as hub:

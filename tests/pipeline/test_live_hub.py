@@ -22,6 +22,7 @@ from pipeline.live_capacity import Load
 from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.live_spec import LiveSettings, LiveSpec
 from pipeline.masks import mask_to_rle
+from pipeline.settings import TrackSettings
 from pipeline.store import StreamStore
 from xmem_core import VideoSegmenter
 
@@ -44,7 +45,7 @@ def prompts(*ids: int) -> dict[str, Any]:
 
 
 def spec(name: str = "cam", url: str = "fake://cam?fps=40", /, **more: Any) -> LiveSpec:
-    settings = LiveSettings(**(QUICK | more.pop("settings", {})))
+    settings = LiveSettings.from_dict(QUICK | more.pop("settings", {}))
     return LiveSpec(name, url, more.pop("prompts", prompts(1)), settings=settings, **more)
 
 
@@ -63,7 +64,11 @@ class World:
         self.feeds: dict[str, FakeFeed] = {}
 
     def hub(self, **more: Any) -> LiveHub:
-        values: dict[str, Any] = {"memory": SMALL_MEMORY, "calibrate": False, "first_backoff_seconds": 0.05}
+        values: dict[str, Any] = {
+            "tracking": TrackSettings.of(memory=SMALL_MEMORY, threads=1),
+            "calibrate": False,
+            "first_backoff_seconds": 0.05,
+        }
         values |= {"secrets": str(self.out.parent / "secrets")} | more
         chosen = values.pop("segmenter", self.segmenter)
         made = LiveHub(HubSettings(str(self.out), **values), segmenter=chosen, open_feed=self._feed)

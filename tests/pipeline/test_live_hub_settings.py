@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from small_net import SMALL_MEMORY, small_model
 
+from pipeline.finder_settings import FinderSettings
 from pipeline.live_hub_settings import HubSettings
 from pipeline.live_options import LiveOptions
 from pipeline.live_spec import LiveSettings, LiveSpec
+from pipeline.settings import DetectorSettings, TrackSettings
 from xmem_core import VideoSegmenter
 
 
@@ -22,9 +24,15 @@ def test_a_stream_chooses_how_its_camera_is_read() -> None:
 def test_the_record_names_the_segmenter_that_tracks() -> None:
     segmenter = VideoSegmenter(small_model(), SMALL_MEMORY, size=96)
     spec = LiveSpec(
-        "cam", "fake://cam", detector="motion", settings=LiveSettings(max_objects=3, detect_every=9)
+        "cam",
+        "fake://cam",
+        detector="motion",
+        settings=LiveSettings(finder=FinderSettings(every=9, max_objects=3)),
     )
-    settings = HubSettings("out", model="xmem", threads=2, size=480).track_settings(spec, segmenter)
-    assert (settings.model, settings.threads, settings.size) == ("xmem", 2, 96)
+    settings = HubSettings(
+        "out", tracking=TrackSettings.of(model="xmem", threads=2, size=480)
+    ).track_settings(spec, segmenter)
+    assert (settings.model.name, settings.model.threads, settings.model.size) == ("xmem", 2, 96)
     assert settings.model_fingerprint == segmenter.fingerprint
-    assert (settings.detector, settings.detect_every, settings.max_objects) == ("motion", 9, 3)
+    assert settings.detector == DetectorSettings("motion", FinderSettings(every=9, max_objects=3))
+    assert settings.commit.box_segmenter == "grabcut"

@@ -18,7 +18,7 @@ def segmenter() -> VideoSegmenter:
 
 
 def stream_of(segmenter: VideoSegmenter, **settings: int) -> HubStream:
-    spec = LiveSpec("cam", "fake://cam", settings=LiveSettings(**settings))  # type: ignore[arg-type]
+    spec = LiveSpec("cam", "fake://cam", settings=LiveSettings.from_dict(settings))
     return HubStream.of(spec, HubSettings("out", first_backoff_seconds=2), segmenter)
 
 

@@ -16,7 +16,7 @@ from pipeline.live_spec import LiveSettings, LiveSpec
 from pipeline.masks import mask_to_rle
 from pipeline.store import StreamStore
 
-SPEC = LiveSpec("cam", "fake://cam", settings=LiveSettings(max_objects=3))
+SPEC = LiveSpec("cam", "fake://cam", settings=LiveSettings.from_dict({"max_objects": 3}))
 SIZE = (48, 64)
 SMALL_MASK = {"size": [4, 4], "counts": mask_to_rle(np.ones((4, 4), np.bool_))}
 

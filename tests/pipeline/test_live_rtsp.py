@@ -16,6 +16,7 @@ from videos import make_video
 from pipeline.errors import UsageError
 from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.live_spec import LiveSettings, LiveSpec
+from pipeline.settings import TrackSettings
 from xmem_core import VideoSegmenter
 
 BOX = {"objects": [{"id": 1, "box": [20, 20, 40, 40]}]}
@@ -33,8 +34,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def hub_of(out: Path, **more: Any) -> LiveHub:
     settings = HubSettings(
         str(out),
-        memory=SMALL_MEMORY,
-        size=48,
+        tracking=TrackSettings.of(memory=SMALL_MEMORY, size=48, threads=1),
         options=options(),
         calibrate=False,
         secrets=str(out) + "-secrets",
@@ -44,7 +44,7 @@ def hub_of(out: Path, **more: Any) -> LiveHub:
 
 
 def spec(name: str, url: str, **more: Any) -> LiveSpec:
-    settings = LiveSettings(**(QUICK | {"policy": "latest"} | more.pop("settings", {})))
+    settings = LiveSettings.from_dict(QUICK | {"policy": "latest"} | more.pop("settings", {}))
     return LiveSpec(name, url, more.pop("prompts", BOX), settings=settings, **more)
 
 

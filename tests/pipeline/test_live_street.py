@@ -21,6 +21,7 @@ from pipeline.api_service import ApiSettings
 from pipeline.ledger import Ledger
 from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.live_spec import LiveSpec
+from pipeline.settings import TrackSettings
 from xmem_core import load_model
 from xmem_core.config import MemoryConfig
 from xmem_core.segmenter import VideoSegmenter
@@ -79,7 +80,12 @@ def test_a_users_box_is_taken_where_detected_objects_hold_every_place(tmp_path: 
         feeds.append(ScriptedFeed(spec, ledger, street))
         return feeds[-1]
 
-    settings = HubSettings(str(tmp_path / "out"), size=96, calibrate=False, secrets=str(tmp_path / "secrets"))
+    settings = HubSettings(
+        str(tmp_path / "out"),
+        tracking=TrackSettings.of(size=96, threads=1),
+        calibrate=False,
+        secrets=str(tmp_path / "secrets"),
+    )
     segmenter = VideoSegmenter(load_model("xmem-lite"), MemoryConfig(), size=96)
     hub = LiveHub(settings, segmenter=segmenter, open_feed=opened)
     api = ApiSettings(None, ("10.20.0.0/16",))

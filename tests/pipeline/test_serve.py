@@ -163,7 +163,7 @@ def test_settings_from_words() -> None:
     assert api.networks == ("10.0.0.0/8", "192.168.1.7")
     assert api.hosts == ("a.example",)
     assert place.settings is not None
-    assert (place.name, place.settings.threads) == ("xmem-live-default", 4)
+    assert (place.name, place.settings.tracking.model.threads) == ("xmem-live-default", 4)
     guard = place.settings.options.guard
     assert guard is not None
     assert [str(n) for n in guard.networks] == ["10.0.0.0/8", "192.168.1.7/32"]
@@ -176,7 +176,7 @@ def test_settings_from_words() -> None:
         ({}, TOKEN, "'out' is missing"),
         ({"out": "o", "alow_network": "10.0.0.0/8"}, TOKEN, "unknown option 'alow_network'"),
         ({"out": "o", "allow_network": "10.0.0.1/8"}, TOKEN, "10.0.0.1/8"),
-        ({"out": "o", "threads": "many"}, TOKEN, "'many' is not a whole number"),
+        ({"out": "o", "threads": "many"}, TOKEN, "threads: 'many' is not a whole number"),
     ],
 )
 def test_wrong_words(words: dict[str, str], tokens: str, said: str) -> None:

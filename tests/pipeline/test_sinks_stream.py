@@ -23,7 +23,7 @@ from pipeline.errors import AnotherWriterError, StoreError
 from pipeline.executor import Executor, open_segmenter
 from pipeline.prompts import PromptSet
 from pipeline.query import query
-from pipeline.settings import TrackSettings
+from pipeline.settings import ModelSettings, TrackSettings
 from pipeline.sinks import Sinks
 from pipeline.sources import open_source
 from pipeline.store import StreamStore
@@ -115,9 +115,9 @@ class Kept:
 
 
 def tracker(video: Path, out: Path, model: str, sinks: Sinks | None, chunk: int = CHUNK) -> StreamTracker:
-    segmenter = open_segmenter(model, SHORT_MEMORY)
-    settings = TrackSettings(
-        model, segmenter.fingerprint, SHORT_MEMORY, segmenter.size, chunk_frames=chunk, snapshot_chunks=2
+    segmenter = open_segmenter(ModelSettings(model), SHORT_MEMORY)
+    settings = TrackSettings.of(model=model, chunk_frames=chunk, snapshot_chunks=2).of_segmenter(
+        segmenter, threads=1
     )
     prompts = PromptSet.from_record(PROMPTS)
     return StreamTracker(

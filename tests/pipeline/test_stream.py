@@ -28,7 +28,7 @@ from pipeline.executor import Executor, begun_with, has_bfloat16, open_segmenter
 from pipeline.masks import rle_to_mask
 from pipeline.prompts import PromptSet
 from pipeline.query import query
-from pipeline.settings import TrackSettings
+from pipeline.settings import ModelSettings, TrackSettings
 from pipeline.sources import open_source
 from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
@@ -55,6 +55,7 @@ def run(video: Path | str, out: Path, model: str, **changes: Any) -> Any:
         "stream_id": "cam",
         "model": model,
         "threads": 1,
+        "dtype": "float32",
         "chunk_frames": 5,
         "snapshot_chunks": 2,
         "memory": CAPPED_MEMORY,
@@ -257,12 +258,12 @@ def test_auto_takes_bfloat16_where_the_cpu_has_it(
     monkeypatch.setattr("pipeline.executor.has_bfloat16", lambda: True)
     run(video, tmp_path, model, dtype="auto", max_frames=3)
     assert begun_with(StreamStore(tmp_path, "cam")).dtype == "bfloat16"
-    assert open_segmenter(model, dtype="float32").dtype == torch.float32
+    assert open_segmenter(ModelSettings(model, dtype="float32")).dtype == torch.float32
     published = ModelConfig(value_widths=(8, 8, 16), value_blocks=(1, 1, 1), decoder_dims=(16, 8, 8))
     save_weights(XMem(published), tmp_path / "resnet.safetensors")
-    assert open_segmenter(str(tmp_path / "resnet.safetensors"), dtype="auto").dtype == torch.float32
+    assert open_segmenter(ModelSettings(str(tmp_path / "resnet.safetensors"))).dtype == torch.float32
     monkeypatch.setattr("pipeline.executor.has_bfloat16", lambda: False)
-    assert open_segmenter(model, dtype="auto").dtype == torch.float32
+    assert open_segmenter(ModelSettings(model)).dtype == torch.float32
 
 
 def test_a_torch_that_cannot_tell_about_its_cpu_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,14 +394,8 @@ def test_many_streams_on_one_executor_do_not_touch_each_other(
 ) -> None:
     network = load_model(model)
     segmenter = VideoSegmenter(network, CAPPED_MEMORY, size=network.config.default_size)
-    settings = TrackSettings(
-        model,
-        segmenter.fingerprint,
-        CAPPED_MEMORY,
-        segmenter.size,
-        threads=1,
-        chunk_frames=5,
-        snapshot_chunks=2,
+    settings = TrackSettings.of(model=model, chunk_frames=5, snapshot_chunks=2).of_segmenter(
+        segmenter, threads=1
     )
     streams = [
         StreamTracker(
@@ -427,7 +422,7 @@ def test_many_streams_on_one_executor_do_not_touch_each_other(
 def test_accept_needs_a_frame(tmp_path: Path, video: Path, model: str) -> None:
     network = load_model(model)
     segmenter = VideoSegmenter(network, CAPPED_MEMORY, size=48)
-    settings = TrackSettings(model, segmenter.fingerprint, CAPPED_MEMORY, 48, threads=1)
+    settings = TrackSettings.of(model=model).of_segmenter(segmenter, threads=1)
     source = open_source(str(video))
     store = StreamStore(tmp_path, "cam")
     stream = StreamTracker(source, store, segmenter, settings, PromptSet.from_record(PROMPTS))
@@ -440,7 +435,7 @@ def test_accept_needs_a_frame(tmp_path: Path, video: Path, model: str) -> None:
 )
 def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=f"{next(iter(wrong))}="):
-        TrackSettings("m", "f", **wrong)
+        TrackSettings.of(**wrong)
 
 
 def _start(
@@ -455,6 +450,7 @@ def _start(
         "stream_id": "cam",
         "model": model,
         "threads": 1,
+        "dtype": "float32",
         "chunk_frames": 5,
         "snapshot_chunks": 2,
         "memory": asdict(CAPPED_MEMORY),

@@ -79,6 +79,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 ARGUMENTS: dict[str, Any] = {
     "stream_id": "cam",
     "threads": 1,
+    "dtype": "float32",
     "chunk_frames": 5,
     "snapshot_chunks": 2,
     "detector": "motion",
@@ -184,10 +185,10 @@ def test_handed_from_process_to_process_it_ends_with_the_same_bytes(
 ) -> None:
     network = load_model(model)
     segmenter = VideoSegmenter(network, CAPPED_MEMORY, size=network.config.default_size)
-    chosen = TrackSettings(
-        model, segmenter.fingerprint, CAPPED_MEMORY, segmenter.size,
-        chunk_frames=5, snapshot_chunks=2, detector="motion", detect_every=2, out_of_sight_frames=6,
-    )  # fmt: skip
+    chosen = TrackSettings.of(
+        model=model, chunk_frames=5, snapshot_chunks=2, detector="motion", detect_every=2,
+        out_of_sight_frames=6,
+    ).of_segmenter(segmenter, threads=1)  # fmt: skip
     executor = Executor(segmenter, 1)
     prompts = PromptSet.from_record(PROMPTS)
 
@@ -381,7 +382,9 @@ def test_admission_counts_what_may_be_found(tmp_path: Path, video: Path, model: 
     segmenter = VideoSegmenter(network, CAPPED_MEMORY, size=48)
     counts = []
     for name in (None, "motion"):
-        chosen = TrackSettings(model, segmenter.fingerprint, CAPPED_MEMORY, 48, detector=name, max_objects=5)
+        chosen = TrackSettings.of(model=model, detector=name, max_objects=5).of_segmenter(
+            segmenter, threads=1
+        )
         store = StreamStore(tmp_path / str(name), "cam")
         with StreamTracker(
             open_source(str(video)), store, segmenter, chosen, PromptSet.from_record(PROMPTS)

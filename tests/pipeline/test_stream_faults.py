@@ -18,7 +18,7 @@ from pipeline.executor import Executor, open_segmenter, track
 from pipeline.prompts import PromptSet
 from pipeline.query import query
 from pipeline.records import Frame
-from pipeline.settings import TrackSettings
+from pipeline.settings import ModelSettings, TrackSettings
 from pipeline.sources import VideoFile, open_source
 from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
@@ -88,9 +88,9 @@ def run(video: Path, out: Path, model: str, /, stop: int | None = None, **change
 
 
 def tracker(video: Path, out: Path, model: str, prompts: Any = PROMPTS) -> StreamTracker:
-    segmenter = open_segmenter(model, SHORT_MEMORY)
-    settings = TrackSettings(
-        model, segmenter.fingerprint, SHORT_MEMORY, segmenter.size, chunk_frames=5, snapshot_chunks=2
+    segmenter = open_segmenter(ModelSettings(model), SHORT_MEMORY)
+    settings = TrackSettings.of(model=model, chunk_frames=5, snapshot_chunks=2).of_segmenter(
+        segmenter, threads=1
     )
     store = StreamStore(out, "cam")
     return StreamTracker(open_source(str(video)), store, segmenter, settings, PromptSet.from_record(prompts))

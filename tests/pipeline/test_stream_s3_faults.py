@@ -436,7 +436,7 @@ def test_credentials_are_nowhere(
     source = open_source(url)
     texts += [repr(source), repr(locate(url)), repr(open_files(out, options))]
     assert source.frame_count == 30
-    settings = WorkerSettings(out, storage_options=options, out_storage_options=options)
+    settings = WorkerSettings.of(out, storage_options=options, out_storage_options=options)
     texts += [repr(settings), repr(StreamSpec("cam", url, prompts_uri=url))]
 
     # And what goes wrong.

@@ -50,6 +50,7 @@ def one_pass(tmp_path_factory: pytest.TempPathFactory, video: Path, model: str) 
         model=model,
         memory=CAPPED_MEMORY,
         threads=1,
+        dtype="float32",
         chunk_frames=1000,
     )
     return rows(out)
@@ -61,8 +62,15 @@ def rows(out: Path, stream_id: str = "cam") -> pa.Table:
 
 
 def workers(out: Path, model: str, **changes: Any) -> WorkerSettings:
-    base = WorkerSettings(out=str(out), model=model, memory=CAPPED_MEMORY, chunk_frames=5, snapshot_chunks=2)
-    return replace(base, **changes)
+    base = {
+        "model": model,
+        "memory": CAPPED_MEMORY,
+        "threads": 1,
+        "dtype": "float32",
+        "chunk_frames": 5,
+        "snapshot_chunks": 2,
+    }
+    return WorkerSettings.of(str(out), **base | changes)
 
 
 def spec(video: Path | str, stream_id: str = "cam", **changes: Any) -> StreamSpec:
@@ -364,7 +372,9 @@ def test_a_state_is_predicted_for_as_many_objects_as_live_at_once(
 
 def test_nothing_of_an_error_or_a_spec_shows_credentials() -> None:
     secret = StreamSpec("a", "https://me:hush@host/v.mp4", prompts_uri="https://me:hush@host/p.json")
-    options = WorkerSettings("out", storage_options={"secret": "hush"}, out_storage_options={"key": "hush"})
+    options = WorkerSettings.of(
+        "out", storage_options={"secret": "hush"}, out_storage_options={"key": "hush"}
+    )
     assert "hush" not in repr(secret) + repr(options)
 
 

@@ -1,0 +1,292 @@
+"""Fields of settings dataclasses: default, limits and outside name, declared once where the field stands.
+
+    @dataclass(frozen=True)
+    class FinderSettings:
+        \"\"\"When objects are started and given up.
+
+        Args:
+            every: frames from one look of the detector to the next. ...
+        \"\"\"
+        every: int = setting(5, least=1, most=100_000, flat="detect_every")
+
+Everything else follows from that: `check` validates an instance, `options_of` lists the fields of nested
+settings under their flat names, and the command line, the HTTP API and the Serve application build their
+options from that list. The help text of an option is the field's paragraph in the docstring's Args.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from functools import cache
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pipeline.errors import UsageError
+
+S = TypeVar("S")
+
+MIN_SIZE, MAX_SIZE = 16, 8192
+"""Of the shorter side that the network sees, in pixels."""
+
+_KEY = "setting"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a setting may be.
+
+    Args:
+        least, most: smallest and largest value; None: no limit.
+        above: the value must be larger than this.
+        choices: the only values there are.
+        flat: name outside of its dataclass; None: the field's own.
+    """
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    choices: tuple[str, ...] = ()
+    flat: str | None = None
+
+    def allow(self, value: Any) -> bool:
+        """Whether a value of the right type lies within them."""
+        if self.choices:
+            return value in self.choices
+        if isinstance(value, int | float):
+            # Written so that NaN is outside of every limit.
+            return (
+                (self.least is None or value >= self.least)
+                and (self.above is None or value > self.above)
+                and (self.most is None or value <= self.most)
+            )
+        return True
+
+
+def setting(
+    default: Any = MISSING,
+    *,
+    factory: Callable[[], Any] | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] = (),
+    flat: str | None = None,
+    **more: Any,
+) -> Any:
+    """A dataclass field with limits, see `Limits`; `more` are further entries of its metadata."""
+    metadata = {_KEY: Limits(least, most, above, choices, flat), **more}
+    if factory is not None:
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One setting, however deep it is nested, as everything outside knows it.
+
+    Args:
+        name: its flat name, unique among the settings.
+        path: names of the fields that lead to it.
+        kind: int, float, bool, str, or tuple for several texts.
+        optional: whether None is allowed.
+        default: its default.
+        limits: what it may be.
+        help: one paragraph about it.
+        metadata: of the field.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    kind: type
+    optional: bool
+    default: Any
+    limits: Limits
+    help: str
+    metadata: Mapping[str, Any]
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of its help, for tables of options."""
+        return re.split(r"(?<=\.)\s+(?=[A-Z])", self.help, maxsplit=1)[0]
+
+    def of(self, settings: object) -> Any:
+        """Its value in such settings."""
+        for name in self.path:
+            settings = getattr(settings, name)
+        return settings
+
+    def check(self, value: Any) -> None:
+        """Raises UsageError if the value is not allowed."""
+        if value is None and self.optional:
+            return
+        if not (self._right_type(value) and self.limits.allow(value)):
+            raise UsageError(f"{self.name}={value!r} is not allowed: {self.allowed}")
+
+    def parse(self, text: str) -> Any:
+        """Its value from text, as an environment variable or `serve run name=text` gives it.
+
+        Raises:
+            UsageError: it is not of the right type. Limits are checked where settings are built.
+        """
+        text = text.strip()
+        if self.optional and text.lower() in ("", "none"):
+            return None
+        if self.kind is tuple:
+            return tuple(part for part in text.replace(",", " ").split() if part)
+        if self.kind is bool:
+            words = {"true": True, "1": True, "yes": True, "on": True}
+            words |= {"false": False, "0": False, "no": False, "off": False}
+            if text.lower() not in words:
+                raise UsageError(f"{self.name}={text!r} is not allowed: true or false")
+            return words[text.lower()]
+        try:
+            return self.kind(text)
+        except ValueError:
+            number = "a whole number" if self.kind is int else "a number"
+            raise UsageError(f"{self.name}: {text!r} is not {number}") from None
+
+    @property
+    def allowed(self) -> str:
+        """What is allowed, in words."""
+        limits = self.limits
+        if limits.choices:
+            return f"choose one of {', '.join(limits.choices)}"
+        if self.kind not in (int, float):
+            kinds: dict[type, str] = {bool: "true or false", tuple: "a list of names"}
+            return kinds.get(self.kind, "a text")
+        said = "a whole number" if self.kind is int else "a number"
+        low = "" if limits.least is None else f"at least {_shown(limits.least)}"
+        low = low if limits.above is None else f"above {_shown(limits.above)}"
+        high = "" if limits.most is None else f"at most {_shown(limits.most)}"
+        return ", ".join(part for part in (said, low, high) if part)
+
+    def _right_type(self, value: Any) -> bool:
+        if self.kind in (int, float):
+            kinds: Any = int if self.kind is int else int | float
+            return isinstance(value, kinds) and not isinstance(value, bool)
+        if self.kind is tuple:
+            return isinstance(value, tuple) and all(isinstance(part, str) for part in value)
+        return isinstance(value, self.kind)
+
+
+def check(settings: object) -> None:
+    """Validate the own fields of a settings dataclass; nested settings have validated themselves.
+
+    Raises:
+        UsageError: a value is of the wrong type or outside its limits.
+    """
+    for option in _of(settings):
+        if len(option.path) == 1 and _KEY in option.metadata:
+            option.check(option.of(settings))
+
+
+@cache
+def options_of(cls: Any) -> tuple[Option, ...]:
+    """All settings of a dataclass, those of nested settings included, in the order of their fields.
+
+    Fields that hold something else than numbers, texts, truth values and tuples of texts are left out.
+    """
+    return tuple(_walk(cls, ()))
+
+
+def _of(settings: Any) -> tuple[Option, ...]:
+    cls: Any = type(settings)
+    return options_of(cls)
+
+
+def _walk(cls: Any, path: tuple[str, ...]) -> Iterator[Option]:
+    hints, helps = get_type_hints(cls), help_of(cls)
+    for each in fields(cls):
+        kind, optional = _kind(hints[each.name])
+        inner = (*path, each.name)
+        if kind is None:
+            continue
+        if is_dataclass(kind):
+            yield from _walk(kind, inner)
+            continue
+        limits = each.metadata.get(_KEY, Limits())
+        default = each.default if each.default_factory is MISSING else each.default_factory()
+        if _KEY not in each.metadata and default is MISSING:
+            continue  # no setting but what the settings are about, such as an output folder
+        choices = get_args(hints[each.name]) if get_origin(hints[each.name]) is Literal else limits.choices
+        yield Option(
+            limits.flat or each.name,
+            inner,
+            kind,
+            optional,
+            default,
+            replace(limits, choices=choices),
+            helps.get(each.name, ""),
+            each.metadata,
+        )
+
+
+def _kind(hint: Any) -> tuple[Any, bool]:
+    """The type of a field, None if it is no setting's, and whether it may be None."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    inner = [o for o in options if o is not type(None)]
+    if len(inner) != 1:
+        return None, False
+    kind = inner[0]
+    if get_origin(kind) is Literal:
+        kind = str
+    if get_origin(kind) is tuple:
+        kind = tuple if get_args(kind) == (str, ...) else None
+    known = kind in (int, float, bool, str, tuple) or is_dataclass(kind)
+    return (kind if known else None), len(inner) < len(options)
+
+
+def from_flat(base: S, values: Mapping[str, Any]) -> S:
+    """Settings with some values replaced, given under their flat names.
+
+    Args:
+        base: settings that have all other values.
+        values: flat name to value.
+
+    Raises:
+        UsageError: a name is unknown, or a value not allowed.
+    """
+    known = {option.name: option for option in _of(base)}
+    if unknown := sorted(set(map(str, values)) - set(known)):
+        raise UsageError(f"unknown setting {unknown[0]!r}; there are {', '.join(known)}")
+    nested: dict[tuple[str, ...], dict[str, Any]] = {}
+    for name, value in values.items():
+        *parents, last = known[name].path
+        nested.setdefault(tuple(parents), {})[last] = value
+    replaced: S = _replaced(base, nested, ())
+    return replaced
+
+
+def _replaced(settings: Any, nested: Mapping[tuple[str, ...], dict[str, Any]], path: tuple[str, ...]) -> Any:
+    changes = dict(nested.get(path, {}))
+    below = {inner[len(path)] for inner in nested if len(inner) > len(path) and inner[: len(path)] == path}
+    for name in below:
+        changes[name] = _replaced(getattr(settings, name), nested, (*path, name))
+    if not changes:
+        return settings
+    try:
+        return replace(settings, **changes)
+    except (TypeError, ValueError) as error:  # of settings that know nothing of our errors
+        raise UsageError(str(error)) from error
+
+
+def help_of(cls: type) -> dict[str, str]:
+    """Field name to its paragraph in the docstring's Args, of the class and of those it inherits from."""
+    found: dict[str, str] = {}
+    for one in reversed(cls.__mro__):
+        text = inspect.cleandoc(one.__dict__.get("__doc__") or "")
+        _, _, rest = text.partition("Args:\n")
+        arguments = re.split(r"\n(?=\S)", rest, maxsplit=1)[0]
+        for entry in re.split(r"\n(?=    \S)", "\n" + arguments):
+            names, colon, words = entry.strip().partition(": ")
+            if colon and re.fullmatch(r"\w+(, \w+)*", names):
+                said = " ".join(words.split())
+                found.update(dict.fromkeys(names.split(", "), said[:1].upper() + said[1:]))
+    return found
+
+
+def _shown(number: float) -> str:
+    return f"{number:,.0f}".replace(",", "_") if number >= 10_000 else f"{number:g}"
