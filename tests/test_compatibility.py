@@ -39,7 +39,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(out: Path, weights: Path, prompts: PromptSet | None) -> StreamSummary:
     memory = MemoryConfig(**make.FILE_MEMORY)
-    return track(make.VIDEO, out, prompts, memory=memory, **make.arguments(weights))
+    arguments = {"dtype": "float32", **make.arguments(weights)}
+    return track(make.VIDEO, out, prompts, memory=memory, **arguments)
 
 
 def masks(table: pa.Table) -> dict[tuple[int, int], np.ndarray]:

@@ -126,7 +126,7 @@ def test_snapshots_come_back_and_damage_is_seen() -> None:
         {"fps": 0},
         {"fps": float("nan")},
         {"fps": True},
-        {"max_objects": 65},
+        {"max_objects": 257},
         {"max_objects": 2.5},
         {"policy": "all"},
         {"size": 8},
