@@ -19,8 +19,16 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
 
 # Where several objects saturate the model is chaotic: p is about 1 - 1e-7 there, and one fp32 step moves its
-# logit by 0.4. README.md of the goldens derives these bounds.
-MAX_PROBABILITY, MEAN_PROBABILITY, LABELS = 1e-2, 1e-5, 2e-4
+# logit by 0.4. So a single value says little, and CPUs differ there: the largest difference is 3.5e-3 with
+# AVX-512, 1.4e-2 with AVX2. Each bound is four to six times what 1e-6 of relative noise on all weights does
+# to `defaults`, the longest and most chaotic case (`golden/noise.py`; the largest of four seeds):
+#                                            noise     bound   127 prototypes for 128
+# mean of |difference|                       1.8e-6    1e-5    5.5e-5
+# 99.99 % of |differences| are below         8.7e-4    3.5e-3  3.0e-2
+# share of labels that differ                1.2e-4    5e-4    1.5e-3
+# largest |difference|                       1.9e-2    1e-1    1.7e-1
+MEAN, HIGH_QUANTILE, LABELS, LARGEST = 1e-5, 3.5e-3, 5e-4, 1e-1
+HIGH = 0.9999
 # Measured: 1.5e-5 and 3e-4.
 MAX_USAGE, MAX_SENSORY = 1e-4, 1e-3
 
@@ -53,11 +61,16 @@ def models(two_threads: None) -> dict[int, XMem]:
 
 @pytest.fixture(scope="module", params=CASES)
 def run(request: pytest.FixtureRequest, models: dict[int, XMem]) -> Run:
-    with np.load(GOLDEN / f"{request.param}.npz", allow_pickle=False) as file:
+    return follow(request.param, models)
+
+
+def follow(case: str, models: dict[int, XMem], **changes: int) -> Run:
+    """Run a case, with other memory settings than its own where `changes` says so."""
+    with np.load(GOLDEN / f"{case}.npz", allow_pickle=False) as file:
         golden = {name: file[name] for name in file.files}
     options = json.loads(str(golden["config"]))
     ours = {f.name for f in fields(MemoryConfig)}
-    config = MemoryConfig(**{name: value for name, value in options.items() if name in ours})
+    config = MemoryConfig(**{name: value for name, value in options.items() if name in ours} | changes)
     segmenter = VideoSegmenter(models[options["hidden_dim"]], config)
     state = segmenter.new_state()
     labels, probabilities, sizes = [], [], []
@@ -84,19 +97,45 @@ def test_sizes_are_equal(run: Run) -> None:
     assert run.sizes == [tuple(pair) for pair in run.golden["sizes"].tolist()]
 
 
-def test_probabilities_are_close(run: Run) -> None:
+@dataclass
+class Distance:
+    """How far a run is from its golden."""
+
+    mean: float
+    high_quantile: float
+    labels: float
+    largest: float
+
+
+def distance(run: Run) -> Distance:
     differences = []
     for ours, golden in zip(run.probabilities, run.golden["prob"], strict=True):
         existing = golden[golden[:, 0, 0] >= 0]
         assert ours.shape == existing.shape
         differences.append(np.abs(ours - existing).ravel())
     everywhere = np.concatenate(differences)
-    assert everywhere.max() <= MAX_PROBABILITY
-    assert everywhere.mean() <= MEAN_PROBABILITY
+    labels = float((run.labels != run.golden["labels"]).mean())
+    quantile = float(np.quantile(everywhere, HIGH))
+    return Distance(float(everywhere.mean()), quantile, labels, float(everywhere.max()))
+
+
+def test_probabilities_are_close(run: Run) -> None:
+    found = distance(run)
+    assert found.mean <= MEAN
+    assert found.high_quantile <= HIGH_QUANTILE
+    assert found.largest <= LARGEST
 
 
 def test_labels_are_equal_but_for_a_few_pixels(run: Run) -> None:
-    assert (run.labels != run.golden["labels"]).mean() < LABELS
+    assert distance(run).labels <= LABELS
+
+
+def test_a_prototype_fewer_breaks_every_bound(models: dict[int, XMem]) -> None:
+    found = distance(follow("defaults", models, num_prototypes=127))
+    assert found.mean > MEAN
+    assert found.high_quantile > HIGH_QUANTILE
+    assert found.labels > LABELS
+    assert found.largest > LARGEST
 
 
 def test_usage_is_close(run: Run) -> None:
