@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5
 _INTERRUPT_SECONDS = 3.0
-_END_SECONDS = 4.0  # Ray Serve's part of the shutdown does not return at all
+_END_SECONDS = 4.0
 # A Ray without one of these does no more work; agents and monitors are started again, or missed by nobody.
 _NEEDED = (ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER)
 
