@@ -10,13 +10,15 @@ from typing import Any, Unpack
 
 import torch
 
-from pipeline.errors import UsageError, XmemError
+from pipeline.errors import SourceError, UsageError, XmemError
 from pipeline.prompts import PromptSet
 from pipeline.settings import AUTO, DTYPES, ModelSettings, TrackOptions, TrackSettings
 from pipeline.sinks import Sinks
 from pipeline.sources import open_source
 from pipeline.store import StreamStore, generate_stream_id
 from pipeline.stream import StreamSummary, StreamTracker
+from pipeline.stream_record import mark_failed
+from pipeline.work import Failure
 from xmem_core import MemoryConfig, VideoSegmenter, load_model
 from xmem_core.weights import MODEL_NAMES, WeightsError
 
@@ -104,9 +106,13 @@ def track(
     uri = os.fspath(video)
     chosen = (settings or TrackSettings()).with_options(options)
     check_device(chosen.model.device)
-    source = open_source(uri, threads=0, storage_options=storage_options)
+    store = StreamStore(out, stream_id or generate_stream_id(uri), out_storage_options)
     try:
-        store = StreamStore(out, stream_id or generate_stream_id(uri), out_storage_options)
+        source = open_source(uri, threads=0, storage_options=storage_options)
+    except SourceError as error:
+        mark_failed(store, Failure.of(error))
+        raise
+    try:
         also = Sinks.load(chosen.commit.sinks)
         model = (Begun() if restart else begun_with(store)).keep(chosen.model)
         segmenter = open_segmenter(model, chosen.memory)
@@ -115,10 +121,14 @@ def track(
     except BaseException:
         source.close()
         raise
-    with StreamTracker(source, store, segmenter, chosen, prompts, restart=restart, sinks=also) as stream:
-        if on_open is not None:
-            on_open(stream)
-        return executor.run(stream, on_frame)
+    try:
+        with StreamTracker(source, store, segmenter, chosen, prompts, restart=restart, sinks=also) as stream:
+            if on_open is not None:
+                on_open(stream)
+            return executor.run(stream, on_frame)
+    except XmemError as error:
+        mark_failed(store, Failure.of(error))
+        raise
 
 
 def open_segmenter(model: ModelSettings | None = None, memory: MemoryConfig | None = None) -> VideoSegmenter:

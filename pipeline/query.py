@@ -46,6 +46,7 @@ STREAMS_SCHEMA = pa.schema(
         pa.field("prompts", pa.string()),
         pa.field("record", pa.string()),
         pa.field("extra", pa.string()),
+        pa.field("cause", pa.string()),
     ]
 )
 _SETTINGS = (
@@ -66,8 +67,9 @@ def connect(
 
     `tracks` and `events` have the columns of `TRACKS_SCHEMA` and `EVENTS_SCHEMA` after `stream_id` (text,
     always); `streams` those of `STREAMS_SCHEMA`: `next_frame` counts the committed frames, `settings`,
-    `prompts`, `record` and `extra` are JSON. `extra` holds what a manifest says in columns of its own; each
-    has a column in `streams` too, named `extra_<name>` where `streams` has that column. Times are UTC.
+    `prompts`, `record` and `extra` are JSON, `cause` says why a stream's `state` is "failed". `extra` holds what
+    a manifest says in columns of its own; each has a column in `streams` too, named `extra_<name>` where
+    `streams` has that column. Times are UTC.
 
     Raises:
         UsageError: the folder is no output folder.
@@ -224,6 +226,8 @@ def _stream_row(files: Files, stream_id: str, firsts: list[int]) -> dict[str, An
     for name in ("width", "height"):
         value = record.get(name)
         row[name] = value if type(value) is int and abs(value) < 2**31 else None
+    cause = record.get("cause")
+    row["cause"] = _text(cause.get("message") if isinstance(cause, dict) else cause)
     rate = record.get("rate")
     row["rate"] = float(rate) if isinstance(rate, (int, float)) else None
     for name in ("settings", "prompts"):

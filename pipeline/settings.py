@@ -89,7 +89,8 @@ class CommitSettings:
     chunk_frames: int = setting(100, least=1)
     # Snapshots may come as often as one likes: they change no rows.
     snapshot_chunks: int = setting(4, least=1, decisive=False)
-    max_frames: int | None = setting(None, least=1)
+    # Nor does how far to track: a stream that was to end earlier may go on, see `pipeline.stream`.
+    max_frames: int | None = setting(None, least=1, decisive=False)
     box_segmenter: str = setting("grabcut")
     sinks: tuple[str, ...] = setting((), recorded=False)
 

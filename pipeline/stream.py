@@ -8,6 +8,9 @@ that starts again asks the store for the first frame without rows, takes the new
 tracks from the snapshot's frame on. Frames that have rows already are repeated to rebuild the state and are
 not written again. Since tracking is deterministic, the files are then those of an undisturbed run.
 
+A stream that ended at `max_frames` goes on with a larger one, or with none; the rows are those of a single
+pass, only the files are cut there too. With a smaller one there is nothing to do.
+
 As long as nothing is committed there is no stream yet: a record without rows binds nobody.
 """
 
@@ -176,17 +179,39 @@ class StreamTracker(Closing):
             self._record.begin(self.summary)
         else:
             self._resolved.load(record.get("resolved_prompts"))
-            # The rows are the truth: a record that claims more than they hold is not believed.
-            if record.get("state") == FINISHED and record.get("frames") == self._committed:
+            if self._has_all(record):
                 self.summary.state = FINISHED
-                self.summary.rows = int(record.get("rows", 0))
-                self.summary.losses = int(record.get("losses", 0))
                 self._ended = True
                 if extra != recorded:
                     self._record.update(FINISHED, self.summary)
                 return
+        self._digests = self._identity.digests(record)
         self._restore(snapshot)
+        if record is not None and not differing and self._goes_on(record):
+            self._record.update(RUNNING, self.summary)
         self._frames = Prefetch(self._limited(self._next, self._previous_pts))
+
+    def _has_all(self, record: Mapping[str, Any]) -> bool:
+        """Whether all frames that are asked for have rows; then the summary says how many."""
+        limit, before = self.settings.commit.max_frames, record["settings"].get("max_frames")
+        # The rows are the truth: a record that claims more than they hold is not believed.
+        if record.get("state") == FINISHED and record.get("frames") == self._committed:
+            at_its_end = before is None or self._committed < before
+            if not at_its_end and (limit is None or limit > self._committed):
+                return False
+            self.summary.rows = int(record.get("rows", 0))
+            self.summary.losses = int(record.get("losses", 0))
+            return True
+        if limit is None or limit >= self._committed:
+            return False
+        self.summary.rows = sum(footer.rows for footer in self.store.footers(0))
+        self._warn(f"{self._committed} frames have rows, more than max_frames={limit}: nothing to do")
+        return True
+
+    def _goes_on(self, record: Mapping[str, Any]) -> bool:
+        """Whether the record of a stream that is opened again says what is no longer so."""
+        before = record["settings"].get("max_frames")
+        return record.get("state") != RUNNING or before != self.settings.commit.max_frames
 
     def _something(self, prompts: PromptSet | None) -> PromptSet:
         """The prompts, if there is anything to track."""
@@ -234,6 +259,8 @@ class StreamTracker(Closing):
                 self._next,
             )
         self.summary.rows = self._rows
+        if self._next < self._committed:
+            self.summary.rows += sum(footer.rows for footer in self.store.footers(self._next))
         self._first = self._committed
         self._snapshot_at = self._next
 
@@ -250,7 +277,7 @@ class StreamTracker(Closing):
 
     def _validated(self, blob: bytes) -> _Restored:
         snapshot = Snapshot.from_bytes(blob)
-        if snapshot.run != self._identity.digest():
+        if snapshot.run not in self._digests:
             raise ValueError("it was taken with other settings, prompts or another video")
         if snapshot.next_frame > self._committed:
             raise ValueError(
@@ -293,6 +320,11 @@ class StreamTracker(Closing):
     def position(self) -> int:
         """The first frame that this run has not tracked for good: frames that it only repeats don't count."""
         return self.summary.frames if self._ended else max(self._first, self._next)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the frames before `position`: committed, or on their way to the store."""
+        return self.summary.rows if self._ended or self._next < self._committed else self._rows
 
     @property
     def ended(self) -> bool:
@@ -494,8 +526,6 @@ class StreamTracker(Closing):
         self._previous_size = frame.size
         # Counted for repeated frames too: a snapshot may be older than the last commit.
         self._rows += len(result.object_ids)
-        if self._next <= self._committed:
-            self.summary.rows = self._rows
 
     def _prompt_at(self, frame: Frame) -> ResolvedPrompt | None:
         if not self._prompts.at(frame.frame_index):
@@ -599,6 +629,8 @@ class StreamTracker(Closing):
         # Without a new frame the last chunk was committed before, and these events with it.
         if self._next > self._first:
             self._commit(self._next)
+            if not self._exhausted:  # with a larger max_frames it goes on from here
+                self._take_snapshot()
         self._writer.drain()
         late = [f for f in self._prompts.frames if f >= self._next]
         if late:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.errors import AnotherWriterError, PromptError, StoreError
+from pipeline.errors import AnotherWriterError, PromptError, SettingsConflictError, StoreError
 from pipeline.prompts import PromptSet, ResolvedPrompt
 from pipeline.redact import redacted
 from pipeline.settings import TrackSettings
 from pipeline.sources import VideoSource
 from pipeline.store import RESTARTING, StreamStore
+from pipeline.work import Failure
+
+logger = logging.getLogger(__name__)
 
 FINISHED = "finished"
 RUNNING = "running"
+FAILED = "failed"
+
+
+# The stream belongs to another run, or was begun with other settings: that a run failed says nothing of it.
+_NOT_ITS_OWN = (AnotherWriterError.__name__, SettingsConflictError.__name__)
 
 
 @dataclass
@@ -66,7 +75,20 @@ class StreamIdentity:
 
     def digest(self) -> str:
         """32 hex digits; the same for the same rows. A copy of a video is the same video."""
-        facts = [self.fingerprint, self.settings.decisive(), self.prompts.to_record()]
+        return self._digest(None)
+
+    def digests(self, record: Mapping[str, Any] | None) -> frozenset[str]:
+        """Those that a snapshot of this stream may carry: earlier versions counted `max_frames` among the
+        settings, which may have been this run's or, by its record, the run's before.
+        """
+        limits = {None, self.settings.commit.max_frames}
+        if record is not None:
+            limits.add(record["settings"].get("max_frames"))
+        return frozenset(self._digest(limit) for limit in limits)
+
+    def _digest(self, max_frames: int | None) -> str:
+        decisive = {**self.settings.decisive(), "max_frames": max_frames}
+        facts = [self.fingerprint, decisive, self.prompts.to_record()]
         text = json.dumps(facts, sort_keys=True)
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
@@ -164,6 +186,29 @@ class ResolvedPrompts:
     def to_record(self) -> dict[str, Any]:
         """JSON-ready; `load` takes it back."""
         return dict(sorted(self._frames.items(), key=lambda item: int(item[0])))
+
+
+def mark_failed(store: StreamStore, failure: Failure) -> bool:
+    """Say in a stream's record that it is given up and why, so that it no longer counts as running.
+
+    A later run may go on with it all the same. Only the record of a stream that was begun and not finished is
+    changed; nothing is raised, since the failure itself is what has to be reported.
+
+    Returns:
+        whether the record says so now.
+    """
+    if failure.kind in _NOT_ITS_OWN:
+        return False
+    try:
+        record = store.read_record()
+        if record is None or record.get("state") not in (RUNNING, FAILED):
+            return False
+        cause = {"kind": failure.kind, "message": redacted(failure.message)}
+        store.write_record({**record, "state": FAILED, "cause": cause})
+        return True
+    except StoreError as error:
+        logger.warning("stream %s: its record does not say that it failed: %s", store.stream_id, error)
+        return False
 
 
 class StreamRecord:

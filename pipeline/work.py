@@ -175,7 +175,7 @@ class ChunkReport:
             here, and nothing was done. "failed": see `failure`; the stream is closed here.
         next_frame: the frame that comes next.
         frames: frames tracked by this call, repeated ones included.
-        rows, losses, ellipses: of the whole stream so far.
+        rows, losses, ellipses: of all frames before `next_frame`; of a failed stream, what is committed.
         seconds: this call took.
         warnings: new since the last report.
     """

@@ -117,7 +117,7 @@ class Worker:
                 outcome = self._advance(stream, ref.last)
         except Exception as error:
             failure = self._failure(ref.stream_id, error)
-            self.close(ref.stream_id)
+            self.close(ref.stream_id)  # what could still be written is, so that the numbers are the store's
             return ChunkReport(
                 ref.stream_id,
                 "failed",
@@ -134,7 +134,7 @@ class Worker:
             outcome,
             next_frame=stream.position,
             frames=stream.summary.tracked - before,
-            rows=stream.summary.rows,
+            rows=stream.rows,
             losses=stream.summary.losses,
             ellipses=stream.ellipses,
             seconds=time.monotonic() - begun,

@@ -198,7 +198,6 @@ def test_rows_that_vanished_are_tracked_again(
         ({"memory": MemoryConfig()}, "memory.mem_every was 2, now 5"),
         ({"chunk_frames": 6}, "chunk_frames was 5, now 6"),
         ({"threads": 2}, "threads was 1, now 2"),
-        ({"max_frames": 13}, "max_frames was 12, now 13"),
         ({"prompts": PromptSet.from_record(PROMPTS | {"remove": []})}, "prompts are others"),
     ],
 )
@@ -211,6 +210,83 @@ def test_other_settings_are_refused_and_named(
         run(video, tmp_path, model, **({"max_frames": 12} | changes))
     assert said in str(caught.value)
     assert files(tmp_path, "tracks", "events", "state", "streams") == before
+
+
+@pytest.mark.parametrize("limits", [(12, 13, 25, None), (10, 1000), (1, FRAMES, None), (4, 15, 20)])
+def test_with_a_larger_max_frames_it_goes_on_where_it_was(
+    tmp_path: Path, undisturbed: Path, video: Path, model: str, limits: tuple[int | None, ...]
+) -> None:
+    done = 0
+    for limit in limits:
+        summary = run(video, tmp_path, model, max_frames=limit)
+        until = min(FRAMES, limit or FRAMES)
+        assert (summary.state, summary.frames, summary.tracked) == ("finished", until, until - done)
+        done = until
+        for view, order in (("tracks", "frame_index, object_id"), ("events", "frame_index, object_id, kind")):
+            ask = f"select * from {view} where frame_index < {until} order by {order}"
+            assert query(tmp_path, ask).equals(query(undisturbed, ask))
+        record = StreamStore(tmp_path, "cam").read_record()
+        assert record is not None
+        assert (record["state"], record["frames"]) == ("finished", until)
+        assert record["rows"] == query(tmp_path, "select * from tracks").num_rows == summary.rows
+    before = files(tmp_path, "tracks", "events", "state", "streams")
+    for limit in (done - 1, 1, done):  # as many, or fewer: nothing to do
+        again = run(video, tmp_path, model, max_frames=limit)
+        assert (again.state, again.frames, again.rows, again.tracked) == ("finished", done, summary.rows, 0)
+    assert files(tmp_path, "tracks", "events", "state", "streams") == before
+
+
+def test_stopped_beyond_a_smaller_max_frames_there_is_nothing_to_do_and_it_still_goes_on(
+    tmp_path: Path, undisturbed: Path, video: Path, model: str
+) -> None:
+    with pytest.raises(InterruptedRunError):
+        run(video, tmp_path, model, on_frame=stop_at(18))
+    before = files(tmp_path, "tracks", "events", "state", "streams")
+    summary = run(video, tmp_path, model, max_frames=7)
+    assert (summary.frames, summary.tracked) == (15, 0)
+    assert summary.rows == query(tmp_path, "select * from tracks").num_rows
+    assert summary.warnings == ["15 frames have rows, more than max_frames=7: nothing to do"]
+    assert files(tmp_path, "tracks", "events", "state", "streams") == before
+    run(video, tmp_path, model)
+    assert files(tmp_path, "tracks", "events") == files(undisturbed, "tracks", "events")
+
+
+def test_a_stream_that_failed_says_so_and_may_go_on(
+    tmp_path: Path, undisturbed: Path, video: Path, model: str
+) -> None:
+    with pytest.raises(InterruptedRunError):
+        run(video, tmp_path, model, on_frame=stop_at(18))
+    ask = "select state, cause, next_frame from streams"
+    assert query(tmp_path, ask).to_pylist() == [{"state": "running", "cause": None, "next_frame": 15}]
+    with pytest.raises(SettingsConflictError):  # says nothing of the stream
+        run(video, tmp_path, model, chunk_frames=7)
+    assert query(tmp_path, ask).to_pylist()[0]["state"] == "running"
+    hidden = video.rename(video.with_suffix(".hidden"))
+    with pytest.raises(SourceError) as caught:
+        run(video, tmp_path, model)
+    hidden.rename(video)
+    (row,) = query(tmp_path, ask).to_pylist()
+    assert (row["state"], row["cause"], row["next_frame"]) == ("failed", str(caught.value), 15)
+    with pytest.raises(InterruptedRunError):
+        run(video, tmp_path, model, on_frame=stop_at(22))
+    assert query(tmp_path, ask).to_pylist() == [{"state": "running", "cause": None, "next_frame": 20}]
+    run(video, tmp_path, model)
+    assert files(tmp_path, "tracks", "events", "streams") == files(undisturbed, "tracks", "events", "streams")
+
+
+def test_a_video_that_fails_while_it_is_tracked_says_so(
+    tmp_path: Path, video: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = three_objects(correct_at=21)
+    prompts["objects"].append({"id": 9, "frame": 7, "box": [500, 500, 30, 30]})  # outside the picture
+    with pytest.raises(PromptError) as caught:
+        run(video, tmp_path, model, prompts=PromptSet.from_record(prompts))
+    (row,) = query(tmp_path, "select state, cause, next_frame from streams").to_pylist()
+    assert row == {"state": "failed", "cause": str(caught.value), "next_frame": 5}
+    record = StreamStore(tmp_path, "cam").read_record()
+    assert record is not None
+    assert record["format_version"] == 1
+    assert record["cause"]["kind"] == "PromptError"
 
 
 def test_another_model_or_video_is_refused(tmp_path: Path, video: Path, model: str) -> None:
