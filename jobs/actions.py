@@ -112,6 +112,8 @@ class VideoResult(NamedTuple):
         seconds: tracking took.
         cause: the last failure, if it is not finished.
         ellipses: boxes of its prompts that could not be told from their surroundings.
+        counted: frames, rows and losses are what the worker that held it said; False: one was lost with it,
+            so that the store may hold others.
     """
 
     stream_id: str
@@ -123,6 +125,7 @@ class VideoResult(NamedTuple):
     seconds: float
     cause: Failure | None
     ellipses: int = 0
+    counted: bool = True
 
 
 class Running(NamedTuple):

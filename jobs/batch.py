@@ -7,11 +7,12 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from jobs.actions import Progress, Running, SchedulerOptions
+from jobs.actions import Progress, Running, SchedulerOptions, VideoResult
 from jobs.cluster import Resources, check, connected
 from jobs.lease import lease
 from jobs.listing import Skipped
@@ -22,15 +23,19 @@ from jobs.scheduler import Scheduler
 from pipeline.actor import tracker_actor
 from pipeline.boxes import load_box_segmenter
 from pipeline.detectors import load_detector
-from pipeline.errors import UsageError
+from pipeline.errors import SettingsConflictError, StoreError, UsageError, XmemError
 from pipeline.files import open_files
+from pipeline.redact import redacted
 from pipeline.settings import ModelSettings, TrackSettings
-from pipeline.work import WorkerSettings
+from pipeline.store import StreamStore
+from pipeline.stream_record import mark_failed
+from pipeline.work import Failure, WorkerSettings
 
 logger = logging.getLogger(__name__)
 
 # Of a device's memory, the part that weights and states may take together.
 _USABLE = 0.85
+_WRITERS = 16
 
 OnProgress = Callable[[Progress, Sequence[Running]], None]
 
@@ -146,9 +151,11 @@ def run_batch(
         the report, which is in `OUT/batches/` too.
 
     Raises:
-        UsageError: settings or options are wrong. AnotherRunError: another run is tracking some of these
-        videos into the same folder. XmemError: there is no Ray to be had, the output folder
-        cannot be written, or no worker can be started.
+        UsageError: settings or options are wrong, or a worker has another output folder than this process.
+        SettingsConflictError: videos were tracked with other settings before.
+        AnotherRunError: another run is tracking some of these videos into the same folder.
+        XmemError: there is no Ray to be had, the output folder cannot be written, or no worker can be
+            started.
     """
     options = options or BatchOptions()
     settings = _for_workers(settings)
@@ -158,17 +165,17 @@ def run_batch(
     report = BatchReport(
         jobs, {}, settings.out, started, started, skipped=skipped or Skipped(), request=request
     )
-    report.check(settings.out_storage_options)
     files = open_files(settings.out, settings.out_storage_options)
     ids = (job.spec.stream_id for job in jobs)
     tracking = settings.tracking
     with (
         lease(files, report.batch_id, ids, take_over=options.take_over),
+        report.probe(settings.out_storage_options) as probe,
         connected(options.address, gpus=tracking.model.device != "cpu", debug=options.debug) as resources,
     ):
         chosen = plan(len(jobs), resources, tracking.model, options)
         tracking = tracking.with_options({"threads": chosen.threads})
-        settings = dataclasses.replace(settings, tracking=tracking)
+        settings = dataclasses.replace(settings, tracking=tracking, probe=probe)
         logger.info("%d videos on %s: %s", len(jobs), resources, chosen)
         scheduler = _Stoppable(
             SchedulerOptions(chunk_frames=tracking.commit.chunk_frames, max_tries=options.max_tries), on_stop
@@ -186,26 +193,44 @@ def run_batch(
             if on_progress is not None:
                 on_progress(standing, scheduler.running())
 
+        def room(facts: Mapping[str, Any]) -> int:
+            _check_output(scheduler, facts)
+            return budget(facts, _share(resources, chosen))
+
+        begun = _begun(jobs, settings)
         pool = RayPool(
             scheduler,
             lambda: tracker_actor(settings, gpus=chosen.gpus, environment=options.env),
             _wanted(len(jobs), chosen, options),
-            budget=lambda facts: budget(facts, _share(resources, chosen)),
+            budget=room,
+            first=(
+                (lambda actor: actor.conflicts.remote(begun), lambda found: _refuse(settings, begun, found))
+                if begun
+                else None
+            ),
             on_progress=news,
             name_machines=options.address is not None,
             cpus=chosen.threads,
             gpus=chosen.gpus,
         )
         pool.run()
+    results = {result.stream_id: _counted(result, settings) for result in scheduler.results()}
     report = dataclasses.replace(
         report,
-        results={result.stream_id: result for result in scheduler.results()},
+        results=results,
+        stopped=scheduler.fault,
         ended=datetime.now(UTC),
-        interrupted=scheduler.stopping and scheduler.progress().pending > 0,
+        interrupted=scheduler.fault is None and scheduler.stopping and scheduler.progress().pending > 0,
         frames=scheduler.progress().frames,
         workers=most_workers,
     )
-    report.save(settings.out_storage_options)
+    _mark_failed(report, settings)
+    try:
+        report.save(settings.out_storage_options)
+    except StoreError as error:
+        if report.stopped is None:
+            raise
+        logger.warning("the report is not in the output folder: %s", error)
     return report
 
 
@@ -220,9 +245,66 @@ class _Stoppable(Scheduler):
     def drain(self) -> None:
         if not self.stopping:
             self.stopping = True
-            if self._on_stop is not None:
+            if self._on_stop is not None and self.fault is None:
                 self._on_stop()
         super().drain()
+
+
+def _check_output(scheduler: Scheduler, facts: Mapping[str, Any]) -> None:
+    """Stop everything if a worker would write elsewhere: its rows would be scattered over machines' disks.
+
+    Raises UsageError where nothing has been tracked yet.
+    """
+    fault = facts["output_fault"]
+    if fault is None:
+        return
+    message = f"the worker on {facts['host']} (node {facts['node_id'][:12]}) {fault}"
+    if scheduler.progress().chunks == 0:
+        raise UsageError(message)
+    scheduler.stop(Failure(UsageError.__name__, redacted(message), False, output=True))
+
+
+def _begun(jobs: Sequence[VideoJob], settings: WorkerSettings) -> list[str]:
+    """The streams that the output folder has records of, and that are to go on."""
+    files = open_files(settings.out, settings.out_storage_options)
+    there = {name.rpartition("/")[2].removesuffix(".json") for name in files.names("streams")}
+    return [job.spec.stream_id for job in jobs if job.spec.stream_id in there and not job.spec.restart]
+
+
+def _refuse(settings: WorkerSettings, begun: Sequence[str], found: list[tuple[str, str]] | None) -> None:
+    """Raise SettingsConflictError if streams have other settings: each would be refused by itself."""
+    if not found:
+        return
+    stream_id, differing = found[0]
+    raise SettingsConflictError(
+        f"{len(found)} of {len(begun)} streams in {settings.out} were tracked with other settings, such as "
+        f"{stream_id}: {differing}; use the same, another --out, or start over (--restart)"
+    )
+
+
+def _counted(result: VideoResult, settings: WorkerSettings) -> VideoResult:
+    """A result with the frames and rows that the store holds, where no worker was left to tell."""
+    if result.counted or result.state == "finished":
+        return result
+    try:
+        store = StreamStore(settings.out, result.stream_id, settings.out_storage_options)
+        committed, footers = store.committed(), store.footers(0)
+    except XmemError as error:
+        logger.warning("stream %s: its rows cannot be counted: %s", result.stream_id, error)
+        return result
+    return result._replace(frames=committed.next_frame, rows=sum(f.rows for f in footers), counted=True)
+
+
+def _mark_failed(report: BatchReport, settings: WorkerSettings) -> None:
+    """The records of the videos that are given up say so."""
+
+    def mark(result: VideoResult) -> None:
+        if result.cause is not None:
+            store = StreamStore(settings.out, result.stream_id, settings.out_storage_options)
+            mark_failed(store, result.cause)
+
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        list(pool.map(mark, [result for _, result in report.bad()]))
 
 
 def _wanted(videos: int, chosen: Plan, options: BatchOptions) -> int | Callable[[], int]:

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from jobs import ray_token
 from jobs.options import tracking_options
 from jobs.terminal import console, duration, fetch_model, say
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, XmemError
 from pipeline.locations import one_line
 from pipeline.redact import redacted
 from pipeline.settings import TrackSettings
@@ -152,6 +152,9 @@ def run(
     debug = logging.getLogger().isEnabledFor(logging.DEBUG)
     if address is not None:
         ray_token.enable()
+        from jobs.submit import check_paths
+
+        check_paths()
 
     from jobs.batch import BatchOptions, run_batch
     from jobs.listing import Skipped
@@ -213,6 +216,11 @@ def run(
     _summarize(result, on_cluster=address is not None)
     if report is not None:
         result.write(report)
+    if result.stopped is not None:
+        again = "the same command without --restart" if restart else "the same command"
+        raise XmemError(
+            f"the batch was stopped: {result.stopped.message}; {again} goes on from the last committed chunks"
+        )
     return result.exit_code
 
 

@@ -48,6 +48,7 @@ class Ledger:
             video.seconds,
             None if state == "finished" else video.cause,
             video.ellipses,
+            not video.orphaned,
         )
 
     @property

@@ -65,6 +65,8 @@ class RayPool:
             and never repeat a call (`max_restarts=-1, max_task_retries=0`).
         workers: how many actors there should be, or who tells it: asked again now and then, as machines come.
         budget: device memory for the streams of an actor, in bytes, from its `facts`; None: no limit.
+        first: a question that one actor answers before any of them gets a video: what makes the call, and
+            what takes the answer (None: it could not be answered). What that raises ends the run.
         on_progress: called about every `progress_seconds`, and at the end.
         name_machines: say in failures for lack of credentials or rights on which machine they happened.
         cpus, gpus: what an actor reserves; only to say what those wait for that do not start.
@@ -80,6 +82,7 @@ class RayPool:
         workers: int | Callable[[], int],
         *,
         budget: Callable[[Mapping[str, Any]], int | None] = lambda facts: None,
+        first: tuple[Callable[[Any], Any], Callable[[Any], None]] | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         progress_seconds: float = 0.5,
         name_machines: bool = False,
@@ -92,6 +95,9 @@ class RayPool:
         self._make_actor = make_actor
         self._workers = workers
         self._budget = budget
+        self._first = first
+        self._asking: Any = None  # the call that is the first question
+        self._held: dict[int, int | None] = {}  # workers that wait for its answer, and their budgets
         self._on_progress = on_progress
         self._progress_seconds = progress_seconds
         self._name_machines = name_machines
@@ -200,6 +206,8 @@ class RayPool:
                 self._raised(slot, call, answer, now)
             elif isinstance(answer, RayError):
                 self._lost(slot, answer, now)
+            elif ref == self._asking:
+                self._answered_first(answer)
             elif call is None:
                 self._introduced(slot, answer, now)
             elif isinstance(call, Track):
@@ -273,13 +281,38 @@ class RayPool:
         slot.number = next(self._numbers)
         self._by_number[slot.number] = slot
         self._ever_ready = True
-        self._scheduler.worker_ready(slot.number, self._budget(facts))
+        budget = self._budget(facts)
+        if self._first is None:
+            self._scheduler.worker_ready(slot.number, budget)
+            return
+        self._held[slot.number] = budget
+        if self._asking is None:
+            self._ask_first(slot)
+
+    def _ask_first(self, slot: _Slot) -> None:
+        assert self._first is not None
+        self._asking = self._first[0](slot.actor)
+        self._ask(slot, self._asking, None)
+
+    def _answered_first(self, answer: Any) -> None:
+        assert self._first is not None
+        take, self._first, self._asking = self._first[1], None, None
+        take(answer)
+        for number, budget in self._held.items():
+            self._scheduler.worker_ready(number, budget)
+        self._held.clear()
 
     def _lost(self, slot: _Slot, error: RayError, now: float) -> None:
         """An actor's process is gone, or cannot be reached."""
+        asked = self._asking in slot.calls
         for ref in slot.calls:
             self._pending.pop(ref, None)
         slot.calls.clear()
+        self._held.pop(slot.number, None)
+        if asked:
+            self._asking = None
+            if other := next(iter(self._held), None):
+                self._ask_first(self._by_number[other])
         if slot.number:
             away = getattr(error, "preempted", False) or slot.instance[0] in _gone()
             message = death(error, _address(slot.instance[0]), machine_gone=away)
@@ -327,7 +360,9 @@ class RayPool:
         cause = getattr(error, "cause", None)
         failure = Failure.of(cause if isinstance(cause, BaseException) else error)
         logger.warning("worker %d: %s", slot.number, failure.message)
-        if call is None:
+        if self._asking is not None and slot.number in self._held and call is None:
+            self._answered_first(None)  # each video tells by itself
+        elif call is None:
             slot.next_try = now + _PROBE_SECONDS
         else:
             self._scheduler.call_failed(call.call, failure, now)

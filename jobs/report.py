@@ -8,7 +8,7 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, get_args
@@ -17,10 +17,11 @@ from jobs.actions import VideoResult, VideoState
 from jobs.lease import running
 from jobs.listing import Skipped
 from jobs.manifest import VideoJob
-from pipeline.errors import XmemError
+from pipeline.errors import StoreError, XmemError
 from pipeline.files import open_files
 from pipeline.locations import one_line
 from pipeline.redact import redacted
+from pipeline.work import Failure
 
 FORMAT_VERSION = 1
 FOLDER = "batches"
@@ -38,6 +39,7 @@ class BatchReport:
         results: of each stream id.
         out: output folder, as given.
         started, ended: UTC.
+        stopped: what ended it for all videos, such as a full disk; None: nothing did.
         interrupted: it was told to stop before everything was done.
         frames: tracked in this run, repeated ones counted again.
         workers: processes that tracked, at most.
@@ -52,6 +54,7 @@ class BatchReport:
     started: datetime
     ended: datetime
     interrupted: bool = False
+    stopped: Failure | None = None
     frames: int = 0
     workers: int = 0
     skipped: Skipped = field(default_factory=Skipped, repr=False)
@@ -71,7 +74,7 @@ class BatchReport:
     @property
     def exit_code(self) -> int:
         """0: all finished; 130: interrupted; 1: something failed, was cancelled or is left."""
-        if self.interrupted:
+        if self.interrupted and self.stopped is None:
             return INTERRUPTED
         return 0 if self.totals()["finished"] == len(self.jobs) else 1
 
@@ -107,6 +110,7 @@ class BatchReport:
             "ended": _iso(self.ended),
             "seconds": round(self.seconds, 3),
             "interrupted": self.interrupted,
+            "stopped": _cause(self.stopped),
             "frames_tracked": self.frames,
             "workers": self.workers,
             "request": [redacted(token) for token in self.request],
@@ -133,10 +137,24 @@ class BatchReport:
 
         Raises StoreError.
         """
+        with self.probe(storage_options):
+            pass
+
+    @contextmanager
+    def probe(self, storage_options: Mapping[str, Any] | None = None) -> Iterator[str]:
+        """A small file in the output folder while the batch runs, by which workers know the folder.
+
+        Returns:
+            its name in the folder. Raises StoreError if it cannot be written.
+        """
         files = open_files(self.out, storage_options)
         name = f"{FOLDER}/.{self.batch_id}"
         files.create(name, b"", owner=self.batch_id)
-        files.remove(name)
+        try:
+            yield name
+        finally:
+            with suppress(StoreError):
+                files.remove(name)
 
     def save(self, storage_options: Mapping[str, Any] | None = None) -> None:
         """Write the report into the output folder, as a whole or not at all.
@@ -207,7 +225,6 @@ def batches_in(out: str, storage_options: Mapping[str, Any] | None = None) -> li
 
 
 def _line(job: VideoJob, result: VideoResult) -> dict[str, Any]:
-    cause = result.cause
     return {
         "stream_id": result.stream_id,
         "uri": redacted(job.spec.uri),
@@ -218,8 +235,12 @@ def _line(job: VideoJob, result: VideoResult) -> dict[str, Any]:
         "ellipses": result.ellipses,
         "tries": result.tries,
         "seconds": round(result.seconds, 3),
-        "cause": None if cause is None else {"kind": cause.kind, "message": redacted(cause.message)},
+        "cause": _cause(result.cause),
     }
+
+
+def _cause(failure: Failure | None) -> dict[str, str] | None:
+    return None if failure is None else {"kind": failure.kind, "message": redacted(failure.message)}
 
 
 def _iso(time: datetime) -> str:

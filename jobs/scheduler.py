@@ -67,6 +67,8 @@ class Scheduler:
         self._dirty: dict[int, Worker] = {}
         self._releasing = 0
         self._draining = False
+        self.fault: Failure | None = None
+        """What stopped the batch as a whole; see `stop`."""
 
     # --- what is to be done, and how it stands ---------------------------------------------------
 
@@ -224,6 +226,8 @@ class Scheduler:
             self._end(video, "finished")
         elif report.outcome == "failed":
             video.failing = report.failure or Failure("Failure", "the worker names no cause", False)
+            video.position = report.next_frame
+            self._ledger.count_rows(video, report.rows, report.losses)
             self._let_go(video, now)
         elif report.outcome == "tracked" and report.next_frame > video.position:
             video.position, video.where, video.harmless = report.next_frame, Where.IDLE, 0
@@ -296,6 +300,11 @@ class Scheduler:
         self._draining = True
         for video in list(self._videos.values()):
             self._withdraw(video, "pending")
+
+    def stop(self, fault: Failure) -> None:
+        """Drain because of a fault that every video would meet: none of them is to blame."""
+        self.fault = self.fault or fault
+        self.drain()
 
     def _withdraw(self, video: Video, state: VideoState) -> None:
         if video.sent and video.worker is not None:
@@ -445,6 +454,10 @@ class Scheduler:
         failure, video.failing = video.failing, None
         assert failure is not None
         video.cause = failure
+        if failure.output:
+            self._end(video, "pending")
+            self.stop(failure)
+            return
         # The worker that was lost may have committed after the video was opened elsewhere.
         own = failure.kind == AnotherWriterError.__name__ and video.orphaned
         video.orphaned = video.orphaned and not own

@@ -2,6 +2,9 @@
 
 Nothing but Ray's public Jobs API is used. The packages travel with the job; a manifest or prompts file that
 lies on this machine does too. Videos and output must be where the cluster reaches them.
+
+A job runs in a temporary folder of Ray's, so that relative paths mean nothing to it. For a cluster of this
+machine they are made absolute; for any other one they are refused.
 """
 
 from __future__ import annotations
@@ -12,14 +15,16 @@ import logging
 import os
 import shlex
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from jobs import ray_token
 from jobs.manifest_file import is_manifest, read_rows
@@ -37,6 +42,10 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _OUT = "xmem_out"
+# Set for a job whose relative paths were made absolute: the host whose paths they are.
+_PATHS_OF = "XMEM_PATHS_OF"
+_PATH_OPTIONS = ("--report", "--model")
+_GIVE = "give an absolute path that the cluster's machines share, or a URI such as s3://bucket/folder"
 # They speak of each package and each connection, whatever the level of Ray's own logger.
 _CHATTY = (
     "ray.dashboard.modules.dashboard_sdk",
@@ -112,9 +121,12 @@ class Jobs:
             videos: as for `xmem batch`. Manifests on this machine travel with the job.
             arguments: further options of `xmem batch`; not --address. Storage options travel in a file, so
                 that they do not show on the dashboard.
-            out: output folder.
+            out: output folder, on the cluster's machines.
             prompts: as for `xmem batch`. A file on this machine travels with the job.
             env: environment variables of all the job's processes. Everyone who sees the dashboard sees them.
+
+        Raises:
+            UsageError: a relative path, and the cluster is none of this machine.
         """
         videos = [videos] if isinstance(videos, str) else list(videos)
         for given in (*videos, out, prompts or ""):
@@ -123,6 +135,14 @@ class Jobs:
                     f"{given}: credentials would show on the dashboard; let the cluster's machines have "
                     f"them, for instance as environment variables"
                 )
+        paths = _Paths(self.address)
+        out = paths.absolute("--out", out)
+        arguments = paths.in_options(arguments)
+        videos = [v if is_manifest(v) and _is_here(v) else paths.absolute("VIDEOS", v) for v in videos]
+        if prompts is not None and not _is_here(prompts):
+            prompts = paths.absolute("--prompts", prompts)
+        if paths.changed:
+            env = {**(env or {}), _PATHS_OF: socket.gethostname()}
         with tempfile.TemporaryDirectory(prefix="xmem-submit-") as folder:
             command = ["python", "-m", "jobs.cli", "batch", "run"]
             command += [_shipped_manifest(v, Path(folder), number) for number, v in enumerate(videos)]
@@ -241,6 +261,76 @@ def _without_variables() -> Iterator[None]:
         yield
     finally:
         os.environ.update(saved)
+
+
+def check_paths() -> None:
+    """UsageError if this job was submitted with relative paths from another machine.
+
+    That the dashboard answers on this machine (127.0.0.1) may be due to a forwarded port.
+    """
+    host = os.environ.get(_PATHS_OF)
+    if host is not None and host != socket.gethostname():
+        raise UsageError(
+            f"relative paths of {host} mean nothing on {socket.gethostname()}, where the job runs: {_GIVE}"
+        )
+
+
+class _Paths:
+    """Relative paths, made absolute for a cluster of this machine.
+
+    Args:
+        address: of the cluster's dashboard.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.changed = False
+        self._address = address
+        self._is_here = _is_this_machine(address)
+
+    def absolute(self, what: str, given: str) -> str:
+        """A path that holds in any folder. UsageError: it is relative, and the cluster is elsewhere."""
+        if scheme_of(given) not in ("file", "local") or "::" in given:
+            return given
+        path = given.partition("://")[2] if "://" in given else given
+        if os.path.isabs(path):
+            return given
+        if not self._is_here:
+            raise UsageError(
+                f"{what} {given} is relative to this machine, and the job runs at {self._address}: {_GIVE}"
+            )
+        self.changed = True
+        return os.path.abspath(expanded(path))
+
+    def in_options(self, arguments: Sequence[str]) -> list[str]:
+        """Command line options with the paths in them made absolute."""
+        made: list[str] = []
+        for argument in arguments:
+            name, equals, value = argument.partition("=")
+            if equals and name in _PATH_OPTIONS:
+                made.append(f"{name}={self._in_option(name, value)}")
+            elif made and made[-1] in _PATH_OPTIONS:
+                made.append(self._in_option(made[-1], argument))
+            else:
+                made.append(argument)
+        return made
+
+    def _in_option(self, name: str, value: str) -> str:
+        # `-` is stdout; a model may be a name.
+        if value == "-" or (name == "--model" and not _is_here(value)):
+            return value
+        return self.absolute(name, value)
+
+
+def _is_this_machine(address: str) -> bool:
+    """Whether the host of an http address is an address of this machine."""
+    host = urlsplit(address).hostname or ""
+    with suppress(OSError, UnicodeError):
+        for family, kind, protocol, _, place in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+            # Only own addresses can be bound.
+            with socket.socket(family, kind, protocol) as bound:
+                bound.bind((place[0], 0))
+            return True
+    return False
 
 
 # --- what lies on this machine -------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -44,6 +44,10 @@ class Tracker:
     def facts(self) -> dict[str, Any]:
         """See `Worker.facts`; with the node's id."""
         return {**self._worker.facts(), "node_id": ray.get_runtime_context().get_node_id()}
+
+    def conflicts(self, stream_ids: Sequence[str]) -> list[tuple[str, str]]:
+        """See `Worker.conflicts`."""
+        return self._worker.conflicts(stream_ids)
 
     def open(self, spec: StreamSpec, state: bytes | None = None) -> StreamStatus:
         """See `Worker.open`."""

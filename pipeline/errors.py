@@ -47,6 +47,10 @@ class StoreError(XmemError):
     """The output folder cannot be read or written."""
 
 
+class OutputError(StoreError):
+    """The output folder as a whole cannot be used: it is full, read-only, not there, or access is denied."""
+
+
 class SettingsConflictError(UsageError):
     """The output folder holds this stream under other settings; the message says which differ."""
 

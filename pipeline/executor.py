@@ -186,6 +186,14 @@ class Begun:
     threads: int | None = None
     dtype: str | None = None
 
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Begun:
+        """That of a stream record's settings."""
+        threads, dtype = settings.get("threads"), settings.get("dtype")
+        return cls(
+            threads if type(threads) is int and threads > 0 else None, dtype if dtype in DTYPES else None
+        )
+
     def keep(self, model: ModelSettings, *, threads: bool = False) -> ModelSettings:
         """The model's settings for such a stream: of those left open, what it was begun with.
 
@@ -200,9 +208,4 @@ class Begun:
 def begun_with(store: StreamStore) -> Begun:
     """The thread count and the precision that a stream was begun with."""
     settings = (store.read_record() or {}).get("settings")
-    if not isinstance(settings, dict):
-        return Begun()
-    threads, dtype = settings.get("threads"), settings.get("dtype")
-    return Begun(
-        threads if type(threads) is int and threads > 0 else None, dtype if dtype in DTYPES else None
-    )
+    return Begun.of(settings) if isinstance(settings, dict) else Begun()

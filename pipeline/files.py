@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.errors import StoreError
+from pipeline.errors import OutputError, StoreError
 from pipeline.filesystems import connect, is_local, is_s3
 from pipeline.locations import bare_reason
 from pipeline.redact import shareable
@@ -43,6 +43,14 @@ _REPLACE_ATTEMPTS = 8
 _UPLOAD_SECONDS = 120
 _UPLOAD_BYTES_PER_SECOND = 1 << 18
 """An upload slower than this hangs; nothing else ends one that waits for the server's "100 Continue"."""
+_CREDENTIALS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "CredentialRetrievalError",
+    "TokenRetrievalError",
+    "ProfileNotFound",
+}
+"""What botocore raises where a process has no usable credentials."""
 _MEMORY_LOCK = threading.Lock()
 
 
@@ -295,10 +303,23 @@ class RemoteFiles(Files):
             return retry(f"{doing} {self.uri(name)}", operation)
         except (FileNotFoundError, StoreError) as error:
             if doing == "write" and isinstance(error, FileNotFoundError):
-                raise StoreError(f"cannot write {self.uri(name)}: {bare_reason(error)}") from shareable(error)
+                # Folders need not be there, so that it is the bucket that is missing.
+                raise OutputError(f"cannot write {self.uri(name)}: {bare_reason(error)}") from shareable(
+                    error
+                )
             raise
         except Exception as error:  # object stores raise their client library's own types
-            raise StoreError(f"cannot {doing} {self.uri(name)}: {bare_reason(error)}") from shareable(error)
+            kind = OutputError if _is_refused(error) else StoreError
+            raise kind(f"cannot {doing} {self.uri(name)}: {bare_reason(error)}") from shareable(error)
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Whether a store takes nothing from this process: no credentials, no rights, no bucket, no space."""
+    status, code = http_status(error)
+    if isinstance(error, PermissionError) or status in (401, 403, 507):
+        return True
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return bool(names & _CREDENTIALS) or any(word in code for word in ("Bucket", "Quota", "StorageFull"))
 
 
 def _whole(data: bytes, size: int) -> bytes:

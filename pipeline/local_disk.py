@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 
 import pyarrow.fs
 
-from pipeline.errors import StoreError
+from pipeline.errors import OutputError, StoreError
 from pipeline.files import Files
 from pipeline.local_places import (
     HAS_PLACES,
@@ -51,6 +51,17 @@ FOREIGN_TEMP_AGE_SECONDS = 24 * 3600.0
 _ATTEMPTS = 5
 _PROCESS_TOKEN = secrets.token_hex(4)
 _HOST = "".join(c if c.isalnum() or c in ".-" else "-" for c in socket.gethostname()) or "host"
+# Whoever writes another file there fails too.
+_OF_THE_WHOLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOTCONN,
+}
 
 
 class LocalFiles(Files):
@@ -252,7 +263,8 @@ class LocalFiles(Files):
                 raise
             raise StoreError(f"cannot write {self.uri(name)}: its folder vanished while writing") from None
         except OSError as error:
-            raise StoreError(
+            kind = OutputError if doing != "read" and error.errno in _OF_THE_WHOLE else StoreError
+            raise kind(
                 f"cannot {doing} {self.uri(name)}: {bare_reason(error)}{_remedy(error, doing)}"
             ) from error
 

@@ -67,8 +67,8 @@ def connect(
 
     `tracks` and `events` have the columns of `TRACKS_SCHEMA` and `EVENTS_SCHEMA` after `stream_id` (text,
     always); `streams` those of `STREAMS_SCHEMA`: `next_frame` counts the committed frames, `settings`,
-    `prompts`, `record` and `extra` are JSON, `cause` says why a stream's `state` is "failed". `extra` holds what
-    a manifest says in columns of its own; each has a column in `streams` too, named `extra_<name>` where
+    `prompts`, `record` and `extra` are JSON, `cause` says why a stream's `state` is "failed". `extra` holds
+    what a manifest says in columns of its own; each has a column in `streams` too, named `extra_<name>` where
     `streams` has that column. Times are UTC.
 
     Raises:

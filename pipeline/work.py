@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Unpack
 
-from pipeline.errors import AnotherWriterError, NotAVideoError, UsageError, XmemError
+from pipeline.errors import AnotherWriterError, NotAVideoError, OutputError, UsageError, XmemError
 from pipeline.redact import redacted
 from pipeline.retries import http_status
 from pipeline.settings import TrackOptions, TrackSettings
@@ -34,6 +34,8 @@ class WorkerSettings:
         out: the output folder, a path or any fsspec URI.
         tracking: how they are tracked. A stream that was begun with another number of threads, or (where the
             dtype is "auto") in another precision, keeps its own.
+        probe: name of a file that whoever runs the batch has put into `out`. A worker that does not see it
+            writes somewhere else, see `pipeline.worker.Worker.facts`.
         storage_options, out_storage_options: for the fsspec file systems of videos and output. They may hold
             credentials, so they are in no repr.
     """
@@ -42,6 +44,7 @@ class WorkerSettings:
     tracking: TrackSettings = field(default_factory=TrackSettings)
     storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
     out_storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
+    probe: str | None = None
 
     @classmethod
     def of(
@@ -101,12 +104,14 @@ class Failure:
         message: one line without credentials.
         permanent: trying again cannot help.
         access: the machine where it happened lacks credentials or rights.
+        output: the output folder as a whole cannot be used, so that every other video would fail too.
     """
 
     kind: str
     message: str
     permanent: bool
     access: bool = False
+    output: bool = False
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
@@ -116,7 +121,9 @@ class Failure:
         if not isinstance(error, XmemError):
             message = f"{type(error).__name__}: {message}"
         permanent = isinstance(error, _PERMANENT)
-        return cls(type(error).__name__, message, permanent, _lacks_access(error))
+        return cls(
+            type(error).__name__, message, permanent, _lacks_access(error), isinstance(error, OutputError)
+        )
 
 
 def _lacks_access(error: BaseException) -> bool:

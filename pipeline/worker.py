@@ -9,14 +9,18 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import socket
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from pipeline.errors import UsageError, XmemError
+from pipeline.errors import StoreError, UsageError, XmemError
 from pipeline.executor import Begun, Executor, begun_with, open_segmenter
+from pipeline.files import open_files
 from pipeline.memory_plan import predict_state_bytes, predict_workspace_bytes
 from pipeline.prompts import PromptSet, load_mask_png, load_prompts
 from pipeline.redact import redacted_trace
@@ -29,6 +33,7 @@ from pipeline.work import ChunkRef, ChunkReport, Failure, Outcome, StreamSpec, S
 
 logger = logging.getLogger(__name__)
 
+_READERS = 16
 # Faults of a device that outlast the call. Older releases of torch tell them only by their words.
 _BREAKING: tuple[type[BaseException], ...] = tuple(filter(None, [getattr(torch, "AcceleratorError", None)]))
 
@@ -68,14 +73,56 @@ class Worker:
         self.broken = False
 
     def facts(self) -> dict[str, Any]:
-        """This process: pid, device, the device's memory and what the weights take of it, in bytes."""
+        """This process: host, pid, device, the device's memory and what the weights take of it, in bytes.
+
+        `output_fault` says why rows written here would not be in the output folder of whoever runs the batch;
+        None: they would, as far as the settings' `probe` tells.
+        """
         return {
+            "host": socket.gethostname(),
+            "output_fault": self._output_fault(),
             "pid": os.getpid(),
             "device": str(self._segmenter.device),
             "device_bytes": device_bytes(self._segmenter.device),
             "weights_bytes": self._segmenter.weights_bytes,
             "streams": sorted(self._streams),
         }
+
+    def _output_fault(self) -> str | None:
+        probe, out = self._settings.probe, self._settings.out
+        if probe is None:
+            return None
+        try:
+            if open_files(out, self._settings.out_storage_options).exists(probe):
+                return None
+        except StoreError as error:
+            return f"cannot use {out}: {error}"
+        return (
+            f"has another folder at {out}: give --out a folder that all machines share under the same path, "
+            "or a URI such as s3://bucket/folder"
+        )
+
+    def conflicts(self, stream_ids: Sequence[str]) -> list[tuple[str, str]]:
+        """Which of these streams have rows of other settings, and which settings differ."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            found = zip(stream_ids, pool.map(self._differences, stream_ids), strict=True)
+            return [(stream_id, "; ".join(differing)) for stream_id, differing in found if differing]
+
+    def _differences(self, stream_id: str) -> list[str]:
+        try:
+            store = StreamStore(self._settings.out, stream_id, self._settings.out_storage_options)
+            settings = (store.read_record() or {}).get("settings")
+            if not isinstance(settings, dict):
+                return []
+            begun = Begun.of(settings)
+            model = begun.keep(self._tracking.model, threads=True)
+            asked = self._tracking.of_segmenter(self._segmenter, model.threads or self._threads)
+            if model.dtype != AUTO:
+                asked = replace(asked, model=replace(asked.model, dtype=model.dtype))
+            differing = asked.differences(settings)
+            return differing if differing and store.committed(newest_only=True).files else []
+        except StoreError:
+            return []  # opening it tells
 
     def open(self, spec: StreamSpec, state: bytes | None = None) -> StreamStatus:
         """Open a stream where the store says it stands; one that is open already stays as it is.

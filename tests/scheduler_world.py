@@ -183,7 +183,7 @@ class World:
             del machine.streams[film.name]
             machine.tracked.discard(film.name)
             failure = Failure("SourceError", f"{film.name} is broken at {chunk}", film.permanent)
-            return ChunkReport(film.name, "failed", next_frame=position, failure=failure)
+            return ChunkReport(film.name, "failed", next_frame=position, rows=position, failure=failure)
         machine.streams[film.name] = ref.last + 1
         film.committed = max(film.committed, ref.first if self.lag else ref.last + 1)
         if chunk + 1 >= film.chunks:

@@ -82,7 +82,7 @@ class StandIn:
         if self.strikes("fail", ref.stream_id, traits, done):
             del self.streams[ref.stream_id]
             failure = Failure("SourceError", f"cannot decode chunk {done}", False)
-            return ChunkReport(ref.stream_id, "failed", next_frame=done * CHUNK, failure=failure)
+            return ChunkReport(ref.stream_id, "failed", next_frame=done * CHUNK, rows=done, failure=failure)
         path = self.folder / ref.stream_id / f"{done:06d}"
         path.parent.mkdir(exist_ok=True)
         try:

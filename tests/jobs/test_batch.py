@@ -20,9 +20,10 @@ from jobs.batch import BatchOptions, Plan, budget, plan, run_batch
 from jobs.cluster import Resources, connected
 from jobs.manifest import VideoJob, load_manifest
 from jobs.report import BatchReport
-from pipeline.errors import StoreError, UsageError
+from pipeline.errors import SettingsConflictError, StoreError, UsageError
 from pipeline.executor import track
 from pipeline.prompts import PromptSet
+from pipeline.query import query
 from pipeline.settings import ModelSettings
 from pipeline.work import StreamSpec, WorkerSettings
 
@@ -145,6 +146,55 @@ def test_run_again_only_what_is_unfinished_is_tracked_and_with_restart_all(
     assert len(list((out / "batches").iterdir())) == 2
     anew = run_batch(load_manifest(videos, restart=True), settings(out, weights, chunk_frames=5), ONE)
     assert (anew.exit_code, anew.frames) == (0, 45)
+
+
+def test_with_other_settings_it_is_one_error_before_anything_is_tracked(
+    videos: Path, weights: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert run_batch(load_manifest(videos), settings(out, weights), ONE).exit_code == 0
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    make_video(videos / "new.mp4", 9, width=64, height=48)
+    (videos / "new.prompts.json").write_text(json.dumps(BOX))
+    with pytest.raises(SettingsConflictError) as caught:
+        run_batch(load_manifest(videos), settings(out, weights, chunk_frames=5), ONE)
+    assert str(caught.value).startswith(
+        f"3 of 3 streams in {out} were tracked with other settings, such as a-"
+    )
+    assert f"chunk_frames was {CHUNK}, now 5; use the same" in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_with_a_larger_max_frames_it_goes_on_and_with_a_smaller_one_nothing_is_left_to_do(
+    videos: Path, weights: str, tmp_path: Path
+) -> None:
+    out, jobs = tmp_path / "out", load_manifest(videos)
+    first = run_batch(jobs, settings(out, weights, max_frames=11), ONE)
+    assert (first.exit_code, first.frames) == (0, 11 + 9 + 11)
+    smaller = run_batch(jobs, settings(out, weights, max_frames=5), ONE)
+    assert (smaller.exit_code, smaller.frames) == (0, 0)
+    rest = run_batch(jobs, settings(out, weights), ONE)
+    assert (rest.exit_code, rest.frames) == (0, 9 + 5)
+    assert rest.totals()["rows"] == 45
+    whole = tmp_path / "whole"
+    assert run_batch(jobs, settings(whole, weights), ONE).exit_code == 0
+    for job in jobs:
+        assert rows(out, job.spec.stream_id) == rows(whole, job.spec.stream_id)
+
+
+def test_a_stream_that_is_given_up_says_so(videos: Path, weights: str, tmp_path: Path) -> None:
+    later = {"frame": 10, "id": 2, "box": [500, 500, 9, 9]}  # outside the picture
+    (videos / "a.prompts.json").write_text(json.dumps({**BOX, "objects": [*BOX["objects"], later]}))
+    report = run_batch(load_manifest(videos), settings(tmp_path / "out", weights), ONE)
+    ((job, result),) = report.bad()
+    assert (Path(job.spec.uri).name, result.state, result.frames, result.rows) == ("a.mp4", "failed", 8, 8)
+    ask = "select stream_id, state, cause, next_frame from streams order by all"
+    found = {row.pop("stream_id"): row for row in query(tmp_path / "out", ask).to_pylist()}
+    assert result.cause is not None
+    failed = {"state": "failed", "cause": result.cause.message, "next_frame": 8}
+    assert found.pop(result.stream_id) == failed
+    assert [row["state"] for row in found.values()] == ["finished", "finished"]
 
 
 def test_stopped_in_the_middle_it_commits_what_is_under_way_and_goes_on_later(

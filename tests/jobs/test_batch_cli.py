@@ -73,6 +73,7 @@ class Batch:
         self.states: list[Any] = []
         self.interrupted = False
         self.request: Sequence[str] = ()
+        self.stopped: Failure | None = None
 
     def __call__(
         self, jobs: Sequence[VideoJob], settings: WorkerSettings, options: BatchOptions, **calls: Any
@@ -87,7 +88,7 @@ class Batch:
         ]
         return BatchReport(
             jobs, {r.stream_id: r for r in results}, settings.out, START, START + timedelta(seconds=4),
-            self.interrupted, frames=100, workers=1, request=self.request, batch_id="the-id",
+            self.interrupted, self.stopped, frames=100, workers=1, request=self.request, batch_id="the-id",
         )  # fmt: skip
 
 
@@ -164,6 +165,18 @@ def test_the_end_is_told_on_stderr_and_the_report_on_stdout(
         "report: ftp://host/out/batches/the-id.json",
     ]
     assert "secret" not in captured.out
+
+
+def test_what_stopped_the_batch_is_the_last_line(
+    folder: Path, batch: Batch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch.states = ["finished", "pending"]
+    batch.stopped = Failure("OutputError", "cannot write out/x: No space left on device", False, output=True)
+    assert call("batch", ".", "--out", "out", "--restart") == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "xmem: error: the batch was stopped: cannot write out/x: No space left on device; the same command "
+        "without --restart goes on from the last committed chunks"
+    )
 
 
 def test_no_more_bad_videos_are_listed_than_people_read(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
 import logging
 import os
+import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +16,19 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 from standin import CHUNK, Actor, committed, notes
+from tiny import tiny_weights
+from videos import make_video
 
 from jobs.actions import Progress, SchedulerOptions
+from jobs.batch import BatchOptions, run_batch
 from jobs.cluster import unreported
 from jobs.manifest import VideoJob
 from jobs.ray_pool import RayPool, room_for
 from jobs.scheduler import Scheduler
-from pipeline.work import StreamSpec
+from pipeline.errors import UsageError
+from pipeline.work import StreamSpec, WorkerSettings
+
+_CLONE_NEWNS, _CLONE_FS = 0x00020000, 0x00000200
 
 
 @pytest.fixture
@@ -75,3 +85,63 @@ def test_machines_go_and_come(
     assert all("\n" not in text for text in said)
     assert all(len(text) < 200 for text in said)
     assert "raylet" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tracked_before", [False, True])
+def test_a_machine_with_another_disk_at_the_output_folder_is_refused(
+    tmp_path: Path, cluster: Any, tracked_before: bool
+) -> None:
+    """The second machine's processes live in a mount namespace of their own, with an empty disk at OUT."""
+    out = tmp_path / "out"
+    out.mkdir()
+    video = make_video(tmp_path / "a.mp4", 200, width=64, height=48)
+    prompts = {"version": 1, "objects": [{"id": 1, "polygons": [[5, 5, 40, 5, 40, 40, 5, 40]]}]}
+    jobs = [VideoJob(StreamSpec(f"s{i}", str(video), prompts=prompts)) for i in range(2)]
+    settings = WorkerSettings.of(str(out), model=tiny_weights(tmp_path), chunk_frames=4)
+    options = BatchOptions(actors=2, threads=1)
+    elsewhere: list[str] = []
+
+    def add_other(standing: Progress | None = None, running: Any = None) -> None:
+        if not elsewhere and (standing is None or standing.chunks):
+            elsewhere.append(_machine_with_another_disk(cluster, out))
+
+    if tracked_before:
+        cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+        report = run_batch(jobs, settings, options, on_progress=add_other)
+        assert report.stopped is not None
+        message = report.stopped.message
+        assert report.exit_code == 1
+        assert report.totals()["pending"] == 2
+        assert {v["rows"] for v in json.loads(Path(report.location).read_text())["videos"]} != {0}
+    else:
+        add_other()
+        with pytest.raises(UsageError) as caught:
+            run_batch(jobs, settings, options)
+        message = str(caught.value)
+        assert not (out / "tracks").exists()
+    assert f"(node {elsewhere[0][:12]}) has another folder at {out}: give --out a folder that all" in message
+    assert list((out / "batches").glob(".*")) == []
+
+
+def _machine_with_another_disk(cluster: Any, folder: Path) -> str:
+    """Adds a machine of one CPU; returns its id."""
+    made: list[str] = []
+
+    def add() -> None:
+        # Of this thread alone, and of the processes that it starts.
+        if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS | _CLONE_FS):
+            return
+        private = ["mount", "--make-rprivate", "/"]
+        disk = ["mount", "-t", "tmpfs", "tmpfs", str(folder)]
+        if any(subprocess.run(command, capture_output=True).returncode for command in (private, disk)):
+            return
+        made.append(cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20).node_id)
+
+    thread = threading.Thread(target=add)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("signal.signal", lambda *given: None)  # Ray's are for the main thread only
+        thread.start()
+        thread.join()
+    if not made:
+        pytest.skip("mount namespaces are for root only")
+    return made[0]

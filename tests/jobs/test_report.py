@@ -49,6 +49,7 @@ def test_it_says_what_became_of_each_video(tmp_path: Path) -> None:
         "ended": "2026-03-04T05:06:15.500+00:00",
         "seconds": 8.5,
         "interrupted": False,
+        "stopped": None,
         "frames_tracked": 130,
         "workers": 2,
         "request": [],

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scheduler_world import LOST, Film, World, name_of
 
-from jobs.actions import Close, CloseWorker, Open, SchedulerOptions, Track
+from jobs.actions import Close, CloseWorker, Open, Release, SchedulerOptions, Track
 from jobs.manifest import VideoJob
 from jobs.scheduler import Scheduler
 from pipeline.errors import UsageError
@@ -646,3 +646,30 @@ def test_releases_are_few() -> None:
     world = World([Film(f"v{i}", 30) for i in range(7)], OPTIONS, workers=2)
     world.run()
     assert 0 < len(world.released) <= 7 * 30 / OPTIONS.quantum
+
+
+def test_a_fault_of_the_output_stops_everything_and_nobody_is_to_blame() -> None:
+    full = Failure("OutputError", "No space left on device", False, output=True)
+    scheduler = Scheduler(SchedulerOptions(chunk_frames=10, max_streams=2, depth=2, max_tries=1))
+    for i in range(5):
+        scheduler.add(VideoJob(StreamSpec(f"v{i}", f"mem://v{i}")))
+    scheduler.worker_ready(1)
+    first, second = scheduler.actions(0.0)
+    for action in (first, second):
+        assert isinstance(action, Open)
+        scheduler.opened(action.call, StreamStatus(action.spec.stream_id, frame_count=100), 1.0)
+    one, other = scheduler.actions(2.0)
+    assert isinstance(one, Track)
+    scheduler.reported(one.call, ChunkReport("v0", "failed", next_frame=20, rows=40, failure=full), 3.0)
+    assert scheduler.fault == full
+    # What is under way ends as it does; nothing else is begun.
+    assert isinstance(other, Track)
+    scheduler.reported(other.call, ChunkReport("v1", "tracked", next_frame=10, frames=10, rows=20), 4.0)
+    (release,) = scheduler.actions(5.0)
+    assert isinstance(release, Release)
+    scheduler.released(release.call, 6.0)
+    assert scheduler.done
+    results = {r.stream_id: r for r in scheduler.results()}
+    assert {r.state for r in results.values()} == {"pending"}
+    assert (results["v0"].frames, results["v0"].rows, results["v0"].cause) == (20, 40, full)
+    assert (results["v1"].frames, results["v1"].rows, results["v1"].cause) == (10, 20, None)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray_head import TOKEN, RayHead, ray_head
@@ -21,7 +24,8 @@ from videos import make_video
 
 from jobs import ray_token
 from jobs.cli import main
-from jobs.submit import JobStatus, _shipped_manifest, _shipped_options
+from jobs.submit import Jobs, JobStatus, _shipped_manifest, _shipped_options, check_paths
+from pipeline.errors import UsageError
 from pipeline.executor import track
 from pipeline.prompts import PromptSet
 
@@ -170,9 +174,9 @@ def test_a_batch_is_submitted_followed_and_asked_about(
 ) -> None:
     out = tmp_path / "out"
     done = xmem(
-        "batch", "submit", "list.csv", "--out", out, "--prompts", "shared.json", "--address", head.dashboard,
-        "--follow", "--id", "my-batch", "--model", videos / "tiny-0.safetensors", "--chunk", "8",
-        "--report", "report.json", "--env", "XMEM_TEST=1",
+        "batch", "submit", "list.csv", "--out", os.path.relpath(out), "--prompts", "shared.json",
+        "--address", head.dashboard, "--follow", "--id", "my-batch", "--model", "tiny-0.safetensors",
+        "--chunk", "8", "--report", "report.json", "--env", "XMEM_TEST=1",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     first, _, log = done.stdout.partition("\n")
@@ -180,7 +184,9 @@ def test_a_batch_is_submitted_followed_and_asked_about(
     assert "2 of 2 videos finished; 26 rows" in log
     assert "my-batch: SUCCEEDED" in done.stderr
     assert states(out) == [{"first": "finished", "second": "finished"}]
-    assert not (videos / "report.json").exists()  # the job has a folder of its own
+    # The job has a folder of its own; relative paths are those of this one.
+    assert json.loads((videos / "report.json").read_text())["totals"]["finished"] == 2
+    (videos / "report.json").unlink()
     status = xmem("batch", "status", "my-batch", "--address", head.dashboard, "--json")
     answer = json.loads(status.stdout)
     assert (answer["job_id"], answer["state"], answer["out"]) == ("my-batch", "SUCCEEDED", str(out))
@@ -360,6 +366,78 @@ def test_when_a_token_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
     assert ray_token.header(this_machine=True) is None
+
+
+class Cluster:
+    """Stands in for Ray's client: takes note of what is submitted."""
+
+    def __init__(self, address: str, **options: Any) -> None:
+        self.given: dict[str, Any] = {}
+
+    def submit_job(self, **given: Any) -> str:
+        self.given = given
+        return "the-id"
+
+
+def _jobs(monkeypatch: pytest.MonkeyPatch, address: str) -> tuple[Jobs, Cluster]:
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", Cluster)
+    jobs = Jobs(address)
+    return jobs, jobs._client
+
+
+def test_relative_paths_are_made_absolute_for_a_cluster_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.safetensors").touch()
+    for address in ("http://127.0.0.1:8265", "http://localhost:8265", f"http://{socket.gethostname()}:8265"):
+        jobs, cluster = _jobs(monkeypatch, address)
+        options = ["--report", "r.json", "--model=own.safetensors", "--sink", "out"]
+        assert jobs.submit("in", options, out="out", prompts="there.json") == "the-id"
+        assert shlex.split(cluster.given["entrypoint"])[5:] == [
+            f"{tmp_path}/in", "--out", f"{tmp_path}/out", "--address", "auto", "--report",
+            f"{tmp_path}/r.json", f"--model={tmp_path}/own.safetensors", "--sink", "out",
+            "--prompts", f"{tmp_path}/there.json",
+        ]  # fmt: skip
+        assert cluster.given["metadata"] == {"xmem_out": f"{tmp_path}/out"}
+        variables = cluster.given["runtime_env"]["env_vars"]
+    # Where 127.0.0.1 is a forwarded port, the job finds it out.
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    check_paths()
+    monkeypatch.setattr("socket.gethostname", lambda: "head-0")
+    with pytest.raises(UsageError, match="mean nothing on head-0, where the job runs: give an absolute path"):
+        check_paths()
+
+
+def test_relative_paths_are_refused_for_a_cluster_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.pth").touch()
+    address = "http://192.0.2.1:8265"  # nobody's
+    jobs, cluster = _jobs(monkeypatch, address)
+    for options, changes in [
+        ([], {"out": "out"}),
+        ([], {"videos": "in/*.mp4"}),
+        ([], {"prompts": "there.json"}),
+        (["--report", "r.json"], {}),
+        (["--report=~/r.json"], {}),
+        (["--model", "own.pth"], {}),
+    ]:
+        given: dict[str, Any] = {"videos": "s3://b/in", "out": "/shared/out", **changes}
+        with pytest.raises(
+            UsageError, match=rf"is relative to this machine, and the job runs at {address}: g"
+        ):
+            jobs.submit(given.pop("videos"), options, **given)
+    assert cluster.given == {}
+    options = ["--report", "-", "--model", "xmem", "--sink", "out"]
+    jobs.submit("/shared/in", options, out="s3://b/out", prompts=str(tmp_path / "no.json"))
+    assert shlex.split(cluster.given["entrypoint"])[5:] == [
+        "/shared/in", "--out", "s3://b/out", "--address", "auto", *options, "--prompts",
+        f"{tmp_path}/no.json",
+    ]  # fmt: skip
+    assert "env_vars" not in cluster.given["runtime_env"]
 
 
 def test_a_manifest_that_lies_here_travels_with_absolute_names(

@@ -24,7 +24,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 import pipeline.local_disk as local_disk
 import pipeline.local_places as local_places
 from pipeline import retries
-from pipeline.errors import AnotherWriterError, StoreError
+from pipeline.errors import AnotherWriterError, OutputError, StoreError
 from pipeline.files import Files, RemoteFiles, open_files
 from pipeline.local_disk import LocalFiles
 from pipeline.store import CommittedRange, StreamStore
@@ -149,7 +149,7 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(small_disk: Path) -> No
             ends.append(first + 100)
 
     with pytest.raises(
-        StoreError, match=r"No space left on device; everything committed so far is kept"
+        OutputError, match=r"No space left on device; everything committed so far is kept"
     ) as caught:
         fill()
     end = ends[-1]
@@ -207,7 +207,7 @@ def test_a_folder_one_may_not_write_to() -> None:
         os.mkdir(f"{folder}/closed", 0o755)
         command = [sys.executable, "-c", code, folder]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.stdout.startswith(f"StoreError cannot write {folder}/closed/out/"), (
+        assert done.stdout.startswith(f"OutputError cannot write {folder}/closed/out/"), (
             done.stdout + done.stderr
         )
         assert "Permission denied; choose a folder that you may write to" in done.stdout

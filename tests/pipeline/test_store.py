@@ -14,7 +14,7 @@ import pytest
 from chunks import NO_EVENTS, events, rows
 
 from pipeline.chunk_file import events_bytes
-from pipeline.errors import AnotherWriterError, StoreError, UsageError
+from pipeline.errors import AnotherWriterError, OutputError, StoreError, UsageError
 from pipeline.files import Files, open_files
 from pipeline.store import CommittedRange, StreamStore
 
@@ -501,13 +501,26 @@ def test_a_root_that_cannot_be_is_refused(root: str, message: str) -> None:
 
 def test_a_bucket_that_cannot_be_written_is_one_clear_line(s3_server: Any) -> None:
     store = StreamStore("s3://x/out", "cam-1", s3_server.options)
-    with pytest.raises(StoreError, match=r"cannot (write|list) s3://x/out/.*bucket is not valid") as caught:
+    with pytest.raises(OutputError, match=r"cannot (write|list) s3://x/out/.*bucket is not valid") as caught:
         store.commit(0, 9, rows(0, 9), NO_EVENTS)
     assert "\n" not in str(caught.value)
 
 
 def test_a_wrong_key_is_one_clear_line(s3_server: Any) -> None:
     wrong = dict(s3_server.options, secret="wrong")
-    with pytest.raises(StoreError, match=r"cannot list s3://videos/out/tracks/stream_id=cam-1: ") as caught:
+    with pytest.raises(OutputError, match=r"cannot list s3://videos/out/tracks/stream_id=cam-1: ") as caught:
         StreamStore("s3://videos/out", "cam-1", wrong).committed()
     assert "\n" not in str(caught.value)
+
+
+def test_a_missing_bucket_and_missing_credentials_are_faults_of_the_whole_output(
+    s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OutputError, match="cannot write s3://no-such-bucket/out/"):
+        StreamStore("s3://no-such-bucket/out", "cam-1", s3_server.options).write_record({})
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    nobody = {"client_kwargs": s3_server.options["client_kwargs"], "skip_instance_cache": True}
+    with pytest.raises(OutputError, match="redentials"):
+        StreamStore("s3://videos/out", "cam-1", nobody).committed()
