@@ -469,6 +469,20 @@ def test_a_conflict_of_two_requests_is_asked_again() -> None:
         faked(*[ServerError(409)] * 5).create("a", b"x")
 
 
+def test_what_concerns_every_file_is_told_from_what_concerns_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "ATTEMPTS", retries.Attempts(2, 0.001))
+    missing = FileNotFoundError("The specified bucket does not exist")
+    for whole in (ServerError(403), ServerError(401), PermissionError("Access Denied"), missing):
+        with pytest.raises(OutputError, match="cannot write fake://out/a"):
+            faked(whole).create("a", b"x")
+    with pytest.raises(OutputError, match="507"):
+        faked(*[ServerError(507)] * 2).create("a", b"x")
+    for passing in (ServerError(503), ConnectionResetError("reset")):
+        with pytest.raises(StoreError) as caught:
+            faked(passing, passing).create("a", b"x")
+        assert type(caught.value) is StoreError
+
+
 def test_a_failing_request_is_tried_again_and_then_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "ATTEMPTS", retries.Attempts(3, 0.001))
     files = faked(ServerError(503), ServerError(500), None, FileExistsError())
