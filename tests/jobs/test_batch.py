@@ -187,7 +187,9 @@ def test_a_stream_that_is_given_up_says_so(videos: Path, weights: str, tmp_path:
     later = {"frame": 10, "id": 2, "box": [500, 500, 9, 9]}  # outside the picture
     (videos / "a.prompts.json").write_text(json.dumps({**BOX, "objects": [*BOX["objects"], later]}))
     report = run_batch(load_manifest(videos), settings(tmp_path / "out", weights), ONE)
-    assert states(report) == {"a.mp4": "failed", "b.mp4": "finished", "c.mp4": "finished"}, list(report.each())
+    assert states(report) == {"a.mp4": "failed", "b.mp4": "finished", "c.mp4": "finished"}, list(
+        report.each()
+    )
     ((job, result),) = report.bad()
     assert (Path(job.spec.uri).name, result.state, result.frames, result.rows) == ("a.mp4", "failed", 8, 8)
     ask = "select stream_id, state, cause, next_frame from streams order by all"

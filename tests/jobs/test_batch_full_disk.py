@@ -82,8 +82,6 @@ def test_a_full_disk_stops_the_batch_and_it_goes_on_when_there_is_space(
         settings.tracking.model.name,
         "--chunk",
         "4",
-        "--dtype",
-        "float32",
         "--actors",
         "2",
         "--threads",
