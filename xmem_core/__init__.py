@@ -4,6 +4,7 @@ A re-implementation of Cheng & Schwing, "XMem: Long-Term Video Object Segmentati
 Memory Model" (ECCV 2022), compatible with the published weights.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from xmem_core.openmp import wait_passively
@@ -33,18 +34,26 @@ __all__ = [
 
 
 if not TYPE_CHECKING:
+    _MODULES = {
+        "MemoryConfig": "config",
+        "ModelConfig": "config",
+        "PoisonedStateError": "state",
+        "Prompt": "segmenter",
+        "StepResult": "segmenter",
+        "TrackerState": "state",
+        "VideoSegmenter": "segmenter",
+        "WeightsError": "weights",
+        "XMem": "network",
+        "load_model": "weights",
+    }
 
     def __getattr__(name: str) -> object:
-        """Import the public names when one is first asked for: `import xmem_core` alone leaves torch out."""
-        if name not in __all__:
+        """Import a public name when it is first asked for: the two configurations do without torch."""
+        if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from xmem_core import config, network, segmenter, state, weights
-
-        public = {}
-        for module in (config, network, segmenter, state, weights):
-            public.update({each: vars(module)[each] for each in __all__ if each in vars(module)})
-        globals().update(public)
-        return public[name]
+        value = getattr(import_module(f"xmem_core.{_MODULES[name]}"), name)
+        globals()[name] = value
+        return value
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})
