@@ -113,6 +113,7 @@ class RayPool:
         self._ever_ready = False
         self._next_look = self._next_progress = self._next_count = 0.0
         self._shortage = ""
+        self._used_before: dict[str, float] = {}
 
     # --- from any thread, or a signal handler ----------------------------------------------------
 
@@ -139,6 +140,7 @@ class RayPool:
         scheduler = self._scheduler
         try:
             with self._signals():
+                self._used_before = used() if self._needs["CPU"] or self._needs["GPU"] else {}
                 while not scheduler.done and not self._stopped:
                     while self._requests:
                         self._requests.popleft()()
@@ -244,7 +246,8 @@ class RayPool:
         """Why actors that were asked for are not there; empty: nothing keeps them from starting."""
         if now >= self._next_count and ray.is_initialized():
             self._next_count = now + _COUNT_SECONDS
-            self._shortage = shortage(self._needs, len(self._by_number))
+            missing = sum(not slot.number for slot in self._slots)
+            self._shortage = shortage(self._needs, len(self._by_number), missing, self._used_before)
         return self._shortage
 
     # --- actors ----------------------------------------------------------------------------------
@@ -417,12 +420,23 @@ def room_for(cpus: float, gpus: float = 0.0) -> int:
     return sum(counts)
 
 
-def shortage(needs: Mapping[str, float], own: int) -> str:
-    """What the cluster lacks for one more actor, in a few words; empty: nothing.
+def used() -> dict[str, float]:
+    """How many CPUs and GPUs of the cluster are reserved."""
+    untyped: Any = ray
+    total, free = untyped.cluster_resources(), untyped.available_resources()
+    return {name: total.get(name, 0.0) - free.get(name, 0.0) for name in ("CPU", "GPU")}
+
+
+def shortage(
+    needs: Mapping[str, float], own: int, missing: int = 0, before: Mapping[str, float] | None = None
+) -> str:
+    """What the cluster lacks for one more actor, in a few words; empty: nothing, they are starting.
 
     Args:
         needs: what an actor reserves: CPU, GPU.
-        own: actors of ours that have their share already.
+        own: actors of ours that are there.
+        missing: actors of ours that are not; some of them may have their share, and be starting.
+        before: what was reserved before the first of ours was made; Ray does not say whose anything is.
     """
     needs = {name: need for name, need in needs.items() if need > 0}
     if needs and not room_for(needs.get("CPU", 0.0), needs.get("GPU", 0.0)):
@@ -433,7 +447,12 @@ def shortage(needs: Mapping[str, float], own: int) -> str:
     for name, need in needs.items():
         there, left = total.get(name, 0.0), free.get(name, 0.0)
         if left + 1e-6 < need:
-            others = max(0.0, there - left - own * need)
+            taken = there - left
+            starting = int((taken - (before or {}).get(name, taken)) / need + 1e-6) - own
+            starting = max(0, min(starting, missing))
+            if missing and starting == missing:
+                continue
+            others = max(0.0, taken - (own + starting) * need)
             used = f", {others:g} of them by others" if others >= 1e-6 else ""
             return f"no free {name}s ({there - left:g} of {there:g} in use{used})"
     return ""

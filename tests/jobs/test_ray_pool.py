@@ -15,7 +15,7 @@ from standin import CHUNK, Actor, committed, notes
 
 from jobs.actions import Progress, SchedulerOptions
 from jobs.manifest import VideoJob
-from jobs.ray_pool import RayPool, room_for, shortage
+from jobs.ray_pool import RayPool, room_for, shortage, used
 from jobs.scheduler import Scheduler
 from pipeline.errors import UsageError, XmemError
 from pipeline.work import StreamSpec
@@ -218,10 +218,22 @@ def test_what_workers_wait_for_is_said(tmp_path: Path) -> None:
     run.assert_complete_but()
     assert (waiting[0].missing, waiting[0].workers) == (2, 0)
     assert waiting[0].shortage == "no free CPUs (2.5 of 3 in use, 2.5 of them by others)"
+    assert run.seen[0].shortage == waiting[0].shortage
+    assert all(not seen.shortage or seen.workers < 2 for seen in run.seen)
     assert shortage({"CPU": 4.0}, 0) == "no machine of the cluster has 4 CPUs for a worker"
     assert shortage({"CPU": 1.0, "GPU": 0.5}, 0) == (
         "no machine of the cluster has 1 CPUs and 0.5 GPUs for a worker"
     )
+
+
+def test_workers_that_start_are_not_taken_for_others(tmp_path: Path) -> None:
+    wait_for(lambda: used()["CPU"] == 0)  # Ray takes a moment to see that the last test's actors are gone
+    run = Run(tmp_path, [video(f"v{i}", meet=3) for i in range(3)], workers=3)
+    run.pool._needs = {"CPU": 1.0, "GPU": 0.0}
+    run.pool.run()
+    run.assert_complete_but()
+    assert {seen.shortage for seen in run.seen} == {""}
+    assert any(seen.missing for seen in run.seen)
 
 
 def test_workers_are_added_when_there_is_more_room(tmp_path: Path) -> None:
