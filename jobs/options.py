@@ -71,7 +71,8 @@ def _parameter(option: Option, default: Any) -> inspect.Parameter:
     kind: Any = list[str] if option.kind is tuple else option.kind
     shown = typer.Option(
         *_FLAGS.get(option.name, (_flag(option),)),
-        help=option.help + _limits(option),
+        # The memory's settings are explained at length where they are defined.
+        help=(option.summary if option.path[0] == "memory" else option.help) + _limits(option),
         metavar="|".join(option.limits.choices) or None,
         rich_help_panel=_PANELS[option.path[0]],
     )

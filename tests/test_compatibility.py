@@ -39,8 +39,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(out: Path, weights: Path, prompts: PromptSet | None) -> StreamSummary:
     memory = MemoryConfig(**make.FILE_MEMORY)
-    arguments = {"dtype": "float32", **make.arguments(weights)}
-    return track(make.VIDEO, out, prompts, memory=memory, **arguments)
+    return track(make.VIDEO, out, prompts, memory=memory, **make.arguments(weights))
 
 
 def masks(table: pa.Table) -> dict[tuple[int, int], np.ndarray]:

@@ -129,16 +129,17 @@ class MemoryConfig:
             `enable_long_term` off, lets working memory grow without end, as the published code does.
         num_prototypes: elements that one consolidation adds to long-term memory.
         max_long_term_elements: cap of long-term memory; beyond it the least-used elements leave.
-        enable_long_term: False drops the oldest frames instead of consolidating them.
+        enable_long_term: long-term memory; without it the oldest frames are dropped instead of consolidated.
         max_permanent_frames: prompted frames that are kept whole, the stream's first one included. Where
             there are more, those leave first on which no living object was given, then those whose objects
             were given on another kept frame too, then the oldest. What leaves and was given of a living
             object is consolidated into long-term memory, frame by frame; with `enable_long_term` off it is
             forgotten, and the log says so: give as many frames as objects are given at different times.
-        search_window: an object is looked for around where it was, in a window whose sides are at least this
-            many pixels as the network sees them; one out of sight in an ever larger one, and once that was
-            the whole frame, on every third frame. 0: on the whole frame. None: on a CPU as the model's
-            `default_search_window` says, on the whole frame otherwise; as published for the published models.
+        search_window: an object is looked for only around where it was, in a window whose sides are at least
+            this many pixels as the network sees them; 0: on the whole frame; default: as the model says on a
+            CPU, on the whole frame elsewhere. One out of sight is looked for in an ever larger window, and
+            once that was the whole frame, on every third frame. With None it is the model's
+            `default_search_window`, which is the whole frame for the published models, as published.
         forget_contradicted: where a prompt says of most of an object's mask that it is something else, what
             was remembered of the object since it was last given, or last out of sight, is no longer read.
             False: as published, only the prompted frame tells.

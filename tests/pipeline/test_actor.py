@@ -160,6 +160,18 @@ def test_an_actor_has_the_threads_it_was_promised(out: Path, model: str) -> None
     ray.kill(actor)
 
 
+def test_a_hub_on_a_single_machine_takes_the_cpus_that_are_free(out: Path, model: str) -> None:
+    """So `xmem serve` and `serve run` mean the same where no number of threads is given."""
+    free = str(max(1, int(ray.available_resources().get("CPU", 1))))
+    tracking = TrackSettings.of(model=model)
+    settings = HubSettings(str(out), hub="free", tracking=tracking, calibrate=False)
+    live = live_actor(settings, num_cpus=0, lifetime=None)
+    assert ray.get(live.__ray_call__.remote(lambda self: os.environ["OMP_NUM_THREADS"])) == free
+    threads = live.__ray_call__.remote(lambda self: self._hub.settings.tracking.threads)
+    assert str(ray.get(threads)) == free
+    ray.kill(live)
+
+
 def test_an_actors_threads_wait_as_the_driver_says(
     out: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from starlette.testclient import TestClient
 from pipeline.api import create_app
 from pipeline.api_models import clean
 from pipeline.api_service import ApiSettings
+from pipeline.finder_settings import FinderSettings
+from pipeline.live_spec import LiveSettings
 from pipeline.masks import mask_to_rle
 from pipeline.tokens import TokenSet
 
@@ -68,6 +71,15 @@ def test_add_and_look(client: TestClient, hub: StandInHub) -> None:
     ]
     assert stream["lag_seconds"] == {"p50": 0.08, "p99": 0.31}
     assert [s["id"] for s in client.get("/v1/streams").json()["streams"]] == ["gate"]
+
+
+def test_what_a_request_leaves_out_is_the_services_own(hub: StandInHub) -> None:
+    own = LiveSettings(finder=FinderSettings(every=9, max_objects=20), box_segmenter="ellipse", fps=4)
+    with make_client(hub, streams=own, detectors=("motion", "people")) as client:
+        answer = add(client, detector="people", settings={"max_objects": 3})
+        assert answer.status_code == 201, answer.text
+        assert "there are motion, people" in add(client, "b", detector="cars").text
+    assert hub.specs["gate"].settings == replace(own, finder=FinderSettings(every=9, max_objects=3))
 
 
 def test_no_answer_holds_a_cameras_password(client: TestClient) -> None:

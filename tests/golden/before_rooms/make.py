@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import torch
 
+from pipeline.settings import TrackSettings
 from xmem_core import MemoryConfig, XMem
 from xmem_core.weights import save_weights
 
@@ -89,6 +90,7 @@ def arguments(weights: Path) -> dict[str, Any]:
         "stream_id": "walk",
         "model": str(weights),
         "threads": 1,
+        "dtype": "float32",
         "chunk_frames": 8,
         "snapshot_chunks": 3,
         "detector": "motion",
@@ -148,11 +150,11 @@ def _make_live_stream() -> None:
     torch.set_num_threads(1)
     memory = MemoryConfig(**MEMORY)
     hub = LiveHub(
-        HubSettings(str(out), memory=memory, calibrate=False),
+        HubSettings(str(out), tracking=TrackSettings(memory=memory), calibrate=False),
         segmenter=VideoSegmenter(model(), memory, size=48),
         open_feed=walk_feed,
     )
-    chosen = LiveSettings(rotate_seconds=3.0, snapshot_seconds=60.0, detect_every=2)
+    chosen = LiveSettings.from_dict({"rotate_seconds": 3.0, "snapshot_seconds": 60.0, "detect_every": 2})
     hub.add(LiveSpec("cam", "fake://cam?fps=10", None, "motion", chosen))
     state = out / "state" / "cam"
     while not hub.status("cam")["objects"] or not list(state.glob("*.safetensors")):
