@@ -58,8 +58,10 @@ def test_a_full_disk_stops_the_batch_and_it_goes_on_when_there_is_space(
         make_video(videos / f"v{i}.mp4", FRAMES, width=64, height=48, start_pts=i)
     (tmp_path / "all.json").write_text(json.dumps(PROMPTS))
     jobs = load_manifest(videos, prompts=str(tmp_path / "all.json"))
-    settings = WorkerSettings.of(str(disk), model=tiny_weights(tmp_path), chunk_frames=4, snapshot_chunks=1)
-    stopped = run_batch(jobs, settings, BatchOptions(actors=2, threads=1))
+    settings = WorkerSettings.of(
+        str(disk), model=tiny_weights(tmp_path), threads=1, chunk_frames=4, snapshot_chunks=1
+    )
+    stopped = run_batch(jobs, settings, BatchOptions(actors=2))
     assert stopped.exit_code == 1
     assert stopped.stopped is not None
     said = "No space left on device; everything committed so far is kept: free some space and run again"
