@@ -14,6 +14,7 @@ from importlib.resources import files as resource_files
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from pipeline import prompt_values as check
 from pipeline.errors import PromptError
@@ -137,6 +138,37 @@ class PromptSet:
             PromptError: names the entry, its fault and what is allowed.
         """
         return _collect(*_parse(record, name), name)
+
+    @classmethod
+    def from_masks(
+        cls,
+        masks: Mapping[int, Mapping[int, ArrayLike]],
+        categories: Mapping[int, str] | None = None,
+    ) -> PromptSet:
+        """Prompts from arrays.
+
+        Args:
+            masks: by frame and object id, H x W bool or 0/1 at the video's size: {0: {7: mask}}. Where masks
+                of one frame overlap, the later has the pixels.
+            categories: by object id.
+
+        Raises:
+            PromptError: a mask is not H x W, holds other values or no pixel; or an id, frame or category is
+                out of range.
+        """
+        names = categories or {}
+        objects: dict[int, tuple[PromptObject, ...]] = {}
+        for frame, by_id in masks.items():
+            where = f"frame {check.short(frame)}"
+            number = check.frame_number(frame, where)
+            entries = []
+            for given, mask in by_id.items():
+                object_id = check.object_id(given, where)
+                name = f"{where}: object {object_id}"
+                category = check.category(names.get(object_id), name)
+                entries.append(PromptObject(object_id, category, rle=check.mask(mask, name)))
+            objects[number] = (*objects.get(number, ()), *entries)
+        return cls(objects)
 
 
 def prompts_schema() -> dict[str, Any]:

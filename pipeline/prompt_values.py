@@ -10,6 +10,9 @@ import math
 import reprlib
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from pipeline.errors import PromptError
 from pipeline.masks import MAX_OBJECT_ID, mask_to_rle, rle_to_mask
 
@@ -98,6 +101,23 @@ def rle(value: Any, where: str) -> tuple[int, int, str]:
     return height, width, mask_to_rle(mask)
 
 
+def mask(value: ArrayLike, where: str) -> tuple[int, int, str]:
+    """(height, width, COCO compressed counts) of an H x W bool or 0/1 array that is not empty."""
+    array = np.asarray(value)
+    if array.ndim != 2 or not array.size:
+        raise PromptError(f"{where}: mask has shape {array.shape}; it must be height x width")
+    if array.dtype != np.bool_:
+        found = np.unique(array) if array.dtype.kind in "iuf" else array.ravel()[:1]
+        others = [v for v in found.tolist() if v not in (0, 1)]
+        if others:
+            raise PromptError(
+                f"{where}: mask holds {short(others[0])}; it must be bool, or hold 0 and 1 only: mask > 0"
+            )
+    if not array.any():
+        raise PromptError(f"{where}: its mask is empty; draw it again")
+    return *array.shape, mask_to_rle(array)
+
+
 def _numbers(value: Any, where: str) -> tuple[float, ...]:
     numbers = []
     for number in as_list(value, where):
@@ -123,7 +143,7 @@ def whole(value: Any) -> int | None:
     """The value if it is a whole number; 3.0 is one, as JSON Schema has it, and True is none."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else None
 
 
 def _wholes(value: Any) -> list[int] | None:

@@ -498,3 +498,53 @@ def test_a_store_that_does_not_answer_is_no_fault_of_the_request(tmp_path, monke
     for load in (load_prompts, load_mask_png):
         with pytest.raises(SourceError, match=r"a\.json: reading failed .*try again"):
             load(str(tmp_path / "a.json"))
+
+
+# --- arrays --------------------------------------------------------------------------------------
+
+
+def drawn(*pixels: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros((4, 6), bool)
+    for row, column in pixels:
+        mask[row, column] = True
+    return mask
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32])
+def test_masks_are_prompts(dtype):
+    one, two = drawn((0, 0), (3, 5)), drawn((1, 2))
+    given = {0: {7: one.astype(dtype)}, np.int64(9): {np.int64(7): two.astype(dtype), 2: one.tolist()}}
+    prompts = PromptSet.from_masks(given, {7: "ball"})
+    expected = [(0, 7, "ball", one), (9, 7, "ball", two), (9, 2, None, one)]
+    found = [
+        (frame, e.object_id, e.category, rle_to_mask(e.rle[2], *e.rle[:2]))
+        for frame in prompts.frames
+        for e in prompts.at(frame)
+    ]
+    assert [f[:3] for f in found] == [e[:3] for e in expected]
+    assert all(np.array_equal(f[3], e[3]) for f, e in zip(found, expected, strict=True))
+    assert accepted(prompts.to_record())
+    assert PromptSet.from_record(prompts.to_record()) == prompts
+
+
+@pytest.mark.parametrize(
+    ("masks", "complaint"),
+    [
+        ({0: {1: drawn()}}, "frame 0: object 1: its mask is empty"),
+        ({0: {1: drawn((0, 0))[None]}}, r"frame 0: object 1: mask has shape \(1, 4, 6\)"),
+        ({0: {1: np.zeros((0, 6), bool)}}, r"mask has shape \(0, 6\)"),
+        ({0: {1: drawn((0, 0)) * 255}}, "mask holds 255"),
+        ({0: {1: drawn((0, 0)) * 0.5}}, "mask holds 0.5"),
+        ({0: {1: np.full((4, 6), "x")}}, "mask holds 'x'"),
+        ({0: {0: drawn((0, 0))}}, "object id 0 is out of range"),
+        ({-1: {1: drawn((0, 0))}}, "frame -1 is not a frame number"),
+    ],
+)
+def test_masks_that_are_none_are_refused(masks, complaint):
+    with pytest.raises(PromptError, match=complaint):
+        PromptSet.from_masks(masks)
+
+
+def test_categories_of_masks_are_texts():
+    with pytest.raises(PromptError, match="frame 0: object 1: category 3 is not a text"):
+        PromptSet.from_masks({0: {1: drawn((0, 0))}}, {1: 3})
