@@ -21,6 +21,7 @@ from jobs import batch_cli, serve_cli
 from jobs.options import SAID_BY_SIZE, tracking_options
 from jobs.terminal import SPEAK_EVERY_S, console, fetch_model, say, short_name, version
 from pipeline.errors import UsageError, XmemError
+from pipeline.picture_size import MAX_PIXELS
 from pipeline.redact import redacted
 from pipeline.settings import TrackSettings, track_options
 
@@ -154,7 +155,9 @@ def track(
 
     keep_freed_memory()
     shown = redacted(video)
-    asked = gather_prompts(masks=masks or [], files=prompts or [], boxes=box or [])
+    asked = gather_prompts(
+        masks=masks or [], files=prompts or [], boxes=box or [], max_pixels=tracking.commit.max_pixels
+    )
     started = spoke = time.monotonic()
     already_done = False
     fetch_model(tracking.model.name)
@@ -278,6 +281,9 @@ def render(
     last: Annotated[int | None, typer.Option(help="Last frame.")] = None,
     alpha: Annotated[float, typer.Option(help="Opacity of the masks, 0 to 1.")] = 0.5,
     sheet: Annotated[str | None, typer.Option(help="Also write a contact sheet (PNG).")] = None,
+    max_pixels: Annotated[
+        int, typer.Option(help="Refuse pictures with more pixels than this, without decoding them.")
+    ] = MAX_PIXELS,
 ) -> None:
     """Draw masks, outlines and ids over the video."""
     from pipeline.render import render as render_tracks
@@ -294,6 +300,7 @@ def render(
             last=last,
             alpha=alpha,
             sheet=sheet,
+            max_pixels=max_pixels,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     say(

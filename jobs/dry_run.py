@@ -148,13 +148,14 @@ def _origin(job: VideoJob, begun: bool, detector: str | None) -> str:
 def _opened(job: VideoJob, settings: WorkerSettings) -> int | str | None:
     """Frames to track of a video, None where it does not say; or what is wrong with it."""
     spec, options = job.spec, settings.storage_options
+    limit = settings.tracking.commit.max_pixels
     try:
         if spec.prompts_uri is not None:
             if spec.prompts_uri.partition("?")[0].lower().endswith(".png"):
-                load_mask_png(spec.prompts_uri, storage_options=options)
+                load_mask_png(spec.prompts_uri, storage_options=options, max_pixels=limit)
             else:
                 load_prompts(spec.prompts_uri, options)
-        source = open_source(spec.uri, threads=1, storage_options=options)
+        source = open_source(spec.uri, threads=1, storage_options=options, max_pixels=limit)
     except XmemError as error:
         text = str(error)
         return text if spec.uri in text else f"{spec.uri}: {text}"

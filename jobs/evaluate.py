@@ -36,6 +36,7 @@ from rich.table import Table
 
 from pipeline.errors import PromptError, UsageError
 from pipeline.index_png import decode_index_png
+from pipeline.picture_size import MAX_PIXELS, check_size, header_size
 from pipeline.prefetch import Prefetch
 from xmem_core import Prompt
 
@@ -320,7 +321,11 @@ def _clip(images: Path, annotations: Path) -> _Clip:
 
 
 def _read_frame(path: Path) -> NDArray[np.uint8]:
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    data = path.read_bytes()
+    size = header_size(data)
+    if size is not None:
+        check_size(str(path), *size, MAX_PIXELS)
+    picture = None if size is None else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if picture is None:
         raise UsageError(f"{path} cannot be decoded as a picture")
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)

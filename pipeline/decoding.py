@@ -25,12 +25,15 @@ from numpy.typing import NDArray
 
 from pipeline.errors import NotAVideoError, SourceError
 from pipeline.locations import GuardedFile, Location, one_line, read_error
+from pipeline.picture_size import MAX_PIXELS, check_size
 from pipeline.redact import shareable
 
 log = logging.getLogger(__name__)
 
 _STRICT = {"err_detect": "explode+crccheck+bitstream+buffer"}
 _MAX_READ_FAILURES = 32
+_BLOCK_MARGIN = 128 * (2 << 16)
+"""Pixels by which blocks of up to 128 x 128 make a picture larger, whose sides are below 2^16."""
 _HOLD_WITHOUT_PTS = 16
 _HOLD_AT_MOST = 64
 _HEADER_BYTES = 4 << 20
@@ -60,6 +63,7 @@ class Session:
 
     Attributes:
         uri: as the user gave it, for messages.
+        max_pixels: of a picture; a larger one that was decoded is taken for lost.
         packets_read: position, in decode order, of the packet to be read next.
         trailing: what was lost after the last picture; set when pictures end.
     """
@@ -68,6 +72,7 @@ class Session:
     container: Any
     stream: Any
     handle: GuardedFile | None
+    max_pixels: int = MAX_PIXELS
     packets_read: int = 0
     last_pts: int | None = None
     trailing: Losses = ()
@@ -97,8 +102,36 @@ class Picture:
 
 
 @contextmanager
-def opened(location: Location, *, threads: int, strict: bool, block_size: int) -> Iterator[Session]:
-    """Open a video for one reading. NotAVideoError: it is none; SourceError: it cannot be read now."""
+def opened(
+    location: Location, *, threads: int, strict: bool, block_size: int, max_pixels: int = MAX_PIXELS
+) -> Iterator[Session]:
+    """Open a video for one reading. Pictures larger than `max_pixels` are not decoded: they are lost.
+
+    Raises:
+        PictureTooLargeError: the video begins with such pictures.
+        NotAVideoError: it is no video.
+        SourceError: it cannot be read now.
+    """
+    # FFmpeg's limit counts what codecs add to fill their blocks; ours is asked of each decoded picture.
+    limit = {"max_pixels": str(max_pixels + _BLOCK_MARGIN)}
+    with _demuxing(location, block_size, limit) as session:
+        context = session.stream.codec_context
+        if not context.width:  # unknown, or so large that FFmpeg would not look at it
+            # What the headers say, without a picture being decoded.
+            with _demuxing(location, block_size, {"skip_frame": "all"}) as probe:
+                announced = probe.stream.codec_context
+                check_size(location.uri, announced.width, announced.height, max_pixels)
+        check_size(location.uri, context.width, context.height, max_pixels)
+        session.stream.thread_count = threads
+        session.stream.thread_type = "NONE" if threads == 1 else "AUTO"
+        context.options = limit | (_STRICT if strict else {})
+        session.max_pixels = max_pixels
+        yield session
+
+
+@contextmanager
+def _demuxing(location: Location, block_size: int, probing: dict[str, str]) -> Iterator[Session]:
+    """A video's container and stream. `probing`: options of FFmpeg when it finds out what the streams are."""
     handle = None if location.is_local else location.open(block_size)
     container: Any = None
     try:
@@ -107,6 +140,7 @@ def opened(location: Location, *, threads: int, strict: bool, block_size: int) -
                 location.path if handle is None else handle,
                 mode="r",
                 metadata_errors="replace",
+                options=probing,
                 buffer_size=32768 if handle is None else 1 << 18,
             )
         except Exception as error:
@@ -130,10 +164,6 @@ def opened(location: Location, *, threads: int, strict: bool, block_size: int) -
             if other is not stream:
                 with suppress(AttributeError, ValueError):
                     other.discard = "all"
-        stream.thread_count = threads
-        stream.thread_type = "NONE" if threads == 1 else "AUTO"
-        if strict:
-            stream.codec_context.options = _STRICT
         yield Session(location.uri, container, stream, handle)
     finally:
         if container is not None:
@@ -170,10 +200,10 @@ def guarded(session: Session, fed: Iterator[Any] | None = None) -> Iterator[Any]
                 waiting[packet.pts] = position
             position += 1
             for frame in packet.decode():
-                _hold(frame, position, waiting, held)
+                _hold(session, frame, position, waiting, held)
             yield from _released(waiting, held, may_hide)
         for frame in session.stream.codec_context.decode(None):
-            _hold(frame, position, waiting, held)
+            _hold(session, frame, position, waiting, held)
     except MediaError as error:
         session.check_reading()
         raise Damage(_reason(error)) from error
@@ -353,13 +383,23 @@ def _packets(session: Session) -> Iterator[Any | None]:
 def _decoded(session: Session, packet: Any | None) -> tuple[list[Any], bool]:
     """Frames that come out after a packet goes in (None: the end), and whether the decoder complained."""
     try:
-        return list(session.stream.codec_context.decode(packet)), False
+        frames = session.stream.codec_context.decode(packet)
+        allowed = [frame for frame in frames if not _too_large(session, frame)]
+        return allowed, len(allowed) < len(frames)
     except MediaError as error:
         log.debug("decoding failed: %s", _reason(error))
         return [], True
 
 
-def _hold(frame: Any, position: int, waiting: dict[int, int], held: deque[tuple[Any, int]]) -> None:
+def _too_large(session: Session, frame: Any) -> bool:
+    return int(frame.width) * int(frame.height) > session.max_pixels
+
+
+def _hold(
+    session: Session, frame: Any, position: int, waiting: dict[int, int], held: deque[tuple[Any, int]]
+) -> None:
+    if _too_large(session, frame):
+        raise Damage(f"picture of {frame.width}x{frame.height}")
     if frame.is_corrupt:
         raise Damage("patched-up picture")
     held.append((frame, position if frame.pts is None else waiting.pop(frame.pts, position)))

@@ -43,6 +43,10 @@ class NotAVideoError(SourceError):
     """What was read as a whole is certainly no video: opening it again cannot help."""
 
 
+class PictureTooLargeError(NotAVideoError):
+    """A picture has more pixels than may be decoded (`max_pixels`)."""
+
+
 class StoreError(XmemError):
     """The output folder cannot be read or written."""
 

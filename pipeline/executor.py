@@ -108,7 +108,9 @@ def track(
     check_device(chosen.model.device)
     store = StreamStore(out, stream_id or generate_stream_id(uri), out_storage_options)
     try:
-        source = open_source(uri, threads=0, storage_options=storage_options)
+        source = open_source(
+            uri, threads=0, storage_options=storage_options, max_pixels=chosen.commit.max_pixels
+        )
     except SourceError as error:
         mark_failed(store, Failure.of(error))
         raise

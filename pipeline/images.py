@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.closing import Closing
 from pipeline.errors import NotAVideoError
 from pipeline.locations import Location, read_error
+from pipeline.picture_size import MAX_PIXELS, check_limit, check_size, header_size
 from pipeline.records import Event, Frame
 from pipeline.redact import redacted, shareable
 from pipeline.retries import retry
@@ -30,14 +31,15 @@ class ImageFolder(Closing):
     An image that cannot be decoded is no frame: it is reported as a `corrupt` event on the next one that
     can. EXIF orientation is honoured, transparency dropped, 16-bit images reduced to 8. Attributes are
     those of `pipeline.sources.VideoSource`. Raises NotAVideoError when there are no images, or none can be
-    decoded.
+    decoded; PictureTooLargeError, without decoding it, for an image of more than `max_pixels` pixels.
     """
 
     rate: float | None = None
     container = "images"
     damaged = False  # images before the one wanted are always decoded
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, location: Location, *, max_pixels: int = MAX_PIXELS) -> None:
+        self._max_pixels = check_limit(max_pixels)
         self.uri = location.uri
         self.trailing_losses: tuple[Event, ...] = ()
         self._location = location
@@ -79,8 +81,10 @@ class ImageFolder(Closing):
             data = self._location.read_bytes(path, info.get("size"))
         except Exception as error:
             raise read_error(f"{self.uri}: {path}", error) from shareable(error)
-        if not _looks_whole(data):
+        size = header_size(data)
+        if size is None or not _looks_whole(data):
             return None
+        check_size(f"{self.uri}: {path.rsplit('/', 1)[-1]}", *size, self._max_pixels)
         level = cv2.utils.logging.getLogLevel()
         cv2.utils.logging.setLogLevel(0)  # OpenCV would print to stderr what becomes an event
         try:

@@ -13,14 +13,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import PromptError
+from pipeline.errors import PictureTooLargeError, PromptError
+from pipeline.picture_size import MAX_PIXELS, check_size, header_size
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _PALETTE = 0, 3
 _ADVICE = "give a PNG with one value per object (grey or palette)"
 
 
-def decode_index_png(data: bytes, name: str) -> NDArray[np.int32]:
+def decode_index_png(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.int32]:
     """The values of an index PNG, grey of 1 to 16 bits or palette of 1 to 8.
 
     Colour PNGs whose channels are all equal count as grey; an alpha channel is left out of account.
@@ -28,18 +29,23 @@ def decode_index_png(data: bytes, name: str) -> NDArray[np.int32]:
     Args:
         data: the file's bytes.
         name: what to call it in messages.
+        max_pixels: larger pictures are refused before they are decoded.
 
     Returns:
         H x W int32.
 
     Raises:
-        PromptError: it is no PNG, damaged, or coloured.
+        PromptError: it is no PNG, damaged, coloured, or too large.
     """
     if not data.startswith(_SIGNATURE):
         raise PromptError(f"{name} is not a PNG: {_ADVICE}")
     chunks = _chunks(data, name)
     if chunks[0][0] != b"IHDR" or len(chunks[0][1]) != 13:
         raise PromptError(f"{name} is a damaged PNG (its header is wrong): write it again")
+    try:
+        check_size(name, *(header_size(data) or (0, 0)), max_pixels)
+    except PictureTooLargeError as error:
+        raise PromptError(str(error)) from error
     depth, kind = chunks[0][1][8:10]
     if kind == _PALETTE or (kind == _GREY and depth < 8):
         data = _with_plain_palette(chunks, depth)

@@ -19,6 +19,7 @@ NOT_LIVE = {
     "chunk_frames": "a live stream's rows are committed after rotate_seconds or rotate_rows",
     "snapshot_chunks": "a live stream's snapshots follow after snapshot_seconds",
     "max_frames": "a camera has no end",
+    "max_pixels": "cameras have a limit of their own, see LiveOptions",
 }
 """Options of tracking that a live hub does not have, and why."""
 

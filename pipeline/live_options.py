@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pipeline.errors import UsageError
 from pipeline.live_queue import QueuePolicy
+from pipeline.picture_size import MAX_PIXELS
 from pipeline.url_guard import UrlGuard
 
 Transport = Literal["tcp", "udp", "auto"]
@@ -53,7 +54,7 @@ class LiveOptions:
     max_age_seconds: float | None = None
     max_jump_seconds: float = 5.0
     max_skew_seconds: float = 2.0
-    max_pixels: int = 8192 * 8192
+    max_pixels: int = MAX_PIXELS
     threads: int = 1
     guard: UrlGuard | None = None
     verify_certificate: bool = True

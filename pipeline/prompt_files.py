@@ -21,6 +21,7 @@ from pipeline.errors import PromptError
 from pipeline.index_png import decode_index_png
 from pipeline.locations import locate, read_error
 from pipeline.masks import mask_to_rle
+from pipeline.picture_size import MAX_PIXELS
 from pipeline.redact import redacted, shareable
 from pipeline.retries import may_pass
 
@@ -179,7 +180,10 @@ def prompts_schema() -> dict[str, Any]:
 
 
 def gather_prompts(
-    masks: Sequence[str] = (), files: Sequence[str] = (), boxes: Sequence[str] = ()
+    masks: Sequence[str] = (),
+    files: Sequence[str] = (),
+    boxes: Sequence[str] = (),
+    max_pixels: int = MAX_PIXELS,
 ) -> PromptSet | None:
     """Prompts from any mix of mask images, prompts files and boxes; None if there are none.
 
@@ -192,7 +196,11 @@ def gather_prompts(
     entries: list[tuple[int, PromptObject]] = []
     removals: list[tuple[int, int]] = []
     for path in masks:
-        entries += [(frame, e) for frame, found in load_mask_png(path).objects.items() for e in found]
+        entries += [
+            (frame, e)
+            for frame, found in load_mask_png(path, max_pixels=max_pixels).objects.items()
+            for e in found
+        ]
     for path in files:
         given, gone = _parse(_read_json(path), path)
         _collect(given, gone, path)  # so that a fault within the file is reported with its name
@@ -212,7 +220,12 @@ def load_prompts(path: str, storage_options: Mapping[str, Any] | None = None) ->
     return PromptSet.from_record(_read_json(path, storage_options), path)
 
 
-def load_mask_png(path: str, frame: int = 0, storage_options: Mapping[str, Any] | None = None) -> PromptSet:
+def load_mask_png(
+    path: str,
+    frame: int = 0,
+    storage_options: Mapping[str, Any] | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> PromptSet:
     """Read an index or palette PNG: each value but 0 is an object's id.
 
     A picture of the two values 0 and 255 (16 bit: 65535) is a binary mask, as DAVIS-2016 has them: object 1.
@@ -221,7 +234,7 @@ def load_mask_png(path: str, frame: int = 0, storage_options: Mapping[str, Any] 
         PromptError: it is not there, is coloured, or shows no object. SourceError: its store does not answer
             now.
     """
-    index = decode_index_png(_read(path, storage_options), path)
+    index = decode_index_png(_read(path, storage_options), path, max_pixels)
     values = [int(v) for v in np.unique(index) if v]
     if not values:
         raise PromptError(f"{path} shows no object: all its pixels are 0")

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from pipeline.errors import SourceError, StoreError, UsageError, XmemError
 from pipeline.locations import one_line, scheme_of
 from pipeline.masks import rle_to_mask
+from pipeline.picture_size import MAX_PIXELS
 from pipeline.records import Frame, MaskRecord
 from pipeline.sources import VideoSource, open_source
 from pipeline.tracks import open_tracks
@@ -99,6 +100,7 @@ def render(
     sheet: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    max_pixels: int = MAX_PIXELS,
     out_storage_options: Mapping[str, Any] | None = None,
 ) -> int:
     """Write a tracked video with its tracks laid over it, as far as it is tracked; return how many frames.
@@ -113,6 +115,7 @@ def render(
         sheet: write a contact sheet (PNG) of the same frames, too.
         progress: called with the frames written so far, and how many there will be.
         storage_options, out_storage_options: for the fsspec file systems of the two videos, and of `out`.
+        max_pixels: larger pictures are not decoded, see `pipeline.sources.open_source`.
 
     Raises UsageError (no such stream or frames, not the video that was tracked), SourceError, StoreError.
     """
@@ -124,6 +127,7 @@ def render(
     end = tracked - 1 if last is None else min(last, tracked - 1)
     report = None if progress is None else lambda done: progress(done, end - first + 1)
     some: dict[str, Any] = {"first": first, "last": end, "alpha": alpha, "storage_options": storage_options}
+    some["max_pixels"] = max_pixels
     count = render_video(uri, reader.at, target, progress=report, **some)
     if sheet is not None:
         contact_sheet(uri, reader.at, os.fspath(sheet), **some)
@@ -140,6 +144,7 @@ def render_video(
     alpha: float = 0.5,
     progress: Callable[[int], None] | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> int:
     """Write the video with its tracks laid over it; return how many frames that are.
 
@@ -165,7 +170,7 @@ def render_video(
     if scheme_of(output) == "file" and scheme_of(uri) == "file" and _same_file(uri, output):
         raise UsageError(f"{output}: is the video itself; choose another output")
     written = 0
-    with open_source(uri, storage_options=storage_options) as source:
+    with open_source(uri, storage_options=storage_options, max_pixels=max_pixels) as source:
         frames = _frames(source, tracks, first, last)
         opening = next(frames, None)
         if opening is None:
@@ -194,6 +199,7 @@ def contact_sheet(
     tile_width: int = 320,
     alpha: float = 0.5,
     storage_options: Mapping[str, Any] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> None:
     """Write a PNG with overlays of some frames, in rows from left to right.
 
@@ -208,7 +214,7 @@ def contact_sheet(
     """
     if columns < 1 or tile_width < 16:
         raise UsageError(f"columns={columns}, tile_width={tile_width}: need at least 1 column and 16 pixels")
-    with open_source(uri, storage_options=storage_options) as source:
+    with open_source(uri, storage_options=storage_options, max_pixels=max_pixels) as source:
         wanted = (
             _spread(source, tracks, frames, first, last) if isinstance(frames, int) else sorted(set(frames))
         )

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from pipeline.finder_settings import FinderSettings
+from pipeline.picture_size import MAX_PIXELS
 from pipeline.setting_fields import MAX_SIZE, MIN_SIZE, Option, check, from_flat, options_of, setting
 from xmem_core.config import MemoryConfig
 
@@ -82,6 +83,7 @@ class CommitSettings:
         chunk_frames: frames per commit.
         snapshot_chunks: commits between two snapshots of the tracker's state.
         max_frames: stop after so many frames. Default: at the end.
+        max_pixels: refuse pictures of files with more pixels than this (width x height), undecoded.
         box_segmenter: plugin that turns boxes into masks: grabcut, ellipse, or an installed one's name.
         sinks: plugin that gets the rows too, by name; repeatable.
     """
@@ -91,6 +93,7 @@ class CommitSettings:
     snapshot_chunks: int = setting(4, least=1, decisive=False)
     # Nor does how far to track: a stream that was to end earlier may go on, see `pipeline.stream`.
     max_frames: int | None = setting(None, least=1, decisive=False)
+    max_pixels: int = setting(MAX_PIXELS, least=1, recorded=False)
     box_segmenter: str = setting("grabcut")
     sinks: tuple[str, ...] = setting((), recorded=False)
 
@@ -118,6 +121,7 @@ class TrackOptions(TypedDict, total=False):
     chunk_frames: int
     snapshot_chunks: int
     max_frames: int | None
+    max_pixels: int
     box_segmenter: str
     sinks: Sequence[str]
 

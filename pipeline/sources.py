@@ -32,6 +32,7 @@ from pipeline.closing import Closing
 from pipeline.errors import NotAVideoError, SourceError
 from pipeline.images import ImageFolder
 from pipeline.locations import BLOCK_BYTES, Location, locate, one_line, scheme_of
+from pipeline.picture_size import MAX_PIXELS, check_limit
 from pipeline.plugins import load_entry_point
 from pipeline.records import Event, Frame
 from pipeline.redact import redacted
@@ -99,6 +100,7 @@ def open_source(
     threads: int = 0,
     storage_options: Mapping[str, Any] | None = None,
     block_size: int = BLOCK_BYTES,
+    max_pixels: int = MAX_PIXELS,
 ) -> VideoSource:
     """Open a video and decode its first frame.
 
@@ -108,9 +110,13 @@ def open_source(
         threads: how many threads decode; 0 leaves it to FFmpeg. Frames are the same with any number.
         storage_options: for the fsspec file system.
         block_size: most bytes per range read of a remote file; three times that may be kept in memory.
+        max_pixels: larger pictures are not decoded. A video that begins with such pictures, and a folder that
+            has such an image, are refused; in the midst of a video they count as lost. Plugins have limits of
+            their own.
 
     Raises:
         NoSuchSourceError: nothing is there.
+        PictureTooLargeError: pictures are larger than `max_pixels`.
         NotAVideoError: the file could be read and is no video, or holds no decodable frame.
         SourceError: it cannot be read now.
     """
@@ -118,8 +124,8 @@ def open_source(
         return PluginVideo(uri, plugin)
     location = locate(uri, storage_options)
     if location.is_folder():
-        return ImageFolder(location)
-    return VideoFile(location, threads=threads, block_size=block_size)
+        return ImageFolder(location, max_pixels=max_pixels)
+    return VideoFile(location, threads=threads, block_size=block_size, max_pixels=max_pixels)
 
 
 def find_plugin(scheme: str) -> Source | None:
@@ -148,7 +154,14 @@ class _Opened(Closing):
 class VideoFile(_Opened):
     """A video file that FFmpeg decodes; see the module's docstring and `VideoSource`."""
 
-    def __init__(self, location: Location, *, threads: int = 0, block_size: int = BLOCK_BYTES) -> None:
+    def __init__(
+        self,
+        location: Location,
+        *,
+        threads: int = 0,
+        block_size: int = BLOCK_BYTES,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
         if threads < 0:
             raise SourceError(f"threads={threads}: must be 0 (automatic) or a positive number")
         self.uri = location.uri
@@ -157,12 +170,13 @@ class VideoFile(_Opened):
         self._location = location
         self._threads = threads
         self._block_size = block_size
+        self._max_pixels = check_limit(max_pixels)
         self.damaged = False
         self._index: packets.PacketIndex | None = None
         self._indexable = True
         self._delivered: tuple[int, float | None] | None = None
         self.fingerprint = location.fingerprint()
-        with decoding.opened(location, threads=1, strict=False, block_size=block_size) as session:
+        with self._session(threads=1, strict=False) as session:
             self.rate = session.rate
             self._time_base = session.time_base
             self.container = str(session.container.format.name)
@@ -172,7 +186,7 @@ class VideoFile(_Opened):
             if first is None:
                 raise NotAVideoError(
                     f"{self.uri}: no frame can be decoded ({self.codec} in {self.container}); "
-                    "the file is empty, cut off or damaged"
+                    f"the file is empty, cut off or damaged, or pictures have over {max_pixels} pixels"
                 )
             self.height, self.width = decoding.Converter().to_image(first.frame).shape[:2]
 
@@ -255,7 +269,13 @@ class VideoFile(_Opened):
         self.trailing_losses = _events(number, None, decoding.trailing_losses(session, 0, damaged=False))
 
     def _session(self, *, threads: int, strict: bool) -> AbstractContextManager[decoding.Session]:
-        return decoding.opened(self._location, threads=threads, strict=strict, block_size=self._block_size)
+        return decoding.opened(
+            self._location,
+            threads=threads,
+            strict=strict,
+            block_size=self._block_size,
+            max_pixels=self._max_pixels,
+        )
 
     def _index_for(self, start: int, previous: float | None, back: int) -> packets.PacketIndex | None:
         """The index to seek to frame `start` by, if that is known to be right, and worth it."""

@@ -253,7 +253,12 @@ class Worker:
             self._executors[model.dtype] = Executor(open_segmenter(model, self._tracking.memory))
         segmenter = self._executors[model.dtype].segmenter
         settings = self._tracking.of_segmenter(segmenter, model.threads or self._threads)
-        source = open_source(spec.uri, threads=0, storage_options=options.storage_options)
+        source = open_source(
+            spec.uri,
+            threads=0,
+            storage_options=options.storage_options,
+            max_pixels=options.tracking.commit.max_pixels,
+        )
         return StreamTracker(
             source,
             store,
@@ -272,7 +277,11 @@ class Worker:
         if spec.prompts_uri is None:
             return None
         if spec.prompts_uri.split("?")[0].lower().endswith(".png"):
-            return load_mask_png(spec.prompts_uri, storage_options=self._settings.storage_options)
+            return load_mask_png(
+                spec.prompts_uri,
+                storage_options=self._settings.storage_options,
+                max_pixels=self._settings.tracking.commit.max_pixels,
+            )
         return load_prompts(spec.prompts_uri, self._settings.storage_options)
 
     def _status(self, held: _Open) -> StreamStatus:

@@ -26,10 +26,10 @@ COMMANDS = (("track",), ("batch", "run"), ("serve",), ("evaluate",))
 WITHOUT = {
     "track": {"full_size"},
     "batch run": {"full_size"},
-    "serve": {"full_size", "detector", "chunk_frames", "snapshot_chunks", "max_frames"},
+    "serve": {"full_size", "detector", "chunk_frames", "snapshot_chunks", "max_frames", "max_pixels"},
     "evaluate": {
         "full_size", "detector", "detect_every", "detect_confirmations", "max_objects", "out_of_sight_frames",
-        "chunk_frames", "snapshot_chunks", "max_frames", "box_segmenter", "sinks",
+        "chunk_frames", "snapshot_chunks", "max_frames", "max_pixels", "box_segmenter", "sinks",
     },
 }  # fmt: skip
 # Figures of different machines are compared, and not all have bfloat16.
