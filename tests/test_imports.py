@@ -45,8 +45,10 @@ def imported(source: str) -> Iterator[tuple[str, bool]]:
                 "__import__",
             ):
                 name = child.args[0] if child.args else None
-                known = isinstance(name, ast.Constant) and isinstance(name.value, str)
-                yield (str(name.value).split(".")[0] if known else "?", lazy)  # type: ignore[union-attr]
+                if isinstance(name, ast.JoinedStr) and name.values:  # f"package.{module}"
+                    name = name.values[0]
+                text = name.value if isinstance(name, ast.Constant) else ""
+                yield (text.split(".")[0] if isinstance(text, str) and "." in text else text or "?", lazy)
             yield from walk(child, lazy or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
 
     return walk(ast.parse(source), False)
@@ -70,12 +72,14 @@ def later():
     class K:
         from j import k
 import_module("l.m")
+import_module(f"o.{p}")
+import_module(f"{q}.r")
 if True:
     import n
 """
     assert set(imported(source)) == {
         ("a", False), ("c", False), ("e", False), (".", False),
-        ("i", True), ("j", True), ("l", False), ("n", False),
+        ("i", True), ("j", True), ("l", False), ("n", False), ("o", False), ("?", False),
     }  # fmt: skip
 
 
