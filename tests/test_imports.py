@@ -23,7 +23,7 @@ MAY_IMPORT_AV = {
     "pipeline/live_connection.py",
     "pipeline/split_pictures.py",
 }
-MAY_IMPORT_RAY = ("pipeline/actor.py", "pipeline/serve.py", "jobs/")
+MAY_IMPORT_RAY = ("pipeline/actor.py", "pipeline/serve.py", "pipeline/replica_", "jobs/")
 MAY_NOT_IMPORT = {"xmem_core": {"pipeline", "jobs"}, "pipeline": {"jobs"}, "jobs": set[str]()}
 CORE = {"xmem_core", "torch", "numpy", "safetensors"}
 TRAINING_TOO = {"cv2"}
