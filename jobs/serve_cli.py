@@ -14,9 +14,8 @@ import typer
 from jobs.options import tracking_options
 from jobs.terminal import fetch_model, say
 from pipeline.errors import UsageError, XmemError
-from pipeline.live_hub_settings import NOT_LIVE
 from pipeline.redact import redacted
-from pipeline.settings import TrackSettings
+from pipeline.settings import NOT_LIVE, TrackSettings
 
 if TYPE_CHECKING:
     from pipeline.tokens import TokenSet

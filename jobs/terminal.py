@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from pipeline.redact import redacted
 
@@ -72,3 +74,20 @@ def fetch_model(name: str) -> None:
             find_weights(name, progress=report)
         except WeightsError as error:
             raise weights_failure(name, error) from error
+
+
+@contextmanager
+def frame_bar(name: str) -> Iterator[tuple[Progress, TaskID]]:
+    """A bar of frames, invisible where there is no terminal; its field `rate` is a text."""
+    shared = console()
+    progress = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=shared,
+        disable=not shared.is_terminal,
+    )
+    with progress:
+        yield progress, progress.add_task(name, total=None, rate="")

@@ -13,16 +13,6 @@ from pipeline.settings import DetectorSettings, TrackSettings
 if TYPE_CHECKING:
     from xmem_core import VideoSegmenter
 
-NOT_LIVE = {
-    "detector": "each stream of the API names its own, of those that --allow-detector names",
-    "full_size": "a size of 0 says the same",
-    "chunk_frames": "a live stream's rows are committed after rotate_seconds or rotate_rows",
-    "snapshot_chunks": "a live stream's snapshots follow after snapshot_seconds",
-    "max_frames": "a camera has no end",
-    "max_pixels": "cameras have a limit of their own, see LiveOptions",
-}
-"""Options of tracking that a live hub does not have, and why."""
-
 
 @dataclass(frozen=True)
 class HubSettings:

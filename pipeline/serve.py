@@ -29,12 +29,12 @@ from pipeline.api import create_app
 from pipeline.api_guard import ApiGuard
 from pipeline.api_service import ApiSettings, HubUnavailableError
 from pipeline.errors import UsageError, XmemError
-from pipeline.live_hub_settings import NOT_LIVE, HubSettings
+from pipeline.live_hub_settings import HubSettings
 from pipeline.live_options import LiveOptions
 from pipeline.live_spec import LiveSpec
 from pipeline.replica_port import keep_on_loopback
 from pipeline.replica_router import FailFastRouter
-from pipeline.settings import TrackSettings, track_options
+from pipeline.settings import NOT_LIVE, TrackSettings, track_options
 from pipeline.tokens import TOKENS_VARIABLE, TokenSet
 from pipeline.url_guard import UrlGuard
 

@@ -219,6 +219,16 @@ def track_options() -> tuple[Option, ...]:
     return tuple(o for o in options_of(TrackSettings) if o.name != "model_fingerprint")
 
 
+NOT_LIVE = {
+    "detector": "each stream of the API names its own, of those that --allow-detector names",
+    "full_size": "a size of 0 says the same",
+    "chunk_frames": "a live stream's rows are committed after rotate_seconds or rotate_rows",
+    "snapshot_chunks": "a live stream's snapshots follow after snapshot_seconds",
+    "max_frames": "a camera has no end",
+    "max_pixels": "cameras have a limit of their own, see LiveOptions",
+}
+"""Options of tracking that a live hub does not have, and why."""
+
 _RECORDED = tuple(o for o in track_options() if o.path[0] != "memory" and o.metadata.get("recorded", True))
 # A model may be called by another name: its weights count.
 _INDIFFERENT = tuple(o.name for o in _RECORDED if not o.metadata.get("decisive", True))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -14,10 +16,9 @@ from jobs import batch_cli, cli
 from jobs.options import tracking_options
 from pipeline.api import create_routes
 from pipeline.api_service import ApiSettings
-from pipeline.live_hub_settings import NOT_LIVE
 from pipeline.live_spec import JPEG_QUALITIES, JPEG_SIDES, LiveSettings
 from pipeline.setting_fields import Option
-from pipeline.settings import TrackSettings, track_options
+from pipeline.settings import NOT_LIVE, TrackSettings, track_options
 from pipeline.work import WorkerSettings
 
 OPTIONS = track_options()
@@ -157,3 +158,10 @@ def test_the_apis_pictures_have_the_limits_of_the_hub() -> None:
         given = {p["name"]: p["schema"] for p in asked}
         for name, (least, most) in (("max_side", JPEG_SIDES), ("quality", JPEG_QUALITIES)):
             assert (given[name]["minimum"], given[name]["maximum"]) == (least, most), json.dumps(given[name])
+
+
+def test_help_loads_no_network_and_no_ray() -> None:
+    heavy = ("torch", "cv2", "ray", "av", "duckdb", "pydantic")
+    program = f"import jobs.cli, sys; print(*(m for m in {heavy} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

@@ -1,0 +1,49 @@
+"""`xmem render`: masks drawn over a video."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.terminal import frame_bar, say, short_name
+from pipeline.errors import UsageError
+from pipeline.picture_size import MAX_PIXELS
+from pipeline.redact import redacted
+
+
+def render(
+    video: Annotated[str, typer.Argument(help="The video that was tracked.")],
+    folder: Annotated[str, typer.Argument(help="Output folder of `xmem track`.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="The overlay video: .mp4, .mkv, .webm, ...")],
+    stream_id: Annotated[str | None, typer.Option(help="Which stream, if it cannot be told.")] = None,
+    first: Annotated[int, typer.Option(help="First frame.")] = 0,
+    last: Annotated[int | None, typer.Option(help="Last frame.")] = None,
+    alpha: Annotated[float, typer.Option(help="Opacity of the masks, 0 to 1.")] = 0.5,
+    sheet: Annotated[str | None, typer.Option(help="Also write a contact sheet (PNG).")] = None,
+    max_pixels: Annotated[
+        int, typer.Option(help="Refuse pictures with more pixels than this, without decoding them.")
+    ] = MAX_PIXELS,
+) -> None:
+    """Draw masks, outlines and ids over the video."""
+    from pipeline.render import render as render_tracks
+
+    if not 0 <= alpha <= 1:
+        raise UsageError(f"--alpha {alpha} is not allowed: from 0 to 1")
+    with frame_bar(short_name(output)) as (progress, task):
+        count = render_tracks(
+            video,
+            folder,
+            output,
+            stream_id=stream_id,
+            first=first,
+            last=last,
+            alpha=alpha,
+            sheet=sheet,
+            max_pixels=max_pixels,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    say(
+        f"{count} frames written to {redacted(output)}"
+        + (f", contact sheet to {redacted(sheet)}" if sheet else "")
+    )

@@ -1,0 +1,132 @@
+"""`xmem track`: one video, with a bar and a table of its objects at the end."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from jobs.options import tracking_options
+from jobs.terminal import SPEAK_EVERY_S, console, fetch_model, frame_bar, say, short_name
+from pipeline.redact import redacted
+from pipeline.settings import TrackSettings
+
+
+@tracking_options()
+def track(
+    video: Annotated[
+        str, typer.Argument(help="A video file or a folder of images: a path or any fsspec URI.")
+    ],
+    out: Annotated[str, typer.Option(help="Output folder: a path or any fsspec URI.")],
+    masks: Annotated[
+        list[str] | None, typer.Option(help="Index or palette PNG of the first frame: one value per object.")
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(help="JSON with masks (RLE), polygons or boxes at any frame; see `xmem schema`."),
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(help="x,y,w,h[:id[:category]] on the first frame, in pixels; repeatable."),
+    ] = None,
+    stream_id: Annotated[str | None, typer.Option(help="Name of the stream in the output folder.")] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Drop this stream's rows and start over.")
+    ] = False,
+    *,
+    tracking: TrackSettings,
+) -> None:
+    """Track objects through a video and write their mask tracks to Parquet.
+
+    Run again it goes on where it was interrupted; a finished stream is left as it is.
+    """
+    from pipeline.allocation import keep_freed_memory
+    from pipeline.executor import track as track_video
+    from pipeline.prompts import gather_prompts
+    from pipeline.stream import FINISHED, StreamTracker
+
+    keep_freed_memory()
+    shown = redacted(video)
+    asked = gather_prompts(
+        masks=masks or [], files=prompts or [], boxes=box or [], max_pixels=tracking.commit.max_pixels
+    )
+    started = spoke = time.monotonic()
+    already_done = False
+    fetch_model(tracking.model.name)
+    max_frames = tracking.commit.max_frames
+    with frame_bar(short_name(video)) as (progress, task):
+
+        def on_open(stream: StreamTracker) -> None:
+            nonlocal already_done, started
+            started = time.monotonic()  # from here on it is frames that take the time
+            already_done = stream.summary.state == FINISHED
+            total = stream.source.frame_count
+            if max_frames is not None:
+                total = max_frames if total is None else min(total, max_frames)
+            progress.update(task, total=total, completed=stream.next_frame)
+
+        def on_frame(stream: StreamTracker) -> None:
+            nonlocal spoke
+            now = time.monotonic()
+            rate = f"{stream.summary.tracked / max(now - started, 1e-9):.1f} frames/s"
+            progress.update(task, completed=stream.next_frame, rate=rate)
+            if progress.disable and now - spoke > SPEAK_EVERY_S:
+                spoke = now
+                of = f" of {total}" if (total := progress.tasks[0].total) else ""
+                say(f"{shown}: {stream.next_frame}{of} frames, {rate}")
+
+        summary = track_video(
+            video,
+            out,
+            asked,
+            stream_id=stream_id,
+            settings=tracking,
+            restart=restart,
+            on_open=on_open,
+            on_frame=on_frame,
+        )
+    if already_done:
+        say(
+            f"{summary.stream_id} is finished: {summary.frames} frames, {summary.rows} rows in "
+            f"{redacted(out)}; nothing to do."
+        )
+        return
+    _print_summary(out, summary, time.monotonic() - started)
+
+
+def _print_summary(out: str, summary: Any, seconds: float) -> None:
+    from pipeline.query import query
+
+    rows = query(
+        out,
+        "select object_id, any_value(category) as category, min(frame_index) as first_frame, "
+        "max(frame_index) filter (area > 0) as last_seen, count(*) filter (area > 0) as seen, "
+        "count(*) as frames, avg(score) filter (area > 0) as score "
+        f"from tracks where stream_id = '{summary.stream_id}' group by object_id order by object_id",
+    ).to_pylist()
+    title = f"{summary.stream_id}: {summary.frames} frames, {summary.rows} rows in {redacted(out)}"
+    table = Table(title=Text(title))
+    for name in ("object", "category", "first frame", "last seen", "seen on", "mean score"):
+        table.add_column(name, justify="left" if name == "category" else "right")
+    for row in rows:
+        last = "never" if row["last_seen"] is None else str(row["last_seen"])
+        score = "" if row["score"] is None else f"{row['score']:.2f}"
+        table.add_row(
+            str(row["object_id"]),
+            Text(row["category"] or ""),
+            str(row["first_frame"]),
+            last,
+            f"{row['seen']} of {row['frames']}",
+            score,
+        )
+    console().print(table)
+    rate = summary.tracked / seconds if seconds > 0 else 0.0
+    notes = [f"{summary.tracked} frames tracked in {seconds:.1f} s ({rate:.1f} frames/s)"]
+    if summary.resumed_at is not None:
+        notes.append(f"resumed at frame {summary.resumed_at}")
+    if summary.losses:
+        notes.append(f"{summary.losses} frames or packets lost in the input, see the events")
+    say("; ".join(notes))
