@@ -36,6 +36,11 @@ class BackgroundWriter:
         self.check()
         self._unfinished.append(self._pool.submit(self._do, job))
 
+    @property
+    def busy(self) -> bool:
+        """Whether a job is not done yet."""
+        return any(not job.done() for job in self._unfinished)
+
     def check(self) -> None:
         """Raise if a job has failed."""
         if self._failure is not None:

@@ -15,33 +15,31 @@ each covers all frames that were received, tracked or not.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.background import BackgroundWriter
-from pipeline.boxes import BoxSegmenter, load_box_segmenter
+from pipeline.boxes import load_box_segmenter
 from pipeline.closing import Closing
+from pipeline.committer import Committer
 from pipeline.errors import PromptError, SourceError
 from pipeline.finder import ObjectFinder
 from pipeline.ledger import Ledger
+from pipeline.live_committing import FRAMES_AHEAD, MOST_WAITING, LiveCommitter
 from pipeline.live_feed import LiveFeed, OpenFeed
-from pipeline.live_objects import LiveObjects, Masks
 from pipeline.live_pace import Pace
-from pipeline.live_record import Books, LiveRecord, Request
+from pipeline.live_record import LiveRecord, Request
 from pipeline.live_requests import LiveRequests, Rejected
 from pipeline.live_restore import restore, run_of
-from pipeline.live_snapshot import LiveSnapshot
 from pipeline.live_spec import LiveSpec
 from pipeline.live_unwritten import Unwritten
 from pipeline.live_view import LiveView
-from pipeline.prompts import PromptSet
-from pipeline.records import Event, Frame, events_table, tracks_table
+from pipeline.objects import Masks, TrackedObjects
+from pipeline.prompts import PromptSet, resolve
+from pipeline.records import Event, Frame
 from pipeline.settings import TrackSettings
 from pipeline.sinks import Sinks
-from pipeline.snapshot import Snapshot
 from pipeline.store import StreamStore
 from pipeline.stream import StepInput
 from xmem_core import Prompt, StepResult, VideoSegmenter
@@ -50,12 +48,7 @@ __all__ = ["LiveFeed", "LiveTracker", "OpenFeed", "Rejected"]
 
 logger = logging.getLogger(__name__)
 
-_FRAMES_AHEAD = 64  # that are reserved at least
-_MARGIN = 8  # frames that may come while one looks
 _IDS_AHEAD = 16
-_EMPTY_SECONDS = 60.0  # between files that would have no rows
-_HASTY_SNAPSHOT_SECONDS = 1.0
-_MOST_WAITING = 8  # rotations' worth of rows that may wait for a slow store
 _AT_ONCE = 16  # frames that are thrown away in one go
 
 
@@ -113,39 +106,45 @@ class LiveTracker(Closing):
         self.applying: tuple[int, ...] = ()
         self.view = view or LiveView()
         self.settings = settings
-        self._store, self._segmenter, self._sinks, self._now = store, segmenter, sinks, now
-        boxes = load_box_segmenter(spec.settings.box_segmenter)
-        self._writer = BackgroundWriter(_MOST_WAITING)
-        self._jobs_given = self._jobs_done = 0  # each counted by one thread
+        self._now = now
+        self._boxes = load_box_segmenter(spec.settings.box_segmenter)
         self._failure: BaseException | None = None
         self._pending: _Pending | None = None
         self._pace = Pace(spec.settings)
         self._spoilt = False  # a frame failed half-way: the state may be wrong
         self._closed = False
         self.record = LiveRecord(store, self._facts(spec.shown_url, None))
+        # Rows of two processes that follow one camera differ: each range is checked.
+        committer = Committer(store, sinks, lambda first: self.record.check_ours(), MOST_WAITING)
         try:
-            self._open(open_feed, boxes, distrusted)
+            self._open(committer, store, segmenter, open_feed, distrusted)
         except BaseException:
-            self._writer.close()
+            committer.close()
             raise
 
     # --- opening ---------------------------------------------------------------------------------
 
-    def _open(self, open_feed: OpenFeed, boxes: BoxSegmenter, distrusted: Mapping[int, str] | None) -> None:
+    def _open(
+        self,
+        committer: Committer,
+        store: StreamStore,
+        segmenter: VideoSegmenter,
+        open_feed: OpenFeed,
+        distrusted: Mapping[int, str] | None,
+    ) -> None:
         record, books = self.record, self.record.books
-        restored = restore(self._store, books, self.spec, self._segmenter, boxes)
+        restored = restore(store, books, self.spec, segmenter, self._boxes)
         self.state, self.restored_from = restored.state, restored.next_frame
-        self._previous, self._previous_size = restored.previous, restored.previous_size
         self._lost = restored.lost
         first = max(books.frames, record.frames_reserved)
         self._unwritten = Unwritten(books, first)
-        self._objects = LiveObjects(
+        self._objects = TrackedObjects(
             self.state,
-            boxes,
-            self.spec.settings.finder.max_objects,
             self._unwritten,
+            most=self.spec.settings.finder.max_objects,
             finder=restored.finder,
             categories=restored.categories,
+            frame_size=restored.previous_size,
         )
         self.requests = LiveRequests(
             self.spec,
@@ -155,12 +154,23 @@ class LiveTracker(Closing):
             paused=restored.paused,
             distrusted=distrusted,
         )
-        self._snapshot_applied = self.requests.applied
+        self._committing = LiveCommitter(
+            self.spec.stream_id,
+            self.spec.settings,
+            committer,
+            record,
+            self._unwritten,
+            self._objects,
+            self.requests,
+            run=run_of(segmenter),
+            previous=restored.previous,
+            facts=lambda: self._facts(self.source.uri, self.source),
+            received_fps=lambda: self.rates()["received_fps"],
+            now=self._now(),
+        )
         if restored.finder is not None:
             restored.finder.reserve([record.ids_reserved - 1, *self.state.object_ids])
         self._begun = False
-        self._rotated_at = self._snapshot_at = self._now()
-        self._snapshot_tracked = books.ledger.tracked
         self._restart_lost = first - books.frames
         ledger = Ledger.resumed(books.ledger, first) if record.resumed else Ledger()
         if self._restart_lost:
@@ -168,9 +178,9 @@ class LiveTracker(Closing):
         ids = max(record.ids_reserved, *(i + 1 for i in (0, *self.state.object_ids)))
         if self.spec.prompts is not None:
             self.requests.begin_with(self.spec.prompts)
-        record.reserve(frames=first + _FRAMES_AHEAD, ids=max(ids, record.ids_reserved) + _IDS_AHEAD)
+        record.reserve(frames=first + FRAMES_AHEAD, ids=max(ids, record.ids_reserved) + _IDS_AHEAD)
         self.source = open_feed(self.spec, ledger)
-        self.source.resume(first, *self._previous)
+        self.source.resume(first, *restored.previous)
 
     def _facts(self, uri: str, source: LiveFeed | None) -> dict[str, Any]:
         return {
@@ -218,9 +228,9 @@ class LiveTracker(Closing):
             return self._pending.step
         self._pace.looks(self._now())
         try:
-            self._writer.check()
+            self._committing.check()
             for _ in range(_AT_ONCE):
-                if self._backlogged() or self._numbers_run_out():
+                if self._committing.backlogged or self._committing.numbers_run_out(self.source.ledger):
                     break  # frames wait, or are dropped where they wait, and counted there
                 frame = self.source.read(0)
                 if frame is None:
@@ -256,7 +266,7 @@ class LiveTracker(Closing):
         frame, lag, read_at = self._pending.frame, self._pending.lag, self._pending.read_at
         try:
             records = self._objects.seen(frame, result)
-            self._previous, self._previous_size = (frame.pts_seconds, frame.wall_time), frame.size
+            self._committing.previous = (frame.pts_seconds, frame.wall_time)
             self._pending, self.applying = None, ()
             self.source.ledger.tracked()
             self._unwritten.add_tracked(records)
@@ -285,24 +295,8 @@ class LiveTracker(Closing):
             raise self._failure
         now = self._now()
         self._pace.sample(now, self.source.ledger)
-        if self._pending is not None or self._writing:
-            return
-        chosen = self.spec.settings
-        since = now - self._rotated_at
-        hasty = self._objects.changed and now - self._snapshot_at >= _HASTY_SNAPSHOT_SECONDS
-        snapshot = hasty or (
-            now - self._snapshot_at >= chosen.snapshot_seconds
-            and self._unwritten.tracked > self._snapshot_tracked
-        )
-        due = (
-            self._unwritten.waiting_rows >= chosen.rotate_rows
-            or (since >= chosen.rotate_seconds and self._unwritten.worth_a_file)
-            or since >= max(_EMPTY_SECONDS, chosen.rotate_seconds)
-        )
-        if self._begun and (due or snapshot):
-            self._rotate(now)
-            if snapshot:
-                self._take_snapshot(now)
+        if self._begun and self._pending is None:
+            self._committing.tick(now)
 
     def failed(self, error: BaseException) -> None:
         """The segmenter failed on the frame that `next_input` gave last."""
@@ -329,28 +323,28 @@ class LiveTracker(Closing):
                 self._unwritten.add(event)
             received = self.source.ledger.counts().received
             self._unwritten.covered = max(self._unwritten.covered, received)
-            self._writer.check()
+            self._committing.check()
             # Without a frame of its own a run has nothing to tell: the next one tells of both.
             begun = self._begun or self._unwritten.covered > self._unwritten.first + self._restart_lost
             if begun:
                 self._restarted(None)
-                self._rotate(self._now())
+                self._committing.rotate(self._now())
             if self._begun and not self._spoilt and self.state.poisoned is None:
-                self._take_snapshot(self._now())
-            self._writer.drain()
+                self._committing.take_snapshot(self._now())
+            self._committing.drain()
             finder = self._objects.finder
             next_id = self.record.ids_reserved if finder is None else finder.next_id
             self.record.rest(state, frames=self._unwritten.covered, ids=next_id)
         finally:
             self.record.close()
-            self._writer.close()
+            self._committing.close()
 
     # --- one frame -------------------------------------------------------------------------------
 
     def _receive(self, frame: Frame) -> None:
         """A frame is here: nothing before it is in flight any more."""
         if frame.frame_index >= self.record.frames_reserved:
-            self.record.reserve(frames=frame.frame_index + self._ahead())
+            self.record.reserve(frames=frame.frame_index + self._committing.ahead())
         self._restarted(frame)
         for loss in frame.losses:
             self._unwritten.add(loss)
@@ -363,9 +357,9 @@ class LiveTracker(Closing):
         self._begun = True
         if not self.record.resumed:
             return
-        seconds = None
-        if frame is not None and frame.wall_time is not None and self._previous[1] is not None:
-            seconds = round((frame.wall_time - self._previous[1]).total_seconds(), 3)
+        seconds, previous = None, self._committing.previous[1]
+        if frame is not None and frame.wall_time is not None and previous is not None:
+            seconds = round((frame.wall_time - previous).total_seconds(), 3)
         detail = {"seconds": seconds, "frames": self._restart_lost, "snapshot": self.restored_from}
         index = self._unwritten.first if frame is None else frame.frame_index
         pts, wall = (None, None) if frame is None else (frame.pts_seconds, frame.wall_time)
@@ -398,10 +392,7 @@ class LiveTracker(Closing):
 
     def _arrive(self, frame: Frame) -> StepInput:
         """A frame is to be tracked: what was asked for, and what is found on it, goes with it."""
-        told = any(loss.kind == "resized" and loss.reason is None for loss in frame.losses)
-        if self._previous_size is not None and frame.size != self._previous_size and not told:
-            detail = {"from": list(self._previous_size), "to": list(frame.size)}
-            self._unwritten.happened(frame, "resized", detail=detail)
+        self._objects.arrive(frame)
         masks: Masks = {}
         self.applying = ()
         for request in self.requests.waiting():
@@ -418,13 +409,13 @@ class LiveTracker(Closing):
 
     def _apply(self, frame: Frame, request: Request, masks: Masks) -> None:
         for object_id in request.content.get("remove", ()):
-            if object_id in self.state.object_ids:
-                self._objects.remove(frame, object_id, "requested")
-            else:
+            if not self._objects.remove(frame, object_id, "requested"):
                 self.requests.reject(request, f"no object {object_id} is tracked that could be removed")
         if "prompts" in request.content:
             try:
-                masks.update(self._objects.prompt(frame, request.content["prompts"]))
+                asked = PromptSet.from_record(request.content["prompts"]).at(0)
+                self._objects.check_room([entry.object_id for entry in asked])
+                masks.update(self._objects.prompt(frame, resolve(asked, frame, self._boxes)))
             except PromptError as error:
                 self.requests.reject(request, str(error))
 
@@ -439,93 +430,6 @@ class LiveTracker(Closing):
             if finder.next_id + most <= free:
                 break
             self.record.reserve(ids=finder.next_id + most + _IDS_AHEAD)
-
-    # --- committing ------------------------------------------------------------------------------
-
-    def _backlogged(self) -> bool:
-        return self._writing and self._unwritten.waiting_rows > _MOST_WAITING * self.spec.settings.rotate_rows
-
-    def _numbers_run_out(self) -> bool:
-        """Whether the next frame might have a number that is not reserved; then that is being done."""
-        received = self.source.ledger.counts().received
-        if received + _MARGIN <= self.record.frames_reserved:
-            return False
-        if not self._writing:
-            frames = received + self._ahead()
-            self._submit(lambda: self.record.reserve(frames=frames))
-        return True
-
-    def _ahead(self) -> int:
-        """Frames to reserve beyond the newest: those of three rotations."""
-        rate = self.rates()["received_fps"]
-        return _FRAMES_AHEAD + math.ceil(3 * self.spec.settings.rotate_seconds * rate)
-
-    def _submit(self, job: Callable[[], None]) -> None:
-        def do() -> None:
-            try:
-                job()
-            finally:
-                self._jobs_done += 1
-
-        self._jobs_given += 1
-        self._writer.submit(do)
-
-    @property
-    def _writing(self) -> bool:
-        return self._jobs_done < self._jobs_given
-
-    def _rotate(self, now: float) -> None:
-        """Hand all frames received so far to the writing thread."""
-        self._rotated_at = now
-        content = self._unwritten.cut()
-        if content is None:
-            return
-        first, last, counts = content.first, content.last, content.counts
-        if not counts.settled:
-            logger.error("stream %s: the ledger does not add up: %r", self.spec.stream_id, counts)
-        books = Books(last + 1, counts, content.rows, self._objects.living(), *self._previous)
-        reserved, facts = last + 1 + self._ahead(), self._facts(self.source.uri, self.source)
-
-        def write() -> None:
-            tracks, events = tracks_table(content.records), events_table(content.events)
-            if self._sinks and not self._store.holds(first):
-                self._sinks.commit(self.spec.stream_id, first, last, tracks, events)
-            if first == 0:
-                self.record.check_ours()
-            self._store.commit(first, last, tracks, events)
-            self.record.committed(books, frames=reserved, facts=facts)
-
-        self._submit(write)
-
-    def _take_snapshot(self, now: float) -> None:
-        """Of the state after all frames that were handed to the writer; written after them."""
-        self._snapshot_at, self._snapshot_tracked = now, self._unwritten.tracked
-        objects = self._objects
-        objects.changed = False
-        snapshot = LiveSnapshot(
-            Snapshot(
-                next_frame=self._unwritten.first,
-                tracker=self.state.to_bytes(),
-                run=run_of(self._segmenter),
-                previous_pts_seconds=self._previous[0],
-                previous_size=self._previous_size,
-                categories=tuple(objects.categories.items()),
-                rows=self._unwritten.rows,
-                losses=self._unwritten.corrupt,
-                finder=None if objects.finder is None else objects.finder.to_bytes(),
-            ),
-            self._previous[1],
-            self.requests.applied,
-            self.requests.paused,
-        )
-        # The store keeps two: what is in both need not be asked again.
-        done, self._snapshot_applied = self._snapshot_applied, self.requests.applied
-
-        def write() -> None:
-            self._store.save_snapshot(snapshot.stream.next_frame, snapshot.to_bytes())
-            self.record.forget(done)
-
-        self._submit(write)
 
     # --- how it is -------------------------------------------------------------------------------
 

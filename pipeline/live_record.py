@@ -9,6 +9,7 @@ before they are acknowledged.
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -125,7 +126,8 @@ class LiveRecord:
     """A live stream's record; safe to use from several threads.
 
     Opening it clears up after a writer that was killed, and finds out how far the stream is. What its
-    properties say is durable, and reading them never waits for a write.
+    properties say is durable, and reading them never waits for a write. With its first write it owns the
+    stream: an earlier one of another process, or of this one, notices by `check_ours`.
 
     Args:
         facts: what the record shall say besides (source, settings, ...), in the words of other streams'
@@ -142,6 +144,8 @@ class LiveRecord:
 
     def __init__(self, store: StreamStore, facts: Mapping[str, Any]) -> None:
         self._store = store
+        self._owner = secrets.token_hex(8)
+        self._owns = False  # nobody is displaced before something is written
         self._lock = threading.Lock()
         self._over = False
         store.prepare()
@@ -275,20 +279,27 @@ class LiveRecord:
             self._over = True
 
     def rest(self, state: str, *, frames: int, ids: int) -> None:
-        """The stream was closed in good order: nobody has seen these numbers or any above them."""
+        """The stream was closed in good order: nobody has seen these numbers or any above them.
+
+        Raises AnotherWriterError as `check_ours` does.
+        """
         with self._lock:
+            if self._owns:
+                self.check_ours()
             asked = [i + 1 for request in self._said.requests for i in request.object_ids]
             self._put(
                 replace(self._said, state=state, frames_reserved=frames, ids_reserved=max([ids, *asked]))
             )
 
     def check_ours(self) -> None:
-        """Raises AnotherWriterError if somebody starts the stream over."""
+        """Raises AnotherWriterError if somebody starts the stream over, or follows it by now."""
+        where = f"stream {self._store.stream_id} in {self._store.root}"
         record = self._store.read_record()
         if record is None or record.get("state") == RESTARTING:
-            raise AnotherWriterError(
-                f"stream {self._store.stream_id} in {self._store.root} is being started over; this one stops"
-            )
+            raise AnotherWriterError(f"{where} is being started over; this one stops")
+        live = record.get("live")
+        if self._owns and (not isinstance(live, dict) or live.get("owner") != self._owner):
+            raise AnotherWriterError(f"{where} is tracked by another process by now; this one stops")
 
     def _put(self, said: _Said) -> None:
         books = said.books
@@ -307,10 +318,11 @@ class LiveRecord:
                     "frames_reserved": said.frames_reserved,
                     "ids_reserved": said.ids_reserved,
                     "prompts_asked": said.prompts_asked,
+                    "owner": self._owner,
                 },
             }
         )
-        self._said = said
+        self._said, self._owns = said, True
 
 
 def _reserving(said: _Said, frames: int, ids: int) -> _Said:

@@ -33,7 +33,7 @@ class Rejected:
 
 
 class Tracked(Protocol):
-    """The objects that are tracked just now: `LiveObjects`."""
+    """The objects that are tracked just now: `TrackedObjects`."""
 
     @property
     def object_ids(self) -> Sequence[int]: ...
@@ -146,7 +146,7 @@ class LiveRequests:
     def _check_room(self, asked: Sequence[int]) -> None:
         removed = {i for request in self.waiting() for i in request.content.get("remove", ())}
         prompted = {*self.promised_ids(), *asked}
-        # Objects that the detector started give way to those of prompts, see `LiveObjects.prompt`.
+        # Objects that the detector started give way to those of prompts, see `TrackedObjects.prompt`.
         tracked = set(self._tracked.object_ids) - set(self._tracked.detected_ids)
         staying = ((tracked | prompted) - removed) | set(asked)
         most = self._spec.settings.finder.max_objects

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from pipeline.boxes import BoxSegmenter
-from pipeline.detectors import load_detector
 from pipeline.finder import ObjectFinder
 from pipeline.live_record import Books
 from pipeline.live_snapshot import LiveSnapshot
 from pipeline.live_spec import LiveSpec
+from pipeline.resume import new_finder, restored_state
 from pipeline.store import StreamStore
 from xmem_core import TrackerState, VideoSegmenter
 
@@ -56,16 +56,15 @@ def restore(
         snapshot = LiveSnapshot.from_bytes(blob)
         if snapshot.stream.run != run_of(segmenter):
             raise ValueError("it was taken with another model, memory or size")
-        finder = _new_finder(spec, boxes)
-        if finder is not None and snapshot.stream.finder is not None:
-            finder.from_bytes(snapshot.stream.finder)
-        state = TrackerState.from_bytes(snapshot.stream.tracker, device=segmenter.device)
+        finder = new_finder(spec.detector, spec.settings.finder, lambda: boxes)
+        state = restored_state(snapshot.stream, segmenter, finder)
         return snapshot, state, finder
 
     previous = (books.pts_seconds, books.wall_time)
     found = store.load_snapshot(books.frames, validated)
     if found is None:
-        return Restored(segmenter.new_state(), _new_finder(spec, boxes), previous, lost=tuple(books.objects))
+        finder = new_finder(spec.detector, spec.settings.finder, lambda: boxes)
+        return Restored(segmenter.new_state(), finder, previous, lost=tuple(books.objects))
     snapshot, state, finder = found[1]
     lost = tuple(i for i in books.objects if i not in state.object_ids)
     # They were removed, and that is committed; the snapshot is older.
@@ -91,9 +90,3 @@ def restore(
 def run_of(segmenter: VideoSegmenter) -> str:
     """What a state belongs to: only with the same of it can a snapshot be gone on from."""
     return f"{segmenter.fingerprint} {segmenter.size} {segmenter.memory_config}"
-
-
-def _new_finder(spec: LiveSpec, boxes: BoxSegmenter) -> ObjectFinder | None:
-    if spec.detector is None:
-        return None
-    return ObjectFinder(load_detector(spec.detector), spec.settings.finder, boxes)

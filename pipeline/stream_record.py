@@ -52,6 +52,11 @@ class StreamSummary:
     losses: int = 0
     warnings: list[str] = field(default_factory=list)
 
+    def warn(self, message: str) -> None:
+        """Log a warning, and keep it."""
+        logger.warning("stream %s: %s", self.stream_id, message)
+        self.warnings.append(message)
+
 
 @dataclass(frozen=True)
 class StreamIdentity:

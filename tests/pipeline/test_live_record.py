@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import PromptError, SettingsConflictError, StoreError, UsageError, XmemError
+from pipeline.errors import (
+    AnotherWriterError,
+    PromptError,
+    SettingsConflictError,
+    StoreError,
+    UsageError,
+    XmemError,
+)
 from pipeline.ledger import LedgerCounts
 from pipeline.live_record import Books, LiveRecord
 from pipeline.live_snapshot import LiveSnapshot
@@ -192,3 +199,24 @@ def test_whoever_waits_gets_the_newest_and_is_let_go() -> None:
     assert got[1] is None
     first = view.jpeg()
     assert view.jpeg() is first
+
+
+def test_who_writes_last_owns_the_stream(tmp_path: Path) -> None:
+    first = LiveRecord(StreamStore(tmp_path, "cam"), {})
+    first.reserve(frames=10)
+    second = LiveRecord(StreamStore(tmp_path, "cam"), {})
+    first.check_ours()  # the second one has only looked so far
+    second.reserve(frames=20)
+    for act in (first.check_ours, lambda: first.rest("finished", frames=0, ids=1)):
+        with pytest.raises(AnotherWriterError, match="tracked by another process by now"):
+            act()
+    second.check_ours()
+    second.rest("running", frames=12, ids=1)
+    assert LiveRecord(StreamStore(tmp_path, "cam"), {}).frames_reserved == 12
+    # One of an earlier version names no owner.
+    record = dict(StreamStore(tmp_path, "cam").read_record() or {})
+    del record["live"]["owner"]
+    StreamStore(tmp_path, "cam").write_record(record)
+    third = LiveRecord(StreamStore(tmp_path, "cam"), {})
+    third.reserve(frames=30)
+    third.check_ours()

@@ -1,9 +1,9 @@
-"""Who is tracked on a live stream: prompts, removals and finds, told as they happen."""
+"""Objects of a stream: prompts, removals and detections, recorded as they happen."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,13 @@ from small_net import SMALL_MEMORY, frame_at, small_model, square
 
 from pipeline.boxes import load_box_segmenter
 from pipeline.errors import PromptError
-from pipeline.live_objects import LiveObjects
 from pipeline.live_record import Books
 from pipeline.live_unwritten import Unwritten
 from pipeline.masks import mask_to_rle
-from pipeline.records import Frame
-from xmem_core import Prompt, VideoSegmenter
+from pipeline.objects import Masks, TrackedObjects
+from pipeline.prompts import PromptSet, resolve
+from pipeline.records import Event, Frame
+from xmem_core import Prompt, TrackerState, VideoSegmenter
 
 HEIGHT, WIDTH = 48, 64
 
@@ -70,8 +71,14 @@ class Finder:
 class Scene:
     def __init__(self, segmenter: VideoSegmenter, finder: Any = None) -> None:
         self.segmenter, self.unwritten = segmenter, Unwritten(Books(), 0)
-        boxes = load_box_segmenter("grabcut")
-        self.objects = LiveObjects(segmenter.new_state(), boxes, 2, self.unwritten, finder=finder)
+        self.boxes = load_box_segmenter("grabcut")
+        self.objects = TrackedObjects(segmenter.new_state(), self.unwritten, most=2, finder=finder)
+
+    def prompt(self, index: int, content: dict[str, Any]) -> Masks:
+        """Prompts of a frame, as a live stream handles them."""
+        asked = PromptSet.from_record(content).at(0)
+        self.objects.check_room([entry.object_id for entry in asked])
+        return self.objects.prompt(frame_of(index), resolve(asked, frame_of(index), self.boxes))
 
     def step(self, index: int, masks: Any) -> Any:
         """Track a frame; the ids and categories of its records."""
@@ -101,14 +108,14 @@ def prompts(*objects: tuple[int, str | None]) -> dict[str, Any]:
 
 def test_prompts_begin_objects_and_correct_them(segmenter: VideoSegmenter) -> None:
     scene = Scene(segmenter)
-    masks = scene.objects.prompt(frame_of(0), prompts((1, "dog"), (4, None)))
+    masks = scene.prompt(0, prompts((1, "dog"), (4, None)))
     assert scene.objects.changed
     assert scene.step(0, masks) == [(1, "dog"), (4, None)]
     assert scene.told() == [
         ("object_added", "prompt", 1, {"category": "dog"}),
         ("object_added", "prompt", 4, {"category": None}),
     ]
-    masks = scene.objects.prompt(frame_of(1), prompts((1, None), (4, "cow")))
+    masks = scene.prompt(1, prompts((1, None), (4, "cow")))
     assert scene.step(1, masks) == [(1, "dog"), (4, "cow")]
     assert scene.told() == [("corrected", "prompt", 1, None), ("corrected", "prompt", 4, None)]
     assert scene.objects.living() == {1: "dog", 4: "cow"}
@@ -117,15 +124,16 @@ def test_prompts_begin_objects_and_correct_them(segmenter: VideoSegmenter) -> No
 def test_what_cannot_be_prompted_changes_nothing(segmenter: VideoSegmenter) -> None:
     scene = Scene(segmenter)
     with pytest.raises(PromptError, match="3 objects would be tracked, 2 are allowed"):
-        scene.objects.prompt(frame_of(0), prompts((1, "dog"), (2, None), (3, None)))
+        scene.prompt(0, prompts((1, "dog"), (2, None), (3, None)))
     assert (scene.objects.changed, scene.objects.categories, scene.told()) == (False, {}, [])
 
 
 def test_removed_objects_are_gone_at_once(segmenter: VideoSegmenter) -> None:
     scene = Scene(segmenter)
-    scene.step(0, scene.objects.prompt(frame_of(0), prompts((1, "dog"), (2, None))))
+    scene.step(0, scene.prompt(0, prompts((1, "dog"), (2, None))))
     scene.objects.changed = False
-    scene.objects.remove(frame_of(1), 1, "requested")
+    assert scene.objects.remove(frame_of(1), 1, "requested")
+    assert not scene.objects.remove(frame_of(1), 1, "requested")
     assert scene.objects.changed
     assert scene.objects.living() == {2: None}
     assert scene.objects.categories == {2: None}
@@ -136,7 +144,7 @@ def test_removed_objects_are_gone_at_once(segmenter: VideoSegmenter) -> None:
 def test_the_finder_brings_objects_and_gives_them_up(segmenter: VideoSegmenter) -> None:
     finder = Finder([Found(7, square(HEIGHT, WIDTH, 20, 40, 12))])
     scene = Scene(segmenter, finder)
-    masks = scene.objects.prompt(frame_of(0), prompts((1, None)))
+    masks = scene.prompt(0, prompts((1, None)))
     scene.objects.look(frame_of(0), masks)
     assert finder.reserved == {1}
     assert scene.step(0, masks) == [(1, None), (7, "cat")]
@@ -152,14 +160,14 @@ def test_the_finder_brings_objects_and_gives_them_up(segmenter: VideoSegmenter) 
 def test_detected_objects_give_way_to_prompts_and_those_of_prompts_do_not(segmenter: VideoSegmenter) -> None:
     finder = Finder([Found(7, square(HEIGHT, WIDTH, 20, 40, 12))])
     scene = Scene(segmenter, finder)
-    masks = scene.objects.prompt(frame_of(0), prompts((1, None)))
+    masks = scene.prompt(0, prompts((1, None)))
     scene.objects.look(frame_of(0), masks)
     scene.step(0, masks)
     scene.told()
     finder.finds = []
     assert (scene.objects.object_ids, scene.objects.detected_ids) == ((1, 7), [7])
     # Two are allowed, and two are tracked.
-    masks = scene.objects.prompt(frame_of(1), prompts((1, None), (8, "dog")))
+    masks = scene.prompt(1, prompts((1, None), (8, "dog")))
     assert scene.step(1, masks) == [(1, None), (8, "dog")]
     assert scene.told() == [
         ("object_removed", "made_room", 7, {"for": [1, 8], "unseen_frames": 9}),
@@ -167,7 +175,7 @@ def test_detected_objects_give_way_to_prompts_and_those_of_prompts_do_not(segmen
         ("object_added", "prompt", 8, {"category": "dog"}),
     ]
     with pytest.raises(PromptError, match="3 objects would be tracked, 2 are allowed"):
-        scene.objects.prompt(frame_of(2), prompts((9, None)))
+        scene.prompt(2, prompts((9, None)))
     assert scene.told() == []
 
 
@@ -178,12 +186,12 @@ def test_a_detected_object_that_a_user_corrects_is_the_users(segmenter: VideoSeg
     scene.objects.look(frame_of(0), masks)
     scene.step(0, masks)
     finder.finds = []
-    scene.step(1, scene.objects.prompt(frame_of(1), prompts((7, None))))
+    scene.step(1, scene.prompt(1, prompts((7, None))))
     assert scene.objects.detected_ids == [8]
-    scene.step(2, scene.objects.prompt(frame_of(2), prompts((9, None))))
+    scene.step(2, scene.prompt(2, prompts((9, None))))
     assert scene.objects.object_ids == (7, 9)
     with pytest.raises(PromptError, match="3 objects would be tracked, 2 are allowed"):
-        scene.objects.prompt(frame_of(3), prompts((10, None)))
+        scene.prompt(3, prompts((10, None)))
 
 
 def test_a_prompt_that_cannot_be_resolved_makes_no_room(segmenter: VideoSegmenter) -> None:
@@ -194,7 +202,7 @@ def test_a_prompt_that_cannot_be_resolved_makes_no_room(segmenter: VideoSegmente
     scene.step(0, masks)
     outside = {"version": 1, "objects": [{"id": 9, "box": [500, 500, 5, 5]}]}
     with pytest.raises(PromptError, match="no pixel inside the frame"):
-        scene.objects.prompt(frame_of(1), outside)
+        scene.prompt(1, outside)
     assert scene.objects.object_ids == (7, 8)
     assert scene.objects.detected_ids == [7, 8]
 
@@ -208,3 +216,34 @@ def test_without_objects_and_finder_nothing_is_read(segmenter: VideoSegmenter) -
     finder = Finder()
     assert Scene(segmenter, finder).step(3, None) == []
     assert finder.sights == [(3, [])]
+
+
+def test_another_frame_size_is_recorded_unless_the_source_tells_of_it(segmenter: VideoSegmenter) -> None:
+    scene = Scene(segmenter)
+    smaller = Frame(frame_at(1, 24, 32), 1, 0.1)
+    scene.objects.arrive(frame_of(0))
+    scene.step(0, None)
+    scene.objects.arrive(smaller)
+    assert scene.told() == [("resized", None, None, {"from": [HEIGHT, WIDTH], "to": [24, 32]})]
+    scene.objects.arrive(replace(smaller, losses=(Event(1, "resized", detail={"to": [24, 32]}),)))
+    assert scene.told() == []
+
+
+def test_a_snapshot_holds_what_the_objects_are(segmenter: VideoSegmenter) -> None:
+    scene = Scene(segmenter)
+    scene.step(0, scene.prompt(0, prompts((1, "dog"), (4, None))))
+    snapshot = scene.objects.snapshot(1, "run", 0.0, rows=2, losses=0)
+    assert (snapshot.categories, snapshot.previous_size) == (((1, "dog"), (4, None)), (HEIGHT, WIDTH))
+    state = TrackerState.from_bytes(snapshot.tracker, device="cpu")
+    assert state.object_ids == (1, 4)
+    again = TrackedObjects(state, scene.unwritten, categories=dict(snapshot.categories))
+    assert again.snapshot(1, "run", 0.0, rows=2, losses=0).tracker == snapshot.tracker
+
+
+def test_frames_that_have_rows_are_seen_without_records(segmenter: VideoSegmenter) -> None:
+    finder = Finder()
+    scene = Scene(segmenter, finder)
+    masks = scene.prompt(0, prompts((1, "dog")))
+    result = segmenter.step(scene.objects.state, frame_of(0).image, Prompt(masks))
+    assert scene.objects.seen(frame_of(0), result, recorded=False) == []
+    assert finder.sights == [(0, [1])]

@@ -1,0 +1,75 @@
+"""FramePrompts: the prompts of a video, made masks when their frame arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipeline.boxes import BoxSegmenter, load_box_segmenter
+from pipeline.prompts import PromptSet, ResolvedPrompt, resolve
+from pipeline.records import Frame
+from pipeline.sources import VideoSource
+from pipeline.stream_record import ResolvedPrompts
+
+
+class FramePrompts:
+    """Resolves the prompts of one video.
+
+    Args:
+        name: of the box segmenter that is loaded when one is needed.
+        box_segmenter: to use instead.
+        warnings: gets what is to be said about prompts.
+
+    Attributes:
+        resolved: masks that were made of boxes. Boxes become masks once: a run that goes on finds them here.
+    """
+
+    def __init__(self, name: str, box_segmenter: BoxSegmenter | None, warnings: list[str]) -> None:
+        self.resolved = ResolvedPrompts()
+        self._name, self._boxes, self._warnings = name, box_segmenter, warnings
+        self._tried: tuple[int, ResolvedPrompt] | None = None
+
+    def boxes(self) -> BoxSegmenter:
+        """What turns boxes into masks."""
+        if self._boxes is None:
+            self._boxes = load_box_segmenter(self._name)
+        return self._boxes
+
+    def try_first(self, source: VideoSource, prompts: PromptSet) -> None:
+        """Resolve the prompts of a video's first frame already, and keep the result for it.
+
+        Raises:
+            PromptError: something is wrong with them. SourceError: the video cannot be read.
+        """
+        frame = next(source.frames(), None)
+        if frame is not None and prompts.at(frame.frame_index):
+            self._tried = (frame.frame_index, self._resolve(frame, prompts))
+
+    def at(self, frame: Frame, prompts: PromptSet, keep: Callable[[], None]) -> ResolvedPrompt | None:
+        """The masks of a frame's prompts; None if it has none.
+
+        Args:
+            keep: makes `resolved` durable; called if it has changed, before any row rests on it.
+
+        Raises:
+            PromptError: something is wrong with them.
+        """
+        if not prompts.at(frame.frame_index):
+            return None
+        known = self.resolved.get(frame.frame_index)
+        if known is not None:
+            return known
+        if self._tried is not None and self._tried[0] == frame.frame_index:
+            found, self._tried = self._tried[1], None
+        else:
+            found = self._resolve(frame, prompts)
+        if self.resolved.has(frame.frame_index):
+            keep()
+        return found
+
+    def _resolve(self, frame: Frame, prompts: PromptSet) -> ResolvedPrompt:
+        objects = prompts.at(frame.frame_index)
+        found = resolve(objects, frame, self.boxes())
+        self._warnings.extend(found.warnings)
+        if any(entry.box is not None for entry in objects):
+            self.resolved.put(frame.frame_index, found)
+        return found

@@ -1,0 +1,199 @@
+"""TrackedObjects: the objects of one stream, of a file or live.
+
+They begin by prompts or are detected, and go when asked or lost. Each that comes or goes is recorded as an
+event at once: a frame may fail half-way, and what is gone by then stays gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import PromptError
+from pipeline.finder import ObjectFinder
+from pipeline.masks import tracked_records
+from pipeline.prompts import ResolvedPrompt
+from pipeline.records import Frame, MaskRecord
+from pipeline.snapshot import Snapshot
+from xmem_core import StepResult, TrackerState
+
+Masks = dict[int, NDArray[np.bool_]]
+"""By object id, (height, width): what the segmenter is prompted with."""
+
+
+class EventRecorder(Protocol):
+    """Takes the events of a stream; `values` are an `Event`'s, besides its frame, times and kind."""
+
+    def happened(self, frame: Frame, kind: str, **values: Any) -> None: ...
+
+
+class TrackedObjects:
+    """The objects of one stream. The thread that steps the stream uses it.
+
+    For each frame, in order: `arrive`, removals and prompts, `look`, then, with the frame tracked, `seen`.
+
+    Args:
+        state: what the segmenter remembers. Objects leave it here; they enter it when the step is done that
+            their masks prompt.
+        events: told who comes and goes.
+        most: objects at the same time, where prompts are held to that; detected ones give way to them. None:
+            all prompts are taken.
+        finder: finds objects by itself; None without a detector.
+        categories: of the objects in the state, by id.
+        frame_size: (height, width) of the last frame that was tracked; None before the first.
+
+    Attributes:
+        changed: whether objects came or went; set back by whoever takes a snapshot.
+    """
+
+    def __init__(
+        self,
+        state: TrackerState,
+        events: EventRecorder,
+        *,
+        most: int | None = None,
+        finder: ObjectFinder | None = None,
+        categories: Mapping[int, str | None] | None = None,
+        frame_size: tuple[int, int] | None = None,
+    ) -> None:
+        self.state, self.finder, self.frame_size = state, finder, frame_size
+        self.categories = dict(categories or {})
+        self.changed = False
+        self._events, self._most = events, most
+
+    def living(self) -> dict[int, str | None]:
+        """Categories of the objects that are tracked, by id."""
+        return {i: self.categories.get(i) for i in self.state.object_ids}
+
+    @property
+    def object_ids(self) -> Sequence[int]:
+        """Ids of the objects that are tracked. Any thread may ask."""
+        return self.state.object_ids
+
+    @property
+    def detected_ids(self) -> Sequence[int]:
+        """Ids of those that the detector started and no prompt corrected. Any thread may ask."""
+        started = () if self.finder is None else self.finder.started
+        return [i for i in started if i in self.state.object_ids]
+
+    # --- one frame -------------------------------------------------------------------------------
+
+    def arrive(self, frame: Frame) -> None:
+        """A frame is about to be tracked: record it if the frames' size has changed."""
+        # A live source tells of it by itself.
+        told = any(loss.kind == "resized" and loss.reason is None for loss in frame.losses)
+        if self.frame_size is not None and frame.size != self.frame_size and not told:
+            detail = {"from": list(self.frame_size), "to": list(frame.size)}
+            self._events.happened(frame, "resized", detail=detail)
+
+    def remove(
+        self, frame: Frame, object_id: int, reason: str, detail: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Track an object no longer, from this frame on; False if no object of this id is tracked."""
+        if object_id not in self.state.object_ids:
+            return False
+        self.state.remove_objects([object_id])
+        if self.finder is not None:
+            self.finder.release([object_id])
+        self._events.happened(frame, "object_removed", object_id=object_id, reason=reason, detail=detail)
+        self.categories.pop(object_id, None)
+        self.changed = True
+        return True
+
+    def check_room(self, ids: Collection[int]) -> None:
+        """Raise PromptError if prompts for these objects would make too many, those of prompts alone."""
+        staying = {*self.state.object_ids, *ids} - (set(self.detected_ids) - set(ids))
+        if self._most is not None and len(staying) > self._most:
+            raise PromptError(f"{len(staying)} objects would be tracked, {self._most} are allowed")
+
+    def prompt(self, frame: Frame, resolved: ResolvedPrompt) -> Masks:
+        """Begin or correct objects by masks. Detected objects give way where there is no room.
+
+        Args:
+            resolved: checked by `check_room`.
+
+        Returns:
+            the masks by object id.
+        """
+        ids = sorted(resolved.masks)
+        if self.finder is not None:
+            if self._most is not None:
+                self._make_room(frame, ids, self.finder, self._most)
+            self.finder.release(ids)
+            self.finder.reserve(ids)
+        for object_id in resolved.masks:
+            known = object_id in self.state.object_ids
+            category = resolved.categories.get(object_id)
+            if category is not None or not known:
+                self.categories[object_id] = category
+            kind, detail = ("corrected", None) if known else ("object_added", {"category": category})
+            self._events.happened(frame, kind, object_id=object_id, reason="prompt", detail=detail)
+        self.changed = True
+        return dict(resolved.masks)
+
+    def _make_room(self, frame: Frame, ids: list[int], finder: ObjectFinder, most: int) -> None:
+        excess = len({*self.state.object_ids, *ids}) - most
+        if excess > 0:
+            yielding = set(self.detected_ids) - set(ids)
+            for object_id, unseen in finder.make_room(frame.frame_index, excess, yielding).items():
+                self.remove(frame, object_id, "made_room", {"for": ids, "unseen_frames": unseen})
+
+    def look(self, frame: Frame, masks: Masks) -> None:
+        """Have the finder look: what was lost for long goes, what is found comes.
+
+        Args:
+            masks: prompts of this frame; those of the objects found are added.
+        """
+        if self.finder is None:
+            return
+        for object_id in self.finder.given_up(frame.frame_index):
+            if object_id not in masks:
+                self.remove(frame, object_id, "out_of_sight")
+        for new in self.finder.look(frame, self.state.object_ids, masks):
+            masks[new.object_id] = new.mask
+            self.categories[new.object_id] = new.category
+            detail = {"score": round(new.score, 4), "category": new.category}
+            self._events.happened(
+                frame, "object_added", object_id=new.object_id, reason="detector", detail=detail
+            )
+            self.changed = True
+
+    def seen(self, frame: Frame, result: StepResult, *, recorded: bool = True) -> list[MaskRecord]:
+        """The frame was tracked. The finder learns what is where.
+
+        Args:
+            recorded: whether the frame's records are wanted.
+
+        Returns:
+            a record of each object, if they are wanted.
+        """
+        self.frame_size = frame.size
+        ids = result.object_ids
+        recorded = recorded and bool(ids)
+        if not recorded and self.finder is None:
+            return []  # nothing needs the label map: it stays on the device
+        label_map = result.label_map.cpu().numpy()  # once: it may come off a GPU
+        if self.finder is not None:
+            self.finder.saw(frame.frame_index, label_map, ids)
+        return tracked_records(result, label_map, frame, self.categories) if recorded else []
+
+    # --- storage ---------------------------------------------------------------------------------
+
+    def snapshot(
+        self, next_frame: int, run: str, previous_pts_seconds: float | None, *, rows: int, losses: int
+    ) -> Snapshot:
+        """The state after the last frame that was tracked; the arguments are a `Snapshot`'s."""
+        return Snapshot(
+            next_frame=next_frame,
+            tracker=self.state.to_bytes(),
+            run=run,
+            previous_pts_seconds=previous_pts_seconds,
+            previous_size=self.frame_size,
+            categories=tuple(self.categories.items()),
+            rows=rows,
+            losses=losses,
+            finder=None if self.finder is None else self.finder.to_bytes(),
+        )

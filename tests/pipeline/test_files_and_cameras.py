@@ -1,0 +1,331 @@
+"""What files and cameras have in common: events of objects, what sinks get, how a range is committed.
+
+The same pictures, prompts and detections go through a `StreamTracker` and through a `LiveTracker`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+from live_scripted import ScriptedFeed
+from small_net import SMALL_MEMORY, frame_at, small_model, square
+
+import pipeline.detectors as detectors
+import pipeline.plugins as plugins
+from pipeline.detectors import Detection
+from pipeline.errors import AnotherWriterError
+from pipeline.live import LiveTracker
+from pipeline.live_record import LiveRecord
+from pipeline.live_spec import LiveSettings, LiveSpec
+from pipeline.masks import mask_to_rle
+from pipeline.prompts import PromptSet
+from pipeline.query import query
+from pipeline.records import Frame
+from pipeline.settings import TrackSettings
+from pipeline.sinks import Sinks
+from pipeline.sources import open_source
+from pipeline.store import StreamStore
+from pipeline.stream import StreamTracker
+from pipeline.stream_record import StreamRecord
+from xmem_core import VideoSegmenter
+
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.usefixtures("plugin")]
+
+HEIGHT, WIDTH = 48, 64
+CORRECTED, LARGER, REMOVED, FRAMES = 3, 5, 6, 8
+ROTATE = 1000.0
+
+
+class OneThing:
+    """A detector: one thing on the first frame, and nothing else."""
+
+    def detect(self, frame: Frame) -> list[Detection]:
+        seen = frame.frame_index == 0
+        return [Detection(box=(40, 28, 12, 12), category="cat", score=0.25)] if seen else []
+
+    def to_bytes(self) -> bytes:
+        return b""
+
+    def from_bytes(self, blob: bytes) -> None:
+        if blob:
+            raise ValueError("there is nothing to remember")
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"{__name__}:OneThing"
+    registered = EntryPoints([EntryPoint("one-thing", name, detectors.ENTRY_POINT_GROUP)])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: registered.select(group=group))
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> VideoSegmenter:
+    return VideoSegmenter(small_model(), SMALL_MEMORY)
+
+
+def picture(index: int) -> np.ndarray:
+    return frame_at(index) if index < LARGER else frame_at(index, 60, 80)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for i in range(FRAMES):
+        cv2.imwrite(str(folder / f"{i:03d}.png"), picture(i)[:, :, ::-1])
+    return folder
+
+
+def dog(frame: int, **more: Any) -> dict[str, Any]:
+    mask = square(HEIGHT, WIDTH, 8, 4, 14)
+    rle = {"size": [HEIGHT, WIDTH], "counts": mask_to_rle(mask)}
+    return {"id": 1, "rle": rle, **({"frame": frame} if frame else {}), **more}
+
+
+class Journal:
+    """In which order things were done, as (what, first frame); and a sink that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, int | None]] = []
+        self.calls: list[tuple[int, int, list[Any], list[Any]]] = []
+
+    def commit(self, stream_id: str, first: int, last: int, tracks: pa.Table, events: pa.Table) -> None:
+        self.done.append(("sink", first))
+        self.calls.append((first, last, tracks.to_pylist(), events.to_pylist()))
+
+    @property
+    def sinks(self) -> Sinks:
+        return Sinks({"journal": self})
+
+    def watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def noted(owner: Any, name: str, word: str) -> None:
+            inner = getattr(owner, name)
+
+            def wrapped(this: Any, *arguments: Any, **more: Any) -> Any:
+                self.done.append((word, arguments[0] if arguments else None))
+                return inner(this, *arguments, **more)
+
+            monkeypatch.setattr(owner, name, wrapped)
+
+        noted(StreamRecord, "check_ours", "owner")
+        noted(LiveRecord, "check_ours", "owner")
+        noted(StreamStore, "commit", "commit")
+        noted(StreamStore, "save_snapshot", "snapshot")
+
+
+def file_tracker(images: Path, out: Path, segmenter: VideoSegmenter, sinks: Sinks | None) -> StreamTracker:
+    settings = TrackSettings.of(
+        detector="one-thing", detect_confirmations=1, detect_every=1, chunk_frames=4, snapshot_chunks=1
+    ).of_segmenter(segmenter, threads=1)
+    prompts = {
+        "version": 1,
+        "objects": [dog(0, category="dog"), dog(CORRECTED)],
+        "remove": [{"frame": REMOVED, "id": 1}],
+    }
+    return StreamTracker(
+        open_source(str(images)),
+        StreamStore(out, "cam"),
+        segmenter,
+        settings,
+        PromptSet.from_record(prompts),
+        sinks=sinks,
+    )
+
+
+def step_all(stream: StreamTracker | LiveTracker, segmenter: VideoSegmenter) -> None:
+    while (step := stream.next_input()) is not None:
+        stream.accept(segmenter.step(step.state, step.image, step.prompt))
+
+
+class Camera:
+    """A live stream with a clock of its own."""
+
+    def __init__(self, out: Path, segmenter: VideoSegmenter, sinks: Sinks | None, **more: Any) -> None:
+        values: dict[str, Any] = {"detector": "one-thing", "prompts": {"objects": [dog(0, category="dog")]}}
+        chosen = LiveSettings.from_dict(
+            {
+                "detect_confirmations": 1,
+                "detect_every": 1,
+                "policy": "every",
+                "rotate_seconds": ROTATE,
+                "snapshot_seconds": ROTATE,
+            }
+        )
+        spec = LiveSpec("cam", "fake://cam", settings=chosen, **(values | more))
+        self.segmenter, self.clock = segmenter, 0.0
+        self.tracker = LiveTracker(
+            spec,
+            StreamStore(out, "cam"),
+            segmenter,
+            TrackSettings().of_segmenter(segmenter, threads=1),
+            lambda spec, ledger: ScriptedFeed(spec, ledger, picture),
+            sinks=sinks,
+            now=lambda: self.clock,
+        )
+
+    def show(self, frames: int) -> None:
+        """Let the camera show frames up to this number."""
+        self.tracker.source.allowed = frames  # type: ignore[attr-defined]
+        step_all(self.tracker, self.segmenter)
+
+    def rotate(self) -> None:
+        """It is time for a file, and a snapshot; returns once they are written."""
+        self.clock += 2 * ROTATE
+        self.tracker.tick()
+        self.written()
+
+    def written(self) -> None:
+        self.tracker._committing.drain()
+
+
+def track_file(images: Path, out: Path, segmenter: VideoSegmenter, journal: Journal) -> None:
+    with file_tracker(images, out, segmenter, journal.sinks) as stream:
+        step_all(stream, segmenter)
+
+
+def track_camera(images: Path, out: Path, segmenter: VideoSegmenter, journal: Journal) -> None:
+    camera = Camera(out, segmenter, journal.sinks)
+    camera.show(CORRECTED)
+    camera.tracker.request({"prompts": {"objects": [dog(0)]}})
+    camera.show(4)
+    camera.rotate()
+    camera.show(REMOVED)
+    camera.tracker.request({"remove": [1]})
+    camera.show(FRAMES)
+    camera.tracker.close("finished")
+
+
+TRACK: dict[str, Callable[[Path, Path, VideoSegmenter, Journal], None]] = {
+    "file": track_file,
+    "camera": track_camera,
+}
+KINDS = sorted(TRACK)
+
+
+def told(events: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return [
+        (e["frame_index"], e["kind"], e["reason"], e["object_id"], e["detail"] and json.loads(e["detail"]))
+        for e in events
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_events_say_who_came_was_corrected_and_went(
+    kind: str, tmp_path: Path, images: Path, segmenter: VideoSegmenter
+) -> None:
+    TRACK[kind](images, tmp_path, segmenter, Journal())
+    events = query(tmp_path, "select * from events order by frame_index, object_id").to_pylist()
+    assert told(events) == [
+        (0, "object_added", "prompt", 1, {"category": "dog"}),
+        (0, "object_added", "detector", 2, {"score": 0.25, "category": "cat"}),
+        (CORRECTED, "corrected", "prompt", 1, None),
+        (LARGER, "resized", None, None, {"from": [HEIGHT, WIDTH], "to": [60, 80]}),
+        (REMOVED, "object_removed", "requested", 1, None),
+    ]
+    rows = query(tmp_path, "select frame_index, object_id, category from tracks order by all").to_pylist()
+    assert [tuple(row.values()) for row in rows] == [
+        (i, k, c) for i in range(FRAMES) for k, c in ((1, "dog"), (2, "cat")) if k == 2 or i < REMOVED
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sinks_get_each_range_once_as_it_is_committed(
+    kind: str, tmp_path: Path, images: Path, segmenter: VideoSegmenter
+) -> None:
+    journal = Journal()
+    TRACK[kind](images, tmp_path, segmenter, journal)
+    assert [(first, last) for first, last, *_ in journal.calls] == [(0, 3), (4, 7)]
+    rows = [row for _, _, tracks, _ in journal.calls for row in tracks]
+    events = [event for _, _, _, happened in journal.calls for event in happened]
+    stored = query(tmp_path, "select * exclude (stream_id) from tracks order by frame_index, object_id")
+    assert rows == stored.to_pylist()
+    columns = "select * exclude (stream_id) from events order by frame_index, object_id"
+    assert (
+        sorted(events, key=lambda e: (e["frame_index"], e["object_id"] or 99))
+        == query(tmp_path, columns).to_pylist()
+    )
+
+
+def test_a_file_asks_once_whether_it_is_the_owner_and_a_camera_each_time(
+    tmp_path: Path, images: Path, segmenter: VideoSegmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any sink. A run of the same settings has the same rows of a file; of a camera, others."""
+    done = {}
+    for kind in KINDS:
+        journal = Journal()
+        with monkeypatch.context() as patched:
+            journal.watch(patched)
+            TRACK[kind](images, tmp_path / kind, segmenter, journal)
+        done[kind] = [entry for entry in journal.done if entry[0] != "snapshot"]
+    owner = ("owner", None)
+    assert done["file"] == [
+        owner, ("sink", 0), ("commit", 0), ("sink", 4), ("commit", 4), owner,
+    ]  # fmt: skip
+    assert done["camera"] == [
+        owner, ("sink", 0), ("commit", 0), owner, ("sink", 4), ("commit", 4), owner,
+    ]  # fmt: skip
+
+
+@contextmanager
+def stale(
+    kind: str, images: Path, out: Path, segmenter: VideoSegmenter, sinks: Sinks
+) -> Iterator[Callable[[], None]]:
+    """A stream with four tracked frames of which none is committed; the call that commits them."""
+    if kind == "file":
+        with file_tracker(images, out, segmenter, sinks) as stream:
+            while stream.next_frame < 4:
+                step = stream.next_input()
+                assert step is not None
+                stream.accept(segmenter.step(step.state, step.image, step.prompt))
+            yield lambda: step_all(stream, segmenter)
+    else:
+        camera = Camera(out, segmenter, sinks)
+        camera.show(4)
+        yield camera.rotate
+        with pytest.raises(AnotherWriterError):
+            camera.tracker.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_writer_whose_stream_is_started_over_reaches_no_sink(
+    kind: str, tmp_path: Path, images: Path, segmenter: VideoSegmenter
+) -> None:
+    journal = Journal()
+    with stale(kind, images, tmp_path, segmenter, journal.sinks) as commit:
+        StreamStore(tmp_path, "cam").restart()
+        with pytest.raises(AnotherWriterError, match="started over"):
+            commit()
+    assert journal.calls == []
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_of_two_processes_that_follow_a_camera_the_later_one_owns_it(
+    tmp_path: Path, segmenter: VideoSegmenter
+) -> None:
+    """The first one was thought dead: its rows reach neither sink nor store, and the second one goes on."""
+    first, second = Journal(), Journal()
+    asleep = Camera(tmp_path, segmenter, first.sinks)
+    asleep.show(4)
+    asleep.rotate()
+    asleep.show(6)
+    awake = Camera(tmp_path, segmenter, second.sinks)
+    with pytest.raises(AnotherWriterError, match="is tracked by another process by now"):
+        asleep.rotate()
+    with pytest.raises(AnotherWriterError):
+        asleep.tracker.close()
+    begin = awake.tracker.next_frame
+    awake.show(begin + 3)
+    awake.tracker.close("finished")
+    assert [(start, last) for start, last, *_ in first.calls] == [(0, 3)]
+    assert [(start, last) for start, last, *_ in second.calls] == [(4, begin + 2)]
+    record = StreamStore(tmp_path, "cam").read_record()
+    assert record is not None
+    assert (record["state"], record["frames"]) == ("finished", begin + 3)
