@@ -20,23 +20,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.boxes import load_box_segmenter
+from pipeline.boxes import BoxSegmenter, load_box_segmenter
 from pipeline.closing import Closing
 from pipeline.committer import Committer
-from pipeline.errors import PromptError, SourceError
-from pipeline.finder import ObjectFinder
+from pipeline.errors import SourceError
 from pipeline.ledger import Ledger
+from pipeline.live_arrival import IDS_AHEAD, Arrivals
 from pipeline.live_committing import FRAMES_AHEAD, MOST_WAITING, LiveCommitter
-from pipeline.live_feed import LiveFeed, OpenFeed
+from pipeline.live_feed import LiveFeed, OpenFeed, live_facts
 from pipeline.live_pace import Pace
-from pipeline.live_record import LiveRecord, Request
+from pipeline.live_record import LiveRecord
 from pipeline.live_requests import LiveRequests, Rejected
-from pipeline.live_restore import restore, run_of
+from pipeline.live_restore import restart_events, restore, run_of
 from pipeline.live_spec import LiveSpec
 from pipeline.live_unwritten import Unwritten
 from pipeline.live_view import LiveView
-from pipeline.objects import Masks, TrackedObjects
-from pipeline.prompts import PromptSet, resolve
+from pipeline.objects import TrackedObjects
 from pipeline.records import Event, Frame
 from pipeline.settings import TrackSettings
 from pipeline.sinks import Sinks
@@ -48,7 +47,6 @@ __all__ = ["LiveFeed", "LiveTracker", "OpenFeed", "Rejected"]
 
 logger = logging.getLogger(__name__)
 
-_IDS_AHEAD = 16
 _AT_ONCE = 16  # frames that are thrown away in one go
 
 
@@ -82,7 +80,6 @@ class LiveTracker(Closing):
         requests: how far they are done, and whether it is paused.
         state: what the segmenter remembers of it.
         restored_from: the frame that the snapshot it went on from is of; None if there was none.
-        applying: the numbers of the requests that are done on the frame that waits to be accepted.
 
     Raises:
         SettingsConflictError: the folder holds a stream of this id that is not live.
@@ -103,21 +100,20 @@ class LiveTracker(Closing):
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.spec = spec
-        self.applying: tuple[int, ...] = ()
         self.view = view or LiveView()
         self.settings = settings
         self._now = now
-        self._boxes = load_box_segmenter(spec.settings.box_segmenter)
+        boxes = load_box_segmenter(spec.settings.box_segmenter)
         self._failure: BaseException | None = None
         self._pending: _Pending | None = None
         self._pace = Pace(spec.settings)
         self._spoilt = False  # a frame failed half-way: the state may be wrong
         self._closed = False
-        self.record = LiveRecord(store, self._facts(spec.shown_url, None))
+        self.record = LiveRecord(store, live_facts(spec, settings, spec.shown_url, None))
         # Rows of two processes that follow one camera differ: each range is checked.
         committer = Committer(store, sinks, lambda first: self.record.check_ours(), MOST_WAITING)
         try:
-            self._open(committer, store, segmenter, open_feed, distrusted)
+            self._open(committer, store, segmenter, boxes, open_feed, distrusted)
         except BaseException:
             committer.close()
             raise
@@ -129,19 +125,21 @@ class LiveTracker(Closing):
         committer: Committer,
         store: StreamStore,
         segmenter: VideoSegmenter,
+        boxes: BoxSegmenter,
         open_feed: OpenFeed,
         distrusted: Mapping[int, str] | None,
     ) -> None:
         record, books = self.record, self.record.books
-        restored = restore(store, books, self.spec, segmenter, self._boxes)
+        restored = restore(store, books, self.spec, segmenter, boxes)
         self.state, self.restored_from = restored.state, restored.next_frame
         self._lost = restored.lost
         first = max(books.frames, record.frames_reserved)
         self._unwritten = Unwritten(books, first)
+        most = self.spec.settings.finder.max_objects
         self._objects = TrackedObjects(
             self.state,
             self._unwritten,
-            most=self.spec.settings.finder.max_objects,
+            most=most,
             finder=restored.finder,
             categories=restored.categories,
             frame_size=restored.previous_size,
@@ -154,6 +152,7 @@ class LiveTracker(Closing):
             paused=restored.paused,
             distrusted=distrusted,
         )
+        self._arrivals = Arrivals(self._objects, self.requests, record, boxes, most)
         self._committing = LiveCommitter(
             self.spec.stream_id,
             self.spec.settings,
@@ -164,7 +163,7 @@ class LiveTracker(Closing):
             self.requests,
             run=run_of(segmenter),
             previous=restored.previous,
-            facts=lambda: self._facts(self.source.uri, self.source),
+            facts=lambda: live_facts(self.spec, self.settings, self.source.uri, self.source),
             received_fps=lambda: self.rates()["received_fps"],
             now=self._now(),
         )
@@ -178,24 +177,9 @@ class LiveTracker(Closing):
         ids = max(record.ids_reserved, *(i + 1 for i in (0, *self.state.object_ids)))
         if self.spec.prompts is not None:
             self.requests.begin_with(self.spec.prompts)
-        record.reserve(frames=first + FRAMES_AHEAD, ids=max(ids, record.ids_reserved) + _IDS_AHEAD)
+        record.reserve(frames=first + FRAMES_AHEAD, ids=max(ids, record.ids_reserved) + IDS_AHEAD)
         self.source = open_feed(self.spec, ledger)
         self.source.resume(first, *restored.previous)
-
-    def _facts(self, uri: str, source: LiveFeed | None) -> dict[str, Any]:
-        return {
-            "source": uri,
-            "width": 0 if source is None else source.width,
-            "height": 0 if source is None else source.height,
-            "rate": None if source is None else source.rate,
-            "codec": "" if source is None else source.codec,
-            "container": "" if source is None else source.container,
-            "model": self.settings.model.name,
-            "settings": self.settings.to_dict(),
-            "prompts": PromptSet().to_record(),
-            "resolved_prompts": {},
-            "live_settings": self.spec.settings.to_dict(),
-        }
 
     # --- asking ----------------------------------------------------------------------------------
 
@@ -245,10 +229,11 @@ class LiveTracker(Closing):
                     continue
                 self._unwritten.begin_frame()
                 try:
-                    step = self._arrive(frame)
+                    masks = self._arrivals.prepare(frame)
                 except BaseException:
                     self._spoil(frame)
                     raise
+                step = StepInput(self.state, frame.image, Prompt(masks) if masks else None)
                 self._pending = _Pending(frame, step, lag, read_at)
                 return step
         except BaseException as error:
@@ -267,7 +252,7 @@ class LiveTracker(Closing):
         try:
             records = self._objects.seen(frame, result)
             self._committing.previous = (frame.pts_seconds, frame.wall_time)
-            self._pending, self.applying = None, ()
+            self._pending, self._arrivals.applying = None, ()
             self.source.ledger.tracked()
             self._unwritten.add_tracked(records)
             self.view.publish(frame, records)
@@ -357,28 +342,15 @@ class LiveTracker(Closing):
         self._begun = True
         if not self.record.resumed:
             return
-        seconds, previous = None, self._committing.previous[1]
-        if frame is not None and frame.wall_time is not None and previous is not None:
-            seconds = round((frame.wall_time - previous).total_seconds(), 3)
-        detail = {"seconds": seconds, "frames": self._restart_lost, "snapshot": self.restored_from}
-        index = self._unwritten.first if frame is None else frame.frame_index
-        pts, wall = (None, None) if frame is None else (frame.pts_seconds, frame.wall_time)
-        self._unwritten.add(
-            Event(index, "restart", "resumed", 1, pts_seconds=pts, wall_time=wall, detail=detail)
-        )
-        for object_id in self._lost:
-            self._unwritten.add(
-                Event(
-                    index,
-                    "object_removed",
-                    "restart",
-                    pts_seconds=pts,
-                    wall_time=wall,
-                    object_id=object_id,
-                    detail={"why": "it is in no snapshot"},
-                )
-            )
-        self._lost = ()
+        for event in restart_events(
+            frame,
+            self._unwritten.first,
+            previous=self._committing.previous[1],
+            frames_lost=self._restart_lost,
+            snapshot=self.restored_from,
+            objects_lost=self._lost,
+        ):
+            self._unwritten.add(event)
 
     def _spoil(self, frame: Frame) -> None:
         """It failed half-way."""
@@ -390,53 +362,17 @@ class LiveTracker(Closing):
         self.source.ledger.dropped(reason)
         self._unwritten.happened(frame, "dropped", reason=reason)
 
-    def _arrive(self, frame: Frame) -> StepInput:
-        """A frame is to be tracked: what was asked for, and what is found on it, goes with it."""
-        self._objects.arrive(frame)
-        masks: Masks = {}
-        self.applying = ()
-        for request in self.requests.waiting():
-            if not self.requests.refuses(request):
-                self.applying += (request.number,)
-                self._apply(frame, request, masks)
-            self.requests.done(request)
-            if masks:
-                break  # prompts of two requests may cover each other; the next frame is soon here
-        if self._objects.finder is not None:
-            self._reserve_ids(self._objects.finder)
-            self._objects.look(frame, masks)
-        return StepInput(self.state, frame.image, Prompt(masks) if masks else None)
-
-    def _apply(self, frame: Frame, request: Request, masks: Masks) -> None:
-        for object_id in request.content.get("remove", ()):
-            if not self._objects.remove(frame, object_id, "requested"):
-                self.requests.reject(request, f"no object {object_id} is tracked that could be removed")
-        if "prompts" in request.content:
-            try:
-                asked = PromptSet.from_record(request.content["prompts"]).at(0)
-                self._objects.check_room([entry.object_id for entry in asked])
-                masks.update(self._objects.prompt(frame, resolve(asked, frame, self._boxes)))
-            except PromptError as error:
-                self.requests.reject(request, str(error))
-
-    def _reserve_ids(self, finder: ObjectFinder) -> None:
-        """For all objects that may be found on the next look."""
-        most = self.spec.settings.finder.max_objects
-        # Ids that requests were promised lie below what is reserved, so they must be known here as well.
-        while True:
-            # Requests that come from here on get ids above this.
-            free = self.record.ids_reserved
-            finder.reserve(self.requests.promised_ids())
-            if finder.next_id + most <= free:
-                break
-            self.record.reserve(ids=finder.next_id + most + _IDS_AHEAD)
-
     # --- how it is -------------------------------------------------------------------------------
 
     @property
     def next_frame(self) -> int:
         """The number after the newest frame that came out of the source."""
         return self._unwritten.covered
+
+    @property
+    def applying(self) -> tuple[int, ...]:
+        """Numbers of the requests that are done on the frame that waits to be accepted."""
+        return self._arrivals.applying
 
     @property
     def began(self) -> bool:

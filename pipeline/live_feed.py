@@ -1,4 +1,4 @@
-"""LiveFeed: what a live stream needs of its source."""
+"""LiveFeed: what a live stream needs of its source, and what its record says of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 from pipeline.ledger import Ledger
 from pipeline.live_spec import LiveSpec
+from pipeline.prompts import PromptSet
 from pipeline.records import Event, Frame
+from pipeline.settings import TrackSettings
 
 
 class LiveFeed(Protocol):
@@ -42,3 +44,25 @@ class LiveFeed(Protocol):
 
 OpenFeed = Callable[[LiveSpec, Ledger], LiveFeed]
 """Makes the source of a stream, counting in the ledger that it gets."""
+
+
+def live_facts(spec: LiveSpec, settings: TrackSettings, uri: str, feed: LiveFeed | None) -> dict[str, Any]:
+    """What a live stream's record says of its source and settings, in the words of other streams' records.
+
+    Args:
+        uri: of the source, without credentials.
+        feed: None before it is open.
+    """
+    return {
+        "source": uri,
+        "width": 0 if feed is None else feed.width,
+        "height": 0 if feed is None else feed.height,
+        "rate": None if feed is None else feed.rate,
+        "codec": "" if feed is None else feed.codec,
+        "container": "" if feed is None else feed.container,
+        "model": settings.model.name,
+        "settings": settings.to_dict(),
+        "prompts": PromptSet().to_record(),
+        "resolved_prompts": {},
+        "live_settings": spec.settings.to_dict(),
+    }

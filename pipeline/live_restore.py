@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from pipeline.boxes import BoxSegmenter
 from pipeline.finder import ObjectFinder
 from pipeline.live_record import Books
 from pipeline.live_snapshot import LiveSnapshot
 from pipeline.live_spec import LiveSpec
+from pipeline.records import Event, Frame
 from pipeline.resume import new_finder, restored_state
 from pipeline.store import StreamStore
 from xmem_core import TrackerState, VideoSegmenter
@@ -90,3 +92,41 @@ def restore(
 def run_of(segmenter: VideoSegmenter) -> str:
     """What a state belongs to: only with the same of it can a snapshot be gone on from."""
     return f"{segmenter.fingerprint} {segmenter.size} {segmenter.memory_config}"
+
+
+def restart_events(
+    frame: Frame | None,
+    first: int,
+    *,
+    previous: datetime | None,
+    frames_lost: int,
+    snapshot: int | None,
+    objects_lost: Sequence[int],
+) -> Iterator[Event]:
+    """What is to be told of a restart, with the first frame after it.
+
+    Args:
+        frame: that one; None if none came.
+        first: its number then.
+        previous: wall time of the last frame that was tracked before.
+        frames_lost: numbers of frames that nobody knows of.
+        snapshot: the frame that the snapshot is of.
+        objects_lost: objects that are in no snapshot.
+    """
+    seconds = None
+    if frame is not None and frame.wall_time is not None and previous is not None:
+        seconds = round((frame.wall_time - previous).total_seconds(), 3)
+    index = first if frame is None else frame.frame_index
+    pts, wall = (None, None) if frame is None else (frame.pts_seconds, frame.wall_time)
+    detail: dict[str, Any] = {"seconds": seconds, "frames": frames_lost, "snapshot": snapshot}
+    yield Event(index, "restart", "resumed", 1, pts_seconds=pts, wall_time=wall, detail=detail)
+    for object_id in objects_lost:
+        yield Event(
+            index,
+            "object_removed",
+            "restart",
+            pts_seconds=pts,
+            wall_time=wall,
+            object_id=object_id,
+            detail={"why": "it is in no snapshot"},
+        )
