@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 from pipeline.errors import UsageError
-from pipeline.work import ChunkRef, Failure, StreamSpec
+from pipeline.records import FrameChunk
+from pipeline.work import Failure, StreamSpec
 
 VideoState = Literal["finished", "failed", "quarantined", "cancelled", "pending"]
 
@@ -26,7 +27,7 @@ class Track:
 
     call: int
     worker: int
-    ref: ChunkRef
+    ref: FrameChunk
 
 
 @dataclass(frozen=True, slots=True)

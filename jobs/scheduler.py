@@ -37,7 +37,8 @@ from jobs.manifest import VideoJob
 from jobs.waiting import Waiting
 from jobs.workers import Video, Where, Worker, Workers
 from pipeline.errors import AnotherWriterError, UsageError
-from pipeline.work import ChunkRef, ChunkReport, Failure, StreamStatus
+from pipeline.records import FrameChunk
+from pipeline.work import ChunkReport, Failure, StreamStatus
 
 # "refused" and "unknown" do no harm, but a worker that says nothing else must not keep a video for ever.
 _HARMLESS = 3
@@ -409,7 +410,7 @@ class Scheduler:
                 worker.took_turn(video)
                 first, size = video.position, self.options.chunk_frames
                 actions.append(
-                    Track(call, worker.number, ChunkRef(stream_id, first, first - first % size + size - 1))
+                    Track(call, worker.number, FrameChunk(stream_id, first, first - first % size + size - 1))
                 )
 
     def _makes_room(self, worker: Worker, video: Video) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -17,9 +17,9 @@ import ray
 
 from pipeline.allocation import keep_freed_memory
 from pipeline.live_hub import HubSettings, LiveHub
-from pipeline.live_spec import LiveSpec
 from pipeline.parent import end_with_parent
-from pipeline.work import ChunkRef, ChunkReport, StreamSpec, StreamStatus, WorkerSettings
+from pipeline.records import FrameChunk
+from pipeline.work import ChunkReport, StreamSpec, StreamStatus, WorkerSettings
 from pipeline.worker import Worker
 from xmem_core.openmp import passive_environment
 
@@ -28,53 +28,38 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 FOR_EVER = -1
 LIVE_CALLS = 32
-WATCHERS = 128
-_WATCHERS = "watchers"
+WATCHERS = "watchers"
+"""Concurrency group of calls that wait for a frame."""
+_WATCHING = 128
 
 
-class Tracker:
-    """What runs inside the actor: a `Worker`, whose calls are done in the order they came."""
+class Tracker(Worker):
+    """A `Worker` in an actor's process, where calls are done in the order they came."""
 
     def __init__(self, settings: WorkerSettings, environment: Mapping[str, str] | None = None) -> None:
         os.environ.update(environment or {})
         end_with_parent()
         keep_freed_memory()
-        self._worker = Worker(settings)
+        super().__init__(settings)
 
     def facts(self) -> dict[str, Any]:
-        """See `Worker.facts`; with the node's id."""
-        return {**self._worker.facts(), "node_id": ray.get_runtime_context().get_node_id()}
-
-    def conflicts(self, stream_ids: Sequence[str]) -> list[tuple[str, str]]:
-        """See `Worker.conflicts`."""
-        return self._worker.conflicts(stream_ids)
+        """What a `Worker` says of its process, and the id of its node."""
+        return {**super().facts(), "node_id": ray.get_runtime_context().get_node_id()}
 
     def open(self, spec: StreamSpec, state: bytes | None = None) -> StreamStatus:
-        """See `Worker.open`."""
-        return self._usable(self._worker.open(spec, state))
+        """Open a stream as a `Worker` does; ends the process if the device turns out to be beyond use."""
+        return self._usable(super().open(spec, state))
 
-    def track(self, ref: ChunkRef) -> ChunkReport:
-        """See `Worker.track`."""
-        return self._usable(self._worker.track(ref))
-
-    def release(self, stream_id: str, to_store: bool = True) -> bytes | None:
-        """See `Worker.release`."""
-        return self._worker.release(stream_id, to_store)
-
-    def close(self, stream_id: str) -> None:
-        """See `Worker.close`."""
-        self._worker.close(stream_id)
-
-    def close_all(self) -> None:
-        """See `Worker.close_all`."""
-        self._worker.close_all()
+    def track(self, chunk: FrameChunk) -> ChunkReport:
+        """Track a chunk as a `Worker` does; ends the process if the device turns out to be beyond use."""
+        return self._usable(super().track(chunk))
 
     def _usable(self, answer: T) -> T:
         """The answer, unless the device is beyond use: then every stream here would fail, one after another.
 
         Dead, the process is started again with a device that works, and which stream did it is found out.
         """
-        if self._worker.broken:
+        if self.broken:
             logger.error("the device is beyond use, this process ends: %s", answer)
             os._exit(1)
         return answer
@@ -106,70 +91,27 @@ def tracker_actor(
     return TrackerActor.options(**chosen).remote(settings, dict(environment or {}))
 
 
-class Live:
-    """What runs inside a live actor: a `LiveHub`, whose methods answer at once and several at a time.
+class Live(LiveHub):
+    """A `LiveHub` in an actor's process; its methods answer at once, and several at a time.
 
-    An actor whose process died is started again by Ray, and its hub goes on with all its streams by itself.
+    Calls that wait for a frame are made in the concurrency group `WATCHERS`, which has threads of its own, so
+    that they keep nobody else waiting. An actor whose process died is started again by Ray, and its hub goes
+    on with all its streams by itself.
     """
 
     def __init__(self, settings: HubSettings) -> None:
         end_with_parent()
         keep_freed_memory()
-        self._hub = LiveHub(settings)
-
-    def add(self, spec: LiveSpec) -> dict[str, Any]:
-        """See `LiveHub.add`."""
-        return self._hub.add(spec)
-
-    def remove(self, stream_id: str, wait: float = 0.0) -> dict[str, Any]:
-        """See `LiveHub.remove`."""
-        return self._hub.remove(stream_id, wait)
-
-    def list(self) -> Any:
-        """See `LiveHub.list`."""
-        return self._hub.list()
-
-    def status(self, stream_id: str) -> dict[str, Any]:
-        """See `LiveHub.status`."""
-        return self._hub.status(stream_id)
-
-    def request(self, stream_id: str, content: Mapping[str, Any]) -> dict[str, Any]:
-        """See `LiveHub.request`."""
-        return self._hub.request(stream_id, content)
-
-    def tracks(self, stream_id: str, since: int | None = None, limit: int = 500) -> Any:
-        """See `LiveHub.tracks`."""
-        return self._hub.tracks(stream_id, since, limit)
-
-    @ray.method(concurrency_group=_WATCHERS)
-    def wait_tracks(self, stream_id: str, after_seq: int = -1, timeout: float = 10.0) -> Any:
-        """See `LiveHub.wait_tracks`. Calls that wait hold threads of their own, up to `WATCHERS` of them."""
-        return self._hub.wait_tracks(stream_id, after_seq, timeout)
-
-    def jpeg(self, stream_id: str, overlay: bool = True, max_side: int = 960, quality: int = 80) -> bytes:
-        """See `LiveHub.jpeg`."""
-        return self._hub.jpeg(stream_id, overlay, max_side, quality)
-
-    def metrics(self) -> dict[str, dict[str, Any]]:
-        """See `LiveHub.metrics`."""
-        return self._hub.metrics()
+        super().__init__(settings)
 
     def pid(self) -> int:
         """Of the actor's process."""
         return os.getpid()
 
-    def capacity(self) -> dict[str, Any]:
-        """See `LiveHub.capacity`."""
-        return self._hub.capacity()
-
-    def close(self) -> None:
-        """See `LiveHub.close`."""
-        self._hub.close()
-
 
 # Ray's types don't know of concurrency groups.
 _remote: Any = ray.remote
-LiveActor: Any = _remote(max_restarts=FOR_EVER, max_task_retries=0, concurrency_groups={_WATCHERS: WATCHERS})(
+LiveActor: Any = _remote(max_restarts=FOR_EVER, max_task_retries=0, concurrency_groups={WATCHERS: _WATCHING})(
     Live
 )
 

@@ -24,6 +24,7 @@ from pipeline.api_live import BOUNDARY, follow, pictures
 from pipeline.api_service import ApiSettings, Hub, HubUnavailableError, RefusedError, Service, status_of
 from pipeline.errors import UsageError, XmemError
 from pipeline.live_spec import JPEG_QUALITIES, JPEG_SIDES, LiveSpec, checked_prompts
+from pipeline.live_view import LiveView
 from pipeline.metrics import CONTENT_TYPE, metrics_text
 from pipeline.redact import redacted
 from pipeline.stream_ids import generate_stream_id
@@ -120,7 +121,7 @@ def _router(service: Service) -> APIRouter:
         ] = None,
         limit: Annotated[int, Query(ge=1, le=2000)] = 500,
     ) -> JSONResponse:
-        rows = await service.about(stream_id, hub.tracks(stream_id, since, limit))
+        rows = await service.about(stream_id, hub.view(stream_id, LiveView.tracks, since, limit))
         return JSONResponse({"stream_id": stream_id, "tracks": models.clean(list(rows))})
 
     @router.get(
@@ -137,7 +138,7 @@ def _router(service: Service) -> APIRouter:
         ticket: Annotated[str | None, Query(max_length=200)] = None,
     ) -> Response:
         return Response(
-            await service.about(stream_id, hub.jpeg(stream_id, overlay, max_side, quality)),
+            await service.about(stream_id, hub.view(stream_id, LiveView.jpeg, overlay, max_side, quality)),
             media_type="image/jpeg",
         )
 
@@ -156,7 +157,7 @@ def _router(service: Service) -> APIRouter:
         frames: Annotated[int | None, Query(ge=1, le=100_000, description="End after so many.")] = None,
         ticket: Annotated[str | None, Query(max_length=200)] = None,
     ) -> Response:
-        first = await service.about(stream_id, hub.jpeg(stream_id, overlay, max_side, quality))
+        first = await service.about(stream_id, hub.view(stream_id, LiveView.jpeg, overlay, max_side, quality))
         service.refuse_if_crowded()
         parts = pictures(service, stream_id, overlay, max_side, quality, fps, frames, first)
 

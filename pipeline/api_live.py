@@ -15,6 +15,7 @@ from starlette.websockets import WebSocketDisconnect
 from pipeline import api_models as models
 from pipeline.api_service import RefusedError, Service, status_of
 from pipeline.errors import XmemError
+from pipeline.live_view import LiveView
 
 BOUNDARY = "xmem-frame"
 _RECORDS_WAIT_SECONDS = 2.0
@@ -46,7 +47,9 @@ async def pictures(
             return
         await asyncio.sleep(max(0.0, 1 / fps - (time.monotonic() - begun)))
         try:
-            picture = await service.about(stream_id, service.hub.jpeg(stream_id, overlay, max_side, quality))
+            picture = await service.about(
+                stream_id, service.hub.view(stream_id, LiveView.jpeg, overlay, max_side, quality)
+            )
         except (XmemError, RefusedError):
             return  # the stream, or its tracker, is gone; a browser asks anew
 
@@ -93,7 +96,7 @@ async def _send_records(service: Service, websocket: WebSocket, stream_id: str) 
             wait = _RECORDS_WAIT_SECONDS
             news = await service.about(
                 stream_id,
-                service.hub.wait_tracks(stream_id, after, wait),
+                service.hub.view(stream_id, LiveView.wait, after, wait),
                 seconds=wait + service.settings.hub_seconds,
             )
         except (XmemError, RefusedError) as error:

@@ -7,13 +7,15 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from pipeline.errors import PromptError, UsageError, XmemError
 from pipeline.live_spec import LiveSettings, LiveSpec
+from pipeline.live_view import LiveView
 from pipeline.tokens import TicketOffice, TokenSet
 from pipeline.url_guard import CAMERA_PORTS, Resolver, UrlGuard, UrlRefusedError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _CHECKERS = 4
@@ -26,18 +28,21 @@ class HubUnavailableError(XmemError):
 
 
 class Hub(Protocol):
-    """What the API asks of whoever tracks: `pipeline.live_hub.LiveHub`, awaitable, maybe elsewhere."""
+    """What the API asks of the hub: methods of `pipeline.live_hub.LiveHub`, awaitable."""
 
     async def add(self, spec: LiveSpec) -> Mapping[str, Any]: ...
-    async def remove(self, stream_id: str) -> Any: ...
+    async def remove(self, stream_id: str) -> Mapping[str, Any] | None: ...
     async def list(self) -> Sequence[Mapping[str, Any]]: ...
     async def status(self, stream_id: str) -> Mapping[str, Any]: ...
-    async def request(self, stream_id: str, change: Mapping[str, Any]) -> Mapping[str, Any]: ...
-    async def tracks(self, stream_id: str, since: int | None, limit: int) -> Sequence[Mapping[str, Any]]: ...
-    async def wait_tracks(
-        self, stream_id: str, after_seq: int, timeout: float
-    ) -> Mapping[str, Any] | None: ...
-    async def jpeg(self, stream_id: str, overlay: bool, max_side: int, quality: int) -> bytes: ...
+    async def request(self, stream_id: str, content: Mapping[str, Any]) -> Mapping[str, Any]: ...
+    async def view(
+        self,
+        stream_id: str,
+        read: Callable[Concatenate[LiveView, P], T],
+        /,
+        *arguments: P.args,
+        **options: P.kwargs,
+    ) -> T: ...
     async def capacity(self) -> Mapping[str, Any]: ...
 
 

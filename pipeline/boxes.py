@@ -57,7 +57,7 @@ class GrabCut:
         self._max_side = max_side
 
     def segment(self, frame: NDArray[np.uint8], box: Box) -> NDArray[np.bool_]:
-        """See `BoxSegmenter`; empty when the cut took (almost) nothing or (almost) the whole box."""
+        """The mask of a box; empty when the cut took (almost) nothing or (almost) the whole box."""
         height, width = frame.shape[:2]
         x, y, w, h = box
         found = np.zeros((height, width), np.bool_)

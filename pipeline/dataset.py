@@ -33,9 +33,10 @@ import numpy as np
 from pipeline.backoff import Backoff
 from pipeline.errors import PromptError, UsageError
 from pipeline.prompts import PromptSet
+from pipeline.records import FrameChunk
 from pipeline.redact import redacted
 from pipeline.stream_ids import generate_stream_id
-from pipeline.work import ChunkRef, ChunkReport, Failure, StreamSpec, StreamStatus, WorkerSettings
+from pipeline.work import ChunkReport, Failure, StreamSpec, StreamStatus, WorkerSettings
 from pipeline.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ class TrackVideos:
         chunk = self._settings.tracking.commit.chunk_frames
         while not status.finished:
             first = status.next_frame
-            report = self._worker.track(ChunkRef(spec.stream_id, first, first - first % chunk + chunk - 1))
+            report = self._worker.track(FrameChunk(spec.stream_id, first, first - first % chunk + chunk - 1))
             if report.outcome not in ("tracked", "finished"):
                 self._worker.close(spec.stream_id)
                 refused = Failure("XmemError", f"frame {first} does not come next here", permanent=False)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
@@ -32,6 +32,7 @@ from pipeline.live_list import LiveList
 from pipeline.live_spec import LiveSpec
 from pipeline.live_status import metrics_of, state_of, status_of
 from pipeline.live_turns import Turn, Turns
+from pipeline.live_view import LiveView
 from pipeline.redact import redacted, redacted_trace
 from pipeline.rtsp import LiveSource
 from pipeline.sinks import Sinks
@@ -47,6 +48,8 @@ logger = logging.getLogger(__name__)
 _IDLE_SECONDS = 0.005
 _OPENERS = 4
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Rows = list[dict[str, Any]]
 
 
@@ -224,19 +227,24 @@ class LiveHub(Closing):
         self._wake.set()
         return {"done": True}
 
-    def tracks(self, stream_id: str, since: int | None = None, limit: int = 500) -> Rows:
-        """Recent mask records, see `LiveView.tracks`."""
-        return self._get(stream_id).view.tracks(since, limit)
+    def view(
+        self,
+        stream_id: str,
+        read: Callable[Concatenate[LiveView, P], T],
+        /,
+        *arguments: P.args,
+        **options: P.kwargs,
+    ) -> T:
+        """What viewers of a stream read: `view("gate", LiveView.jpeg, max_side=640)`.
 
-    def wait_tracks(
-        self, stream_id: str, after_seq: int = -1, timeout: float = 10.0
-    ) -> dict[str, Any] | None:
-        """The newest frame's records once there is one above `after_seq`, see `LiveView.wait`."""
-        return self._get(stream_id).view.wait(after_seq, timeout)
+        Args:
+            read: `LiveView.tracks`, `LiveView.wait` or `LiveView.jpeg`.
+            arguments, options: of that method.
 
-    def jpeg(self, stream_id: str, overlay: bool = True, max_side: int = 960, quality: int = 80) -> bytes:
-        """The newest frame, see `LiveView.jpeg`."""
-        return self._get(stream_id).view.jpeg(overlay, max_side, quality)
+        Raises:
+            UsageError: there is no stream of that id, or an argument is not allowed.
+        """
+        return read(self._get(stream_id).view, *arguments, **options)
 
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Counters and gauges by stream: numbers only, and dicts of them by reason."""

@@ -79,7 +79,7 @@ class MotionSettings:
 
 
 class MotionDetector:
-    """See the module's docstring; `Detector` says what the methods promise.
+    """Finds objects that move in front of a camera that stands still; a `Detector`.
 
     Frames without a time are taken to be 0.2 seconds apart.
     """

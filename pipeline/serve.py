@@ -15,23 +15,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.config import RequestRouterConfig
 
-from pipeline.actor import live_actor, live_actor_name
+from pipeline.actor import WATCHERS, live_actor, live_actor_name
 from pipeline.api import create_app
 from pipeline.api_guard import ApiGuard
-from pipeline.api_service import ApiSettings, HubUnavailableError
+from pipeline.api_service import ApiSettings, Hub, HubUnavailableError
 from pipeline.errors import UsageError, XmemError
 from pipeline.live_hub_settings import HubSettings
 from pipeline.live_options import LiveOptions
-from pipeline.live_spec import LiveSpec
+from pipeline.live_view import LiveView
 from pipeline.replica_port import keep_on_loopback
 from pipeline.replica_router import FailFastRouter
 from pipeline.settings import NOT_LIVE, TrackSettings, track_options
@@ -70,10 +71,13 @@ def hub_actor(place: HubPlace) -> Any:
 
 
 class RayHub:
-    """The hub as the API asks for it, by way of its actor.
+    """The hub as the API asks for it: each method of `Hub`, called on the hub's actor.
 
     Args:
         place: where it is.
+
+    Raises:
+        HubUnavailableError: by every method, while the actor cannot be asked.
     """
 
     def __init__(self, place: HubPlace) -> None:
@@ -81,34 +85,15 @@ class RayHub:
         self._handle: Any = None
         self._finding = asyncio.Lock()
 
-    async def add(self, spec: LiveSpec) -> Mapping[str, Any]:
-        """See `LiveHub.add`; so for all others."""
-        return dict(await self._call("add", spec))
+    @classmethod
+    def at(cls, place: HubPlace) -> Hub:
+        """The hub at a place, typed as what its methods are."""
+        return cast(Hub, cls(place))
 
-    async def remove(self, stream_id: str) -> Any:
-        return await self._call("remove", stream_id)
-
-    async def list(self) -> Sequence[Mapping[str, Any]]:
-        return list(await self._call("list"))
-
-    async def status(self, stream_id: str) -> Mapping[str, Any]:
-        return dict(await self._call("status", stream_id))
-
-    async def request(self, stream_id: str, change: Mapping[str, Any]) -> Mapping[str, Any]:
-        return dict(await self._call("request", stream_id, change) or {})
-
-    async def tracks(self, stream_id: str, since: int | None, limit: int) -> Sequence[Mapping[str, Any]]:
-        return list(await self._call("tracks", stream_id, since, limit))
-
-    async def wait_tracks(self, stream_id: str, after_seq: int, timeout: float) -> Mapping[str, Any] | None:
-        news: Mapping[str, Any] | None = await self._call("wait_tracks", stream_id, after_seq, timeout)
-        return news
-
-    async def jpeg(self, stream_id: str, overlay: bool, max_side: int, quality: int) -> bytes:
-        return bytes(await self._call("jpeg", stream_id, overlay, max_side, quality))
-
-    async def capacity(self) -> Mapping[str, Any]:
-        return dict(await self._call("capacity"))
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        if name.startswith("_") or not hasattr(Hub, name):
+            raise AttributeError(f"{type(self).__name__} has no {name!r}: see pipeline.api_service.Hub")
+        return partial(self._call, name)
 
     async def find(self) -> Any:
         """The actor's handle; HubUnavailableError while there is none."""
@@ -120,10 +105,12 @@ class RayHub:
                     raise HubUnavailableError("the tracker is not there: try again") from error
             return self._handle
 
-    async def _call(self, method: str, *arguments: Any) -> Any:
-        handle = await self.find()
+    async def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        call = getattr(await self.find(), method)
+        if LiveView.wait in arguments:
+            call = call.options(concurrency_group=WATCHERS)
         try:
-            return await getattr(handle, method).remote(*arguments)
+            return await call.remote(*arguments, **options)
         except RayTaskError as error:
             # Ray's error says the whole remote traceback; the hub's own is what is meant.
             cause = error.cause
@@ -144,7 +131,7 @@ def application(api: ApiSettings, place: HubPlace, *, replicas: int = 1) -> serv
 
     def build() -> ApiGuard:
         keep_on_loopback()
-        return create_app(RayHub(place), api)
+        return create_app(RayHub.at(place), api)
 
     router: Any = {"request_router_class": FailFastRouter}
     ingress = serve.ingress(build)()

@@ -191,7 +191,7 @@ class VideoFile(_Opened):
             self.height, self.width = decoding.Converter().to_image(first.frame).shape[:2]
 
     def frames(self, start: int = 0, *, previous_pts_seconds: float | None = None) -> Iterator[Frame]:
-        """See `VideoSource.frames`."""
+        """Frames from `start` on, by a seek where that gives the same frames as a decode from the start."""
         if start < 0:
             raise SourceError(f"frames from {start}: frame numbers begin at 0")
         if previous_pts_seconds is None and self._delivered and self._delivered[0] == start - 1:
@@ -322,7 +322,7 @@ class PluginVideo(_Opened):
         self.height, self.width = first.size
 
     def frames(self, start: int = 0, *, previous_pts_seconds: float | None = None) -> Iterator[Frame]:
-        """See `VideoSource.frames`; the plugin alone decides how it gets to `start`."""
+        """Frames from `start` on; the plugin alone decides how it gets there."""
         return iter(self._plugin.open(self.uri, start))
 
 

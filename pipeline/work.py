@@ -83,19 +83,6 @@ class StreamSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class ChunkRef:
-    """Frames `first` .. `last` (inclusive) of a stream."""
-
-    stream_id: str
-    first: int
-    last: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.first <= self.last:
-            raise ValueError(f"chunk of frames {self.first}..{self.last}: 0 <= first <= last is needed")
-
-
-@dataclass(frozen=True, slots=True)
 class Failure:
     """Why something could not be done, as it can travel between processes.
 

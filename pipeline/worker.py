@@ -23,13 +23,14 @@ from pipeline.executor import Begun, Executor, begun_with, open_segmenter
 from pipeline.files import open_files
 from pipeline.memory_plan import predict_state_bytes, predict_workspace_bytes
 from pipeline.prompts import PromptSet, load_mask_png, load_prompts
+from pipeline.records import FrameChunk
 from pipeline.redact import redacted_trace
 from pipeline.settings import AUTO, dtype_name
 from pipeline.sinks import Sinks
 from pipeline.sources import open_source
 from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
-from pipeline.work import ChunkRef, ChunkReport, Failure, Outcome, StreamSpec, StreamStatus, WorkerSettings
+from pipeline.work import ChunkReport, Failure, Outcome, StreamSpec, StreamStatus, WorkerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -140,33 +141,33 @@ class Worker:
             self.close(spec.stream_id)
             return StreamStatus(spec.stream_id, failure=self._failure(spec.stream_id, error))
 
-    def track(self, ref: ChunkRef) -> ChunkReport:
+    def track(self, chunk: FrameChunk) -> ChunkReport:
         """Track a chunk: all or, at the video's end, what there is of it."""
         begun = time.monotonic()
-        held = self._streams.get(ref.stream_id)
+        held = self._streams.get(chunk.stream_id)
         if held is None:
-            return ChunkReport(ref.stream_id, "unknown")
+            return ChunkReport(chunk.stream_id, "unknown")
         stream = held.stream
         before = stream.summary.tracked
         outcome: Outcome = "tracked"
         try:
             if stream.ended:
                 outcome = "finished"
-            elif ref.first != stream.position:
+            elif chunk.first != stream.position:
                 outcome = "refused"
-            elif (ref.last + 1) % stream.settings.commit.chunk_frames:
+            elif (chunk.last + 1) % stream.settings.commit.chunk_frames:
                 raise UsageError(
-                    f"a chunk that ends at frame {ref.last} is not allowed: rows are committed by "
+                    f"a chunk that ends at frame {chunk.last} is not allowed: rows are committed by "
                     f"{stream.settings.commit.chunk_frames} frames"
                 )
             else:
                 torch.set_num_threads(stream.settings.threads)
-                outcome = self._advance(stream, ref.last)
+                outcome = self._advance(stream, chunk.last)
         except Exception as error:
-            failure = self._failure(ref.stream_id, error)
-            self.close(ref.stream_id)  # what could still be written is, so that the numbers are the store's
+            failure = self._failure(chunk.stream_id, error)
+            self.close(chunk.stream_id)  # what could still be written is, so that the numbers are the store's
             return ChunkReport(
-                ref.stream_id,
+                chunk.stream_id,
                 "failed",
                 next_frame=stream.summary.frames,
                 frames=stream.summary.tracked - before,
@@ -177,7 +178,7 @@ class Worker:
                 failure=failure,
             )
         report = ChunkReport(
-            ref.stream_id,
+            chunk.stream_id,
             outcome,
             next_frame=stream.position,
             frames=stream.summary.tracked - before,
@@ -188,7 +189,7 @@ class Worker:
             warnings=held.news(),
         )
         if outcome == "finished":
-            self.close(ref.stream_id)
+            self.close(chunk.stream_id)
         return report
 
     def _advance(self, stream: StreamTracker, last: int) -> Outcome:

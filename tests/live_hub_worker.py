@@ -15,6 +15,7 @@ from small_net import SMALL_MEMORY, small_model  # noqa: E402
 from pipeline.errors import XmemError  # noqa: E402
 from pipeline.live_hub import HubSettings, LiveHub  # noqa: E402
 from pipeline.live_spec import LiveSettings, LiveSpec  # noqa: E402
+from pipeline.live_view import LiveView  # noqa: E402
 from pipeline.settings import TrackSettings  # noqa: E402
 from xmem_core import VideoSegmenter  # noqa: E402
 
@@ -37,6 +38,8 @@ def main() -> None:
                 values = arguments[0]
                 values["settings"] = LiveSettings.from_dict(values.get("settings", {}))
                 answer = hub.add(LiveSpec(**values))
+            elif method == "tracks":
+                answer = hub.view(arguments[0], LiveView.tracks, *arguments[1:])
             else:
                 answer = getattr(hub, method)(*arguments)
         except XmemError as error:

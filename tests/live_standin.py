@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 
 from pipeline.errors import UsageError, XmemError
 from pipeline.live_spec import LiveSpec
+from pipeline.live_view import LiveView
 
 
 def record(frame: int, object_id: int = 1, **values: Any) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def record(frame: int, object_id: int = 1, **values: Any) -> dict[str, Any]:
 
 
 class StandInHub:
-    """See the module. `down`, `slow` and `fault` make it behave badly."""
+    """A hub that holds its streams in memory. `down`, `slow` and `fault` make it behave badly."""
 
     def __init__(self, room: int = 8) -> None:
         self.room = room
@@ -77,22 +79,25 @@ class StandInHub:
         await self._begin(stream_id)
         return self._status(stream_id)
 
-    async def request(self, stream_id: str, change: dict[str, Any]) -> dict[str, Any]:
+    async def request(self, stream_id: str, content: dict[str, Any]) -> dict[str, Any]:
         await self._begin(stream_id)
-        self.requests.append((stream_id, change))
-        if "pause" in change:
-            (self.paused.add if change["pause"] else self.paused.discard)(stream_id)
-        if "camera" in change:
-            self.specs[stream_id] = self.specs[stream_id].with_camera(change["camera"])
+        self.requests.append((stream_id, content))
+        if "pause" in content:
+            (self.paused.add if content["pause"] else self.paused.discard)(stream_id)
+        if "camera" in content:
+            self.specs[stream_id] = self.specs[stream_id].with_camera(content["camera"])
         return {"done": True}
 
-    async def tracks(self, stream_id: str, since: int | None, limit: int) -> Any:
+    async def view(self, stream_id: str, read: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
         await self._begin(stream_id)
+        answers = {LiveView.tracks: self._tracks, LiveView.wait: self._wait, LiveView.jpeg: self._jpeg}
+        return await answers[read](stream_id, *arguments, **options)
+
+    async def _tracks(self, stream_id: str, since: int | None, limit: int) -> Any:
         rows = [row for rows in self.frames[stream_id] for row in rows]
         return [r for r in rows if since is None or r["frame_index"] > since][:limit]
 
-    async def wait_tracks(self, stream_id: str, after_seq: int, timeout: float) -> dict[str, Any] | None:
-        await self._begin(stream_id)
+    async def _wait(self, stream_id: str, after_seq: int, timeout: float) -> dict[str, Any] | None:
         self.waits.append(after_seq)
         deadline = asyncio.get_running_loop().time() + timeout
         while asyncio.get_running_loop().time() < deadline:
@@ -104,8 +109,7 @@ class StandInHub:
             await asyncio.sleep(0.01)
         return None
 
-    async def jpeg(self, stream_id: str, overlay: bool, max_side: int, quality: int) -> bytes:
-        await self._begin(stream_id)
+    async def _jpeg(self, stream_id: str, overlay: bool, max_side: int, quality: int) -> bytes:
         image: Any = np.full((48, 64, 3), 40, np.uint8)
         shift = len(self.frames[stream_id])
         cv2.rectangle(

@@ -23,13 +23,14 @@ from urllib.parse import parse_qsl
 import ray
 
 from pipeline.errors import UsageError
-from pipeline.work import ChunkRef, ChunkReport, Failure, StreamSpec, StreamStatus
+from pipeline.records import FrameChunk
+from pipeline.work import ChunkReport, Failure, StreamSpec, StreamStatus
 
 CHUNK = 10
 
 
 class StandIn:
-    """See the module."""
+    """A tracker whose streams behave as their URIs say."""
 
     def __init__(self, folder: str, fails: str | None = None) -> None:
         if fails == "usage":
@@ -65,7 +66,7 @@ class StandIn:
             self.streams[spec.stream_id] = (traits, done)
         return status
 
-    def track(self, ref: ChunkRef) -> ChunkReport:
+    def track(self, ref: FrameChunk) -> ChunkReport:
         if ref.stream_id not in self.streams:
             return ChunkReport(ref.stream_id, "unknown")
         traits, done = self.streams[ref.stream_id]

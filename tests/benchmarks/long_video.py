@@ -32,8 +32,9 @@ import xmem_core  # noqa: F401  before torch, as in every command: see xmem_core
 import torch
 from measured import resident_bytes
 
+from pipeline.records import FrameChunk
 from pipeline.sources import open_source
-from pipeline.work import ChunkRef, StreamSpec, WorkerSettings
+from pipeline.work import StreamSpec, WorkerSettings
 from pipeline.worker import Worker
 
 CHUNK = 100
@@ -81,7 +82,7 @@ class Pass:
     def chunk(self) -> float:
         """Track the next one; seconds a frame."""
         begun = self.position
-        report = self._worker.track(ChunkRef(self._name, begun, begun + CHUNK - 1))
+        report = self._worker.track(FrameChunk(self._name, begun, begun + CHUNK - 1))
         assert report.failure is None, report.failure
         assert report.next_frame == begun + CHUNK, report
         self.position = report.next_frame

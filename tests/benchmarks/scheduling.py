@@ -31,7 +31,8 @@ from jobs.actions import Progress, SchedulerOptions  # noqa: E402
 from jobs.manifest import VideoJob  # noqa: E402
 from jobs.ray_pool import RayPool  # noqa: E402
 from jobs.scheduler import Scheduler  # noqa: E402
-from pipeline.work import ChunkRef, ChunkReport, StreamSpec, StreamStatus  # noqa: E402
+from pipeline.records import FrameChunk  # noqa: E402
+from pipeline.work import ChunkReport, StreamSpec, StreamStatus  # noqa: E402
 
 CHUNK = 100
 
@@ -45,7 +46,7 @@ class Nothing:
         self.at: dict[str, int] = {}
 
     def facts(self) -> dict[str, Any]:
-        """See `pipeline.worker.Worker.facts`."""
+        """Process and node, as far as the pool asks for them."""
         return {"pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id()}
 
     def open(self, spec: StreamSpec, state: bytes | None = None) -> StreamStatus:
@@ -56,7 +57,7 @@ class Nothing:
             self.at[spec.stream_id] = 0
         return StreamStatus(spec.stream_id, self.at[spec.stream_id], state_bytes=1)
 
-    def track(self, ref: ChunkRef) -> ChunkReport:
+    def track(self, ref: FrameChunk) -> ChunkReport:
         """Nothing, in no time."""
         at = self.at[ref.stream_id]
         if at != ref.first:

@@ -22,8 +22,9 @@ from pipeline.actor import live_actor, tracker_actor
 from pipeline.executor import track
 from pipeline.live_hub import HubSettings
 from pipeline.prompts import PromptSet
+from pipeline.records import FrameChunk
 from pipeline.settings import TrackSettings
-from pipeline.work import ChunkRef, StreamSpec, StreamStatus, WorkerSettings
+from pipeline.work import StreamSpec, StreamStatus, WorkerSettings
 
 CHUNK = 3
 
@@ -75,7 +76,7 @@ def test_any_order_of_actors_gives_the_rows_of_one_pass(
     at, position, outcome = 0, 0, ""
     assert ray.get(actors[at].open.remote(spec(video, stream_id))).next_frame == 0
     while outcome != "finished":
-        report = ray.get(actors[at].track.remote(ChunkRef(stream_id, position, position + CHUNK - 1)))
+        report = ray.get(actors[at].track.remote(FrameChunk(stream_id, position, position + CHUNK - 1)))
         outcome, position = report.outcome, report.next_frame
         assert outcome in ("tracked", "finished")
         if outcome == "tracked" and rng.random() < 0.6:
@@ -96,7 +97,7 @@ def test_a_killed_actor_comes_back_and_rebuilds_from_the_store(
     status, pid = _persistently(actor, spec(video, stream_id))
     position, reached = status.next_frame, 0
     while outcome != "finished":
-        call = actor.track.remote(ChunkRef(stream_id, position, position + CHUNK - 1))
+        call = actor.track.remote(FrameChunk(stream_id, position, position + CHUNK - 1))
         if kills < 4 and rng.random() < 0.5:
             kills += 1
             ray.wait([call], timeout=rng.uniform(0, 0.05))
@@ -138,18 +139,18 @@ def test_an_actor_whose_device_is_beyond_use_dies_and_comes_back(
         def step_many(inputs: Any) -> Any:
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-        tracker._worker._segmenter.step_many = step_many
+        tracker._segmenter.step_many = step_many
 
     actor, stream_id = actors[1], "device"
     status, before = _persistently(actor, spec(video, stream_id))
-    assert ray.get(actor.track.remote(ChunkRef(stream_id, 0, CHUNK - 1))).outcome == "tracked"
+    assert ray.get(actor.track.remote(FrameChunk(stream_id, 0, CHUNK - 1))).outcome == "tracked"
     ray.get(actor.__ray_call__.remote(break_device))
     with pytest.raises(RayActorError):
-        ray.get(actor.track.remote(ChunkRef(stream_id, CHUNK, 2 * CHUNK - 1)))
+        ray.get(actor.track.remote(FrameChunk(stream_id, CHUNK, 2 * CHUNK - 1)))
     status, after = _persistently(actor, spec(video, stream_id))
     assert after != before
     assert status.next_frame == CHUNK
-    report = ray.get(actor.track.remote(ChunkRef(stream_id, CHUNK, (FRAMES // CHUNK) * CHUNK + CHUNK - 1)))
+    report = ray.get(actor.track.remote(FrameChunk(stream_id, CHUNK, (FRAMES // CHUNK) * CHUNK + CHUNK - 1)))
     assert report.outcome == "finished"
     assert rows(out, stream_id).equals(one_pass)
 

@@ -16,11 +16,12 @@ from ray.exceptions import RayActorError
 from tiny import tiny_weights
 from videos import make_video
 
-from pipeline.actor import live_actor, live_actor_name
+from pipeline.actor import WATCHERS, live_actor, live_actor_name
 from pipeline.errors import UsageError
 from pipeline.live_hub import HubSettings
 from pipeline.live_options import LiveOptions
 from pipeline.live_spec import LiveSettings, LiveSpec
+from pipeline.live_view import LiveView
 from pipeline.settings import TrackSettings
 from xmem_core import MemoryConfig
 
@@ -72,8 +73,11 @@ def test_a_killed_actor_is_back_by_itself(tmp_path: Path) -> None:
         ray.get(same.add.remote(spec))
     status = until(lambda: (s := ray.get(actor.status.remote("cam")))["committed_frames"] and s)
     assert [o["id"] for o in status["objects"]] == [3]
-    waiting = [actor.wait_tracks.remote("cam", 10**9, 4.0) for _ in range(40)]  # more than there are calls
-    assert ray.get(actor.jpeg.remote("cam"))[:2] == b"\xff\xd8"
+    waiting = [
+        actor.view.options(concurrency_group=WATCHERS).remote("cam", LiveView.wait, 10**9, 4.0)
+        for _ in range(40)
+    ]  # more than there are calls
+    assert ray.get(actor.view.remote("cam", LiveView.jpeg))[:2] == b"\xff\xd8"
     assert ray.wait(waiting, num_returns=1, timeout=0)[0] == []
     assert ray.get(waiting) == [None] * 40
     asked = ray.get(actor.request.remote("cam", {"prompts": {"objects": [{"box": [80, 30, 30, 30]}]}}))
@@ -84,7 +88,7 @@ def test_a_killed_actor_is_back_by_itself(tmp_path: Path) -> None:
     ids = {3, *asked["ids"]}
     until(lambda: {o["id"] for o in ray.get(actor.status.remote("cam"))["objects"]} == ids)
     assert ray.get(actor.pid.remote()) != pid
-    assert ray.get(actor.tracks.remote("cam"))[0]["frame_index"] >= newest
+    assert ray.get(actor.view.remote("cam", LiveView.tracks))[0]["frame_index"] >= newest
     last = ray.get(actor.remove.remote("cam", PATIENCE))
     ray.get(actor.close.remote())
     ray.kill(actor)

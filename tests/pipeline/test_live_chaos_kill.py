@@ -24,6 +24,7 @@ from videos import make_video
 from pipeline.ledger import Ledger
 from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.live_spec import LiveSettings, LiveSpec
+from pipeline.live_view import LiveView
 from pipeline.rtsp import LiveSource, LiveStatus
 from pipeline.settings import TrackSettings
 from xmem_core import VideoSegmenter
@@ -142,7 +143,7 @@ class Victim(threading.Thread):
             self.delays.append((time.monotonic() - begun, kind))
 
     def _look(self, healed: datetime, first: int) -> bool:
-        rows = self.hub.tracks(self.stream, None, 100)
+        rows = self.hub.view(self.stream, LiveView.tracks, None, 100)
         for row in rows:
             key, when = (row["frame_index"], row["object_id"]), str(row["wall_time"])
             assert self.seen.setdefault(key, when) == when, f"{key} was {self.seen[key]} and is {when}"

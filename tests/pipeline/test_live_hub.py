@@ -21,6 +21,7 @@ from pipeline.ledger import Ledger
 from pipeline.live_capacity import Load
 from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.live_spec import LiveSettings, LiveSpec
+from pipeline.live_view import LiveView
 from pipeline.masks import mask_to_rle
 from pipeline.settings import TrackSettings
 from pipeline.store import StreamStore
@@ -479,31 +480,31 @@ def test_the_list_and_its_secrets(world: World, tmp_path: Path) -> None:
 def test_watching(world: World) -> None:
     hub = world.hub(kept_records=20)
     hub.add(spec(prompts=prompts(1, 2)))
-    assert hub.wait_tracks("cam", 10**9, timeout=0.01) is None
+    assert hub.view("cam", LiveView.wait, 10**9, timeout=0.01) is None
     with pytest.raises(XmemError, match="no frame has been tracked yet"):
-        hub.jpeg("cam")
-    first = hub.wait_tracks("cam", -1, PATIENCE)
+        hub.view("cam", LiveView.jpeg)
+    first = hub.view("cam", LiveView.wait, -1, PATIENCE)
     assert first is not None
     assert [r["object_id"] for r in first["records"]] == [1, 2]
-    second = hub.wait_tracks("cam", first["seq"], PATIENCE)
+    second = hub.view("cam", LiveView.wait, first["seq"], PATIENCE)
     assert second is not None
     assert second["seq"] > first["seq"]
     tracked(hub, more=20)
-    rows = hub.tracks("cam")
+    rows = hub.view("cam", LiveView.tracks)
     assert len(rows) == 20
     since = rows[5]["frame_index"]
-    later = hub.tracks("cam", since=since, limit=3)
+    later = hub.view("cam", LiveView.tracks, since=since, limit=3)
     assert len(later) == 2
     assert all(r["frame_index"] > since for r in later)
-    data = hub.jpeg("cam", max_side=32)
+    data = hub.view("cam", LiveView.jpeg, max_side=32)
     assert data[:2] == b"\xff\xd8"
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert image is not None
     assert image.shape == (24, 32, 3)
-    assert hub.jpeg("cam", overlay=False) != hub.jpeg("cam", overlay=True)
+    assert hub.view("cam", LiveView.jpeg, overlay=False) != hub.view("cam", LiveView.jpeg, overlay=True)
     for bad in ({"max_side": 1}, {"quality": 0}):
         with pytest.raises(UsageError):
-            hub.jpeg("cam", **bad)  # type: ignore[arg-type]
+            hub.view("cam", LiveView.jpeg, **bad)  # type: ignore[arg-type]
 
 
 def test_admission_has_the_numbers(world: World) -> None:

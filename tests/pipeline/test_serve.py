@@ -27,6 +27,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray Serve's own modules use what pydantic calls deprecated
     from ray import serve
 
+    from pipeline.actor import WATCHERS
     from pipeline.serve import NAMESPACE, HubPlace, application, settings_from
 
 # So do some of its functions when they are called.
@@ -41,7 +42,13 @@ def start_hub(name: str) -> Any:
     """The actor's process cannot import what lies beside the tests: the class travels as a whole."""
     ray.cloudpickle.register_pickle_by_value(live_standin)
     try:
-        options = {"name": name, "namespace": NAMESPACE, "max_concurrency": 50, "num_cpus": 0}
+        options = {
+            "name": name,
+            "namespace": NAMESPACE,
+            "max_concurrency": 50,
+            "concurrency_groups": {WATCHERS: 50},
+            "num_cpus": 0,
+        }
         actor = ray.remote(StandInHub).options(**options).remote()
         ray.get(actor.capacity.remote())
     finally:

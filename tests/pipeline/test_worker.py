@@ -21,8 +21,9 @@ from videos import make_video
 
 from pipeline.executor import begun_with, track
 from pipeline.prompts import PromptSet
+from pipeline.records import FrameChunk
 from pipeline.store import StreamStore
-from pipeline.work import ChunkRef, ChunkReport, StreamSpec, WorkerSettings
+from pipeline.work import ChunkReport, StreamSpec, WorkerSettings
 from pipeline.worker import Worker, device_bytes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,7 +80,7 @@ def spec(video: Path | str, stream_id: str = "cam", **changes: Any) -> StreamSpe
 
 def drive(worker: Worker, stream_id: str, start: int, chunk: int) -> Iterator[ChunkReport]:
     while True:
-        report = worker.track(ChunkRef(stream_id, start, start + chunk - 1))
+        report = worker.track(FrameChunk(stream_id, start, start + chunk - 1))
         yield report
         if report.outcome != "tracked":
             return
@@ -132,7 +133,7 @@ def test_any_cut_and_any_hand_over_give_the_rows_of_one_pass(
         both = [Worker(options), Worker(options)]
         at, position = 0, both[0].open(spec(video)).next_frame
         for move in moves:
-            report = both[at].track(ChunkRef("cam", position, position + chunk - 1))
+            report = both[at].track(FrameChunk("cam", position, position + chunk - 1))
             if report.outcome == "finished":
                 break
             assert (report.outcome, report.failure) == ("tracked", None)
@@ -161,15 +162,15 @@ def test_a_repeated_an_early_and_an_unknown_chunk_change_nothing(
     tmp_path: Path, video: Path, model: str, one_pass: pa.Table
 ) -> None:
     worker = Worker(workers(tmp_path, model))
-    assert worker.track(ChunkRef("cam", 0, 4)).outcome == "unknown"
+    assert worker.track(FrameChunk("cam", 0, 4)).outcome == "unknown"
     assert worker.open(spec(video)).next_frame == 0
-    early = worker.track(ChunkRef("cam", 5, 9))
+    early = worker.track(FrameChunk("cam", 5, 9))
     assert (early.outcome, early.next_frame, early.frames) == ("refused", 0, 0)
-    assert worker.track(ChunkRef("cam", 0, 4)).outcome == "tracked"
-    repeated = worker.track(ChunkRef("cam", 0, 4))
+    assert worker.track(FrameChunk("cam", 0, 4)).outcome == "tracked"
+    repeated = worker.track(FrameChunk("cam", 0, 4))
     assert (repeated.outcome, repeated.next_frame, repeated.frames) == ("refused", 5, 0)
     assert [r.outcome for r in drive(worker, "cam", 5, 5)][-1] == "finished"
-    assert worker.track(ChunkRef("cam", 30, 34)).outcome == "unknown"  # closed at its end
+    assert worker.track(FrameChunk("cam", 30, 34)).outcome == "unknown"  # closed at its end
     assert worker.open(spec(video)).finished
     assert rows(tmp_path).equals(one_pass)
 
@@ -179,9 +180,9 @@ def test_chunks_may_be_several_commits_long_but_end_where_one_does(
 ) -> None:
     worker = Worker(workers(tmp_path, model))
     worker.open(spec(video))
-    report = worker.track(ChunkRef("cam", 0, 14))
+    report = worker.track(FrameChunk("cam", 0, 14))
     assert (report.outcome, report.next_frame, report.frames) == ("tracked", 15, 15)
-    report = worker.track(ChunkRef("cam", 15, 17))
+    report = worker.track(FrameChunk("cam", 15, 17))
     assert report.outcome == "failed"
     assert report.failure is not None
     assert report.failure.permanent
@@ -224,8 +225,8 @@ def test_a_video_that_changed_under_its_rows_fails_and_keeps_them(
     copy.write_bytes(video.read_bytes())
     worker = Worker(workers(tmp_path / "out", model))
     worker.open(spec(copy))
-    worker.track(ChunkRef("cam", 0, 4))
-    worker.track(ChunkRef("cam", 5, 9))
+    worker.track(FrameChunk("cam", 0, 4))
+    worker.track(FrameChunk("cam", 5, 9))
     worker.close("cam")
     data = bytearray(copy.read_bytes())
     data[len(data) // 2] ^= 255
@@ -269,9 +270,9 @@ def test_a_state_of_another_stream_is_not_believed(
     worker = Worker(workers(tmp_path, model))
     other = {**PROMPTS, "objects": PROMPTS["objects"][:1]}
     worker.open(spec(video, "other", prompts=other))
-    worker.track(ChunkRef("other", 0, 4))
+    worker.track(FrameChunk("other", 0, 4))
     worker.open(spec(video))
-    worker.track(ChunkRef("cam", 0, 4))
+    worker.track(FrameChunk("cam", 0, 4))
     worker.close("cam")
     foreign = worker.release("other", to_store=False)
     assert foreign is not None
@@ -290,7 +291,7 @@ def test_a_damaged_state_is_not_believed(
 ) -> None:
     worker = Worker(workers(tmp_path, model))
     worker.open(spec(video))
-    worker.track(ChunkRef("cam", 0, 9))
+    worker.track(FrameChunk("cam", 0, 9))
     blob = worker.release("cam", to_store=False)
     assert blob is not None
     assert worker.open(spec(video), damage(blob)).next_frame == 10
@@ -303,7 +304,7 @@ def test_a_state_that_is_ahead_of_the_rows_is_not_believed(
 ) -> None:
     ahead, behind = (Worker(workers(tmp_path / name, model)) for name in ("ahead", "behind"))
     ahead.open(spec(video))
-    ahead.track(ChunkRef("cam", 0, 9))
+    ahead.track(FrameChunk("cam", 0, 9))
     blob = ahead.release("cam", to_store=False)
     assert behind.open(spec(video), blob).next_frame == 0
     assert [r.outcome for r in drive(behind, "cam", 0, 5)][-1] == "finished"
@@ -315,12 +316,12 @@ def test_what_fails_while_tracking_is_told_and_can_be_opened_again(
 ) -> None:
     worker = Worker(workers(tmp_path, model))
     worker.open(spec(video))
-    worker.track(ChunkRef("cam", 0, 4))
+    worker.track(FrameChunk("cam", 0, 4))
     step_many = worker._segmenter.step_many
     monkeypatch.setattr(
         worker._segmenter, "step_many", lambda inputs: (_ for _ in ()).throw(RuntimeError("kernel\nfault"))
     )
-    report = worker.track(ChunkRef("cam", 5, 9))
+    report = worker.track(FrameChunk("cam", 5, 9))
     assert report.outcome == "failed"
     assert report.failure is not None
     assert report.failure.message == "RuntimeError: kernel"
@@ -334,10 +335,10 @@ def test_what_fails_while_tracking_is_told_and_can_be_opened_again(
 def test_restart_starts_over_once(tmp_path: Path, video: Path, model: str, one_pass: pa.Table) -> None:
     worker = Worker(workers(tmp_path, model))
     worker.open(spec(video))
-    worker.track(ChunkRef("cam", 0, 9))
+    worker.track(FrameChunk("cam", 0, 9))
     worker.release("cam")
     assert worker.open(spec(video, restart=True)).next_frame == 0
-    worker.track(ChunkRef("cam", 0, 4))
+    worker.track(FrameChunk("cam", 0, 4))
     assert worker.open(spec(video, restart=True)).next_frame == 5  # it is open: not over again
     assert [r.outcome for r in drive(worker, "cam", 5, 5)][-1] == "finished"
     assert rows(tmp_path).equals(one_pass)
@@ -346,15 +347,15 @@ def test_restart_starts_over_once(tmp_path: Path, video: Path, model: str, one_p
 def test_threads_are_those_the_stream_was_begun_with(tmp_path: Path, video: Path, model: str) -> None:
     before = Worker(workers(tmp_path, model, threads=1))
     before.open(spec(video))
-    before.track(ChunkRef("cam", 0, 4))
+    before.track(FrameChunk("cam", 0, 4))
     before.close("cam")
     after = Worker(workers(tmp_path, model, threads=2))
     assert after.open(spec(video)).failure is None
     torch.set_num_threads(2)
-    assert after.track(ChunkRef("cam", 5, 9)).outcome == "tracked"
+    assert after.track(FrameChunk("cam", 5, 9)).outcome == "tracked"
     assert torch.get_num_threads() == 1
     assert after.open(spec(video, "new")).failure is None
-    assert after.track(ChunkRef("new", 0, 4)).outcome == "tracked"
+    assert after.track(FrameChunk("new", 0, 4)).outcome == "tracked"
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
 
@@ -386,7 +387,7 @@ def test_a_stream_from_another_kind_of_cpu_keeps_its_precision(
     monkeypatch.setattr("pipeline.executor.has_bfloat16", lambda: False)
     first = Worker(options)
     first.open(spec(video))
-    first.track(ChunkRef("cam", 0, 9))
+    first.track(FrameChunk("cam", 0, 9))
     first.release("cam")
     monkeypatch.setattr("pipeline.executor.has_bfloat16", lambda: True)
     second = Worker(options)
