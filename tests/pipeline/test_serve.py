@@ -42,14 +42,10 @@ def start_hub(name: str) -> Any:
     """The actor's process cannot import what lies beside the tests: the class travels as a whole."""
     ray.cloudpickle.register_pickle_by_value(live_standin)
     try:
-        options = {
-            "name": name,
-            "namespace": NAMESPACE,
-            "max_concurrency": 50,
-            "concurrency_groups": {WATCHERS: 50},
-            "num_cpus": 0,
-        }
-        actor = ray.remote(StandInHub).options(**options).remote()
+        options = {"name": name, "namespace": NAMESPACE, "max_concurrency": 50, "num_cpus": 0}
+        # `options` takes no concurrency groups.
+        made: Any = ray.remote(concurrency_groups={WATCHERS: 50})(StandInHub)
+        actor = made.options(**options).remote()
         ray.get(actor.capacity.remote())
     finally:
         ray.cloudpickle.unregister_pickle_by_value(live_standin)
