@@ -23,7 +23,7 @@ from pipeline.api_guard import FAULT, ApiGuard, problem
 from pipeline.api_live import BOUNDARY, follow, pictures
 from pipeline.api_service import ApiSettings, Hub, HubUnavailableError, RefusedError, Service, status_of
 from pipeline.errors import UsageError, XmemError
-from pipeline.live_spec import JPEG_QUALITIES, JPEG_SIDES, LiveSpec, checked_prompts
+from pipeline.live_spec import JPEG_QUALITIES, JPEG_SIDES, LivePrompts, LiveSpec
 from pipeline.live_view import LiveView
 from pipeline.metrics import CONTENT_TYPE, metrics_text
 from pipeline.redact import redacted
@@ -70,9 +70,8 @@ def _router(service: Service) -> APIRouter:
             allowed = ", ".join(settings.detectors) or "none"
             raise UsageError(f"detector {new.detector!r} is not allowed: there are {allowed}")
         prompts = None if new.prompts is None else new.prompts.document()
-        if prompts is not None:
-            await service.check(checked_prompts, prompts)
-        spec = LiveSpec(
+        spec = await service.check(
+            LiveSpec,
             new.id or generate_stream_id(url),
             url,
             prompts,
@@ -95,7 +94,7 @@ def _router(service: Service) -> APIRouter:
     async def change_stream(stream_id: StreamIdPath, change: models.StreamChange) -> models.StreamView:
         wanted = change.change()
         if "prompts" in wanted:
-            await service.check(checked_prompts, wanted["prompts"])
+            wanted["prompts"] = await service.check(LivePrompts.of, wanted["prompts"])
         if change.url is not None:
             await service.check(service.guard.check, change.url.get_secret_value())
         await service.about(stream_id, hub.request(stream_id, wanted))

@@ -175,8 +175,8 @@ class LiveTracker(Closing):
         if self._restart_lost:
             self._unwritten.add(Event(books.frames, "dropped", "restart", self._restart_lost))
         ids = max(record.ids_reserved, *(i + 1 for i in (0, *self.state.object_ids)))
-        if self.spec.prompts is not None:
-            self.requests.begin_with(self.spec.prompts)
+        if self.spec.parsed_prompts is not None:
+            self.requests.begin_with(self.spec.parsed_prompts)
         record.reserve(frames=first + FRAMES_AHEAD, ids=max(ids, record.ids_reserved) + IDS_AHEAD)
         self.source = open_feed(self.spec, ledger)
         self.source.resume(first, *restored.previous)
@@ -187,7 +187,7 @@ class LiveTracker(Closing):
         """Have something done before the next frame; durable when it returns, in the order of the numbers.
 
         Args:
-            content: one of {"prompts": a prompts file's content, without frames}, {"remove": [ids]} and
+            content: one of {"prompts": `LivePrompts` or what they are made of}, {"remove": [ids]} and
                 {"pause": true or false}. Prompts without an id get one that no object ever had.
 
         Returns:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from pipeline.errors import PromptError, UsageError
 from pipeline.live_record import LiveRecord, Request
-from pipeline.live_spec import LiveSpec, checked_prompts
+from pipeline.live_spec import LivePrompts, LiveSpec
 
 logger = logging.getLogger(__name__)
 
@@ -115,26 +115,25 @@ class LiveRequests:
         ids = request.object_ids or list(request.content.get("remove", []))
         return {"seq": request.number, "ids": ids}
 
-    def begin_with(self, prompts: Mapping[str, Any]) -> None:
+    def begin_with(self, prompts: LivePrompts) -> None:
         """Ask for a spec's own prompts, unless that was done when the stream was opened before."""
-        digest = _digest(prompts)
+        digest = _digest(prompts.content)
         if self._record.finished or self._record.prompts_asked != digest:
             self._record.ask(self._prompts_made(prompts, None), prompts_asked=digest)
 
     def _prompts_made(
-        self, content: Mapping[str, Any], size: tuple[int, int] | None
+        self, content: LivePrompts | Mapping[str, Any], size: tuple[int, int] | None
     ) -> Callable[[int], tuple[dict[str, Any], list[int]]]:
         """Checked prompts as a request, for `LiveRecord.ask`: those without id get free ones."""
-        given = content.get("objects") if isinstance(content, Mapping) else None
-        unnamed = [i for i, e in enumerate(given or []) if isinstance(e, Mapping) and "id" not in e]
-        entries = [p.to_json() for p in checked_prompts(content).at(0)]
+        prompts = LivePrompts.of(content)
+        entries = [p.to_json() for p in prompts.objects]
         for entry in entries:
             _check_entry(entry, size)
 
         def make(free: int) -> tuple[dict[str, Any], list[int]]:
-            named = [e["id"] for i, e in enumerate(entries) if i not in unnamed]
+            named = [e["id"] for i, e in enumerate(entries) if i not in prompts.unnamed]
             unused = max([free, *(i + 1 for i in named)])
-            for i in unnamed:
+            for i in prompts.unnamed:
                 entries[i]["id"] = unused
                 unused += 1
             ids = [e["id"] for e in entries]

@@ -10,7 +10,7 @@ from pipeline.errors import PromptError, UsageError
 from pipeline.finder_settings import FinderSettings
 from pipeline.live_options import Transport
 from pipeline.live_queue import QueuePolicy
-from pipeline.prompts import PromptSet
+from pipeline.prompts import PromptObject, PromptSet
 from pipeline.redact import redacted
 from pipeline.setting_fields import MAX_SIZE, MIN_SIZE, check, from_flat, options_of, setting
 from pipeline.stream_ids import validate_stream_id
@@ -82,6 +82,47 @@ class LiveSettings:
 
 
 @dataclass(frozen=True)
+class LivePrompts:
+    """Prompts for the next frame of a live stream, parsed and checked. Build it with `LivePrompts.of`.
+
+    Args:
+        content: the content of a prompts file as it was given; JSON-ready.
+        objects: the objects in it, in the same order.
+        unnamed: positions in `objects` of those that were given without an id. Their ids here are
+            placeholders; the request gives them free ones.
+    """
+
+    content: Mapping[str, Any] = field(repr=False)
+    objects: tuple[PromptObject, ...]
+    unnamed: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, given: LivePrompts | Mapping[str, Any]) -> LivePrompts:
+        """The prompts in a prompts file's content; what is parsed already is returned as it is.
+
+        Raises:
+            PromptError: it is wrong; names frames other than 0, or removals, which are requests of their own;
+                or there is nothing in it.
+        """
+        if isinstance(given, LivePrompts):
+            return given
+        if not isinstance(given, Mapping):
+            raise PromptError(f"prompts are a {type(given).__name__}: give the content of a prompts file")
+        prompts = PromptSet.from_record({"version": 1, **given})
+        if any(frame != 0 for frame in prompts.frames):
+            raise PromptError(
+                f"prompts name frame {max(prompts.frames)}: a live stream's prompts are for its next frame, "
+                "leave the frame out"
+            )
+        if prompts.removals:
+            raise PromptError('prompts hold removals: on a live stream ask for them as {"remove": [ids]}')
+        if prompts.is_empty():
+            raise PromptError("prompts without objects: give at least one")
+        unnamed = tuple(i for i, entry in enumerate(given["objects"]) if "id" not in entry)
+        return cls(given, prompts.at(0), unnamed)
+
+
+@dataclass(frozen=True)
 class LiveSpec:
     """One live stream. With neither prompts nor a detector it is followed until somebody gives prompts.
 
@@ -90,6 +131,9 @@ class LiveSpec:
         url: of the camera; may hold credentials, so it is in no repr.
         prompts: the content of a prompts file, all of frame 0: applied to the first frame there is.
         detector: who finds objects, see `pipeline.detectors`.
+
+    Attributes:
+        parsed_prompts: `prompts`, parsed; travels with the spec, so that nobody parses them again.
 
     Raises:
         UsageError: something about it is wrong.
@@ -100,13 +144,14 @@ class LiveSpec:
     prompts: Mapping[str, Any] | None = field(default=None, repr=False)
     detector: str | None = None
     settings: LiveSettings = field(default_factory=LiveSettings)
+    parsed_prompts: LivePrompts | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         validate_stream_id(self.stream_id)
         if not isinstance(self.url, str) or "://" not in self.url or "\0" in self.url:
             raise UsageError(f"{self.url!r} is no live stream: give a URL such as rtsp://camera/stream")
         if self.prompts is not None:
-            checked_prompts(self.prompts)
+            object.__setattr__(self, "parsed_prompts", LivePrompts.of(self.prompts))
 
     def with_camera(self, change: Mapping[str, Any]) -> LiveSpec:
         """This stream from another URL, over another transport, or both.
@@ -130,25 +175,3 @@ class LiveSpec:
     def shown_url(self) -> str:
         """The URL without credentials."""
         return redacted(self.url)
-
-
-def checked_prompts(content: Mapping[str, Any]) -> PromptSet:
-    """The objects of a prompts file's content, for the next frame of a live stream.
-
-    Raises:
-        PromptError: it is wrong; names frames other than 0, or removals, which are requests of their own; or
-            there is nothing in it.
-    """
-    if not isinstance(content, Mapping):
-        raise PromptError(f"prompts are a {type(content).__name__}: give the content of a prompts file")
-    prompts = PromptSet.from_record({"version": 1, **content})
-    if any(frame != 0 for frame in prompts.frames):
-        raise PromptError(
-            f"prompts name frame {max(prompts.frames)}: a live stream's prompts are for its next frame, "
-            "leave the frame out"
-        )
-    if prompts.removals:
-        raise PromptError('prompts hold removals: on a live stream ask for them as {"remove": [ids]}')
-    if prompts.is_empty():
-        raise PromptError("prompts without objects: give at least one")
-    return prompts

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from pipeline.errors import UsageError, XmemError
-from pipeline.live_spec import LiveSpec
+from pipeline.live_spec import LivePrompts, LiveSpec
 from pipeline.live_view import LiveView
 
 
@@ -81,7 +81,8 @@ class StandInHub:
 
     async def request(self, stream_id: str, content: dict[str, Any]) -> dict[str, Any]:
         await self._begin(stream_id)
-        self.requests.append((stream_id, content))
+        kept = {k: v.content if isinstance(v, LivePrompts) else v for k, v in content.items()}
+        self.requests.append((stream_id, kept))
         if "pause" in content:
             (self.paused.add if content["pause"] else self.paused.discard)(stream_id)
         if "camera" in content:

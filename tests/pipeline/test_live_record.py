@@ -21,7 +21,7 @@ from pipeline.errors import (
 from pipeline.ledger import LedgerCounts
 from pipeline.live_record import Books, LiveRecord
 from pipeline.live_snapshot import LiveSnapshot
-from pipeline.live_spec import LiveSettings, LiveSpec, checked_prompts
+from pipeline.live_spec import LivePrompts, LiveSettings, LiveSpec
 from pipeline.live_view import LiveView
 from pipeline.records import Event, Frame, MaskRecord, events_table, tracks_table
 from pipeline.snapshot import Snapshot
@@ -160,10 +160,10 @@ def test_specs_keep_secrets_and_check_prompts() -> None:
     wrong: list[Any] = [[], {"objects": []}, {"objects": [{"frame": 3, **box}]}]
     for prompts in [*wrong, {"objects": [box, {"id": 0, **box}]}]:
         with pytest.raises(PromptError):
-            checked_prompts(prompts)
+            LivePrompts.of(prompts)
     with pytest.raises(PromptError, match="removals"):
-        checked_prompts({"objects": [box], "remove": [{"frame": 0, "id": 1}]})
-    assert [o.object_id for o in checked_prompts({"objects": [box, box]}).at(0)] == [1, 2]
+        LivePrompts.of({"objects": [box], "remove": [{"frame": 0, "id": 1}]})
+    assert [o.object_id for o in LivePrompts.of({"objects": [box, box]}).objects] == [1, 2]
 
 
 def frame(index: int) -> Frame:

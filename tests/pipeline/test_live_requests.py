@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline import prompt_files
 from pipeline.errors import PromptError, UsageError
 from pipeline.live_record import LiveRecord
 from pipeline.live_requests import LiveRequests, Rejected
-from pipeline.live_spec import LiveSettings, LiveSpec
+from pipeline.live_spec import LivePrompts, LiveSettings, LiveSpec
 from pipeline.masks import mask_to_rle
+from pipeline.prompts import PromptSet
 from pipeline.store import StreamStore
 
 SPEC = LiveSpec("cam", "fake://cam", settings=LiveSettings.from_dict({"max_objects": 3}))
@@ -97,10 +100,27 @@ def test_a_pause_counts_at_once_and_after_a_restart(tmp_path: Path) -> None:
 def test_prompts_to_begin_with_are_asked_for_once(tmp_path: Path) -> None:
     for _ in range(2):
         requests = requests_in(tmp_path)
-        requests.begin_with(prompts(1))
+        requests.begin_with(LivePrompts.of(prompts(1)))
         assert [r.number for r in requests.waiting()] == [1]
-    requests.begin_with(prompts(2))
+    requests.begin_with(LivePrompts.of(prompts(2)))
     assert [r.number for r in requests.waiting()] == [1, 2]
+
+
+def test_prompts_are_parsed_once_and_travel_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = LiveSpec("cam", "fake://cam", prompts(None, 2))
+    change = {"prompts": LivePrompts.of(prompts(7, None))}
+    parsed = []
+    monkeypatch.setattr(prompt_files, "_parse", lambda *given: parsed.append(given))
+    spec, change = pickle.loads(pickle.dumps((spec, change)))  # from the API to the hub's process
+    requests = requests_in(tmp_path)
+    assert spec.parsed_prompts is not None
+    requests.begin_with(spec.parsed_prompts)
+    assert requests.ask(change, SIZE) == {"seq": 2, "ids": [7, 8]}
+    assert [r.object_ids for r in requests.waiting()] == [[3, 2], [7, 8]]
+    assert not parsed
+    monkeypatch.undo()
+    begun, asked = (PromptSet.from_record(r.content["prompts"]) for r in requests.waiting())
+    assert [o.box for o in (*begun.at(0), *asked.at(0))] == [(1, 1, 8, 8)] * 4
 
 
 def test_what_is_distrusted_is_refused_and_told(tmp_path: Path) -> None:
