@@ -108,19 +108,19 @@ def test_prompts_to_begin_with_are_asked_for_once(tmp_path: Path) -> None:
 
 def test_prompts_are_parsed_once_and_travel_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = LiveSpec("cam", "fake://cam", prompts(None, 2))
-    change = {"prompts": LivePrompts.of(prompts(7, None))}
+    change = {"prompts": LivePrompts.of(prompts(None))}
     parsed = []
     monkeypatch.setattr(prompt_files, "_parse", lambda *given: parsed.append(given))
     spec, change = pickle.loads(pickle.dumps((spec, change)))  # from the API to the hub's process
     requests = requests_in(tmp_path)
     assert spec.parsed_prompts is not None
     requests.begin_with(spec.parsed_prompts)
-    assert requests.ask(change, SIZE) == {"seq": 2, "ids": [7, 8]}
-    assert [r.object_ids for r in requests.waiting()] == [[3, 2], [7, 8]]
+    assert requests.ask(change, SIZE) == {"seq": 2, "ids": [4]}
+    assert [r.object_ids for r in requests.waiting()] == [[3, 2], [4]]
     assert not parsed
     monkeypatch.undo()
     begun, asked = (PromptSet.from_record(r.content["prompts"]) for r in requests.waiting())
-    assert [o.box for o in (*begun.at(0), *asked.at(0))] == [(1, 1, 8, 8)] * 4
+    assert [o.box for o in (*begun.at(0), *asked.at(0))] == [(1, 1, 8, 8)] * 3
 
 
 def test_what_is_distrusted_is_refused_and_told(tmp_path: Path) -> None:
