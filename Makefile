@@ -4,13 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet -c constraints.txt
 SOURCES := xmem_core pipeline jobs
+PYTEST := $(BIN)/python -m pytest
+QUICK := not soak and not alone and not slow and not process and not ray and not s3 and not rtsp
+# Workers of pytest-xdist: more than two gain little on two cores, and each needs about 2 GB.
+WORKERS ?= 2
 BENCHMARKS ?= speed batch scheduling long_video s3_reading
 
-.PHONY: help setup setup-dev demo test lint format bench soak chaos clean
+.PHONY: help setup setup-dev demo test quick lint format bench soak chaos clean
 
 help:
 	@echo "make demo    install, track a real clip, query it, render an overlay"
 	@echo "make test    install, run every test"
+	@echo "make quick   the tests that need nothing but this process and are not slow: under two minutes"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make bench   benchmarks;  make soak: long runs;  make chaos: kill tests by the hundred"
 
@@ -38,7 +43,11 @@ demo: $(VENV)/runtime $(VENV)/clips
 
 test: setup-dev
 	-@infra/dev/rtsp-test-system.sh
-	$(BIN)/python -m pytest
+	@$(PYTEST) -n $(WORKERS) --dist loadgroup -m 'not soak and not alone'; beside=$$?; \
+	$(PYTEST) -m alone; alone=$$?; exit $$(( beside ? beside : alone ))
+
+quick: setup-dev
+	$(PYTEST) -n $(WORKERS) --dist loadgroup -m '$(QUICK)'
 
 lint: setup-dev
 	$(BIN)/ruff check .
@@ -54,10 +63,10 @@ bench: setup-dev
 		PYTHONPATH=.:tests $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
 
 soak: setup-dev
-	$(BIN)/python -m pytest -m soak --timeout=7200
+	$(PYTEST) -m soak --timeout=7200
 
 chaos: setup-dev
-	XMEM_CHAOS=100 $(BIN)/python -m pytest -k kill --timeout=7200
+	XMEM_CHAOS=100 $(PYTEST) -m chaos --timeout=7200
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-out

@@ -1,5 +1,6 @@
-"""Makes this checkout and the helper modules beside this file importable; fixtures that many tests share."""
+"""Makes this checkout and the helper modules beside this file importable; markers; shared fixtures."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,11 @@ from hypothesis import settings
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
+# Beside other workers of pytest-xdist one thread each; tests and their processes that want more say so.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from needs import needs  # noqa: E402
 from servers import s3_server  # noqa: E402, F401
 
 # Before any test imports torch: see `xmem_core.openmp`.
@@ -17,6 +23,19 @@ import xmem_core as _core  # noqa: E402, F401
 # A busy machine is no fault of the code: no test is judged by the clock.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests by what they need, and keeps each file on one of pytest-xdist's workers."""
+    for item in items:
+        if not isinstance(item, pytest.Function):
+            continue
+        fixtures = (f.func for group in item._fixtureinfo.name2fixturedefs.values() for f in group)
+        for marker in sorted({m for function in (item.function, *fixtures) for m in needs(function)}):
+            item.add_marker(marker)
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 # torch is imported by the fixtures: most of the tests do without it.

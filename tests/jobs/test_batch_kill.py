@@ -25,6 +25,8 @@ from pipeline.prompts import PromptSet
 from pipeline.query import query
 from xmem_core import MemoryConfig
 
+pytestmark = pytest.mark.ray
+
 TESTS = Path(__file__).parents[1]
 KILLS = int(os.environ.get("XMEM_CHAOS", "5"))
 PHASES = ["driver", "track", "between", "snapshot", "decode", "commit", "stored", "committed"]
@@ -103,6 +105,7 @@ def run(videos: Path, out: Path, model: str, kills: Path | None) -> subprocess.C
     )
 
 
+@pytest.mark.chaos
 def test_killed_trackers_and_drivers_lose_and_double_nothing(
     tmp_path: Path, videos: Path, model: str, undisturbed: dict[str, bytes]
 ) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from plugin_package import install, python
 from tiny import tiny_weights
 
 from pipeline.query import query
+
+pytestmark = pytest.mark.ray
 
 PROMPTS = {"version": 1, "objects": [{"id": 4, "box": [0, 20, 20, 20]}]}
 

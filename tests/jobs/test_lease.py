@@ -30,7 +30,7 @@ with lease(open_files(sys.argv[2]), "first", ["a", "b", "c"]):
 """
 
 
-@pytest.fixture(params=["disk", "s3"])
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3)])
 def files(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Files]:
     if request.param == "disk":
         yield open_files(tmp_path / "out")

@@ -51,6 +51,7 @@ def faults(how: str, **environment: str) -> tuple[bool, int]:
     return kept, count
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is where Linux is")
 def test_freed_memory_is_used_again_without_page_faults() -> None:
     kept, count = faults("kept")

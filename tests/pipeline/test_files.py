@@ -36,7 +36,7 @@ def leftovers(folder: Path) -> list[Path]:
     return list((folder / ".tmp").glob("*"))
 
 
-@pytest.fixture(params=["local", "memory", "s3"])
+@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.s3)])
 def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
     if request.param == "local":
         return open_files(tmp_path)

@@ -158,6 +158,7 @@ class Victim(threading.Thread):
         return self.hub.status(self.stream)
 
 
+@pytest.mark.chaos
 def test_four_cameras_killed_frozen_replaced_and_cut_off(tmp_path: Path, clips: list[Path]) -> None:
     if why := missing():
         pytest.skip(why)

@@ -251,6 +251,7 @@ class Slow:
         return self._inner.step(*arguments)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("policy", ["latest", "every"])
 def test_overload_is_counted_and_bounded(world: World, segmenter: VideoSegmenter, policy: str) -> None:
     hub = world.hub(segmenter=Slow(segmenter, 0.05))  # 20 a second at most, and 40 come

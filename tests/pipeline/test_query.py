@@ -30,7 +30,7 @@ from pipeline.store import StreamStore
 Out = tuple[str, dict[str, Any]]
 
 
-@pytest.fixture(params=["local", "memory", "s3"])
+@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.s3)])
 def out(request: pytest.FixtureRequest, tmp_path: Path) -> Out:
     """An output folder of two streams whose ids look like a date and a number."""
     options: dict[str, Any] = {}

@@ -137,6 +137,7 @@ def resources() -> tuple[int, int, int]:
     return threading.active_count(), len(os.listdir("/proc/self/fd")), pages * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.chaos
 def test_killed_frozen_replaced_and_cut_off_again_and_again(clips: list[Path]) -> None:
     if why := missing():
         pytest.skip(why)
@@ -170,6 +171,7 @@ def live_threads() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name.startswith(("xmem-live", "xmem-relay"))]
 
 
+@pytest.mark.chaos
 def test_reconnects_leave_nothing_behind(clips: list[Path]) -> None:
     """Killed connections by the dozen: threads, sockets and memory stay where they were."""
     rounds = 15 if not CHAOS else 200

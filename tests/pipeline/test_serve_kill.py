@@ -60,6 +60,7 @@ class Watcher:
         )
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(600 * ROUNDS)
 def test_hub_replica_and_driver_killed(tmp_path: Path) -> None:
     clip, chance = make_video(tmp_path / "clip.mp4", 50, gop=10), random.Random(5)
@@ -121,6 +122,7 @@ def test_hub_replica_and_driver_killed(tmp_path: Path) -> None:
     assert set(stored) - set(told)  # a look now and then does not show all
 
 
+@pytest.mark.chaos
 @pytest.mark.skipif(not CHAOS, reason="takes a minute: make chaos runs it")
 def test_on_a_cluster_a_killed_driver_is_not_even_missed(tmp_path: Path) -> None:
     clip = make_video(tmp_path / "clip.mp4", 50, gop=10)

@@ -295,6 +295,7 @@ def test_killed_beside_a_commit_the_range_is_given_again(
     assert times == {frames: 2 if frames in twice else 1 for frames in RANGES}
 
 
+@pytest.mark.chaos
 def test_killed_at_any_moment_every_committed_range_has_reached_the_sink(
     tmp_path: Path, video: Path, model: str, plugin: Path, kept: Path
 ) -> None:

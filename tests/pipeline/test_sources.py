@@ -226,6 +226,7 @@ UNSEEKABLE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("seek_early")
 @pytest.mark.parametrize("case", [*RESUMABLE, *UNSEEKABLE])
 def test_every_start_equals_decoding_from_the_start(
@@ -324,6 +325,7 @@ def test_damaged_input_is_the_same_however_it_is_read(
                 assert (decode(source, start, previous), source.trailing_losses) == (whole[start:], trailing)
 
 
+@pytest.mark.slow
 def test_damage_that_shows_before_it_is_flagged(tmp_path: Path) -> None:
     """B-frames come out before the damaged picture that they were predicted from, and are not flagged."""
     good = videos.make_video(tmp_path / "good.mp4", 60, gop=30, b_frames=3, quality=12)
@@ -653,6 +655,7 @@ def test_plugins_read_their_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
 REAL = {"vtest.avi": (795, 768, 576), "car-detection.mp4": (377, 768, 432)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_real_videos_resume_exactly(name: str) -> None:
     path = SHARED / name

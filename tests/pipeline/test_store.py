@@ -38,7 +38,7 @@ class Output:
         return {name: self.files.read(name) for name in names}
 
 
-@pytest.fixture(params=["local", "file", "memory", "s3"])
+@pytest.fixture(params=["local", "file", "memory", pytest.param("s3", marks=pytest.mark.s3)])
 def output(request: pytest.FixtureRequest, tmp_path: Path) -> Output:
     if request.param == "local":
         return Output(str(tmp_path / "out"))
@@ -282,6 +282,7 @@ def test_files_that_are_not_ours_are_no_chunks(local: Output) -> None:
     assert local.store().committed(check=True) == CommittedRange(25, 3)
 
 
+@pytest.mark.slow
 def test_many_files_need_few_footers(local: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     ends = (*range(3, 601, 3), *range(605, 701, 5), 703)
     chunk = fill(local, ends=(3,))

@@ -67,6 +67,7 @@ def check_whole(root: str, options: dict[str, Any] | None = None) -> int:
     return store.committed(check=True).next_frame
 
 
+@pytest.mark.chaos
 def test_killed_at_any_moment_and_resumed_it_is_the_undisturbed_run(tmp_path: Path) -> None:
     """SIGKILL at seeded random moments; the number of kills comes from XMEM_CHAOS."""
     root, calm = str(tmp_path / "killed"), str(tmp_path / "calm")
@@ -103,7 +104,7 @@ def test_killed_at_any_moment_and_resumed_it_is_the_undisturbed_run(tmp_path: Pa
     assert check_whole(root) == end
 
 
-@pytest.mark.parametrize("where", ["local", "s3"])
+@pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.s3)])
 def test_of_two_racing_writers_each_name_has_one(
     where: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

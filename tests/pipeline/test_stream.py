@@ -128,6 +128,7 @@ def test_chunks_follow_each_other_without_gap(undisturbed: Path) -> None:
     assert (record["state"], record["frames"], record["rows"]) == ("finished", FRAMES, rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [1, 4, 5, 6, 10, 11, 16, 22, 30, FRAMES])
 def test_interrupted_anywhere_it_ends_with_the_same_bytes(
     tmp_path: Path, undisturbed: Path, video: Path, model: str, stop_after: int
@@ -465,6 +466,7 @@ def test_a_second_writer_stops_or_writes_the_same(
     assert files(tmp_path, "tracks") == files(undisturbed, "tracks")
 
 
+@pytest.mark.slow
 def test_many_streams_on_one_executor_do_not_touch_each_other(
     tmp_path: Path, undisturbed: Path, video: Path, model: str
 ) -> None:
@@ -541,6 +543,7 @@ def _start(
     )
 
 
+@pytest.mark.chaos
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     tmp_path: Path, undisturbed: Path, video: Path, model: str
 ) -> None:
@@ -570,6 +573,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     logging.getLogger(__name__).info("%d kills over %d runs at %s", kills, rounds, time.ctime())
 
 
+@pytest.mark.chaos
 def test_killed_while_starting_over_it_ends_with_the_same_bytes(
     tmp_path: Path, undisturbed: Path, video: Path, model: str
 ) -> None:

@@ -38,7 +38,7 @@ from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
 from xmem_core import MemoryConfig, VideoSegmenter, load_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 WORKER = Path(__file__).with_name("track_worker.py")
 KILLS = int(os.environ.get("XMEM_CHAOS", "3"))
@@ -260,6 +260,7 @@ def test_snapshots_of_a_detector_that_are_damaged_are_passed_over(
             last.unlink()
 
 
+@pytest.mark.chaos
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     tmp_path: Path, undisturbed: Path, video: Path, model: str
 ) -> None:

@@ -24,7 +24,7 @@ from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
 from xmem_core import MemoryConfig
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 FRAMES = 23
 SQUARE = [[2, 28, 34, 28, 34, 55, 2, 55]]

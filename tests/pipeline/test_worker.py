@@ -26,7 +26,7 @@ from pipeline.store import StreamStore
 from pipeline.work import ChunkReport, StreamSpec, WorkerSettings
 from pipeline.worker import Worker, device_bytes
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 PROMPTS = three_objects(correct_at=20)
 FRAMES = 33

@@ -88,6 +88,7 @@ class Pair:
             column[free] = float("nan") if column.is_floating_point() else 2**62
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     configs(),

@@ -547,6 +547,7 @@ def test_a_new_object_starts_with_an_empty_sensory_memory(
     assert given[0][0, 1].abs().max() == 0
 
 
+@pytest.mark.slow
 def test_a_model_without_sensory_memory_tracks(segmenter: VideoSegmenter) -> None:
     plain = VideoSegmenter(small_model(replace(SMALL, hidden_dim=0)), SMALL_MEMORY)
     state, results = follow(plain, {0: Prompt({1: MASK}), 4: Prompt({2: OTHER})}, 12)

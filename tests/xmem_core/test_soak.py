@@ -12,7 +12,7 @@ from small_net import frame_at, small_model, square
 
 from xmem_core import MemoryConfig, Prompt, TrackerState, VideoSegmenter
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 logger = logging.getLogger(__name__)
 
 HEIGHT, WIDTH = 64, 96

@@ -56,6 +56,7 @@ def play(
     return seen
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(EVENTS, min_size=8, max_size=24), st.integers(0, 4))
 def test_a_state_that_went_through_bytes_before_every_frame_gives_the_same_bytes(
@@ -130,6 +131,7 @@ def test_every_truncation_is_a_value_error(blob: bytes) -> None:
             TrackerState.from_bytes(blob[:length])
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_a_value_error(blob: bytes) -> None:
     header = 8 + int.from_bytes(blob[:8], "little")
     places = [(at, bit) for at in range(header) for bit in (0, 1, 4, 7)]
@@ -212,6 +214,7 @@ def test_a_poisoned_state_refuses_everything(segmenter: VideoSegmenter) -> None:
             use()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [0, 64])
 def test_the_bundled_model_computes_the_same_bits_after_bytes(dtype: torch.dtype, window: int) -> None:

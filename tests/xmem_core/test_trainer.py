@@ -29,6 +29,8 @@ from xmem_core.training.trainer import Trainer, train
 from xmem_core.training.unroll import Plan, draw_plan, one_hot, unroll
 from xmem_core.weights import save_weights
 
+pytestmark = pytest.mark.slow
+
 SMALL = TrainConfig(
     model=TINY,
     phases=(Phase(size=64, batch=2), Phase(from_step=3, size=64, batch=2, frames=4, max_objects=3)),

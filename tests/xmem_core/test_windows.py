@@ -295,6 +295,7 @@ def test_where_every_object_rests_nothing_is_read(monkeypatch: pytest.MonkeyPatc
     assert result.object_ids == (7,)
 
 
+@pytest.mark.slow
 def test_windows_survive_as_bytes() -> None:
     memory = replace(SMALL_MEMORY, search_window=64)
     state, seen = track(memory, 12)
