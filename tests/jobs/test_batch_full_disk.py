@@ -59,7 +59,7 @@ def test_a_full_disk_stops_the_batch_and_it_goes_on_when_there_is_space(
     (tmp_path / "all.json").write_text(json.dumps(PROMPTS))
     jobs = load_manifest(videos, prompts=str(tmp_path / "all.json"))
     settings = WorkerSettings.of(
-        str(disk), model=tiny_weights(tmp_path), threads=1, chunk_frames=4, snapshot_chunks=1
+        str(disk), model=tiny_weights(tmp_path), chunk_frames=4, snapshot_chunks=1, threads=1
     )
     stopped = run_batch(jobs, settings, BatchOptions(actors=2))
     assert stopped.exit_code == 1

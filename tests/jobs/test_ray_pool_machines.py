@@ -97,7 +97,7 @@ def test_a_machine_with_another_disk_at_the_output_folder_is_refused(
     video = make_video(tmp_path / "a.mp4", 200, width=64, height=48)
     prompts = {"version": 1, "objects": [{"id": 1, "polygons": [[5, 5, 40, 5, 40, 40, 5, 40]]}]}
     jobs = [VideoJob(StreamSpec(f"s{i}", str(video), prompts=prompts)) for i in range(2)]
-    settings = WorkerSettings.of(str(out), model=tiny_weights(tmp_path), threads=1, chunk_frames=4)
+    settings = WorkerSettings.of(str(out), model=tiny_weights(tmp_path), chunk_frames=4, threads=1)
     options = BatchOptions(actors=2)
     elsewhere: list[str] = []
 
