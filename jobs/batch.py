@@ -214,7 +214,9 @@ def run_batch(
             gpus=chosen.gpus,
         )
         pool.run()
-    results = {result.stream_id: _counted(result, settings) for result in scheduler.results()}
+    results = {
+        result.stream_id: _counted(result, settings, scheduler.fault) for result in scheduler.results()
+    }
     report = dataclasses.replace(
         report,
         results=results,
@@ -282,9 +284,12 @@ def _refuse(settings: WorkerSettings, begun: Sequence[str], found: list[tuple[st
     )
 
 
-def _counted(result: VideoResult, settings: WorkerSettings) -> VideoResult:
-    """A result with the frames and rows that the store holds, where no worker was left to tell."""
-    if result.counted or result.state == "finished":
+def _counted(result: VideoResult, settings: WorkerSettings, fault: Failure | None) -> VideoResult:
+    """A result with the frames and rows that the store holds, where no worker can have told them.
+
+    It was lost, or what it had last could not be written when it let go of the stream.
+    """
+    if result.state == "finished" or not result.tries or (result.counted and fault is None):
         return result
     try:
         store = StreamStore(settings.out, result.stream_id, settings.out_storage_options)

@@ -8,7 +8,7 @@ import logging
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,46 @@ def test_machines_go_and_come(
     assert "raylet" not in capsys.readouterr().out
 
 
+@pytest.fixture
+def another_disk(cluster: Any, tmp_path: Path) -> Iterator[Callable[[], str]]:
+    """Adds a machine of one CPU, with an empty disk of its own at `tmp_path / "out"`; returns its node id."""
+    made: list[str] = []
+    ready, over = threading.Event(), threading.Event()
+
+    def live() -> None:
+        try:
+            # Of this thread alone, and of the processes that it starts; they end with it.
+            if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS | _CLONE_FS):
+                return
+            private = ["mount", "--make-rprivate", "/"]
+            disk = ["mount", "-t", "tmpfs", "tmpfs", str(tmp_path / "out")]
+            if any(subprocess.run(command, capture_output=True).returncode for command in (private, disk)):
+                return
+            made.append(cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20).node_id)
+        finally:
+            ready.set()
+        over.wait()
+
+    thread = threading.Thread(target=live)
+
+    def add() -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("signal.signal", lambda *given: None)  # Ray's are for the main thread only
+            thread.start()
+            ready.wait()
+        if not made:
+            pytest.skip("mount namespaces are for root only")
+        return made[0]
+
+    yield add
+    over.set()
+    if thread.is_alive():
+        thread.join()
+
+
 @pytest.mark.parametrize("tracked_before", [False, True])
 def test_a_machine_with_another_disk_at_the_output_folder_is_refused(
-    tmp_path: Path, cluster: Any, tracked_before: bool
+    tmp_path: Path, cluster: Any, another_disk: Callable[[], str], tracked_before: bool
 ) -> None:
     """The second machine's processes live in a mount namespace of their own, with an empty disk at OUT."""
     out = tmp_path / "out"
@@ -103,7 +140,7 @@ def test_a_machine_with_another_disk_at_the_output_folder_is_refused(
 
     def add_other(standing: Progress | None = None, running: Any = None) -> None:
         if not elsewhere and (standing is None or standing.chunks):
-            elsewhere.append(_machine_with_another_disk(cluster, out))
+            elsewhere.append(another_disk())
 
     if tracked_before:
         cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
@@ -121,27 +158,3 @@ def test_a_machine_with_another_disk_at_the_output_folder_is_refused(
         assert not (out / "tracks").exists()
     assert f"(node {elsewhere[0][:12]}) has another folder at {out}: give --out a folder that all" in message
     assert list((out / "batches").glob(".*")) == []
-
-
-def _machine_with_another_disk(cluster: Any, folder: Path) -> str:
-    """Adds a machine of one CPU; returns its id."""
-    made: list[str] = []
-
-    def add() -> None:
-        # Of this thread alone, and of the processes that it starts.
-        if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS | _CLONE_FS):
-            return
-        private = ["mount", "--make-rprivate", "/"]
-        disk = ["mount", "-t", "tmpfs", "tmpfs", str(folder)]
-        if any(subprocess.run(command, capture_output=True).returncode for command in (private, disk)):
-            return
-        made.append(cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20).node_id)
-
-    thread = threading.Thread(target=add)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("signal.signal", lambda *given: None)  # Ray's are for the main thread only
-        thread.start()
-        thread.join()
-    if not made:
-        pytest.skip("mount namespaces are for root only")
-    return made[0]
