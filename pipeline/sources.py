@@ -145,14 +145,26 @@ class _Misprediction(Exception):  # noqa: N818 - a signal, never seen outside
 
 
 class _Opened(Closing):
-    """What all sources share: they hold nothing open between iterations."""
+    """A source that holds nothing open between iterations, unless it says otherwise."""
 
     def close(self) -> None:
         """Each iteration of `frames` closes what it opened."""
 
 
 class VideoFile(_Opened):
-    """A video file that FFmpeg decodes; see the module's docstring and `VideoSource`."""
+    """A video file that FFmpeg decodes; see the module's docstring and `VideoSource`.
+
+    The decode that gave the first frame, and with it the size, is kept until `frames` is asked for: iterated
+    from the start the file is opened only once. Iterations that are left after the first frame leave it to
+    the next one.
+    """
+
+    height: int
+    width: int
+    rate: float | None
+    frame_count: int | None
+    container: str
+    codec: str
 
     def __init__(
         self,
@@ -176,19 +188,32 @@ class VideoFile(_Opened):
         self._indexable = True
         self._delivered: tuple[int, float | None] | None = None
         self.fingerprint = location.fingerprint()
-        with self._session(threads=1, strict=False) as session:
-            self.rate = session.rate
-            self._time_base = session.time_base
-            self.container = str(session.container.format.name)
-            self.codec = str(session.stream.codec_context.name)
-            self.frame_count = _estimate(session)
-            first = next(decoding.lenient(session), None)
-            if first is None:
-                raise NotAVideoError(
-                    f"{self.uri}: no frame can be decoded ({self.codec} in {self.container}); "
-                    f"the file is empty, cut off or damaged, or pictures have over {max_pixels} pixels"
-                )
-            self.height, self.width = decoding.Converter().to_image(first.frame).shape[:2]
+        first, rest = self._begin()
+        if first is None:
+            raise NotAVideoError(
+                f"{self.uri}: no frame can be decoded ({self.codec} in {self.container}); "
+                f"the file is empty, cut off or damaged, or pictures have over {max_pixels} pixels"
+            )
+        self.height, self.width = first.size
+        self._begun: tuple[Frame, Generator[Frame]] | None = (first, rest)
+
+    def _begin(self) -> tuple[Frame | None, Generator[Frame]]:
+        """The first frame, None if there is none, and the decode from the start that goes on after it."""
+        if self._threads != 1:
+            way = self._guarded_from_start(0)
+            try:
+                return next(way, None), way
+            except decoding.Damage as sign:
+                log.info("%s: decoding goes back near frame 0: %s", self._name, sign)
+                self.damaged = True
+        way = self._from_start(0)
+        return next(way, None), way
+
+    def close(self) -> None:
+        """Let go of the file; `frames` would open it again."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun[1].close()
 
     def frames(self, start: int = 0, *, previous_pts_seconds: float | None = None) -> Iterator[Frame]:
         """Frames from `start` on, by a seek where that gives the same frames as a decode from the start."""
@@ -203,11 +228,15 @@ class VideoFile(_Opened):
 
     def _frames(self, start: int, previous: float | None) -> Iterator[Frame]:
         self.trailing_losses = ()
+        if start:
+            self.close()
         reached = start
         keyframes_back = 0  # how many keyframes earlier than necessary decoding begins after a seek
         while True:
             index = self._index_for(reached, previous, keyframes_back) if reached == start else None
-            if index is not None:
+            if reached == 0 and self._begun is not None:
+                way = self._continued(*self._begun)
+            elif index is not None:
                 way = self._after_seek(reached, index, keyframes_back)
             elif self._threads == 1 or self.damaged:
                 way = self._from_start(reached)
@@ -229,9 +258,19 @@ class VideoFile(_Opened):
                 else:  # pictures before the keyframe may have been needed after all
                     keyframes_back = 1
 
+    def _continued(self, first: Frame, rest: Generator[Frame]) -> Generator[Frame]:
+        self._begun = None
+        try:
+            yield first
+        except GeneratorExit:
+            self._begun = first, rest
+            raise
+        yield from rest
+
     def _from_start(self, start: int) -> Generator[Frame]:
         converter = decoding.Converter()
         with self._session(threads=1, strict=False) as session:
+            self._describe(session)
             number = -1
             for number, picture in enumerate(decoding.lenient(session)):
                 if picture.losses or picture.frame.is_corrupt:
@@ -244,7 +283,14 @@ class VideoFile(_Opened):
 
     def _guarded_from_start(self, start: int) -> Generator[Frame]:
         with self._session(threads=self._threads, strict=True) as session:
+            self._describe(session)
             yield from self._numbered(session, decoding.guarded(session), 0, start)
+
+    def _describe(self, session: decoding.Session) -> None:
+        self.rate, self._time_base = session.rate, session.time_base
+        self.container = str(session.container.format.name)
+        self.codec = str(session.stream.codec_context.name)
+        self.frame_count = _estimate(session)
 
     def _after_seek(self, start: int, index: packets.PacketIndex, back: int) -> Generator[Frame]:
         with self._session(threads=self._threads, strict=True) as session:

@@ -614,6 +614,39 @@ def test_videos_and_images_on_s3(tmp_path: Path, s3_server: S3Server) -> None:
         open_source(s3_server.uri("sources/absent.mp4"), storage_options=s3_server.options)
 
 
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_video_is_opened_once(tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = videos.make_video(tmp_path / "clip.mp4", **SMALL, b_frames=2)
+    whole = decode(open_source(str(path)))
+    opened = []
+    real = av.open
+    monkeypatch.setattr(av, "open", lambda *given, **more: opened.append(given) or real(*given, **more))
+    with open_source(str(path), threads=threads) as source:
+        assert next(source.frames()).frame_index == 0  # left after the first frame
+        assert decode(source) == whole
+        assert len(opened) == 1
+        assert decode(source) == whole
+        assert len(opened) == 2
+
+
+def test_a_closed_video_holds_no_file(tmp_path: Path) -> None:
+    def held() -> int:
+        return [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()].count(str(path))
+
+    path = videos.make_video(tmp_path / "clip.mp4", **SMALL, b_frames=2)
+    with open_source(str(path)) as source:
+        assert held() == 1
+        whole = decode(source)
+        assert held() == 0
+    other = open_source(str(path))
+    other.close()
+    assert held() == 0
+    assert decode(other) == whole
+    late = open_source(str(path))
+    assert decode(late, 100, whole[99][1]) == whole[100:]
+    assert held() == 0
+
+
 def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
     path = videos.make_video(tmp_path / "clip.mp4", 20)
     first = open_source(str(path)).fingerprint
