@@ -1,24 +1,20 @@
 """Makes this checkout and the helper modules beside this file importable; markers; shared fixtures."""
 
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
-
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 # Beside other workers of pytest-xdist one thread each; tests and their processes that want more say so.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from needs import needs  # noqa: E402
-from servers import s3_server  # noqa: E402, F401
+from support.needs import needs  # noqa: E402
+from support.servers import s3_server  # noqa: F401
 
 # Before any test imports torch: see `xmem_core.openmp`.
-import xmem_core as _core  # noqa: E402, F401
+import xmem_core as _core  # noqa: F401
 
 # A busy machine is no fault of the code: no test is judged by the clock.
 settings.register_profile("no-deadline", deadline=None)
@@ -44,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """One thread: with small tensors several only wait for each other, and bits depend on their number."""
-    from threads import torch_threads
+    from support.threads import torch_threads
 
     with torch_threads(1):
         yield
@@ -53,6 +49,6 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The file of a tiny model, see `tiny.tiny_weights`."""
-    from tiny import tiny_weights
+    from support.tiny import tiny_weights
 
     return tiny_weights(tmp_path_factory.mktemp("model"))

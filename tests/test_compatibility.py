@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from golden.before_rooms import make
-from written import files
+from support.written import files
 
 from pipeline.executor import track
 from pipeline.live_hub import HubSettings, LiveHub

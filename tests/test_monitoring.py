@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from live_standin import StandInHub
 from prometheus_client.parser import text_string_to_metric_families
+from support.live_standin import StandInHub
 from test_infra import INFRA, PINS, manifest, manifest_errors, wrong_images
 
 from jobs.cli import app as command_line

@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from videos import make_video
+from support.videos import make_video
 
 ROOT = Path(__file__).parents[1]
 

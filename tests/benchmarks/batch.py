@@ -25,7 +25,7 @@ import xmem_core  # noqa: F401  before torch, as in every command: see xmem_core
 # isort: split
 
 import torch
-from videos import make_video, truncate
+from support.videos import make_video, truncate
 
 from pipeline.boxes import GrabCut
 from pipeline.prompts import PromptSet, resolve

@@ -30,7 +30,7 @@ import xmem_core  # noqa: F401  before torch, as in every command: see xmem_core
 # isort: split
 
 import torch
-from measured import resident_bytes
+from support.measured import resident_bytes
 
 from pipeline.records import FrameChunk
 from pipeline.sources import open_source

@@ -20,10 +20,10 @@ from typing import Any
 
 import av
 import fsspec
-from faults import Happened, Proxy, faulty
 from fsspec.caching import caches
-from servers import seaweedfs
-from videos import make_video
+from support.faults import Happened, Proxy, faulty
+from support.servers import seaweedfs
+from support.videos import make_video
 
 from pipeline import decoding
 from pipeline.locations import GuardedFile, Location, locate

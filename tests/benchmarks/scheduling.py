@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import ray  # noqa: E402
-from measured import resident_bytes  # noqa: E402
-from scheduler_world import Film, World  # noqa: E402
+from support.measured import resident_bytes  # noqa: E402
+from support.scheduler_world import Film, World  # noqa: E402
 
 from jobs.actions import Progress, SchedulerOptions  # noqa: E402
 from jobs.manifest import VideoJob  # noqa: E402

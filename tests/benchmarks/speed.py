@@ -27,7 +27,7 @@ import xmem_core  # noqa: F401  before torch, as in every command: see xmem_core
 import torch
 from rich.console import Console
 from rich.table import Table
-from videos import make_video
+from support.videos import make_video
 
 from pipeline.boxes import GrabCut
 from pipeline.executor import track

@@ -14,7 +14,7 @@ import xmem_core  # noqa: F401  before torch, as in every command: see xmem_core
 import torch
 from golden.weights import fill
 from test_golden import distance, follow
-from threads import torch_threads
+from support.threads import torch_threads
 
 from xmem_core import ModelConfig, XMem
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import TINY, tiny_model
+from support.tiny import TINY, tiny_model
 
 from jobs.average import average_models, main
 from xmem_core import load_model

@@ -11,9 +11,9 @@ from typing import Any
 
 import pyarrow.dataset as ds
 import pytest
-from servers import S3Server
-from tiny import tiny_weights
-from videos import make_images, make_video, truncate
+from support.servers import S3Server
+from support.tiny import tiny_weights
+from support.videos import make_images, make_video, truncate
 
 from jobs.actions import Progress, Running
 from jobs.batch import BatchOptions, Plan, budget, plan, run_batch

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import ray
-from tiny import tiny_weights
-from videos import damage_packets, make_video, truncate
+from support.tiny import tiny_weights
+from support.videos import damage_packets, make_video, truncate
 
 from jobs.batch import BatchOptions, run_batch
 from jobs.manifest import load_manifest

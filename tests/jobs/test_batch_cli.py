@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import tiny_weights
-from videos import make_video
+from support.tiny import tiny_weights
+from support.videos import make_video
 
 import jobs.batch
 import jobs.submit

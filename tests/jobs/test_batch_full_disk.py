@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import ray
-from tiny import tiny_weights
-from videos import make_video
+from support.tiny import tiny_weights
+from support.videos import make_video
 
 from jobs.batch import BatchOptions, run_batch
 from jobs.cli import main

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_head import _session as processes_of
-from videos import make_video
+from support.ray_head import _session as processes_of
+from support.videos import make_video
 
 from pipeline.executor import track
 from pipeline.prompts import PromptSet

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from plugin_package import install, python
-from tiny import tiny_weights
+from support.plugin_package import install, python
+from support.tiny import tiny_weights
 
 from pipeline.query import query
 

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import tiny_weights
-from videos import make_images, make_video, truncate
+from support.tiny import tiny_weights
+from support.videos import make_images, make_video, truncate
 
 from jobs.cli import main
 from pipeline.query import query

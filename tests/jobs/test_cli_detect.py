@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_weights
-from videos import make_video
+from support.tiny import tiny_weights
+from support.videos import make_video
 
 from jobs.cli import main
 from pipeline.query import query

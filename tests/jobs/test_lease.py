@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import S3Server
+from support.servers import S3Server
 
 import jobs.lease
 from jobs.lease import EXPIRY_SECONDS, AnotherRunError, Owner, lease, running

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray_head import _session as processes_of
-from served import served
-from sockets import is_loopback, listeners
+from support.ray_head import _session as processes_of
+from support.served import served
+from support.sockets import is_loopback, listeners
 
 from jobs import local_ray, ray_token
 from jobs.cluster import connected

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from servers import S3Server
+from support.servers import S3Server
 
 from jobs.listing import Skipped, sidecar_of
 from jobs.manifest import VideoJob, load_manifest

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import ray
-from standin import CHUNK, Actor, committed, notes
+from support.standin import CHUNK, Actor, committed, notes
 
 from jobs.actions import Progress, SchedulerOptions
 from jobs.manifest import VideoJob

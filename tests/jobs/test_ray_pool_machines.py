@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import ray
 from ray.cluster_utils import Cluster
-from standin import CHUNK, Actor, committed, notes
-from tiny import tiny_weights
-from videos import make_video
+from support.standin import CHUNK, Actor, committed, notes
+from support.tiny import tiny_weights
+from support.videos import make_video
 
 from jobs.actions import Progress, SchedulerOptions
 from jobs.batch import BatchOptions, run_batch

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scheduler_world import LOST, Film, World, name_of
+from support.scheduler_world import LOST, Film, World, name_of
 
 from jobs.actions import Close, CloseWorker, Open, Release, SchedulerOptions, Track
 from jobs.manifest import VideoJob

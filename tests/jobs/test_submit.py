@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_head import TOKEN, RayHead, ray_head
-from servers import S3Server
-from tiny import tiny_weights
-from videos import make_video
+from support.ray_head import TOKEN, RayHead, ray_head
+from support.servers import S3Server
+from support.tiny import tiny_weights
+from support.videos import make_video
 
 from jobs import ray_token
 from jobs.cli import main

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import write_pictures
 from rich.console import Console
-from threads import torch_threads
-from tiny import tiny_model, tiny_weights
+from support.pictures import write_pictures
+from support.threads import torch_threads
+from support.tiny import tiny_model, tiny_weights
 
 from jobs.cli import main
 from jobs.suites import fitting, runner

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from pictures import flat, flat_sprite, write_pictures
+from support.pictures import flat, flat_sprite, write_pictures
 
 from jobs.suites.crowd import WHOLE, crowd_scene, crowd_scenes
 from jobs.suites.measures import Tally

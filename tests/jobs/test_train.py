@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pictures import write_pictures
 from safetensors.torch import save_file
-from tiny import TINY
+from support.pictures import write_pictures
+from support.tiny import TINY
 
 from jobs import cli
 from jobs.train import main, parse_settings, run

@@ -14,9 +14,9 @@ import pytest
 import ray
 import torch
 from ray.exceptions import RayActorError
+from support.tiny import CAPPED_MEMORY
+from support.videos import make_video
 from test_worker import FRAMES, PROMPTS, ROWS, rows
-from tiny import CAPPED_MEMORY
-from videos import make_video
 
 from pipeline.actor import live_actor, tracker_actor
 from pipeline.executor import track

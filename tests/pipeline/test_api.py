@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from live_standin import StandInHub, record
 from starlette.testclient import TestClient
+from support.live_standin import StandInHub, record
 
 from pipeline.api import create_app
 from pipeline.api_models import clean

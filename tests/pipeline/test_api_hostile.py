@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from live_standin import StandInHub
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
+from support.live_standin import StandInHub
 
 from pipeline.api import create_app
 from pipeline.api_guard import LOOPBACK_HOSTS

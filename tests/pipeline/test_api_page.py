@@ -12,8 +12,8 @@ from pathlib import Path
 import cv2
 import pytest
 import uvicorn
-from browser import chromium, open_page
-from live_standin import StandInHub, record
+from support.browser import chromium, open_page
+from support.live_standin import StandInHub, record
 
 from pipeline.api import create_app
 from pipeline.api_guard import LOOPBACK_HOSTS

@@ -8,8 +8,8 @@ import warnings
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
-from live_standin import StandInHub
 from starlette.testclient import TestClient
+from support.live_standin import StandInHub
 
 from pipeline.api import create_app, create_routes
 from pipeline.api_service import ApiSettings

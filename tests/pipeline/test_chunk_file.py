@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from chunks import NO_EVENTS, events, rows
+from support.chunks import NO_EVENTS, events, rows
 
 from pipeline.chunk_file import check_chunk, events_bytes, read_footer, tracks_bytes
 from pipeline.errors import StoreError
@@ -83,7 +83,7 @@ def test_equal_rows_give_equal_bytes_however_the_table_was_built() -> None:
 def test_another_process_writes_the_same_bytes() -> None:
     code = (
         "import sys, hashlib; sys.path.insert(0, 'tests')\n"
-        "from chunks import events, rows\n"
+        "from support.chunks import events, rows\n"
         "from pipeline.chunk_file import *\n"
         "t, e = check_chunk(0, 200, rows(0, 200), events(0))\n"
         "print(hashlib.sha256(tracks_bytes('cam-1', 0, 200, t, e) + events_bytes('cam-1', 0, 200, "

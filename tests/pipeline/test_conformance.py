@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from plugin_package import install, python
-from tiny import tiny_weights
-from videos import make_images, make_video
+from support.plugin_package import install, python
+from support.tiny import tiny_weights
+from support.videos import make_images, make_video
 
 import pipeline.conformance
 from pipeline.conformance import check_box_segmenter, check_detector, check_sink, check_source

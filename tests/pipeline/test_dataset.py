@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny import SHORT_MEMORY
-from videos import make_video
+from support.tiny import SHORT_MEMORY
+from support.videos import make_video
 
 import pipeline.dataset
 from pipeline.dataset import RESULT_COLUMNS, TrackVideos

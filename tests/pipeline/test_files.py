@@ -18,8 +18,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from chunks import NO_EVENTS, rows
 from fsspec.implementations.memory import MemoryFileSystem
+from support.chunks import NO_EVENTS, rows
 
 import pipeline.local_disk as local_disk
 import pipeline.local_places as local_places
@@ -193,7 +193,7 @@ def test_a_folder_one_may_not_write_to() -> None:
     code = (
         "import os, secrets, sys\n"
         "sys.path.insert(0, 'tests')\n"
-        "from chunks import NO_EVENTS, rows\n"
+        "from support.chunks import NO_EVENTS, rows\n"
         "from pipeline.store import StreamStore\n"
         "closed, opened = (StreamStore(sys.argv[1] + name, 'cam-1') for name in ('/closed/out', '/open'))\n"
         "opened.commit(0, 9, rows(0, 9), NO_EVENTS)\n"  # imports what is imported late

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
-from live_scripted import ScriptedFeed
-from small_net import SMALL_MEMORY, frame_at, small_model, square
+from support.live_scripted import ScriptedFeed
+from support.small_net import SMALL_MEMORY, frame_at, small_model, square
 
 import pipeline.detectors as detectors
 import pipeline.plugins as plugins

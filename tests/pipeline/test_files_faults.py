@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chunks import events, rows
-from faults import Answer, Proxy, Rule, faulty, storm
-from servers import S3Server
+from support.chunks import events, rows
+from support.faults import Answer, Proxy, Rule, faulty, storm
+from support.servers import S3Server
 
 import pipeline.files
 from pipeline import retries

@@ -6,7 +6,7 @@ import cv2
 import fsspec
 import numpy as np
 import pytest
-import videos
+from support import videos
 
 from pipeline.errors import SourceError
 from pipeline.images import natural_key

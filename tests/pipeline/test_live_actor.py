@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import ray
-from live_books import Committed
 from ray.exceptions import RayActorError
-from tiny import tiny_weights
-from videos import make_video
+from support.live_books import Committed
+from support.tiny import tiny_weights
+from support.videos import make_video
 
 from pipeline.actor import WATCHERS, live_actor, live_actor_name
 from pipeline.errors import UsageError

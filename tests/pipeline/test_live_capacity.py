@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from small_net import SMALL_MEMORY, small_model
+from support.small_net import SMALL_MEMORY, small_model
 
 from pipeline.errors import UsageError
 from pipeline.live_capacity import Capacity, Load

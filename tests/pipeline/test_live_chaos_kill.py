@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_books import Committed
-from live_reader import options
-from rtsp_camera import Camera, Proxy, missing
-from small_net import SMALL_MEMORY, small_model
-from videos import make_video
+from support.live_books import Committed
+from support.live_reader import options
+from support.rtsp_camera import Camera, Proxy, missing
+from support.small_net import SMALL_MEMORY, small_model
+from support.videos import make_video
 
 from pipeline.ledger import Ledger
 from pipeline.live_hub import HubSettings, LiveHub

@@ -12,9 +12,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from live_books import Committed
-from live_fake import HEIGHT, WIDTH, FakeFeed
-from small_net import SMALL_MEMORY, small_model, square
+from support.live_books import Committed
+from support.live_fake import HEIGHT, WIDTH, FakeFeed
+from support.small_net import SMALL_MEMORY, small_model, square
 
 from pipeline.errors import PromptError, SettingsConflictError, UsageError, XmemError
 from pipeline.ledger import Ledger

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from small_net import SMALL_MEMORY, small_model
+from support.small_net import SMALL_MEMORY, small_model
 
 from pipeline.finder_settings import FinderSettings
 from pipeline.live_hub_settings import HubSettings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from small_net import SMALL_MEMORY, small_model
+from support.small_net import SMALL_MEMORY, small_model
 
 from pipeline.errors import StoreError, UsageError
 from pipeline.live_hub_settings import HubSettings

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from live_books import Committed
+from support.live_books import Committed
 from test_live_hub import PATIENCE, QUICK, mask_of, prompts
 
 WORKER = Path(__file__).parents[1] / "live_hub_worker.py"

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from small_net import SMALL_MEMORY, frame_at, small_model, square
+from support.small_net import SMALL_MEMORY, frame_at, small_model, square
 
 from pipeline.boxes import load_box_segmenter
 from pipeline.live_record import Books

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_books import Committed
-from live_reader import options
-from rtsp_camera import camera
-from small_net import SMALL_MEMORY, small_model
+from support.live_books import Committed
+from support.live_reader import options
+from support.rtsp_camera import camera
+from support.small_net import SMALL_MEMORY, small_model
+from support.videos import make_video
 from test_live_hub import PATIENCE, QUICK, tracked, until
-from videos import make_video
 
 from pipeline.errors import UsageError
 from pipeline.live_hub import HubSettings, LiveHub

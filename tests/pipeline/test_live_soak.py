@@ -21,10 +21,10 @@ from typing import Any
 
 import av
 import pytest
-from live_books import Committed
-from measured import resident_bytes
-from rtsp_camera import camera
-from videos import ENCODERS, make_video
+from support.live_books import Committed
+from support.measured import resident_bytes
+from support.rtsp_camera import camera
+from support.videos import ENCODERS, make_video
 
 from pipeline.query import query
 

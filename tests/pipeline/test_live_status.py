@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from small_net import SMALL_MEMORY, small_model
+from support.small_net import SMALL_MEMORY, small_model
 
 from pipeline.errors import StoreError
 from pipeline.ledger import Ledger, LedgerCounts

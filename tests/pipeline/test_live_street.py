@@ -12,9 +12,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from live_books import Committed
-from live_scripted import ScriptedFeed
 from starlette.testclient import TestClient
+from support.live_books import Committed
+from support.live_scripted import ScriptedFeed
 
 from pipeline.api import create_app
 from pipeline.api_service import ApiSettings

@@ -6,10 +6,10 @@ import socket
 from pathlib import Path
 
 import pytest
-from live_reader import PATIENCE, options
-from rtsp_camera import camera
+from support.live_reader import PATIENCE, options
+from support.rtsp_camera import camera
+from support.videos import make_video
 from test_rtsp_relay import SDP, FakeCamera, failure, guarded, reply
-from videos import make_video
 
 from pipeline.live_connection import ConnectionLost
 from pipeline.live_options import LiveOptions

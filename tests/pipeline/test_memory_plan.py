@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_model
+from support.tiny import tiny_model
 
 from pipeline.errors import UsageError
 from pipeline.memory_plan import network_grid, predict_state_bytes, predict_workspace_bytes

@@ -3,8 +3,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from live_standin import StandInHub, record
 from prometheus_client.parser import text_string_to_metric_families
+from support.live_standin import StandInHub, record
 
 from pipeline.live_spec import LiveSpec
 from pipeline.metrics import metrics_text

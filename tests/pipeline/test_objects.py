@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_net import SMALL_MEMORY, frame_at, small_model, square
+from support.small_net import SMALL_MEMORY, frame_at, small_model, square
 
 from pipeline.boxes import load_box_segmenter
 from pipeline.errors import PromptError

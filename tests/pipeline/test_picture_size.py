@@ -11,10 +11,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import videos
 from hypothesis import given
 from hypothesis import strategies as st
 from reference.plain_png import GREY, plain_png
+from support import videos
 
 from pipeline.errors import NotAVideoError, PictureTooLargeError, PromptError, UsageError
 from pipeline.executor import track

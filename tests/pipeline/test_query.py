@@ -18,7 +18,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from chunks import NO_EVENTS, START, events, rows
+from support.chunks import NO_EVENTS, START, events, rows
 
 from pipeline.chunk_file import events_bytes
 from pipeline.errors import StoreError, UsageError

@@ -9,8 +9,8 @@ import cv2
 import fsspec
 import numpy as np
 import pytest
-import videos
 from numpy.typing import NDArray
+from support import videos
 
 from pipeline import render
 from pipeline.errors import SourceError, StoreError, UsageError

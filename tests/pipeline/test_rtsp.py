@@ -14,9 +14,9 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from live_reader import PATIENCE, Reader, options
-from rtsp_camera import Camera, Proxy, camera
-from videos import make_video, scene
+from support.live_reader import PATIENCE, Reader, options
+from support.rtsp_camera import Camera, Proxy, camera
+from support.videos import make_video, scene
 
 from pipeline.errors import SourceError, UsageError
 from pipeline.live_options import LiveOptions

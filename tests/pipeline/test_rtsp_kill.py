@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from live_reader import PATIENCE, Reader, options
-from rtsp_camera import Camera, Proxy, camera, missing
-from videos import make_video
+from support.live_reader import PATIENCE, Reader, options
+from support.rtsp_camera import Camera, Proxy, camera, missing
+from support.videos import make_video
 
 from pipeline.rtsp import LiveSource
 from pipeline.url_guard import UrlGuard

@@ -15,8 +15,8 @@ from typing import Any
 
 import av
 import pytest
-from rtsp_camera import Camera, Proxy, camera
-from videos import make_video
+from support.rtsp_camera import Camera, Proxy, camera
+from support.videos import make_video
 
 from pipeline.errors import UsageError
 from pipeline.live_options import LiveOptions

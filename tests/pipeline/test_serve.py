@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx2 as httpx
-import live_standin
 import pytest
 import ray
-from live_standin import StandInHub
+from support import live_standin
+from support.live_standin import StandInHub
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_books import Committed
-from ray_head import ray_head
-from rtsp_camera import camera
-from served import HUB, PATIENCE, REPLICA, Service, served
-from videos import make_video
+from support.live_books import Committed
+from support.ray_head import ray_head
+from support.rtsp_camera import camera
+from support.served import HUB, PATIENCE, REPLICA, Service, served
+from support.videos import make_video
 
 CHAOS = "XMEM_CHAOS" in os.environ
 ROUNDS = max(1, int(os.environ.get("XMEM_CHAOS", "1")) // 20)

@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError, replace
 from typing import Any, get_args, get_type_hints
 
 import pytest
-from small_net import SMALL_MEMORY, small_model
+from support.small_net import SMALL_MEMORY, small_model
 
 from pipeline.api_models import OPERATORS_OWN, StreamSettings
 from pipeline.errors import UsageError

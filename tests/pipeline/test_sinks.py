@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from chunks import NO_EVENTS, events, rows
+from support.chunks import NO_EVENTS, events, rows
 
 import pipeline.plugins
 from pipeline.errors import StoreError, UsageError

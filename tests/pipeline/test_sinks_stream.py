@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny import SHORT_MEMORY
-from videos import damage_packets, make_video
+from support.tiny import SHORT_MEMORY
+from support.videos import damage_packets, make_video
 
 from pipeline.errors import AnotherWriterError, StoreError
 from pipeline.executor import Executor, open_segmenter

@@ -18,9 +18,9 @@ import cv2
 import fsspec
 import numpy as np
 import pytest
-import videos
 from fsspec.implementations.memory import MemoryFileSystem
-from servers import S3Server
+from support import videos
+from support.servers import S3Server
 
 from pipeline import packets, plugins, retries, sources
 from pipeline.errors import NoSuchSourceError, NotAVideoError, SourceError

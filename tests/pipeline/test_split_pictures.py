@@ -9,7 +9,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from videos import make_video
+from support.videos import make_video
 
 from pipeline.split_pictures import Joiner, continues
 

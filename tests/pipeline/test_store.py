@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from chunks import NO_EVENTS, events, rows
+from support.chunks import NO_EVENTS, events, rows
 
 from pipeline.chunk_file import events_bytes
 from pipeline.errors import AnotherWriterError, OutputError, StoreError, UsageError

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from chunks import NO_EVENTS, events, rows
+from support.chunks import NO_EVENTS, events, rows
 
 from pipeline.files import open_files
 from pipeline.store import StreamStore

@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from interrupted import InterruptedRunError, stop_at
-from prompted import three_objects
-from tiny import CAPPED_MEMORY, tiny_weights
-from videos import corrupt, damage_packets, make_images, make_video
-from written import files
+from support.interrupted import InterruptedRunError, stop_at
+from support.prompted import three_objects
+from support.tiny import CAPPED_MEMORY, tiny_weights
+from support.videos import corrupt, damage_packets, make_images, make_video
+from support.written import files
 
 from pipeline.errors import PromptError, SettingsConflictError, SourceError, UsageError
 from pipeline.executor import Executor, begun_with, has_bfloat16, open_segmenter, track

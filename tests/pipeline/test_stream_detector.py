@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from interrupted import InterruptedRunError, stop_at
-from tiny import CAPPED_MEMORY
-from videos import make_video
-from written import files
+from support.interrupted import InterruptedRunError, stop_at
+from support.tiny import CAPPED_MEMORY
+from support.videos import make_video
+from support.written import files
 
 import pipeline.detectors as detectors
 import pipeline.plugins as plugins

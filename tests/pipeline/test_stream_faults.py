@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import SHORT_MEMORY
-from videos import damage_packets, make_video
-from written import files
+from support.tiny import SHORT_MEMORY
+from support.videos import damage_packets, make_video
+from support.written import files
 
 from pipeline.errors import AnotherWriterError, PromptError, SourceError, StoreError, UsageError
 from pipeline.executor import Executor, open_segmenter, track

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import S3Server
-from tiny import tiny_weights
-from videos import make_video
+from support.servers import S3Server
+from support.tiny import tiny_weights
+from support.videos import make_video
 
 FRAMES = 12
 BOX = "20,20,40,40:3:shape"

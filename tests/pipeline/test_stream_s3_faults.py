@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from faults import Answer, Proxy, Rule, faulty, storm
 from numpy.typing import NDArray
-from servers import ACCESS_KEY, SECRET_KEY, S3Server
-from small_net import SMALL_MEMORY
-from videos import make_images, make_video, scene
+from support.faults import Answer, Proxy, Rule, faulty, storm
+from support.servers import ACCESS_KEY, SECRET_KEY, S3Server
+from support.small_net import SMALL_MEMORY
+from support.videos import make_images, make_video, scene
 
 from pipeline import executor, filesystems, retries
 from pipeline.errors import AnotherWriterError, SourceError, StoreError, XmemError

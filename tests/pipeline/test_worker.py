@@ -15,9 +15,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from prompted import three_objects
-from tiny import CAPPED_MEMORY
-from videos import make_video
+from support.prompted import three_objects
+from support.tiny import CAPPED_MEMORY
+from support.videos import make_video
 
 from pipeline.executor import begun_with, track
 from pipeline.prompts import PromptSet

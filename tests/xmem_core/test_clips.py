@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from pictures import CLIP_LENGTH, flat, flat_sprite, write_pictures
+from support.pictures import CLIP_LENGTH, flat, flat_sprite, write_pictures
 
 from xmem_core.training.clips import (
     ClipOptions,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from golden.weights import fill
 from numpy.typing import NDArray
-from threads import torch_threads
+from support.threads import torch_threads
 
 from xmem_core import MemoryConfig, ModelConfig, Prompt, TrackerState, VideoSegmenter, XMem
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import TINY
+from support.tiny import TINY
 from torch import nn
 
 from xmem_core.config import ModelConfig

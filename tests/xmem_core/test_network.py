@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_net import SMALL, small_model
+from support.small_net import SMALL, small_model
 from torch import Tensor, nn
 
 from xmem_core.backbones import EfficientNetLite0Trunk, fold_batch_norms

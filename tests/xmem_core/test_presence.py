@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_model
+from support.tiny import tiny_model
 
 from xmem_core import ModelConfig, Prompt, StepResult, VideoSegmenter, XMem, load_model
 from xmem_core.presence import FEATURES, PresenceConstants, presence_features, presence_scores

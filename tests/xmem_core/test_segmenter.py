@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from small_net import SMALL, SMALL_MEMORY, frame_at, small_model, square
+from support.small_net import SMALL, SMALL_MEMORY, frame_at, small_model, square
 
 from xmem_core import MemoryConfig, PoisonedStateError, Prompt, TrackerState, VideoSegmenter, network
 from xmem_core import segmenter as segmenter_module

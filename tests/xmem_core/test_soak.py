@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass
 
 import pytest
-from measured import resident_bytes
-from small_net import frame_at, small_model, square
+from support.measured import resident_bytes
+from support.small_net import frame_at, small_model, square
 
 from xmem_core import MemoryConfig, Prompt, TrackerState, VideoSegmenter
 

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_net import SMALL_MEMORY, frame_at, small_model, square
+from support.small_net import SMALL_MEMORY, frame_at, small_model, square
 
 from xmem_core import MemoryConfig, PoisonedStateError, Prompt, TrackerState, VideoSegmenter, load_model
 from xmem_core import state as state_module

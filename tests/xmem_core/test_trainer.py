@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import write_pictures
 from safetensors.torch import load_file
-from tiny import TINY, tiny_model
+from support.pictures import write_pictures
+from support.tiny import TINY, tiny_model
 
 from xmem_core import MemoryConfig, Prompt, VideoSegmenter
 from xmem_core.config import ModelConfig

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from golden.weights import fill
-from small_net import SMALL, small_model
+from support.small_net import SMALL, small_model
 
 from xmem_core import ModelConfig, WeightsError, XMem, load_model
 from xmem_core import weights as module

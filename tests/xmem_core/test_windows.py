@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_net import SMALL, SMALL_MEMORY, frame_at, small_model, square
+from support.small_net import SMALL, SMALL_MEMORY, frame_at, small_model, square
 from torch import Tensor
 
 from xmem_core import MemoryConfig, Prompt, TrackerState, VideoSegmenter, XMem

@@ -64,7 +64,7 @@ def picture(index: int) -> np.ndarray:
 
 def model() -> XMem:
     """A small network whose weights are the same to the bit on every machine: whole numbers, scaled."""
-    from tiny import TINY
+    from support.tiny import TINY
 
     network = XMem(TINY)
     network.load_state_dict({name: _tensor(name, t) for name, t in network.state_dict().items()})
@@ -101,7 +101,7 @@ def arguments(weights: Path) -> dict[str, Any]:
 
 def walk_feed(spec: Any, ledger: Any) -> Any:
     """For `LiveHub(open_feed=...)`: shows `picture` again and again."""
-    from live_fake import FakeFeed
+    from support.live_fake import FakeFeed
 
     feed = FakeFeed(spec, ledger)
     feed.scene = [picture(i) for i in range(FRAMES)]
@@ -110,7 +110,7 @@ def walk_feed(spec: Any, ledger: Any) -> Any:
 
 
 def _make_file_streams(weights: Path) -> None:
-    from interrupted import InterruptedRunError, stop_at
+    from support.interrupted import InterruptedRunError, stop_at
 
     from pipeline.executor import track
     from pipeline.prompts import PromptSet
@@ -165,8 +165,8 @@ def _make_live_stream() -> None:
 
 
 def main() -> None:
-    from threads import torch_threads
-    from videos import make_video
+    from support.threads import torch_threads
+    from support.videos import make_video
 
     pictures = [picture(i) for i in range(FRAMES)]
     make_video(VIDEO, pictures, rate=10, time_base=Fraction(1, 10), quality=30, b_frames=2, gop=8)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from golden.weights import fill
 from numpy.typing import NDArray
-from tiny import TINY
+from support.tiny import TINY
 
 from xmem_core import MemoryConfig, ModelConfig, XMem
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from servers import free_ports
+from support.servers import free_ports
 
 TOKEN = "a-token-of-these-tests-0123456789abcdef"
 _START_SECONDS = 180.0

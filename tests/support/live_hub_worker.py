@@ -7,10 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
-from live_fake import FakeFeed  # noqa: E402
-from small_net import SMALL_MEMORY, small_model  # noqa: E402
+from support.live_fake import FakeFeed  # noqa: E402
+from support.small_net import SMALL_MEMORY, small_model  # noqa: E402
 
 from pipeline.errors import XmemError  # noqa: E402
 from pipeline.live_hub import HubSettings, LiveHub  # noqa: E402

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
-from ray_head import TOKEN as RAY_TOKEN
-from ray_head import _session as processes_of
-from servers import free_ports
-from tiny import tiny_weights
+from support.ray_head import TOKEN as RAY_TOKEN
+from support.ray_head import _session as processes_of
+from support.servers import free_ports
+from support.tiny import tiny_weights
 
 PATIENCE = 300.0  # of a busy machine
 TOKEN = "a-token-for-tests-0123456789"

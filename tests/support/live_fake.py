@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from small_net import frame_at
+from support.small_net import frame_at
 
 from pipeline.detectors import drawn_scene
 from pipeline.ledger import Ledger

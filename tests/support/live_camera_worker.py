@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1])]
+sys.path[:0] = [str(Path(__file__).parents[2])]
 
 from pipeline.errors import XmemError  # noqa: E402
 from pipeline.live_hub import HubSettings, LiveHub  # noqa: E402

@@ -8,7 +8,7 @@ leads to the repository and tests/.
 import json
 import sys
 
-from chunks import NO_EVENTS, events, rows
+from support.chunks import NO_EVENTS, events, rows
 
 from pipeline.errors import AnotherWriterError
 from pipeline.store import StreamStore
