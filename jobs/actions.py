@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
-from pipeline.errors import UsageError
-from pipeline.records import FrameChunk
+from pipeline.base.errors import UsageError
+from pipeline.base.records import FrameChunk
 from pipeline.work import Failure, StreamSpec
 
 VideoState = Literal["finished", "failed", "quarantined", "cancelled", "pending"]

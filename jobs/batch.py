@@ -21,11 +21,11 @@ from jobs.ray_pool import RayPool, room_for
 from jobs.report import BatchReport
 from jobs.scheduler import Scheduler
 from pipeline.actor import tracker_actor
+from pipeline.base.errors import SettingsConflictError, StoreError, UsageError, XmemError
+from pipeline.base.redaction import redacted
 from pipeline.boxes import load_box_segmenter
 from pipeline.detectors import load_detector
-from pipeline.errors import SettingsConflictError, StoreError, UsageError, XmemError
 from pipeline.files import open_files
-from pipeline.redact import redacted
 from pipeline.settings import ModelSettings, TrackSettings
 from pipeline.store import StreamStore
 from pipeline.stream_record import mark_failed

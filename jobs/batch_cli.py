@@ -16,9 +16,8 @@ from typer.core import TyperGroup
 from jobs import ray_token
 from jobs.options import tracking_options
 from jobs.terminal import console, duration, fetch_model, say
-from pipeline.errors import UsageError, XmemError
-from pipeline.locations import one_line
-from pipeline.redact import redacted
+from pipeline.base.errors import UsageError, XmemError, one_line
+from pipeline.base.redaction import redacted
 from pipeline.settings import TrackSettings
 
 if TYPE_CHECKING:

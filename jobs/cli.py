@@ -10,8 +10,8 @@ import typer
 
 from jobs import batch_cli, evaluate_cli, query_cli, render_cli, serve_cli, track_cli, train_cli
 from jobs.terminal import say, version
-from pipeline.errors import XmemError
-from pipeline.redact import redacted
+from pipeline.base.errors import XmemError
+from pipeline.base.redaction import redacted
 
 app = typer.Typer(
     name="xmem",

@@ -19,8 +19,7 @@ from jobs import local_ray, ray_token
 from jobs.ray_errors import brief
 from jobs.ray_watch import RayWatch
 from jobs.shipping import is_submitted_job, runtime_env
-from pipeline.errors import UsageError, XmemError
-from pipeline.locations import one_line
+from pipeline.base.errors import UsageError, XmemError, one_line
 
 logger = logging.getLogger(__name__)
 

@@ -34,9 +34,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from pipeline.errors import PromptError, UsageError
+from pipeline.base.errors import PromptError, UsageError
+from pipeline.base.picture_size import MAX_PIXELS, check_size, header_size
 from pipeline.index_png import decode_index_png
-from pipeline.picture_size import MAX_PIXELS, check_size, header_size
 from pipeline.prefetch import Prefetch
 from xmem_core import Prompt
 

@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
 
-from pipeline.errors import StoreError, UsageError, XmemError
+from pipeline.base.errors import StoreError, UsageError, XmemError
 from pipeline.files import Files
 
 logger = logging.getLogger(__name__)

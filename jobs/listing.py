@@ -16,10 +16,11 @@ from typing import Any
 
 from fsspec.utils import glob_translate
 
-from pipeline.errors import UsageError
-from pipeline.filesystems import connect, expanded
+from pipeline.base.errors import UsageError, one_line
+from pipeline.base.stream_ids import expanded
+from pipeline.filesystems import connect
 from pipeline.images import SUFFIXES as IMAGE_SUFFIXES
-from pipeline.locations import one_line, read_error, scheme_of
+from pipeline.locations import read_error, scheme_of
 
 logger = logging.getLogger(__name__)
 

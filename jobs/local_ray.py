@@ -20,7 +20,7 @@ from ray import _raylet
 from ray._private import ray_constants
 
 from jobs import ray_token
-from pipeline.errors import XmemError
+from pipeline.base.errors import XmemError
 
 MINIMUM = (2, 59)
 """The first Ray that asks for a token by default. Before 2.58 a Serve replica unpickles what clients send,

@@ -17,13 +17,12 @@ from typing import Any, Literal
 
 from jobs.listing import SIDECARS, Sidecars, Skipped, has_wildcard, root_of, sidecar_of, videos_in
 from jobs.manifest_file import SUFFIXES, Row, absolute, check_prompts_name, is_manifest, read_rows
-from pipeline.errors import SourceError, UsageError
-from pipeline.filesystems import expanded
+from pipeline.base.errors import SourceError, UsageError
+from pipeline.base.redaction import redacted
+from pipeline.base.stream_ids import expanded, generate_stream_id, named_stream_id, relative_stream_id
 from pipeline.locations import locate, scheme_of
 from pipeline.prompts import PromptSet, load_mask_png, load_prompts
-from pipeline.redact import redacted
 from pipeline.sources import find_plugin
-from pipeline.stream_ids import generate_stream_id, named_stream_id, relative_stream_id
 from pipeline.work import StreamSpec
 
 logger = logging.getLogger(__name__)

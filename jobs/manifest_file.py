@@ -13,12 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import PromptError, UsageError
-from pipeline.filesystems import connect, expanded
-from pipeline.locations import one_line
+from pipeline.base.errors import PromptError, UsageError, one_line
+from pipeline.base.redaction import redacted
+from pipeline.base.stream_ids import expanded, validate_stream_id
+from pipeline.filesystems import connect
 from pipeline.prompts import PromptSet
-from pipeline.redact import redacted
-from pipeline.stream_ids import validate_stream_id
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
 COLUMNS = ("uri", "stream_id", "prompts", "priority")

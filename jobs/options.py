@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.setting_fields import Option
+from pipeline.base.setting_fields import Option
 from pipeline.settings import TrackSettings, track_options
 
 _PANELS = {"model": "Network", "memory": "Memory", "commit": "Commits", "detector": "Detector"}

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.errors import UsageError, XmemError
+from pipeline.base.errors import UsageError, XmemError
 
 
 def query(

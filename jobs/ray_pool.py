@@ -26,8 +26,8 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from jobs.actions import Action, Call, CloseWorker, Open, Progress, Release, Track
 from jobs.ray_errors import brief, death
 from jobs.scheduler import Scheduler
-from pipeline.errors import UsageError, XmemError
-from pipeline.redact import redacted
+from pipeline.base.errors import UsageError, XmemError
+from pipeline.base.redaction import redacted
 from pipeline.work import Failure
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 
-from pipeline.errors import XmemError
+from pipeline.base.errors import XmemError
 
 logger = logging.getLogger(__name__)
 

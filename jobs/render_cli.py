@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from jobs.terminal import frame_bar, say, short_name
-from pipeline.errors import UsageError
-from pipeline.picture_size import MAX_PIXELS
-from pipeline.redact import redacted
+from pipeline.base.errors import UsageError
+from pipeline.base.picture_size import MAX_PIXELS
+from pipeline.base.redaction import redacted
 
 
 def render(

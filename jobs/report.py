@@ -17,10 +17,9 @@ from jobs.actions import VideoResult, VideoState
 from jobs.lease import running
 from jobs.listing import Skipped
 from jobs.manifest import VideoJob
-from pipeline.errors import StoreError, XmemError
+from pipeline.base.errors import StoreError, XmemError, one_line
+from pipeline.base.redaction import redacted
 from pipeline.files import open_files
-from pipeline.locations import one_line
-from pipeline.redact import redacted
 from pipeline.work import Failure
 
 FORMAT_VERSION = 1

@@ -36,8 +36,8 @@ from jobs.ledger import Ledger
 from jobs.manifest import VideoJob
 from jobs.waiting import Waiting
 from jobs.workers import Video, Where, Worker, Workers
-from pipeline.errors import AnotherWriterError, UsageError
-from pipeline.records import FrameChunk
+from pipeline.base.errors import AnotherWriterError, UsageError
+from pipeline.base.records import FrameChunk
 from pipeline.work import ChunkReport, Failure, StreamStatus
 
 # "refused" and "unknown" do no harm, but a worker that says nothing else must not keep a video for ever.

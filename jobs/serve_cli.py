@@ -13,8 +13,8 @@ import typer
 
 from jobs.options import tracking_options
 from jobs.terminal import fetch_model, say
-from pipeline.errors import UsageError, XmemError
-from pipeline.redact import redacted
+from pipeline.base.errors import UsageError, XmemError
+from pipeline.base.redaction import redacted
 from pipeline.settings import NOT_LIVE, TrackSettings
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.errors import UsageError
-from pipeline.filesystems import expanded
+from pipeline.base.errors import UsageError
+from pipeline.base.stream_ids import expanded
 
 
 def parse_storage_options(

@@ -31,10 +31,10 @@ from jobs.manifest_file import is_manifest, read_rows
 from jobs.ray_errors import brief
 from jobs.shipping import runtime_env
 from jobs.storage_options import parse_storage_options
-from pipeline.errors import UsageError, XmemError
-from pipeline.filesystems import expanded
-from pipeline.locations import one_line, scheme_of
-from pipeline.redact import redacted
+from pipeline.base.errors import UsageError, XmemError, one_line
+from pipeline.base.redaction import redacted
+from pipeline.base.stream_ids import expanded
+from pipeline.locations import scheme_of
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from importlib.metadata import version as version_of
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from pipeline.redact import redacted
+from pipeline.base.redaction import redacted
 
 SPEAK_EVERY_S = 30.0
 """Where there is no terminal for a bar, a line so often."""

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from jobs.options import tracking_options
 from jobs.terminal import SPEAK_EVERY_S, console, fetch_model, frame_bar, say, short_name
-from pipeline.redact import redacted
+from pipeline.base.redaction import redacted
 from pipeline.settings import TrackSettings
 
 
@@ -43,7 +43,7 @@ def track(
 
     Run again it goes on where it was interrupted; a finished stream is left as it is.
     """
-    from pipeline.allocation import keep_freed_memory
+    from pipeline.base.malloc import keep_freed_memory
     from pipeline.executor import track as track_video
     from pipeline.prompts import gather_prompts
     from pipeline.stream import FINISHED, StreamTracker

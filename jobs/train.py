@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UsageError, XmemError
+from pipeline.base.errors import UsageError, XmemError
 from xmem_core.training.settings import RECIPE, TrainConfig
 
 

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 import ray
 
-from pipeline.allocation import keep_freed_memory
+from pipeline.base.malloc import keep_freed_memory
+from pipeline.base.records import FrameChunk
 from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.parent import end_with_parent
-from pipeline.records import FrameChunk
 from pipeline.work import ChunkReport, StreamSpec, StreamStatus, WorkerSettings
 from pipeline.worker import Worker
 from xmem_core.openmp import passive_environment

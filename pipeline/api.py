@@ -22,12 +22,12 @@ from pipeline import api_models as models
 from pipeline.api_guard import FAULT, ApiGuard, problem
 from pipeline.api_live import BOUNDARY, follow, pictures
 from pipeline.api_service import ApiSettings, Hub, HubUnavailableError, RefusedError, Service, status_of
-from pipeline.errors import UsageError, XmemError
+from pipeline.base.errors import UsageError, XmemError
+from pipeline.base.redaction import redacted
+from pipeline.base.stream_ids import generate_stream_id
 from pipeline.live_spec import JPEG_QUALITIES, JPEG_SIDES, LivePrompts, LiveSpec
 from pipeline.live_view import LiveView
 from pipeline.metrics import CONTENT_TYPE, metrics_text
-from pipeline.redact import redacted
-from pipeline.stream_ids import generate_stream_id
 from pipeline.url_guard import Resolver, system_resolver
 
 log = logging.getLogger(__name__)

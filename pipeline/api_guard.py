@@ -16,8 +16,8 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from pipeline.redact import redacted
-from pipeline.stream_ids import is_stream_id
+from pipeline.base.redaction import redacted
+from pipeline.base.stream_ids import is_stream_id
 from pipeline.tokens import TicketOffice, TokenSet
 
 log = logging.getLogger(__name__)

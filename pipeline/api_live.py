@@ -14,7 +14,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from pipeline import api_models as models
 from pipeline.api_service import RefusedError, Service, status_of
-from pipeline.errors import XmemError
+from pipeline.base.errors import XmemError
 from pipeline.live_view import LiveView
 
 BOUNDARY = "xmem-frame"

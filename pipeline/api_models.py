@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, create_model, model_validator
 
+from pipeline.base.redaction import redacted
+from pipeline.base.setting_fields import Option, options_of
 from pipeline.live_spec import LiveSettings
-from pipeline.redact import redacted
-from pipeline.setting_fields import Option, options_of
 
 MAX_MASK_PIXELS = 2**24
 MAX_OBJECTS = 32

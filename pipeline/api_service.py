@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from pipeline.errors import PromptError, UsageError, XmemError
+from pipeline.base.errors import PromptError, UsageError, XmemError
 from pipeline.live_spec import LiveSettings, LiveSpec
 from pipeline.live_view import LiveView
 from pipeline.tokens import TicketOffice, TokenSet

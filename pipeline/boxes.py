@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.plugins import load_plugin
+from pipeline.base.plugins import load_plugin
 
 ENTRY_POINT_GROUP = "xmem.box_segmenters"
 

@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import StoreError
-from pipeline.records import EVENTS_SCHEMA, TRACKS_SCHEMA
+from pipeline.base.errors import StoreError
+from pipeline.base.records import EVENTS_SCHEMA, TRACKS_SCHEMA
 
 FORMAT_VERSION = 1
 _ROWS_PER_GROUP = 65536
@@ -110,7 +110,7 @@ def read_footer(tail: Callable[[int], bytes], uri: str) -> ChunkFooter:
 def _canonical(what: str, table: pa.Table, schema: pa.Schema) -> pa.Table:
     if not table.schema.equals(schema):
         raise ValueError(
-            f"{what} must have the schema pipeline.records.{what.upper()}_SCHEMA, not {table.schema}"
+            f"{what} must have the schema pipeline.base.records.{what.upper()}_SCHEMA, not {table.schema}"
         )
     columns = []
     for field, column in zip(schema, table.columns, strict=True):

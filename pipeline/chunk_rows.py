@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.records import Event, Frame, MaskRecord
+from pipeline.base.records import Event, Frame, MaskRecord
 from pipeline.stream_record import StreamSummary
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pipeline.background import BackgroundWriter
-from pipeline.records import Event, MaskRecord, events_table, tracks_table
+from pipeline.base.records import Event, MaskRecord, events_table, tracks_table
 from pipeline.sinks import Sinks
 from pipeline.store import StreamStore
 

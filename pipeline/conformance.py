@@ -30,11 +30,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.base.errors import SourceError, UsageError, one_line
+from pipeline.base.records import Event, Frame
 from pipeline.boxes import check_box_segmenter, load_box_segmenter
 from pipeline.detectors import check_detector, load_detector
-from pipeline.errors import SourceError, UsageError
-from pipeline.locations import one_line, scheme_of
-from pipeline.records import Event, Frame
+from pipeline.locations import scheme_of
 from pipeline.sink_trial import check_sink
 from pipeline.sinks import load_sink
 from pipeline.sources import Source, find_plugin
@@ -218,7 +218,7 @@ def _check_missing(source: Source, given: str | None, made_up: str) -> None:
     except Exception as error:
         raise AssertionError(
             f"{uri} raised {type(error).__name__} ({one_line(error)}): what cannot be read is a "
-            "pipeline.errors.SourceError, or else it is taken for a fault in the plugin"
+            "pipeline.base.errors.SourceError, or else it is taken for a fault in the plugin"
         ) from error
     _need(frame is None or given is None, f"{uri} has frames, though it should not be readable")
 

@@ -30,12 +30,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.backoff import Backoff
-from pipeline.errors import PromptError, UsageError
+from pipeline.base.backoff import Backoff
+from pipeline.base.errors import PromptError, UsageError
+from pipeline.base.records import FrameChunk
+from pipeline.base.redaction import redacted
+from pipeline.base.stream_ids import generate_stream_id
 from pipeline.prompts import PromptSet
-from pipeline.records import FrameChunk
-from pipeline.redact import redacted
-from pipeline.stream_ids import generate_stream_id
 from pipeline.work import ChunkReport, Failure, StreamSpec, StreamStatus, WorkerSettings
 from pipeline.worker import Worker
 

@@ -23,10 +23,10 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from pipeline.errors import NotAVideoError, SourceError
-from pipeline.locations import GuardedFile, Location, one_line, read_error
-from pipeline.picture_size import MAX_PIXELS, check_size
-from pipeline.redact import shareable
+from pipeline.base.errors import NotAVideoError, SourceError, one_line
+from pipeline.base.picture_size import MAX_PIXELS, check_size
+from pipeline.base.redaction import shareable
+from pipeline.locations import GuardedFile, Location, read_error
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.plugins import load_plugin
+from pipeline.base.records import Frame
 from pipeline.boxes import Box
-from pipeline.plugins import load_plugin
-from pipeline.records import Frame
 
 ENTRY_POINT_GROUP = "xmem.detectors"
 

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 import torch
 
-from pipeline.errors import SourceError, UsageError, XmemError
+from pipeline.base.errors import SourceError, UsageError, XmemError
 from pipeline.prompts import PromptSet
 from pipeline.settings import AUTO, DTYPES, ModelSettings, TrackOptions, TrackSettings
 from pipeline.sinks import Sinks
@@ -101,7 +101,7 @@ def track(
         the stream's summary.
 
     Raises:
-        XmemError: one of `pipeline.errors`; what was committed stays.
+        XmemError: one of `pipeline.base.errors`; what was committed stays.
     """
     uri = os.fspath(video)
     chosen = (settings or TrackSettings()).with_options(options)

@@ -31,10 +31,9 @@ from typing import Any, TypeVar
 
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.errors import OutputError, StoreError
+from pipeline.base.errors import OutputError, StoreError, bare_reason
+from pipeline.base.redaction import shareable
 from pipeline.filesystems import connect, is_local, is_s3
-from pipeline.locations import bare_reason
-from pipeline.redact import shareable
 from pipeline.retries import ShortAnswerError, http_status, retry
 
 T = TypeVar("T")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,11 +57,3 @@ def connect(
 def is_local(fs: Any) -> bool:
     """Whether files lie on this machine's disk."""
     return isinstance(fs, LocalFileSystem)
-
-
-def expanded(path: str) -> str:
-    """A local path with the home folder in place of a leading `~`; unchanged if it can be no path at all."""
-    try:
-        return os.path.expanduser(path)
-    except ValueError:  # a zero byte; whoever opens it says what is wrong with it
-        return path

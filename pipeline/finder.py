@@ -27,13 +27,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.errors import XmemError, one_line
+from pipeline.base.records import Frame
 from pipeline.boxes import Box, BoxSegmenter, inscribed_ellipse
 from pipeline.detectors import Detection, Detector
-from pipeline.errors import XmemError
 from pipeline.finder_settings import FinderSettings
 from pipeline.homes import homes_of, without_strays
-from pipeline.locations import one_line
-from pipeline.records import Frame
 
 _MAGIC = b"xmem-finder-1\n"
 # A detection is a tracked object if so much of it lies on tracked objects ...

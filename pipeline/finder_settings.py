@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.setting_fields import check, setting
+from pipeline.base.setting_fields import check, setting
 
 
 @dataclass(frozen=True)

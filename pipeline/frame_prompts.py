@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pipeline.base.records import Frame
 from pipeline.boxes import BoxSegmenter, load_box_segmenter
 from pipeline.prompts import PromptSet, ResolvedPrompt, resolve
-from pipeline.records import Frame
 from pipeline.sources import VideoSource
 from pipeline.stream_record import ResolvedPrompts
 

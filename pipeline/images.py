@@ -12,12 +12,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.closing import Closing
-from pipeline.errors import NotAVideoError
+from pipeline.base.closeable import Closing
+from pipeline.base.errors import NotAVideoError
+from pipeline.base.picture_size import MAX_PIXELS, check_limit, check_size, header_size
+from pipeline.base.records import Event, Frame
+from pipeline.base.redaction import redacted, shareable
 from pipeline.locations import Location, read_error
-from pipeline.picture_size import MAX_PIXELS, check_limit, check_size, header_size
-from pipeline.records import Event, Frame
-from pipeline.redact import redacted, shareable
 from pipeline.retries import retry
 
 log = logging.getLogger(__name__)

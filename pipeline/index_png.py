@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import PictureTooLargeError, PromptError
-from pipeline.picture_size import MAX_PIXELS, check_size, header_size
+from pipeline.base.errors import PictureTooLargeError, PromptError
+from pipeline.base.picture_size import MAX_PIXELS, check_size, header_size
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _PALETTE = 0, 3

@@ -12,8 +12,8 @@ import json
 import re
 from typing import Any
 
+from pipeline.base.errors import StoreError
 from pipeline.chunk_file import ChunkFooter, read_footer
-from pipeline.errors import StoreError
 from pipeline.files import Files
 
 RECORD_VERSION = 1

@@ -20,10 +20,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.base.closeable import Closing
+from pipeline.base.errors import SourceError
+from pipeline.base.records import Event, Frame
 from pipeline.boxes import BoxSegmenter, load_box_segmenter
-from pipeline.closing import Closing
 from pipeline.committer import Committer
-from pipeline.errors import SourceError
 from pipeline.ledger import Ledger
 from pipeline.live_arrival import IDS_AHEAD, Arrivals
 from pipeline.live_committing import FRAMES_AHEAD, MOST_WAITING, LiveCommitter
@@ -36,7 +37,6 @@ from pipeline.live_spec import LiveSpec
 from pipeline.live_unwritten import Unwritten
 from pipeline.live_view import LiveView
 from pipeline.objects import TrackedObjects
-from pipeline.records import Event, Frame
 from pipeline.settings import TrackSettings
 from pipeline.sinks import Sinks
 from pipeline.store import StreamStore

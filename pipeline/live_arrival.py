@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from pipeline.base.errors import PromptError
+from pipeline.base.records import Frame
 from pipeline.boxes import BoxSegmenter
-from pipeline.errors import PromptError
 from pipeline.finder import ObjectFinder
 from pipeline.live_record import LiveRecord, Request
 from pipeline.live_requests import LiveRequests
 from pipeline.objects import Masks, TrackedObjects
 from pipeline.prompts import PromptSet, resolve
-from pipeline.records import Frame
 
 IDS_AHEAD = 16  # object ids that are reserved beyond those needed
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 from pipeline.live_pace import CATCH_UP_SECONDS
 from pipeline.live_spec import LiveSpec
 from pipeline.memory_plan import predict_state_bytes, predict_workspace_bytes

@@ -26,11 +26,12 @@ from typing import Any, Literal
 
 import av
 
-from pipeline.closing import Closing
+from pipeline.base.closeable import Closing
+from pipeline.base.errors import one_line
+from pipeline.base.redaction import redacted
 from pipeline.live_clock import Arrival
 from pipeline.live_options import LiveOptions
-from pipeline.locations import one_line, scheme_of
-from pipeline.redact import redacted
+from pipeline.locations import scheme_of
 from pipeline.rtsp_relay import RelayError, RtspRelay
 from pipeline.split_pictures import Joiner
 from pipeline.url_guard import UrlRefusedError

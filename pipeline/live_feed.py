@@ -6,10 +6,10 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Protocol
 
+from pipeline.base.records import Event, Frame
 from pipeline.ledger import Ledger
 from pipeline.live_spec import LiveSpec
 from pipeline.prompts import PromptSet
-from pipeline.records import Event, Frame
 from pipeline.settings import TrackSettings
 
 

@@ -18,9 +18,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
-from pipeline.closing import Closing
+from pipeline.base.closeable import Closing
+from pipeline.base.errors import UsageError, XmemError
+from pipeline.base.redaction import redacted, redacted_trace
 from pipeline.detectors import load_detector
-from pipeline.errors import UsageError, XmemError
 from pipeline.executor import open_segmenter
 from pipeline.files import open_files
 from pipeline.ledger import Ledger
@@ -33,7 +34,6 @@ from pipeline.live_spec import LiveSpec
 from pipeline.live_status import metrics_of, state_of, status_of
 from pipeline.live_turns import Turn, Turns
 from pipeline.live_view import LiveView
-from pipeline.redact import redacted, redacted_trace
 from pipeline.rtsp import LiveSource
 from pipeline.sinks import Sinks
 from pipeline.store import StreamStore

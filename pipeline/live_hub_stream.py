@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from pipeline.backoff import Backoff
-from pipeline.errors import UsageError
+from pipeline.base.backoff import Backoff
+from pipeline.base.errors import UsageError
 from pipeline.ledger import LedgerCounts
 from pipeline.live import LiveTracker
 from pipeline.live_hub_settings import HubSettings

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import StoreError, XmemError
+from pipeline.base.errors import StoreError, XmemError
+from pipeline.base.stream_ids import validate_stream_id
 from pipeline.files import Files
 from pipeline.live_spec import LiveSettings, LiveSpec
-from pipeline.stream_ids import validate_stream_id
 
 logger = logging.getLogger(__name__)
 

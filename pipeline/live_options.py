@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
+from pipeline.base.picture_size import MAX_PIXELS
 from pipeline.live_queue import QueuePolicy
-from pipeline.picture_size import MAX_PIXELS
 from pipeline.url_guard import UrlGuard
 
 Transport = Literal["tcp", "udp", "auto"]
@@ -26,7 +26,7 @@ class LiveOptions:
             than one picture in that time needs more.
         keyframe_seconds: after connecting, a keyframe is waited for that long; then decoding starts anyway.
         gap_seconds: silence within a connection that is worth an event.
-        first_backoff_seconds, most_backoff_seconds: between tries to connect (see `pipeline.backoff`).
+        first_backoff_seconds, most_backoff_seconds: between tries to connect (see `pipeline.base.backoff`).
         stable_seconds: a connection that gave pictures for that long was a success; backoff starts anew.
         policy: what happens to frames that come faster than they are taken: "latest" drops the oldest,
             "every" lets the camera wait, as far as it does.

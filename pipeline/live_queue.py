@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipeline.base.records import Event
 from pipeline.ledger import Ledger
 from pipeline.live_clock import Stamp
-from pipeline.records import Event
 
 QueuePolicy = Literal["latest", "every"]
 

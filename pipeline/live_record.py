@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.base.errors import AnotherWriterError, SettingsConflictError, StoreError, XmemError
 from pipeline.chunk_file import ChunkFooter
-from pipeline.errors import AnotherWriterError, SettingsConflictError, StoreError, XmemError
 from pipeline.ledger import LedgerCounts
 from pipeline.store import RESTARTING, StreamStore
 from pipeline.stream_record import FINISHED, RUNNING

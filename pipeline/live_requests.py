@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.errors import PromptError, UsageError
+from pipeline.base.errors import PromptError, UsageError
 from pipeline.live_record import LiveRecord, Request
 from pipeline.live_spec import LivePrompts, LiveSpec
 

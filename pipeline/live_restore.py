@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from pipeline.base.records import Event, Frame
 from pipeline.boxes import BoxSegmenter
 from pipeline.finder import ObjectFinder
 from pipeline.live_record import Books
 from pipeline.live_snapshot import LiveSnapshot
 from pipeline.live_spec import LiveSpec
-from pipeline.records import Event, Frame
 from pipeline.resume import new_finder, restored_state
 from pipeline.store import StreamStore
 from xmem_core import TrackerState, VideoSegmenter

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
-from pipeline.errors import PromptError, UsageError
+from pipeline.base.errors import PromptError, UsageError
+from pipeline.base.redaction import redacted
+from pipeline.base.setting_fields import MAX_SIZE, MIN_SIZE, check, from_flat, options_of, setting
+from pipeline.base.stream_ids import validate_stream_id
 from pipeline.finder_settings import FinderSettings
 from pipeline.live_options import Transport
 from pipeline.live_queue import QueuePolicy
 from pipeline.prompts import PromptObject, PromptSet
-from pipeline.redact import redacted
-from pipeline.setting_fields import MAX_SIZE, MIN_SIZE, check, from_flat, options_of, setting
-from pipeline.stream_ids import validate_stream_id
 
 JPEG_SIDES = (16, 8192)
 """Least and most of the longer side of a stream's pictures, in pixels; they are never enlarged."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.base.records import Event, Frame, MaskRecord
 from pipeline.ledger import LedgerCounts
 from pipeline.live_record import Books
-from pipeline.records import Event, Frame, MaskRecord
 
 _LOSSES = ("dropped", "corrupt")
 _BEGINNINGS = ("object_added", "corrected")

@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UsageError, XmemError
+from pipeline.base.errors import UsageError, XmemError
+from pipeline.base.records import Frame, MaskRecord
 from pipeline.live_spec import JPEG_QUALITIES, JPEG_SIDES
-from pipeline.records import Frame, MaskRecord
 from pipeline.render import overlay as drawn_over
 
 _KEPT_JPEGS = 4

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 
 import pyarrow.fs
 
-from pipeline.errors import OutputError, StoreError
+from pipeline.base.errors import OutputError, StoreError, bare_reason
 from pipeline.files import Files
 from pipeline.local_places import (
     HAS_PLACES,
@@ -42,7 +42,6 @@ from pipeline.local_places import (
     rename,
     sync,
 )
-from pipeline.locations import bare_reason
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.errors import NoSuchSourceError, SourceError
+from pipeline.base.errors import NoSuchSourceError, SourceError, one_line
+from pipeline.base.redaction import redacted, shareable
 from pipeline.filesystems import connect, is_local
 from pipeline.read_ahead import ReadAhead
-from pipeline.redact import redacted, shareable
 from pipeline.retries import ShortAnswerError, retry
 
 log = logging.getLogger(__name__)
@@ -261,18 +261,3 @@ def read_error(uri: str, error: BaseException) -> SourceError:
     return SourceError(
         f"{uri}: reading failed ({one_line(error)}); check the path and the connection, then try again"
     )
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's text without line breaks, with its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def bare_reason(error: BaseException) -> str:
-    """`one_line`, of what a system call raised only why: for messages that name the file themselves.
-
-    The full text has the error's number before that and the path, as the system knows it, after it. Where a
-    message does not say what was touched (a plugin's failure, say), the path is the better half: `one_line`.
-    """
-    reason = error.strerror if isinstance(error, OSError) else None
-    return one_line(error) if reason is None else " ".join(reason.split()) or type(error).__name__

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pycocotools import mask as coco
 
-from pipeline.records import Frame, MaskRecord
+from pipeline.base.records import Frame, MaskRecord
 
 if TYPE_CHECKING:  # what only reads masks needs no torch
     from xmem_core import StepResult

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline.errors import UsageError
-from pipeline.setting_fields import MIN_SIZE
+from pipeline.base.errors import UsageError
+from pipeline.base.setting_fields import MIN_SIZE
 from pipeline.settings import DTYPES
 from xmem_core import MemoryConfig, ModelConfig, XMem
 from xmem_core.backbones import fold_batch_norms

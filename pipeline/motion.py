@@ -24,8 +24,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.records import Frame
 from pipeline.detectors import Detection
-from pipeline.records import Frame
 
 _MAGIC = b"xmem-motion-1\n"
 # Of grey levels, where nothing has been learned yet.

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import PromptError
+from pipeline.base.errors import PromptError
+from pipeline.base.records import Frame, MaskRecord
 from pipeline.finder import ObjectFinder
 from pipeline.masks import tracked_records
 from pipeline.prompts import ResolvedPrompt
-from pipeline.records import Frame, MaskRecord
 from pipeline.snapshot import Snapshot
 from xmem_core import StepResult, TrackerState
 

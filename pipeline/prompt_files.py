@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pipeline import prompt_values as check
-from pipeline.errors import PromptError
+from pipeline.base.errors import PromptError
+from pipeline.base.picture_size import MAX_PIXELS
+from pipeline.base.redaction import redacted, shareable
 from pipeline.index_png import decode_index_png
 from pipeline.locations import locate, read_error
 from pipeline.masks import mask_to_rle
-from pipeline.picture_size import MAX_PIXELS
-from pipeline.redact import redacted, shareable
 from pipeline.retries import may_pass
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pipeline.errors import PromptError
+from pipeline.base.errors import PromptError
 from pipeline.masks import MAX_OBJECT_ID, mask_to_rle, rle_to_mask
 
 _MAX_FRAME = 2**62

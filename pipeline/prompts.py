@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.errors import PromptError
+from pipeline.base.records import Frame
 from pipeline.boxes import Box, BoxSegmenter, inscribed_ellipse
-from pipeline.errors import PromptError
 from pipeline.masks import mask_to_rle, rle_to_mask
 from pipeline.prompt_files import (
     PromptObject,
@@ -25,7 +26,6 @@ from pipeline.prompt_files import (
     parse_box,
     prompts_schema,
 )
-from pipeline.records import Frame
 
 __all__ = [
     "PromptObject",

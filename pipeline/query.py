@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs
 
-from pipeline.errors import StoreError, UsageError
+from pipeline.base.errors import StoreError, UsageError
+from pipeline.base.records import EVENTS_SCHEMA, TRACKS_SCHEMA
+from pipeline.base.stream_ids import is_stream_id
 from pipeline.files import Files, open_files
 from pipeline.layout import chunk_first, chunk_footer, load_record
-from pipeline.records import EVENTS_SCHEMA, TRACKS_SCHEMA
 from pipeline.results import format_result
-from pipeline.stream_ids import is_stream_id
 from pipeline.tracks import TrackReader, records_by_frame
 
 __all__ = ["STREAMS_SCHEMA", "TrackReader", "connect", "format_result", "query", "records_by_frame"]

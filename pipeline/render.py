@@ -25,11 +25,11 @@ import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import SourceError, StoreError, UsageError, XmemError
-from pipeline.locations import one_line, scheme_of
+from pipeline.base.errors import SourceError, StoreError, UsageError, XmemError, one_line
+from pipeline.base.picture_size import MAX_PIXELS
+from pipeline.base.records import Frame, MaskRecord
+from pipeline.locations import scheme_of
 from pipeline.masks import rle_to_mask
-from pipeline.picture_size import MAX_PIXELS
-from pipeline.records import Frame, MaskRecord
 from pipeline.sources import VideoSource, open_source
 from pipeline.tracks import open_tracks
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 
 FORMATS = ("table", "csv", "json", "parquet")
 MAX_TABLE_ROWS = 200

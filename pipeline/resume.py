@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.base.errors import PromptError, SettingsConflictError
 from pipeline.boxes import BoxSegmenter
 from pipeline.detectors import Detector, load_detector
-from pipeline.errors import PromptError, SettingsConflictError
 from pipeline.finder import ObjectFinder
 from pipeline.finder_settings import FinderSettings
 from pipeline.frame_prompts import FramePrompts

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pipeline.backoff import Backoff
-from pipeline.errors import XmemError
-from pipeline.redact import redacted
+from pipeline.base.backoff import Backoff
+from pipeline.base.errors import XmemError
+from pipeline.base.redaction import redacted
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """How often and when to try again; the pauses between are those of `pipeline.backoff.Backoff`.
+    """How often and when to try again; the pauses between are those of `pipeline.base.backoff.Backoff`.
 
     Args:
         number: how often an operation is tried, the first time included.

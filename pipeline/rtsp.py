@@ -23,19 +23,18 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from pipeline.backoff import Backoff
-from pipeline.closing import Closing
+from pipeline.base.backoff import Backoff
+from pipeline.base.closeable import Closing
+from pipeline.base.errors import SourceError, UsageError, one_line
+from pipeline.base.records import Event, Frame
+from pipeline.base.redaction import redacted, redacted_trace
 from pipeline.decoding import Converter
-from pipeline.errors import SourceError, UsageError
 from pipeline.ledger import Ledger, LedgerCounts
 from pipeline.live_clock import LiveClock, Stamp, WallSource
 from pipeline.live_connection import Connection, ConnectionLost, Lost, Shown
 from pipeline.live_options import LiveOptions
 from pipeline.live_queue import LiveQueue, Waiting
 from pipeline.live_transport import TransportChoice
-from pipeline.locations import one_line
-from pipeline.records import Event, Frame
-from pipeline.redact import redacted, redacted_trace
 
 log = logging.getLogger(__name__)
 

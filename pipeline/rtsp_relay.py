@@ -18,8 +18,8 @@ import threading
 import time
 from contextlib import suppress
 
-from pipeline.closing import Closing
-from pipeline.locations import one_line
+from pipeline.base.closeable import Closing
+from pipeline.base.errors import one_line
 from pipeline.rtsp_messages import Refusal, Replies, Requests
 from pipeline.url_guard import CheckedUrl
 

@@ -29,7 +29,7 @@ from pipeline.actor import WATCHERS, live_actor, live_actor_name
 from pipeline.api import create_app
 from pipeline.api_guard import ApiGuard
 from pipeline.api_service import ApiSettings, Hub, HubUnavailableError
-from pipeline.errors import UsageError, XmemError
+from pipeline.base.errors import UsageError, XmemError
 from pipeline.live_hub_settings import HubSettings
 from pipeline.live_options import LiveOptions
 from pipeline.live_view import LiveView

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+from pipeline.base.picture_size import MAX_PIXELS
+from pipeline.base.setting_fields import MAX_SIZE, MIN_SIZE, Option, check, from_flat, options_of, setting
 from pipeline.finder_settings import FinderSettings
-from pipeline.picture_size import MAX_PIXELS
-from pipeline.setting_fields import MAX_SIZE, MIN_SIZE, Option, check, from_flat, options_of, setting
 from xmem_core.config import MemoryConfig
 
 if TYPE_CHECKING:

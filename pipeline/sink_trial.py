@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.locations import one_line
-from pipeline.records import Event, MaskRecord, events_table, tracks_table
+from pipeline.base.errors import one_line
+from pipeline.base.records import Event, MaskRecord, events_table, tracks_table
 from pipeline.sinks import Sink
 
 Rows = Iterable[Mapping[str, Any]]

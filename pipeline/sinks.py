@@ -26,9 +26,8 @@ from typing import Protocol, Self, runtime_checkable
 
 import pyarrow as pa
 
-from pipeline.errors import StoreError
-from pipeline.locations import one_line
-from pipeline.plugins import load_plugin
+from pipeline.base.errors import StoreError, one_line
+from pipeline.base.plugins import load_plugin
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +38,9 @@ ENTRY_POINT_GROUP = "xmem.sinks"
 class Sink(Protocol):
     """Takes the rows of a stream, range by range; see the module's docstring. `check_sink` tries it out.
 
-    `commit` gets frames `first`..`last` (inclusive) of a stream, `tracks` as `pipeline.records.TRACKS_SCHEMA`
-    (sorted by frame_index, object_id) and `events` as `EVENTS_SCHEMA`; either may have no rows. When it
-    returns, the rows are where they shall be, durably.
+    `commit` gets frames `first`..`last` (inclusive) of a stream, `tracks` as
+    `pipeline.base.records.TRACKS_SCHEMA` (sorted by frame_index, object_id) and `events` as `EVENTS_SCHEMA`;
+    either may have no rows. When it returns, the rows are where they shall be, durably.
     """
 
     def commit(self, stream_id: str, first: int, last: int, tracks: pa.Table, events: pa.Table) -> None: ...

@@ -28,14 +28,14 @@ from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
 from pipeline import decoding, packets
-from pipeline.closing import Closing
-from pipeline.errors import NotAVideoError, SourceError
+from pipeline.base.closeable import Closing
+from pipeline.base.errors import NotAVideoError, SourceError, one_line
+from pipeline.base.picture_size import MAX_PIXELS, check_limit
+from pipeline.base.plugins import load_entry_point
+from pipeline.base.records import Event, Frame
+from pipeline.base.redaction import redacted
 from pipeline.images import ImageFolder
-from pipeline.locations import BLOCK_BYTES, Location, locate, one_line, scheme_of
-from pipeline.picture_size import MAX_PIXELS, check_limit
-from pipeline.plugins import load_entry_point
-from pipeline.records import Event, Frame
-from pipeline.redact import redacted
+from pipeline.locations import BLOCK_BYTES, Location, locate, scheme_of
 
 log = logging.getLogger(__name__)
 

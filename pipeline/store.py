@@ -27,8 +27,10 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from pipeline.base.errors import AnotherWriterError, StoreError
+from pipeline.base.redaction import redacted
+from pipeline.base.stream_ids import generate_stream_id, validate_stream_id
 from pipeline.chunk_file import ChunkFooter, check_chunk, events_bytes, tracks_bytes
-from pipeline.errors import AnotherWriterError, StoreError
 from pipeline.files import open_files
 from pipeline.layout import (
     MEND,
@@ -40,8 +42,6 @@ from pipeline.layout import (
     load_record,
     record_name,
 )
-from pipeline.redact import redacted
-from pipeline.stream_ids import generate_stream_id, validate_stream_id
 
 __all__ = ["CommittedRange", "StreamStore", "generate_stream_id", "validate_stream_id"]
 

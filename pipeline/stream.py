@@ -24,16 +24,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.closeable import Closing
+from pipeline.base.errors import SourceError
+from pipeline.base.records import Frame
 from pipeline.boxes import BoxSegmenter
 from pipeline.chunk_rows import ChunkRows
-from pipeline.closing import Closing
 from pipeline.committer import Committer
-from pipeline.errors import SourceError
 from pipeline.frame_prompts import FramePrompts
 from pipeline.objects import Masks, TrackedObjects
 from pipeline.prefetch import Prefetch
 from pipeline.prompts import PromptSet
-from pipeline.records import Frame
 from pipeline.resume import open_stream, resume
 from pipeline.settings import TrackSettings
 from pipeline.sinks import Sinks

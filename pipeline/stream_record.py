@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.errors import AnotherWriterError, PromptError, SettingsConflictError, StoreError
+from pipeline.base.errors import AnotherWriterError, PromptError, SettingsConflictError, StoreError
+from pipeline.base.redaction import redacted
 from pipeline.prompts import PromptSet, ResolvedPrompt
-from pipeline.redact import redacted
 from pipeline.settings import TrackSettings
 from pipeline.sources import VideoSource
 from pipeline.store import RESTARTING, StreamStore

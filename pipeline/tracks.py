@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import StoreError, UsageError
+from pipeline.base.errors import StoreError, UsageError
+from pipeline.base.records import MaskRecord
+from pipeline.base.stream_ids import generate_stream_id, validate_stream_id
 from pipeline.files import Files, open_files
 from pipeline.layout import MEND, chunk_footer, chunk_name, list_chunks
-from pipeline.records import MaskRecord
-from pipeline.stream_ids import generate_stream_id, validate_stream_id
 
 _CHUNKS_KEPT = 2
 _IDS_NAMED = 5

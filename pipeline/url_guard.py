@@ -16,7 +16,7 @@ import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Unpack
 
-from pipeline.errors import AnotherWriterError, NotAVideoError, OutputError, UsageError, XmemError
-from pipeline.redact import redacted
+from pipeline.base.errors import AnotherWriterError, NotAVideoError, OutputError, UsageError, XmemError
+from pipeline.base.redaction import redacted
 from pipeline.retries import http_status
 from pipeline.settings import TrackOptions, TrackSettings
 

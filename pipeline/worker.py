@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import StoreError, UsageError, XmemError
+from pipeline.base.errors import StoreError, UsageError, XmemError
+from pipeline.base.records import FrameChunk
+from pipeline.base.redaction import redacted_trace
 from pipeline.executor import Begun, Executor, begun_with, open_segmenter
 from pipeline.files import open_files
 from pipeline.memory_plan import predict_state_bytes, predict_workspace_bytes
 from pipeline.prompts import PromptSet, load_mask_png, load_prompts
-from pipeline.records import FrameChunk
-from pipeline.redact import redacted_trace
 from pipeline.settings import AUTO, dtype_name
 from pipeline.sinks import Sinks
 from pipeline.sources import open_source

@@ -20,7 +20,7 @@ import numpy as np
 from jobs.evaluate import Segmenter
 from jobs.suites.presence import Observations, fit
 from jobs.suites.runner import run_suite
-from pipeline.errors import UsageError, XmemError
+from pipeline.base.errors import UsageError, XmemError
 from pipeline.executor import open_segmenter
 from pipeline.settings import ModelSettings
 from xmem_core import load_model

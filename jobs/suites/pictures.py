@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.suites.stage import Image, Rng, walk_phases
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 from xmem_core.training.compose import cut_out
 
 HELD_OUT_PEOPLE = 100

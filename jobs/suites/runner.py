@@ -19,7 +19,7 @@ from jobs.suites.presence import Observations
 from jobs.suites.report import CROWD_GOALS, Goal, SuiteReport
 from jobs.suites.stage import Scene
 from jobs.suites.synthetic import KINDS, synthetic_scenes
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 from xmem_core import Prompt
 from xmem_core.presence import FEATURES, presence_features
 

@@ -32,7 +32,7 @@ import xmem_core  # noqa: F401  before torch, as in every command: see xmem_core
 import torch
 from support.measured import resident_bytes
 
-from pipeline.records import FrameChunk
+from pipeline.base.records import FrameChunk
 from pipeline.sources import open_source
 from pipeline.work import StreamSpec, WorkerSettings
 from pipeline.worker import Worker

@@ -20,7 +20,7 @@ from jobs.batch import BatchOptions, Plan, budget, plan, run_batch
 from jobs.cluster import Resources, connected
 from jobs.manifest import VideoJob, load_manifest
 from jobs.report import BatchReport
-from pipeline.errors import SettingsConflictError, StoreError, UsageError
+from pipeline.base.errors import SettingsConflictError, StoreError, UsageError
 from pipeline.executor import track
 from pipeline.prompts import PromptSet
 from pipeline.query import query

@@ -27,11 +27,11 @@ from jobs.cli import main
 from jobs.lease import lease
 from jobs.manifest import VideoJob
 from jobs.report import BatchReport
-from pipeline.errors import StoreError
+from pipeline.base.errors import StoreError
+from pipeline.base.stream_ids import generate_stream_id
 from pipeline.files import open_files
 from pipeline.query import query
 from pipeline.store import StreamStore
-from pipeline.stream_ids import generate_stream_id
 from pipeline.work import Failure, WorkerSettings
 from xmem_core import MemoryConfig
 

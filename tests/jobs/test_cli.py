@@ -360,7 +360,7 @@ def test_overlapping_boxes_are_one_warning(
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(made: Path, tmp_path: Path) -> None:
-    from pipeline.errors import SourceError
+    from pipeline.base.errors import SourceError
 
     with pytest.raises(SourceError):
         main(["track", "/absent.mp4", "--out", str(tmp_path), "--box", "1,1,9,9", "--debug"])

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from jobs.cli import main
 from jobs.evaluate import EvaluationReport, boundary_accuracy, outline, region_similarity, run
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 
 REAL = Path("/work/shared/data/davis2016-val-part")
 HEIGHT, WIDTH = 40, 60

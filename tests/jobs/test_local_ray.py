@@ -20,7 +20,7 @@ from support.sockets import is_loopback, listeners
 
 from jobs import local_ray, ray_token
 from jobs.cluster import connected
-from pipeline.errors import XmemError
+from pipeline.base.errors import XmemError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

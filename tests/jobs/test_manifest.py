@@ -20,8 +20,8 @@ from support.servers import S3Server
 from jobs.listing import Skipped, sidecar_of
 from jobs.manifest import VideoJob, load_manifest
 from jobs.manifest_file import absolute
-from pipeline.errors import UsageError
-from pipeline.stream_ids import generate_stream_id, relative_stream_id
+from pipeline.base.errors import UsageError
+from pipeline.base.stream_ids import generate_stream_id, relative_stream_id
 from pipeline.work import StreamSpec
 
 BOX = {"version": 1, "objects": [{"frame": 0, "id": 1, "box": [1, 2, 30, 40]}]}

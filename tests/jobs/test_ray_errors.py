@@ -11,7 +11,7 @@ import ray
 from jobs import cluster
 from jobs.cluster import connected
 from jobs.ray_errors import brief
-from pipeline.errors import XmemError
+from pipeline.base.errors import XmemError
 
 SETUP = """runtime_env setup failed: Failed to set up runtime environment.
 Traceback (most recent call last):

@@ -17,7 +17,7 @@ from jobs.actions import Progress, SchedulerOptions
 from jobs.manifest import VideoJob
 from jobs.ray_pool import RayPool, room_for, shortage, used
 from jobs.scheduler import Scheduler
-from pipeline.errors import UsageError, XmemError
+from pipeline.base.errors import UsageError, XmemError
 from pipeline.work import StreamSpec
 
 OPTIONS = SchedulerOptions(chunk_frames=CHUNK, quantum=3, backoff_seconds=0.05)

@@ -15,7 +15,7 @@ from jobs.actions import VideoResult
 from jobs.listing import Skipped
 from jobs.manifest import VideoJob
 from jobs.report import BatchReport
-from pipeline.errors import StoreError, XmemError
+from pipeline.base.errors import StoreError, XmemError
 from pipeline.work import Failure, StreamSpec
 
 START = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)

@@ -12,7 +12,7 @@ from support.scheduler_world import LOST, Film, World, name_of
 from jobs.actions import Close, CloseWorker, Open, Release, SchedulerOptions, Track
 from jobs.manifest import VideoJob
 from jobs.scheduler import Scheduler
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 from pipeline.work import ChunkReport, Failure, StreamSpec, StreamStatus
 
 OPTIONS = SchedulerOptions(chunk_frames=10, quantum=3)

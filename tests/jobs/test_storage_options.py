@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.storage_options import parse_storage_options
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 
 
 def test_all_forms_are_merged(tmp_path: Path) -> None:

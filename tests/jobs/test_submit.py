@@ -25,7 +25,7 @@ from support.videos import make_video
 from jobs import ray_token
 from jobs.cli import main
 from jobs.submit import Jobs, JobStatus, _shipped_manifest, _shipped_options, check_paths
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 from pipeline.executor import track
 from pipeline.prompts import PromptSet
 

@@ -27,7 +27,7 @@ from jobs.suites.presence import reliability
 from jobs.suites.report import CROWD_GOALS, Goal
 from jobs.suites.runner import check_options, run_scene, run_suite
 from jobs.suites.stage import Scene
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 from xmem_core import MemoryConfig, VideoSegmenter, load_model
 from xmem_core.presence import FEATURES, presence_features
 from xmem_core.segmenter import model_fingerprint

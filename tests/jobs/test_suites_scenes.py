@@ -17,7 +17,7 @@ from jobs.suites.measures import Tally
 from jobs.suites.pictures import HELD_OUT_PEOPLE, Pictures, look
 from jobs.suites.stage import Actor, Scene, compose, compressed, filmed, walk_phases
 from jobs.suites.synthetic import KINDS, synthetic_scene, synthetic_scenes
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 from xmem_core.training.library import Library
 
 HEIGHT = 48

@@ -13,7 +13,7 @@ from support.tiny import TINY
 
 from jobs import cli
 from jobs.train import main, parse_settings, run
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 from xmem_core import VideoSegmenter, load_model
 from xmem_core.network import XMem
 from xmem_core.training import trainer

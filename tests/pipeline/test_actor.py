@@ -19,10 +19,10 @@ from support.videos import make_video
 from test_worker import FRAMES, PROMPTS, ROWS, rows
 
 from pipeline.actor import live_actor, tracker_actor
+from pipeline.base.records import FrameChunk
 from pipeline.executor import track
 from pipeline.live_hub import HubSettings
 from pipeline.prompts import PromptSet
-from pipeline.records import FrameChunk
 from pipeline.settings import TrackSettings
 from pipeline.work import StreamSpec, StreamStatus, WorkerSettings
 

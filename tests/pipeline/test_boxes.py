@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import pytest
 
+import pipeline.base.plugins
 import pipeline.boxes
-import pipeline.plugins
+from pipeline.base.errors import UsageError
 from pipeline.boxes import GrabCut, check_box_segmenter, inscribed_ellipse, load_box_segmenter
-from pipeline.errors import UsageError
 
 
 def scene(noise: float = 6, height: int = 120, width: int = 160) -> tuple[np.ndarray, np.ndarray]:
@@ -203,7 +203,7 @@ def plugins(monkeypatch):
         ]
     )
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setattr(pipeline.plugins, "entry_points", lambda group: registered.select(group=group))
+    monkeypatch.setattr(pipeline.base.plugins, "entry_points", lambda group: registered.select(group=group))
 
 
 def test_a_plugin_is_found_by_name(plugins):

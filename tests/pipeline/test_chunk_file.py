@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from support.chunks import NO_EVENTS, events, rows
 
+from pipeline.base.errors import StoreError
+from pipeline.base.records import EVENTS_SCHEMA, TRACKS_SCHEMA
 from pipeline.chunk_file import check_chunk, events_bytes, read_footer, tracks_bytes
-from pipeline.errors import StoreError
-from pipeline.records import EVENTS_SCHEMA, TRACKS_SCHEMA
 
 ROOT = Path(__file__).parents[2]
 

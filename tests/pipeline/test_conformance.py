@@ -17,11 +17,11 @@ from support.tiny import tiny_weights
 from support.videos import make_images, make_video
 
 import pipeline.conformance
+from pipeline.base.errors import SourceError
+from pipeline.base.records import Event, Frame
 from pipeline.conformance import check_box_segmenter, check_detector, check_sink, check_source
 from pipeline.detectors import Detection
-from pipeline.errors import SourceError
 from pipeline.prompts import ResolvedPrompt
-from pipeline.records import Event, Frame
 from pipeline.sources import open_source
 
 FRAMES = 13
@@ -310,7 +310,10 @@ def test_a_good_source_passes() -> None:
             AfraidOfTheEnd(),
             r"open\('made://up', 13\) raised SourceError|after open\('made://up', 13\) raised",
         ),
-        (FileErrors(), "raised FileNotFoundError .*: what cannot be read is a pipeline.errors.SourceError"),
+        (
+            FileErrors(),
+            "raised FileNotFoundError .*: what cannot be read is a pipeline.base.errors.SourceError",
+        ),
         (ManyLines(), "is not one line"),
         (Short(), "made://up has 2 frames"),
         (NoIterator(), "gave a NoneType, no iterator of frames"),

@@ -18,13 +18,13 @@ from support.tiny import SHORT_MEMORY
 from support.videos import make_video
 
 import pipeline.dataset
+from pipeline.base.errors import PromptError, StoreError, UsageError, XmemError
+from pipeline.base.stream_ids import generate_stream_id
 from pipeline.dataset import RESULT_COLUMNS, TrackVideos
-from pipeline.errors import PromptError, StoreError, UsageError, XmemError
 from pipeline.executor import track
 from pipeline.prompts import PromptSet
 from pipeline.query import query
 from pipeline.store import StreamStore
-from pipeline.stream_ids import generate_stream_id
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

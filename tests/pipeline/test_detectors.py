@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+import pipeline.base.plugins as plugin_loader
 import pipeline.detectors as detectors
-import pipeline.plugins as plugin_loader
+from pipeline.base.errors import UsageError
+from pipeline.base.records import Frame
 from pipeline.detectors import Detection, Detector, check_detector, drawn_scene, load_detector
-from pipeline.errors import UsageError
 from pipeline.motion import MotionDetector
-from pipeline.records import Frame
 
 
 def mask_of(height: int, width: int, top: int, left: int, h: int, w: int) -> np.ndarray:

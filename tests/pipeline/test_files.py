@@ -24,7 +24,7 @@ from support.chunks import NO_EVENTS, rows
 import pipeline.local_disk as local_disk
 import pipeline.local_places as local_places
 from pipeline import retries
-from pipeline.errors import AnotherWriterError, OutputError, StoreError
+from pipeline.base.errors import AnotherWriterError, OutputError, StoreError
 from pipeline.files import Files, RemoteFiles, open_files
 from pipeline.local_disk import LocalFiles
 from pipeline.store import CommittedRange, StreamStore

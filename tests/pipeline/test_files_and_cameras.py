@@ -19,17 +19,17 @@ import pytest
 from support.live_scripted import ScriptedFeed
 from support.small_net import SMALL_MEMORY, frame_at, small_model, square
 
+import pipeline.base.plugins as plugins
 import pipeline.detectors as detectors
-import pipeline.plugins as plugins
+from pipeline.base.errors import AnotherWriterError
+from pipeline.base.records import Frame
 from pipeline.detectors import Detection
-from pipeline.errors import AnotherWriterError
 from pipeline.live import LiveTracker
 from pipeline.live_record import LiveRecord
 from pipeline.live_spec import LiveSettings, LiveSpec
 from pipeline.masks import mask_to_rle
 from pipeline.prompts import PromptSet
 from pipeline.query import query
-from pipeline.records import Frame
 from pipeline.settings import TrackSettings
 from pipeline.sinks import Sinks
 from pipeline.sources import open_source

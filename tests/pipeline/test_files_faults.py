@@ -16,7 +16,7 @@ from support.servers import S3Server
 
 import pipeline.files
 from pipeline import retries
-from pipeline.errors import AnotherWriterError, StoreError
+from pipeline.base.errors import AnotherWriterError, StoreError
 from pipeline.files import Files, open_files
 from pipeline.prompt_files import load_prompts
 from pipeline.retries import Attempts, may_pass, retry

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support import videos
 
-from pipeline.errors import SourceError
+from pipeline.base.errors import SourceError
 from pipeline.images import natural_key
 from pipeline.sources import open_source
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from reference.plain_png import GREY, GREY_ALPHA, PALETTE, RGB, RGBA, plain_png
 
-from pipeline.errors import PromptError
+from pipeline.base.errors import PromptError
 from pipeline.index_png import decode_index_png
 
 

@@ -17,7 +17,7 @@ from support.tiny import tiny_weights
 from support.videos import make_video
 
 from pipeline.actor import WATCHERS, live_actor, live_actor_name
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 from pipeline.live_hub import HubSettings
 from pipeline.live_options import LiveOptions
 from pipeline.live_spec import LiveSettings, LiveSpec

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.small_net import SMALL_MEMORY, small_model
 
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 from pipeline.live_capacity import Capacity, Load
 from pipeline.live_spec import LiveSettings, LiveSpec
 from xmem_core import VideoSegmenter

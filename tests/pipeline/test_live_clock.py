@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.backoff import Backoff
+from pipeline.base.backoff import Backoff
 from pipeline.live_clock import Arrival, LiveClock, Stamp
 
 T0 = 1_800_000_000.0  # UTC at monotonic 0

@@ -16,7 +16,7 @@ from support.live_books import Committed
 from support.live_fake import HEIGHT, WIDTH, FakeFeed
 from support.small_net import SMALL_MEMORY, small_model, square
 
-from pipeline.errors import PromptError, SettingsConflictError, UsageError, XmemError
+from pipeline.base.errors import PromptError, SettingsConflictError, UsageError, XmemError
 from pipeline.ledger import Ledger
 from pipeline.live_capacity import Load
 from pipeline.live_hub import HubSettings, LiveHub

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.small_net import SMALL_MEMORY, small_model
 
-from pipeline.errors import StoreError, UsageError
+from pipeline.base.errors import StoreError, UsageError
 from pipeline.live_hub_settings import HubSettings
 from pipeline.live_hub_stream import HubStream
 from pipeline.live_spec import LiveSettings, LiveSpec

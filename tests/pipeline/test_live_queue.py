@@ -9,10 +9,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.base.records import Event
 from pipeline.ledger import Ledger
 from pipeline.live_clock import Stamp
 from pipeline.live_queue import LiveQueue, PendingEvents, Waiting
-from pipeline.records import Event
 
 STAMP = Stamp(1.0, datetime(2030, 1, 1, tzinfo=UTC), "arrival")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import (
+from pipeline.base.errors import (
     AnotherWriterError,
     PromptError,
     SettingsConflictError,
@@ -18,12 +18,12 @@ from pipeline.errors import (
     UsageError,
     XmemError,
 )
+from pipeline.base.records import Event, Frame, MaskRecord, events_table, tracks_table
 from pipeline.ledger import LedgerCounts
 from pipeline.live_record import Books, LiveRecord
 from pipeline.live_snapshot import LiveSnapshot
 from pipeline.live_spec import LivePrompts, LiveSettings, LiveSpec
 from pipeline.live_view import LiveView
-from pipeline.records import Event, Frame, MaskRecord, events_table, tracks_table
 from pipeline.snapshot import Snapshot
 from pipeline.store import StreamStore
 

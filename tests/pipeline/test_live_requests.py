@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline import prompt_files
-from pipeline.errors import PromptError, UsageError
+from pipeline.base.errors import PromptError, UsageError
 from pipeline.live_record import LiveRecord
 from pipeline.live_requests import LiveRequests, Rejected
 from pipeline.live_spec import LivePrompts, LiveSettings, LiveSpec

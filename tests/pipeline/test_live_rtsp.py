@@ -13,7 +13,7 @@ from support.small_net import SMALL_MEMORY, small_model
 from support.videos import make_video
 from test_live_hub import PATIENCE, QUICK, tracked, until
 
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.live_spec import LiveSettings, LiveSpec
 from pipeline.settings import TrackSettings

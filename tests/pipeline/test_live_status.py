@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.small_net import SMALL_MEMORY, small_model
 
-from pipeline.errors import StoreError
+from pipeline.base.errors import StoreError
 from pipeline.ledger import Ledger, LedgerCounts
 from pipeline.live import Rejected
 from pipeline.live_hub_settings import HubSettings

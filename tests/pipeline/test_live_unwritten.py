@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.base.records import Event, Frame, MaskRecord
 from pipeline.ledger import LedgerCounts
 from pipeline.live_record import Books
 from pipeline.live_unwritten import Unwritten
-from pipeline.records import Event, Frame, MaskRecord
 
 IMAGE = np.zeros((8, 8, 3), np.uint8)
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 from reference.blobs import random_label_map, random_mask
 
+from pipeline.base.records import Frame, tracks_table
 from pipeline.masks import (
     MAX_OBJECT_ID,
     label_map_from_rles,
@@ -17,7 +18,6 @@ from pipeline.masks import (
     records_from_label_map,
     rle_to_mask,
 )
-from pipeline.records import Frame, tracks_table
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 SEEDS = st.integers(0, 2**32 - 1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.tiny import tiny_model
 
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 from pipeline.memory_plan import network_grid, predict_state_bytes, predict_workspace_bytes
 from xmem_core import MemoryConfig, ModelConfig, Prompt, TrackerState, VideoSegmenter, XMem, load_model
 

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
+from pipeline.base.records import Frame
 from pipeline.detectors import Detection
 from pipeline.motion import MotionDetector, MotionSettings
-from pipeline.records import Frame
 
 HEIGHT, WIDTH = 240, 320
 VTEST = Path("/work/shared/data/video/vtest.avi")

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from support.small_net import SMALL_MEMORY, frame_at, small_model, square
 
+from pipeline.base.errors import PromptError
+from pipeline.base.records import Event, Frame
 from pipeline.boxes import load_box_segmenter
-from pipeline.errors import PromptError
 from pipeline.live_record import Books
 from pipeline.live_unwritten import Unwritten
 from pipeline.masks import mask_to_rle
 from pipeline.objects import Masks, TrackedObjects
 from pipeline.prompts import PromptSet, resolve
-from pipeline.records import Event, Frame
 from xmem_core import Prompt, TrackerState, VideoSegmenter
 
 HEIGHT, WIDTH = 48, 64

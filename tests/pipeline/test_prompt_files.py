@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference.plain_png import PALETTE, RGB, plain_png
 
-from pipeline.errors import PromptError, SourceError
+from pipeline.base.errors import PromptError, SourceError
 from pipeline.masks import mask_to_rle, rle_to_mask
 from pipeline.prompts import (
     PromptObject,

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.base.errors import PromptError
+from pipeline.base.records import Frame
 from pipeline.boxes import inscribed_ellipse
-from pipeline.errors import PromptError
 from pipeline.masks import mask_to_rle
 from pipeline.prompts import PromptObject, PromptSet, ResolvedPrompt, resolve
-from pipeline.records import Frame
 
 HEIGHT, WIDTH = 12, 16
 

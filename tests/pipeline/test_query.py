@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 from support.chunks import NO_EVENTS, START, events, rows
 
+from pipeline.base.errors import StoreError, UsageError
+from pipeline.base.records import EVENTS_SCHEMA, TRACKS_SCHEMA
 from pipeline.chunk_file import events_bytes
-from pipeline.errors import StoreError, UsageError
 from pipeline.files import open_files
 from pipeline.query import STREAMS_SCHEMA, TrackReader, connect, format_result, query, records_by_frame
-from pipeline.records import EVENTS_SCHEMA, TRACKS_SCHEMA
 from pipeline.store import StreamStore
 
 Out = tuple[str, dict[str, Any]]

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from support import videos
 
 from pipeline import render
-from pipeline.errors import SourceError, StoreError, UsageError
+from pipeline.base.errors import SourceError, StoreError, UsageError
+from pipeline.base.records import MaskRecord
 from pipeline.masks import mask_to_rle
-from pipeline.records import MaskRecord
 from pipeline.render import contact_sheet, object_color, overlay, render_video
 from pipeline.sources import open_source
 

@@ -18,9 +18,9 @@ from support.live_reader import PATIENCE, Reader, options
 from support.rtsp_camera import Camera, Proxy, camera
 from support.videos import make_video, scene
 
-from pipeline.errors import SourceError, UsageError
+from pipeline.base.errors import SourceError, UsageError
+from pipeline.base.records import Frame
 from pipeline.live_options import LiveOptions
-from pipeline.records import Frame
 from pipeline.rtsp import LiveSource
 
 REAL = Path("/work/shared/data/video/vtest.avi")

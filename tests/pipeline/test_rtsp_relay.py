@@ -18,7 +18,7 @@ import pytest
 from support.rtsp_camera import Camera, Proxy, camera
 from support.videos import make_video
 
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 from pipeline.live_options import LiveOptions
 from pipeline.rtsp import LiveSource
 from pipeline.rtsp_relay import RelayError, RtspRelay

@@ -20,7 +20,7 @@ from websockets.sync.client import connect
 
 from pipeline import slow_clients
 from pipeline.api_service import ApiSettings
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 from pipeline.tokens import TokenSet
 
 with warnings.catch_warnings():

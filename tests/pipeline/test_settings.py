@@ -10,11 +10,11 @@ import pytest
 from support.small_net import SMALL_MEMORY, small_model
 
 from pipeline.api_models import OPERATORS_OWN, StreamSettings
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
+from pipeline.base.setting_fields import options_of
 from pipeline.executor import Begun
 from pipeline.finder_settings import FinderSettings
 from pipeline.live_spec import LiveSettings
-from pipeline.setting_fields import options_of
 from pipeline.settings import (
     CommitSettings,
     DetectorSettings,

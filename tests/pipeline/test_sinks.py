@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 from support.chunks import NO_EVENTS, events, rows
 
-import pipeline.plugins
-from pipeline.errors import StoreError, UsageError
+import pipeline.base.plugins
+from pipeline.base.errors import StoreError, UsageError
 from pipeline.sinks import Sink, Sinks, load_sink
 
 
@@ -53,7 +53,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
     )
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setattr(pipeline.plugins, "entry_points", lambda group: registered.select(group=group))
+    monkeypatch.setattr(pipeline.base.plugins, "entry_points", lambda group: registered.select(group=group))
 
 
 def test_a_sink_is_found_by_name(plugins: None) -> None:

@@ -19,7 +19,7 @@ import pytest
 from support.tiny import SHORT_MEMORY
 from support.videos import damage_packets, make_video
 
-from pipeline.errors import AnotherWriterError, StoreError
+from pipeline.base.errors import AnotherWriterError, StoreError
 from pipeline.executor import Executor, open_segmenter
 from pipeline.prompts import PromptSet
 from pipeline.query import query

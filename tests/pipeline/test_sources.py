@@ -22,9 +22,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from support import videos
 from support.servers import S3Server
 
-from pipeline import packets, plugins, retries, sources
-from pipeline.errors import NoSuchSourceError, NotAVideoError, SourceError
-from pipeline.records import Frame
+from pipeline import packets, retries, sources
+from pipeline.base import plugins
+from pipeline.base.errors import NoSuchSourceError, NotAVideoError, SourceError
+from pipeline.base.records import Frame
 from pipeline.sources import VideoSource, open_source
 from pipeline.work import Failure
 

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from support.chunks import NO_EVENTS, events, rows
 
+from pipeline.base.errors import AnotherWriterError, OutputError, StoreError, UsageError
 from pipeline.chunk_file import events_bytes
-from pipeline.errors import AnotherWriterError, OutputError, StoreError, UsageError
 from pipeline.files import Files, open_files
 from pipeline.store import CommittedRange, StreamStore
 

@@ -23,7 +23,7 @@ from support.tiny import CAPPED_MEMORY, tiny_weights
 from support.videos import corrupt, damage_packets, make_images, make_video
 from support.written import files
 
-from pipeline.errors import PromptError, SettingsConflictError, SourceError, UsageError
+from pipeline.base.errors import PromptError, SettingsConflictError, SourceError, UsageError
 from pipeline.executor import Executor, begun_with, has_bfloat16, open_segmenter, track
 from pipeline.masks import rle_to_mask
 from pipeline.prompts import PromptSet

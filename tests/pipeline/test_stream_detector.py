@@ -23,14 +23,14 @@ from support.tiny import CAPPED_MEMORY
 from support.videos import make_video
 from support.written import files
 
+import pipeline.base.plugins as plugins
 import pipeline.detectors as detectors
-import pipeline.plugins as plugins
+from pipeline.base.errors import PromptError, SettingsConflictError, UsageError, XmemError
+from pipeline.base.records import Frame
 from pipeline.detectors import Detection
-from pipeline.errors import PromptError, SettingsConflictError, UsageError, XmemError
 from pipeline.executor import Executor, track
 from pipeline.prompts import PromptSet
 from pipeline.query import query
-from pipeline.records import Frame
 from pipeline.settings import TrackSettings
 from pipeline.snapshot import Snapshot
 from pipeline.sources import open_source

@@ -13,11 +13,11 @@ from support.tiny import SHORT_MEMORY
 from support.videos import damage_packets, make_video
 from support.written import files
 
-from pipeline.errors import AnotherWriterError, PromptError, SourceError, StoreError, UsageError
+from pipeline.base.errors import AnotherWriterError, PromptError, SourceError, StoreError, UsageError
+from pipeline.base.records import Frame
 from pipeline.executor import Executor, open_segmenter, track
 from pipeline.prompts import PromptSet
 from pipeline.query import query
-from pipeline.records import Frame
 from pipeline.settings import ModelSettings, TrackSettings
 from pipeline.sources import VideoFile, open_source
 from pipeline.store import StreamStore

@@ -24,7 +24,8 @@ from support.small_net import SMALL_MEMORY
 from support.videos import make_images, make_video, scene
 
 from pipeline import executor, filesystems, retries
-from pipeline.errors import AnotherWriterError, SourceError, StoreError, XmemError
+from pipeline.base.errors import AnotherWriterError, SourceError, StoreError, XmemError
+from pipeline.base.stream_ids import generate_stream_id
 from pipeline.executor import track
 from pipeline.files import open_files
 from pipeline.locations import locate
@@ -33,7 +34,6 @@ from pipeline.prompts import PromptSet
 from pipeline.retries import Attempts
 from pipeline.sources import VideoSource, open_source
 from pipeline.store import StreamStore
-from pipeline.stream_ids import generate_stream_id
 from pipeline.work import Failure, StreamSpec, WorkerSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UsageError
+from pipeline.base.errors import UsageError
 from pipeline.tokens import TicketOffice, TokenSet
 
 ONE = "a-first-token-of-24-chars"

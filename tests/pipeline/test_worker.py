@@ -19,9 +19,9 @@ from support.prompted import three_objects
 from support.tiny import CAPPED_MEMORY
 from support.videos import make_video
 
+from pipeline.base.records import FrameChunk
 from pipeline.executor import begun_with, track
 from pipeline.prompts import PromptSet
-from pipeline.records import FrameChunk
 from pipeline.store import StreamStore
 from pipeline.work import ChunkReport, StreamSpec, WorkerSettings
 from pipeline.worker import Worker, device_bytes

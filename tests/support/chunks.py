@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.records import Event, MaskRecord, events_table, tracks_table
+from pipeline.base.records import Event, MaskRecord, events_table, tracks_table
 
 START = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
 NO_EVENTS = events_table([])

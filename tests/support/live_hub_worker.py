@@ -12,7 +12,7 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 from support.live_fake import FakeFeed  # noqa: E402
 from support.small_net import SMALL_MEMORY, small_model  # noqa: E402
 
-from pipeline.errors import XmemError  # noqa: E402
+from pipeline.base.errors import XmemError  # noqa: E402
 from pipeline.live_hub import HubSettings, LiveHub  # noqa: E402
 from pipeline.live_spec import LiveSettings, LiveSpec  # noqa: E402
 from pipeline.live_view import LiveView  # noqa: E402

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+from pipeline.base.records import Event, Frame
 from pipeline.live_options import LiveOptions
-from pipeline.records import Event, Frame
 from pipeline.rtsp import LiveSource
 
 PATIENCE = 40.0  # seconds that a test waits for what must come; nothing is judged by it

@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.records import Event, Frame
 from pipeline.ledger import Ledger
 from pipeline.live_spec import LiveSpec
-from pipeline.records import Event, Frame
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline.errors import UsageError, XmemError
+from pipeline.base.errors import UsageError, XmemError
 from pipeline.live_spec import LivePrompts, LiveSpec
 from pipeline.live_view import LiveView
 

@@ -22,8 +22,8 @@ from urllib.parse import parse_qsl
 
 import ray
 
-from pipeline.errors import UsageError
-from pipeline.records import FrameChunk
+from pipeline.base.errors import UsageError
+from pipeline.base.records import FrameChunk
 from pipeline.work import ChunkReport, Failure, StreamSpec, StreamStatus
 
 CHUNK = 10

@@ -10,7 +10,7 @@ import sys
 
 from support.chunks import NO_EVENTS, events, rows
 
-from pipeline.errors import AnotherWriterError
+from pipeline.base.errors import AnotherWriterError
 from pipeline.store import StreamStore
 
 

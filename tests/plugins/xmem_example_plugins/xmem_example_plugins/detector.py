@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
+from pipeline.base.records import Frame
 from pipeline.detectors import Detection
-from pipeline.records import Frame
 
 _LEVEL = 200
 _PATIENCE = 3

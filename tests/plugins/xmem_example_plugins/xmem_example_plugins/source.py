@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline.errors import SourceError
-from pipeline.records import Frame
+from pipeline.base.errors import SourceError
+from pipeline.base.records import Frame
 
 _URI = re.compile(r"squares://(\d{2,4})x(\d{2,4})/(\d{1,6})")
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.errors import UsageError
-from pipeline.stream_ids import generate_stream_id, validate_stream_id
+from pipeline.base.errors import UsageError
+from pipeline.base.stream_ids import generate_stream_id, validate_stream_id
 
 
 @pytest.mark.parametrize("good", ["a", "7", "2024-01-01", "cam.1_x-Y", "a" * 128, "a.."])

@@ -4,7 +4,9 @@ Every message is one line that names the offending value, what would be allowed 
 Raising one of these never undoes or damages anything that was committed before.
 """
 
-from pipeline.redact import redacted
+from __future__ import annotations
+
+from pipeline.base.redaction import redacted
 
 
 class XmemError(Exception):
@@ -61,3 +63,18 @@ class SettingsConflictError(UsageError):
 
 class AnotherWriterError(StoreError):
     """Somebody else committed different rows under the name this writer was about to commit; it stops."""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text without line breaks, with its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def bare_reason(error: BaseException) -> str:
+    """`one_line`, of what a system call raised only why: for messages that name the file themselves.
+
+    The full text has the error's number before that and the path, as the system knows it, after it. Where a
+    message does not say what was touched (a plugin's failure, say), the path is the better half: `one_line`.
+    """
+    reason = error.strerror if isinstance(error, OSError) else None
+    return one_line(error) if reason is None else " ".join(reason.split()) or type(error).__name__

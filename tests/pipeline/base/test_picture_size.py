@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from reference.plain_png import GREY, plain_png
 from support import videos
 
-from pipeline.errors import NotAVideoError, PictureTooLargeError, PromptError, UsageError
+from pipeline.base.errors import NotAVideoError, PictureTooLargeError, PromptError, UsageError
+from pipeline.base.picture_size import MAX_PIXELS, header_size
 from pipeline.executor import track
 from pipeline.index_png import decode_index_png
-from pipeline.picture_size import MAX_PIXELS, header_size
 from pipeline.prompt_files import load_mask_png
 from pipeline.prompts import PromptSet
 from pipeline.render import render

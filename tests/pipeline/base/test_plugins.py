@@ -8,11 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import pytest
 
-import pipeline.plugins
+import pipeline.base.plugins
+from pipeline.base.errors import SourceError, StoreError, UsageError, XmemError
+from pipeline.base.plugins import load_entry_point, load_plugin
 from pipeline.boxes import load_box_segmenter
 from pipeline.detectors import load_detector
-from pipeline.errors import SourceError, StoreError, UsageError, XmemError
-from pipeline.plugins import load_entry_point, load_plugin
 from pipeline.sinks import load_sink
 from pipeline.sources import find_plugin
 
@@ -70,7 +70,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Register:
 
     def register(group: str, values: dict[str, str]) -> None:
         points = EntryPoints(EntryPoint(name, value, group) for name, value in values.items())
-        monkeypatch.setattr(pipeline.plugins, "entry_points", lambda group: points.select(group=group))
+        monkeypatch.setattr(pipeline.base.plugins, "entry_points", lambda group: points.select(group=group))
 
     return register
 

@@ -5,7 +5,7 @@ A picture of one colour compresses by a factor of thousands: a PNG of a megabyte
 
 from __future__ import annotations
 
-from pipeline.errors import PictureTooLargeError, UsageError
+from pipeline.base.errors import PictureTooLargeError, UsageError
 
 MAX_PIXELS = 8192 * 8192
 """Pixels of the largest picture that is decoded, unless `max_pixels` says otherwise."""

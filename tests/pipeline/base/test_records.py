@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.records import (
+from pipeline.base.records import (
     EVENT_KINDS,
     EVENTS_SCHEMA,
     TRACKS_SCHEMA,

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import SourceError, StoreError
-from pipeline.redact import redacted, redacted_trace
+from pipeline.base.errors import SourceError, StoreError
+from pipeline.base.redaction import redacted, redacted_trace
 from pipeline.url_guard import UrlGuard, UrlRefusedError
 
 

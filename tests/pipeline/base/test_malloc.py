@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from pipeline import allocation
-from pipeline.allocation import keep_freed_memory
+from pipeline.base import malloc as allocation
+from pipeline.base.malloc import keep_freed_memory
 
 # Real steps: how many page faults do they cost once all is warm?
 SCRIPT = """
 import json, resource, sys
-from pipeline.allocation import keep_freed_memory
+from pipeline.base.malloc import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "kept" else False
 import numpy as np
 from xmem_core import Prompt, VideoSegmenter, load_model

@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
-from pipeline.errors import UsageError, XmemError
-from pipeline.locations import one_line
-from pipeline.redact import shareable
+from pipeline.base.errors import UsageError, XmemError, one_line
+from pipeline.base.redaction import shareable
 
 
 def load_plugin(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.locations import bare_reason, one_line
+from pipeline.base.errors import bare_reason, one_line
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ import re
 import unicodedata
 from urllib.parse import unquote, urlsplit
 
-from pipeline.errors import UsageError
-from pipeline.filesystems import expanded
-from pipeline.redact import redacted
+from pipeline.base.errors import UsageError
+from pipeline.base.redaction import redacted
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _STEM_LENGTH = 100
@@ -84,3 +83,11 @@ def _stem(path: str) -> str:
     plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
     cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", plain)[:_STEM_LENGTH].strip("._-")
     return cleaned or "video"
+
+
+def expanded(path: str) -> str:
+    """A local path with the home folder in place of a leading `~`; unchanged if it can be no path at all."""
+    try:
+        return os.path.expanduser(path)
+    except ValueError:  # a zero byte; whoever opens it says what is wrong with it
+        return path
