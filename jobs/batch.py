@@ -25,11 +25,12 @@ from pipeline.base.errors import SettingsConflictError, StoreError, UsageError, 
 from pipeline.base.redaction import redacted
 from pipeline.boxes import load_box_segmenter
 from pipeline.detectors import load_detector
-from pipeline.files import open_files
 from pipeline.settings import ModelSettings, TrackSettings
+from pipeline.storage.failures import Failure
+from pipeline.storage.opening import open_files
 from pipeline.store import StreamStore
 from pipeline.stream_record import mark_failed
-from pipeline.work import Failure, WorkerSettings
+from pipeline.work import WorkerSettings
 
 logger = logging.getLogger(__name__)
 

@@ -160,7 +160,7 @@ def run(
     from jobs.manifest import load_manifest
     from jobs.progress import BatchDisplay
     from jobs.storage_options import parse_storage_options
-    from pipeline.locations import scheme_of
+    from pipeline.storage.locations import scheme_of
     from pipeline.work import WorkerSettings
 
     if ids not in ("uri", "relative", "name"):
@@ -322,7 +322,7 @@ class _Earlier:
     @classmethod
     def read(cls, uri: str, storage_options: Mapping[str, Any] | None = None) -> _Earlier:
         """UsageError: it is no report."""
-        from pipeline.locations import locate
+        from pipeline.storage.locations import locate
 
         try:
             report = json.loads(locate(uri, storage_options).read_bytes())

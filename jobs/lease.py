@@ -27,7 +27,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from pipeline.base.errors import StoreError, UsageError, XmemError
-from pipeline.files import Files
+from pipeline.storage.files import Files
 
 logger = logging.getLogger(__name__)
 

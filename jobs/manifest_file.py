@@ -16,8 +16,8 @@ from typing import Any
 from pipeline.base.errors import PromptError, UsageError, one_line
 from pipeline.base.redaction import redacted
 from pipeline.base.stream_ids import expanded, validate_stream_id
-from pipeline.filesystems import connect
 from pipeline.prompts import PromptSet
+from pipeline.storage.filesystems import connect
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
 COLUMNS = ("uri", "stream_id", "prompts", "priority")

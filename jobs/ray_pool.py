@@ -28,7 +28,7 @@ from jobs.ray_errors import brief, death
 from jobs.scheduler import Scheduler
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.base.redaction import redacted
-from pipeline.work import Failure
+from pipeline.storage.failures import Failure
 
 logger = logging.getLogger(__name__)
 

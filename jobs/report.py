@@ -19,8 +19,8 @@ from jobs.listing import Skipped
 from jobs.manifest import VideoJob
 from pipeline.base.errors import StoreError, XmemError, one_line
 from pipeline.base.redaction import redacted
-from pipeline.files import open_files
-from pipeline.work import Failure
+from pipeline.storage.failures import Failure
+from pipeline.storage.opening import open_files
 
 FORMAT_VERSION = 1
 FOLDER = "batches"

@@ -34,7 +34,7 @@ from jobs.storage_options import parse_storage_options
 from pipeline.base.errors import UsageError, XmemError, one_line
 from pipeline.base.redaction import redacted
 from pipeline.base.stream_ids import expanded
-from pipeline.locations import scheme_of
+from pipeline.storage.locations import scheme_of
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from enum import Enum, auto
 from jobs.actions import SchedulerOptions
 from jobs.fair_queue import FairQueue
 from jobs.manifest import VideoJob
-from pipeline.work import Failure
+from pipeline.storage.failures import Failure
 
 # Beyond them a share is as good as all or nothing, and sums of its inverse would lose their digits.
 _LIGHTEST, _HEAVIEST = 1e-6, 1e6

@@ -36,7 +36,8 @@ from pipeline.base.records import FrameChunk
 from pipeline.base.redaction import redacted
 from pipeline.base.stream_ids import generate_stream_id
 from pipeline.prompts import PromptSet
-from pipeline.work import ChunkReport, Failure, StreamSpec, StreamStatus, WorkerSettings
+from pipeline.storage.failures import Failure
+from pipeline.work import ChunkReport, StreamSpec, StreamStatus, WorkerSettings
 from pipeline.worker import Worker
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pipeline.base.errors import NotAVideoError, SourceError, one_line
 from pipeline.base.picture_size import MAX_PIXELS, check_size
 from pipeline.base.redaction import shareable
-from pipeline.locations import GuardedFile, Location, read_error
+from pipeline.storage.locations import GuardedFile, Location, read_error
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from pipeline.base.errors import NotAVideoError
 from pipeline.base.picture_size import MAX_PIXELS, check_limit, check_size, header_size
 from pipeline.base.records import Event, Frame
 from pipeline.base.redaction import redacted, shareable
-from pipeline.locations import Location, read_error
-from pipeline.retries import retry
+from pipeline.storage.locations import Location, read_error
+from pipeline.storage.retries import retry
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.base.errors import StoreError
 from pipeline.chunk_file import ChunkFooter, read_footer
-from pipeline.files import Files
+from pipeline.storage.files import Files
 
 RECORD_VERSION = 1
 MEND = "restore it from a copy, or start this stream over with --restart"

@@ -31,9 +31,9 @@ from pipeline.base.errors import one_line
 from pipeline.base.redaction import redacted
 from pipeline.live_clock import Arrival
 from pipeline.live_options import LiveOptions
-from pipeline.locations import scheme_of
 from pipeline.rtsp_relay import RelayError, RtspRelay
 from pipeline.split_pictures import Joiner
+from pipeline.storage.locations import scheme_of
 from pipeline.url_guard import UrlRefusedError
 
 log = logging.getLogger(__name__)

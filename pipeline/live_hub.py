@@ -23,7 +23,6 @@ from pipeline.base.errors import UsageError, XmemError
 from pipeline.base.redaction import redacted, redacted_trace
 from pipeline.detectors import load_detector
 from pipeline.executor import open_segmenter
-from pipeline.files import open_files
 from pipeline.ledger import Ledger
 from pipeline.live import LiveFeed, LiveTracker, OpenFeed
 from pipeline.live_capacity import Capacity, Load
@@ -36,9 +35,10 @@ from pipeline.live_turns import Turn, Turns
 from pipeline.live_view import LiveView
 from pipeline.rtsp import LiveSource
 from pipeline.sinks import Sinks
+from pipeline.storage.failures import Failure
+from pipeline.storage.opening import open_files
 from pipeline.store import StreamStore
 from pipeline.stream_record import FINISHED, RUNNING
-from pipeline.work import Failure
 from xmem_core import VideoSegmenter
 
 __all__ = ["HubSettings", "LiveHub"]

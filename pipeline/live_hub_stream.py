@@ -15,7 +15,7 @@ from pipeline.live import LiveTracker
 from pipeline.live_hub_settings import HubSettings
 from pipeline.live_spec import LiveSpec
 from pipeline.live_view import LiveView
-from pipeline.work import Failure
+from pipeline.storage.failures import Failure
 from xmem_core import VideoSegmenter
 
 _STABLE_SECONDS = 30.0

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pipeline.live_connection import ConnectionLost
 from pipeline.live_options import Transport
-from pipeline.locations import scheme_of
+from pipeline.storage.locations import scheme_of
 
 _OTHER: dict[str, Literal["tcp", "udp"]] = {"tcp": "udp", "udp": "tcp"}
 _PATIENCE = 3  # connections without a picture over the transport that worked before

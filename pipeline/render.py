@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from pipeline.base.errors import SourceError, StoreError, UsageError, XmemError, one_line
 from pipeline.base.picture_size import MAX_PIXELS
 from pipeline.base.records import Frame, MaskRecord
-from pipeline.locations import scheme_of
 from pipeline.masks import rle_to_mask
 from pipeline.sources import VideoSource, open_source
+from pipeline.storage.locations import scheme_of
 from pipeline.tracks import open_tracks
 
 log = logging.getLogger(__name__)

@@ -35,7 +35,7 @@ from pipeline.base.plugins import load_entry_point
 from pipeline.base.records import Event, Frame
 from pipeline.base.redaction import redacted
 from pipeline.images import ImageFolder
-from pipeline.locations import BLOCK_BYTES, Location, locate, scheme_of
+from pipeline.storage.locations import BLOCK_BYTES, Location, locate, scheme_of
 
 log = logging.getLogger(__name__)
 

@@ -31,7 +31,6 @@ from pipeline.base.errors import AnotherWriterError, StoreError
 from pipeline.base.redaction import redacted
 from pipeline.base.stream_ids import generate_stream_id, validate_stream_id
 from pipeline.chunk_file import ChunkFooter, check_chunk, events_bytes, tracks_bytes
-from pipeline.files import open_files
 from pipeline.layout import (
     MEND,
     RECORD_VERSION,
@@ -42,6 +41,7 @@ from pipeline.layout import (
     load_record,
     record_name,
 )
+from pipeline.storage.opening import open_files
 
 __all__ = ["CommittedRange", "StreamStore", "generate_stream_id", "validate_stream_id"]
 

@@ -14,8 +14,8 @@ from pipeline.base.redaction import redacted
 from pipeline.prompts import PromptSet, ResolvedPrompt
 from pipeline.settings import TrackSettings
 from pipeline.sources import VideoSource
+from pipeline.storage.failures import Failure
 from pipeline.store import RESTARTING, StreamStore
-from pipeline.work import Failure
 
 logger = logging.getLogger(__name__)
 

@@ -22,15 +22,16 @@ from pipeline.base.errors import StoreError, UsageError, XmemError
 from pipeline.base.records import FrameChunk
 from pipeline.base.redaction import redacted_trace
 from pipeline.executor import Begun, Executor, begun_with, open_segmenter
-from pipeline.files import open_files
 from pipeline.memory_plan import predict_state_bytes, predict_workspace_bytes
 from pipeline.prompts import PromptSet, load_mask_png, load_prompts
 from pipeline.settings import AUTO, dtype_name
 from pipeline.sinks import Sinks
 from pipeline.sources import open_source
+from pipeline.storage.failures import Failure
+from pipeline.storage.opening import open_files
 from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
-from pipeline.work import ChunkReport, Failure, Outcome, StreamSpec, StreamStatus, WorkerSettings
+from pipeline.work import ChunkReport, Outcome, StreamSpec, StreamStatus, WorkerSettings
 
 logger = logging.getLogger(__name__)
 

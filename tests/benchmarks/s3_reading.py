@@ -26,8 +26,8 @@ from support.servers import seaweedfs
 from support.videos import make_video
 
 from pipeline import decoding
-from pipeline.locations import GuardedFile, Location, locate
 from pipeline.sources import VideoFile
+from pipeline.storage.locations import GuardedFile, Location, locate
 
 CACHES = ("growing", "none", "readahead", "bytes", "blockcache", "background", "first")
 BLOCKS = tuple(1 << n for n in (18, 20, 21, 22, 23, 24))

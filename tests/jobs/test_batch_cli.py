@@ -29,10 +29,11 @@ from jobs.manifest import VideoJob
 from jobs.report import BatchReport
 from pipeline.base.errors import StoreError
 from pipeline.base.stream_ids import generate_stream_id
-from pipeline.files import open_files
 from pipeline.query import query
+from pipeline.storage.failures import Failure
+from pipeline.storage.opening import open_files
 from pipeline.store import StreamStore
-from pipeline.work import Failure, WorkerSettings
+from pipeline.work import WorkerSettings
 from xmem_core import MemoryConfig
 
 BOX = {"version": 1, "objects": [{"frame": 0, "id": 1, "box": [10, 10, 30, 30]}]}

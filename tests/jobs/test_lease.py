@@ -17,13 +17,14 @@ from support.servers import S3Server
 
 import jobs.lease
 from jobs.lease import EXPIRY_SECONDS, AnotherRunError, Owner, lease, running
-from pipeline.files import Files, open_files
+from pipeline.storage.files import Files
+from pipeline.storage.opening import open_files
 
 HOLDER = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from jobs.lease import lease
-from pipeline.files import open_files
+from pipeline.storage.opening import open_files
 with lease(open_files(sys.argv[2]), "first", ["a", "b", "c"]):
     print("held", flush=True)
     time.sleep(1000)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import open_files
 from pipeline.live_list import LiveList
 from pipeline.live_spec import LiveSpec
+from pipeline.storage.opening import open_files
 
 
 def cam(name: str, url: str | None = None) -> LiveSpec:

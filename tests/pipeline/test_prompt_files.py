@@ -494,7 +494,7 @@ def test_a_store_that_does_not_answer_is_no_fault_of_the_request(tmp_path, monke
     def reset(self, *args):
         raise ConnectionResetError("cut off by key:secret@host")
 
-    monkeypatch.setattr("pipeline.locations.Location.read_bytes", reset)
+    monkeypatch.setattr("pipeline.storage.locations.Location.read_bytes", reset)
     for load in (load_prompts, load_mask_png):
         with pytest.raises(SourceError, match=r"a\.json: reading failed .*try again"):
             load(str(tmp_path / "a.json"))

@@ -22,12 +22,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 from support import videos
 from support.servers import S3Server
 
-from pipeline import packets, retries, sources
+from pipeline import packets, sources
 from pipeline.base import plugins
 from pipeline.base.errors import NoSuchSourceError, NotAVideoError, SourceError
 from pipeline.base.records import Frame
 from pipeline.sources import VideoSource, open_source
-from pipeline.work import Failure
+from pipeline.storage import retries
+from pipeline.storage.failures import Failure
 
 SHARED = Path("/work/shared/data/video")
 SMALL = {"images": 120, "width": 96, "height": 64}

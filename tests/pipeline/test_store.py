@@ -15,7 +15,8 @@ from support.chunks import NO_EVENTS, events, rows
 
 from pipeline.base.errors import AnotherWriterError, OutputError, StoreError, UsageError
 from pipeline.chunk_file import events_bytes
-from pipeline.files import Files, open_files
+from pipeline.storage.files import Files
+from pipeline.storage.opening import open_files
 from pipeline.store import CommittedRange, StreamStore
 
 

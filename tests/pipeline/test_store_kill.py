@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.chunks import NO_EVENTS, events, rows
 
-from pipeline.files import open_files
+from pipeline.storage.opening import open_files
 from pipeline.store import StreamStore
 
 WORKER = Path(__file__).with_name("store_worker.py")

@@ -23,18 +23,20 @@ from support.servers import ACCESS_KEY, SECRET_KEY, S3Server
 from support.small_net import SMALL_MEMORY
 from support.videos import make_images, make_video, scene
 
-from pipeline import executor, filesystems, retries
+from pipeline import executor
 from pipeline.base.errors import AnotherWriterError, SourceError, StoreError, XmemError
 from pipeline.base.stream_ids import generate_stream_id
 from pipeline.executor import track
-from pipeline.files import open_files
-from pipeline.locations import locate
 from pipeline.prompt_files import load_prompts
 from pipeline.prompts import PromptSet
-from pipeline.retries import Attempts
 from pipeline.sources import VideoSource, open_source
+from pipeline.storage import filesystems, retries
+from pipeline.storage.failures import Failure
+from pipeline.storage.locations import locate
+from pipeline.storage.opening import open_files
+from pipeline.storage.retries import Attempts
 from pipeline.store import StreamStore
-from pipeline.work import Failure, StreamSpec, WorkerSettings
+from pipeline.work import StreamSpec, WorkerSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

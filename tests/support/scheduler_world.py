@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from jobs.actions import Action, Call, Close, CloseWorker, Open, Release, SchedulerOptions, Track
 from jobs.manifest import VideoJob
 from jobs.scheduler import Scheduler
-from pipeline.work import ChunkReport, Failure, StreamSpec, StreamStatus
+from pipeline.storage.failures import Failure
+from pipeline.work import ChunkReport, StreamSpec, StreamStatus
 
 LOST = Failure("WorkerLost", "the worker process died", False)
 

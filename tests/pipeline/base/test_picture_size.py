@@ -25,7 +25,8 @@ from pipeline.prompts import PromptSet
 from pipeline.render import render
 from pipeline.settings import TrackSettings
 from pipeline.sources import open_source
-from pipeline.work import Failure, StreamSpec, WorkerSettings
+from pipeline.storage.failures import Failure
+from pipeline.work import StreamSpec, WorkerSettings
 from pipeline.worker import Worker
 
 PICTURE = videos.scene(0, 53, 41)

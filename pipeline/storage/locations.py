@@ -12,9 +12,9 @@ from typing import Any
 
 from pipeline.base.errors import NoSuchSourceError, SourceError, one_line
 from pipeline.base.redaction import redacted, shareable
-from pipeline.filesystems import connect, is_local
-from pipeline.read_ahead import ReadAhead
-from pipeline.retries import ShortAnswerError, retry
+from pipeline.storage.filesystems import connect, is_local
+from pipeline.storage.read_ahead import ReadAhead
+from pipeline.storage.retries import ShortAnswerError, retry
 
 log = logging.getLogger(__name__)
 

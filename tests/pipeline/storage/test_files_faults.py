@@ -14,14 +14,15 @@ from support.chunks import events, rows
 from support.faults import Answer, Proxy, Rule, faulty, storm
 from support.servers import S3Server
 
-import pipeline.files
-from pipeline import retries
+import pipeline.storage.files
 from pipeline.base.errors import AnotherWriterError, StoreError
-from pipeline.files import Files, open_files
 from pipeline.prompt_files import load_prompts
-from pipeline.retries import Attempts, may_pass, retry
+from pipeline.storage import retries
+from pipeline.storage.failures import Failure
+from pipeline.storage.files import Files
+from pipeline.storage.opening import open_files
+from pipeline.storage.retries import Attempts, may_pass, retry
 from pipeline.store import CommittedRange, StreamStore
-from pipeline.work import Failure
 
 DATA = bytes(range(256)) * 40
 FAULTS = {
@@ -45,7 +46,7 @@ FAULTS = {
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses of milliseconds; a hanging upload is given up after a second."""
     monkeypatch.setattr(retries, "ATTEMPTS", Attempts(7, 0.01, 0.05))
-    monkeypatch.setattr(pipeline.files, "_UPLOAD_SECONDS", 1)
+    monkeypatch.setattr(pipeline.storage.files, "_UPLOAD_SECONDS", 1)
 
 
 @pytest.fixture

@@ -28,8 +28,8 @@ from typing import Any, BinaryIO
 import pyarrow.fs
 
 from pipeline.base.errors import OutputError, StoreError, bare_reason
-from pipeline.files import Files
-from pipeline.local_places import (
+from pipeline.storage.files import Files
+from pipeline.storage.local_places import (
     HAS_PLACES,
     LISTED,
     NO_LINK,

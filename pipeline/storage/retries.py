@@ -1,7 +1,7 @@
 """Trying again what a network or an overloaded store made fail: which failures, how often, when.
 
 Everything that reads or writes remote files goes through `retry`, once: the client libraries' own retries are
-off there (see `pipeline.filesystems`), for nested ones multiply.
+off there (see `pipeline.storage.filesystems`), for nested ones multiply.
 """
 
 from __future__ import annotations

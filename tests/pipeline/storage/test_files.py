@@ -21,15 +21,17 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from support.chunks import NO_EVENTS, rows
 
-import pipeline.local_disk as local_disk
-import pipeline.local_places as local_places
-from pipeline import retries
+import pipeline.storage.local_files as local_disk
+import pipeline.storage.local_places as local_places
 from pipeline.base.errors import AnotherWriterError, OutputError, StoreError
-from pipeline.files import Files, RemoteFiles, open_files
-from pipeline.local_disk import LocalFiles
+from pipeline.storage import retries
+from pipeline.storage.files import Files
+from pipeline.storage.local_files import LocalFiles
+from pipeline.storage.opening import open_files
+from pipeline.storage.remote_files import RemoteFiles
 from pipeline.store import CommittedRange, StreamStore
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import read_ahead
-from pipeline.read_ahead import KEPT, LEAST_BYTES, ReadAhead
+from pipeline.storage import read_ahead
+from pipeline.storage.read_ahead import KEPT, LEAST_BYTES, ReadAhead
 
 DATA = bytes(i * 7 % 251 for i in range(1000))
 

@@ -1,0 +1,112 @@
+"""Durable file operations under one folder, on a local disk or on any fsspec URI.
+
+What the store needs and fsspec leaves open: creating a file that never overwrites another (`create`),
+replacing one as a whole (`replace`), and listings that are never stale. A reader sees a file complete or not
+at all.
+
+How `create` excludes other writers:
+
+* local disk: `local_disk.py`.
+* object stores: `If-None-Match: *` or the store's own equivalent, through fsspec's `mode="create"`. A server
+  that ignores the condition is found out at the first file created, and refused.
+* `memory://`: a lock; it lives in one process.
+
+Requests to a store are tried again (`pipeline.storage.retries`). One whose answer was lost may have been
+carried out, or may be yet, after the next attempt. `create` is then told that the name is taken, by the same
+bytes, as its callers find out; and on S3 `replace` writes only in the place of what it has seen, so that no
+request that comes late undoes a later one.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from typing import Any, TypeVar
+
+from pipeline.storage.retries import ShortAnswerError, http_status
+
+T = TypeVar("T")
+_CREATE_ATTEMPTS = 5
+_REPLACE_ATTEMPTS = 8
+_UPLOAD_SECONDS = 120
+_UPLOAD_BYTES_PER_SECOND = 1 << 18
+"""An upload slower than this hangs; nothing else ends one that waits for the server's "100 Continue"."""
+_CREDENTIALS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "CredentialRetrievalError",
+    "TokenRetrievalError",
+    "ProfileNotFound",
+}
+"""What botocore raises where a process has no usable credentials."""
+_MEMORY_LOCK = threading.Lock()
+
+
+class Files(ABC):
+    """Files under one root; names are relative, with forward slashes.
+
+    Every failure is a StoreError of one line, except that reading what does not exist is FileNotFoundError.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def uri(self, name: str) -> str:
+        """The full name of a file, for messages."""
+        return f"{self.root.rstrip('/')}/{name}"
+
+    @abstractmethod
+    def create(self, name: str, data: bytes, owner: str = "") -> bool:
+        """Creates `name` holding `data`, durably; False, and nothing changed, if the name is taken."""
+
+    @abstractmethod
+    def replace(self, name: str, data: bytes, owner: str = "") -> None:
+        """Writes `name` as a whole, durably, whether or not it exists."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """All bytes of a file; FileNotFoundError if there is none."""
+
+    @abstractmethod
+    def tail(self, name: str, count: int) -> bytes:
+        """The last `count` bytes of a file (all of it if shorter); FileNotFoundError if there is none."""
+
+    @abstractmethod
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+
+    @abstractmethod
+    def names(self, folder: str, recursive: bool = False) -> list[str]:
+        """Names (relative to the root, sorted) of the files in a folder; none if there is no such folder."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Removes a file; no error if there is none."""
+
+    @abstractmethod
+    def arrow(self, name: str) -> tuple[Any, str]:
+        """A pyarrow or fsspec file system, and the path of `name` on it: what a pyarrow dataset opens."""
+
+    @abstractmethod
+    def sweep(self, owner: str) -> None:
+        """Removes temporary files that `owner`'s killed writers left."""
+
+    @abstractmethod
+    def remove_empty_folder(self, folder: str) -> None:
+        """Removes a folder if it is empty, where folders are more than prefixes."""
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Whether a store takes nothing from this process: no credentials, no rights, no bucket, no space."""
+    status, code = http_status(error)
+    if isinstance(error, PermissionError) or status in (401, 403, 507):
+        return True
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return bool(names & _CREDENTIALS) or any(word in code for word in ("Bucket", "Quota", "StorageFull"))
+
+
+def _whole(data: bytes, size: int) -> bytes:
+    """The data, if it is all of it."""
+    if len(data) != size:
+        raise ShortAnswerError(f"{len(data)} bytes came instead of {size}")
+    return bytes(data)
