@@ -17,10 +17,10 @@ from pipeline.base.errors import StoreError, XmemError
 from pipeline.base.redaction import redacted
 from pipeline.layout import load_record
 from pipeline.prompts import load_mask_png, load_prompts
-from pipeline.sources import open_source
 from pipeline.storage.files import Files
 from pipeline.storage.opening import open_files
 from pipeline.stream_record import FINISHED
+from pipeline.video.sources import open_source
 from pipeline.work import WorkerSettings
 
 _MOST_OPENED = 200

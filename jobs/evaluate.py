@@ -37,7 +37,7 @@ from rich.table import Table
 from pipeline.base.errors import PromptError, UsageError
 from pipeline.base.picture_size import MAX_PIXELS, check_size, header_size
 from pipeline.index_png import decode_index_png
-from pipeline.prefetch import Prefetch
+from pipeline.video.prefetch import Prefetch
 from xmem_core import Prompt
 
 BOUNDARY_TOLERANCE = 0.008

@@ -18,9 +18,9 @@ from fsspec.utils import glob_translate
 
 from pipeline.base.errors import UsageError, one_line
 from pipeline.base.stream_ids import expanded
-from pipeline.images import SUFFIXES as IMAGE_SUFFIXES
 from pipeline.storage.filesystems import connect
 from pipeline.storage.locations import read_error, scheme_of
+from pipeline.video.image_folder import SUFFIXES as IMAGE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 

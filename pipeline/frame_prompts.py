@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pipeline.base.records import Frame
 from pipeline.boxes import BoxSegmenter, load_box_segmenter
 from pipeline.prompts import PromptSet, ResolvedPrompt, resolve
-from pipeline.sources import VideoSource
 from pipeline.stream_record import ResolvedPrompts
+from pipeline.video.sources import VideoSource
 
 
 class FramePrompts:

@@ -29,9 +29,9 @@ from pipeline.base.errors import SourceError, StoreError, UsageError, XmemError,
 from pipeline.base.picture_size import MAX_PIXELS
 from pipeline.base.records import Frame, MaskRecord
 from pipeline.masks import rle_to_mask
-from pipeline.sources import VideoSource, open_source
 from pipeline.storage.locations import scheme_of
 from pipeline.tracks import open_tracks
+from pipeline.video.sources import VideoSource, open_source
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def render(
         sheet: write a contact sheet (PNG) of the same frames, too.
         progress: called with the frames written so far, and how many there will be.
         storage_options, out_storage_options: for the fsspec file systems of the two videos, and of `out`.
-        max_pixels: larger pictures are not decoded, see `pipeline.sources.open_source`.
+        max_pixels: larger pictures are not decoded, see `pipeline.video.sources.open_source`.
 
     Raises UsageError (no such stream or frames, not the video that was tracked), SourceError, StoreError.
     """

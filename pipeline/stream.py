@@ -32,15 +32,15 @@ from pipeline.chunk_rows import ChunkRows
 from pipeline.committer import Committer
 from pipeline.frame_prompts import FramePrompts
 from pipeline.objects import Masks, TrackedObjects
-from pipeline.prefetch import Prefetch
 from pipeline.prompts import PromptSet
 from pipeline.resume import open_stream, resume
 from pipeline.settings import TrackSettings
 from pipeline.sinks import Sinks
 from pipeline.snapshot import Snapshot
-from pipeline.sources import VideoSource
 from pipeline.store import StreamStore
 from pipeline.stream_record import FINISHED, RUNNING, StreamSummary
+from pipeline.video.prefetch import Prefetch
+from pipeline.video.sources import VideoSource
 from xmem_core import Prompt, StepResult, TrackerState, VideoSegmenter
 
 __all__ = ["FINISHED", "RUNNING", "StepInput", "StreamSummary", "StreamTracker"]

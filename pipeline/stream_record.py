@@ -13,9 +13,9 @@ from pipeline.base.errors import AnotherWriterError, PromptError, SettingsConfli
 from pipeline.base.redaction import redacted
 from pipeline.prompts import PromptSet, ResolvedPrompt
 from pipeline.settings import TrackSettings
-from pipeline.sources import VideoSource
 from pipeline.storage.failures import Failure
 from pipeline.store import RESTARTING, StreamStore
+from pipeline.video.sources import VideoSource
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ FILES = sorted(p.relative_to(ROOT).as_posix() for package in PACKAGES for p in (
 
 # The three that design.md names, and what was split off sources.py and rtsp.py.
 MAY_IMPORT_AV = {
-    "pipeline/sources.py",
+    "pipeline/video/sources.py",
     "pipeline/rtsp.py",
     "pipeline/render.py",
-    "pipeline/decoding.py",
-    "pipeline/packets.py",
+    "pipeline/video/decoding.py",
+    "pipeline/video/packet_index.py",
     "pipeline/live_connection.py",
     "pipeline/split_pictures.py",
 }

@@ -29,7 +29,7 @@ from support.videos import make_video, truncate
 
 from pipeline.boxes import GrabCut
 from pipeline.prompts import PromptSet, resolve
-from pipeline.sources import open_source
+from pipeline.video.sources import open_source
 from xmem_core import Prompt, VideoSegmenter, load_model
 
 CHUNK = 25

@@ -33,7 +33,7 @@ import torch
 from support.measured import resident_bytes
 
 from pipeline.base.records import FrameChunk
-from pipeline.sources import open_source
+from pipeline.video.sources import open_source
 from pipeline.work import StreamSpec, WorkerSettings
 from pipeline.worker import Worker
 

@@ -25,9 +25,9 @@ from support.faults import Happened, Proxy, faulty
 from support.servers import seaweedfs
 from support.videos import make_video
 
-from pipeline import decoding
-from pipeline.sources import VideoFile
 from pipeline.storage.locations import GuardedFile, Location, locate
+from pipeline.video import decoding
+from pipeline.video.video_file import VideoFile
 
 CACHES = ("growing", "none", "readahead", "bytes", "blockcache", "background", "first")
 BLOCKS = tuple(1 << n for n in (18, 20, 21, 22, 23, 24))

@@ -32,7 +32,7 @@ from support.videos import make_video
 from pipeline.boxes import GrabCut
 from pipeline.executor import track
 from pipeline.prompts import PromptSet, resolve
-from pipeline.sources import open_source
+from pipeline.video.sources import open_source
 from xmem_core import Prompt, VideoSegmenter, load_model
 
 WIDTH, HEIGHT = 768, 576

@@ -57,8 +57,8 @@ def _around(owner, name, before=None, after=None):
 def _patch_tracker():
     while getattr(sys.modules.get("pipeline.worker"), "Worker", None) is None:
         time.sleep(0.002)
-    from pipeline.prefetch import Prefetch
     from pipeline.store import StreamStore
+    from pipeline.video.prefetch import Prefetch
     from xmem_core import VideoSegmenter
 
     _around(Prefetch, "_put", before="decode")

@@ -22,7 +22,7 @@ from pipeline.base.records import Event, Frame
 from pipeline.conformance import check_box_segmenter, check_detector, check_sink, check_source
 from pipeline.detectors import Detection
 from pipeline.prompts import ResolvedPrompt
-from pipeline.sources import open_source
+from pipeline.video.sources import open_source
 
 FRAMES = 13
 URI = "made://up"

@@ -32,10 +32,10 @@ from pipeline.prompts import PromptSet
 from pipeline.query import query
 from pipeline.settings import TrackSettings
 from pipeline.sinks import Sinks
-from pipeline.sources import open_source
 from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
 from pipeline.stream_record import StreamRecord
+from pipeline.video.sources import open_source
 from xmem_core import VideoSegmenter
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.usefixtures("plugin")]

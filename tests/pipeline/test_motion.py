@@ -240,7 +240,7 @@ def test_foreign_and_damaged_bytes_are_refused() -> None:
 @pytest.mark.skipif(not VTEST.exists(), reason="the video vtest.avi is not here")
 def test_people_walking_across_a_square() -> None:
     """Boxes of people who walk there, drawn by hand: found, and nothing on lawn and houses."""
-    from pipeline.sources import open_source
+    from pipeline.video.sources import open_source
 
     # frame -> boxes of people walking free of others, x y w h by eye
     people = {

@@ -17,7 +17,7 @@ from pipeline.base.errors import SourceError, StoreError, UsageError
 from pipeline.base.records import MaskRecord
 from pipeline.masks import mask_to_rle
 from pipeline.render import contact_sheet, object_color, overlay, render_video
-from pipeline.sources import open_source
+from pipeline.video.sources import open_source
 
 
 def record(

@@ -25,9 +25,9 @@ from pipeline.prompts import PromptSet
 from pipeline.query import query
 from pipeline.settings import ModelSettings, TrackSettings
 from pipeline.sinks import Sinks
-from pipeline.sources import open_source
 from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
+from pipeline.video.sources import open_source
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -29,9 +29,9 @@ from pipeline.masks import rle_to_mask
 from pipeline.prompts import PromptSet
 from pipeline.query import query
 from pipeline.settings import ModelSettings, TrackSettings
-from pipeline.sources import open_source
 from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
+from pipeline.video.sources import open_source
 from xmem_core import MemoryConfig, ModelConfig, StepResult, VideoSegmenter, XMem, load_model
 from xmem_core.weights import save_weights
 

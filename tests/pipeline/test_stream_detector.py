@@ -33,9 +33,9 @@ from pipeline.prompts import PromptSet
 from pipeline.query import query
 from pipeline.settings import TrackSettings
 from pipeline.snapshot import Snapshot
-from pipeline.sources import open_source
 from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
+from pipeline.video.sources import open_source
 from xmem_core import MemoryConfig, VideoSegmenter, load_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

@@ -19,9 +19,10 @@ from pipeline.executor import Executor, open_segmenter, track
 from pipeline.prompts import PromptSet
 from pipeline.query import query
 from pipeline.settings import ModelSettings, TrackSettings
-from pipeline.sources import VideoFile, open_source
 from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
+from pipeline.video.sources import open_source
+from pipeline.video.video_file import VideoFile
 from xmem_core import MemoryConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

@@ -29,13 +29,13 @@ from pipeline.base.stream_ids import generate_stream_id
 from pipeline.executor import track
 from pipeline.prompt_files import load_prompts
 from pipeline.prompts import PromptSet
-from pipeline.sources import VideoSource, open_source
 from pipeline.storage import filesystems, retries
 from pipeline.storage.failures import Failure
 from pipeline.storage.locations import locate
 from pipeline.storage.opening import open_files
 from pipeline.storage.retries import Attempts
 from pipeline.store import StreamStore
+from pipeline.video.sources import VideoSource, open_source
 from pipeline.work import StreamSpec, WorkerSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -24,8 +24,8 @@ from pipeline.prompt_files import load_mask_png
 from pipeline.prompts import PromptSet
 from pipeline.render import render
 from pipeline.settings import TrackSettings
-from pipeline.sources import open_source
 from pipeline.storage.failures import Failure
+from pipeline.video.sources import open_source
 from pipeline.work import StreamSpec, WorkerSettings
 from pipeline.worker import Worker
 

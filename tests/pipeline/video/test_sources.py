@@ -22,13 +22,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 from support import videos
 from support.servers import S3Server
 
-from pipeline import packets, sources
 from pipeline.base import plugins
 from pipeline.base.errors import NoSuchSourceError, NotAVideoError, SourceError
 from pipeline.base.records import Frame
-from pipeline.sources import VideoSource, open_source
 from pipeline.storage import retries
 from pipeline.storage.failures import Failure
+from pipeline.video import packet_index as packets
+from pipeline.video import plugin_video, video_file
+from pipeline.video.sources import VideoSource, open_source
 
 SHARED = Path("/work/shared/data/video")
 SMALL = {"images": 120, "width": 96, "height": 64}
@@ -45,7 +46,7 @@ def decode(source: VideoSource, start: int = 0, previous: float | None = None) -
 
 @pytest.fixture
 def seek_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "SEEK_FROM", 1)
+    monkeypatch.setattr(video_file, "SEEK_FROM", 1)
 
 
 # ---------------------------------------------------------------- what is delivered
@@ -236,7 +237,7 @@ def test_every_start_equals_decoding_from_the_start(
 ) -> None:
     name, recipe = {**RESUMABLE, **UNSEEKABLE}[case]
     path = str(videos.make_video(tmp_path / name, **SMALL, **recipe))
-    caplog.set_level(logging.DEBUG, "pipeline.sources")
+    caplog.set_level(logging.DEBUG, "pipeline.video.sources")
     with open_source(path, threads=1) as source:
         whole = decode(source)
     assert len(whole) >= 115
@@ -257,7 +258,7 @@ def test_every_start_equals_decoding_from_the_start(
 def test_start_without_knowing_the_time_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = str(videos.make_video(tmp_path / "clip.mp4", **SMALL, b_frames=2))
     whole = decode(open_source(path))
-    caplog.set_level(logging.DEBUG, "pipeline.sources")
+    caplog.set_level(logging.DEBUG, "pipeline.video.sources")
     for start in (1, 70, 119, 120, 500):
         assert decode(open_source(path), start) == whole[start:]
     assert "to get at frame" not in caplog.text
@@ -270,7 +271,7 @@ def test_a_source_remembers_what_it_delivered_itself(
     with open_source(path) as source:
         whole = decode(source)
         head = [signature(f) for f in itertools.islice(source.frames(), 90)]
-        caplog.set_level(logging.DEBUG, "pipeline.sources")
+        caplog.set_level(logging.DEBUG, "pipeline.video.sources")
         assert head + decode(source, 90) == whole
     assert "to get at frame 90" in caplog.text
 
@@ -280,7 +281,7 @@ def test_a_time_that_does_not_fit_forbids_seeking(tmp_path: Path, caplog: pytest
     """Had an earlier packet yielded no frame, frame 79 would carry another packet's time."""
     path = str(videos.make_video(tmp_path / "clip.mp4", **SMALL))
     whole = decode(open_source(path))
-    caplog.set_level(logging.DEBUG, "pipeline.sources")
+    caplog.set_level(logging.DEBUG, "pipeline.video.sources")
     assert decode(open_source(path), 80, whole[78][1]) == whole[80:]
     assert "to get at frame" not in caplog.text
 
@@ -369,10 +370,10 @@ def test_frames_after_a_seek_are_compared_with_the_index() -> None:
     index = packets.build(stored, 10)
     assert index is not None
     right = [SimpleNamespace(pts=t) for t in (20, 30, 40)]
-    assert list(sources._as_predicted(iter(right), index, 2)) == right
+    assert list(video_file._as_predicted(iter(right), index, 2)) == right
     for wrong in ((20, 40), (30, 40), (20, 30), (10, 20, 30, 40), (20, None, 40)):
-        with pytest.raises(sources._Misprediction):
-            list(sources._as_predicted((SimpleNamespace(pts=t) for t in wrong), index, 2))
+        with pytest.raises(video_file._Misprediction):
+            list(video_file._as_predicted((SimpleNamespace(pts=t) for t in wrong), index, 2))
 
 
 def test_each_loss_is_one_event_and_nothing_is_lost_twice(tmp_path: Path) -> None:
@@ -670,8 +671,8 @@ class Countdown:
 def test_plugins_read_their_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
     points = EntryPoints(
         [
-            EntryPoint("countdown", f"{__name__}:Countdown", sources.ENTRY_POINT_GROUP),
-            EntryPoint("gone", "no_such_module:Source", sources.ENTRY_POINT_GROUP),
+            EntryPoint("countdown", f"{__name__}:Countdown", plugin_video.ENTRY_POINT_GROUP),
+            EntryPoint("gone", "no_such_module:Source", plugin_video.ENTRY_POINT_GROUP),
         ]
     )
     monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
@@ -708,7 +709,7 @@ def test_real_videos_resume_exactly(name: str) -> None:
 
 SOAK = """
 import sys
-from pipeline.sources import open_source
+from pipeline.video.sources import open_source
 
 def resident():
     with open("/proc/self/statm") as stats:

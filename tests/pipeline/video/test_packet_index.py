@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from pipeline import packets
-from pipeline.packets import MAX_REORDER, build
+from pipeline.video import packet_index as packets
+from pipeline.video.packet_index import MAX_REORDER, build
 
 
 @dataclass

@@ -9,8 +9,8 @@ import pytest
 from support import videos
 
 from pipeline.base.errors import SourceError
-from pipeline.images import natural_key
-from pipeline.sources import open_source
+from pipeline.video.image_folder import natural_key
+from pipeline.video.sources import open_source
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp", "tif"])

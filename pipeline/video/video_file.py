@@ -1,154 +1,31 @@
-"""Opens videos: files that FFmpeg reads, folders of images, and what plugins read, by URI scheme.
-
-How a video file is read, and why:
-
-* What a decode from the start with ONE thread delivers is the truth about a file: its frames, their
-  numbers, its losses. FFmpeg makes the same of the same bytes then, damaged or not; with several threads it
-  conceals damage differently from run to run.
-* With several threads, or after a seek, decoding is guarded (see `pipeline.decoding`). At the first sign of
-  damage the file is decoded from the start with one thread; frames that were already delivered are skipped.
-* `frames(start)` seeks only if it knows which presentation time frame `start - 1` had (told by the caller,
-  or delivered by this very source before) and the index of packets agrees: had an earlier packet yielded no
-  frame, or two, the numbers would not fit. Otherwise the frames before `start` are decoded and dropped,
-  without converting them to RGB. After a seek each frame's time is compared with the index; at the first
-  difference decoding starts over from the beginning.
-
-Colours: FFmpeg's conversion to RGB, by the matrix and range that the stream declares; undeclared means
-BT.601 and limited range, as in ffmpeg and OpenCV. No tone mapping, no deinterlacing; pixels are taken as
-square.
-"""
+"""Video files: frames from any index on, the same as those of decoding from the start."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing
 from fractions import Fraction
-from types import TracebackType
-from typing import Any, Protocol, Self, cast
+from typing import Any
 
-from pipeline import decoding, packets
-from pipeline.base.closeable import Closing
 from pipeline.base.errors import NotAVideoError, SourceError, one_line
 from pipeline.base.picture_size import MAX_PIXELS, check_limit
-from pipeline.base.plugins import load_entry_point
 from pipeline.base.records import Event, Frame
 from pipeline.base.redaction import redacted
-from pipeline.images import ImageFolder
-from pipeline.storage.locations import BLOCK_BYTES, Location, locate, scheme_of
+from pipeline.storage.locations import BLOCK_BYTES, Location
+from pipeline.video import decoding
+from pipeline.video import packet_index as packets
+from pipeline.video.plugin_video import _Opened
 
 log = logging.getLogger(__name__)
 
-ENTRY_POINT_GROUP = "xmem.sources"
+
 SEEK_FROM = 64
 """Below this frame number, seeking is not worth an index."""
 
 
-class Source(Protocol):
-    """A plugin that reads the URIs of one scheme: entry point `<scheme>` in the group `xmem.sources`."""
-
-    def open(self, uri: str, start: int) -> Iterator[Frame]:
-        """Frames from `frame_index` `start` on, as a decode from the beginning would number them."""
-        ...
-
-
-class VideoSource(Protocol):
-    """An opened video. Use it as a context manager; iterate `frames()` as often as needed.
-
-    Attributes:
-        uri: as given to `open_source`.
-        width, height: of the first frame, upright, in pixels; later frames may differ.
-        rate: average frames per second, None if unknown.
-        frame_count: an estimate of how many frames there are, None if unknown.
-        container, codec: FFmpeg's names; "images" and the suffix for a folder of images.
-        fingerprint: changes when the input does.
-        damaged: whether any sign of damage has been met; resuming after it must decode from the start.
-        trailing_losses: what was lost after the last frame; set once `frames()` is exhausted.
-    """
-
-    uri: str
-    width: int
-    height: int
-    rate: float | None
-    frame_count: int | None
-    container: str
-    codec: str
-    fingerprint: str
-    damaged: bool
-    trailing_losses: tuple[Event, ...]
-
-    def frames(self, start: int = 0, *, previous_pts_seconds: float | None = None) -> Iterator[Frame]:
-        """Frames with `frame_index` >= `start`, numbered and decoded as from the start.
-
-        `previous_pts_seconds` is the `pts_seconds` that frame `start - 1` had when it was tracked; with it
-        a resume can seek, without it the frames before `start` are decoded again. Raises SourceError.
-        """
-        ...
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-def open_source(
-    uri: str,
-    *,
-    threads: int = 0,
-    storage_options: Mapping[str, Any] | None = None,
-    block_size: int = BLOCK_BYTES,
-    max_pixels: int = MAX_PIXELS,
-) -> VideoSource:
-    """Open a video and decode its first frame.
-
-    Args:
-        uri: a path or fsspec URI of a video file or a folder of images, or a URI whose scheme a plugin
-            reads.
-        threads: how many threads decode; 0 leaves it to FFmpeg. Frames are the same with any number.
-        storage_options: for the fsspec file system.
-        block_size: most bytes per range read of a remote file; three times that may be kept in memory.
-        max_pixels: larger pictures are not decoded. A video that begins with such pictures, and a folder that
-            has such an image, are refused; in the midst of a video they count as lost. Plugins have limits of
-            their own.
-
-    Raises:
-        NoSuchSourceError: nothing is there.
-        PictureTooLargeError: pictures are larger than `max_pixels`.
-        NotAVideoError: the file could be read and is no video, or holds no decodable frame.
-        SourceError: it cannot be read now.
-    """
-    if plugin := find_plugin(scheme_of(uri)):
-        return PluginVideo(uri, plugin)
-    location = locate(uri, storage_options)
-    if location.is_folder():
-        return ImageFolder(location, max_pixels=max_pixels)
-    return VideoFile(location, threads=threads, block_size=block_size, max_pixels=max_pixels)
-
-
-def find_plugin(scheme: str) -> Source | None:
-    """The installed source for a URI scheme, if any; an entry point may name an instance or a class."""
-    plugin = load_entry_point(
-        ENTRY_POINT_GROUP,
-        scheme,
-        f"{scheme}://: the source plugin",
-        lambda loaded: loaded() if isinstance(loaded, type) else loaded,
-        SourceError,
-    )
-    return None if plugin is None else cast(Source, plugin[0])
-
-
 class _Misprediction(Exception):  # noqa: N818 - a signal, never seen outside
     """After a seek, other frames came than the index of packets announced."""
-
-
-class _Opened(Closing):
-    """A source that holds nothing open between iterations, unless it says otherwise."""
-
-    def close(self) -> None:
-        """Each iteration of `frames` closes what it opened."""
 
 
 class VideoFile(_Opened):
@@ -344,32 +221,6 @@ class VideoFile(_Opened):
             self._index, self._indexable = found, found is not None
             log.debug("%s: %s", self._name, found)
         return self._index
-
-
-class PluginVideo(_Opened):
-    """A video that an installed `Source` reads; what the plugin does not tell is unknown (None)."""
-
-    rate: float | None = None
-    frame_count: int | None = None
-    container = "plugin"
-    codec = "unknown"
-    fingerprint = ""
-    damaged = False
-
-    def __init__(self, uri: str, plugin: Source) -> None:
-        self.uri = uri
-        self.trailing_losses: tuple[Event, ...] = ()
-        self._plugin = plugin
-        first = next(self.frames(), None)
-        if first is None:
-            raise SourceError(
-                f"{uri}: the source plugin for {scheme_of(uri)}:// delivered no frame; check the URI"
-            )
-        self.height, self.width = first.size
-
-    def frames(self, start: int = 0, *, previous_pts_seconds: float | None = None) -> Iterator[Frame]:
-        """Frames from `start` on; the plugin alone decides how it gets there."""
-        return iter(self._plugin.open(self.uri, start))
 
 
 def _packets_from_keyframe(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.prefetch import Prefetch
+from pipeline.video.prefetch import Prefetch
 
 
 def running() -> list[str]:

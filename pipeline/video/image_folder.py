@@ -30,8 +30,8 @@ class ImageFolder(Closing):
 
     An image that cannot be decoded is no frame: it is reported as a `corrupt` event on the next one that
     can. EXIF orientation is honoured, transparency dropped, 16-bit images reduced to 8. Attributes are
-    those of `pipeline.sources.VideoSource`. Raises NotAVideoError when there are no images, or none can be
-    decoded; PictureTooLargeError, without decoding it, for an image of more than `max_pixels` pixels.
+    those of `pipeline.video.sources.VideoSource`. Raises NotAVideoError when there are no images, or none can
+    be decoded; PictureTooLargeError, without decoding it, for an image of more than `max_pixels` pixels.
     """
 
     rate: float | None = None

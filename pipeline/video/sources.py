@@ -1,0 +1,112 @@
+"""Opens videos: files that FFmpeg reads, folders of images, and what plugins read, by URI scheme.
+
+How a video file is read, and why:
+
+* What a decode from the start with ONE thread delivers is the truth about a file: its frames, their
+  numbers, its losses. FFmpeg makes the same of the same bytes then, damaged or not; with several threads it
+  conceals damage differently from run to run.
+* With several threads, or after a seek, decoding is guarded (see `pipeline.video.decoding`). At the first
+sign of
+  damage the file is decoded from the start with one thread; frames that were already delivered are skipped.
+* `frames(start)` seeks only if it knows which presentation time frame `start - 1` had (told by the caller,
+  or delivered by this very source before) and the index of packets agrees: had an earlier packet yielded no
+  frame, or two, the numbers would not fit. Otherwise the frames before `start` are decoded and dropped,
+  without converting them to RGB. After a seek each frame's time is compared with the index; at the first
+  difference decoding starts over from the beginning.
+
+Colours: FFmpeg's conversion to RGB, by the matrix and range that the stream declares; undeclared means
+BT.601 and limited range, as in ffmpeg and OpenCV. No tone mapping, no deinterlacing; pixels are taken as
+square.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from pipeline.base.picture_size import MAX_PIXELS
+from pipeline.base.records import Event, Frame
+from pipeline.storage.locations import BLOCK_BYTES, locate, scheme_of
+from pipeline.video.image_folder import ImageFolder
+from pipeline.video.plugin_video import PluginVideo, find_plugin
+from pipeline.video.video_file import VideoFile
+
+log = logging.getLogger(__name__)
+
+
+class VideoSource(Protocol):
+    """An opened video. Use it as a context manager; iterate `frames()` as often as needed.
+
+    Attributes:
+        uri: as given to `open_source`.
+        width, height: of the first frame, upright, in pixels; later frames may differ.
+        rate: average frames per second, None if unknown.
+        frame_count: an estimate of how many frames there are, None if unknown.
+        container, codec: FFmpeg's names; "images" and the suffix for a folder of images.
+        fingerprint: changes when the input does.
+        damaged: whether any sign of damage has been met; resuming after it must decode from the start.
+        trailing_losses: what was lost after the last frame; set once `frames()` is exhausted.
+    """
+
+    uri: str
+    width: int
+    height: int
+    rate: float | None
+    frame_count: int | None
+    container: str
+    codec: str
+    fingerprint: str
+    damaged: bool
+    trailing_losses: tuple[Event, ...]
+
+    def frames(self, start: int = 0, *, previous_pts_seconds: float | None = None) -> Iterator[Frame]:
+        """Frames with `frame_index` >= `start`, numbered and decoded as from the start.
+
+        `previous_pts_seconds` is the `pts_seconds` that frame `start - 1` had when it was tracked; with it
+        a resume can seek, without it the frames before `start` are decoded again. Raises SourceError.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_source(
+    uri: str,
+    *,
+    threads: int = 0,
+    storage_options: Mapping[str, Any] | None = None,
+    block_size: int = BLOCK_BYTES,
+    max_pixels: int = MAX_PIXELS,
+) -> VideoSource:
+    """Open a video and decode its first frame.
+
+    Args:
+        uri: a path or fsspec URI of a video file or a folder of images, or a URI whose scheme a plugin
+            reads.
+        threads: how many threads decode; 0 leaves it to FFmpeg. Frames are the same with any number.
+        storage_options: for the fsspec file system.
+        block_size: most bytes per range read of a remote file; three times that may be kept in memory.
+        max_pixels: larger pictures are not decoded. A video that begins with such pictures, and a folder that
+            has such an image, are refused; in the midst of a video they count as lost. Plugins have limits of
+            their own.
+
+    Raises:
+        NoSuchSourceError: nothing is there.
+        PictureTooLargeError: pictures are larger than `max_pixels`.
+        NotAVideoError: the file could be read and is no video, or holds no decodable frame.
+        SourceError: it cannot be read now.
+    """
+    if plugin := find_plugin(scheme_of(uri)):
+        return PluginVideo(uri, plugin)
+    location = locate(uri, storage_options)
+    if location.is_folder():
+        return ImageFolder(location, max_pixels=max_pixels)
+    return VideoFile(location, threads=threads, block_size=block_size, max_pixels=max_pixels)
