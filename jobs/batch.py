@@ -28,8 +28,8 @@ from pipeline.detectors import load_detector
 from pipeline.settings import ModelSettings, TrackSettings
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
-from pipeline.store import StreamStore
 from pipeline.stream_record import mark_failed
+from pipeline.tracks.store import StreamStore
 from pipeline.work import WorkerSettings
 
 logger = logging.getLogger(__name__)

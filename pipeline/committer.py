@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from pipeline.background import BackgroundWriter
 from pipeline.base.records import Event, MaskRecord, events_table, tracks_table
-from pipeline.sinks import Sinks
-from pipeline.store import StreamStore
+from pipeline.tracks.sinks import Sinks
+from pipeline.tracks.store import StreamStore
 
 
 class Committer:

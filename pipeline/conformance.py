@@ -35,8 +35,8 @@ from pipeline.base.records import Event, Frame
 from pipeline.boxes import check_box_segmenter, load_box_segmenter
 from pipeline.detectors import check_detector, load_detector
 from pipeline.sink_trial import check_sink
-from pipeline.sinks import load_sink
 from pipeline.storage.locations import scheme_of
+from pipeline.tracks.sinks import load_sink
 from pipeline.video.plugin_video import Source, find_plugin
 
 __all__ = ["check_box_segmenter", "check_detector", "check_sink", "check_source", "main"]

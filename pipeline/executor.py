@@ -13,11 +13,11 @@ import torch
 from pipeline.base.errors import SourceError, UsageError, XmemError
 from pipeline.prompts import PromptSet
 from pipeline.settings import AUTO, DTYPES, ModelSettings, TrackOptions, TrackSettings
-from pipeline.sinks import Sinks
 from pipeline.storage.failures import Failure
-from pipeline.store import StreamStore, generate_stream_id
 from pipeline.stream import StreamSummary, StreamTracker
 from pipeline.stream_record import mark_failed
+from pipeline.tracks.sinks import Sinks
+from pipeline.tracks.store import StreamStore, generate_stream_id
 from pipeline.video.sources import open_source
 from xmem_core import MemoryConfig, VideoSegmenter, load_model
 from xmem_core.weights import MODEL_NAMES, WeightsError

@@ -38,9 +38,9 @@ from pipeline.live_unwritten import Unwritten
 from pipeline.live_view import LiveView
 from pipeline.objects import TrackedObjects
 from pipeline.settings import TrackSettings
-from pipeline.sinks import Sinks
-from pipeline.store import StreamStore
 from pipeline.stream import StepInput
+from pipeline.tracks.sinks import Sinks
+from pipeline.tracks.store import StreamStore
 from xmem_core import Prompt, StepResult, VideoSegmenter
 
 __all__ = ["LiveFeed", "LiveTracker", "OpenFeed", "Rejected"]

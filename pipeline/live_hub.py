@@ -34,11 +34,11 @@ from pipeline.live_status import metrics_of, state_of, status_of
 from pipeline.live_turns import Turn, Turns
 from pipeline.live_view import LiveView
 from pipeline.rtsp import LiveSource
-from pipeline.sinks import Sinks
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
-from pipeline.store import StreamStore
 from pipeline.stream_record import FINISHED, RUNNING
+from pipeline.tracks.sinks import Sinks
+from pipeline.tracks.store import StreamStore
 from xmem_core import VideoSegmenter
 
 __all__ = ["HubSettings", "LiveHub"]

@@ -17,10 +17,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.base.errors import AnotherWriterError, SettingsConflictError, StoreError, XmemError
-from pipeline.chunk_file import ChunkFooter
 from pipeline.ledger import LedgerCounts
-from pipeline.store import RESTARTING, StreamStore
 from pipeline.stream_record import FINISHED, RUNNING
+from pipeline.tracks.chunk_file import ChunkFooter
+from pipeline.tracks.store import RESTARTING, StreamStore
 
 LIVE_FINGERPRINT = "live"
 _MOST_REQUESTS = 1000

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from pipeline.base.errors import PromptError
 from pipeline.base.records import Frame, MaskRecord
 from pipeline.finder import ObjectFinder
-from pipeline.masks import tracked_records
 from pipeline.prompts import ResolvedPrompt
 from pipeline.snapshot import Snapshot
+from pipeline.tracks.masks import tracked_records
 from xmem_core import StepResult, TrackerState
 
 Masks = dict[int, NDArray[np.bool_]]

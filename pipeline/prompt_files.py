@@ -21,9 +21,9 @@ from pipeline.base.errors import PromptError
 from pipeline.base.picture_size import MAX_PIXELS
 from pipeline.base.redaction import redacted, shareable
 from pipeline.index_png import decode_index_png
-from pipeline.masks import mask_to_rle
 from pipeline.storage.locations import locate, read_error
 from pipeline.storage.retries import may_pass
+from pipeline.tracks.masks import mask_to_rle
 
 logger = logging.getLogger(__name__)
 

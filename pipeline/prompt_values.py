@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pipeline.base.errors import PromptError
-from pipeline.masks import MAX_OBJECT_ID, mask_to_rle, rle_to_mask
+from pipeline.tracks.masks import MAX_OBJECT_ID, mask_to_rle, rle_to_mask
 
 _MAX_FRAME = 2**62
 _MAX_PIXELS = 2**28

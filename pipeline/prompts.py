@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from pipeline.base.errors import PromptError
 from pipeline.base.records import Frame
 from pipeline.boxes import Box, BoxSegmenter, inscribed_ellipse
-from pipeline.masks import mask_to_rle, rle_to_mask
 from pipeline.prompt_files import (
     PromptObject,
     PromptSet,
@@ -26,6 +25,7 @@ from pipeline.prompt_files import (
     parse_box,
     prompts_schema,
 )
+from pipeline.tracks.masks import mask_to_rle, rle_to_mask
 
 __all__ = [
     "PromptObject",

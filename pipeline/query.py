@@ -22,11 +22,11 @@ import pyarrow.fs
 from pipeline.base.errors import StoreError, UsageError
 from pipeline.base.records import EVENTS_SCHEMA, TRACKS_SCHEMA
 from pipeline.base.stream_ids import is_stream_id
-from pipeline.layout import chunk_first, chunk_footer, load_record
 from pipeline.results import format_result
 from pipeline.storage.files import Files
 from pipeline.storage.opening import open_files
-from pipeline.tracks import TrackReader, records_by_frame
+from pipeline.tracks.layout import chunk_first, chunk_footer, load_record
+from pipeline.tracks.reader import TrackReader, records_by_frame
 
 __all__ = ["STREAMS_SCHEMA", "TrackReader", "connect", "format_result", "query", "records_by_frame"]
 

@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from pipeline.base.errors import SourceError, StoreError, UsageError, XmemError, one_line
 from pipeline.base.picture_size import MAX_PIXELS
 from pipeline.base.records import Frame, MaskRecord
-from pipeline.masks import rle_to_mask
 from pipeline.storage.locations import scheme_of
-from pipeline.tracks import open_tracks
+from pipeline.tracks.masks import rle_to_mask
+from pipeline.tracks.reader import open_tracks
 from pipeline.video.sources import VideoSource, open_source
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,6 @@ from pipeline.frame_prompts import FramePrompts
 from pipeline.prompts import PromptSet
 from pipeline.settings import TrackSettings
 from pipeline.snapshot import Snapshot
-from pipeline.store import CommittedRange, StreamStore
 from pipeline.stream_record import (
     FINISHED,
     RUNNING,
@@ -26,6 +25,7 @@ from pipeline.stream_record import (
     checked,
     prompts_of,
 )
+from pipeline.tracks.store import CommittedRange, StreamStore
 from pipeline.video.sources import VideoSource
 from xmem_core import TrackerState, VideoSegmenter
 

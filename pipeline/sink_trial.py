@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.base.errors import one_line
 from pipeline.base.records import Event, MaskRecord, events_table, tracks_table
-from pipeline.sinks import Sink
+from pipeline.tracks.sinks import Sink
 
 Rows = Iterable[Mapping[str, Any]]
 ReadBack = Callable[[str], tuple[Rows, Rows]]

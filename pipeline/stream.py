@@ -35,10 +35,10 @@ from pipeline.objects import Masks, TrackedObjects
 from pipeline.prompts import PromptSet
 from pipeline.resume import open_stream, resume
 from pipeline.settings import TrackSettings
-from pipeline.sinks import Sinks
 from pipeline.snapshot import Snapshot
-from pipeline.store import StreamStore
 from pipeline.stream_record import FINISHED, RUNNING, StreamSummary
+from pipeline.tracks.sinks import Sinks
+from pipeline.tracks.store import StreamStore
 from pipeline.video.prefetch import Prefetch
 from pipeline.video.sources import VideoSource
 from xmem_core import Prompt, StepResult, TrackerState, VideoSegmenter

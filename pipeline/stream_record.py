@@ -14,7 +14,7 @@ from pipeline.base.redaction import redacted
 from pipeline.prompts import PromptSet, ResolvedPrompt
 from pipeline.settings import TrackSettings
 from pipeline.storage.failures import Failure
-from pipeline.store import RESTARTING, StreamStore
+from pipeline.tracks.store import RESTARTING, StreamStore
 from pipeline.video.sources import VideoSource
 
 logger = logging.getLogger(__name__)

@@ -25,11 +25,11 @@ from pipeline.executor import Begun, Executor, begun_with, open_segmenter
 from pipeline.memory_plan import predict_state_bytes, predict_workspace_bytes
 from pipeline.prompts import PromptSet, load_mask_png, load_prompts
 from pipeline.settings import AUTO, dtype_name
-from pipeline.sinks import Sinks
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
-from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
+from pipeline.tracks.sinks import Sinks
+from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import open_source
 from pipeline.work import ChunkReport, Outcome, StreamSpec, StreamStatus, WorkerSettings
 

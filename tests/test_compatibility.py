@@ -14,11 +14,11 @@ from support.written import files
 
 from pipeline.executor import track
 from pipeline.live_hub import HubSettings, LiveHub
-from pipeline.masks import rle_to_mask
 from pipeline.prompts import PromptSet
 from pipeline.query import query
 from pipeline.settings import TrackSettings
 from pipeline.stream import StreamSummary
+from pipeline.tracks.masks import rle_to_mask
 from xmem_core import MemoryConfig, VideoSegmenter
 from xmem_core.weights import save_weights
 

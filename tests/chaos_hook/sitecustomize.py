@@ -57,7 +57,7 @@ def _around(owner, name, before=None, after=None):
 def _patch_tracker():
     while getattr(sys.modules.get("pipeline.worker"), "Worker", None) is None:
         time.sleep(0.002)
-    from pipeline.store import StreamStore
+    from pipeline.tracks.store import StreamStore
     from pipeline.video.prefetch import Prefetch
     from xmem_core import VideoSegmenter
 

@@ -32,7 +32,7 @@ from pipeline.base.stream_ids import generate_stream_id
 from pipeline.query import query
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
-from pipeline.store import StreamStore
+from pipeline.tracks.store import StreamStore
 from pipeline.work import WorkerSettings
 from xmem_core import MemoryConfig
 

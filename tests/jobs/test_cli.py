@@ -508,7 +508,7 @@ def test_a_fault_of_ours_is_not_called_a_wrong_request(
     def broken(*_: Any) -> Any:
         raise ValueError("operands could not be\nbroadcast together")
 
-    monkeypatch.setattr("pipeline.masks.mean_probability", broken)
+    monkeypatch.setattr("pipeline.tracks.masks.mean_probability", broken)
     assert track(made, tmp_path / "out") == 1
     assert "ValueError: operands could not be broadcast together (--debug" in error_line(capsys)
 

@@ -17,8 +17,8 @@ from pipeline.api_models import clean
 from pipeline.api_service import ApiSettings
 from pipeline.finder_settings import FinderSettings
 from pipeline.live_spec import LiveSettings
-from pipeline.masks import mask_to_rle
 from pipeline.tokens import TokenSet
+from pipeline.tracks.masks import mask_to_rle
 
 TOKEN = "a-token-for-tests-0123456789"
 CAMERA = "rtsp://root:hunter2@10.20.0.31/h264?sig=s3cr3t"

@@ -15,8 +15,8 @@ from support.live_standin import StandInHub
 from pipeline.api import create_app
 from pipeline.api_guard import LOOPBACK_HOSTS
 from pipeline.api_service import ApiSettings
-from pipeline.masks import mask_to_rle
 from pipeline.tokens import TicketOffice, TokenSet
+from pipeline.tracks.masks import mask_to_rle
 
 TOKEN = "a-token-for-tests-0123456789"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

@@ -24,7 +24,7 @@ from pipeline.dataset import RESULT_COLUMNS, TrackVideos
 from pipeline.executor import track
 from pipeline.prompts import PromptSet
 from pipeline.query import query
-from pipeline.store import StreamStore
+from pipeline.tracks.store import StreamStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -27,14 +27,14 @@ from pipeline.detectors import Detection
 from pipeline.live import LiveTracker
 from pipeline.live_record import LiveRecord
 from pipeline.live_spec import LiveSettings, LiveSpec
-from pipeline.masks import mask_to_rle
 from pipeline.prompts import PromptSet
 from pipeline.query import query
 from pipeline.settings import TrackSettings
-from pipeline.sinks import Sinks
-from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
 from pipeline.stream_record import StreamRecord
+from pipeline.tracks.masks import mask_to_rle
+from pipeline.tracks.sinks import Sinks
+from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import open_source
 from xmem_core import VideoSegmenter
 

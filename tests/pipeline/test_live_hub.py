@@ -22,9 +22,9 @@ from pipeline.live_capacity import Load
 from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.live_spec import LiveSettings, LiveSpec
 from pipeline.live_view import LiveView
-from pipeline.masks import mask_to_rle
 from pipeline.settings import TrackSettings
-from pipeline.store import StreamStore
+from pipeline.tracks.masks import mask_to_rle
+from pipeline.tracks.store import StreamStore
 from xmem_core import VideoSegmenter
 
 PATIENCE = 40.0

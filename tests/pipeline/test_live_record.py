@@ -25,7 +25,7 @@ from pipeline.live_snapshot import LiveSnapshot
 from pipeline.live_spec import LivePrompts, LiveSettings, LiveSpec
 from pipeline.live_view import LiveView
 from pipeline.snapshot import Snapshot
-from pipeline.store import StreamStore
+from pipeline.tracks.store import StreamStore
 
 
 def rows(*frames: int) -> list[MaskRecord]:

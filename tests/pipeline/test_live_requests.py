@@ -15,9 +15,9 @@ from pipeline.base.errors import PromptError, UsageError
 from pipeline.live_record import LiveRecord
 from pipeline.live_requests import LiveRequests, Rejected
 from pipeline.live_spec import LivePrompts, LiveSettings, LiveSpec
-from pipeline.masks import mask_to_rle
 from pipeline.prompts import PromptSet
-from pipeline.store import StreamStore
+from pipeline.tracks.masks import mask_to_rle
+from pipeline.tracks.store import StreamStore
 
 SPEC = LiveSpec("cam", "fake://cam", settings=LiveSettings.from_dict({"max_objects": 3}))
 SIZE = (48, 64)

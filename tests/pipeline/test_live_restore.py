@@ -14,7 +14,7 @@ from pipeline.live_restore import Restored, restore, run_of
 from pipeline.live_snapshot import LiveSnapshot
 from pipeline.live_spec import LiveSpec
 from pipeline.snapshot import Snapshot
-from pipeline.store import StreamStore
+from pipeline.tracks.store import StreamStore
 from xmem_core import Prompt, VideoSegmenter
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -15,9 +15,9 @@ from pipeline.base.records import Event, Frame
 from pipeline.boxes import load_box_segmenter
 from pipeline.live_record import Books
 from pipeline.live_unwritten import Unwritten
-from pipeline.masks import mask_to_rle
 from pipeline.objects import Masks, TrackedObjects
 from pipeline.prompts import PromptSet, resolve
+from pipeline.tracks.masks import mask_to_rle
 from xmem_core import Prompt, TrackerState, VideoSegmenter
 
 HEIGHT, WIDTH = 48, 64

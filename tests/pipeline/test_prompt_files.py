@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from reference.plain_png import PALETTE, RGB, plain_png
 
 from pipeline.base.errors import PromptError, SourceError
-from pipeline.masks import mask_to_rle, rle_to_mask
 from pipeline.prompts import (
     PromptObject,
     PromptSet,
@@ -26,6 +25,7 @@ from pipeline.prompts import (
     parse_box,
     prompts_schema,
 )
+from pipeline.tracks.masks import mask_to_rle, rle_to_mask
 
 VALIDATOR = jsonschema.Draft202012Validator(prompts_schema())
 BOX = {"box": [1, 2, 3, 4]}

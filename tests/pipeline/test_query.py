@@ -22,10 +22,10 @@ from support.chunks import NO_EVENTS, START, events, rows
 
 from pipeline.base.errors import StoreError, UsageError
 from pipeline.base.records import EVENTS_SCHEMA, TRACKS_SCHEMA
-from pipeline.chunk_file import events_bytes
 from pipeline.query import STREAMS_SCHEMA, TrackReader, connect, format_result, query, records_by_frame
 from pipeline.storage.opening import open_files
-from pipeline.store import StreamStore
+from pipeline.tracks.chunk_file import events_bytes
+from pipeline.tracks.store import StreamStore
 
 Out = tuple[str, dict[str, Any]]
 

@@ -15,8 +15,8 @@ from support import videos
 from pipeline import render
 from pipeline.base.errors import SourceError, StoreError, UsageError
 from pipeline.base.records import MaskRecord
-from pipeline.masks import mask_to_rle
 from pipeline.render import contact_sheet, object_color, overlay, render_video
+from pipeline.tracks.masks import mask_to_rle
 from pipeline.video.sources import open_source
 
 

@@ -24,9 +24,9 @@ from pipeline.executor import Executor, open_segmenter
 from pipeline.prompts import PromptSet
 from pipeline.query import query
 from pipeline.settings import ModelSettings, TrackSettings
-from pipeline.sinks import Sinks
-from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
+from pipeline.tracks.sinks import Sinks
+from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import open_source
 
 pytestmark = pytest.mark.usefixtures("one_thread")

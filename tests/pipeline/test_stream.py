@@ -25,12 +25,12 @@ from support.written import files
 
 from pipeline.base.errors import PromptError, SettingsConflictError, SourceError, UsageError
 from pipeline.executor import Executor, begun_with, has_bfloat16, open_segmenter, track
-from pipeline.masks import rle_to_mask
 from pipeline.prompts import PromptSet
 from pipeline.query import query
 from pipeline.settings import ModelSettings, TrackSettings
-from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
+from pipeline.tracks.masks import rle_to_mask
+from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import open_source
 from xmem_core import MemoryConfig, ModelConfig, StepResult, VideoSegmenter, XMem, load_model
 from xmem_core.weights import save_weights

@@ -33,8 +33,8 @@ from pipeline.prompts import PromptSet
 from pipeline.query import query
 from pipeline.settings import TrackSettings
 from pipeline.snapshot import Snapshot
-from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
+from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import open_source
 from xmem_core import MemoryConfig, VideoSegmenter, load_model
 

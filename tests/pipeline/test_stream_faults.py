@@ -19,8 +19,8 @@ from pipeline.executor import Executor, open_segmenter, track
 from pipeline.prompts import PromptSet
 from pipeline.query import query
 from pipeline.settings import ModelSettings, TrackSettings
-from pipeline.store import StreamStore
 from pipeline.stream import StreamTracker
+from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import open_source
 from pipeline.video.video_file import VideoFile
 from xmem_core import MemoryConfig

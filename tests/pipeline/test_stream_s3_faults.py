@@ -34,7 +34,7 @@ from pipeline.storage.failures import Failure
 from pipeline.storage.locations import locate
 from pipeline.storage.opening import open_files
 from pipeline.storage.retries import Attempts
-from pipeline.store import StreamStore
+from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import VideoSource, open_source
 from pipeline.work import StreamSpec, WorkerSettings
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.store import StreamStore
+from pipeline.tracks.store import StreamStore
 
 
 class Committed:

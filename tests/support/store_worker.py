@@ -11,7 +11,7 @@ import sys
 from support.chunks import NO_EVENTS, events, rows
 
 from pipeline.base.errors import AnotherWriterError
-from pipeline.store import StreamStore
+from pipeline.tracks.store import StreamStore
 
 
 def say(what: object) -> None:

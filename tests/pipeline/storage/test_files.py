@@ -29,7 +29,7 @@ from pipeline.storage.files import Files
 from pipeline.storage.local_files import LocalFiles
 from pipeline.storage.opening import open_files
 from pipeline.storage.remote_files import RemoteFiles
-from pipeline.store import CommittedRange, StreamStore
+from pipeline.tracks.store import CommittedRange, StreamStore
 
 ROOT = Path(__file__).parents[3]
 
@@ -196,7 +196,7 @@ def test_a_folder_one_may_not_write_to() -> None:
         "import os, secrets, sys\n"
         "sys.path.insert(0, 'tests')\n"
         "from support.chunks import NO_EVENTS, rows\n"
-        "from pipeline.store import StreamStore\n"
+        "from pipeline.tracks.store import StreamStore\n"
         "closed, opened = (StreamStore(sys.argv[1] + name, 'cam-1') for name in ('/closed/out', '/open'))\n"
         "opened.commit(0, 9, rows(0, 9), NO_EVENTS)\n"  # imports what is imported late
         "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"

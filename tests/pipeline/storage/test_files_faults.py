@@ -22,7 +22,7 @@ from pipeline.storage.failures import Failure
 from pipeline.storage.files import Files
 from pipeline.storage.opening import open_files
 from pipeline.storage.retries import Attempts, may_pass, retry
-from pipeline.store import CommittedRange, StreamStore
+from pipeline.tracks.store import CommittedRange, StreamStore
 
 DATA = bytes(range(256)) * 40
 FAULTS = {

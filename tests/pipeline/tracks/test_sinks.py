@@ -13,7 +13,7 @@ from support.chunks import NO_EVENTS, events, rows
 
 import pipeline.base.plugins
 from pipeline.base.errors import StoreError, UsageError
-from pipeline.sinks import Sink, Sinks, load_sink
+from pipeline.tracks.sinks import Sink, Sinks, load_sink
 
 
 class Kept:

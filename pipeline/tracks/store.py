@@ -30,8 +30,9 @@ import pyarrow as pa
 from pipeline.base.errors import AnotherWriterError, StoreError
 from pipeline.base.redaction import redacted
 from pipeline.base.stream_ids import generate_stream_id, validate_stream_id
-from pipeline.chunk_file import ChunkFooter, check_chunk, events_bytes, tracks_bytes
-from pipeline.layout import (
+from pipeline.storage.opening import open_files
+from pipeline.tracks.chunk_file import ChunkFooter, check_chunk, events_bytes, tracks_bytes
+from pipeline.tracks.layout import (
     MEND,
     RECORD_VERSION,
     chunk_folder,
@@ -41,7 +42,6 @@ from pipeline.layout import (
     load_record,
     record_name,
 )
-from pipeline.storage.opening import open_files
 
 __all__ = ["CommittedRange", "StreamStore", "generate_stream_id", "validate_stream_id"]
 

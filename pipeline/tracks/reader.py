@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from pipeline.base.errors import StoreError, UsageError
 from pipeline.base.records import MaskRecord
 from pipeline.base.stream_ids import generate_stream_id, validate_stream_id
-from pipeline.layout import MEND, chunk_footer, chunk_name, list_chunks
 from pipeline.storage.files import Files
 from pipeline.storage.opening import open_files
+from pipeline.tracks.layout import MEND, chunk_footer, chunk_name, list_chunks
 
 _CHUNKS_KEPT = 2
 _IDS_NAMED = 5

@@ -13,8 +13,8 @@ import re
 from typing import Any
 
 from pipeline.base.errors import StoreError
-from pipeline.chunk_file import ChunkFooter, read_footer
 from pipeline.storage.files import Files
+from pipeline.tracks.chunk_file import ChunkFooter, read_footer
 
 RECORD_VERSION = 1
 MEND = "restore it from a copy, or start this stream over with --restart"

@@ -14,10 +14,10 @@ import pytest
 from support.chunks import NO_EVENTS, events, rows
 
 from pipeline.base.errors import AnotherWriterError, OutputError, StoreError, UsageError
-from pipeline.chunk_file import events_bytes
 from pipeline.storage.files import Files
 from pipeline.storage.opening import open_files
-from pipeline.store import CommittedRange, StreamStore
+from pipeline.tracks.chunk_file import events_bytes
+from pipeline.tracks.store import CommittedRange, StreamStore
 
 
 @dataclass

@@ -13,9 +13,9 @@ from support.chunks import NO_EVENTS, events, rows
 
 from pipeline.base.errors import StoreError
 from pipeline.base.records import EVENTS_SCHEMA, TRACKS_SCHEMA
-from pipeline.chunk_file import check_chunk, events_bytes, read_footer, tracks_bytes
+from pipeline.tracks.chunk_file import check_chunk, events_bytes, read_footer, tracks_bytes
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def whole(first: int, last: int, tracks: pa.Table, happened: pa.Table) -> bytes:
@@ -84,7 +84,7 @@ def test_another_process_writes_the_same_bytes() -> None:
     code = (
         "import sys, hashlib; sys.path.insert(0, 'tests')\n"
         "from support.chunks import events, rows\n"
-        "from pipeline.chunk_file import *\n"
+        "from pipeline.tracks.chunk_file import *\n"
         "t, e = check_chunk(0, 200, rows(0, 200), events(0))\n"
         "print(hashlib.sha256(tracks_bytes('cam-1', 0, 200, t, e) + events_bytes('cam-1', 0, 200, "
         "e)).hexdigest())"

@@ -19,9 +19,9 @@ import pytest
 from support.chunks import NO_EVENTS, events, rows
 
 from pipeline.storage.opening import open_files
-from pipeline.store import StreamStore
+from pipeline.tracks.store import StreamStore
 
-WORKER = Path(__file__).with_name("store_worker.py")
+WORKER = Path(__file__).parents[2] / "support" / "store_worker.py"
 KILLS = int(os.environ.get("XMEM_CHAOS", "5"))
 CHUNK = 7
 

@@ -10,7 +10,7 @@ from pycocotools import mask as coco
 from reference.blobs import random_label_map, random_mask
 
 from pipeline.base.records import Frame, tracks_table
-from pipeline.masks import (
+from pipeline.tracks.masks import (
     MAX_OBJECT_ID,
     label_map_from_rles,
     mask_to_rle,
