@@ -15,7 +15,7 @@ from jobs.report import FOLDER
 from jobs.terminal import duration
 from pipeline.base.errors import StoreError, XmemError
 from pipeline.base.redaction import redacted
-from pipeline.prompts import load_mask_png, load_prompts
+from pipeline.prompts.resolving import load_mask_png, load_prompts
 from pipeline.storage.files import Files
 from pipeline.storage.opening import open_files
 from pipeline.stream_record import FINISHED

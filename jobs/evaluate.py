@@ -36,7 +36,7 @@ from rich.table import Table
 
 from pipeline.base.errors import PromptError, UsageError
 from pipeline.base.picture_size import MAX_PIXELS, check_size, header_size
-from pipeline.index_png import decode_index_png
+from pipeline.prompts.index_png import decode_index_png
 from pipeline.video.prefetch import Prefetch
 from xmem_core import Prompt
 

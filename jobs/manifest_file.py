@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.base.errors import PromptError, UsageError, one_line
 from pipeline.base.redaction import redacted
 from pipeline.base.stream_ids import expanded, validate_stream_id
-from pipeline.prompts import PromptSet
+from pipeline.prompts.resolving import PromptSet
 from pipeline.storage.filesystems import connect
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")

@@ -47,6 +47,6 @@ def query(
 
 def schema() -> None:
     """Print the JSON Schema of a prompts file."""
-    from pipeline.prompts import prompts_schema
+    from pipeline.prompts.resolving import prompts_schema
 
     typer.echo(json.dumps(prompts_schema(), indent=2))

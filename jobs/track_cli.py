@@ -45,7 +45,7 @@ def track(
     """
     from pipeline.base.malloc import keep_freed_memory
     from pipeline.executor import track as track_video
-    from pipeline.prompts import gather_prompts
+    from pipeline.prompts.resolving import gather_prompts
     from pipeline.stream import FINISHED, StreamTracker
 
     keep_freed_memory()

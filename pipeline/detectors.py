@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.plugins import load_plugin
 from pipeline.base.records import Frame
-from pipeline.boxes import Box
+from pipeline.prompts.box_segmenters import Box
 
 ENTRY_POINT_GROUP = "xmem.detectors"
 

@@ -11,7 +11,7 @@ from typing import Any, Unpack
 import torch
 
 from pipeline.base.errors import SourceError, UsageError, XmemError
-from pipeline.prompts import PromptSet
+from pipeline.prompts.resolving import PromptSet
 from pipeline.settings import AUTO, DTYPES, ModelSettings, TrackOptions, TrackSettings
 from pipeline.storage.failures import Failure
 from pipeline.stream import StreamSummary, StreamTracker

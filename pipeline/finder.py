@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import XmemError, one_line
 from pipeline.base.records import Frame
-from pipeline.boxes import Box, BoxSegmenter, inscribed_ellipse
 from pipeline.detectors import Detection, Detector
 from pipeline.finder_settings import FinderSettings
 from pipeline.homes import homes_of, without_strays
+from pipeline.prompts.box_segmenters import Box, BoxSegmenter, inscribed_ellipse
 
 _MAGIC = b"xmem-finder-1\n"
 # A detection is a tracked object if so much of it lies on tracked objects ...

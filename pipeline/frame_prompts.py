@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pipeline.base.records import Frame
-from pipeline.boxes import BoxSegmenter, load_box_segmenter
-from pipeline.prompts import PromptSet, ResolvedPrompt, resolve
+from pipeline.prompts.box_segmenters import BoxSegmenter, load_box_segmenter
+from pipeline.prompts.resolving import PromptSet, ResolvedPrompt, resolve
 from pipeline.stream_record import ResolvedPrompts
 from pipeline.video.sources import VideoSource
 

@@ -23,7 +23,6 @@ from typing import Any
 from pipeline.base.closeable import Closing
 from pipeline.base.errors import SourceError
 from pipeline.base.records import Event, Frame
-from pipeline.boxes import BoxSegmenter, load_box_segmenter
 from pipeline.committer import Committer
 from pipeline.ledger import Ledger
 from pipeline.live_arrival import IDS_AHEAD, Arrivals
@@ -37,6 +36,7 @@ from pipeline.live_spec import LiveSpec
 from pipeline.live_unwritten import Unwritten
 from pipeline.live_view import LiveView
 from pipeline.objects import TrackedObjects
+from pipeline.prompts.box_segmenters import BoxSegmenter, load_box_segmenter
 from pipeline.settings import TrackSettings
 from pipeline.stream import StepInput
 from pipeline.tracks.sinks import Sinks

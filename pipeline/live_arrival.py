@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pipeline.base.errors import PromptError
 from pipeline.base.records import Frame
-from pipeline.boxes import BoxSegmenter
 from pipeline.finder import ObjectFinder
 from pipeline.live_record import LiveRecord, Request
 from pipeline.live_requests import LiveRequests
 from pipeline.objects import Masks, TrackedObjects
-from pipeline.prompts import PromptSet, resolve
+from pipeline.prompts.box_segmenters import BoxSegmenter
+from pipeline.prompts.resolving import PromptSet, resolve
 
 IDS_AHEAD = 16  # object ids that are reserved beyond those needed
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from pipeline.base.records import Event, Frame
 from pipeline.ledger import Ledger
 from pipeline.live_spec import LiveSpec
-from pipeline.prompts import PromptSet
+from pipeline.prompts.resolving import PromptSet
 from pipeline.settings import TrackSettings
 
 

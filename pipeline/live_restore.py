@@ -8,11 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from pipeline.base.records import Event, Frame
-from pipeline.boxes import BoxSegmenter
 from pipeline.finder import ObjectFinder
 from pipeline.live_record import Books
 from pipeline.live_snapshot import LiveSnapshot
 from pipeline.live_spec import LiveSpec
+from pipeline.prompts.box_segmenters import BoxSegmenter
 from pipeline.resume import new_finder, restored_state
 from pipeline.tracks.store import StreamStore
 from xmem_core import TrackerState, VideoSegmenter

@@ -13,7 +13,7 @@ from pipeline.base.stream_ids import validate_stream_id
 from pipeline.finder_settings import FinderSettings
 from pipeline.live_options import Transport
 from pipeline.live_queue import QueuePolicy
-from pipeline.prompts import PromptObject, PromptSet
+from pipeline.prompts.resolving import PromptObject, PromptSet
 
 JPEG_SIDES = (16, 8192)
 """Least and most of the longer side of a stream's pictures, in pixels; they are never enlarged."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.base.errors import PromptError, SettingsConflictError
-from pipeline.boxes import BoxSegmenter
 from pipeline.detectors import Detector, load_detector
 from pipeline.finder import ObjectFinder
 from pipeline.finder_settings import FinderSettings
 from pipeline.frame_prompts import FramePrompts
-from pipeline.prompts import PromptSet
+from pipeline.prompts.box_segmenters import BoxSegmenter
+from pipeline.prompts.resolving import PromptSet
 from pipeline.settings import TrackSettings
 from pipeline.snapshot import Snapshot
 from pipeline.stream_record import (

@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 from pipeline.base.closeable import Closing
 from pipeline.base.errors import SourceError
 from pipeline.base.records import Frame
-from pipeline.boxes import BoxSegmenter
 from pipeline.chunk_rows import ChunkRows
 from pipeline.committer import Committer
 from pipeline.frame_prompts import FramePrompts
 from pipeline.objects import Masks, TrackedObjects
-from pipeline.prompts import PromptSet
+from pipeline.prompts.box_segmenters import BoxSegmenter
+from pipeline.prompts.resolving import PromptSet
 from pipeline.resume import open_stream, resume
 from pipeline.settings import TrackSettings
 from pipeline.snapshot import Snapshot

@@ -23,7 +23,7 @@ from pipeline.base.records import FrameChunk
 from pipeline.base.redaction import redacted_trace
 from pipeline.executor import Begun, Executor, begun_with, open_segmenter
 from pipeline.memory_plan import predict_state_bytes, predict_workspace_bytes
-from pipeline.prompts import PromptSet, load_mask_png, load_prompts
+from pipeline.prompts.resolving import PromptSet, load_mask_png, load_prompts
 from pipeline.settings import AUTO, dtype_name
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files

@@ -14,7 +14,7 @@ from support.written import files
 
 from pipeline.executor import track
 from pipeline.live_hub import HubSettings, LiveHub
-from pipeline.prompts import PromptSet
+from pipeline.prompts.resolving import PromptSet
 from pipeline.query import query
 from pipeline.settings import TrackSettings
 from pipeline.stream import StreamSummary

@@ -27,8 +27,8 @@ import xmem_core  # noqa: F401  before torch, as in every command: see xmem_core
 import torch
 from support.videos import make_video, truncate
 
-from pipeline.boxes import GrabCut
-from pipeline.prompts import PromptSet, resolve
+from pipeline.prompts.box_segmenters import GrabCut
+from pipeline.prompts.resolving import PromptSet, resolve
 from pipeline.video.sources import open_source
 from xmem_core import Prompt, VideoSegmenter, load_model
 

@@ -22,7 +22,7 @@ from jobs.manifest import VideoJob, load_manifest
 from jobs.report import BatchReport
 from pipeline.base.errors import SettingsConflictError, StoreError, UsageError
 from pipeline.executor import track
-from pipeline.prompts import PromptSet
+from pipeline.prompts.resolving import PromptSet
 from pipeline.query import query
 from pipeline.settings import ModelSettings
 from pipeline.work import StreamSpec, WorkerSettings

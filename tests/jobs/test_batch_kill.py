@@ -21,7 +21,7 @@ from support.ray_head import _session as processes_of
 from support.videos import make_video
 
 from pipeline.executor import track
-from pipeline.prompts import PromptSet
+from pipeline.prompts.resolving import PromptSet
 from pipeline.query import query
 from xmem_core import MemoryConfig
 

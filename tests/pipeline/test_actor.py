@@ -22,7 +22,7 @@ from pipeline.actor import live_actor, tracker_actor
 from pipeline.base.records import FrameChunk
 from pipeline.executor import track
 from pipeline.live_hub import HubSettings
-from pipeline.prompts import PromptSet
+from pipeline.prompts.resolving import PromptSet
 from pipeline.settings import TrackSettings
 from pipeline.work import StreamSpec, StreamStatus, WorkerSettings
 

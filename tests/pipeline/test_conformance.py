@@ -21,7 +21,7 @@ from pipeline.base.errors import SourceError
 from pipeline.base.records import Event, Frame
 from pipeline.conformance import check_box_segmenter, check_detector, check_sink, check_source
 from pipeline.detectors import Detection
-from pipeline.prompts import ResolvedPrompt
+from pipeline.prompts.resolving import ResolvedPrompt
 from pipeline.video.sources import open_source
 
 FRAMES = 13
@@ -43,7 +43,7 @@ def test_the_example_package_keeps_its_promises_and_tracks(
 import json, sys
 from pipeline.conformance import main
 from pipeline.executor import track
-from pipeline.prompts import PromptSet
+from pipeline.prompts.resolving import PromptSet
 
 model, out = sys.argv[1:]
 checks = [["source", "squares://40x30/12", "--missing", "squares://40x30/many"],

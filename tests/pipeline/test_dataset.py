@@ -22,7 +22,7 @@ from pipeline.base.errors import PromptError, StoreError, UsageError, XmemError
 from pipeline.base.stream_ids import generate_stream_id
 from pipeline.dataset import RESULT_COLUMNS, TrackVideos
 from pipeline.executor import track
-from pipeline.prompts import PromptSet
+from pipeline.prompts.resolving import PromptSet
 from pipeline.query import query
 from pipeline.tracks.store import StreamStore
 

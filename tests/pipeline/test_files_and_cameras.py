@@ -27,7 +27,7 @@ from pipeline.detectors import Detection
 from pipeline.live import LiveTracker
 from pipeline.live_record import LiveRecord
 from pipeline.live_spec import LiveSettings, LiveSpec
-from pipeline.prompts import PromptSet
+from pipeline.prompts.resolving import PromptSet
 from pipeline.query import query
 from pipeline.settings import TrackSettings
 from pipeline.stream import StreamTracker

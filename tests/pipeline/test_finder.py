@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.base.records import Frame
-from pipeline.boxes import Box
 from pipeline.detectors import Detection
 from pipeline.finder import FinderSettings, NewObject, ObjectFinder
+from pipeline.prompts.box_segmenters import Box
 
 SIZE = (80, 120)
 EACH = FinderSettings(every=1, confirmations=3, max_objects=4, out_of_sight=10)

@@ -21,7 +21,7 @@ from support.videos import damage_packets, make_video
 
 from pipeline.base.errors import AnotherWriterError, StoreError
 from pipeline.executor import Executor, open_segmenter
-from pipeline.prompts import PromptSet
+from pipeline.prompts.resolving import PromptSet
 from pipeline.query import query
 from pipeline.settings import ModelSettings, TrackSettings
 from pipeline.stream import StreamTracker

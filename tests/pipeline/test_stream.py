@@ -25,7 +25,7 @@ from support.written import files
 
 from pipeline.base.errors import PromptError, SettingsConflictError, SourceError, UsageError
 from pipeline.executor import Executor, begun_with, has_bfloat16, open_segmenter, track
-from pipeline.prompts import PromptSet
+from pipeline.prompts.resolving import PromptSet
 from pipeline.query import query
 from pipeline.settings import ModelSettings, TrackSettings
 from pipeline.stream import StreamTracker
@@ -73,8 +73,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, video: Path, model: st
 
 
 def test_rows_are_those_of_a_bare_loop_over_the_segmenter(undisturbed: Path, video: Path, model: str) -> None:
-    from pipeline.boxes import GrabCut
-    from pipeline.prompts import resolve
+    from pipeline.prompts.box_segmenters import GrabCut
+    from pipeline.prompts.resolving import resolve
     from xmem_core import Prompt
 
     prompts = PromptSet.from_record(PROMPTS)

@@ -29,7 +29,7 @@ from pipeline.base.errors import PromptError, SettingsConflictError, UsageError,
 from pipeline.base.records import Frame
 from pipeline.detectors import Detection
 from pipeline.executor import Executor, track
-from pipeline.prompts import PromptSet
+from pipeline.prompts.resolving import PromptSet
 from pipeline.query import query
 from pipeline.settings import TrackSettings
 from pipeline.snapshot import Snapshot

@@ -16,7 +16,7 @@ from support.written import files
 from pipeline.base.errors import AnotherWriterError, PromptError, SourceError, StoreError, UsageError
 from pipeline.base.records import Frame
 from pipeline.executor import Executor, open_segmenter, track
-from pipeline.prompts import PromptSet
+from pipeline.prompts.resolving import PromptSet
 from pipeline.query import query
 from pipeline.settings import ModelSettings, TrackSettings
 from pipeline.stream import StreamTracker

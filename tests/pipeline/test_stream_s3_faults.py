@@ -27,8 +27,8 @@ from pipeline import executor
 from pipeline.base.errors import AnotherWriterError, SourceError, StoreError, XmemError
 from pipeline.base.stream_ids import generate_stream_id
 from pipeline.executor import track
-from pipeline.prompt_files import load_prompts
-from pipeline.prompts import PromptSet
+from pipeline.prompts.files import load_prompts
+from pipeline.prompts.resolving import PromptSet
 from pipeline.storage import filesystems, retries
 from pipeline.storage.failures import Failure
 from pipeline.storage.locations import locate

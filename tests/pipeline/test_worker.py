@@ -21,7 +21,7 @@ from support.videos import make_video
 
 from pipeline.base.records import FrameChunk
 from pipeline.executor import begun_with, track
-from pipeline.prompts import PromptSet
+from pipeline.prompts.resolving import PromptSet
 from pipeline.tracks.store import StreamStore
 from pipeline.work import ChunkReport, StreamSpec, WorkerSettings
 from pipeline.worker import Worker, device_bytes

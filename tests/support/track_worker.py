@@ -8,7 +8,7 @@ import json
 import sys
 
 from pipeline.executor import track
-from pipeline.prompts import PromptSet
+from pipeline.prompts.resolving import PromptSet
 from xmem_core import MemoryConfig
 
 

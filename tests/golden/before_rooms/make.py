@@ -113,7 +113,7 @@ def _make_file_streams(weights: Path) -> None:
     from support.interrupted import InterruptedRunError, stop_at
 
     from pipeline.executor import track
-    from pipeline.prompts import PromptSet
+    from pipeline.prompts.resolving import PromptSet
 
     for name, stop in (("whole", None), ("cut", stop_at(CUT_AT))):
         shutil.rmtree(FOLDER / name, ignore_errors=True)

@@ -16,7 +16,7 @@ from support.servers import S3Server
 
 import pipeline.storage.files
 from pipeline.base.errors import AnotherWriterError, StoreError
-from pipeline.prompt_files import load_prompts
+from pipeline.prompts.files import load_prompts
 from pipeline.storage import retries
 from pipeline.storage.failures import Failure
 from pipeline.storage.files import Files

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from reference.plain_png import PALETTE, RGB, plain_png
 
 from pipeline.base.errors import PromptError, SourceError
-from pipeline.prompts import (
+from pipeline.prompts.resolving import (
     PromptObject,
     PromptSet,
     gather_prompts,

@@ -1,6 +1,6 @@
 """What to track, as masks: prompts turned into label regions of their frame.
 
-Reading and checking them is `pipeline.prompt_files`, whose names are importable from here.
+Reading and checking them is `pipeline.prompts.files`, whose names are importable from here.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import PromptError
 from pipeline.base.records import Frame
-from pipeline.boxes import Box, BoxSegmenter, inscribed_ellipse
-from pipeline.prompt_files import (
+from pipeline.prompts.box_segmenters import Box, BoxSegmenter, inscribed_ellipse
+from pipeline.prompts.files import (
     PromptObject,
     PromptSet,
     gather_prompts,

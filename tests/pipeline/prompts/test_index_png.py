@@ -10,7 +10,7 @@ import pytest
 from reference.plain_png import GREY, GREY_ALPHA, PALETTE, RGB, RGBA, plain_png
 
 from pipeline.base.errors import PromptError
-from pipeline.index_png import decode_index_png
+from pipeline.prompts.index_png import decode_index_png
 
 
 def values_of(depth: int, height: int = 9, width: int = 13) -> np.ndarray:

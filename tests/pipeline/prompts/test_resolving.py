@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pipeline.base.errors import PromptError
 from pipeline.base.records import Frame
-from pipeline.boxes import inscribed_ellipse
-from pipeline.prompts import PromptObject, PromptSet, ResolvedPrompt, resolve
+from pipeline.prompts.box_segmenters import inscribed_ellipse
+from pipeline.prompts.resolving import PromptObject, PromptSet, ResolvedPrompt, resolve
 from pipeline.tracks.masks import mask_to_rle
 
 HEIGHT, WIDTH = 12, 16

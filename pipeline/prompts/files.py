@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pipeline import prompt_values as check
 from pipeline.base.errors import PromptError
 from pipeline.base.picture_size import MAX_PIXELS
 from pipeline.base.redaction import redacted, shareable
-from pipeline.index_png import decode_index_png
+from pipeline.prompts import values as check
+from pipeline.prompts.index_png import decode_index_png
 from pipeline.storage.locations import locate, read_error
 from pipeline.storage.retries import may_pass
 from pipeline.tracks.masks import mask_to_rle
@@ -174,7 +174,7 @@ class PromptSet:
 
 def prompts_schema() -> dict[str, Any]:
     """The JSON Schema of a prompts file."""
-    text = resource_files("pipeline").joinpath("prompts.schema.json").read_text("utf-8")
+    text = resource_files("pipeline.prompts").joinpath("schema.json").read_text("utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
 

@@ -12,9 +12,14 @@ import numpy as np
 import pytest
 
 import pipeline.base.plugins
-import pipeline.boxes
+import pipeline.prompts.box_segmenters
 from pipeline.base.errors import UsageError
-from pipeline.boxes import GrabCut, check_box_segmenter, inscribed_ellipse, load_box_segmenter
+from pipeline.prompts.box_segmenters import (
+    GrabCut,
+    check_box_segmenter,
+    inscribed_ellipse,
+    load_box_segmenter,
+)
 
 
 def scene(noise: float = 6, height: int = 120, width: int = 160) -> tuple[np.ndarray, np.ndarray]:
@@ -69,13 +74,13 @@ def test_grabcut_gives_the_same_bytes_in_any_process_with_any_threads():
     program = (
         "import sys, hashlib, cv2\n"
         "sys.path[:0] = sys.argv[2:]\n"
-        "from test_boxes import GrabCut, box_around, scene\n"
+        "from test_box_segmenters import GrabCut, box_around, scene\n"
         "cv2.setNumThreads(int(sys.argv[1]))\n"
         "image, truth = scene(noise=40)\n"
         "mask = GrabCut().segment(image, box_around(truth))\n"
         "sys.stdout.write(hashlib.sha256(mask.tobytes()).hexdigest())\n"
     )
-    paths = [str(Path(__file__).parent), str(Path(pipeline.boxes.__file__).parents[1])]
+    paths = [str(Path(__file__).parent), str(Path(pipeline.prompts.box_segmenters.__file__).parents[1])]
     for threads in ("1", "4"):
         ran = subprocess.run(
             [sys.executable, "-c", program, threads, *paths],
@@ -197,8 +202,8 @@ def plugins(monkeypatch):
     registered = EntryPoints(
         EntryPoint(name, value, "xmem.box_segmenters")
         for name, value in [
-            ("whole", "test_boxes:WholeBox"),
-            ("useless", "test_boxes:NOT_A_SEGMENTER"),
+            ("whole", "test_box_segmenters:WholeBox"),
+            ("useless", "test_box_segmenters:NOT_A_SEGMENTER"),
             ("gone", "no_such_package:Thing"),
         ]
     )
