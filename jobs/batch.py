@@ -23,7 +23,7 @@ from jobs.scheduler import Scheduler
 from pipeline.actor import tracker_actor
 from pipeline.base.errors import SettingsConflictError, StoreError, UsageError, XmemError
 from pipeline.base.redaction import redacted
-from pipeline.detectors import load_detector
+from pipeline.detect.loading import load_detector
 from pipeline.prompts.box_segmenters import load_box_segmenter
 from pipeline.settings import ModelSettings, TrackSettings
 from pipeline.storage.failures import Failure

@@ -32,7 +32,8 @@ import numpy as np
 
 from pipeline.base.errors import SourceError, UsageError, one_line
 from pipeline.base.records import Event, Frame
-from pipeline.detectors import check_detector, load_detector
+from pipeline.detect.loading import load_detector
+from pipeline.detect.protocol import check_detector
 from pipeline.prompts.box_segmenters import check_box_segmenter, load_box_segmenter
 from pipeline.sink_trial import check_sink
 from pipeline.storage.locations import scheme_of

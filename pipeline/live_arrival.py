@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.base.errors import PromptError
 from pipeline.base.records import Frame
-from pipeline.finder import ObjectFinder
+from pipeline.detect.lifecycle import ObjectFinder
 from pipeline.live_record import LiveRecord, Request
 from pipeline.live_requests import LiveRequests
 from pipeline.objects import Masks, TrackedObjects

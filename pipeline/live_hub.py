@@ -21,7 +21,7 @@ import torch
 from pipeline.base.closeable import Closing
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.base.redaction import redacted, redacted_trace
-from pipeline.detectors import load_detector
+from pipeline.detect.loading import load_detector
 from pipeline.executor import open_segmenter
 from pipeline.ledger import Ledger
 from pipeline.live import LiveFeed, LiveTracker, OpenFeed

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from pipeline.base.records import Event, Frame
-from pipeline.finder import ObjectFinder
+from pipeline.detect.lifecycle import ObjectFinder
 from pipeline.live_record import Books
 from pipeline.live_snapshot import LiveSnapshot
 from pipeline.live_spec import LiveSpec

@@ -10,7 +10,7 @@ from pipeline.base.errors import PromptError, UsageError
 from pipeline.base.redaction import redacted
 from pipeline.base.setting_fields import MAX_SIZE, MIN_SIZE, check, from_flat, options_of, setting
 from pipeline.base.stream_ids import validate_stream_id
-from pipeline.finder_settings import FinderSettings
+from pipeline.detect.settings import FinderSettings
 from pipeline.live_options import Transport
 from pipeline.live_queue import QueuePolicy
 from pipeline.prompts.resolving import PromptObject, PromptSet
@@ -130,7 +130,7 @@ class LiveSpec:
         stream_id: as `validate_stream_id` allows.
         url: of the camera; may hold credentials, so it is in no repr.
         prompts: the content of a prompts file, all of frame 0: applied to the first frame there is.
-        detector: who finds objects, see `pipeline.detectors`.
+        detector: who finds objects, see `pipeline.detect.protocol`.
 
     Attributes:
         parsed_prompts: `prompts`, parsed; travels with the spec, so that nobody parses them again.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import PromptError
 from pipeline.base.records import Frame, MaskRecord
-from pipeline.finder import ObjectFinder
+from pipeline.detect.lifecycle import ObjectFinder
 from pipeline.prompts.resolving import ResolvedPrompt
 from pipeline.snapshot import Snapshot
 from pipeline.tracks.masks import tracked_records

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.base.errors import PromptError, SettingsConflictError
-from pipeline.detectors import Detector, load_detector
-from pipeline.finder import ObjectFinder
-from pipeline.finder_settings import FinderSettings
+from pipeline.detect.lifecycle import ObjectFinder
+from pipeline.detect.loading import load_detector
+from pipeline.detect.protocol import Detector
+from pipeline.detect.settings import FinderSettings
 from pipeline.frame_prompts import FramePrompts
 from pipeline.prompts.box_segmenters import BoxSegmenter
 from pipeline.prompts.resolving import PromptSet

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from pipeline.base.picture_size import MAX_PIXELS
 from pipeline.base.setting_fields import MAX_SIZE, MIN_SIZE, Option, check, from_flat, options_of, setting
-from pipeline.finder_settings import FinderSettings
+from pipeline.detect.settings import FinderSettings
 from xmem_core.config import MemoryConfig
 
 if TYPE_CHECKING:

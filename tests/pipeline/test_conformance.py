@@ -20,7 +20,7 @@ import pipeline.conformance
 from pipeline.base.errors import SourceError
 from pipeline.base.records import Event, Frame
 from pipeline.conformance import check_box_segmenter, check_detector, check_sink, check_source
-from pipeline.detectors import Detection
+from pipeline.detect.protocol import Detection
 from pipeline.prompts.resolving import ResolvedPrompt
 from pipeline.video.sources import open_source
 

@@ -20,10 +20,10 @@ from support.live_scripted import ScriptedFeed
 from support.small_net import SMALL_MEMORY, frame_at, small_model, square
 
 import pipeline.base.plugins as plugins
-import pipeline.detectors as detectors
+import pipeline.detect.protocol as detectors
 from pipeline.base.errors import AnotherWriterError
 from pipeline.base.records import Frame
-from pipeline.detectors import Detection
+from pipeline.detect.protocol import Detection
 from pipeline.live import LiveTracker
 from pipeline.live_record import LiveRecord
 from pipeline.live_spec import LiveSettings, LiveSpec

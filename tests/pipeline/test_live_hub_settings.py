@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from support.small_net import SMALL_MEMORY, small_model
 
-from pipeline.finder_settings import FinderSettings
+from pipeline.detect.settings import FinderSettings
 from pipeline.live_hub_settings import HubSettings
 from pipeline.live_options import LiveOptions
 from pipeline.live_spec import LiveSettings, LiveSpec

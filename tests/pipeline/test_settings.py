@@ -12,8 +12,8 @@ from support.small_net import SMALL_MEMORY, small_model
 from pipeline.api_models import OPERATORS_OWN, StreamSettings
 from pipeline.base.errors import UsageError
 from pipeline.base.setting_fields import options_of
+from pipeline.detect.settings import FinderSettings
 from pipeline.executor import Begun
-from pipeline.finder_settings import FinderSettings
 from pipeline.live_spec import LiveSettings
 from pipeline.settings import (
     CommitSettings,

@@ -24,10 +24,10 @@ from support.videos import make_video
 from support.written import files
 
 import pipeline.base.plugins as plugins
-import pipeline.detectors as detectors
+import pipeline.detect.protocol as detectors
 from pipeline.base.errors import PromptError, SettingsConflictError, UsageError, XmemError
 from pipeline.base.records import Frame
-from pipeline.detectors import Detection
+from pipeline.detect.protocol import Detection
 from pipeline.executor import Executor, track
 from pipeline.prompts.resolving import PromptSet
 from pipeline.query import query

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from support.small_net import frame_at
 
 from pipeline.base.records import Event, Frame
-from pipeline.detectors import drawn_scene
+from pipeline.detect.protocol import drawn_scene
 from pipeline.ledger import Ledger
 from pipeline.live_clock import Stamp
 from pipeline.live_queue import LiveQueue

@@ -11,7 +11,7 @@ import pytest
 import pipeline.base.plugins
 from pipeline.base.errors import SourceError, StoreError, UsageError, XmemError
 from pipeline.base.plugins import load_entry_point, load_plugin
-from pipeline.detectors import load_detector
+from pipeline.detect.loading import load_detector
 from pipeline.prompts.box_segmenters import load_box_segmenter
 from pipeline.tracks.sinks import load_sink
 from pipeline.video.plugin_video import find_plugin

@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from pipeline.base.records import Frame
-from pipeline.detectors import Detection
+from pipeline.detect.protocol import Detection
 
 _LEVEL = 200
 _PATIENCE = 3

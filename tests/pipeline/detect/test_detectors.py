@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import pipeline.base.plugins as plugin_loader
-import pipeline.detectors as detectors
+import pipeline.detect.protocol as detectors
 from pipeline.base.errors import UsageError
 from pipeline.base.records import Frame
-from pipeline.detectors import Detection, Detector, check_detector, drawn_scene, load_detector
-from pipeline.motion import MotionDetector
+from pipeline.detect.loading import load_detector
+from pipeline.detect.motion import MotionDetector
+from pipeline.detect.protocol import Detection, Detector, check_detector, drawn_scene
 
 
 def mask_of(height: int, width: int, top: int, left: int, h: int, w: int) -> np.ndarray:

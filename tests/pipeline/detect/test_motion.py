@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from pipeline.base.records import Frame
-from pipeline.detectors import Detection
-from pipeline.motion import MotionDetector, MotionSettings
+from pipeline.detect.motion import MotionDetector, MotionSettings
+from pipeline.detect.protocol import Detection
 
 HEIGHT, WIDTH = 240, 320
 VTEST = Path("/work/shared/data/video/vtest.avi")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.homes import STRIDE, homes_of, without_strays
+from pipeline.detect.components import STRIDE, homes_of, without_strays
 
 
 def labels_with(*boxes: tuple[int, int, int, int, int], size: tuple[int, int] = (96, 160)) -> np.ndarray:

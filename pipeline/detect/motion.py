@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.records import Frame
-from pipeline.detectors import Detection
+from pipeline.detect.protocol import Detection
 
 _MAGIC = b"xmem-motion-1\n"
 # Of grey levels, where nothing has been learned yet.

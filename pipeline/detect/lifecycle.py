@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import XmemError, one_line
 from pipeline.base.records import Frame
-from pipeline.detectors import Detection, Detector
-from pipeline.finder_settings import FinderSettings
-from pipeline.homes import homes_of, without_strays
+from pipeline.detect.components import homes_of, without_strays
+from pipeline.detect.protocol import Detection, Detector
+from pipeline.detect.settings import FinderSettings
 from pipeline.prompts.box_segmenters import Box, BoxSegmenter, inscribed_ellipse
 
 _MAGIC = b"xmem-finder-1\n"

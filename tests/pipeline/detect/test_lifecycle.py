@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.base.records import Frame
-from pipeline.detectors import Detection
-from pipeline.finder import FinderSettings, NewObject, ObjectFinder
+from pipeline.detect.lifecycle import FinderSettings, NewObject, ObjectFinder
+from pipeline.detect.protocol import Detection
 from pipeline.prompts.box_segmenters import Box
 
 SIZE = (80, 120)

@@ -1,8 +1,9 @@
 """Who finds new objects by itself: the protocol, the look-up by name, and a check for authors.
 
 A detector sees a stream's frames one after another and says where things are that might be objects. It knows
-nothing of those that are tracked already; `pipeline.finder` keeps the two apart. A detector may have a memory
-(the built-in "motion" learns what the scene looks like without them), and that memory is part of the stream's
+nothing of those that are tracked already; `pipeline.detect.lifecycle` keeps the two apart. A detector may
+have a memory (the built-in "motion" learns what the scene looks like without them), and that memory is part
+of the stream's
 snapshots: a detector that was restored goes on exactly as if it had never stopped.
 """
 
@@ -16,7 +17,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.plugins import load_plugin
 from pipeline.base.records import Frame
 from pipeline.prompts.box_segmenters import Box
 
@@ -107,30 +107,6 @@ class Detector(Protocol):
     def to_bytes(self) -> bytes: ...
 
     def from_bytes(self, blob: bytes) -> None: ...
-
-
-def load_detector(name: str = "motion") -> Detector:
-    """A new detector of that name: built in, or an entry point of the group `xmem.detectors`.
-
-    An entry point names a class or function that gives a detector when called without arguments. It is
-    called once per stream.
-
-    Raises:
-        UsageError: there is none of that name, or what is registered cannot be loaded or is no detector.
-    """
-    if name == "motion":
-        from pipeline.motion import MotionDetector
-
-        return MotionDetector()
-    detector: Detector = load_plugin(
-        name,
-        group=ENTRY_POINT_GROUP,
-        kind="detector",
-        protocol=Detector,
-        lacking="lacks one of the methods detect(frame), to_bytes() and from_bytes(blob)",
-        built_in=["motion"],
-    )
-    return detector
 
 
 def check_detector(make: Callable[[], Detector], frames: Iterable[Frame] | None = None) -> None:
