@@ -25,10 +25,10 @@ from pipeline.base.errors import SettingsConflictError, StoreError, UsageError, 
 from pipeline.base.redaction import redacted
 from pipeline.detect.loading import load_detector
 from pipeline.prompts.box_segmenters import load_box_segmenter
-from pipeline.settings import ModelSettings, TrackSettings
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
-from pipeline.stream_record import mark_failed
+from pipeline.tracking.settings import ModelSettings, TrackSettings
+from pipeline.tracking.stream_record import mark_failed
 from pipeline.tracks.store import StreamStore
 from pipeline.work import WorkerSettings
 

@@ -18,7 +18,7 @@ from jobs.options import tracking_options
 from jobs.terminal import console, duration, fetch_model, say
 from pipeline.base.errors import UsageError, XmemError, one_line
 from pipeline.base.redaction import redacted
-from pipeline.settings import TrackSettings
+from pipeline.tracking.settings import TrackSettings
 
 if TYPE_CHECKING:
     from jobs.listing import Skipped

@@ -18,7 +18,7 @@ from pipeline.base.redaction import redacted
 from pipeline.prompts.resolving import load_mask_png, load_prompts
 from pipeline.storage.files import Files
 from pipeline.storage.opening import open_files
-from pipeline.stream_record import FINISHED
+from pipeline.tracking.stream_record import FINISHED
 from pipeline.tracks.layout import load_record
 from pipeline.video.sources import open_source
 from pipeline.work import WorkerSettings

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from jobs.options import SAID_BY_SIZE, tracking_options
 from jobs.terminal import console, fetch_model
-from pipeline.settings import TrackSettings, track_options
+from pipeline.tracking.settings import TrackSettings, track_options
 
 _NOT_EVALUATED = SAID_BY_SIZE | {
     option.name: "evaluation starts from given masks and writes no output folder"
@@ -52,7 +52,7 @@ def evaluate(
     from jobs.evaluate import EvaluationReport, run
     from jobs.suites.report import SuiteReport
     from jobs.suites.runner import check_options, run_suite
-    from pipeline.executor import open_segmenter
+    from pipeline.tracking.segmenters import open_segmenter
 
     check_options(root, suite, data, scenes, kind, clip, max_frames)
     fetch_model(tracking.model.name)

@@ -4,8 +4,9 @@
     @tracking_options(without={"max_frames": "a camera has no end"})
     def serve(out: ..., *, tracking: TrackSettings) -> None: ...
 
-A command decorated like this has one option for each field of `pipeline.settings.TrackSettings`, with the
-field's default and help, and is handed the settings. A new field is an option of all commands at once.
+A command decorated like this has one option for each field of `pipeline.tracking.settings.TrackSettings`,
+with the field's default and help, and is handed the settings. A new field is an option of all commands at
+once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.base.setting_fields import Option
-from pipeline.settings import TrackSettings, track_options
+from pipeline.tracking.settings import TrackSettings, track_options
 
 _PANELS = {"model": "Network", "memory": "Memory", "commit": "Commits", "detector": "Detector"}
 _FLAGS = {

@@ -15,7 +15,7 @@ from jobs.options import tracking_options
 from jobs.terminal import fetch_model, say
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.base.redaction import redacted
-from pipeline.settings import NOT_LIVE, TrackSettings
+from pipeline.tracking.settings import NOT_LIVE, TrackSettings
 
 if TYPE_CHECKING:
     from pipeline.tokens import TokenSet

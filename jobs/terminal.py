@@ -58,7 +58,7 @@ def fetch_model(name: str) -> None:
     Raises:
         UsageError: there is no such model or file. XmemError: it cannot be fetched.
     """
-    from pipeline.executor import weights_failure
+    from pipeline.tracking.segmenters import weights_failure
     from xmem_core.weights import WeightsError, find_weights
 
     with Progress(console=console(), transient=True, disable=not console().is_terminal) as progress:

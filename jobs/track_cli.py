@@ -12,7 +12,7 @@ from rich.text import Text
 from jobs.options import tracking_options
 from jobs.terminal import SPEAK_EVERY_S, console, fetch_model, frame_bar, say, short_name
 from pipeline.base.redaction import redacted
-from pipeline.settings import TrackSettings
+from pipeline.tracking.settings import TrackSettings
 
 
 @tracking_options()
@@ -44,9 +44,9 @@ def track(
     Run again it goes on where it was interrupted; a finished stream is left as it is.
     """
     from pipeline.base.malloc import keep_freed_memory
-    from pipeline.executor import track as track_video
     from pipeline.prompts.resolving import gather_prompts
-    from pipeline.stream import FINISHED, StreamTracker
+    from pipeline.tracking.stream_tracker import FINISHED, StreamTracker
+    from pipeline.tracking.track import track as track_video
 
     keep_freed_memory()
     shown = redacted(video)

@@ -72,7 +72,7 @@ class TrackVideos:
         prompts: for all videos that have none of their own, in any form that the column takes.
         tries: how often a video is tried at most.
         settings: any option of tracking by its name (model, device, threads, detect_every, mem_every, ...;
-            see `pipeline.settings`), memory, storage_options, out_storage_options.
+            see `pipeline.tracking.settings`), memory, storage_options, out_storage_options.
 
     Raises:
         UsageError: the settings are wrong, or a batch has no column `uri`. XmemError: the model cannot be

@@ -23,7 +23,6 @@ from typing import Any
 from pipeline.base.closeable import Closing
 from pipeline.base.errors import SourceError
 from pipeline.base.records import Event, Frame
-from pipeline.committer import Committer
 from pipeline.ledger import Ledger
 from pipeline.live_arrival import IDS_AHEAD, Arrivals
 from pipeline.live_committing import FRAMES_AHEAD, MOST_WAITING, LiveCommitter
@@ -35,10 +34,11 @@ from pipeline.live_restore import restart_events, restore, run_of
 from pipeline.live_spec import LiveSpec
 from pipeline.live_unwritten import Unwritten
 from pipeline.live_view import LiveView
-from pipeline.objects import TrackedObjects
 from pipeline.prompts.box_segmenters import BoxSegmenter, load_box_segmenter
-from pipeline.settings import TrackSettings
-from pipeline.stream import StepInput
+from pipeline.tracking.committer import Committer
+from pipeline.tracking.objects import TrackedObjects
+from pipeline.tracking.settings import TrackSettings
+from pipeline.tracking.stream_tracker import StepInput
 from pipeline.tracks.sinks import Sinks
 from pipeline.tracks.store import StreamStore
 from xmem_core import Prompt, StepResult, VideoSegmenter

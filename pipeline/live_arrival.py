@@ -7,9 +7,9 @@ from pipeline.base.records import Frame
 from pipeline.detect.lifecycle import ObjectFinder
 from pipeline.live_record import LiveRecord, Request
 from pipeline.live_requests import LiveRequests
-from pipeline.objects import Masks, TrackedObjects
 from pipeline.prompts.box_segmenters import BoxSegmenter
 from pipeline.prompts.resolving import PromptSet, resolve
+from pipeline.tracking.objects import Masks, TrackedObjects
 
 IDS_AHEAD = 16  # object ids that are reserved beyond those needed
 

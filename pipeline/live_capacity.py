@@ -25,9 +25,8 @@ import torch
 from pipeline.base.errors import UsageError
 from pipeline.live_pace import CATCH_UP_SECONDS
 from pipeline.live_spec import LiveSpec
-from pipeline.memory_plan import predict_state_bytes, predict_workspace_bytes
-from pipeline.settings import DTYPES, dtype_name
-from pipeline.worker import device_bytes
+from pipeline.tracking.memory_plan import device_bytes, predict_state_bytes, predict_workspace_bytes
+from pipeline.tracking.settings import DTYPES, dtype_name
 from xmem_core import Prompt, VideoSegmenter
 
 _SHARE = 0.8  # of the device's memory

@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from pipeline.committer import Committer
 from pipeline.ledger import Ledger
 from pipeline.live_record import Books, LiveRecord
 from pipeline.live_requests import LiveRequests
 from pipeline.live_snapshot import LiveSnapshot
 from pipeline.live_spec import LiveSettings
 from pipeline.live_unwritten import Unwritten
-from pipeline.objects import TrackedObjects
+from pipeline.tracking.committer import Committer
+from pipeline.tracking.objects import TrackedObjects
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pipeline.base.records import Event, Frame
 from pipeline.ledger import Ledger
 from pipeline.live_spec import LiveSpec
 from pipeline.prompts.resolving import PromptSet
-from pipeline.settings import TrackSettings
+from pipeline.tracking.settings import TrackSettings
 
 
 class LiveFeed(Protocol):

@@ -22,7 +22,6 @@ from pipeline.base.closeable import Closing
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.base.redaction import redacted, redacted_trace
 from pipeline.detect.loading import load_detector
-from pipeline.executor import open_segmenter
 from pipeline.ledger import Ledger
 from pipeline.live import LiveFeed, LiveTracker, OpenFeed
 from pipeline.live_capacity import Capacity, Load
@@ -36,7 +35,8 @@ from pipeline.live_view import LiveView
 from pipeline.rtsp import LiveSource
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
-from pipeline.stream_record import FINISHED, RUNNING
+from pipeline.tracking.segmenters import open_segmenter
+from pipeline.tracking.stream_record import FINISHED, RUNNING
 from pipeline.tracks.sinks import Sinks
 from pipeline.tracks.store import StreamStore
 from xmem_core import VideoSegmenter

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.live_options import LiveOptions
 from pipeline.live_spec import LiveSettings, LiveSpec
-from pipeline.settings import DetectorSettings, TrackSettings
+from pipeline.tracking.settings import DetectorSettings, TrackSettings
 
 if TYPE_CHECKING:
     from xmem_core import VideoSegmenter

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.base.errors import AnotherWriterError, SettingsConflictError, StoreError, XmemError
 from pipeline.ledger import LedgerCounts
-from pipeline.stream_record import FINISHED, RUNNING
+from pipeline.tracking.stream_record import FINISHED, RUNNING
 from pipeline.tracks.chunk_file import ChunkFooter
 from pipeline.tracks.store import RESTARTING, StreamStore
 

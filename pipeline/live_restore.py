@@ -13,7 +13,7 @@ from pipeline.live_record import Books
 from pipeline.live_snapshot import LiveSnapshot
 from pipeline.live_spec import LiveSpec
 from pipeline.prompts.box_segmenters import BoxSegmenter
-from pipeline.resume import new_finder, restored_state
+from pipeline.tracking.resume import new_finder, restored_state
 from pipeline.tracks.store import StreamStore
 from xmem_core import TrackerState, VideoSegmenter
 

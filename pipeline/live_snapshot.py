@@ -13,7 +13,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from pipeline.snapshot import Snapshot
+from pipeline.tracking.snapshot import Snapshot
 
 _FORMAT = "xmem-live-snapshot"
 _VERSION = "1"

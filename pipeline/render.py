@@ -106,7 +106,7 @@ def render(
     """Write a tracked video with its tracks laid over it, as far as it is tracked; return how many frames.
 
     Args:
-        video: the video that was tracked; path or fsspec URI, as for `pipeline.executor.track`.
+        video: the video that was tracked; path or fsspec URI, as for `pipeline.tracking.track.track`.
         out: its output folder.
         output: the video to write; .mp4, .mov, .m4v, .mkv or .webm.
         stream_id: which stream; default: the video's own, or the only one there.

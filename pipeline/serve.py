@@ -35,8 +35,8 @@ from pipeline.live_options import LiveOptions
 from pipeline.live_view import LiveView
 from pipeline.replica_port import keep_on_loopback
 from pipeline.replica_router import FailFastRouter
-from pipeline.settings import NOT_LIVE, TrackSettings, track_options
 from pipeline.tokens import TOKENS_VARIABLE, TokenSet
+from pipeline.tracking.settings import NOT_LIVE, TrackSettings, track_options
 from pipeline.url_guard import UrlGuard
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Unpack
 
-from pipeline.settings import TrackOptions, TrackSettings
 from pipeline.storage.failures import Failure
+from pipeline.tracking.settings import TrackOptions, TrackSettings
 
 Outcome = Literal["tracked", "finished", "refused", "unknown", "failed"]
 
@@ -45,7 +45,8 @@ class WorkerSettings:
         out_storage_options: Mapping[str, Any] | None = None,
         **options: Unpack[TrackOptions],
     ) -> WorkerSettings:
-        """With settings of tracking by their flat names, see `pipeline.settings.TrackSettings.of`."""
+        """With settings of tracking by their flat names, see
+        `pipeline.tracking.settings.TrackSettings.of`."""
         return cls(out, TrackSettings.of(**options), storage_options, out_storage_options)
 
 

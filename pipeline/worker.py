@@ -21,13 +21,14 @@ import torch
 from pipeline.base.errors import StoreError, UsageError, XmemError
 from pipeline.base.records import FrameChunk
 from pipeline.base.redaction import redacted_trace
-from pipeline.executor import Begun, Executor, begun_with, open_segmenter
-from pipeline.memory_plan import predict_state_bytes, predict_workspace_bytes
 from pipeline.prompts.resolving import PromptSet, load_mask_png, load_prompts
-from pipeline.settings import AUTO, dtype_name
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
-from pipeline.stream import StreamTracker
+from pipeline.tracking.executor import Begun, Executor, begun_with
+from pipeline.tracking.memory_plan import device_bytes, predict_state_bytes, predict_workspace_bytes
+from pipeline.tracking.segmenters import open_segmenter
+from pipeline.tracking.settings import AUTO, dtype_name
+from pipeline.tracking.stream_tracker import StreamTracker
 from pipeline.tracks.sinks import Sinks
 from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import open_source
@@ -331,19 +332,3 @@ class Worker:
             gc.collect()
             torch.cuda.empty_cache()
         return Failure.of(error)
-
-
-def device_bytes(device: torch.device) -> int:
-    """Memory of a device, in bytes; of this machine or its container for the CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            with open(path) as file:
-                text = file.read().strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            return min(total, int(text))
-    return total

@@ -12,12 +12,12 @@ import pytest
 from golden.before_rooms import make
 from support.written import files
 
-from pipeline.executor import track
 from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.prompts.resolving import PromptSet
 from pipeline.query import query
-from pipeline.settings import TrackSettings
-from pipeline.stream import StreamSummary
+from pipeline.tracking.settings import TrackSettings
+from pipeline.tracking.stream_tracker import StreamSummary
+from pipeline.tracking.track import track
 from pipeline.tracks.masks import rle_to_mask
 from xmem_core import MemoryConfig, VideoSegmenter
 from xmem_core.weights import save_weights

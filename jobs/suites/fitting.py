@@ -21,8 +21,8 @@ from jobs.evaluate import Segmenter
 from jobs.suites.presence import Observations, fit
 from jobs.suites.runner import run_suite
 from pipeline.base.errors import UsageError, XmemError
-from pipeline.executor import open_segmenter
-from pipeline.settings import ModelSettings
+from pipeline.tracking.segmenters import open_segmenter
+from pipeline.tracking.settings import ModelSettings
 from xmem_core import load_model
 from xmem_core.presence import FEATURES, PresenceConstants
 from xmem_core.weights import save_weights

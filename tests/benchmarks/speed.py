@@ -29,9 +29,9 @@ from rich.console import Console
 from rich.table import Table
 from support.videos import make_video
 
-from pipeline.executor import track
 from pipeline.prompts.box_segmenters import GrabCut
 from pipeline.prompts.resolving import PromptSet, resolve
+from pipeline.tracking.track import track
 from pipeline.video.sources import open_source
 from xmem_core import Prompt, VideoSegmenter, load_model
 

@@ -21,10 +21,10 @@ from jobs.cluster import Resources, connected
 from jobs.manifest import VideoJob, load_manifest
 from jobs.report import BatchReport
 from pipeline.base.errors import SettingsConflictError, StoreError, UsageError
-from pipeline.executor import track
 from pipeline.prompts.resolving import PromptSet
 from pipeline.query import query
-from pipeline.settings import ModelSettings
+from pipeline.tracking.settings import ModelSettings
+from pipeline.tracking.track import track
 from pipeline.work import StreamSpec, WorkerSettings
 
 BOX: dict[str, Any] = {

@@ -20,9 +20,9 @@ import pytest
 from support.ray_head import _session as processes_of
 from support.videos import make_video
 
-from pipeline.executor import track
 from pipeline.prompts.resolving import PromptSet
 from pipeline.query import query
+from pipeline.tracking.track import track
 from xmem_core import MemoryConfig
 
 pytestmark = pytest.mark.ray

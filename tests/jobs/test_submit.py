@@ -26,8 +26,8 @@ from jobs import ray_token
 from jobs.cli import main
 from jobs.submit import Jobs, JobStatus, _shipped_manifest, _shipped_options, check_paths
 from pipeline.base.errors import UsageError
-from pipeline.executor import track
 from pipeline.prompts.resolving import PromptSet
+from pipeline.tracking.track import track
 
 # Ray's client calls aiohttp so.
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")

@@ -20,10 +20,10 @@ from test_worker import FRAMES, PROMPTS, ROWS, rows
 
 from pipeline.actor import live_actor, tracker_actor
 from pipeline.base.records import FrameChunk
-from pipeline.executor import track
 from pipeline.live_hub import HubSettings
 from pipeline.prompts.resolving import PromptSet
-from pipeline.settings import TrackSettings
+from pipeline.tracking.settings import TrackSettings
+from pipeline.tracking.track import track
 from pipeline.work import StreamSpec, StreamStatus, WorkerSettings
 
 CHUNK = 3

@@ -21,9 +21,9 @@ import pipeline.dataset
 from pipeline.base.errors import PromptError, StoreError, UsageError, XmemError
 from pipeline.base.stream_ids import generate_stream_id
 from pipeline.dataset import RESULT_COLUMNS, TrackVideos
-from pipeline.executor import track
 from pipeline.prompts.resolving import PromptSet
 from pipeline.query import query
+from pipeline.tracking.track import track
 from pipeline.tracks.store import StreamStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -29,9 +29,9 @@ from pipeline.live_record import LiveRecord
 from pipeline.live_spec import LiveSettings, LiveSpec
 from pipeline.prompts.resolving import PromptSet
 from pipeline.query import query
-from pipeline.settings import TrackSettings
-from pipeline.stream import StreamTracker
-from pipeline.stream_record import StreamRecord
+from pipeline.tracking.settings import TrackSettings
+from pipeline.tracking.stream_record import StreamRecord
+from pipeline.tracking.stream_tracker import StreamTracker
 from pipeline.tracks.masks import mask_to_rle
 from pipeline.tracks.sinks import Sinks
 from pipeline.tracks.store import StreamStore

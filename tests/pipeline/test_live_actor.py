@@ -22,7 +22,7 @@ from pipeline.live_hub import HubSettings
 from pipeline.live_options import LiveOptions
 from pipeline.live_spec import LiveSettings, LiveSpec
 from pipeline.live_view import LiveView
-from pipeline.settings import TrackSettings
+from pipeline.tracking.settings import TrackSettings
 from xmem_core import MemoryConfig
 
 PATIENCE = 60.0

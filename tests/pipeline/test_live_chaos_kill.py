@@ -26,7 +26,7 @@ from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.live_spec import LiveSettings, LiveSpec
 from pipeline.live_view import LiveView
 from pipeline.rtsp import LiveSource, LiveStatus
-from pipeline.settings import TrackSettings
+from pipeline.tracking.settings import TrackSettings
 from xmem_core import VideoSegmenter
 
 CHAOS = "XMEM_CHAOS" in os.environ

@@ -22,7 +22,7 @@ from pipeline.live_capacity import Load
 from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.live_spec import LiveSettings, LiveSpec
 from pipeline.live_view import LiveView
-from pipeline.settings import TrackSettings
+from pipeline.tracking.settings import TrackSettings
 from pipeline.tracks.masks import mask_to_rle
 from pipeline.tracks.store import StreamStore
 from xmem_core import VideoSegmenter

@@ -8,7 +8,7 @@ from pipeline.detect.settings import FinderSettings
 from pipeline.live_hub_settings import HubSettings
 from pipeline.live_options import LiveOptions
 from pipeline.live_spec import LiveSettings, LiveSpec
-from pipeline.settings import DetectorSettings, TrackSettings
+from pipeline.tracking.settings import DetectorSettings, TrackSettings
 from xmem_core import VideoSegmenter
 
 

@@ -24,7 +24,7 @@ from pipeline.live_record import Books, LiveRecord
 from pipeline.live_snapshot import LiveSnapshot
 from pipeline.live_spec import LivePrompts, LiveSettings, LiveSpec
 from pipeline.live_view import LiveView
-from pipeline.snapshot import Snapshot
+from pipeline.tracking.snapshot import Snapshot
 from pipeline.tracks.store import StreamStore
 
 

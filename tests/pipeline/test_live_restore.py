@@ -13,7 +13,7 @@ from pipeline.live_restore import Restored, restore, run_of
 from pipeline.live_snapshot import LiveSnapshot
 from pipeline.live_spec import LiveSpec
 from pipeline.prompts.box_segmenters import load_box_segmenter
-from pipeline.snapshot import Snapshot
+from pipeline.tracking.snapshot import Snapshot
 from pipeline.tracks.store import StreamStore
 from xmem_core import Prompt, VideoSegmenter
 

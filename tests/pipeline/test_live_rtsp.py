@@ -16,7 +16,7 @@ from test_live_hub import PATIENCE, QUICK, tracked, until
 from pipeline.base.errors import UsageError
 from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.live_spec import LiveSettings, LiveSpec
-from pipeline.settings import TrackSettings
+from pipeline.tracking.settings import TrackSettings
 from xmem_core import VideoSegmenter
 
 BOX = {"objects": [{"id": 1, "box": [20, 20, 40, 40]}]}

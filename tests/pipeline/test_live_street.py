@@ -21,7 +21,7 @@ from pipeline.api_service import ApiSettings
 from pipeline.ledger import Ledger
 from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.live_spec import LiveSpec
-from pipeline.settings import TrackSettings
+from pipeline.tracking.settings import TrackSettings
 from xmem_core import load_model
 from xmem_core.config import MemoryConfig
 from xmem_core.segmenter import VideoSegmenter

@@ -20,11 +20,13 @@ from support.tiny import CAPPED_MEMORY
 from support.videos import make_video
 
 from pipeline.base.records import FrameChunk
-from pipeline.executor import begun_with, track
 from pipeline.prompts.resolving import PromptSet
+from pipeline.tracking.executor import begun_with
+from pipeline.tracking.memory_plan import device_bytes
+from pipeline.tracking.track import track
 from pipeline.tracks.store import StreamStore
 from pipeline.work import ChunkReport, StreamSpec, WorkerSettings
-from pipeline.worker import Worker, device_bytes
+from pipeline.worker import Worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -384,12 +386,12 @@ def test_a_stream_from_another_kind_of_cpu_keeps_its_precision(
 ) -> None:
     """Begun in float32 where there is no bfloat16, gone on with where there is, beside a new stream."""
     options = workers(tmp_path, model, dtype="auto")
-    monkeypatch.setattr("pipeline.executor.has_bfloat16", lambda: False)
+    monkeypatch.setattr("pipeline.tracking.segmenters.has_bfloat16", lambda: False)
     first = Worker(options)
     first.open(spec(video))
     first.track(FrameChunk("cam", 0, 9))
     first.release("cam")
-    monkeypatch.setattr("pipeline.executor.has_bfloat16", lambda: True)
+    monkeypatch.setattr("pipeline.tracking.segmenters.has_bfloat16", lambda: True)
     second = Worker(options)
     assert second.open(spec(video)).next_frame == 10
     second.open(spec(video, "new"))

@@ -16,7 +16,7 @@ from pipeline.base.errors import XmemError  # noqa: E402
 from pipeline.live_hub import HubSettings, LiveHub  # noqa: E402
 from pipeline.live_spec import LiveSettings, LiveSpec  # noqa: E402
 from pipeline.metrics import metrics_text  # noqa: E402
-from pipeline.settings import TrackSettings  # noqa: E402
+from pipeline.tracking.settings import TrackSettings  # noqa: E402
 from xmem_core import MemoryConfig  # noqa: E402
 
 # Full within a minute, so that what grows after that is a leak.

@@ -16,7 +16,7 @@ from pipeline.base.errors import XmemError  # noqa: E402
 from pipeline.live_hub import HubSettings, LiveHub  # noqa: E402
 from pipeline.live_spec import LiveSettings, LiveSpec  # noqa: E402
 from pipeline.live_view import LiveView  # noqa: E402
-from pipeline.settings import TrackSettings  # noqa: E402
+from pipeline.tracking.settings import TrackSettings  # noqa: E402
 from xmem_core import VideoSegmenter  # noqa: E402
 
 

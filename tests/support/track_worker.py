@@ -1,14 +1,14 @@
 """Tracks a video in a process of its own, to be killed: python track_worker.py JSON.
 
-JSON: the arguments of `pipeline.executor.track`, prompts as the content of a prompts file. Says "go"
+JSON: the arguments of `pipeline.tracking.track.track`, prompts as the content of a prompts file. Says "go"
 once it is loaded.
 """
 
 import json
 import sys
 
-from pipeline.executor import track
 from pipeline.prompts.resolving import PromptSet
+from pipeline.tracking.track import track
 from xmem_core import MemoryConfig
 
 

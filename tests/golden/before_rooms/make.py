@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import torch
 
-from pipeline.settings import TrackSettings
+from pipeline.tracking.settings import TrackSettings
 from xmem_core import MemoryConfig, XMem
 from xmem_core.weights import save_weights
 
@@ -112,7 +112,7 @@ def walk_feed(spec: Any, ledger: Any) -> Any:
 def _make_file_streams(weights: Path) -> None:
     from support.interrupted import InterruptedRunError, stop_at
 
-    from pipeline.executor import track
+    from pipeline.tracking.track import track
     from pipeline.prompts.resolving import PromptSet
 
     for name, stop in (("whole", None), ("cut", stop_at(CUT_AT))):

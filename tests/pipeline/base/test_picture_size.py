@@ -18,13 +18,13 @@ from support import videos
 
 from pipeline.base.errors import NotAVideoError, PictureTooLargeError, PromptError, UsageError
 from pipeline.base.picture_size import MAX_PIXELS, header_size
-from pipeline.executor import track
 from pipeline.prompts.files import load_mask_png
 from pipeline.prompts.index_png import decode_index_png
 from pipeline.prompts.resolving import PromptSet
 from pipeline.render import render
-from pipeline.settings import TrackSettings
 from pipeline.storage.failures import Failure
+from pipeline.tracking.settings import TrackSettings
+from pipeline.tracking.track import track
 from pipeline.video.sources import open_source
 from pipeline.work import StreamSpec, WorkerSettings
 from pipeline.worker import Worker

@@ -20,18 +20,19 @@ from support.tiny import SHORT_MEMORY
 from support.videos import damage_packets, make_video
 
 from pipeline.base.errors import AnotherWriterError, StoreError
-from pipeline.executor import Executor, open_segmenter
 from pipeline.prompts.resolving import PromptSet
 from pipeline.query import query
-from pipeline.settings import ModelSettings, TrackSettings
-from pipeline.stream import StreamTracker
+from pipeline.tracking.executor import Executor
+from pipeline.tracking.segmenters import open_segmenter
+from pipeline.tracking.settings import ModelSettings, TrackSettings
+from pipeline.tracking.stream_tracker import StreamTracker
 from pipeline.tracks.sinks import Sinks
 from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import open_source
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-WORKER = Path(__file__).with_name("track_worker.py")
+WORKER = Path(__file__).parents[2] / "support" / "track_worker.py"
 KILLS = int(os.environ.get("XMEM_CHAOS", "2"))
 CHUNK = 4
 FRAMES = 22

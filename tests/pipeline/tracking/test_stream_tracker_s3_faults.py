@@ -23,10 +23,8 @@ from support.servers import ACCESS_KEY, SECRET_KEY, S3Server
 from support.small_net import SMALL_MEMORY
 from support.videos import make_images, make_video, scene
 
-from pipeline import executor
 from pipeline.base.errors import AnotherWriterError, SourceError, StoreError, XmemError
 from pipeline.base.stream_ids import generate_stream_id
-from pipeline.executor import track
 from pipeline.prompts.files import load_prompts
 from pipeline.prompts.resolving import PromptSet
 from pipeline.storage import filesystems, retries
@@ -34,6 +32,7 @@ from pipeline.storage.failures import Failure
 from pipeline.storage.locations import locate
 from pipeline.storage.opening import open_files
 from pipeline.storage.retries import Attempts
+from pipeline.tracking.track import track
 from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import VideoSource, open_source
 from pipeline.work import StreamSpec, WorkerSettings
@@ -279,7 +278,7 @@ def test_tracked_through_a_storm_it_is_byte_for_byte_the_undisturbed_run(
     undisturbed: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(executor, "open_source", partial(open_source, block_size=4 * BLOCK))
+    monkeypatch.setattr("pipeline.tracking.track.open_source", partial(open_source, block_size=4 * BLOCK))
     folder = s3_server.uri(f"storm-{seed}")
     fsspec.filesystem("s3", **s3_server.options).pipe_file(f"{folder}/short.mp4", short.read_bytes())
     proxy.seed = seed
@@ -431,7 +430,7 @@ def test_credentials_are_nowhere(
     secrets_ = {*SECRETS, *(v for k, v in signature.items() if len(v) > 12)}
     secrets_ |= {quote(text, safe="") for text in secrets_}
     assert len(secrets_) > 8
-    monkeypatch.setattr(executor, "open_source", partial(open_source, block_size=4 * BLOCK))
+    monkeypatch.setattr("pipeline.tracking.track.open_source", partial(open_source, block_size=4 * BLOCK))
     run(url, out, model, out_storage_options=options, on_open=note)
     run(f"{folder}/short.mp4", f"{out}2", model, storage_options=options, out_storage_options=options)
     assert proxy.happened.count() > 3

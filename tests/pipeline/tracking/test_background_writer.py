@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from pipeline.background import BackgroundWriter
+from pipeline.tracking.background_writer import BackgroundWriter
 
 
 def test_jobs_are_done_in_order() -> None:

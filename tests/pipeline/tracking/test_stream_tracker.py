@@ -24,11 +24,13 @@ from support.videos import corrupt, damage_packets, make_images, make_video
 from support.written import files
 
 from pipeline.base.errors import PromptError, SettingsConflictError, SourceError, UsageError
-from pipeline.executor import Executor, begun_with, has_bfloat16, open_segmenter, track
 from pipeline.prompts.resolving import PromptSet
 from pipeline.query import query
-from pipeline.settings import ModelSettings, TrackSettings
-from pipeline.stream import StreamTracker
+from pipeline.tracking.executor import Executor, begun_with
+from pipeline.tracking.segmenters import has_bfloat16, open_segmenter
+from pipeline.tracking.settings import ModelSettings, TrackSettings
+from pipeline.tracking.stream_tracker import StreamTracker
+from pipeline.tracking.track import track
 from pipeline.tracks.masks import rle_to_mask
 from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import open_source
@@ -37,7 +39,7 @@ from xmem_core.weights import save_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-WORKER = Path(__file__).with_name("track_worker.py")
+WORKER = Path(__file__).parents[2] / "support" / "track_worker.py"
 KILLS = int(os.environ.get("XMEM_CHAOS", "4"))
 PROMPTS = three_objects(correct_at=21)
 FRAMES = 33
@@ -320,10 +322,10 @@ def test_going_on_with_auto_keeps_the_precision(
     tmp_path: Path, undisturbed: Path, video: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Begun on a CPU without bfloat16, gone on with on one that has it.
-    monkeypatch.setattr("pipeline.executor.has_bfloat16", lambda: False)
+    monkeypatch.setattr("pipeline.tracking.segmenters.has_bfloat16", lambda: False)
     with pytest.raises(InterruptedRunError):
         run(video, tmp_path, model, on_frame=stop_at(18), dtype="auto")
-    monkeypatch.setattr("pipeline.executor.has_bfloat16", lambda: True)
+    monkeypatch.setattr("pipeline.tracking.segmenters.has_bfloat16", lambda: True)
     run(video, tmp_path, model, dtype="auto")
     assert files(tmp_path, "tracks", "events") == files(undisturbed, "tracks", "events")
     assert begun_with(StreamStore(tmp_path, "cam")).dtype == "float32"
@@ -332,14 +334,14 @@ def test_going_on_with_auto_keeps_the_precision(
 def test_auto_takes_bfloat16_where_the_cpu_has_it(
     tmp_path: Path, video: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.executor.has_bfloat16", lambda: True)
+    monkeypatch.setattr("pipeline.tracking.segmenters.has_bfloat16", lambda: True)
     run(video, tmp_path, model, dtype="auto", max_frames=3)
     assert begun_with(StreamStore(tmp_path, "cam")).dtype == "bfloat16"
     assert open_segmenter(ModelSettings(model, dtype="float32")).dtype == torch.float32
     published = ModelConfig(value_widths=(8, 8, 16), value_blocks=(1, 1, 1), decoder_dims=(16, 8, 8))
     save_weights(XMem(published), tmp_path / "resnet.safetensors")
     assert open_segmenter(ModelSettings(str(tmp_path / "resnet.safetensors"))).dtype == torch.float32
-    monkeypatch.setattr("pipeline.executor.has_bfloat16", lambda: False)
+    monkeypatch.setattr("pipeline.tracking.segmenters.has_bfloat16", lambda: False)
     assert open_segmenter(ModelSettings(model)).dtype == torch.float32
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.base.records import Event, Frame, MaskRecord
-from pipeline.stream_record import StreamSummary
+from pipeline.tracking.stream_record import StreamSummary
 
 
 @dataclass(frozen=True)

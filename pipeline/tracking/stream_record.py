@@ -12,8 +12,8 @@ from typing import Any
 from pipeline.base.errors import AnotherWriterError, PromptError, SettingsConflictError, StoreError
 from pipeline.base.redaction import redacted
 from pipeline.prompts.resolving import PromptSet, ResolvedPrompt
-from pipeline.settings import TrackSettings
 from pipeline.storage.failures import Failure
+from pipeline.tracking.settings import TrackSettings
 from pipeline.tracks.store import RESTARTING, StreamStore
 from pipeline.video.sources import VideoSource
 

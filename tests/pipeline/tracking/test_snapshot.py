@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.snapshot import Snapshot
+from pipeline.tracking.snapshot import Snapshot
 
 SNAPSHOT = Snapshot(
     next_frame=4200,

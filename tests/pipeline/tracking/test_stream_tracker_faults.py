@@ -15,11 +15,13 @@ from support.written import files
 
 from pipeline.base.errors import AnotherWriterError, PromptError, SourceError, StoreError, UsageError
 from pipeline.base.records import Frame
-from pipeline.executor import Executor, open_segmenter, track
 from pipeline.prompts.resolving import PromptSet
 from pipeline.query import query
-from pipeline.settings import ModelSettings, TrackSettings
-from pipeline.stream import StreamTracker
+from pipeline.tracking.executor import Executor
+from pipeline.tracking.segmenters import open_segmenter
+from pipeline.tracking.settings import ModelSettings, TrackSettings
+from pipeline.tracking.stream_tracker import StreamTracker
+from pipeline.tracking.track import track
 from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import open_source
 from pipeline.video.video_file import VideoFile

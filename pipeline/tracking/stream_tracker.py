@@ -27,16 +27,16 @@ from numpy.typing import NDArray
 from pipeline.base.closeable import Closing
 from pipeline.base.errors import SourceError
 from pipeline.base.records import Frame
-from pipeline.chunk_rows import ChunkRows
-from pipeline.committer import Committer
-from pipeline.frame_prompts import FramePrompts
-from pipeline.objects import Masks, TrackedObjects
 from pipeline.prompts.box_segmenters import BoxSegmenter
 from pipeline.prompts.resolving import PromptSet
-from pipeline.resume import open_stream, resume
-from pipeline.settings import TrackSettings
-from pipeline.snapshot import Snapshot
-from pipeline.stream_record import FINISHED, RUNNING, StreamSummary
+from pipeline.tracking.chunk_rows import ChunkRows
+from pipeline.tracking.committer import Committer
+from pipeline.tracking.frame_prompts import FramePrompts
+from pipeline.tracking.objects import Masks, TrackedObjects
+from pipeline.tracking.resume import open_stream, resume
+from pipeline.tracking.settings import TrackSettings
+from pipeline.tracking.snapshot import Snapshot
+from pipeline.tracking.stream_record import FINISHED, RUNNING, StreamSummary
 from pipeline.tracks.sinks import Sinks
 from pipeline.tracks.store import StreamStore
 from pipeline.video.prefetch import Prefetch

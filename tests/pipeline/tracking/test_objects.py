@@ -14,9 +14,9 @@ from pipeline.base.errors import PromptError
 from pipeline.base.records import Event, Frame
 from pipeline.live_record import Books
 from pipeline.live_unwritten import Unwritten
-from pipeline.objects import Masks, TrackedObjects
 from pipeline.prompts.box_segmenters import load_box_segmenter
 from pipeline.prompts.resolving import PromptSet, resolve
+from pipeline.tracking.objects import Masks, TrackedObjects
 from pipeline.tracks.masks import mask_to_rle
 from xmem_core import Prompt, TrackerState, VideoSegmenter
 

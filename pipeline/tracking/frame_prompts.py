@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pipeline.base.records import Frame
 from pipeline.prompts.box_segmenters import BoxSegmenter, load_box_segmenter
 from pipeline.prompts.resolving import PromptSet, ResolvedPrompt, resolve
-from pipeline.stream_record import ResolvedPrompts
+from pipeline.tracking.stream_record import ResolvedPrompts
 from pipeline.video.sources import VideoSource
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pipeline.background import BackgroundWriter
 from pipeline.base.records import Event, MaskRecord, events_table, tracks_table
+from pipeline.tracking.background_writer import BackgroundWriter
 from pipeline.tracks.sinks import Sinks
 from pipeline.tracks.store import StreamStore
 

@@ -28,19 +28,20 @@ import pipeline.detect.protocol as detectors
 from pipeline.base.errors import PromptError, SettingsConflictError, UsageError, XmemError
 from pipeline.base.records import Frame
 from pipeline.detect.protocol import Detection
-from pipeline.executor import Executor, track
 from pipeline.prompts.resolving import PromptSet
 from pipeline.query import query
-from pipeline.settings import TrackSettings
-from pipeline.snapshot import Snapshot
-from pipeline.stream import StreamTracker
+from pipeline.tracking.executor import Executor
+from pipeline.tracking.settings import TrackSettings
+from pipeline.tracking.snapshot import Snapshot
+from pipeline.tracking.stream_tracker import StreamTracker
+from pipeline.tracking.track import track
 from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import open_source
 from xmem_core import MemoryConfig, VideoSegmenter, load_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
-WORKER = Path(__file__).with_name("track_worker.py")
+WORKER = Path(__file__).parents[2] / "support" / "track_worker.py"
 KILLS = int(os.environ.get("XMEM_CHAOS", "3"))
 FRAMES = 48
 PROMPTS: dict[str, Any] = {
@@ -352,7 +353,7 @@ class OneBox:
 @pytest.fixture
 def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     registered = EntryPoints(
-        [EntryPoint("one-box", "test_stream_detector:OneBox", detectors.ENTRY_POINT_GROUP)]
+        [EntryPoint("one-box", "test_stream_tracker_detector:OneBox", detectors.ENTRY_POINT_GROUP)]
     )
     monkeypatch.setattr(plugins, "entry_points", lambda group: registered.select(group=group))
 

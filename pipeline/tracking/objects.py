@@ -16,7 +16,7 @@ from pipeline.base.errors import PromptError
 from pipeline.base.records import Frame, MaskRecord
 from pipeline.detect.lifecycle import ObjectFinder
 from pipeline.prompts.resolving import ResolvedPrompt
-from pipeline.snapshot import Snapshot
+from pipeline.tracking.snapshot import Snapshot
 from pipeline.tracks.masks import tracked_records
 from xmem_core import StepResult, TrackerState
 

@@ -12,12 +12,12 @@ from pipeline.detect.lifecycle import ObjectFinder
 from pipeline.detect.loading import load_detector
 from pipeline.detect.protocol import Detector
 from pipeline.detect.settings import FinderSettings
-from pipeline.frame_prompts import FramePrompts
 from pipeline.prompts.box_segmenters import BoxSegmenter
 from pipeline.prompts.resolving import PromptSet
-from pipeline.settings import TrackSettings
-from pipeline.snapshot import Snapshot
-from pipeline.stream_record import (
+from pipeline.tracking.frame_prompts import FramePrompts
+from pipeline.tracking.settings import TrackSettings
+from pipeline.tracking.snapshot import Snapshot
+from pipeline.tracking.stream_record import (
     FINISHED,
     RUNNING,
     StreamIdentity,

@@ -11,7 +11,7 @@ import torch
 from support.tiny import tiny_model
 
 from pipeline.base.errors import UsageError
-from pipeline.memory_plan import network_grid, predict_state_bytes, predict_workspace_bytes
+from pipeline.tracking.memory_plan import network_grid, predict_state_bytes, predict_workspace_bytes
 from xmem_core import MemoryConfig, ModelConfig, Prompt, TrackerState, VideoSegmenter, XMem, load_model
 
 SMALL_MEMORY = MemoryConfig(

@@ -3,7 +3,7 @@
 They are nested in `TrackSettings` and handed through whole: by the command line and the HTTP API to a batch,
 a live hub or a Ray Data stage, from there to the trackers, and into the stream record. To add an option, add
 a field to one of these classes (limits in `setting`, help in the docstring) and, for a typed keyword of
-`pipeline.executor.track`, its name to `TrackOptions`. Commands, API limits and records follow.
+`pipeline.tracking.track.track`, its name to `TrackOptions`. Commands, API limits and records follow.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 AUTO = "auto"
-"""Instead of one of `DTYPES`: what suits machine and model, see `pipeline.executor.open_segmenter`."""
+"""Instead of one of `DTYPES`: what suits machine and model, see
+`pipeline.tracking.segmenters.open_segmenter`."""
 
 
 def dtype_name(segmenter: VideoSegmenter) -> str:
@@ -91,7 +92,8 @@ class CommitSettings:
     chunk_frames: int = setting(100, least=1)
     # Snapshots may come as often as one likes: they change no rows.
     snapshot_chunks: int = setting(4, least=1, decisive=False)
-    # Nor does how far to track: a stream that was to end earlier may go on, see `pipeline.stream`.
+    # Nor does how far to track: a stream that was to end earlier may go on, see
+    # `pipeline.tracking.stream_tracker`.
     max_frames: int | None = setting(None, least=1, decisive=False)
     max_pixels: int = setting(MAX_PIXELS, least=1, recorded=False)
     box_segmenter: str = setting("grabcut")

@@ -11,6 +11,7 @@ that no table of layers has to follow the network's changes; memory's part of it
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable
 from functools import cache
@@ -24,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline.base.errors import UsageError
 from pipeline.base.setting_fields import MIN_SIZE
-from pipeline.settings import DTYPES
+from pipeline.tracking.settings import DTYPES
 from xmem_core import MemoryConfig, ModelConfig, XMem
 from xmem_core.backbones import fold_batch_norms
 from xmem_core.network import aggregate
@@ -287,3 +288,19 @@ def _check(height: int, width: int, objects: int, size: int | None, dtype: str) 
         raise UsageError(f"size={size} is not allowed: at least {MIN_SIZE} pixels, or None")
     if dtype not in DTYPES:
         raise UsageError(f"dtype={dtype!r} is not allowed: choose one of {', '.join(DTYPES)}")
+
+
+def device_bytes(device: torch.device) -> int:
+    """Memory of a device, in bytes; of this machine or its container for the CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            with open(path) as file:
+                text = file.read().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            return min(total, int(text))
+    return total

@@ -1,0 +1,91 @@
+"""Owns a segmenter and advances one or many streams with it; and `track`, a whole video in one call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from pipeline.tracking.settings import AUTO, DTYPES, ModelSettings
+from pipeline.tracking.stream_tracker import StreamSummary, StreamTracker
+from pipeline.tracks.store import StreamStore
+from xmem_core import VideoSegmenter
+
+logger = logging.getLogger(__name__)
+
+OnFrame = Callable[[StreamTracker], None]
+
+
+class Executor:
+    """Runs streams on one device in this process.
+
+    Args:
+        segmenter: shared by all streams.
+        threads: CPU threads of the network, for the whole process.
+    """
+
+    def __init__(self, segmenter: VideoSegmenter, threads: int | None = None) -> None:
+        self.segmenter = segmenter
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    def advance(self, streams: Sequence[StreamTracker]) -> list[StreamTracker]:
+        """One frame further on every stream; returns those that go on.
+
+        Raises what the first stream that fails raises. The others lose nothing by it: they go on with the
+        next call, without the failed one, which raises the same again.
+        """
+        inputs = [(stream, step) for stream in streams if (step := stream.next_input()) is not None]
+        results = self.segmenter.step_many([(s.state, s.image, s.prompt) for _, s in inputs])
+        failure: Exception | None = None
+        for (stream, _), result in zip(inputs, results, strict=True):
+            try:
+                stream.accept(result)
+            except Exception as error:
+                # All states have moved on by a frame; each stream must hear of it.
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return [stream for stream, _ in inputs]
+
+    def run(self, stream: StreamTracker, on_frame: OnFrame | None = None) -> StreamSummary:
+        """One stream to its end."""
+        while self.advance([stream]):
+            if on_frame is not None:
+                on_frame(stream)
+        return stream.summary
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a later run of a stream keeps of its first unless told otherwise; None: not begun yet."""
+
+    threads: int | None = None
+    dtype: str | None = None
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Begun:
+        """That of a stream record's settings."""
+        threads, dtype = settings.get("threads"), settings.get("dtype")
+        return cls(
+            threads if type(threads) is int and threads > 0 else None, dtype if dtype in DTYPES else None
+        )
+
+    def keep(self, model: ModelSettings, *, threads: bool = False) -> ModelSettings:
+        """The model's settings for such a stream: of those left open, what it was begun with.
+
+        Args:
+            threads: keep the stream's number of threads even if the settings name another.
+        """
+        dtype = self.dtype if model.dtype == AUTO and self.dtype is not None else model.dtype
+        number = self.threads or model.threads if threads else model.threads or self.threads
+        return replace(model, dtype=dtype, threads=number)
+
+
+def begun_with(store: StreamStore) -> Begun:
+    """The thread count and the precision that a stream was begun with."""
+    settings = (store.read_record() or {}).get("settings")
+    return Begun.of(settings) if isinstance(settings, dict) else Begun()

@@ -1,0 +1,60 @@
+"""Opens segmenters: model, device, precision, threads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from pipeline.base.errors import UsageError, XmemError
+from pipeline.tracking.settings import AUTO, ModelSettings
+from xmem_core import MemoryConfig, VideoSegmenter, load_model
+from xmem_core.weights import MODEL_NAMES, WeightsError
+
+
+def open_segmenter(model: ModelSettings | None = None, memory: MemoryConfig | None = None) -> VideoSegmenter:
+    """A segmenter as `track` makes it.
+
+    dtype "auto": bfloat16 on a CPU that computes with it, for all but the published models, which keep the
+    precision they were published for; else float32.
+
+    Raises:
+        UsageError: one of the arguments is wrong. XmemError: a published model cannot be fetched.
+    """
+    model = model or ModelSettings()
+    check_device(model.device)
+    if model.threads is not None:
+        torch.set_num_threads(model.threads)
+    try:
+        network = load_model(model.name, model.device)
+    except WeightsError as error:
+        raise weights_failure(model.name, error) from error
+    side = None if model.full_size else model.size or network.config.default_size
+    dtype = model.dtype
+    if dtype == AUTO:
+        fast = network.config.key_backbone != "resnet50" and torch.device(model.device).type == "cpu"
+        dtype = "bfloat16" if fast and has_bfloat16() else "float32"
+    return VideoSegmenter(network, memory, size=side, dtype=getattr(torch, dtype))
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself; where it doesn't, that is slower than float32."""
+    try:
+        found: Mapping[str, object] = torch.cpu.get_capabilities()
+    except (AttributeError, RuntimeError):  # an older torch, or a CPU it can't tell about
+        return False
+    return any(bool(found.get(name)) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def weights_failure(model: str, error: WeightsError) -> XmemError:
+    """The error to report: a name or file that was given is a request, a known model's absence a failure."""
+    return XmemError(str(error)) if model in MODEL_NAMES else UsageError(str(error))
+
+
+def check_device(device: str) -> None:
+    """Raises UsageError if torch cannot compute on a device; it would fail late, and in torch's words."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {device!r} cannot be used here: {reason}; cpu always can") from error
