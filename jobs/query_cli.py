@@ -19,8 +19,8 @@ def query(
     output: Annotated[str | None, typer.Option("--output", "-o", help="File; default: stdout.")] = None,
 ) -> None:
     """Ask an output folder with SQL (DuckDB)."""
-    from pipeline.query import format_result
-    from pipeline.query import query as ask
+    from pipeline.analytics.query import format_result
+    from pipeline.analytics.query import query as ask
 
     if fmt not in ("table", "csv", "json", "parquet"):
         raise UsageError(f"--format {fmt!r} is not allowed: table, csv, json or parquet")

@@ -98,7 +98,7 @@ def track(
 
 
 def _print_summary(out: str, summary: Any, seconds: float) -> None:
-    from pipeline.query import query
+    from pipeline.analytics.query import query
 
     rows = query(
         out,

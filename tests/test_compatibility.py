@@ -12,9 +12,9 @@ import pytest
 from golden.before_rooms import make
 from support.written import files
 
+from pipeline.analytics.query import query
 from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.prompts.resolving import PromptSet
-from pipeline.query import query
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.stream_tracker import StreamSummary
 from pipeline.tracking.track import track

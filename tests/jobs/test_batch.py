@@ -20,9 +20,9 @@ from jobs.batch import BatchOptions, Plan, budget, plan, run_batch
 from jobs.cluster import Resources, connected
 from jobs.manifest import VideoJob, load_manifest
 from jobs.report import BatchReport
+from pipeline.analytics.query import query
 from pipeline.base.errors import SettingsConflictError, StoreError, UsageError
 from pipeline.prompts.resolving import PromptSet
-from pipeline.query import query
 from pipeline.tracking.settings import ModelSettings
 from pipeline.tracking.track import track
 from pipeline.work import StreamSpec, WorkerSettings

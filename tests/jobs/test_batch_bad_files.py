@@ -13,7 +13,7 @@ from support.videos import damage_packets, make_video, truncate
 
 from jobs.batch import BatchOptions, run_batch
 from jobs.manifest import load_manifest
-from pipeline.query import query
+from pipeline.analytics.query import query
 from pipeline.work import WorkerSettings
 
 FRAMES = 6

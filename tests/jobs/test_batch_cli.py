@@ -27,9 +27,9 @@ from jobs.cli import main
 from jobs.lease import lease
 from jobs.manifest import VideoJob
 from jobs.report import BatchReport
+from pipeline.analytics.query import query
 from pipeline.base.errors import StoreError
 from pipeline.base.stream_ids import generate_stream_id
-from pipeline.query import query
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
 from pipeline.tracks.store import StreamStore

@@ -15,7 +15,7 @@ from support.videos import make_video
 from jobs.batch import BatchOptions, run_batch
 from jobs.cli import main
 from jobs.manifest import load_manifest
-from pipeline.query import query
+from pipeline.analytics.query import query
 from pipeline.work import WorkerSettings
 
 VIDEOS, FRAMES = 6, 40

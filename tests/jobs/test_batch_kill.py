@@ -20,8 +20,8 @@ import pytest
 from support.ray_head import _session as processes_of
 from support.videos import make_video
 
+from pipeline.analytics.query import query
 from pipeline.prompts.resolving import PromptSet
-from pipeline.query import query
 from pipeline.tracking.track import track
 from xmem_core import MemoryConfig
 

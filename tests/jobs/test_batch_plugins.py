@@ -9,7 +9,7 @@ import pytest
 from support.plugin_package import install, python
 from support.tiny import tiny_weights
 
-from pipeline.query import query
+from pipeline.analytics.query import query
 
 pytestmark = pytest.mark.ray
 

@@ -20,7 +20,7 @@ from support.tiny import tiny_weights
 from support.videos import make_images, make_video, truncate
 
 from jobs.cli import main
-from pipeline.query import query
+from pipeline.analytics.query import query
 
 
 @pytest.fixture(autouse=True)

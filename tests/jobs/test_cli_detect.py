@@ -15,7 +15,7 @@ from support.tiny import tiny_weights
 from support.videos import make_video
 
 from jobs.cli import main
-from pipeline.query import query
+from pipeline.analytics.query import query
 
 
 @pytest.fixture(autouse=True)

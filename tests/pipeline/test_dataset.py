@@ -18,11 +18,11 @@ from support.tiny import SHORT_MEMORY
 from support.videos import make_video
 
 import pipeline.dataset
+from pipeline.analytics.query import query
 from pipeline.base.errors import PromptError, StoreError, UsageError, XmemError
 from pipeline.base.stream_ids import generate_stream_id
 from pipeline.dataset import RESULT_COLUMNS, TrackVideos
 from pipeline.prompts.resolving import PromptSet
-from pipeline.query import query
 from pipeline.tracking.track import track
 from pipeline.tracks.store import StreamStore
 

@@ -21,6 +21,7 @@ from support.small_net import SMALL_MEMORY, frame_at, small_model, square
 
 import pipeline.base.plugins as plugins
 import pipeline.detect.protocol as detectors
+from pipeline.analytics.query import query
 from pipeline.base.errors import AnotherWriterError
 from pipeline.base.records import Frame
 from pipeline.detect.protocol import Detection
@@ -28,7 +29,6 @@ from pipeline.live import LiveTracker
 from pipeline.live_record import LiveRecord
 from pipeline.live_spec import LiveSettings, LiveSpec
 from pipeline.prompts.resolving import PromptSet
-from pipeline.query import query
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.stream_record import StreamRecord
 from pipeline.tracking.stream_tracker import StreamTracker

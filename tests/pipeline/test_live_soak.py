@@ -26,7 +26,7 @@ from support.measured import resident_bytes
 from support.rtsp_camera import camera
 from support.videos import ENCODERS, make_video
 
-from pipeline.query import query
+from pipeline.analytics.query import query
 
 WORKER = Path(__file__).parents[1] / "live_camera_worker.py"
 REAL = Path("/work/shared/data/video/vtest.avi")

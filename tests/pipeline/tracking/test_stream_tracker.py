@@ -23,9 +23,9 @@ from support.tiny import CAPPED_MEMORY, tiny_weights
 from support.videos import corrupt, damage_packets, make_images, make_video
 from support.written import files
 
+from pipeline.analytics.query import query
 from pipeline.base.errors import PromptError, SettingsConflictError, SourceError, UsageError
 from pipeline.prompts.resolving import PromptSet
-from pipeline.query import query
 from pipeline.tracking.executor import Executor, begun_with
 from pipeline.tracking.segmenters import has_bfloat16, open_segmenter
 from pipeline.tracking.settings import ModelSettings, TrackSettings

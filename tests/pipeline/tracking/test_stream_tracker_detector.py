@@ -25,11 +25,11 @@ from support.written import files
 
 import pipeline.base.plugins as plugins
 import pipeline.detect.protocol as detectors
+from pipeline.analytics.query import query
 from pipeline.base.errors import PromptError, SettingsConflictError, UsageError, XmemError
 from pipeline.base.records import Frame
 from pipeline.detect.protocol import Detection
 from pipeline.prompts.resolving import PromptSet
-from pipeline.query import query
 from pipeline.tracking.executor import Executor
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.snapshot import Snapshot

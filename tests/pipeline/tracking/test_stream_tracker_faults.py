@@ -13,10 +13,10 @@ from support.tiny import SHORT_MEMORY
 from support.videos import damage_packets, make_video
 from support.written import files
 
+from pipeline.analytics.query import query
 from pipeline.base.errors import AnotherWriterError, PromptError, SourceError, StoreError, UsageError
 from pipeline.base.records import Frame
 from pipeline.prompts.resolving import PromptSet
-from pipeline.query import query
 from pipeline.tracking.executor import Executor
 from pipeline.tracking.segmenters import open_segmenter
 from pipeline.tracking.settings import ModelSettings, TrackSettings

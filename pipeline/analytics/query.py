@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs
 
+from pipeline.analytics.formats import format_result
 from pipeline.base.errors import StoreError, UsageError
 from pipeline.base.records import EVENTS_SCHEMA, TRACKS_SCHEMA
 from pipeline.base.stream_ids import is_stream_id
-from pipeline.results import format_result
 from pipeline.storage.files import Files
 from pipeline.storage.opening import open_files
 from pipeline.tracks.layout import chunk_first, chunk_footer, load_record

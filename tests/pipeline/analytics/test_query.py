@@ -20,9 +20,16 @@ import pyarrow.parquet as pq
 import pytest
 from support.chunks import NO_EVENTS, START, events, rows
 
+from pipeline.analytics.query import (
+    STREAMS_SCHEMA,
+    TrackReader,
+    connect,
+    format_result,
+    query,
+    records_by_frame,
+)
 from pipeline.base.errors import StoreError, UsageError
 from pipeline.base.records import EVENTS_SCHEMA, TRACKS_SCHEMA
-from pipeline.query import STREAMS_SCHEMA, TrackReader, connect, format_result, query, records_by_frame
 from pipeline.storage.opening import open_files
 from pipeline.tracks.chunk_file import events_bytes
 from pipeline.tracks.store import StreamStore

@@ -1,0 +1,4 @@
+"""Questions about mask tracks: SQL over output folders and result formats.
+
+May use: base, storage, tracks.
+"""
