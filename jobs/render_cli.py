@@ -26,7 +26,7 @@ def render(
     ] = MAX_PIXELS,
 ) -> None:
     """Draw masks, outlines and ids over the video."""
-    from pipeline.render import render as render_tracks
+    from pipeline.draw.render import render as render_tracks
 
     if not 0 <= alpha <= 1:
         raise UsageError(f"--alpha {alpha} is not allowed: from 0 to 1")

@@ -17,7 +17,7 @@ FILES = sorted(p.relative_to(ROOT).as_posix() for package in PACKAGES for p in (
 MAY_IMPORT_AV = {
     "pipeline/video/sources.py",
     "pipeline/rtsp.py",
-    "pipeline/render.py",
+    "pipeline/draw/video.py",
     "pipeline/video/decoding.py",
     "pipeline/video/packet_index.py",
     "pipeline/live_connection.py",

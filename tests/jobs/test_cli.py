@@ -552,7 +552,7 @@ def test_weights_that_are_none_are_a_usage_error(
 
 
 def test_render_from_python_is_what_the_command_does(made: Path, tmp_path: Path) -> None:
-    from pipeline.render import render
+    from pipeline.draw.render import render
 
     assert track(made, tmp_path / "out") == 0
     seen: list[tuple[int, int]] = []

@@ -18,10 +18,10 @@ from support import videos
 
 from pipeline.base.errors import NotAVideoError, PictureTooLargeError, PromptError, UsageError
 from pipeline.base.picture_size import MAX_PIXELS, header_size
+from pipeline.draw.render import render
 from pipeline.prompts.files import load_mask_png
 from pipeline.prompts.index_png import decode_index_png
 from pipeline.prompts.resolving import PromptSet
-from pipeline.render import render
 from pipeline.storage.failures import Failure
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.track import track

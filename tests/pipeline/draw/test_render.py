@@ -12,10 +12,14 @@ import pytest
 from numpy.typing import NDArray
 from support import videos
 
-from pipeline import render
 from pipeline.base.errors import SourceError, StoreError, UsageError
 from pipeline.base.records import MaskRecord
-from pipeline.render import contact_sheet, object_color, overlay, render_video
+from pipeline.draw import frames as draw_frames
+from pipeline.draw import output_file
+from pipeline.draw import video as render
+from pipeline.draw.contact_sheet import contact_sheet
+from pipeline.draw.overlay import object_color, overlay
+from pipeline.draw.video import render_video
 from pipeline.tracks.masks import mask_to_rle
 from pipeline.video.sources import open_source
 
@@ -249,7 +253,7 @@ def test_unwritable_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         render_video(str(tmp_path / "absent.mp4"), {}, str(tmp_path / "out.mp4"))
 
     def full(self: object, frame: object) -> None:
-        raise render._unwritable("out.mp4", OSError(28, "No space left on device"))
+        raise output_file._unwritable("out.mp4", OSError(28, "No space left on device"))
 
     monkeypatch.setattr(render._Writer, "_mux", full)
     with pytest.raises(StoreError, match="No space left"):
@@ -289,7 +293,7 @@ def test_contact_sheet_holds_the_frames_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tracks", [following, {i: following(i) for i in range(30)}])
-def test_contact_sheet_spreads_a_number_of_frames(tmp_path: Path, tracks: render.Tracks) -> None:
+def test_contact_sheet_spreads_a_number_of_frames(tmp_path: Path, tracks: draw_frames.Tracks) -> None:
     uri = str(videos.make_video(tmp_path / "clip.mp4", 30))
     contact_sheet(uri, tracks, str(tmp_path / "sheet.png"), frames=6, columns=3, tile_width=80)
     assert cv2.imread(str(tmp_path / "sheet.png")).shape == (60 * 2 + 4, 80 * 3 + 8, 3)
