@@ -15,7 +15,7 @@ from starlette.websockets import WebSocketDisconnect
 from pipeline import api_models as models
 from pipeline.api_service import RefusedError, Service, status_of
 from pipeline.base.errors import XmemError
-from pipeline.live_view import LiveView
+from pipeline.live.recent import LiveView
 
 BOUNDARY = "xmem-frame"
 _RECORDS_WAIT_SECONDS = 2.0

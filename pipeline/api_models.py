@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, create_model, mode
 
 from pipeline.base.redaction import redacted
 from pipeline.base.setting_fields import Option, options_of
-from pipeline.live_spec import LiveSettings
+from pipeline.live.spec import LiveSettings
 
 MAX_MASK_PIXELS = 2**24
 MAX_OBJECTS = 32

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from pipeline.base.errors import UsageError
-from pipeline.live_pace import CATCH_UP_SECONDS
-from pipeline.live_spec import LiveSpec
+from pipeline.live.pacing import CATCH_UP_SECONDS
+from pipeline.live.spec import LiveSpec
 from pipeline.tracking.memory_plan import device_bytes, predict_state_bytes, predict_workspace_bytes
 from pipeline.tracking.settings import DTYPES, dtype_name
 from xmem_core import Prompt, VideoSegmenter

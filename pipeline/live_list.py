@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.base.errors import StoreError, XmemError
 from pipeline.base.stream_ids import validate_stream_id
-from pipeline.live_spec import LiveSettings, LiveSpec
+from pipeline.live.spec import LiveSettings, LiveSpec
 from pipeline.storage.files import Files
 
 logger = logging.getLogger(__name__)

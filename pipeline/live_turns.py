@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from pipeline.live_pace import CATCH_UP_SECONDS
+from pipeline.live.pacing import CATCH_UP_SECONDS
 
 _MOST_OWED_SECONDS = 1.0
 

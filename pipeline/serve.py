@@ -30,9 +30,9 @@ from pipeline.api import create_app
 from pipeline.api_guard import ApiGuard
 from pipeline.api_service import ApiSettings, Hub, HubUnavailableError
 from pipeline.base.errors import UsageError, XmemError
+from pipeline.live.recent import LiveView
 from pipeline.live_hub_settings import HubSettings
 from pipeline.live_options import LiveOptions
-from pipeline.live_view import LiveView
 from pipeline.replica_port import keep_on_loopback
 from pipeline.replica_router import FailFastRouter
 from pipeline.tokens import TOKENS_VARIABLE, TokenSet

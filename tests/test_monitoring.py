@@ -19,7 +19,7 @@ from support.live_standin import StandInHub
 from test_infra import INFRA, PINS, manifest, manifest_errors, wrong_images
 
 from jobs.cli import app as command_line
-from pipeline.live_spec import LiveSpec
+from pipeline.live.spec import LiveSpec
 from pipeline.metrics import metrics_text
 
 MONITORING = INFRA / "monitoring"

@@ -17,7 +17,7 @@ from jobs.options import tracking_options
 from pipeline.api import create_routes
 from pipeline.api_service import ApiSettings
 from pipeline.base.setting_fields import Option
-from pipeline.live_spec import JPEG_QUALITIES, JPEG_SIDES, LiveSettings
+from pipeline.live.spec import JPEG_QUALITIES, JPEG_SIDES, LiveSettings
 from pipeline.tracking.settings import NOT_LIVE, TrackSettings, track_options
 from pipeline.work import WorkerSettings
 

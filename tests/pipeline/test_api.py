@@ -16,7 +16,7 @@ from pipeline.api import create_app
 from pipeline.api_models import clean
 from pipeline.api_service import ApiSettings
 from pipeline.detect.settings import FinderSettings
-from pipeline.live_spec import LiveSettings
+from pipeline.live.spec import LiveSettings
 from pipeline.tokens import TokenSet
 from pipeline.tracks.masks import mask_to_rle
 

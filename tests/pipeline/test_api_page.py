@@ -18,7 +18,7 @@ from support.live_standin import StandInHub, record
 from pipeline.api import create_app
 from pipeline.api_guard import LOOPBACK_HOSTS
 from pipeline.api_service import ApiSettings
-from pipeline.live_spec import LiveSpec
+from pipeline.live.spec import LiveSpec
 from pipeline.tokens import TokenSet
 
 TOKEN = "a-token-for-tests-0123456789"

@@ -13,7 +13,7 @@ from support.live_standin import StandInHub
 
 from pipeline.api import create_app, create_routes
 from pipeline.api_service import ApiSettings
-from pipeline.live_spec import LiveSpec
+from pipeline.live.spec import LiveSpec
 from pipeline.tokens import TokenSet
 
 with warnings.catch_warnings():

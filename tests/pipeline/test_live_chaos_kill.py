@@ -22,9 +22,9 @@ from support.small_net import SMALL_MEMORY, small_model
 from support.videos import make_video
 
 from pipeline.ledger import Ledger
+from pipeline.live.recent import LiveView
+from pipeline.live.spec import LiveSettings, LiveSpec
 from pipeline.live_hub import HubSettings, LiveHub
-from pipeline.live_spec import LiveSettings, LiveSpec
-from pipeline.live_view import LiveView
 from pipeline.rtsp import LiveSource, LiveStatus
 from pipeline.tracking.settings import TrackSettings
 from xmem_core import VideoSegmenter

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.live.spec import LiveSpec
 from pipeline.live_list import LiveList
-from pipeline.live_spec import LiveSpec
 from pipeline.storage.opening import open_files
 
 

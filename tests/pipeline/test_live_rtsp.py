@@ -14,8 +14,8 @@ from support.videos import make_video
 from test_live_hub import PATIENCE, QUICK, tracked, until
 
 from pipeline.base.errors import UsageError
+from pipeline.live.spec import LiveSettings, LiveSpec
 from pipeline.live_hub import HubSettings, LiveHub
-from pipeline.live_spec import LiveSettings, LiveSpec
 from pipeline.tracking.settings import TrackSettings
 from xmem_core import VideoSegmenter
 

@@ -11,9 +11,9 @@ from support.rtsp_camera import camera
 from support.videos import make_video
 from test_rtsp_relay import SDP, FakeCamera, failure, guarded, reply
 
+from pipeline.live.spec import LiveSettings
 from pipeline.live_connection import ConnectionLost
 from pipeline.live_options import LiveOptions
-from pipeline.live_spec import LiveSettings
 from pipeline.live_transport import TransportChoice
 from pipeline.rtsp import LiveSource
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pipeline.live_pace import Pace
-from pipeline.live_spec import LiveSettings
+from pipeline.live.pacing import Pace
+from pipeline.live.spec import LiveSettings
 from pipeline.live_turns import Turn, Turns
 
 CAMERA_FPS = 25.0

@@ -6,7 +6,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 from support.live_standin import StandInHub, record
 
-from pipeline.live_spec import LiveSpec
+from pipeline.live.spec import LiveSpec
 from pipeline.metrics import metrics_text
 
 

@@ -12,9 +12,9 @@ from support.small_net import frame_at
 from pipeline.base.records import Event, Frame
 from pipeline.detect.protocol import drawn_scene
 from pipeline.ledger import Ledger
+from pipeline.live.spec import LiveSpec
 from pipeline.live_clock import Stamp
 from pipeline.live_queue import LiveQueue
-from pipeline.live_spec import LiveSpec
 
 HEIGHT, WIDTH = 48, 64
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.records import Event, Frame
 from pipeline.ledger import Ledger
-from pipeline.live_spec import LiveSpec
+from pipeline.live.spec import LiveSpec
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 
 from pipeline.base.errors import UsageError, XmemError
-from pipeline.live_spec import LivePrompts, LiveSpec
-from pipeline.live_view import LiveView
+from pipeline.live.recent import LiveView
+from pipeline.live.spec import LivePrompts, LiveSpec
 
 
 def record(frame: int, object_id: int = 1, **values: Any) -> dict[str, Any]:

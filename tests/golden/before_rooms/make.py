@@ -144,7 +144,7 @@ def _make_live_stream() -> None:
         os.waitpid(child, 0)
         return
     from pipeline.live_hub import HubSettings, LiveHub
-    from pipeline.live_spec import LiveSettings, LiveSpec
+    from pipeline.live.spec import LiveSettings, LiveSpec
     from xmem_core import VideoSegmenter
 
     torch.set_num_threads(1)

@@ -12,8 +12,8 @@ from support.small_net import SMALL_MEMORY, frame_at, small_model, square
 
 from pipeline.base.errors import PromptError
 from pipeline.base.records import Event, Frame
-from pipeline.live_record import Books
-from pipeline.live_unwritten import Unwritten
+from pipeline.live.pending_rows import Unwritten
+from pipeline.live.record import Books
 from pipeline.prompts.box_segmenters import load_box_segmenter
 from pipeline.prompts.resolving import PromptSet, resolve
 from pipeline.tracking.objects import Masks, TrackedObjects

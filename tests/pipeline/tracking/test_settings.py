@@ -13,7 +13,7 @@ from pipeline.api_models import OPERATORS_OWN, StreamSettings
 from pipeline.base.errors import UsageError
 from pipeline.base.setting_fields import options_of
 from pipeline.detect.settings import FinderSettings
-from pipeline.live_spec import LiveSettings
+from pipeline.live.spec import LiveSettings
 from pipeline.tracking.executor import Begun
 from pipeline.tracking.settings import (
     CommitSettings,

@@ -14,11 +14,11 @@ from datetime import datetime
 from typing import Any
 
 from pipeline.ledger import Ledger
-from pipeline.live_record import Books, LiveRecord
-from pipeline.live_requests import LiveRequests
-from pipeline.live_snapshot import LiveSnapshot
-from pipeline.live_spec import LiveSettings
-from pipeline.live_unwritten import Unwritten
+from pipeline.live.pending_rows import Unwritten
+from pipeline.live.record import Books, LiveRecord
+from pipeline.live.requests import LiveRequests
+from pipeline.live.snapshot import LiveSnapshot
+from pipeline.live.spec import LiveSettings
 from pipeline.tracking.committer import Committer
 from pipeline.tracking.objects import TrackedObjects
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.base.records import Event, Frame, MaskRecord
 from pipeline.ledger import LedgerCounts
-from pipeline.live_record import Books
+from pipeline.live.record import Books
 
 _LOSSES = ("dropped", "corrupt")
 _BEGINNINGS = ("object_added", "corrected")

@@ -20,10 +20,10 @@ from pipeline.base.errors import (
 )
 from pipeline.base.records import Event, Frame, MaskRecord, events_table, tracks_table
 from pipeline.ledger import LedgerCounts
-from pipeline.live_record import Books, LiveRecord
-from pipeline.live_snapshot import LiveSnapshot
-from pipeline.live_spec import LivePrompts, LiveSettings, LiveSpec
-from pipeline.live_view import LiveView
+from pipeline.live.recent import LiveView
+from pipeline.live.record import Books, LiveRecord
+from pipeline.live.snapshot import LiveSnapshot
+from pipeline.live.spec import LivePrompts, LiveSettings, LiveSpec
 from pipeline.tracking.snapshot import Snapshot
 from pipeline.tracks.store import StreamStore
 

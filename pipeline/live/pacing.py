@@ -8,7 +8,7 @@ from collections import deque
 import numpy as np
 
 from pipeline.ledger import Ledger
-from pipeline.live_spec import LiveSettings
+from pipeline.live.spec import LiveSettings
 
 CATCH_UP_SECONDS = 2.0
 """So much of what a stream with a limited rate missed while others were tracked it may catch up with."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from pipeline.base.records import Event, Frame
 from pipeline.ledger import Ledger
-from pipeline.live_spec import LiveSpec
+from pipeline.live.spec import LiveSpec
 from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking.settings import TrackSettings
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pipeline.base.errors import PromptError
 from pipeline.base.records import Frame
 from pipeline.detect.lifecycle import ObjectFinder
-from pipeline.live_record import LiveRecord, Request
-from pipeline.live_requests import LiveRequests
+from pipeline.live.record import LiveRecord, Request
+from pipeline.live.requests import LiveRequests
 from pipeline.prompts.box_segmenters import BoxSegmenter
 from pipeline.prompts.resolving import PromptSet, resolve
 from pipeline.tracking.objects import Masks, TrackedObjects

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipeline.ledger import Ledger
-from pipeline.live_pace import Pace
-from pipeline.live_spec import LiveSettings
+from pipeline.live.pacing import Pace
+from pipeline.live.spec import LiveSettings
 
 
 def test_frames_that_would_be_too_old_once_tracked_are_unwanted() -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.base.records import Frame, MaskRecord
 from pipeline.draw.overlay import overlay as drawn_over
-from pipeline.live_spec import JPEG_QUALITIES, JPEG_SIDES
+from pipeline.live.spec import JPEG_QUALITIES, JPEG_SIDES
 
 _KEPT_JPEGS = 4
 

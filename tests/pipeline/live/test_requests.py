@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from pipeline.base.errors import PromptError, UsageError
-from pipeline.live_record import LiveRecord
-from pipeline.live_requests import LiveRequests, Rejected
-from pipeline.live_spec import LivePrompts, LiveSettings, LiveSpec
+from pipeline.live.record import LiveRecord
+from pipeline.live.requests import LiveRequests, Rejected
+from pipeline.live.spec import LivePrompts, LiveSettings, LiveSpec
 from pipeline.prompts import files as prompt_files
 from pipeline.prompts.resolving import PromptSet
 from pipeline.tracks.masks import mask_to_rle

@@ -6,8 +6,8 @@ import numpy as np
 
 from pipeline.base.records import Event, Frame, MaskRecord
 from pipeline.ledger import LedgerCounts
-from pipeline.live_record import Books
-from pipeline.live_unwritten import Unwritten
+from pipeline.live.pending_rows import Unwritten
+from pipeline.live.record import Books
 
 IMAGE = np.zeros((8, 8, 3), np.uint8)
 

@@ -25,9 +25,9 @@ from pipeline.analytics.query import query
 from pipeline.base.errors import AnotherWriterError
 from pipeline.base.records import Frame
 from pipeline.detect.protocol import Detection
-from pipeline.live import LiveTracker
-from pipeline.live_record import LiveRecord
-from pipeline.live_spec import LiveSettings, LiveSpec
+from pipeline.live.record import LiveRecord
+from pipeline.live.spec import LiveSettings, LiveSpec
+from pipeline.live.tracker import LiveTracker
 from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.stream_record import StreamRecord

@@ -19,8 +19,8 @@ from support.live_scripted import ScriptedFeed
 from pipeline.api import create_app
 from pipeline.api_service import ApiSettings
 from pipeline.ledger import Ledger
+from pipeline.live.spec import LiveSpec
 from pipeline.live_hub import HubSettings, LiveHub
-from pipeline.live_spec import LiveSpec
 from pipeline.tracking.settings import TrackSettings
 from xmem_core import load_model
 from xmem_core.config import MemoryConfig
@@ -28,7 +28,7 @@ from xmem_core.segmenter import VideoSegmenter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[3] / "README.md"
 SIZE = (368, 456)
 COLOURS = [[250 * (k >> bit & 1) for bit in range(3)] for k in range(8)]
 VISIBLE, GONE, LATER = 38, 50, 60

@@ -24,16 +24,16 @@ from pipeline.base.closeable import Closing
 from pipeline.base.errors import SourceError
 from pipeline.base.records import Event, Frame
 from pipeline.ledger import Ledger
-from pipeline.live_arrival import IDS_AHEAD, Arrivals
-from pipeline.live_committing import FRAMES_AHEAD, MOST_WAITING, LiveCommitter
-from pipeline.live_feed import LiveFeed, OpenFeed, live_facts
-from pipeline.live_pace import Pace
-from pipeline.live_record import LiveRecord
-from pipeline.live_requests import LiveRequests, Rejected
-from pipeline.live_restore import restart_events, restore, run_of
-from pipeline.live_spec import LiveSpec
-from pipeline.live_unwritten import Unwritten
-from pipeline.live_view import LiveView
+from pipeline.live.arrivals import IDS_AHEAD, Arrivals
+from pipeline.live.committing import FRAMES_AHEAD, MOST_WAITING, LiveCommitter
+from pipeline.live.feed import LiveFeed, OpenFeed, live_facts
+from pipeline.live.pacing import Pace
+from pipeline.live.pending_rows import Unwritten
+from pipeline.live.recent import LiveView
+from pipeline.live.record import LiveRecord
+from pipeline.live.recovery import restart_events, restore, run_of
+from pipeline.live.requests import LiveRequests, Rejected
+from pipeline.live.spec import LiveSpec
 from pipeline.prompts.box_segmenters import BoxSegmenter, load_box_segmenter
 from pipeline.tracking.committer import Committer
 from pipeline.tracking.objects import TrackedObjects

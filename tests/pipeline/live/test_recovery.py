@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from support.small_net import SMALL_MEMORY, frame_at, small_model, square
 
-from pipeline.live_record import Books
-from pipeline.live_restore import Restored, restore, run_of
-from pipeline.live_snapshot import LiveSnapshot
-from pipeline.live_spec import LiveSpec
+from pipeline.live.record import Books
+from pipeline.live.recovery import Restored, restore, run_of
+from pipeline.live.snapshot import LiveSnapshot
+from pipeline.live.spec import LiveSpec
 from pipeline.prompts.box_segmenters import load_box_segmenter
 from pipeline.tracking.snapshot import Snapshot
 from pipeline.tracks.store import StreamStore

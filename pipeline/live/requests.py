@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline.base.errors import PromptError, UsageError
-from pipeline.live_record import LiveRecord, Request
-from pipeline.live_spec import LivePrompts, LiveSpec
+from pipeline.live.record import LiveRecord, Request
+from pipeline.live.spec import LivePrompts, LiveSpec
 
 logger = logging.getLogger(__name__)
 
