@@ -68,8 +68,8 @@ def serve(
     from jobs.cluster import connected
     from pipeline import slow_clients
     from pipeline.api_service import ApiSettings
+    from pipeline.live.camera.url_guard import CAMERA_PORTS
     from pipeline.serve import application, live_settings
-    from pipeline.url_guard import CAMERA_PORTS
 
     api, place = live_settings(
         out,

@@ -25,10 +25,10 @@ from pipeline.api_service import ApiSettings, Hub, HubUnavailableError, RefusedE
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.base.redaction import redacted
 from pipeline.base.stream_ids import generate_stream_id
+from pipeline.live.camera.url_guard import Resolver, system_resolver
 from pipeline.live.recent import LiveView
 from pipeline.live.spec import JPEG_QUALITIES, JPEG_SIDES, LivePrompts, LiveSpec
 from pipeline.metrics import CONTENT_TYPE, metrics_text
-from pipeline.url_guard import Resolver, system_resolver
 
 log = logging.getLogger(__name__)
 

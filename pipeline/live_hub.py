@@ -22,7 +22,8 @@ from pipeline.base.closeable import Closing
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.base.redaction import redacted, redacted_trace
 from pipeline.detect.loading import load_detector
-from pipeline.ledger import Ledger
+from pipeline.live.camera.ledger import Ledger
+from pipeline.live.camera.source import LiveSource
 from pipeline.live.recent import LiveView
 from pipeline.live.spec import LiveSpec
 from pipeline.live.tracker import LiveFeed, LiveTracker, OpenFeed
@@ -32,7 +33,6 @@ from pipeline.live_hub_stream import HubStream
 from pipeline.live_list import LiveList
 from pipeline.live_status import metrics_of, state_of, status_of
 from pipeline.live_turns import Turn, Turns
-from pipeline.rtsp import LiveSource
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
 from pipeline.tracking.segmenters import open_segmenter

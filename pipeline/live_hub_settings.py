@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from pipeline.live.camera.options import LiveOptions
 from pipeline.live.spec import LiveSettings, LiveSpec
-from pipeline.live_options import LiveOptions
 from pipeline.tracking.settings import DetectorSettings, TrackSettings
 
 if TYPE_CHECKING:

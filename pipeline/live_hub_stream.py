@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from pipeline.base.backoff import Backoff
 from pipeline.base.errors import UsageError
-from pipeline.ledger import LedgerCounts
+from pipeline.live.camera.ledger import LedgerCounts
 from pipeline.live.recent import LiveView
 from pipeline.live.spec import LiveSpec
 from pipeline.live.tracker import LiveTracker

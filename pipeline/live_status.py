@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.ledger import LedgerCounts
+from pipeline.live.camera.ledger import LedgerCounts
 from pipeline.live.recent import LiveView
 from pipeline.live.tracker import LiveTracker
 from pipeline.live_hub_stream import HubStream

@@ -30,14 +30,14 @@ from pipeline.api import create_app
 from pipeline.api_guard import ApiGuard
 from pipeline.api_service import ApiSettings, Hub, HubUnavailableError
 from pipeline.base.errors import UsageError, XmemError
+from pipeline.live.camera.options import LiveOptions
+from pipeline.live.camera.url_guard import UrlGuard
 from pipeline.live.recent import LiveView
 from pipeline.live_hub_settings import HubSettings
-from pipeline.live_options import LiveOptions
 from pipeline.replica_port import keep_on_loopback
 from pipeline.replica_router import FailFastRouter
 from pipeline.tokens import TOKENS_VARIABLE, TokenSet
 from pipeline.tracking.settings import NOT_LIVE, TrackSettings, track_options
-from pipeline.url_guard import UrlGuard
 
 log = logging.getLogger(__name__)
 

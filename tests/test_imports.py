@@ -16,12 +16,12 @@ FILES = sorted(p.relative_to(ROOT).as_posix() for package in PACKAGES for p in (
 # The three that design.md names, and what was split off sources.py and rtsp.py.
 MAY_IMPORT_AV = {
     "pipeline/video/sources.py",
-    "pipeline/rtsp.py",
+    "pipeline/live/camera/source.py",
     "pipeline/draw/video.py",
     "pipeline/video/decoding.py",
     "pipeline/video/packet_index.py",
-    "pipeline/live_connection.py",
-    "pipeline/split_pictures.py",
+    "pipeline/live/camera/connection.py",
+    "pipeline/live/camera/access_units.py",
 }
 MAY_IMPORT_RAY = ("pipeline/actor.py", "pipeline/serve.py", "pipeline/replica_", "jobs/")
 MAY_NOT_IMPORT = {"xmem_core": {"pipeline", "jobs"}, "pipeline": {"jobs"}, "jobs": set[str]()}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from pipeline.ledger import Ledger
+from pipeline.live.camera.ledger import Ledger
 from pipeline.live.pending_rows import Unwritten
 from pipeline.live.record import Books, LiveRecord
 from pipeline.live.requests import LiveRequests

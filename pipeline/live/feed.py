@@ -7,14 +7,14 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from pipeline.base.records import Event, Frame
-from pipeline.ledger import Ledger
+from pipeline.live.camera.ledger import Ledger
 from pipeline.live.spec import LiveSpec
 from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking.settings import TrackSettings
 
 
 class LiveFeed(Protocol):
-    """What a LiveTracker needs of its source: `pipeline.rtsp.LiveSource`, or a test's own."""
+    """What a LiveTracker needs of its source: `pipeline.live.camera.source.LiveSource`, or a test's own."""
 
     uri: str
     width: int

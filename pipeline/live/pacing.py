@@ -7,7 +7,7 @@ from collections import deque
 
 import numpy as np
 
-from pipeline.ledger import Ledger
+from pipeline.live.camera.ledger import Ledger
 from pipeline.live.spec import LiveSettings
 
 CATCH_UP_SECONDS = 2.0

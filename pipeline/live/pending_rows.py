@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.base.records import Event, Frame, MaskRecord
-from pipeline.ledger import LedgerCounts
+from pipeline.live.camera.ledger import LedgerCounts
 from pipeline.live.record import Books
 
 _LOSSES = ("dropped", "corrupt")

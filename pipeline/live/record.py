@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.base.errors import AnotherWriterError, SettingsConflictError, StoreError, XmemError
-from pipeline.ledger import LedgerCounts
+from pipeline.live.camera.ledger import LedgerCounts
 from pipeline.tracking.stream_record import FINISHED, RUNNING
 from pipeline.tracks.chunk_file import ChunkFooter
 from pipeline.tracks.store import RESTARTING, StreamStore

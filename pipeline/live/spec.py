@@ -11,8 +11,8 @@ from pipeline.base.redaction import redacted
 from pipeline.base.setting_fields import MAX_SIZE, MIN_SIZE, check, from_flat, options_of, setting
 from pipeline.base.stream_ids import validate_stream_id
 from pipeline.detect.settings import FinderSettings
-from pipeline.live_options import Transport
-from pipeline.live_queue import QueuePolicy
+from pipeline.live.camera.options import Transport
+from pipeline.live.camera.queue import QueuePolicy
 from pipeline.prompts.resolving import PromptObject, PromptSet
 
 JPEG_SIDES = (16, 8192)

@@ -23,8 +23,8 @@ from typing import Any
 from pipeline.base.closeable import Closing
 from pipeline.base.errors import SourceError
 from pipeline.base.records import Event, Frame
-from pipeline.ledger import Ledger
 from pipeline.live.arrivals import IDS_AHEAD, Arrivals
+from pipeline.live.camera.ledger import Ledger
 from pipeline.live.committing import FRAMES_AHEAD, MOST_WAITING, LiveCommitter
 from pipeline.live.feed import LiveFeed, OpenFeed, live_facts
 from pipeline.live.pacing import Pace

@@ -21,11 +21,11 @@ from support.rtsp_camera import Camera, Proxy, missing
 from support.small_net import SMALL_MEMORY, small_model
 from support.videos import make_video
 
-from pipeline.ledger import Ledger
+from pipeline.live.camera.ledger import Ledger
+from pipeline.live.camera.source import LiveSource, LiveStatus
 from pipeline.live.recent import LiveView
 from pipeline.live.spec import LiveSettings, LiveSpec
 from pipeline.live_hub import HubSettings, LiveHub
-from pipeline.rtsp import LiveSource, LiveStatus
 from pipeline.tracking.settings import TrackSettings
 from xmem_core import VideoSegmenter
 

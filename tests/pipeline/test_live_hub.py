@@ -17,7 +17,7 @@ from support.live_fake import HEIGHT, WIDTH, FakeFeed
 from support.small_net import SMALL_MEMORY, small_model, square
 
 from pipeline.base.errors import PromptError, SettingsConflictError, UsageError, XmemError
-from pipeline.ledger import Ledger
+from pipeline.live.camera.ledger import Ledger
 from pipeline.live.recent import LiveView
 from pipeline.live.spec import LiveSettings, LiveSpec
 from pipeline.live_capacity import Load

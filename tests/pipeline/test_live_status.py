@@ -10,7 +10,7 @@ import pytest
 from support.small_net import SMALL_MEMORY, small_model
 
 from pipeline.base.errors import StoreError
-from pipeline.ledger import Ledger, LedgerCounts
+from pipeline.live.camera.ledger import Ledger, LedgerCounts
 from pipeline.live.spec import LiveSpec
 from pipeline.live.tracker import Rejected
 from pipeline.live_hub_settings import HubSettings

@@ -6,8 +6,8 @@ from itertools import pairwise
 from typing import Any
 
 from pipeline.base.records import Event, Frame
-from pipeline.live_options import LiveOptions
-from pipeline.rtsp import LiveSource
+from pipeline.live.camera.options import LiveOptions
+from pipeline.live.camera.source import LiveSource
 
 PATIENCE = 40.0  # seconds that a test waits for what must come; nothing is judged by it
 

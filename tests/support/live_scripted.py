@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.records import Event, Frame
-from pipeline.ledger import Ledger
+from pipeline.live.camera.ledger import Ledger
 from pipeline.live.spec import LiveSpec
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)

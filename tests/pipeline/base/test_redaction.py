@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.base.errors import SourceError, StoreError
 from pipeline.base.redaction import redacted, redacted_trace
-from pipeline.url_guard import UrlGuard, UrlRefusedError
+from pipeline.live.camera.url_guard import UrlGuard, UrlRefusedError
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from pipeline.base.errors import (
     XmemError,
 )
 from pipeline.base.records import Event, Frame, MaskRecord, events_table, tracks_table
-from pipeline.ledger import LedgerCounts
+from pipeline.live.camera.ledger import LedgerCounts
 from pipeline.live.recent import LiveView
 from pipeline.live.record import Books, LiveRecord
 from pipeline.live.snapshot import LiveSnapshot

@@ -18,7 +18,7 @@ from support.live_scripted import ScriptedFeed
 
 from pipeline.api import create_app
 from pipeline.api_service import ApiSettings
-from pipeline.ledger import Ledger
+from pipeline.live.camera.ledger import Ledger
 from pipeline.live.spec import LiveSpec
 from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.tracking.settings import TrackSettings

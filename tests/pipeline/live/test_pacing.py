@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.ledger import Ledger
+from pipeline.live.camera.ledger import Ledger
 from pipeline.live.pacing import Pace
 from pipeline.live.spec import LiveSettings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.base.records import Event, Frame, MaskRecord
-from pipeline.ledger import LedgerCounts
+from pipeline.live.camera.ledger import LedgerCounts
 from pipeline.live.pending_rows import Unwritten
 from pipeline.live.record import Books
 

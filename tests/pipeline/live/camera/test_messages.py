@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.rtsp_messages import MAX_BODY, Messages, Refusal, Replies, Requests
+from pipeline.live.camera.messages import MAX_BODY, Messages, Refusal, Replies, Requests
 
 CAMERA, OWN = "10.20.0.7", "10.20.0.1"
 

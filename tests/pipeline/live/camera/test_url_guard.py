@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.url_guard import CheckedUrl, UrlGuard, UrlRefusedError, unwrapped
+from pipeline.live.camera.url_guard import CheckedUrl, UrlGuard, UrlRefusedError, unwrapped
 
 CAMERAS = "10.20.0.0/16"
 NAMES: dict[str, list[str]] = {

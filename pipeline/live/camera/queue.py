@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline.base.records import Event
-from pipeline.ledger import Ledger
-from pipeline.live_clock import Stamp
+from pipeline.live.camera.clock import Stamp
+from pipeline.live.camera.ledger import Ledger
 
 QueuePolicy = Literal["latest", "every"]
 

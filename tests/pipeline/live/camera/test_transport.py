@@ -9,13 +9,13 @@ import pytest
 from support.live_reader import PATIENCE, options
 from support.rtsp_camera import camera
 from support.videos import make_video
-from test_rtsp_relay import SDP, FakeCamera, failure, guarded, reply
+from test_relay import SDP, FakeCamera, failure, guarded, reply
 
+from pipeline.live.camera.connection import ConnectionLost
+from pipeline.live.camera.options import LiveOptions
+from pipeline.live.camera.source import LiveSource
+from pipeline.live.camera.transport import TransportChoice
 from pipeline.live.spec import LiveSettings
-from pipeline.live_connection import ConnectionLost
-from pipeline.live_options import LiveOptions
-from pipeline.live_transport import TransportChoice
-from pipeline.rtsp import LiveSource
 
 
 @pytest.fixture(scope="module")

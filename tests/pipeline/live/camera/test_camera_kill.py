@@ -19,8 +19,8 @@ from support.live_reader import PATIENCE, Reader, options
 from support.rtsp_camera import Camera, Proxy, camera, missing
 from support.videos import make_video
 
-from pipeline.rtsp import LiveSource
-from pipeline.url_guard import UrlGuard
+from pipeline.live.camera.source import LiveSource
+from pipeline.live.camera.url_guard import UrlGuard
 
 CHAOS = "XMEM_CHAOS" in os.environ
 FAULTS = 2 * int(os.environ.get("XMEM_CHAOS", "3"))

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.base.records import Event
-from pipeline.ledger import Ledger
-from pipeline.live_clock import Stamp
-from pipeline.live_queue import LiveQueue, PendingEvents, Waiting
+from pipeline.live.camera.clock import Stamp
+from pipeline.live.camera.ledger import Ledger
+from pipeline.live.camera.queue import LiveQueue, PendingEvents, Waiting
 
 STAMP = Stamp(1.0, datetime(2030, 1, 1, tzinfo=UTC), "arrival")
 

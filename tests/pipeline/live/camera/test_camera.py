@@ -20,8 +20,8 @@ from support.videos import make_video, scene
 
 from pipeline.base.errors import SourceError, UsageError
 from pipeline.base.records import Frame
-from pipeline.live_options import LiveOptions
-from pipeline.rtsp import LiveSource
+from pipeline.live.camera.options import LiveOptions
+from pipeline.live.camera.source import LiveSource
 
 REAL = Path("/work/shared/data/video/vtest.avi")
 FRAMES, WIDTH, HEIGHT, RATE = 50, 160, 120, 25

@@ -28,12 +28,13 @@ from pipeline.base.closeable import Closing
 from pipeline.base.errors import SourceError, UsageError, one_line
 from pipeline.base.records import Event, Frame
 from pipeline.base.redaction import redacted, redacted_trace
-from pipeline.ledger import Ledger, LedgerCounts
-from pipeline.live_clock import LiveClock, Stamp, WallSource
-from pipeline.live_connection import Connection, ConnectionLost, Lost, Shown
-from pipeline.live_options import LiveOptions
-from pipeline.live_queue import LiveQueue, Waiting
-from pipeline.live_transport import TransportChoice
+from pipeline.live.camera.clock import LiveClock, Stamp, WallSource
+from pipeline.live.camera.connection import Connection, ConnectionLost
+from pipeline.live.camera.ledger import Ledger, LedgerCounts
+from pipeline.live.camera.options import LiveOptions
+from pipeline.live.camera.picture_decoder import Lost, Shown
+from pipeline.live.camera.queue import LiveQueue, Waiting
+from pipeline.live.camera.transport import TransportChoice
 from pipeline.video.decoding import Converter
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.ledger import Ledger, LedgerCounts
+from pipeline.live.camera.ledger import Ledger, LedgerCounts
 
 
 def test_it_adds_up() -> None:

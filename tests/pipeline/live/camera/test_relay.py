@@ -19,10 +19,10 @@ from support.rtsp_camera import Camera, Proxy, camera
 from support.videos import make_video
 
 from pipeline.base.errors import UsageError
-from pipeline.live_options import LiveOptions
-from pipeline.rtsp import LiveSource
-from pipeline.rtsp_relay import RelayError, RtspRelay
-from pipeline.url_guard import CheckedUrl, UrlGuard
+from pipeline.live.camera.options import LiveOptions
+from pipeline.live.camera.relay import RelayError, RtspRelay
+from pipeline.live.camera.source import LiveSource
+from pipeline.live.camera.url_guard import CheckedUrl, UrlGuard
 
 PATIENCE = 40.0
 PASSWORD = "h%40nter-2"

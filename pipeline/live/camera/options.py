@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pipeline.base.errors import UsageError
 from pipeline.base.picture_size import MAX_PIXELS
-from pipeline.live_queue import QueuePolicy
-from pipeline.url_guard import UrlGuard
+from pipeline.live.camera.queue import QueuePolicy
+from pipeline.live.camera.url_guard import UrlGuard
 
 Transport = Literal["tcp", "udp", "auto"]
 
@@ -32,7 +32,7 @@ class LiveOptions:
             "every" lets the camera wait, as far as it does.
         queue_frames, queue_bytes: how many decoded frames may wait. Bytes are those of decoded pictures.
         max_age_seconds: with "latest", frames older than this are dropped rather than delivered.
-        max_jump_seconds, max_skew_seconds: see `pipeline.live_clock`.
+        max_jump_seconds, max_skew_seconds: see `pipeline.live.camera.clock`.
         max_pixels: larger pictures are not decoded.
         threads: that decode; more than one split pictures into slices, where the camera allows that.
         guard: decides where the stream may come from, for URLs from people who may not choose freely.

@@ -2,8 +2,8 @@
 
 FFmpeg's RTSP client follows redirects by itself, resolves names by itself, and sends reports to whatever
 address a reply names. So a guarded stream's FFmpeg talks to this relay, which connects to the checked
-address, passes the bytes on, and reads what the camera says (`pipeline.rtsp_messages`): a redirect ends the
-connection.
+address, passes the bytes on, and reads what the camera says (`pipeline.live.camera.messages`): a redirect
+ends the connection.
 For `rtsps` the relay speaks TLS with the camera, and FFmpeg plain RTSP with the relay.
 """
 
@@ -20,8 +20,8 @@ from contextlib import suppress
 
 from pipeline.base.closeable import Closing
 from pipeline.base.errors import one_line
-from pipeline.rtsp_messages import Refusal, Replies, Requests
-from pipeline.url_guard import CheckedUrl
+from pipeline.live.camera.messages import Refusal, Replies, Requests
+from pipeline.live.camera.url_guard import CheckedUrl
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pipeline.live_connection import ConnectionLost
-from pipeline.live_options import Transport
+from pipeline.live.camera.connection import ConnectionLost
+from pipeline.live.camera.options import Transport
 from pipeline.storage.locations import scheme_of
 
 _OTHER: dict[str, Literal["tcp", "udp"]] = {"tcp": "udp", "udp": "tcp"}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.base.backoff import Backoff
-from pipeline.live_clock import Arrival, LiveClock, Stamp
+from pipeline.live.camera.clock import Arrival, LiveClock, Stamp
 
 T0 = 1_800_000_000.0  # UTC at monotonic 0
 STEP = 0.04

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support.videos import make_video
 
-from pipeline.split_pictures import Joiner, continues
+from pipeline.live.camera.access_units import Joiner, continues
 
 
 def annex_b(*units: bytes) -> bytes:
