@@ -17,7 +17,7 @@ import ray
 
 from pipeline.base.malloc import keep_freed_memory
 from pipeline.base.records import FrameChunk
-from pipeline.live_hub import HubSettings, LiveHub
+from pipeline.live.hub.hub import HubSettings, LiveHub
 from pipeline.parent import end_with_parent
 from pipeline.work import ChunkReport, StreamSpec, StreamStatus, WorkerSettings
 from pipeline.worker import Worker

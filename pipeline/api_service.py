@@ -28,7 +28,7 @@ class HubUnavailableError(XmemError):
 
 
 class Hub(Protocol):
-    """What the API asks of the hub: methods of `pipeline.live_hub.LiveHub`, awaitable."""
+    """What the API asks of the hub: methods of `pipeline.live.hub.hub.LiveHub`, awaitable."""
 
     async def add(self, spec: LiveSpec) -> Mapping[str, Any]: ...
     async def remove(self, stream_id: str) -> Mapping[str, Any] | None: ...

@@ -32,8 +32,8 @@ from pipeline.api_service import ApiSettings, Hub, HubUnavailableError
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.live.camera.options import LiveOptions
 from pipeline.live.camera.url_guard import UrlGuard
+from pipeline.live.hub.settings import HubSettings
 from pipeline.live.recent import LiveView
-from pipeline.live_hub_settings import HubSettings
 from pipeline.replica_port import keep_on_loopback
 from pipeline.replica_router import FailFastRouter
 from pipeline.tokens import TOKENS_VARIABLE, TokenSet

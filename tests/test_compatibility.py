@@ -13,7 +13,7 @@ from golden.before_rooms import make
 from support.written import files
 
 from pipeline.analytics.query import query
-from pipeline.live_hub import HubSettings, LiveHub
+from pipeline.live.hub.hub import HubSettings, LiveHub
 from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.stream_tracker import StreamSummary

@@ -20,7 +20,7 @@ from test_worker import FRAMES, PROMPTS, ROWS, rows
 
 from pipeline.actor import live_actor, tracker_actor
 from pipeline.base.records import FrameChunk
-from pipeline.live_hub import HubSettings
+from pipeline.live.hub.hub import HubSettings
 from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.track import track

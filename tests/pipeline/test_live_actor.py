@@ -19,9 +19,9 @@ from support.videos import make_video
 from pipeline.actor import WATCHERS, live_actor, live_actor_name
 from pipeline.base.errors import UsageError
 from pipeline.live.camera.options import LiveOptions
+from pipeline.live.hub.hub import HubSettings
 from pipeline.live.recent import LiveView
 from pipeline.live.spec import LiveSettings, LiveSpec
-from pipeline.live_hub import HubSettings
 from pipeline.tracking.settings import TrackSettings
 from xmem_core import MemoryConfig
 

@@ -13,9 +13,9 @@ from support.live_fake import FakeFeed  # noqa: E402
 from support.small_net import SMALL_MEMORY, small_model  # noqa: E402
 
 from pipeline.base.errors import XmemError  # noqa: E402
+from pipeline.live.hub.hub import HubSettings, LiveHub  # noqa: E402
 from pipeline.live.recent import LiveView  # noqa: E402
 from pipeline.live.spec import LiveSettings, LiveSpec  # noqa: E402
-from pipeline.live_hub import HubSettings, LiveHub  # noqa: E402
 from pipeline.tracking.settings import TrackSettings  # noqa: E402
 from xmem_core import VideoSegmenter  # noqa: E402
 

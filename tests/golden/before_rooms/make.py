@@ -143,7 +143,7 @@ def _make_live_stream() -> None:
     if child:
         os.waitpid(child, 0)
         return
-    from pipeline.live_hub import HubSettings, LiveHub
+    from pipeline.live.hub.hub import HubSettings, LiveHub
     from pipeline.live.spec import LiveSettings, LiveSpec
     from xmem_core import VideoSegmenter
 

@@ -19,8 +19,8 @@ from support.live_scripted import ScriptedFeed
 from pipeline.api import create_app
 from pipeline.api_service import ApiSettings
 from pipeline.live.camera.ledger import Ledger
+from pipeline.live.hub.hub import HubSettings, LiveHub
 from pipeline.live.spec import LiveSpec
-from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.tracking.settings import TrackSettings
 from xmem_core import load_model
 from xmem_core.config import MemoryConfig

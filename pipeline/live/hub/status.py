@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.live.camera.ledger import LedgerCounts
+from pipeline.live.hub.stream import HubStream
 from pipeline.live.recent import LiveView
 from pipeline.live.tracker import LiveTracker
-from pipeline.live_hub_stream import HubStream
 
 
 def state_of(stream: HubStream) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.live.hub.registry import LiveList
 from pipeline.live.spec import LiveSpec
-from pipeline.live_list import LiveList
 from pipeline.storage.opening import open_files
 
 

@@ -29,7 +29,7 @@ class HubSettings:
         memory_bytes: device memory that may be used; None: most of the device's.
         load: share of the device's time that admitted frame rates may ask for.
         kept_records: recent mask records per stream.
-        secrets: folder for URLs with credentials, see `pipeline.live_list`.
+        secrets: folder for URLs with credentials, see `pipeline.live.hub.registry`.
         first_backoff_seconds, most_backoff_seconds: between tries to open a stream that failed.
         calibrate: measure a frame's time before the first stream is admitted.
     """

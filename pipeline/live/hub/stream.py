@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from pipeline.base.backoff import Backoff
 from pipeline.base.errors import UsageError
 from pipeline.live.camera.ledger import LedgerCounts
+from pipeline.live.hub.settings import HubSettings
 from pipeline.live.recent import LiveView
 from pipeline.live.spec import LiveSpec
 from pipeline.live.tracker import LiveTracker
-from pipeline.live_hub_settings import HubSettings
 from pipeline.storage.failures import Failure
 from xmem_core import VideoSegmenter
 

@@ -23,9 +23,9 @@ from support.videos import make_video
 
 from pipeline.live.camera.ledger import Ledger
 from pipeline.live.camera.source import LiveSource, LiveStatus
+from pipeline.live.hub.hub import HubSettings, LiveHub
 from pipeline.live.recent import LiveView
 from pipeline.live.spec import LiveSettings, LiveSpec
-from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.tracking.settings import TrackSettings
 from xmem_core import VideoSegmenter
 

@@ -9,8 +9,8 @@ import pytest
 from support.small_net import SMALL_MEMORY, small_model
 
 from pipeline.base.errors import UsageError
+from pipeline.live.hub.capacity import Capacity, Load
 from pipeline.live.spec import LiveSettings, LiveSpec
-from pipeline.live_capacity import Capacity, Load
 from xmem_core import VideoSegmenter
 
 

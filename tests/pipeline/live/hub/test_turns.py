@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from pipeline.live.hub.turns import Turn, Turns
 from pipeline.live.pacing import Pace
 from pipeline.live.spec import LiveSettings
-from pipeline.live_turns import Turn, Turns
 
 CAMERA_FPS = 25.0
 QUEUE = 4

@@ -11,11 +11,11 @@ from support.live_reader import options
 from support.rtsp_camera import camera
 from support.small_net import SMALL_MEMORY, small_model
 from support.videos import make_video
-from test_live_hub import PATIENCE, QUICK, tracked, until
+from test_hub import PATIENCE, QUICK, tracked, until
 
 from pipeline.base.errors import UsageError
+from pipeline.live.hub.hub import HubSettings, LiveHub
 from pipeline.live.spec import LiveSettings, LiveSpec
-from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.tracking.settings import TrackSettings
 from xmem_core import VideoSegmenter
 

@@ -6,8 +6,8 @@ from support.small_net import SMALL_MEMORY, small_model
 
 from pipeline.detect.settings import FinderSettings
 from pipeline.live.camera.options import LiveOptions
+from pipeline.live.hub.settings import HubSettings
 from pipeline.live.spec import LiveSettings, LiveSpec
-from pipeline.live_hub_settings import HubSettings
 from pipeline.tracking.settings import DetectorSettings, TrackSettings
 from xmem_core import VideoSegmenter
 

@@ -11,11 +11,11 @@ from support.small_net import SMALL_MEMORY, small_model
 
 from pipeline.base.errors import StoreError
 from pipeline.live.camera.ledger import Ledger, LedgerCounts
+from pipeline.live.hub.settings import HubSettings
+from pipeline.live.hub.status import metrics_of, state_of, status_of
+from pipeline.live.hub.stream import HubStream
 from pipeline.live.spec import LiveSpec
 from pipeline.live.tracker import Rejected
-from pipeline.live_hub_settings import HubSettings
-from pipeline.live_hub_stream import HubStream
-from pipeline.live_status import metrics_of, state_of, status_of
 from xmem_core import VideoSegmenter
 
 

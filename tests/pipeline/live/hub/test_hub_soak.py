@@ -28,7 +28,7 @@ from support.videos import ENCODERS, make_video
 
 from pipeline.analytics.query import query
 
-WORKER = Path(__file__).parents[1] / "live_camera_worker.py"
+WORKER = Path(__file__).parents[3] / "support" / "live_camera_worker.py"
 REAL = Path("/work/shared/data/video/vtest.avi")
 SECONDS = float(os.environ.get("XMEM_SOAK_SECONDS", "600"))
 WARM = min(180.0, 0.4 * SECONDS)  # until memory is full and everything has been done once

@@ -24,15 +24,15 @@ from pipeline.base.redaction import redacted, redacted_trace
 from pipeline.detect.loading import load_detector
 from pipeline.live.camera.ledger import Ledger
 from pipeline.live.camera.source import LiveSource
+from pipeline.live.hub.capacity import Capacity, Load
+from pipeline.live.hub.registry import LiveList
+from pipeline.live.hub.settings import HubSettings
+from pipeline.live.hub.status import metrics_of, state_of, status_of
+from pipeline.live.hub.stream import HubStream
+from pipeline.live.hub.turns import Turn, Turns
 from pipeline.live.recent import LiveView
 from pipeline.live.spec import LiveSpec
 from pipeline.live.tracker import LiveFeed, LiveTracker, OpenFeed
-from pipeline.live_capacity import Capacity, Load
-from pipeline.live_hub_settings import HubSettings
-from pipeline.live_hub_stream import HubStream
-from pipeline.live_list import LiveList
-from pipeline.live_status import metrics_of, state_of, status_of
-from pipeline.live_turns import Turn, Turns
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
 from pipeline.tracking.segmenters import open_segmenter

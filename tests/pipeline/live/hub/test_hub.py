@@ -18,10 +18,10 @@ from support.small_net import SMALL_MEMORY, small_model, square
 
 from pipeline.base.errors import PromptError, SettingsConflictError, UsageError, XmemError
 from pipeline.live.camera.ledger import Ledger
+from pipeline.live.hub.capacity import Load
+from pipeline.live.hub.hub import HubSettings, LiveHub
 from pipeline.live.recent import LiveView
 from pipeline.live.spec import LiveSettings, LiveSpec
-from pipeline.live_capacity import Load
-from pipeline.live_hub import HubSettings, LiveHub
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracks.masks import mask_to_rle
 from pipeline.tracks.store import StreamStore

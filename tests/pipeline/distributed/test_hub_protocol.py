@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pipeline.api_service import Hub
+from pipeline.live.hub.hub import LiveHub
 from pipeline.live.recent import LiveView
-from pipeline.live_hub import LiveHub
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray Serve's own modules use what pydantic calls deprecated

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from support.live_books import Committed
-from test_live_hub import PATIENCE, QUICK, mask_of, prompts
+from test_hub import PATIENCE, QUICK, mask_of, prompts
 
-WORKER = Path(__file__).parents[1] / "live_hub_worker.py"
+WORKER = Path(__file__).parents[3] / "support" / "live_hub_worker.py"
 
 
 class Process:

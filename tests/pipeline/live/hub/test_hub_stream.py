@@ -6,9 +6,9 @@ import pytest
 from support.small_net import SMALL_MEMORY, small_model
 
 from pipeline.base.errors import StoreError, UsageError
+from pipeline.live.hub.settings import HubSettings
+from pipeline.live.hub.stream import HubStream
 from pipeline.live.spec import LiveSettings, LiveSpec
-from pipeline.live_hub_settings import HubSettings
-from pipeline.live_hub_stream import HubStream
 from xmem_core import VideoSegmenter
 
 

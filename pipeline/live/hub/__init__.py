@@ -1,0 +1,4 @@
+"""Many live streams in one process: hub, capacity, registry, status.
+
+May use: live and what it may use.
+"""
