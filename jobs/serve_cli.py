@@ -18,7 +18,7 @@ from pipeline.base.redaction import redacted
 from pipeline.tracking.settings import NOT_LIVE, TrackSettings
 
 if TYPE_CHECKING:
-    from pipeline.tokens import TokenSet
+    from pipeline.api.tokens import TokenSet
 
 
 @tracking_options(without=NOT_LIVE)
@@ -66,8 +66,8 @@ def serve(
     fetch_model(tracking.model.name)
 
     from jobs.cluster import connected
-    from pipeline import slow_clients
-    from pipeline.api_service import ApiSettings
+    from pipeline.api import slow_clients
+    from pipeline.api.service import ApiSettings
     from pipeline.live.camera.url_guard import CAMERA_PORTS
     from pipeline.serve import application, live_settings
 
@@ -133,7 +133,7 @@ def _run(application: object, place: object, host: str, port: int, out: str) -> 
 
 def _tokens(token_file: str | None, insecure: bool, host: str) -> TokenSet | None:
     """Who is let in; UsageError if that would be everybody by mistake."""
-    from pipeline.tokens import TOKENS_VARIABLE, TokenSet
+    from pipeline.api.tokens import TOKENS_VARIABLE, TokenSet
 
     if insecure:
         if token_file is not None:
@@ -167,7 +167,7 @@ def is_loopback(host: str) -> bool:
 
 def _hosts(host: str, named: list[str]) -> tuple[str, ...] | None:
     """Host names that requests may give; None: any, where tokens are what guards the API."""
-    from pipeline.api_guard import LOOPBACK_HOSTS
+    from pipeline.api.guard import LOOPBACK_HOSTS
 
     if is_loopback(host):
         own = f"[{host}]" if ":" in host else host

@@ -26,9 +26,10 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.config import RequestRouterConfig
 
 from pipeline.actor import WATCHERS, live_actor, live_actor_name
-from pipeline.api import create_app
-from pipeline.api_guard import ApiGuard
-from pipeline.api_service import ApiSettings, Hub, HubUnavailableError
+from pipeline.api.app import create_app
+from pipeline.api.guard import ApiGuard
+from pipeline.api.service import ApiSettings, Hub, HubUnavailableError
+from pipeline.api.tokens import TOKENS_VARIABLE, TokenSet
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.live.camera.options import LiveOptions
 from pipeline.live.camera.url_guard import UrlGuard
@@ -36,7 +37,6 @@ from pipeline.live.hub.settings import HubSettings
 from pipeline.live.recent import LiveView
 from pipeline.replica_port import keep_on_loopback
 from pipeline.replica_router import FailFastRouter
-from pipeline.tokens import TOKENS_VARIABLE, TokenSet
 from pipeline.tracking.settings import NOT_LIVE, TrackSettings, track_options
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class RayHub:
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         if name.startswith("_") or not hasattr(Hub, name):
-            raise AttributeError(f"{type(self).__name__} has no {name!r}: see pipeline.api_service.Hub")
+            raise AttributeError(f"{type(self).__name__} has no {name!r}: see pipeline.api.service.Hub")
         return partial(self._call, name)
 
     async def find(self) -> Any:

@@ -19,8 +19,8 @@ from support.live_standin import StandInHub
 from test_infra import INFRA, PINS, manifest, manifest_errors, wrong_images
 
 from jobs.cli import app as command_line
+from pipeline.api.metrics import metrics_text
 from pipeline.live.spec import LiveSpec
-from pipeline.metrics import metrics_text
 
 MONITORING = INFRA / "monitoring"
 DASHBOARD = MONITORING / "grafana" / "dashboards" / "xmem.json"

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from jobs import batch_cli, cli
 from jobs.options import tracking_options
-from pipeline.api import create_routes
-from pipeline.api_service import ApiSettings
+from pipeline.api.app import create_routes
+from pipeline.api.service import ApiSettings
 from pipeline.base.setting_fields import Option
 from pipeline.live.spec import JPEG_QUALITIES, JPEG_SIDES, LiveSettings
 from pipeline.tracking.settings import NOT_LIVE, TrackSettings, track_options

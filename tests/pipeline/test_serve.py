@@ -18,10 +18,10 @@ from support.live_standin import StandInHub
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from pipeline import slow_clients
-from pipeline.api_service import ApiSettings
+from pipeline.api import slow_clients
+from pipeline.api.service import ApiSettings
+from pipeline.api.tokens import TokenSet
 from pipeline.base.errors import UsageError
-from pipeline.tokens import TokenSet
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray Serve's own modules use what pydantic calls deprecated

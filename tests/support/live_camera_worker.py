@@ -12,10 +12,10 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[2])]
 
+from pipeline.api.metrics import metrics_text  # noqa: E402
 from pipeline.base.errors import XmemError  # noqa: E402
 from pipeline.live.hub.hub import HubSettings, LiveHub  # noqa: E402
 from pipeline.live.spec import LiveSettings, LiveSpec  # noqa: E402
-from pipeline.metrics import metrics_text  # noqa: E402
 from pipeline.tracking.settings import TrackSettings  # noqa: E402
 from xmem_core import MemoryConfig  # noqa: E402
 

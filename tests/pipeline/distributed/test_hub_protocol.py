@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.api_service import Hub
+from pipeline.api.service import Hub
 from pipeline.live.hub.hub import LiveHub
 from pipeline.live.recent import LiveView
 

@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 from support.live_books import Committed
 from support.live_scripted import ScriptedFeed
 
-from pipeline.api import create_app
-from pipeline.api_service import ApiSettings
+from pipeline.api.app import create_app
+from pipeline.api.service import ApiSettings
 from pipeline.live.camera.ledger import Ledger
 from pipeline.live.hub.hub import HubSettings, LiveHub
 from pipeline.live.spec import LiveSpec

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 from support.small_net import SMALL_MEMORY, small_model
 
-from pipeline.api_models import OPERATORS_OWN, StreamSettings
+from pipeline.api.models import OPERATORS_OWN, StreamSettings
 from pipeline.base.errors import UsageError
 from pipeline.base.setting_fields import options_of
 from pipeline.detect.settings import FinderSettings

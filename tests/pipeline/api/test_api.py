@@ -12,12 +12,12 @@ import pytest
 from starlette.testclient import TestClient
 from support.live_standin import StandInHub, record
 
-from pipeline.api import create_app
-from pipeline.api_models import clean
-from pipeline.api_service import ApiSettings
+from pipeline.api.app import create_app
+from pipeline.api.models import clean
+from pipeline.api.service import ApiSettings
+from pipeline.api.tokens import TokenSet
 from pipeline.detect.settings import FinderSettings
 from pipeline.live.spec import LiveSettings
-from pipeline.tokens import TokenSet
 from pipeline.tracks.masks import mask_to_rle
 
 TOKEN = "a-token-for-tests-0123456789"

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator
 from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect
 
-from pipeline import api_models as models
-from pipeline.api_service import RefusedError, Service, status_of
+from pipeline.api import models
+from pipeline.api.service import RefusedError, Service, status_of
 from pipeline.base.errors import XmemError
 from pipeline.live.recent import LiveView
 

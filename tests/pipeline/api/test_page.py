@@ -15,11 +15,11 @@ import uvicorn
 from support.browser import chromium, open_page
 from support.live_standin import StandInHub, record
 
-from pipeline.api import create_app
-from pipeline.api_guard import LOOPBACK_HOSTS
-from pipeline.api_service import ApiSettings
+from pipeline.api.app import create_app
+from pipeline.api.guard import LOOPBACK_HOSTS
+from pipeline.api.service import ApiSettings
+from pipeline.api.tokens import TokenSet
 from pipeline.live.spec import LiveSpec
-from pipeline.tokens import TokenSet
 
 TOKEN = "a-token-for-tests-0123456789"
 HOSTILE = "<img src=x onerror=document.title='broken'>"

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, Phase, settings
 from starlette.testclient import TestClient
 from support.live_standin import StandInHub
 
-from pipeline.api import create_app, create_routes
-from pipeline.api_service import ApiSettings
+from pipeline.api.app import create_app, create_routes
+from pipeline.api.service import ApiSettings
+from pipeline.api.tokens import TokenSet
 from pipeline.live.spec import LiveSpec
-from pipeline.tokens import TokenSet
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

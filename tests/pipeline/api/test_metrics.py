@@ -6,8 +6,8 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 from support.live_standin import StandInHub, record
 
+from pipeline.api.metrics import metrics_text
 from pipeline.live.spec import LiveSpec
-from pipeline.metrics import metrics_text
 
 
 def samples(values: Any, capacity: Any = None) -> dict[tuple[str, ...], float]:

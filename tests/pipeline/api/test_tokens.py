@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.api.tokens import TicketOffice, TokenSet
 from pipeline.base.errors import UsageError
-from pipeline.tokens import TicketOffice, TokenSet
 
 ONE = "a-first-token-of-24-chars"
 TWO = "another/token+with=signs~"

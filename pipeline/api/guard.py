@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from pipeline.api.tokens import TicketOffice, TokenSet
 from pipeline.base.redaction import redacted
 from pipeline.base.stream_ids import is_stream_id
-from pipeline.tokens import TicketOffice, TokenSet
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class ApiGuard:
 
     Args:
         tokens: who is let in; None: everybody, which only makes sense on loopback.
-        tickets: of `pipeline.tokens`.
+        tickets: of `pipeline.api.tokens`.
         hosts: host names that a request may name, without port; None: any. On loopback this keeps a web page
             from reaching the API by a name of its own that it points there (DNS rebinding).
         max_body_bytes: of one request.

@@ -12,10 +12,10 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 from support.live_standin import StandInHub
 
-from pipeline.api import create_app
-from pipeline.api_guard import LOOPBACK_HOSTS
-from pipeline.api_service import ApiSettings
-from pipeline.tokens import TicketOffice, TokenSet
+from pipeline.api.app import create_app
+from pipeline.api.guard import LOOPBACK_HOSTS
+from pipeline.api.service import ApiSettings
+from pipeline.api.tokens import TicketOffice, TokenSet
 from pipeline.tracks.masks import mask_to_rle
 
 TOKEN = "a-token-for-tests-0123456789"

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from pipeline.api.tokens import TicketOffice, TokenSet
 from pipeline.base.errors import PromptError, UsageError, XmemError
 from pipeline.live.camera.url_guard import CAMERA_PORTS, Resolver, UrlGuard, UrlRefusedError
 from pipeline.live.recent import LiveView
 from pipeline.live.spec import LiveSettings, LiveSpec
-from pipeline.tokens import TicketOffice, TokenSet
 
 P = ParamSpec("P")
 T = TypeVar("T")

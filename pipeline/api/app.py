@@ -18,17 +18,17 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
-from pipeline import api_models as models
-from pipeline.api_guard import FAULT, ApiGuard, problem
-from pipeline.api_live import BOUNDARY, follow, pictures
-from pipeline.api_service import ApiSettings, Hub, HubUnavailableError, RefusedError, Service, status_of
+from pipeline.api import models
+from pipeline.api.following import BOUNDARY, follow, pictures
+from pipeline.api.guard import FAULT, ApiGuard, problem
+from pipeline.api.metrics import CONTENT_TYPE, metrics_text
+from pipeline.api.service import ApiSettings, Hub, HubUnavailableError, RefusedError, Service, status_of
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.base.redaction import redacted
 from pipeline.base.stream_ids import generate_stream_id
 from pipeline.live.camera.url_guard import Resolver, system_resolver
 from pipeline.live.recent import LiveView
 from pipeline.live.spec import JPEG_QUALITIES, JPEG_SIDES, LivePrompts, LiveSpec
-from pipeline.metrics import CONTENT_TYPE, metrics_text
 
 log = logging.getLogger(__name__)
 
@@ -292,7 +292,7 @@ def _public_routes(app: FastAPI, service: Service) -> None:
         return Response(metrics_text(streams, capacity), headers={"Content-Type": CONTENT_TYPE})
 
     for path, name, media_type in (
-        ("/", "page.html", "text/html"),
+        ("/", "index.html", "text/html"),
         ("/page.js", "page.js", "text/javascript"),
         ("/page.css", "page.css", "text/css"),
     ):
@@ -300,7 +300,7 @@ def _public_routes(app: FastAPI, service: Service) -> None:
 
 
 def _page(name: str, media_type: str) -> Any:
-    content = files("pipeline").joinpath(name).read_bytes()
+    content = files("pipeline.api").joinpath("page", name).read_bytes()
 
     async def page() -> Response:
         return Response(content, media_type=media_type)

@@ -10,7 +10,7 @@ one of the replicas' slots before its body is here. With `middlewares` as the pr
 
 `xmem serve` names it in the environment variable that Ray reads; elsewhere set it where Ray starts:
 
-    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=pipeline.slow_clients.middlewares
+    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=pipeline.api.slow_clients.middlewares
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from typing import Any
 
 from starlette.middleware import Middleware
 
-from pipeline.api_guard import BODY_SECONDS, App, Message, Receive, Scope, Send, refuse
+from pipeline.api.guard import BODY_SECONDS, App, Message, Receive, Scope, Send, refuse
 
 log = logging.getLogger(__name__)
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-CALLBACK = "pipeline.slow_clients.middlewares"
+CALLBACK = "pipeline.api.slow_clients.middlewares"
 
 HEAD_SECONDS = 10.0
 MOST_IDLE, MOST_IDLE_PER_CLIENT = 1024, 128

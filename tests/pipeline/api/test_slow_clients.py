@@ -17,7 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from websockets.sync.client import connect
 
-from pipeline.slow_clients import Crowd, WholeBodies, impatient
+from pipeline.api.slow_clients import Crowd, WholeBodies, impatient
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # uvicorn's choice of WebSocket library
 
