@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from pipeline.base.errors import UsageError
 from pipeline.base.records import FrameChunk
+from pipeline.distributed.messages import StreamSpec
 from pipeline.storage.failures import Failure
-from pipeline.work import StreamSpec
 
 VideoState = Literal["finished", "failed", "quarantined", "cancelled", "pending"]
 

@@ -20,17 +20,17 @@ from jobs.manifest import VideoJob, local_absolute
 from jobs.ray_pool import RayPool, room_for
 from jobs.report import BatchReport
 from jobs.scheduler import Scheduler
-from pipeline.actor import tracker_actor
 from pipeline.base.errors import SettingsConflictError, StoreError, UsageError, XmemError
 from pipeline.base.redaction import redacted
 from pipeline.detect.loading import load_detector
+from pipeline.distributed.actors import tracker_actor
+from pipeline.distributed.messages import WorkerSettings
 from pipeline.prompts.box_segmenters import load_box_segmenter
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
 from pipeline.tracking.settings import ModelSettings, TrackSettings
 from pipeline.tracking.stream_record import mark_failed
 from pipeline.tracks.store import StreamStore
-from pipeline.work import WorkerSettings
 
 logger = logging.getLogger(__name__)
 

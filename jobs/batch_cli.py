@@ -23,7 +23,7 @@ from pipeline.tracking.settings import TrackSettings
 if TYPE_CHECKING:
     from jobs.listing import Skipped
     from jobs.report import BatchReport
-    from pipeline.work import WorkerSettings
+    from pipeline.distributed.messages import WorkerSettings
 
 _BATCH = "Batch"
 _MOST_LISTED = 20
@@ -160,8 +160,8 @@ def run(
     from jobs.manifest import load_manifest
     from jobs.progress import BatchDisplay
     from jobs.storage_options import parse_storage_options
+    from pipeline.distributed.messages import WorkerSettings
     from pipeline.storage.locations import scheme_of
-    from pipeline.work import WorkerSettings
 
     if ids not in ("uri", "relative", "name"):
         raise UsageError(f"--ids {ids!r} is not allowed: uri, relative or name")

@@ -15,13 +15,13 @@ from jobs.report import FOLDER
 from jobs.terminal import duration
 from pipeline.base.errors import StoreError, XmemError
 from pipeline.base.redaction import redacted
+from pipeline.distributed.messages import WorkerSettings
 from pipeline.prompts.resolving import load_mask_png, load_prompts
 from pipeline.storage.files import Files
 from pipeline.storage.opening import open_files
 from pipeline.tracking.stream_record import FINISHED
 from pipeline.tracks.layout import load_record
 from pipeline.video.sources import open_source
-from pipeline.work import WorkerSettings
 
 _MOST_OPENED = 200
 _THREADS = 16

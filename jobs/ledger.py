@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.actions import VideoResult, VideoState
 from jobs.workers import Video
-from pipeline.work import ChunkReport
+from pipeline.distributed.messages import ChunkReport
 
 
 class Ledger:

@@ -20,10 +20,10 @@ from jobs.manifest_file import SUFFIXES, Row, absolute, check_prompts_name, is_m
 from pipeline.base.errors import SourceError, UsageError
 from pipeline.base.redaction import redacted
 from pipeline.base.stream_ids import expanded, generate_stream_id, named_stream_id, relative_stream_id
+from pipeline.distributed.messages import StreamSpec
 from pipeline.prompts.resolving import PromptSet, load_mask_png, load_prompts
 from pipeline.storage.locations import locate, scheme_of
 from pipeline.video.plugin_video import find_plugin
-from pipeline.work import StreamSpec
 
 logger = logging.getLogger(__name__)
 

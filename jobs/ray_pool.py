@@ -61,7 +61,8 @@ class RayPool:
 
     Args:
         scheduler: with its videos.
-        make_actor: a handle of a new actor of `pipeline.actor.Tracker`'s methods; it should restart for ever,
+        make_actor: a handle of a new actor of `pipeline.distributed.actors.Tracker`'s methods; it should
+        restart for ever,
             and never repeat a call (`max_restarts=-1, max_task_retries=0`).
         workers: how many actors there should be, or who tells it: asked again now and then, as machines come.
         budget: device memory for the streams of an actor, in bytes, from its `facts`; None: no limit.

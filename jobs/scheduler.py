@@ -38,8 +38,8 @@ from jobs.waiting import Waiting
 from jobs.workers import Video, Where, Worker, Workers
 from pipeline.base.errors import AnotherWriterError, UsageError
 from pipeline.base.records import FrameChunk
+from pipeline.distributed.messages import ChunkReport, StreamStatus
 from pipeline.storage.failures import Failure
-from pipeline.work import ChunkReport, StreamStatus
 
 # "refused" and "unknown" do no harm, but a worker that says nothing else must not keep a video for ever.
 _HARMLESS = 3

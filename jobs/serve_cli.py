@@ -68,8 +68,8 @@ def serve(
     from jobs.cluster import connected
     from pipeline.api import slow_clients
     from pipeline.api.service import ApiSettings
+    from pipeline.distributed.serve import application, live_settings
     from pipeline.live.camera.url_guard import CAMERA_PORTS
-    from pipeline.serve import application, live_settings
 
     api, place = live_settings(
         out,
@@ -99,7 +99,7 @@ def _run(application: object, place: object, host: str, port: int, out: str) -> 
     from ray import serve as ray_serve
 
     from jobs.cluster import check
-    from pipeline.serve import APPLICATION, NAMESPACE, HubPlace, hub_actor
+    from pipeline.distributed.serve import APPLICATION, NAMESPACE, HubPlace, hub_actor
 
     assert isinstance(place, HubPlace)
     stop = threading.Event()

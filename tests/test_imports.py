@@ -23,7 +23,12 @@ MAY_IMPORT_AV = {
     "pipeline/live/camera/connection.py",
     "pipeline/live/camera/access_units.py",
 }
-MAY_IMPORT_RAY = ("pipeline/actor.py", "pipeline/serve.py", "pipeline/replica_", "jobs/")
+MAY_IMPORT_RAY = (
+    "pipeline/distributed/actors.py",
+    "pipeline/distributed/serve.py",
+    "pipeline/replica_",
+    "jobs/",
+)
 MAY_NOT_IMPORT = {"xmem_core": {"pipeline", "jobs"}, "pipeline": {"jobs"}, "jobs": set[str]()}
 CORE = {"xmem_core", "torch", "numpy", "safetensors"}
 TRAINING_TOO = {"cv2"}

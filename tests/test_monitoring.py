@@ -156,7 +156,7 @@ def test_the_rayservices_application_can_be_built() -> None:
         warnings.simplefilter("ignore")  # Ray Serve's own
         from ray.serve.schema import ServeDeploySchema
 
-        from pipeline import serve
+        from pipeline.distributed import serve
 
         ServeDeploySchema.model_validate(config)
     (application,) = config["applications"]

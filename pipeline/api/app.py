@@ -1,7 +1,7 @@
 """The HTTP API over live streams: a FastAPI application, made for a hub that does the tracking elsewhere.
 
 No request waits for tracking: each asks the hub something quick, and gets 503 if the hub does not answer in
-time. Nothing here imports Ray; `pipeline.serve` puts this application into Ray Serve.
+time. Nothing here imports Ray; `pipeline.distributed.serve` puts this application into Ray Serve.
 """
 
 from __future__ import annotations

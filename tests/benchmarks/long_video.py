@@ -33,9 +33,9 @@ import torch
 from support.measured import resident_bytes
 
 from pipeline.base.records import FrameChunk
+from pipeline.distributed.messages import StreamSpec, WorkerSettings
+from pipeline.distributed.worker import Worker
 from pipeline.video.sources import open_source
-from pipeline.work import StreamSpec, WorkerSettings
-from pipeline.worker import Worker
 
 CHUNK = 100
 EARLY, COMPARED = 2000, 1000

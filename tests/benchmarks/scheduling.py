@@ -32,7 +32,7 @@ from jobs.manifest import VideoJob  # noqa: E402
 from jobs.ray_pool import RayPool  # noqa: E402
 from jobs.scheduler import Scheduler  # noqa: E402
 from pipeline.base.records import FrameChunk  # noqa: E402
-from pipeline.work import ChunkReport, StreamSpec, StreamStatus  # noqa: E402
+from pipeline.distributed.messages import ChunkReport, StreamSpec, StreamStatus  # noqa: E402
 
 CHUNK = 100
 

@@ -55,7 +55,7 @@ def _around(owner, name, before=None, after=None):
 
 
 def _patch_tracker():
-    while getattr(sys.modules.get("pipeline.worker"), "Worker", None) is None:
+    while getattr(sys.modules.get("pipeline.distributed.worker"), "Worker", None) is None:
         time.sleep(0.002)
     from pipeline.tracks.store import StreamStore
     from pipeline.video.prefetch import Prefetch

@@ -22,10 +22,10 @@ from jobs.manifest import VideoJob, load_manifest
 from jobs.report import BatchReport
 from pipeline.analytics.query import query
 from pipeline.base.errors import SettingsConflictError, StoreError, UsageError
+from pipeline.distributed.messages import StreamSpec, WorkerSettings
 from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking.settings import ModelSettings
 from pipeline.tracking.track import track
-from pipeline.work import StreamSpec, WorkerSettings
 
 BOX: dict[str, Any] = {
     "version": 1,

@@ -14,7 +14,7 @@ from support.videos import damage_packets, make_video, truncate
 from jobs.batch import BatchOptions, run_batch
 from jobs.manifest import load_manifest
 from pipeline.analytics.query import query
-from pipeline.work import WorkerSettings
+from pipeline.distributed.messages import WorkerSettings
 
 FRAMES = 6
 

@@ -30,10 +30,10 @@ from jobs.report import BatchReport
 from pipeline.analytics.query import query
 from pipeline.base.errors import StoreError
 from pipeline.base.stream_ids import generate_stream_id
+from pipeline.distributed.messages import WorkerSettings
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
 from pipeline.tracks.store import StreamStore
-from pipeline.work import WorkerSettings
 from xmem_core import MemoryConfig
 
 BOX = {"version": 1, "objects": [{"frame": 0, "id": 1, "box": [10, 10, 30, 30]}]}

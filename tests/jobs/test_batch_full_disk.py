@@ -16,7 +16,7 @@ from jobs.batch import BatchOptions, run_batch
 from jobs.cli import main
 from jobs.manifest import load_manifest
 from pipeline.analytics.query import query
-from pipeline.work import WorkerSettings
+from pipeline.distributed.messages import WorkerSettings
 
 VIDEOS, FRAMES = 6, 40
 PROMPTS = {"version": 1, "objects": [{"id": 1, "polygons": [[5, 5, 40, 5, 40, 40, 5, 40]]}]}

@@ -22,7 +22,7 @@ from jobs.manifest import VideoJob, load_manifest
 from jobs.manifest_file import absolute
 from pipeline.base.errors import UsageError
 from pipeline.base.stream_ids import generate_stream_id, relative_stream_id
-from pipeline.work import StreamSpec
+from pipeline.distributed.messages import StreamSpec
 
 BOX = {"version": 1, "objects": [{"frame": 0, "id": 1, "box": [1, 2, 30, 40]}]}
 

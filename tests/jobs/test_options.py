@@ -17,9 +17,9 @@ from jobs.options import tracking_options
 from pipeline.api.app import create_routes
 from pipeline.api.service import ApiSettings
 from pipeline.base.setting_fields import Option
+from pipeline.distributed.messages import WorkerSettings
 from pipeline.live.spec import JPEG_QUALITIES, JPEG_SIDES, LiveSettings
 from pipeline.tracking.settings import NOT_LIVE, TrackSettings, track_options
-from pipeline.work import WorkerSettings
 
 OPTIONS = track_options()
 COMMANDS = (("track",), ("batch", "run"), ("serve",), ("evaluate",))
@@ -129,7 +129,7 @@ def test_the_ray_data_stage_takes_every_option() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_serve_run_is_xmem_serve() -> None:
     """Its options are those of `xmem serve`, by name, and without them it means the same."""
-    from pipeline.serve import settings_from
+    from pipeline.distributed.serve import settings_from
 
     tokens = {"XMEM_API_TOKENS": "a-token-for-tests-0123456789"}
     api, place = settings_from({"out": "o"}, tokens)

@@ -18,7 +18,7 @@ from jobs.manifest import VideoJob
 from jobs.ray_pool import RayPool, room_for, shortage, used
 from jobs.scheduler import Scheduler
 from pipeline.base.errors import UsageError, XmemError
-from pipeline.work import StreamSpec
+from pipeline.distributed.messages import StreamSpec
 
 OPTIONS = SchedulerOptions(chunk_frames=CHUNK, quantum=3, backoff_seconds=0.05)
 

@@ -26,7 +26,7 @@ from jobs.manifest import VideoJob
 from jobs.ray_pool import RayPool, room_for
 from jobs.scheduler import Scheduler
 from pipeline.base.errors import UsageError
-from pipeline.work import StreamSpec, WorkerSettings
+from pipeline.distributed.messages import StreamSpec, WorkerSettings
 
 _CLONE_NEWNS, _CLONE_FS = 0x00020000, 0x00000200
 

@@ -16,8 +16,8 @@ from jobs.listing import Skipped
 from jobs.manifest import VideoJob
 from jobs.report import BatchReport
 from pipeline.base.errors import StoreError, XmemError
+from pipeline.distributed.messages import StreamSpec
 from pipeline.storage.failures import Failure
-from pipeline.work import StreamSpec
 
 START = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 RESULTS = [

@@ -13,8 +13,8 @@ from jobs.actions import Close, CloseWorker, Open, Release, SchedulerOptions, Tr
 from jobs.manifest import VideoJob
 from jobs.scheduler import Scheduler
 from pipeline.base.errors import UsageError
+from pipeline.distributed.messages import ChunkReport, StreamSpec, StreamStatus
 from pipeline.storage.failures import Failure
-from pipeline.work import ChunkReport, StreamSpec, StreamStatus
 
 OPTIONS = SchedulerOptions(chunk_frames=10, quantum=3)
 

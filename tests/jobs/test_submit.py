@@ -145,10 +145,10 @@ from jobs.cluster import connected
 with connected(sys.argv[1]):
     @ray.remote(num_cpus=1)
     def where():
-        import jobs.report, pipeline.work, xmem_core
+        import jobs.report, pipeline.distributed.messages, xmem_core
         from xmem_core import load_model
         model = load_model("xmem-lite")
-        files = [m.__file__ for m in (xmem_core, pipeline.work, jobs.report)]
+        files = [m.__file__ for m in (xmem_core, pipeline.distributed.messages, jobs.report)]
         return pipeline.MARK, files, sum(p.numel() for p in model.parameters())
     print(json.dumps(ray.get(where.remote())))
 """

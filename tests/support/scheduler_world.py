@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from jobs.actions import Action, Call, Close, CloseWorker, Open, Release, SchedulerOptions, Track
 from jobs.manifest import VideoJob
 from jobs.scheduler import Scheduler
+from pipeline.distributed.messages import ChunkReport, StreamSpec, StreamStatus
 from pipeline.storage.failures import Failure
-from pipeline.work import ChunkReport, StreamSpec, StreamStatus
 
 LOST = Failure("WorkerLost", "the worker process died", False)
 

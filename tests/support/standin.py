@@ -24,8 +24,8 @@ import ray
 
 from pipeline.base.errors import UsageError
 from pipeline.base.records import FrameChunk
+from pipeline.distributed.messages import ChunkReport, StreamSpec, StreamStatus
 from pipeline.storage.failures import Failure
-from pipeline.work import ChunkReport, StreamSpec, StreamStatus
 
 CHUNK = 10
 

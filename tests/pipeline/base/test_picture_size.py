@@ -18,6 +18,8 @@ from support import videos
 
 from pipeline.base.errors import NotAVideoError, PictureTooLargeError, PromptError, UsageError
 from pipeline.base.picture_size import MAX_PIXELS, header_size
+from pipeline.distributed.messages import StreamSpec, WorkerSettings
+from pipeline.distributed.worker import Worker
 from pipeline.draw.render import render
 from pipeline.prompts.files import load_mask_png
 from pipeline.prompts.index_png import decode_index_png
@@ -26,8 +28,6 @@ from pipeline.storage.failures import Failure
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.track import track
 from pipeline.video.sources import open_source
-from pipeline.work import StreamSpec, WorkerSettings
-from pipeline.worker import Worker
 
 PICTURE = videos.scene(0, 53, 41)
 WRITTEN = {

@@ -15,7 +15,7 @@ from pipeline.live.recent import LiveView
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray Serve's own modules use what pydantic calls deprecated
-    from pipeline.serve import HubPlace, RayHub
+    from pipeline.distributed.serve import HubPlace, RayHub
 
 METHODS = sorted(name for name in vars(Hub) if not name.startswith("_"))
 

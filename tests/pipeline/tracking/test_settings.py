@@ -13,6 +13,7 @@ from pipeline.api.models import OPERATORS_OWN, StreamSettings
 from pipeline.base.errors import UsageError
 from pipeline.base.setting_fields import options_of
 from pipeline.detect.settings import FinderSettings
+from pipeline.distributed.messages import WorkerSettings
 from pipeline.live.spec import LiveSettings
 from pipeline.tracking.executor import Begun
 from pipeline.tracking.settings import (
@@ -23,7 +24,6 @@ from pipeline.tracking.settings import (
     TrackSettings,
     track_options,
 )
-from pipeline.work import WorkerSettings
 from xmem_core import MemoryConfig, VideoSegmenter
 
 # Of a stream record that was written before settings were nested.

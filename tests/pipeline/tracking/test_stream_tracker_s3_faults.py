@@ -25,6 +25,7 @@ from support.videos import make_images, make_video, scene
 
 from pipeline.base.errors import AnotherWriterError, SourceError, StoreError, XmemError
 from pipeline.base.stream_ids import generate_stream_id
+from pipeline.distributed.messages import StreamSpec, WorkerSettings
 from pipeline.prompts.files import load_prompts
 from pipeline.prompts.resolving import PromptSet
 from pipeline.storage import filesystems, retries
@@ -35,7 +36,6 @@ from pipeline.storage.retries import Attempts
 from pipeline.tracking.track import track
 from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import VideoSource, open_source
-from pipeline.work import StreamSpec, WorkerSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -35,10 +35,10 @@ from pipeline.base.errors import PromptError, UsageError
 from pipeline.base.records import FrameChunk
 from pipeline.base.redaction import redacted
 from pipeline.base.stream_ids import generate_stream_id
+from pipeline.distributed.messages import ChunkReport, StreamSpec, StreamStatus, WorkerSettings
+from pipeline.distributed.worker import Worker
 from pipeline.prompts.resolving import PromptSet
 from pipeline.storage.failures import Failure
-from pipeline.work import ChunkReport, StreamSpec, StreamStatus, WorkerSettings
-from pipeline.worker import Worker
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ it goes on from what it had stored. Replicas only find it by name: they may come
 of their requests waits for tracking.
 
     xmem serve --out s3://my-bucket/live ...          # see jobs.serve_cli
-    serve run pipeline.serve:app out=s3://my-bucket/live allow_network=10.20.0.0/16
+    serve run pipeline.distributed.serve:app out=s3://my-bucket/live allow_network=10.20.0.0/16
 
 `serve run` and a RayService take the tokens from XMEM_API_TOKENS or from `token_file`.
 """
@@ -25,18 +25,18 @@ from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.config import RequestRouterConfig
 
-from pipeline.actor import WATCHERS, live_actor, live_actor_name
 from pipeline.api.app import create_app
 from pipeline.api.guard import ApiGuard
 from pipeline.api.service import ApiSettings, Hub, HubUnavailableError
 from pipeline.api.tokens import TOKENS_VARIABLE, TokenSet
 from pipeline.base.errors import UsageError, XmemError
+from pipeline.distributed.actors import WATCHERS, live_actor, live_actor_name
+from pipeline.distributed.replica_port import keep_on_loopback
+from pipeline.distributed.replica_router import FailFastRouter
 from pipeline.live.camera.options import LiveOptions
 from pipeline.live.camera.url_guard import UrlGuard
 from pipeline.live.hub.settings import HubSettings
 from pipeline.live.recent import LiveView
-from pipeline.replica_port import keep_on_loopback
-from pipeline.replica_router import FailFastRouter
 from pipeline.tracking.settings import NOT_LIVE, TrackSettings, track_options
 
 log = logging.getLogger(__name__)
@@ -233,7 +233,7 @@ def camera_options(api: ApiSettings) -> LiveOptions:
 
 
 def app(options: Mapping[str, str]) -> serve.Application:
-    """For `serve run pipeline.serve:app out=...` and a RayService; see `settings_from`."""
+    """For `serve run pipeline.distributed.serve:app out=...` and a RayService; see `settings_from`."""
     return application(*settings_from(options, os.environ))
 
 

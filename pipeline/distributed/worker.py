@@ -21,6 +21,7 @@ import torch
 from pipeline.base.errors import StoreError, UsageError, XmemError
 from pipeline.base.records import FrameChunk
 from pipeline.base.redaction import redacted_trace
+from pipeline.distributed.messages import ChunkReport, Outcome, StreamSpec, StreamStatus, WorkerSettings
 from pipeline.prompts.resolving import PromptSet, load_mask_png, load_prompts
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
@@ -32,7 +33,6 @@ from pipeline.tracking.stream_tracker import StreamTracker
 from pipeline.tracks.sinks import Sinks
 from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import open_source
-from pipeline.work import ChunkReport, Outcome, StreamSpec, StreamStatus, WorkerSettings
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from support.live_books import Committed
 from support.tiny import tiny_weights
 from support.videos import make_video
 
-from pipeline.actor import WATCHERS, live_actor, live_actor_name
 from pipeline.base.errors import UsageError
+from pipeline.distributed.actors import WATCHERS, live_actor, live_actor_name
 from pipeline.live.camera.options import LiveOptions
 from pipeline.live.hub.hub import HubSettings
 from pipeline.live.recent import LiveView

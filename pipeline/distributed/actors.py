@@ -17,10 +17,10 @@ import ray
 
 from pipeline.base.malloc import keep_freed_memory
 from pipeline.base.records import FrameChunk
+from pipeline.distributed.messages import ChunkReport, StreamSpec, StreamStatus, WorkerSettings
+from pipeline.distributed.parent import end_with_parent
+from pipeline.distributed.worker import Worker
 from pipeline.live.hub.hub import HubSettings, LiveHub
-from pipeline.parent import end_with_parent
-from pipeline.work import ChunkReport, StreamSpec, StreamStatus, WorkerSettings
-from pipeline.worker import Worker
 from xmem_core.openmp import passive_environment
 
 logger = logging.getLogger(__name__)

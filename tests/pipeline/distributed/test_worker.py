@@ -20,13 +20,13 @@ from support.tiny import CAPPED_MEMORY
 from support.videos import make_video
 
 from pipeline.base.records import FrameChunk
+from pipeline.distributed.messages import ChunkReport, StreamSpec, WorkerSettings
+from pipeline.distributed.worker import Worker
 from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking.executor import begun_with
 from pipeline.tracking.memory_plan import device_bytes
 from pipeline.tracking.track import track
 from pipeline.tracks.store import StreamStore
-from pipeline.work import ChunkReport, StreamSpec, WorkerSettings
-from pipeline.worker import Worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 

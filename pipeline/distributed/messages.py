@@ -25,7 +25,7 @@ class WorkerSettings:
         tracking: how they are tracked. A stream that was begun with another number of threads, or (where the
             dtype is "auto") in another precision, keeps its own.
         probe: name of a file that whoever runs the batch has put into `out`. A worker that does not see it
-            writes somewhere else, see `pipeline.worker.Worker.facts`.
+            writes somewhere else, see `pipeline.distributed.worker.Worker.facts`.
         storage_options, out_storage_options: for the fsspec file systems of videos and output. They may hold
             credentials, so they are in no repr.
     """

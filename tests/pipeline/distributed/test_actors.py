@@ -18,13 +18,13 @@ from support.tiny import CAPPED_MEMORY
 from support.videos import make_video
 from test_worker import FRAMES, PROMPTS, ROWS, rows
 
-from pipeline.actor import live_actor, tracker_actor
 from pipeline.base.records import FrameChunk
+from pipeline.distributed.actors import live_actor, tracker_actor
+from pipeline.distributed.messages import StreamSpec, StreamStatus, WorkerSettings
 from pipeline.live.hub.hub import HubSettings
 from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.track import track
-from pipeline.work import StreamSpec, StreamStatus, WorkerSettings
 
 CHUNK = 3
 

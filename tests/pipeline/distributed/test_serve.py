@@ -27,8 +27,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray Serve's own modules use what pydantic calls deprecated
     from ray import serve
 
-    from pipeline.actor import WATCHERS
-    from pipeline.serve import NAMESPACE, HubPlace, application, settings_from
+    from pipeline.distributed.actors import WATCHERS
+    from pipeline.distributed.serve import NAMESPACE, HubPlace, application, settings_from
 
 # So do some of its functions when they are called.
 pytestmark = pytest.mark.filterwarnings("ignore:::ray.*", "ignore::pydantic.PydanticDeprecatedSince20")

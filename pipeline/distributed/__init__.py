@@ -1,0 +1,4 @@
+"""Ray: tracker actors and their messages, the Serve application, the Ray Data stage.
+
+May use: every room of pipeline but testing.
+"""
