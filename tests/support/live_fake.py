@@ -10,11 +10,11 @@ from datetime import UTC, datetime, timedelta
 from support.small_net import frame_at
 
 from pipeline.base.records import Event, Frame
-from pipeline.detect.protocol import drawn_scene
 from pipeline.live.camera.clock import Stamp
 from pipeline.live.camera.ledger import Ledger
 from pipeline.live.camera.queue import LiveQueue
 from pipeline.live.spec import LiveSpec
+from pipeline.testing.detectors import drawn_scene
 
 HEIGHT, WIDTH = 48, 64
 

@@ -14,7 +14,8 @@ from pipeline.base.errors import UsageError
 from pipeline.base.records import Frame
 from pipeline.detect.loading import load_detector
 from pipeline.detect.motion import MotionDetector
-from pipeline.detect.protocol import Detection, Detector, check_detector, drawn_scene
+from pipeline.detect.protocol import Detection, Detector
+from pipeline.testing.detectors import check_detector, drawn_scene
 
 
 def mask_of(height: int, width: int, top: int, left: int, h: int, w: int) -> np.ndarray:

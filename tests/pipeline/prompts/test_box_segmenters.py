@@ -14,12 +14,8 @@ import pytest
 import pipeline.base.plugins
 import pipeline.prompts.box_segmenters
 from pipeline.base.errors import UsageError
-from pipeline.prompts.box_segmenters import (
-    GrabCut,
-    check_box_segmenter,
-    inscribed_ellipse,
-    load_box_segmenter,
-)
+from pipeline.prompts.box_segmenters import GrabCut, inscribed_ellipse, load_box_segmenter
+from pipeline.testing.boxes import check_box_segmenter
 
 
 def scene(noise: float = 6, height: int = 120, width: int = 160) -> tuple[np.ndarray, np.ndarray]:

@@ -124,7 +124,7 @@ def test_a_camera_that_failed_for_good_can_be_replaced(tmp_path: Path, clips: li
 
 
 def test_what_moves_is_found_and_kept(tmp_path: Path) -> None:
-    from pipeline.detect.protocol import drawn_scene
+    from pipeline.testing.detectors import drawn_scene
 
     clip = make_video(tmp_path / "walk.mp4", [f.image for f in drawn_scene(100)], gop=10)
     out = tmp_path / "out"

@@ -112,7 +112,7 @@ def as_h264(source: Path, target: Path) -> Path:
 def the_clip(folder: Path) -> Path:
     if REAL.exists():
         return as_h264(REAL, folder / "vtest.mp4")
-    from pipeline.detect.protocol import drawn_scene
+    from pipeline.testing.detectors import drawn_scene
 
     return make_video(folder / "walk.mp4", [f.image for f in drawn_scene(200)], gop=10, rate=10)
 

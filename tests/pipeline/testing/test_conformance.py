@@ -16,12 +16,12 @@ from support.plugin_package import install, python
 from support.tiny import tiny_weights
 from support.videos import make_images, make_video
 
-import pipeline.conformance
+import pipeline.testing.conformance
 from pipeline.base.errors import SourceError
 from pipeline.base.records import Event, Frame
-from pipeline.conformance import check_box_segmenter, check_detector, check_sink, check_source
 from pipeline.detect.protocol import Detection
 from pipeline.prompts.resolving import ResolvedPrompt
+from pipeline.testing.conformance import check_box_segmenter, check_detector, check_sink, check_source
 from pipeline.video.sources import open_source
 
 FRAMES = 13
@@ -41,7 +41,7 @@ def test_the_example_package_keeps_its_promises_and_tracks(
 ) -> None:
     program = """
 import json, sys
-from pipeline.conformance import main
+from pipeline.testing.conformance import main
 from pipeline.tracking.track import track
 from pipeline.prompts.resolving import PromptSet
 
@@ -84,7 +84,7 @@ def test_the_command_line_names_what_is_broken(tmp_path: Path, installed: Path) 
     shutil.copytree(installed, broken)
     module = broken / "xmem_example_plugins" / "source.py"
     module.write_text(module.read_text().replace("range(start, count)", "range(start, count - start)"))
-    done = python(broken, "-m", "pipeline.conformance", "source", "squares://40x30/12")
+    done = python(broken, "-m", "pipeline.testing.conformance", "source", "squares://40x30/12")
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.startswith("source squares://40x30/12: it ended at frame ")
     assert done.stdout.count("\n") == 1
@@ -100,12 +100,12 @@ def test_the_command_line_names_what_is_broken(tmp_path: Path, installed: Path) 
     ],
 )
 def test_what_is_not_installed_is_said(capsys: Any, arguments: list[str], complaint: str) -> None:
-    assert pipeline.conformance.main(arguments) == 2
+    assert pipeline.testing.conformance.main(arguments) == 2
     assert complaint in capsys.readouterr().err
 
 
 def test_what_is_built_in_keeps_its_promises(capsys: Any) -> None:
-    assert pipeline.conformance.main(["box-segmenter", "grabcut"]) == 0
+    assert pipeline.testing.conformance.main(["box-segmenter", "grabcut"]) == 0
     assert capsys.readouterr().out == "box-segmenter grabcut: keeps its promises\n"
 
 

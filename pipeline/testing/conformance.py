@@ -1,6 +1,6 @@
 """What a plugin promises, tried out: one function per kind of plugin, for its author's own tests.
 
-    from pipeline.conformance import check_source
+    from pipeline.testing.conformance import check_source
 
     def test_my_source(tmp_path):
         check_source(MySource(), "my://some/short/video")
@@ -8,10 +8,10 @@
 Each raises AssertionError with a line that says which promise is broken, and where; no pytest is needed. The
 installed plugins can be checked from the command line, by the names of their entry points:
 
-    python -m pipeline.conformance source my://some/short/video
-    python -m pipeline.conformance box-segmenter NAME
-    python -m pipeline.conformance detector NAME
-    python -m pipeline.conformance sink NAME
+    python -m pipeline.testing.conformance source my://some/short/video
+    python -m pipeline.testing.conformance box-segmenter NAME
+    python -m pipeline.testing.conformance detector NAME
+    python -m pipeline.testing.conformance sink NAME
 
 A sink is given rows of streams called `conformance-...`: let it write where that does no harm.
 """
@@ -33,10 +33,11 @@ import numpy as np
 from pipeline.base.errors import SourceError, UsageError, one_line
 from pipeline.base.records import Event, Frame
 from pipeline.detect.loading import load_detector
-from pipeline.detect.protocol import check_detector
-from pipeline.prompts.box_segmenters import check_box_segmenter, load_box_segmenter
-from pipeline.sink_trial import check_sink
+from pipeline.prompts.box_segmenters import load_box_segmenter
 from pipeline.storage.locations import scheme_of
+from pipeline.testing.boxes import check_box_segmenter
+from pipeline.testing.detectors import check_detector
+from pipeline.testing.sinks import check_sink
 from pipeline.tracks.sinks import load_sink
 from pipeline.video.plugin_video import Source, find_plugin
 
@@ -229,7 +230,9 @@ def _check_missing(source: Source, given: str | None, made_up: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Check an installed plugin. Exit code 0: it keeps its promises; 1: it does not; 2: it is not there."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.conformance", description="Check a plugin.")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.testing.conformance", description="Check a plugin."
+    )
     kinds = parser.add_subparsers(dest="kind", required=True)
     source = kinds.add_parser("source", help="of the group xmem.sources, found by the URI's scheme")
     source.add_argument("name", metavar="URI", help="a short video that it can read")
