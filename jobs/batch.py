@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from jobs.actions import Progress, Running, SchedulerOptions, VideoResult
 from jobs.cluster import Resources, check, connected
 from jobs.lease import lease
 from jobs.listing import Skipped
-from jobs.manifest import VideoJob, local_absolute
+from jobs.manifest import local_absolute
 from jobs.ray_pool import RayPool, room_for
 from jobs.report import BatchReport
-from jobs.scheduler import Scheduler
+from jobs.scheduling.actions import Progress, Running, SchedulerOptions, VideoResult
+from jobs.scheduling.scheduler import Scheduler
+from jobs.scheduling.video_job import VideoJob
 from pipeline.base.errors import SettingsConflictError, StoreError, UsageError, XmemError
 from pipeline.base.redaction import redacted
 from pipeline.detect.loading import load_detector

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.listing import Skipped
-from jobs.manifest import VideoJob
 from jobs.report import FOLDER
+from jobs.scheduling.video_job import VideoJob
 from jobs.terminal import duration
 from pipeline.base.errors import StoreError, XmemError
 from pipeline.base.redaction import redacted

@@ -8,15 +8,15 @@ video are, in this order: the manifest's, those beside the video (`a.prompts.jso
 from __future__ import annotations
 
 import logging
-import math
 import os
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from jobs.listing import SIDECARS, Sidecars, Skipped, has_wildcard, root_of, sidecar_of, videos_in
 from jobs.manifest_file import SUFFIXES, Row, absolute, check_prompts_name, is_manifest, read_rows
+from jobs.scheduling.video_job import VideoJob
 from pipeline.base.errors import SourceError, UsageError
 from pipeline.base.redaction import redacted
 from pipeline.base.stream_ids import expanded, generate_stream_id, named_stream_id, relative_stream_id
@@ -29,26 +29,6 @@ logger = logging.getLogger(__name__)
 
 Ids = Literal["uri", "relative", "name"]
 _NO_VIDEOS = (".json", ".txt", ".tsv", ".yaml", ".yml")
-
-
-@dataclass(frozen=True, slots=True)
-class VideoJob:
-    """One video of a batch.
-
-    Args:
-        spec: the stream.
-        priority: its share of the work compared with the other videos'; above 0.
-
-    Raises:
-        UsageError: the priority is not a finite number above 0.
-    """
-
-    spec: StreamSpec
-    priority: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.priority < math.inf:
-            raise UsageError(f"priority {self.priority!r} is not allowed: give a number above 0")
 
 
 def load_manifest(

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from jobs.actions import Progress as Standing
-from jobs.actions import Running
+from jobs.scheduling.actions import Progress as Standing
+from jobs.scheduling.actions import Running
 from jobs.terminal import SPEAK_EVERY_S, duration, say
 
 _MOST_BARS = 12

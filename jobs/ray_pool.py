@@ -23,9 +23,9 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from jobs.actions import Action, Call, CloseWorker, Open, Progress, Release, Track
 from jobs.ray_errors import brief, death
-from jobs.scheduler import Scheduler
+from jobs.scheduling.actions import Action, Call, CloseWorker, Open, Progress, Release, Track
+from jobs.scheduling.scheduler import Scheduler
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.base.redaction import redacted
 from pipeline.storage.failures import Failure

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, get_args
 
-from jobs.actions import VideoResult, VideoState
 from jobs.lease import running
 from jobs.listing import Skipped
-from jobs.manifest import VideoJob
+from jobs.scheduling.actions import VideoResult, VideoState
+from jobs.scheduling.video_job import VideoJob
 from pipeline.base.errors import StoreError, XmemError, one_line
 from pipeline.base.redaction import redacted
 from pipeline.storage.failures import Failure

@@ -15,11 +15,12 @@ from support.servers import S3Server
 from support.tiny import tiny_weights
 from support.videos import make_images, make_video, truncate
 
-from jobs.actions import Progress, Running
 from jobs.batch import BatchOptions, Plan, budget, plan, run_batch
 from jobs.cluster import Resources, connected
-from jobs.manifest import VideoJob, load_manifest
+from jobs.manifest import load_manifest
 from jobs.report import BatchReport
+from jobs.scheduling.actions import Progress, Running
+from jobs.scheduling.video_job import VideoJob
 from pipeline.analytics.query import query
 from pipeline.base.errors import SettingsConflictError, StoreError, UsageError
 from pipeline.distributed.messages import StreamSpec, WorkerSettings

@@ -21,12 +21,12 @@ from support.videos import make_video
 
 import jobs.batch
 import jobs.submit
-from jobs.actions import VideoResult
 from jobs.batch import BatchOptions
 from jobs.cli import main
 from jobs.lease import lease
-from jobs.manifest import VideoJob
 from jobs.report import BatchReport
+from jobs.scheduling.actions import VideoResult
+from jobs.scheduling.video_job import VideoJob
 from pipeline.analytics.query import query
 from pipeline.base.errors import StoreError
 from pipeline.base.stream_ids import generate_stream_id

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from jobs.actions import Progress, Running
 from jobs.progress import BatchDisplay, Rate, ended, line, seconds_left, share
+from jobs.scheduling.actions import Progress, Running
 from jobs.terminal import duration
 
 

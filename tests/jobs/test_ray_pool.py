@@ -13,10 +13,10 @@ import pytest
 import ray
 from support.standin import CHUNK, Actor, committed, notes
 
-from jobs.actions import Progress, SchedulerOptions
-from jobs.manifest import VideoJob
 from jobs.ray_pool import RayPool, room_for, shortage, used
-from jobs.scheduler import Scheduler
+from jobs.scheduling.actions import Progress, SchedulerOptions
+from jobs.scheduling.scheduler import Scheduler
+from jobs.scheduling.video_job import VideoJob
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.distributed.messages import StreamSpec
 

@@ -19,12 +19,12 @@ from support.standin import CHUNK, Actor, committed, notes
 from support.tiny import tiny_weights
 from support.videos import make_video
 
-from jobs.actions import Progress, SchedulerOptions
 from jobs.batch import BatchOptions, run_batch
 from jobs.cluster import unreported
-from jobs.manifest import VideoJob
 from jobs.ray_pool import RayPool, room_for
-from jobs.scheduler import Scheduler
+from jobs.scheduling.actions import Progress, SchedulerOptions
+from jobs.scheduling.scheduler import Scheduler
+from jobs.scheduling.video_job import VideoJob
 from pipeline.base.errors import UsageError
 from pipeline.distributed.messages import StreamSpec, WorkerSettings
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from jobs.actions import VideoResult
 from jobs.listing import Skipped
-from jobs.manifest import VideoJob
 from jobs.report import BatchReport
+from jobs.scheduling.actions import VideoResult
+from jobs.scheduling.video_job import VideoJob
 from pipeline.base.errors import StoreError, XmemError
 from pipeline.distributed.messages import StreamSpec
 from pipeline.storage.failures import Failure

@@ -10,9 +10,9 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 
-from jobs.actions import Action, Call, Close, CloseWorker, Open, Release, SchedulerOptions, Track
-from jobs.manifest import VideoJob
-from jobs.scheduler import Scheduler
+from jobs.scheduling.actions import Action, Call, Close, CloseWorker, Open, Release, SchedulerOptions, Track
+from jobs.scheduling.scheduler import Scheduler
+from jobs.scheduling.video_job import VideoJob
 from pipeline.distributed.messages import ChunkReport, StreamSpec, StreamStatus
 from pipeline.storage.failures import Failure
 

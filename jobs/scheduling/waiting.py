@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import heappop, heappush
 
-from jobs.fair_queue import FairQueue
-from jobs.workers import Video
+from jobs.scheduling.fair_queue import FairQueue
+from jobs.scheduling.placement import Video
 
 # Places for begun videos to one for a fresh one, while more of them wait than there are places.
 _CROWDED = 3

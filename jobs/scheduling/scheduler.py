@@ -19,7 +19,7 @@ import dataclasses
 import random
 from collections.abc import Iterator
 
-from jobs.actions import (
+from jobs.scheduling.actions import (
     Action,
     Close,
     CloseWorker,
@@ -32,10 +32,10 @@ from jobs.actions import (
     VideoResult,
     VideoState,
 )
-from jobs.ledger import Ledger
-from jobs.manifest import VideoJob
-from jobs.waiting import Waiting
-from jobs.workers import Video, Where, Worker, Workers
+from jobs.scheduling.outcomes import Ledger
+from jobs.scheduling.placement import Video, Where, Worker, Workers
+from jobs.scheduling.video_job import VideoJob
+from jobs.scheduling.waiting import Waiting
 from pipeline.base.errors import AnotherWriterError, UsageError
 from pipeline.base.records import FrameChunk
 from pipeline.distributed.messages import ChunkReport, StreamStatus

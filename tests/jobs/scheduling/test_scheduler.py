@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.scheduler_world import LOST, Film, World, name_of
 
-from jobs.actions import Close, CloseWorker, Open, Release, SchedulerOptions, Track
-from jobs.manifest import VideoJob
-from jobs.scheduler import Scheduler
+from jobs.scheduling.actions import Close, CloseWorker, Open, Release, SchedulerOptions, Track
+from jobs.scheduling.scheduler import Scheduler
+from jobs.scheduling.video_job import VideoJob
 from pipeline.base.errors import UsageError
 from pipeline.distributed.messages import ChunkReport, StreamSpec, StreamStatus
 from pipeline.storage.failures import Failure

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from jobs.actions import VideoResult, VideoState
-from jobs.workers import Video
+from jobs.scheduling.actions import VideoResult, VideoState
+from jobs.scheduling.placement import Video
 from pipeline.distributed.messages import ChunkReport
 
 

@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Iterator
 from enum import Enum, auto
 
-from jobs.actions import SchedulerOptions
-from jobs.fair_queue import FairQueue
-from jobs.manifest import VideoJob
+from jobs.scheduling.actions import SchedulerOptions
+from jobs.scheduling.fair_queue import FairQueue
+from jobs.scheduling.video_job import VideoJob
 from pipeline.storage.failures import Failure
 
 # Beyond them a share is as good as all or nothing, and sums of its inverse would lose their digits.

@@ -1,0 +1,4 @@
+"""The batch scheduler and what it decides with: pure logic, without Ray, threads or clocks.
+
+May use: nothing else of jobs.
+"""
