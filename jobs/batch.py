@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from jobs.cluster import Resources, check, connected
+from jobs.cluster.connection import Resources, check, connected
 from jobs.lease import lease
 from jobs.listing import Skipped
 from jobs.manifest import local_absolute

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jobs import ray_token
+from jobs.cluster import auth_token as ray_token
 from jobs.options import tracking_options
 from jobs.terminal import console, duration, fetch_model, say
 from pipeline.base.errors import UsageError, XmemError, one_line

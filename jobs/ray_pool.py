@@ -23,7 +23,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from jobs.ray_errors import brief, death
+from jobs.cluster.ray_errors import brief, death
 from jobs.scheduling.actions import Action, Call, CloseWorker, Open, Progress, Release, Track
 from jobs.scheduling.scheduler import Scheduler
 from pipeline.base.errors import UsageError, XmemError

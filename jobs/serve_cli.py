@@ -65,7 +65,7 @@ def serve(
     networks = tuple(allow_network or ())
     fetch_model(tracking.model.name)
 
-    from jobs.cluster import connected
+    from jobs.cluster.connection import connected
     from pipeline.api import slow_clients
     from pipeline.api.service import ApiSettings
     from pipeline.distributed.serve import application, live_settings
@@ -98,7 +98,7 @@ def _run(application: object, place: object, host: str, port: int, out: str) -> 
     import ray
     from ray import serve as ray_serve
 
-    from jobs.cluster import check
+    from jobs.cluster.connection import check
     from pipeline.distributed.serve import APPLICATION, NAMESPACE, HubPlace, hub_actor
 
     assert isinstance(place, HubPlace)

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from jobs import ray_token
+from jobs.cluster import auth_token as ray_token
+from jobs.cluster.ray_errors import brief
+from jobs.cluster.shipping import runtime_env
 from jobs.manifest_file import is_manifest, read_rows
-from jobs.ray_errors import brief
-from jobs.shipping import runtime_env
 from jobs.storage_options import parse_storage_options
 from pipeline.base.errors import UsageError, XmemError, one_line
 from pipeline.base.redaction import redacted

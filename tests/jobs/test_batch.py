@@ -16,7 +16,7 @@ from support.tiny import tiny_weights
 from support.videos import make_images, make_video, truncate
 
 from jobs.batch import BatchOptions, Plan, budget, plan, run_batch
-from jobs.cluster import Resources, connected
+from jobs.cluster.connection import Resources, connected
 from jobs.manifest import load_manifest
 from jobs.report import BatchReport
 from jobs.scheduling.actions import Progress, Running

@@ -20,7 +20,7 @@ from support.tiny import tiny_weights
 from support.videos import make_video
 
 from jobs.batch import BatchOptions, run_batch
-from jobs.cluster import unreported
+from jobs.cluster.connection import unreported
 from jobs.ray_pool import RayPool, room_for
 from jobs.scheduling.actions import Progress, SchedulerOptions
 from jobs.scheduling.scheduler import Scheduler

@@ -22,8 +22,8 @@ from support.servers import S3Server
 from support.tiny import tiny_weights
 from support.videos import make_video
 
-from jobs import ray_token
 from jobs.cli import main
+from jobs.cluster import auth_token as ray_token
 from jobs.submit import Jobs, JobStatus, _shipped_manifest, _shipped_options, check_paths
 from pipeline.base.errors import UsageError
 from pipeline.prompts.resolving import PromptSet
@@ -140,7 +140,7 @@ from pathlib import Path
 from jobs import ray_token
 from jobs.cli import main
 ray_token.enable()
-from jobs.cluster import connected
+from jobs.cluster.connection import connected
 
 with connected(sys.argv[1]):
     @ray.remote(num_cpus=1)

@@ -18,19 +18,20 @@ from support.ray_head import _session as processes_of
 from support.served import served
 from support.sockets import is_loopback, listeners
 
-from jobs import local_ray, ray_token
-from jobs.cluster import connected
+from jobs.cluster import auth_token as ray_token
+from jobs.cluster import local_ray
+from jobs.cluster.connection import connected
 from pipeline.base.errors import XmemError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STARTER = """
 import sys
 
 import ray
 
-from jobs.cluster import connected
+from jobs.cluster.connection import connected
 
 with connected():
     ray.get(ray.remote(num_cpus=0)(lambda: 1).remote())

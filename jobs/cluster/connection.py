@@ -15,10 +15,11 @@ from typing import Any
 
 import ray
 
-from jobs import local_ray, ray_token
-from jobs.ray_errors import brief
-from jobs.ray_watch import RayWatch
-from jobs.shipping import is_submitted_job, runtime_env
+from jobs.cluster import auth_token as ray_token
+from jobs.cluster import local_ray
+from jobs.cluster.ray_errors import brief
+from jobs.cluster.ray_watch import RayWatch
+from jobs.cluster.shipping import is_submitted_job, runtime_env
 from pipeline.base.errors import UsageError, XmemError, one_line
 
 logger = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import ray
 
-from jobs import cluster
-from jobs.cluster import connected
-from jobs.ray_errors import brief
+from jobs.cluster import connection as cluster
+from jobs.cluster.connection import connected
+from jobs.cluster.ray_errors import brief
 from pipeline.base.errors import XmemError
 
 SETUP = """runtime_env setup failed: Failed to set up runtime environment.

@@ -19,7 +19,7 @@ import ray
 from ray import _raylet
 from ray._private import ray_constants
 
-from jobs import ray_token
+from jobs.cluster import auth_token as ray_token
 from pipeline.base.errors import XmemError
 
 MINIMUM = (2, 59)
