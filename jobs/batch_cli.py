@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from jobs.batch.durations import duration
 from jobs.cluster import auth_token as ray_token
 from jobs.options import tracking_options
-from jobs.terminal import console, duration, fetch_model, say
+from jobs.terminal import console, fetch_model, say
 from pipeline.base.errors import UsageError, XmemError, one_line
 from pipeline.base.redaction import redacted
 from pipeline.tracking.settings import TrackSettings
 
 if TYPE_CHECKING:
-    from jobs.listing import Skipped
-    from jobs.report import BatchReport
+    from jobs.batch.listing import Skipped
+    from jobs.batch.report import BatchReport
     from pipeline.distributed.messages import WorkerSettings
 
 _BATCH = "Batch"
@@ -151,15 +152,15 @@ def run(
     debug = logging.getLogger().isEnabledFor(logging.DEBUG)
     if address is not None:
         ray_token.enable()
-        from jobs.submit import check_paths
+        from jobs.batch.submit import check_paths
 
         check_paths()
 
-    from jobs.batch import BatchOptions, run_batch
-    from jobs.listing import Skipped
-    from jobs.manifest import load_manifest
+    from jobs.batch.listing import Skipped
+    from jobs.batch.manifest import load_manifest
+    from jobs.batch.run import BatchOptions, run_batch
+    from jobs.batch.storage_options import parse_storage_options
     from jobs.progress import BatchDisplay
-    from jobs.storage_options import parse_storage_options
     from pipeline.distributed.messages import WorkerSettings
     from pipeline.storage.locations import scheme_of
 
@@ -225,7 +226,7 @@ def run(
 
 def _forecast(jobs: Any, settings: WorkerSettings, errors: list[str], skipped: Skipped) -> int:
     """What a batch would do, to stdout; exit code 2 if something is wrong with it."""
-    from jobs.dry_run import forecast
+    from jobs.batch.dry_run import forecast
 
     found = forecast(jobs, settings, errors=errors, skipped=skipped)
     for line in found.lines():
@@ -259,7 +260,7 @@ def _tokens(context: Any, without: frozenset[str] = frozenset()) -> list[str]:
 
 def _request(context: Any) -> list[str]:
     """The command line of `run`, for a later `retry` in another folder; without credentials."""
-    from jobs.manifest import local_absolute
+    from jobs.batch.manifest import local_absolute
 
     tokens = [local_absolute(video) for video in context.params["videos"]]
     names = {p.opts[0]: p.name for p in context.command.params}
@@ -362,7 +363,7 @@ def retry(
 
 def _access_in(arguments: list[str]) -> dict[str, Any] | None:
     """The storage options among further options of `run`."""
-    from jobs.storage_options import parse_storage_options
+    from jobs.batch.storage_options import parse_storage_options
 
     context = _run_command().make_context("xmem batch retry", ["VIDEOS", "--out", "OUT", *arguments])
     return parse_storage_options(context.params["out_storage_options"] or context.params["storage_options"])
@@ -385,11 +386,11 @@ def list_batches(
 ) -> int:
     """The batches on a cluster, newest first; or those of an output folder, running ones included."""
     if out is not None:
-        from jobs.report import batches_in
+        from jobs.batch.report import batches_in
 
         found = batches_in(out)
     else:
-        from jobs.submit import Jobs
+        from jobs.batch.submit import Jobs
 
         found = [job.to_json() for job in Jobs(address).list()]
     if as_json:
@@ -428,7 +429,7 @@ def submit(
 
     The code travels with the job, and so do a manifest and a prompts file that lie here. Prints the job's id.
     """
-    from jobs.submit import Jobs
+    from jobs.batch.submit import Jobs
 
     # What stands behind VIDEOS is taken for more of them until `run` tells options from videos.
     videos, arguments = _checked([*videos, *context.args])
@@ -471,7 +472,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """How a job stands: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
-    from jobs.submit import Jobs
+    from jobs.batch.submit import Jobs
 
     found = Jobs(address).status(job_id)
     if as_json:
@@ -489,7 +490,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job has ended.")] = False,
 ) -> int:
     """What a job has printed."""
-    from jobs.submit import Jobs
+    from jobs.batch.submit import Jobs
 
     jobs = Jobs(address)
     if follow:
@@ -502,7 +503,7 @@ def logs(
 @app.command()
 def cancel(job_id: JobArgument, address: JobsAddressOption = None) -> int:
     """Stop a job. What is committed stays; the same batch, submitted again, goes on from there."""
-    from jobs.submit import Jobs
+    from jobs.batch.submit import Jobs
 
     stopped = Jobs(address).cancel(job_id)
     say(f"{job_id} is being stopped" if stopped else f"{job_id} had ended already")

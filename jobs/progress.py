@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from jobs.batch.durations import duration
 from jobs.scheduling.actions import Progress as Standing
 from jobs.scheduling.actions import Running
-from jobs.terminal import SPEAK_EVERY_S, duration, say
+from jobs.terminal import SPEAK_EVERY_S, say
 
 _MOST_BARS = 12
 _RATE_SECONDS = 30.0

@@ -41,17 +41,6 @@ def short_name(uri: str) -> str:
     return redacted(uri).split("?")[0].rstrip("/").rpartition("/")[2] or uri
 
 
-def duration(seconds: float) -> str:
-    """A time span as people say it: `45 s`, `12 min`, `3.5 h`, `2.1 days`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 36 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.1f} days"
-
-
 def fetch_model(name: str) -> None:
     """Download a published checkpoint with a bar, where one has to be.
 

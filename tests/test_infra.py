@@ -376,7 +376,7 @@ def actors_of(command: str) -> int:
 
 def test_a_batch_asks_for_the_gpus_that_may_come() -> None:
     """From none at the start: a cluster grows only for actors that wait."""
-    from jobs.batch import BatchOptions, plan
+    from jobs.batch.run import BatchOptions, plan
     from jobs.cluster.connection import Resources
 
     grown = cluster("ray-cluster.yaml")["available_node_types"]["gpu"]["max_workers"]

@@ -27,7 +27,7 @@ import ray  # noqa: E402
 from support.measured import resident_bytes  # noqa: E402
 from support.scheduler_world import Film, World  # noqa: E402
 
-from jobs.ray_pool import RayPool  # noqa: E402
+from jobs.batch.ray_pool import RayPool  # noqa: E402
 from jobs.scheduling.actions import Progress, SchedulerOptions  # noqa: E402
 from jobs.scheduling.scheduler import Scheduler  # noqa: E402
 from jobs.scheduling.video_job import VideoJob  # noqa: E402

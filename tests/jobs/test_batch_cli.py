@@ -19,12 +19,12 @@ import pytest
 from support.tiny import tiny_weights
 from support.videos import make_video
 
-import jobs.batch
-import jobs.submit
-from jobs.batch import BatchOptions
+import jobs.batch.run
+import jobs.batch.submit
+from jobs.batch.lease import lease
+from jobs.batch.report import BatchReport
+from jobs.batch.run import BatchOptions
 from jobs.cli import main
-from jobs.lease import lease
-from jobs.report import BatchReport
 from jobs.scheduling.actions import VideoResult
 from jobs.scheduling.video_job import VideoJob
 from pipeline.analytics.query import query
@@ -96,7 +96,7 @@ class Batch:
 @pytest.fixture
 def batch(monkeypatch: pytest.MonkeyPatch) -> Batch:
     stand_in = Batch()
-    monkeypatch.setattr(jobs.batch, "run_batch", stand_in)
+    monkeypatch.setattr(jobs.batch.run, "run_batch", stand_in)
     return stand_in
 
 
@@ -332,7 +332,7 @@ def test_wrong_requests(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     arguments: list[str], said: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(jobs.submit.Jobs, "__init__", lambda self, address: None)
+    monkeypatch.setattr(jobs.batch.submit.Jobs, "__init__", lambda self, address: None)
     assert call("batch", *arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -348,7 +348,7 @@ def test_a_failure_of_the_whole_batch_is_one_line(
     def fails(*given: Any, **named: Any) -> None:
         raise StoreError("cannot write s3://key:secret@host/out")
 
-    monkeypatch.setattr(jobs.batch, "run_batch", fails)
+    monkeypatch.setattr(jobs.batch.run, "run_batch", fails)
     assert call("batch", ".", "--out", "out") == 1
     assert capsys.readouterr().err == "xmem: error: cannot write s3://host/out\n"
 

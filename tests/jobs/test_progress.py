@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from jobs.batch.durations import duration
 from jobs.progress import BatchDisplay, Rate, ended, line, seconds_left, share
 from jobs.scheduling.actions import Progress, Running
-from jobs.terminal import duration
 
 
 def standing(**given: Any) -> Progress:

@@ -75,7 +75,7 @@ def test_nothing_is_set_beside_what_the_user_set(name: str, monkeypatch: pytest.
 def test_the_public_names_are_had_without_torch_being_loaded_before() -> None:
     program = """
 import sys, xmem_core, pipeline.analytics.query, pipeline.tracking.settings, pipeline.live.spec
-import jobs.manifest
+import jobs.batch.manifest
 from xmem_core import MemoryConfig, ModelConfig
 assert not {"torch", "ray"} & set(sys.modules)
 assert set(xmem_core.__all__) <= set(dir(xmem_core))

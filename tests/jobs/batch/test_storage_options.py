@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.storage_options import parse_storage_options
+from jobs.batch.storage_options import parse_storage_options
 from pipeline.base.errors import UsageError
 
 

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.listing import Skipped
-from jobs.report import FOLDER
+from jobs.batch.durations import duration
+from jobs.batch.listing import Skipped
+from jobs.batch.report import FOLDER
 from jobs.scheduling.video_job import VideoJob
-from jobs.terminal import duration
 from pipeline.base.errors import StoreError, XmemError
 from pipeline.base.redaction import redacted
 from pipeline.distributed.messages import WorkerSettings

@@ -19,9 +19,9 @@ from support.standin import CHUNK, Actor, committed, notes
 from support.tiny import tiny_weights
 from support.videos import make_video
 
-from jobs.batch import BatchOptions, run_batch
+from jobs.batch.ray_pool import RayPool, room_for
+from jobs.batch.run import BatchOptions, run_batch
 from jobs.cluster.connection import unreported
-from jobs.ray_pool import RayPool, room_for
 from jobs.scheduling.actions import Progress, SchedulerOptions
 from jobs.scheduling.scheduler import Scheduler
 from jobs.scheduling.video_job import VideoJob
@@ -33,7 +33,7 @@ _CLONE_NEWNS, _CLONE_FS = 0x00020000, 0x00000200
 
 @pytest.fixture
 def cluster() -> Iterator[Any]:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{root}{os.pathsep}{root / 'tests'}")
         # The head runs no actors, so that it outlives them.

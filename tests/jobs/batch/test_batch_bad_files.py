@@ -11,8 +11,8 @@ import ray
 from support.tiny import tiny_weights
 from support.videos import damage_packets, make_video, truncate
 
-from jobs.batch import BatchOptions, run_batch
-from jobs.manifest import load_manifest
+from jobs.batch.manifest import load_manifest
+from jobs.batch.run import BatchOptions, run_batch
 from pipeline.analytics.query import query
 from pipeline.distributed.messages import WorkerSettings
 

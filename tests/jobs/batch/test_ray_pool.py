@@ -13,7 +13,7 @@ import pytest
 import ray
 from support.standin import CHUNK, Actor, committed, notes
 
-from jobs.ray_pool import RayPool, room_for, shortage, used
+from jobs.batch.ray_pool import RayPool, room_for, shortage, used
 from jobs.scheduling.actions import Progress, SchedulerOptions
 from jobs.scheduling.scheduler import Scheduler
 from jobs.scheduling.video_job import VideoJob
@@ -26,7 +26,7 @@ OPTIONS = SchedulerOptions(chunk_frames=CHUNK, quantum=3, backoff_seconds=0.05)
 @pytest.fixture(scope="module", autouse=True)
 def _local_ray() -> Iterator[None]:
     # Workers find the stand-in and this checkout.
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{root}{os.pathsep}{root / 'tests'}")
         _start()
@@ -303,7 +303,7 @@ def test_cancelled_while_running_and_from_another_thread(tmp_path: Path) -> None
 def test_a_constructor_that_fails_is_told(
     tmp_path: Path, fails: str, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.ray_pool._REPLACE_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr("jobs.batch.ray_pool._REPLACE_SECONDS", (0.01, 0.01))
     run = Run(tmp_path, [video("a")])
     monkeypatch.setattr(
         run.pool, "_make_actor", lambda: Actor.options(num_cpus=1).remote(str(tmp_path), fails=fails)

@@ -15,10 +15,10 @@ from support.servers import S3Server
 from support.tiny import tiny_weights
 from support.videos import make_images, make_video, truncate
 
-from jobs.batch import BatchOptions, Plan, budget, plan, run_batch
+from jobs.batch.manifest import load_manifest
+from jobs.batch.report import BatchReport
+from jobs.batch.run import BatchOptions, Plan, budget, plan, run_batch
 from jobs.cluster.connection import Resources, connected
-from jobs.manifest import load_manifest
-from jobs.report import BatchReport
 from jobs.scheduling.actions import Progress, Running
 from jobs.scheduling.video_job import VideoJob
 from pipeline.analytics.query import query
@@ -38,7 +38,7 @@ ONE = BatchOptions(actors=1)
 
 @pytest.fixture(scope="module", autouse=True)
 def _local_ray() -> Iterator[None]:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{root}{os.pathsep}{root / 'tests'}")
         with connected() as resources:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from jobs.listing import Skipped
-from jobs.report import BatchReport
+from jobs.batch.listing import Skipped
+from jobs.batch.report import BatchReport
 from jobs.scheduling.actions import VideoResult
 from jobs.scheduling.video_job import VideoJob
 from pipeline.base.errors import StoreError, XmemError
@@ -123,7 +123,7 @@ def test_it_replaces_a_file_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monke
     target = tmp_path / "report.json"
     target.write_text("older")
     broken = report(tmp_path)
-    monkeypatch.setattr("jobs.report._line", lambda job, result: 1 / 0)
+    monkeypatch.setattr("jobs.batch.report._line", lambda job, result: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         broken.write(str(target))
     assert target.read_text() == "older"

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from support.servers import S3Server
 
-from jobs.listing import Skipped, sidecar_of
-from jobs.manifest import load_manifest
-from jobs.manifest_file import absolute
+from jobs.batch.listing import Skipped, sidecar_of
+from jobs.batch.manifest import load_manifest
+from jobs.batch.manifest_file import absolute
 from jobs.scheduling.video_job import VideoJob
 from pipeline.base.errors import UsageError
 from pipeline.base.stream_ids import generate_stream_id, relative_stream_id

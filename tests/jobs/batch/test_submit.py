@@ -22,9 +22,9 @@ from support.servers import S3Server
 from support.tiny import tiny_weights
 from support.videos import make_video
 
+from jobs.batch.submit import Jobs, JobStatus, _shipped_manifest, _shipped_options, check_paths
 from jobs.cli import main
 from jobs.cluster import auth_token as ray_token
-from jobs.submit import Jobs, JobStatus, _shipped_manifest, _shipped_options, check_paths
 from pipeline.base.errors import UsageError
 from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking.track import track
@@ -32,7 +32,7 @@ from pipeline.tracking.track import track
 # Ray's client calls aiohttp so.
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PACKAGES = ("xmem_core", "pipeline", "jobs")
 BOX = {"version": 1, "objects": [{"frame": 0, "id": 1, "box": [10, 10, 30, 30]}]}
 
@@ -145,10 +145,10 @@ from jobs.cluster.connection import connected
 with connected(sys.argv[1]):
     @ray.remote(num_cpus=1)
     def where():
-        import jobs.report, pipeline.distributed.messages, xmem_core
+        import jobs.batch.report, pipeline.distributed.messages, xmem_core
         from xmem_core import load_model
         model = load_model("xmem-lite")
-        files = [m.__file__ for m in (xmem_core, pipeline.distributed.messages, jobs.report)]
+        files = [m.__file__ for m in (xmem_core, pipeline.distributed.messages, jobs.batch.report)]
         return pipeline.MARK, files, sum(p.numel() for p in model.parameters())
     print(json.dumps(ray.get(where.remote())))
 """
@@ -277,7 +277,7 @@ def test_workers_without_credentials_are_named_and_env_gives_them_some(
 
 
 def test_a_job_whose_set_up_fails_says_so_in_a_line(head: RayHead, xmem: Xmem) -> None:
-    from jobs.submit import Jobs
+    from jobs.batch.submit import Jobs
 
     Jobs(head.dashboard)._client.submit_job(
         entrypoint="true",

@@ -27,7 +27,7 @@ from xmem_core import MemoryConfig
 
 pytestmark = pytest.mark.ray
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 KILLS = int(os.environ.get("XMEM_CHAOS", "5"))
 PHASES = ["driver", "track", "between", "snapshot", "decode", "commit", "stored", "committed"]
 VIDEOS, FRAMES, CHUNK = 8, 40, 3

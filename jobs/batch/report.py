@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, get_args
 
-from jobs.lease import running
-from jobs.listing import Skipped
+from jobs.batch.lease import running
+from jobs.batch.listing import Skipped
 from jobs.scheduling.actions import VideoResult, VideoState
 from jobs.scheduling.video_job import VideoJob
 from pipeline.base.errors import StoreError, XmemError, one_line

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from jobs.batch.lease import lease
+from jobs.batch.listing import Skipped
+from jobs.batch.manifest import local_absolute
+from jobs.batch.ray_pool import RayPool, room_for
+from jobs.batch.report import BatchReport
 from jobs.cluster.connection import Resources, check, connected
-from jobs.lease import lease
-from jobs.listing import Skipped
-from jobs.manifest import local_absolute
-from jobs.ray_pool import RayPool, room_for
-from jobs.report import BatchReport
 from jobs.scheduling.actions import Progress, Running, SchedulerOptions, VideoResult
 from jobs.scheduling.scheduler import Scheduler
 from jobs.scheduling.video_job import VideoJob

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from jobs.batch.manifest_file import is_manifest, read_rows
+from jobs.batch.storage_options import parse_storage_options
 from jobs.cluster import auth_token as ray_token
 from jobs.cluster.ray_errors import brief
 from jobs.cluster.shipping import runtime_env
-from jobs.manifest_file import is_manifest, read_rows
-from jobs.storage_options import parse_storage_options
 from pipeline.base.errors import UsageError, XmemError, one_line
 from pipeline.base.redaction import redacted
 from pipeline.base.stream_ids import expanded

@@ -12,9 +12,9 @@ import ray
 from support.tiny import tiny_weights
 from support.videos import make_video
 
-from jobs.batch import BatchOptions, run_batch
+from jobs.batch.manifest import load_manifest
+from jobs.batch.run import BatchOptions, run_batch
 from jobs.cli import main
-from jobs.manifest import load_manifest
 from pipeline.analytics.query import query
 from pipeline.distributed.messages import WorkerSettings
 

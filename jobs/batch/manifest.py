@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from jobs.listing import SIDECARS, Sidecars, Skipped, has_wildcard, root_of, sidecar_of, videos_in
-from jobs.manifest_file import SUFFIXES, Row, absolute, check_prompts_name, is_manifest, read_rows
+from jobs.batch.listing import SIDECARS, Sidecars, Skipped, has_wildcard, root_of, sidecar_of, videos_in
+from jobs.batch.manifest_file import SUFFIXES, Row, absolute, check_prompts_name, is_manifest, read_rows
 from jobs.scheduling.video_job import VideoJob
 from pipeline.base.errors import SourceError, UsageError
 from pipeline.base.redaction import redacted
