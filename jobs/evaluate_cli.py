@@ -49,7 +49,7 @@ def evaluate(
     tracking: TrackSettings,
 ) -> None:
     """Measure a model: J and boundary accuracy F on a labelled data set, or a suite of composed scenes."""
-    from jobs.evaluate import EvaluationReport, run
+    from jobs.evaluation.davis import EvaluationReport, run
     from jobs.suites.report import SuiteReport
     from jobs.suites.runner import check_options, run_suite
     from pipeline.tracking.segmenters import open_segmenter

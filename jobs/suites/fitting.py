@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.evaluate import Segmenter
+from jobs.evaluation.davis import Segmenter
 from jobs.suites.presence import Observations, fit
 from jobs.suites.runner import run_suite
 from pipeline.base.errors import UsageError, XmemError

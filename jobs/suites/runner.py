@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jobs.evaluate import Segmenter
+from jobs.evaluation.davis import Segmenter
 from jobs.suites.crowd import crowd_scenes
 from jobs.suites.measures import SceneMeasure, Tally
 from jobs.suites.pictures import Pictures

@@ -17,7 +17,7 @@ from reference.plain_png import PALETTE, plain_png
 from rich.console import Console
 
 from jobs.cli import main
-from jobs.evaluate import EvaluationReport, boundary_accuracy, outline, region_similarity, run
+from jobs.evaluation.davis import EvaluationReport, boundary_accuracy, outline, region_similarity, run
 from pipeline.base.errors import UsageError
 
 REAL = Path("/work/shared/data/davis2016-val-part")

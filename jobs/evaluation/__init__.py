@@ -1,0 +1,4 @@
+"""Evaluation on labelled data sets.
+
+May use: nothing else of jobs.
+"""
