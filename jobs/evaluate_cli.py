@@ -50,8 +50,8 @@ def evaluate(
 ) -> None:
     """Measure a model: J and boundary accuracy F on a labelled data set, or a suite of composed scenes."""
     from jobs.evaluation.davis import EvaluationReport, run
-    from jobs.suites.report import SuiteReport
-    from jobs.suites.runner import check_options, run_suite
+    from jobs.evaluation.suites.report import SuiteReport
+    from jobs.evaluation.suites.runner import check_options, run_suite
     from pipeline.tracking.segmenters import open_segmenter
 
     check_options(root, suite, data, scenes, kind, clip, max_frames)

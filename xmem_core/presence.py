@@ -2,7 +2,8 @@
 
 The mean probability inside a mask ranks masks well but is no such probability: of crowd masks that had 0.75,
 three in ten were on their objects. How much it and other things that probabilities say count was fitted on
-composed scenes (`jobs/suites/presence.py`), so that eight in ten of those that score 0.8 are right.
+composed scenes (`jobs/evaluation/suites/presence.py`), so that eight in ten of those that score 0.8 are
+right.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class PresenceConstants:
     """Weights of `FEATURES`, in their order, and the intercept; the score is the logistic of their sum.
 
     They belong to weights of a network, and travel with them (`ModelConfig.presence`). `python -m
-    jobs.suites.fitting` fits them.
+    jobs.evaluation.suites.fitting` fits them.
     """
 
     weights: tuple[float, ...]

@@ -144,7 +144,7 @@ class StepResult:
         """(O,) float32, 0 to 1: how probably each object's mask is on that object; 0 for one without a mask.
 
         Calibrated for the bundled model (its card has the table). None for weights to which it was not
-        fitted, the published ones among them: `python -m jobs.suites.fitting` does that.
+        fitted, the published ones among them: `python -m jobs.evaluation.suites.fitting` does that.
         """
         if self.presence_constants is None:
             return None

@@ -39,7 +39,7 @@ def spin_count(done: subprocess.CompletedProcess[str]) -> str:
         "from xmem_core import load_model",
         "from pipeline.tracking.track import track",
         "import pipeline.tracking.memory_plan",
-        "import jobs.suites.runner",
+        "import jobs.evaluation.suites.runner",
         "import jobs.cli, torch",
     ],
 )

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from support.pictures import flat, flat_sprite, write_pictures
 
-from jobs.suites.crowd import WHOLE, crowd_scene, crowd_scenes
-from jobs.suites.measures import Tally
-from jobs.suites.pictures import HELD_OUT_PEOPLE, Pictures, look
-from jobs.suites.stage import Actor, Scene, compose, compressed, filmed, walk_phases
-from jobs.suites.synthetic import KINDS, synthetic_scene, synthetic_scenes
+from jobs.evaluation.suites.crowd import WHOLE, crowd_scene, crowd_scenes
+from jobs.evaluation.suites.measures import Tally
+from jobs.evaluation.suites.pictures import HELD_OUT_PEOPLE, Pictures, look
+from jobs.evaluation.suites.stage import Actor, Scene, compose, compressed, filmed, walk_phases
+from jobs.evaluation.suites.synthetic import KINDS, synthetic_scene, synthetic_scenes
 from pipeline.base.errors import UsageError
 from xmem_core.training.library import Library
 
@@ -144,7 +144,7 @@ def test_filming_changes_pixels_a_little_and_compression_more() -> None:
 def test_people_measured_are_never_those_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_pictures(tmp_path, people=55, clips=0)
     (root / "stills" / "people" / "0050.png").unlink()
-    monkeypatch.setattr("jobs.suites.pictures.HELD_OUT_PEOPLE", 51)
+    monkeypatch.setattr("jobs.evaluation.suites.pictures.HELD_OUT_PEOPLE", 51)
     trained = set(Library(root, held_out_people=51).stills["people"])
     measured, others = Pictures(root).people, Pictures(root, held_out=False).people
     assert len(measured) == 50

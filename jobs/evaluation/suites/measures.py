@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.suites.stage import Scene
+from jobs.evaluation.suites.stage import Scene
 
 IN_SIGHT = 0.1
 """An object is in sight where it shows so large a share of itself."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.suites.pictures import Pictures, look
-from jobs.suites.stage import Actor, Image, Rng, Scene, compose, filmed
+from jobs.evaluation.suites.pictures import Pictures, look
+from jobs.evaluation.suites.stage import Actor, Image, Rng, Scene, compose, filmed
 
 WHOLE = 0.97
 """A person is whole where so much of it is in the picture and hidden by nobody."""

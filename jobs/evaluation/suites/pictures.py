@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.suites.stage import Image, Rng, walk_phases
+from jobs.evaluation.suites.stage import Image, Rng, walk_phases
 from pipeline.base.errors import UsageError
 from xmem_core.training.compose import cut_out
 

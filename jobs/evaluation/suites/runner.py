@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from jobs.evaluation.davis import Segmenter
-from jobs.suites.crowd import crowd_scenes
-from jobs.suites.measures import SceneMeasure, Tally
-from jobs.suites.pictures import Pictures
-from jobs.suites.presence import Observations
-from jobs.suites.report import CROWD_GOALS, Goal, SuiteReport
-from jobs.suites.stage import Scene
-from jobs.suites.synthetic import KINDS, synthetic_scenes
+from jobs.evaluation.suites.crowd import crowd_scenes
+from jobs.evaluation.suites.measures import SceneMeasure, Tally
+from jobs.evaluation.suites.pictures import Pictures
+from jobs.evaluation.suites.presence import Observations
+from jobs.evaluation.suites.report import CROWD_GOALS, Goal, SuiteReport
+from jobs.evaluation.suites.stage import Scene
+from jobs.evaluation.suites.synthetic import KINDS, synthetic_scenes
 from pipeline.base.errors import UsageError
 from xmem_core import Prompt
 from xmem_core.presence import FEATURES, presence_features
@@ -48,7 +48,7 @@ def run_suite(
 
     Args:
         suite: "crowd" or "synthetic".
-        data: folder of the stills, see `jobs.suites.pictures`.
+        data: folder of the stills, see `jobs.evaluation.suites.pictures`.
         segmenter: follows the objects; gets a new state per scene.
         scenes: how many; of "synthetic", of each kind. None: `DEFAULT_SCENES`.
         height: of the scenes in pixels; they are 4/3 as wide.

@@ -7,9 +7,9 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from jobs.suites.measures import FOUND_WITHIN, ObjectMeasure, Tally, runs, summarise
-from jobs.suites.presence import Observations, fit, ranking, reliability
-from jobs.suites.stage import Scene
+from jobs.evaluation.suites.measures import FOUND_WITHIN, ObjectMeasure, Tally, runs, summarise
+from jobs.evaluation.suites.presence import Observations, fit, ranking, reliability
+from jobs.evaluation.suites.stage import Scene
 
 H, W = 20, 60
 SIDE = 6

@@ -21,12 +21,12 @@ from support.threads import torch_threads
 from support.tiny import tiny_model, tiny_weights
 
 from jobs.cli import main
-from jobs.suites import fitting, runner
-from jobs.suites.fitting import fit_presence
-from jobs.suites.presence import reliability
-from jobs.suites.report import CROWD_GOALS, Goal
-from jobs.suites.runner import check_options, run_scene, run_suite
-from jobs.suites.stage import Scene
+from jobs.evaluation.suites import fitting, runner
+from jobs.evaluation.suites.fitting import fit_presence
+from jobs.evaluation.suites.presence import reliability
+from jobs.evaluation.suites.report import CROWD_GOALS, Goal
+from jobs.evaluation.suites.runner import check_options, run_scene, run_suite
+from jobs.evaluation.suites.stage import Scene
 from pipeline.base.errors import UsageError
 from xmem_core import MemoryConfig, VideoSegmenter, load_model
 from xmem_core.presence import FEATURES, presence_features
@@ -90,8 +90,8 @@ class Knows:
 
 
 def scene(root: Path) -> Scene:
-    from jobs.suites.crowd import crowd_scene
-    from jobs.suites.pictures import Pictures
+    from jobs.evaluation.suites.crowd import crowd_scene
+    from jobs.evaluation.suites.pictures import Pictures
 
     return crowd_scene(Pictures(root), 0, 1, HEIGHT)
 
@@ -331,7 +331,7 @@ class Fitted(Doubtful):
 
 
 def test_the_fit_knows_what_the_probabilities_knew(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.suites.pictures.HELD_OUT_PEOPLE", 4)
+    monkeypatch.setattr("jobs.evaluation.suites.pictures.HELD_OUT_PEOPLE", 4)
     constants, seen = fit_presence(root, Doubtful(), crowds=2, troubles=1, height=HEIGHT, kinds=["plain"])
     assert 0.05 < seen.right.mean() < 0.95
     assert [name for name, w in zip(FEATURES, constants.weights, strict=True) if w] == ["mean", "size"]
@@ -345,7 +345,7 @@ def test_the_fit_knows_what_the_probabilities_knew(root: Path, monkeypatch: pyte
 
 
 def test_nothing_is_fitted_to_masks_that_tell_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.suites.pictures.HELD_OUT_PEOPLE", 4)
+    monkeypatch.setattr("jobs.evaluation.suites.pictures.HELD_OUT_PEOPLE", 4)
     with pytest.raises(UsageError, match="the segmenter tells no probabilities"):
         fit_presence(root, Holds(), crowds=1, troubles=0, height=HEIGHT)
 
@@ -392,7 +392,7 @@ def test_memory_settings_reach_the_segmenter(
 def test_the_fit_is_kept_in_the_weights_file(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("jobs.suites.pictures.HELD_OUT_PEOPLE", 4)
+    monkeypatch.setattr("jobs.evaluation.suites.pictures.HELD_OUT_PEOPLE", 4)
     path = tmp_path / "weights.safetensors"
     shutil.copy(find_weights("xmem-lite"), path)
     before = load_model(path)

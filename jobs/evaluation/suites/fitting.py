@@ -1,6 +1,6 @@
 """Fits the presence score of a model on scenes that nobody measures with.
 
-    python -m jobs.suites.fitting --data ../shared/data/train weights.safetensors
+    python -m jobs.evaluation.suites.fitting --data ../shared/data/train weights.safetensors
 
 writes what it found into that file; `fit_presence` does the same for any segmenter and tells what it found.
 People from stills that are trained on, other seeds than the suites' own: what comes of it can be checked with
@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from jobs.evaluation.davis import Segmenter
-from jobs.suites.presence import Observations, fit
-from jobs.suites.runner import run_suite
+from jobs.evaluation.suites.presence import Observations, fit
+from jobs.evaluation.suites.runner import run_suite
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.tracking.segmenters import open_segmenter
 from pipeline.tracking.settings import ModelSettings
@@ -86,8 +86,9 @@ def fit_presence(
 
 
 def main() -> None:
-    """`python -m jobs.suites.fitting --data ROOT WEIGHTS`: fit the presence score and keep it in the file."""
-    parser = argparse.ArgumentParser(prog="jobs.suites.fitting", description=main.__doc__)
+    """`python -m jobs.evaluation.suites.fitting --data ROOT WEIGHTS`: fit the presence score and keep it in
+    the file."""
+    parser = argparse.ArgumentParser(prog="jobs.evaluation.suites.fitting", description=main.__doc__)
     parser.add_argument("weights", help=".safetensors file, of which only the metadata change")
     parser.add_argument("--data", required=True, help="the folder with stills/")
     parser.add_argument("--crowds", type=int, default=8)

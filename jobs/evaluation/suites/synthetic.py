@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.suites.pictures import Pictures
-from jobs.suites.stage import Actor, Image, Rng, Scene, compose, compressed, filmed
+from jobs.evaluation.suites.pictures import Pictures
+from jobs.evaluation.suites.stage import Actor, Image, Rng, Scene, compose, compressed, filmed
 
 FRAMES = 60
 _TARGET = 1

@@ -10,8 +10,8 @@ import numpy as np
 from rich.console import Group
 from rich.table import Table
 
-from jobs.suites.measures import FOUND_WITHIN, SceneMeasure, Summary, summarise
-from jobs.suites.presence import Observations, Reliability, reliability
+from jobs.evaluation.suites.measures import FOUND_WITHIN, SceneMeasure, Summary, summarise
+from jobs.evaluation.suites.presence import Observations, Reliability, reliability
 
 
 @dataclass(frozen=True, slots=True)
