@@ -349,8 +349,8 @@ def command_error(line: str) -> str | None:
     """What the command line's own parser says to it; None if it would be run."""
     import typer
 
-    from jobs.batch_cli import _checked
-    from jobs.cli import app
+    from jobs.cli.app import app
+    from jobs.cli.batch import _checked
 
     program, *words = shlex.split(line)
     assert program == "xmem"

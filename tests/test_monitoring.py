@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.live_standin import StandInHub
 from test_infra import INFRA, PINS, manifest, manifest_errors, wrong_images
 
-from jobs.cli import app as command_line
+from jobs.cli.app import app as command_line
 from pipeline.api.metrics import metrics_text
 from pipeline.live.spec import LiveSpec
 

@@ -4,7 +4,7 @@ The hub is an actor of its own, detached from whoever started it, and restarted 
 it goes on from what it had stored. Replicas only find it by name: they may come, go and be several, and none
 of their requests waits for tracking.
 
-    xmem serve --out s3://my-bucket/live ...          # see jobs.serve_cli
+    xmem serve --out s3://my-bucket/live ...          # see jobs.cli.serve
     serve run pipeline.distributed.serve:app out=s3://my-bucket/live allow_network=10.20.0.0/16
 
 `serve run` and a RayService take the tokens from XMEM_API_TOKENS or from `token_file`.

@@ -40,7 +40,7 @@ def spin_count(done: subprocess.CompletedProcess[str]) -> str:
         "from pipeline.tracking.track import track",
         "import pipeline.tracking.memory_plan",
         "import jobs.evaluation.suites.runner",
-        "import jobs.cli, torch",
+        "import jobs.cli.app, torch",
     ],
 )
 def test_threads_sleep_whichever_module_is_imported_first(program: str) -> None:

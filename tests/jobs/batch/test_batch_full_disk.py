@@ -14,7 +14,7 @@ from support.videos import make_video
 
 from jobs.batch.manifest import load_manifest
 from jobs.batch.run import BatchOptions, run_batch
-from jobs.cli import main
+from jobs.cli.app import main
 from pipeline.analytics.query import query
 from pipeline.distributed.messages import WorkerSettings
 

@@ -34,7 +34,7 @@ VIDEOS, FRAMES, CHUNK = 8, 40, 3
 DRIVER = """
 import os, sys
 os.environ["XMEM_KILLS_DRIVER"] = str(os.getpid())
-os.execv(sys.executable, [sys.executable, "-c", "from jobs.cli import main; main()", *sys.argv[1:]])
+os.execv(sys.executable, [sys.executable, "-c", "from jobs.cli.app import main; main()", *sys.argv[1:]])
 """
 
 
@@ -140,7 +140,7 @@ def test_a_killed_raylet_ends_the_command_and_the_same_command_goes_on(
     tmp_path: Path, videos: Path, model: str, undisturbed: dict[str, bytes]
 ) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
-    command = [sys.executable, "-c", "from jobs.cli import main; main()", "batch"]
+    command = [sys.executable, "-c", "from jobs.cli.app import main; main()", "batch"]
     command += [
         str(videos / "v[01].m*"),
         "--out",

@@ -24,7 +24,7 @@ def test_a_batch_through_plugins(tmp_path: Path) -> None:
     manifest.write_text("\n".join(lines))
     prompts.write_text(json.dumps(PROMPTS))
     sink, out = tmp_path / "sink", tmp_path / "out"
-    program = "import sys; from jobs.cli import main; main(sys.argv[1:])"
+    program = "import sys; from jobs.cli.app import main; main(sys.argv[1:])"
     options = ["--out", str(out), "--prompts", str(prompts), "--model", tiny_weights(tmp_path)]
     plugins = ["--box-segmenter", "diamond", "--sink", "jsonfiles", "--chunk", "4", "--max-tries", "1"]
     done = python(

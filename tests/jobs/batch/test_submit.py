@@ -23,7 +23,7 @@ from support.tiny import tiny_weights
 from support.videos import make_video
 
 from jobs.batch.submit import Jobs, JobStatus, _shipped_manifest, _shipped_options, check_paths
-from jobs.cli import main
+from jobs.cli.app import main
 from jobs.cluster import auth_token as ray_token
 from pipeline.base.errors import UsageError
 from pipeline.prompts.resolving import PromptSet
@@ -138,7 +138,7 @@ import json, sys
 import ray
 from pathlib import Path
 from jobs import ray_token
-from jobs.cli import main
+from jobs.cli.app import main
 ray_token.enable()
 from jobs.cluster.connection import connected
 

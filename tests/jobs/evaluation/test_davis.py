@@ -16,7 +16,7 @@ from reference.plain_davis import plain_f, plain_j, plain_outline
 from reference.plain_png import PALETTE, plain_png
 from rich.console import Console
 
-from jobs.cli import main
+from jobs.cli.app import main
 from jobs.evaluation.davis import EvaluationReport, boundary_accuracy, outline, region_similarity, run
 from pipeline.base.errors import UsageError
 

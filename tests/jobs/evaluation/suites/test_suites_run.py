@@ -20,7 +20,7 @@ from support.pictures import write_pictures
 from support.threads import torch_threads
 from support.tiny import tiny_model, tiny_weights
 
-from jobs.cli import main
+from jobs.cli.app import main
 from jobs.evaluation.suites import fitting, runner
 from jobs.evaluation.suites.fitting import fit_presence
 from jobs.evaluation.suites.presence import reliability

@@ -12,8 +12,9 @@ import typer
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from jobs import batch_cli, cli
-from jobs.options import tracking_options
+from jobs.cli import app as cli
+from jobs.cli import batch as batch_cli
+from jobs.cli.options import tracking_options
 from pipeline.api.app import create_routes
 from pipeline.api.service import ApiSettings
 from pipeline.base.setting_fields import Option
@@ -162,6 +163,6 @@ def test_the_apis_pictures_have_the_limits_of_the_hub() -> None:
 
 def test_help_loads_no_network_and_no_ray() -> None:
     heavy = ("torch", "cv2", "ray", "av", "duckdb", "pydantic")
-    program = f"import jobs.cli, sys; print(*(m for m in {heavy} if m in sys.modules))"
+    program = f"import jobs.cli.app, sys; print(*(m for m in {heavy} if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "\n"

@@ -83,8 +83,9 @@ def _installed_backbone() -> str:
 
 
 def main() -> None:
-    """`python -m jobs.train --data ROOT --out DIR [--config FILE] [--init FILE] [--set name=json ...]`."""
-    parser = argparse.ArgumentParser(prog="jobs.train", description=main.__doc__)
+    """`python -m jobs.cli.training --data ROOT --out DIR [--config FILE] [--init FILE] [--set name=json
+    ...]`."""
+    parser = argparse.ArgumentParser(prog="jobs.cli.training", description=main.__doc__)
     parser.add_argument("--config")
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", required=True)

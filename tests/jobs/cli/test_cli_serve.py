@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import main
-from jobs.serve_cli import _hosts, is_loopback
+from jobs.cli.app import main
+from jobs.cli.serve import _hosts, is_loopback
 
 
 def said(capsys: pytest.CaptureFixture[str], *options: str) -> str:

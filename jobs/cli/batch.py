@@ -14,9 +14,9 @@ import typer
 from typer.core import TyperGroup
 
 from jobs.batch.durations import duration
+from jobs.cli.options import tracking_options
+from jobs.cli.terminal import console, fetch_model, say
 from jobs.cluster import auth_token as ray_token
-from jobs.options import tracking_options
-from jobs.terminal import console, fetch_model, say
 from pipeline.base.errors import UsageError, XmemError, one_line
 from pipeline.base.redaction import redacted
 from pipeline.tracking.settings import TrackSettings
@@ -160,7 +160,7 @@ def run(
     from jobs.batch.manifest import load_manifest
     from jobs.batch.run import BatchOptions, run_batch
     from jobs.batch.storage_options import parse_storage_options
-    from jobs.progress import BatchDisplay
+    from jobs.cli.progress import BatchDisplay
     from pipeline.distributed.messages import WorkerSettings
     from pipeline.storage.locations import scheme_of
 

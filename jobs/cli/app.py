@@ -8,8 +8,14 @@ from typing import Annotated
 
 import typer
 
-from jobs import batch_cli, evaluate_cli, query_cli, render_cli, serve_cli, track_cli, train_cli
-from jobs.terminal import say, version
+from jobs.cli import batch as batch_cli
+from jobs.cli import evaluate as evaluate_cli
+from jobs.cli import query as query_cli
+from jobs.cli import render as render_cli
+from jobs.cli import serve as serve_cli
+from jobs.cli import track as track_cli
+from jobs.cli import train as train_cli
+from jobs.cli.terminal import say, version
 from pipeline.base.errors import XmemError
 from pipeline.base.redaction import redacted
 

@@ -9,8 +9,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from jobs.options import tracking_options
-from jobs.terminal import SPEAK_EVERY_S, console, fetch_model, frame_bar, say, short_name
+from jobs.cli.options import tracking_options
+from jobs.cli.terminal import SPEAK_EVERY_S, console, fetch_model, frame_bar, say, short_name
 from pipeline.base.redaction import redacted
 from pipeline.tracking.settings import TrackSettings
 

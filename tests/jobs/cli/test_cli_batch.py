@@ -24,7 +24,7 @@ import jobs.batch.submit
 from jobs.batch.lease import lease
 from jobs.batch.report import BatchReport
 from jobs.batch.run import BatchOptions
-from jobs.cli import main
+from jobs.cli.app import main
 from jobs.scheduling.actions import VideoResult
 from jobs.scheduling.video_job import VideoJob
 from pipeline.analytics.query import query
@@ -367,7 +367,7 @@ def test_interrupted_like_by_a_terminal_it_commits_and_the_same_command_goes_on(
         (tmp_path / f"{name}.prompts.json").write_text(json.dumps(BOX))
     command = [sys.executable, "-m", "jobs.cli", "batch", ".", "--out", "out", "--chunk", "3"]
     command += ["--model", model, "--actors", "1", "--threads", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,

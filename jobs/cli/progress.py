@@ -13,9 +13,9 @@ from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRem
 from rich.text import Text
 
 from jobs.batch.durations import duration
+from jobs.cli.terminal import SPEAK_EVERY_S, say
 from jobs.scheduling.actions import Progress as Standing
 from jobs.scheduling.actions import Running
-from jobs.terminal import SPEAK_EVERY_S, say
 
 _MOST_BARS = 12
 _RATE_SECONDS = 30.0

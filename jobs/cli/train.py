@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.terminal import say
+from jobs.cli.terminal import say
 
 
 def train(
@@ -33,7 +33,7 @@ def train(
     fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from the run's checkpoint.")] = False,
 ) -> None:
     """Train a small model; run again, it goes on from its last checkpoint."""
-    from jobs.train import parse_settings, run
+    from jobs.cli.training import parse_settings, run
 
     given = {"steps": steps, "seed": seed, "max_hours": max_hours, "threads": threads, "init": init or None}
     overrides = parse_settings(setting or []) | {k: v for k, v in given.items() if v is not None}

@@ -19,7 +19,7 @@ import torch
 from support.tiny import tiny_weights
 from support.videos import make_images, make_video, truncate
 
-from jobs.cli import main
+from jobs.cli.app import main
 from pipeline.analytics.query import query
 
 
@@ -284,11 +284,11 @@ def test_a_full_disk_ends_with_one_line_and_a_later_run_goes_on(made: Path, tmp_
         "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-        "from jobs.cli import main\nmain(sys.argv[1:])\n"
+        "from jobs.cli.app import main\nmain(sys.argv[1:])\n"
     )
     arguments = ["track", str(made / "clip.mp4"), "--out", str(tmp_path / "out"), "--box", "20,20,40,40"]
     arguments += ["--model", str(made / "tiny.safetensors"), "--threads", "1", "--chunk", "4"]
-    environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2]), PYTHONDONTWRITEBYTECODE="1")
+    environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[3]), PYTHONDONTWRITEBYTECODE="1")
     failed = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         capture_output=True,
@@ -434,12 +434,12 @@ def test_a_folder_of_images_at_its_own_size_and_only_partly_tracked(
 
 def test_a_reader_that_goes_is_no_failure(made: Path, tmp_path: Path) -> None:
     assert track(made, tmp_path / "out") == 0
-    environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2]), PYTHONDONTWRITEBYTECODE="1")
+    environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[3]), PYTHONDONTWRITEBYTECODE="1")
     process = subprocess.Popen(
         [
             sys.executable,
             "-m",
-            "jobs.cli",
+            "jobs.cli.app",
             "query",
             str(tmp_path / "out"),
             "from range(100000)",

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from support.pictures import write_pictures
 from support.tiny import TINY
 
-from jobs import cli
-from jobs.train import main, parse_settings, run
+from jobs.cli import app as cli
+from jobs.cli.training import main, parse_settings, run
 from pipeline.base.errors import UsageError
 from xmem_core import VideoSegmenter, load_model
 from xmem_core.network import XMem
@@ -100,7 +100,7 @@ def test_the_module_runs_as_a_program(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     root, out = str(write_pictures(tmp_path / "data")), tmp_path / "out"
-    arguments = ["jobs.train", "--config", config, "--data", root, "--out", str(out), "--init", start]
+    arguments = ["jobs.cli.training", "--config", config, "--data", root, "--out", str(out), "--init", start]
     monkeypatch.setattr("sys.argv", [*arguments, "--set", "steps=1", "--set", "log_every=1"])
     main()
     assert steps_logged(out) == [1]
@@ -177,7 +177,7 @@ def test_without_a_file_the_recipe_is_used_and_imagenet_only_to_start(
         return Path(out)
 
     monkeypatch.setattr(trainer, "train", instead)
-    monkeypatch.setattr("jobs.train._installed_backbone", lambda: "imagenet.pth")
+    monkeypatch.setattr("jobs.cli.training._installed_backbone", lambda: "imagenet.pth")
     out = tmp_path / "out"
     run(None, "data", str(out), {"steps": 3000})
     run(None, "data", str(out), {"init": "w.safetensors"})

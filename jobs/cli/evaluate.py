@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from jobs.options import SAID_BY_SIZE, tracking_options
-from jobs.terminal import console, fetch_model
+from jobs.cli.options import SAID_BY_SIZE, tracking_options
+from jobs.cli.terminal import console, fetch_model
 from pipeline.tracking.settings import TrackSettings, track_options
 
 _NOT_EVALUATED = SAID_BY_SIZE | {

@@ -14,7 +14,7 @@ import torch
 from support.tiny import tiny_weights
 from support.videos import make_video
 
-from jobs.cli import main
+from jobs.cli.app import main
 from pipeline.analytics.query import query
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from jobs.batch.durations import duration
-from jobs.progress import BatchDisplay, Rate, ended, line, seconds_left, share
+from jobs.cli.progress import BatchDisplay, Rate, ended, line, seconds_left, share
 from jobs.scheduling.actions import Progress, Running
 
 

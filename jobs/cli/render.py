@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.terminal import frame_bar, say, short_name
+from jobs.cli.terminal import frame_bar, say, short_name
 from pipeline.base.errors import UsageError
 from pipeline.base.picture_size import MAX_PIXELS
 from pipeline.base.redaction import redacted

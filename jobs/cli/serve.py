@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.options import tracking_options
-from jobs.terminal import fetch_model, say
+from jobs.cli.options import tracking_options
+from jobs.cli.terminal import fetch_model, say
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.base.redaction import redacted
 from pipeline.tracking.settings import NOT_LIVE, TrackSettings

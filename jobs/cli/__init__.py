@@ -1,0 +1,4 @@
+"""The `xmem` command: one module per command.
+
+May use: every room of jobs.
+"""
