@@ -34,7 +34,7 @@ from xmem_core.training.compose import (
 from xmem_core.training.crowd import _come_and_go, _flock, crowd_scene, occluder
 from xmem_core.training.library import Library, paint_over
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "train"
+REAL = Path(__file__).parents[4] / "shared" / "data" / "train"
 STAY = np.array([[1.0, 0, 0], [0, 1, 0]])
 
 

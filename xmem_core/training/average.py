@@ -1,6 +1,7 @@
 """The mean of several models' weights: one model, as fast as each, often better than all of them.
 
-    python -m jobs.average --out mean.safetensors RUN1/weights-ema.safetensors RUN2/weights-ema.safetensors
+    python -m xmem_core.training.average --out mean.safetensors RUN1/weights-ema.safetensors
+    RUN2/weights-ema.safetensors
 
 For weights of which one was trained on from another (Wortsman et al. 2022, "Model soups"). Of those of two
 unrelated runs the mean is of no use: a channel of one does not do what the same channel of another does.
@@ -38,8 +39,9 @@ def average_models(paths: Sequence[str | Path]) -> XMem:
 
 
 def main() -> None:
-    """`python -m jobs.average --out FILE WEIGHTS WEIGHTS [WEIGHTS ...]`: the mean of weights, in fp16."""
-    parser = argparse.ArgumentParser(prog="jobs.average", description=main.__doc__)
+    """`python -m xmem_core.training.average --out FILE WEIGHTS WEIGHTS [WEIGHTS ...]`: the mean of weights,
+    in fp16."""
+    parser = argparse.ArgumentParser(prog="xmem_core.training.average", description=main.__doc__)
     parser.add_argument("weights", nargs="+", help=".safetensors files, or names of models")
     parser.add_argument("--out", required=True, help="a .safetensors file, written anew")
     args = parser.parse_args()
