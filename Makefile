@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet -c constraints.txt
-SOURCES := xmem_core pipeline jobs
+SOURCES := xmem_core pipeline jobs xmem_pipeline
 PYTEST := $(BIN)/python -m pytest
 QUICK := not soak and not alone and not slow and not process and not ray and not s3 and not rtsp
 # Workers of pytest-xdist: more than two gain little on two cores, and each needs about 2 GB.

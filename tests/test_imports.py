@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("xmem_core", "pipeline", "jobs")
+PACKAGES = ("xmem_core", "pipeline", "jobs", "xmem_pipeline")
 
 # Room: the rooms it may use directly. What they use in turn it may use too, see `allowed_rooms`.
 ROOMS: dict[str, tuple[str, ...]] = {
@@ -37,7 +37,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "pipeline.api": ("pipeline.live.hub",),
     "pipeline.distributed": ("pipeline.api",),
     "pipeline.testing": ("pipeline.tracking",),
-    "pipeline": ("xmem_core",),
+    # The public face. It resolves its names lazily and may name every room.
+    "pipeline": ("pipeline.distributed", "pipeline.analytics", "pipeline.draw", "pipeline.testing"),
+    "xmem_pipeline": ("pipeline",),
     "jobs": ("xmem_core",),
     "jobs.scheduling": ("pipeline.distributed",),
     "jobs.cluster": ("jobs", "pipeline"),

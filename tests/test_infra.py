@@ -470,7 +470,9 @@ def ignored(path: str, rules: str) -> bool:
 def test_everything_the_dockerfile_copies_exists_and_is_sent() -> None:
     rules = (DOCKERFILE.parent / "Dockerfile.dockerignore").read_text()
     sources = copied(DOCKERFILE.read_text())
-    assert {"pyproject.toml", "constraints.txt", "xmem_core", "pipeline", "jobs"} <= set(sources)
+    assert {"pyproject.toml", "constraints.txt", "xmem_core", "pipeline", "jobs", "xmem_pipeline"} <= set(
+        sources
+    )
     for source in sources:
         assert (ROOT / source).exists(), source
         assert not ignored(source, rules), source

@@ -32,7 +32,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
-    for name in ("xmem_core", "pipeline", "jobs", "tests", "infra"):
+    for name in ("xmem_core", "pipeline", "jobs", "xmem_pipeline", "tests", "infra"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     out = tmp_path_factory.mktemp("wheel")
     run(sys.executable, "-m", "build", "--wheel", "--outdir", out, source, cwd=source)
@@ -44,10 +44,10 @@ def test_it_holds_the_packages_and_the_checkpoint_and_nothing_else(wheel: Path) 
     names = set(zipfile.ZipFile(wheel).namelist())
     folders = {n.split("/")[0] for n in names}
     (info,) = (f for f in folders if f.endswith(".dist-info"))
-    assert folders == {"xmem_core", "pipeline", "jobs", info}
+    assert folders == {"xmem_core", "pipeline", "jobs", "xmem_pipeline", info}
     expected = {
         str(p.relative_to(ROOT))
-        for folder in ("xmem_core", "pipeline", "jobs")
+        for folder in ("xmem_core", "pipeline", "jobs", "xmem_pipeline")
         for p in (ROOT / folder).rglob("*")
         if p.is_file() and "__pycache__" not in p.parts
     }

@@ -19,7 +19,7 @@ from typing import Any
 import ray.data
 
 from jobs.cluster.connection import connected
-from pipeline.distributed.ray_data import TrackVideos
+from pipeline import TrackVideos
 
 READERS = {"parquet": ray.data.read_parquet, "csv": ray.data.read_csv, "jsonl": ray.data.read_json}
 
