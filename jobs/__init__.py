@@ -1,4 +1,4 @@
-"""Many streams: batch jobs, evaluation, training runs, and the `xmem` command."""
+"""Batch jobs, evaluation and the `xmem` command."""
 
 # Imported for what it does before torch is: see `xmem_core.openmp`.
 import xmem_core as _core  # noqa: F401

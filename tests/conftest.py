@@ -1,4 +1,4 @@
-"""Makes this checkout and the helper modules beside this file importable; markers; shared fixtures."""
+"""Fixtures and markers that many tests share."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from hypothesis import settings
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from support.needs import needs  # noqa: E402
+from support.needs import needs
 from support.servers import s3_server  # noqa: F401
 
 # Before any test imports torch: see `xmem_core.openmp`.

@@ -1,4 +1,4 @@
-"""What a prompt says of the masks that were there before it."""
+"""Corrections: what a prompt implies about the masks that were there before it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small trunk's convolutions, each with its activation in one pass: for inference in bfloat16 on CPUs.
+"""Fused convolution and activation of the small trunk, for bfloat16 inference on CPUs.
 
 There the arithmetic is cheap, and passes over memory are not. oneDNN, which computes the convolutions anyway,
 can activate and add as it writes. PyTorch has that for its own compiler (`torch.compile`, which needs a C++

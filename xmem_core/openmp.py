@@ -1,4 +1,4 @@
-"""How the OpenMP threads that torch computes with wait for work: asleep, unless the user sets another way.
+"""OpenMP wait policy: idle threads sleep instead of spinning, unless the user sets it otherwise.
 
 By default OpenMP's threads spin between two parallel regions: GNU's runtime (libgomp, in torch's wheels for
 Linux) for some milliseconds, LLVM's (libomp, in those for macOS) and Intel's for 200 ms. Where other

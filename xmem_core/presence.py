@@ -1,4 +1,4 @@
-"""How sure a tracker may be that an object's mask is on the object: a score that means a probability.
+"""Presence score: calibrated probability that an object's mask is on the object.
 
 The mean probability inside a mask ranks masks well but is no such probability: of crowd masks that had 0.75,
 three in ten were on their objects. How much it and other things that probabilities say count was fitted on

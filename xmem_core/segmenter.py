@@ -1,4 +1,4 @@
-"""VideoSegmenter: one step, one frame. It holds the network and the settings, never a stream's state."""
+"""VideoSegmenter: advances a state by one frame. Holds the network and settings, no stream state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TrackerState: all that one stream's tracker remembers, and its form as bytes."""
+"""TrackerState: the memory of one stream's tracker, and its serialised form."""
 
 from __future__ import annotations
 

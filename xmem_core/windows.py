@@ -1,4 +1,4 @@
-"""Where on a frame an object is looked for: a window around where it was, in cells of the stride of 16."""
+"""Search windows: where on a frame an object is looked for, in cells of stride 16."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public face of `pipeline` under a name that nothing else has.
+"""Alias of the public face of `pipeline`, for projects that have a folder of that name.
 
     from xmem_pipeline import query, track
 

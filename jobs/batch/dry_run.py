@@ -1,4 +1,4 @@
-"""What a batch would do, without doing it: for `xmem batch --dry-run`."""
+"""`xmem batch --dry-run`: what a batch would do, without doing it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Durations written for people."""
+"""Human-readable durations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leases on the streams of an output folder: the same batch, started twice, does not do all work twice.
+"""Leases on the streams of an output folder, so that a batch started twice is noticed.
 
     OUT/running/<batch id>.json       who runs: machine, process, since when, and a heartbeat
     OUT/running/<batch id>.streams    which streams: 8 bytes for each

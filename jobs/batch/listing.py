@@ -1,4 +1,4 @@
-"""Videos found by looking: a folder or a glob on any fsspec URI, and the prompts that lie beside videos.
+"""Lists the videos of a folder or glob on any fsspec URI, and the prompts that lie beside them.
 
 One listing finds videos and sidecars together: in a bucket of 10,000 videos a question per video would take
 longer than the tracking of some.

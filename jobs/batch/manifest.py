@@ -1,4 +1,4 @@
-"""What to track: a folder, a glob or a manifest file as the videos of one batch, each with its prompts.
+"""Batch input: a folder, a glob or a manifest file as a list of videos, each with its prompts.
 
 Prompts are named here, not read: a batch may have more of them than the driver's memory holds. Those of a
 video are, in this order: the manifest's, those beside the video (`a.prompts.json` or `a.masks.png` for

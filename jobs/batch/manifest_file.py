@@ -1,4 +1,4 @@
-"""Manifest files: JSONL, CSV and Parquet as rows, each checked by itself and read as a stream."""
+"""Reads manifest files (JSONL, CSV, Parquet) as a stream of rows and checks each row."""
 
 from __future__ import annotations
 

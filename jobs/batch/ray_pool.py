@@ -1,4 +1,4 @@
-"""RayPool: a `Scheduler` driving tracker actors on a Ray cluster.
+"""RayPool: runs a `Scheduler`'s actions on tracker actors of a Ray cluster.
 
 The pool makes the calls that the scheduler asks for and hands it the answers; it decides nothing about videos
 and keeps nothing of an answer. Its own business is processes: Ray restarts an actor that died, and to the

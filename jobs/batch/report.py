@@ -1,4 +1,4 @@
-"""What became of a batch, for programs: totals, and a line per video."""
+"""The batch report for programs: totals, and one entry per video."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A batch: many videos on a Ray, to the end, whatever happens to single ones; and the report about it."""
+"""Runs a batch: many videos on Ray, failures of single videos contained, and a report at the end."""
 
 from __future__ import annotations
 

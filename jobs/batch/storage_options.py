@@ -1,4 +1,4 @@
-"""`--storage-options`: what fsspec needs to reach a store, from the command line. It may hold credentials."""
+"""`--storage-options`: fsspec options from the command line. They may hold credentials."""
 
 from __future__ import annotations
 

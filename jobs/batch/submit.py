@@ -1,4 +1,4 @@
-"""Batches as Ray Jobs: submitted to a cluster's dashboard, followed and cancelled from here.
+"""Ray Jobs: submits batches to a cluster's dashboard, follows and cancels them.
 
 Nothing but Ray's public Jobs API is used. The packages travel with the job; a manifest or prompts file that
 lies on this machine does too. Videos and output must be where the cluster reaches them.

@@ -1,4 +1,4 @@
-"""The `xmem` command: a thin layer over the pipeline. Results go to stdout, everything else to stderr."""
+"""The `xmem` command: a thin layer over the packages. Results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 

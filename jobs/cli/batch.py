@@ -1,4 +1,4 @@
-"""`xmem batch`: many videos on a Ray, here or on a cluster, and as a job submitted to one."""
+"""The `xmem batch` commands: run here or on a cluster, submit as a Ray Job, follow, cancel."""
 
 from __future__ import annotations
 

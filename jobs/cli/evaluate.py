@@ -1,4 +1,4 @@
-"""`xmem evaluate`: how well a model segments a labelled data set or composed scenes."""
+"""The `xmem evaluate` command: scores a model on a labelled data set or on composed scenes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of tracking, made from the settings they stand for.
+"""Command-line options generated from the settings dataclasses.
 
     @app.command()
     @tracking_options(without={"max_frames": "a camera has no end"})

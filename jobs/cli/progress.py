@@ -1,4 +1,4 @@
-"""How a batch gets on, for people: bars on a terminal, a line every so often elsewhere."""
+"""Batch progress for people: bars on a terminal, a line at intervals elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`xmem query` and `xmem schema`: what an output folder holds, and what a prompts file may hold."""
+"""The `xmem query` and `xmem schema` commands."""
 
 from __future__ import annotations
 

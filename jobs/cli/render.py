@@ -1,4 +1,4 @@
-"""`xmem render`: masks drawn over a video."""
+"""The `xmem render` command: draws masks over a video."""
 
 from __future__ import annotations
 

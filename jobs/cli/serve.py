@@ -1,4 +1,4 @@
-"""`xmem serve`: live cameras followed by a hub, and the HTTP API in front of it, on Ray Serve."""
+"""The `xmem serve` command: follows live cameras and serves the HTTP API on Ray Serve."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all commands say to people: one console on stderr, messages of one line, a bar for downloads."""
+"""Terminal output shared by the commands: one console on stderr, one-line messages, download bars."""
 
 from __future__ import annotations
 

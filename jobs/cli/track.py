@@ -1,4 +1,4 @@
-"""`xmem track`: one video, with a bar and a table of its objects at the end."""
+"""The `xmem track` command: tracks one video, with a progress bar and a summary table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`xmem train`: training of small models."""
+"""The `xmem train` command: trains small models."""
 
 from __future__ import annotations
 

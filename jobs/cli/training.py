@@ -1,4 +1,4 @@
-"""Training of the small model from a configuration file: what `xmem train` calls."""
+"""The `xmem train` command: trains a model from a configuration file."""
 
 from __future__ import annotations
 

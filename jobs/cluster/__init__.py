@@ -1,4 +1,4 @@
-"""Ray clusters as a client sees them: connecting, tokens, errors, a Ray of our own, shipping the code.
+"""Ray clusters from the client's side: connecting, tokens, errors, local Rays, shipping code.
 
 May use: nothing else of jobs.
 """

@@ -1,4 +1,4 @@
-"""Ray's token: when it is sent to a cluster that was named.
+"""Ray's authentication token: when it is sent, and to which cluster.
 
 Ray reads the token from RAY_AUTH_TOKEN, from the file RAY_AUTH_TOKEN_PATH, or from ~/.ray/auth_token, and
 sends it where RAY_AUTH_MODE is `token`. Without that variable it sends none to an address that was given: the

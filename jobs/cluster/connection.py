@@ -1,4 +1,4 @@
-"""A Ray to work on: one started here and stopped again, a cluster that is there, or the caller's own."""
+"""Connects to Ray: a local one started and stopped here, a running cluster, or the caller's connection."""
 
 from __future__ import annotations
 

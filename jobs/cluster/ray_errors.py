@@ -1,4 +1,4 @@
-"""What Ray says about failures, in one line: its own texts run to pages. No Ray is imported here."""
+"""Condenses Ray's failure reports to one line. Does not import Ray."""
 
 from __future__ import annotations
 

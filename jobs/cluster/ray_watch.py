@@ -1,4 +1,4 @@
-"""Notices that a Ray of our own has died, which Ray's driver does not: its calls then never return."""
+"""Watches a local Ray's processes: its driver does not notice when they die."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The packages that a cluster's workers need, as Ray sends them there."""
+"""Ships this package's code to a cluster's workers (Ray runtime environments)."""
 
 from __future__ import annotations
 

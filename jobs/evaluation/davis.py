@@ -1,4 +1,4 @@
-"""How well a model segments a labelled data set: region similarity J and boundary accuracy F.
+"""Evaluation on labelled data sets: region similarity J and boundary accuracy F.
 
 The conventions are those of the DAVIS toolkits for semi-supervised segmentation:
 

@@ -1,4 +1,4 @@
-"""The batch scheduler and what it decides with: pure logic, without Ray, threads or clocks.
+"""The batch scheduler: pure logic, without Ray, threads or clocks.
 
 May use: nothing else of jobs.
 """

@@ -1,4 +1,4 @@
-"""What a `Scheduler` wants done, and what it says about each video in the end: plain data."""
+"""Actions that a `Scheduler` asks for, and the outcome of each video: plain data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queues of waiting videos in the order of virtual time: who has had less for its weight comes first.
+"""Weighted fair queues of waiting videos, ordered by virtual time.
 
 A queue's clock is the tag of the video that left it last. A video comes in with a tag somewhat after the
 clock: the more it has had, or the lower its weight, the later. So a heavy one comes round more often, and a

@@ -1,4 +1,4 @@
-"""What has become of the videos, and how much was done: little for each, as there may be a million."""
+"""Outcome and amount of work per video, kept compact for batches of a million videos."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a scheduler knows of its workers and of the videos on them: places, and device memory.
+"""Placement of videos on workers: free slots and device memory per worker.
 
 A worker's memory holds the states of its streams, which add up, and the workspace of one step, since its
 streams take turns. A stream's need is known once it has been opened anywhere; before that it is guessed.

@@ -1,4 +1,4 @@
-"""Scheduler: which worker does what next. No Ray, no threads, no clock: events in, actions out.
+"""The batch scheduler: assigns videos to workers. No Ray, threads or clock: events in, actions out.
 
     scheduler.add(job); scheduler.worker_ready(1, budget_bytes)
     for action in scheduler.actions(now):             # Open, Track, Release, Close, CloseWorker

@@ -1,4 +1,4 @@
-"""The videos that no worker holds: fresh ones, begun ones, suspects, and those put off until later."""
+"""Videos waiting for a worker: new, started, suspect and delayed ones."""
 
 from __future__ import annotations
 

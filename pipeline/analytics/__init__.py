@@ -1,4 +1,4 @@
-"""Questions about mask tracks: SQL over output folders and result formats.
+"""Queries over mask tracks: SQL over output folders, and result formats.
 
 May use: base, storage, tracks.
 """

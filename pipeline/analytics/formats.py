@@ -1,4 +1,4 @@
-"""Query results as a table on a terminal, CSV, JSON or Parquet."""
+"""Query results as a terminal table, CSV, JSON or Parquet."""
 
 from __future__ import annotations
 

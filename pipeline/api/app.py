@@ -1,4 +1,4 @@
-"""The HTTP API over live streams: a FastAPI application, made for a hub that does the tracking elsewhere.
+"""The HTTP API for live streams: a FastAPI application in front of a hub that tracks elsewhere.
 
 No request waits for tracking: each asks the hub something quick, and gets 503 if the hub does not answer in
 time. Nothing here imports Ray; `pipeline.distributed.serve` puts this application into Ray Serve.

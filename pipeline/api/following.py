@@ -1,4 +1,4 @@
-"""What people watch: pictures one after the other, and mask records as they come.
+"""Live views over HTTP: MJPEG previews and the WebSocket of mask records.
 
 A reader that is slow holds up nobody else: there is no queue, only the newest.
 """

@@ -1,4 +1,4 @@
-"""What stands before every route: who asks, from which page, how much, and what they may learn of faults.
+"""ASGI middleware in front of every route: authentication, origin checks, size limits, error hiding.
 
 Written as plain ASGI and not as routes' dependencies, because a request that is going to be refused should be
 refused before its body is read, and because WebSockets pass here too.

@@ -1,4 +1,4 @@
-"""What the hub counts, as Prometheus reads it.
+"""Prometheus metrics of the hub.
 
 Made anew for each scrape from the hub's own numbers, in a registry of its own: counters cannot differ from
 the ledger, nothing is counted twice where several replicas are asked, and streams that are gone leave nothing

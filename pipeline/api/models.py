@@ -1,4 +1,4 @@
-"""What the API takes and gives, as pydantic models: the OpenAPI page is made of these.
+"""Request and response models of the API (pydantic); the OpenAPI schema is generated from them.
 
 Requests allow nothing that they do not name; answers leave out what they do not name. Numbers that could make
 the service do much (pixels, objects, lengths) have their limits here, before anything is done with them.

@@ -1,4 +1,4 @@
-"""What the API's routes share: the hub that they ask, their settings, and how errors are answered."""
+"""State shared by the API's routes: the hub, the settings, and error responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits on clients that send slowly, or not at all; they run in the HTTP proxy of Ray Serve.
+"""Limits on slow and idle HTTP clients, enforced in Ray Serve's proxy.
 
 The proxy is uvicorn, which waits for a request for as long as a client likes, and Ray Serve gives a request
 one of the replicas' slots before its body is here. With `middlewares` as the proxy's callback

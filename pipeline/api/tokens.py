@@ -1,4 +1,4 @@
-"""Who may talk to the API: bearer tokens, and short-lived tickets for what browsers open without headers.
+"""Bearer tokens of the API, and short-lived tickets for URLs that browsers open without headers.
 
 Tokens are kept as salted digests and compared in a time that does not depend on them. A ticket is signed,
 ends within a minute or so, and opens one stream's pictures and records for reading: it may stand in a URL,

@@ -1,4 +1,4 @@
-"""How long to wait before trying again: ever longer, with chance in it, and short again after success."""
+"""Exponential backoff with jitter."""
 
 from __future__ import annotations
 

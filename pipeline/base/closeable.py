@@ -1,4 +1,4 @@
-"""What has to be closed, as a context manager."""
+"""Base class for objects that must be closed, usable as context managers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can go wrong in a pipeline, each with the exit code that the command line gives it.
+"""The pipeline's exceptions, each with the exit code of the command line.
 
 Every message is one line that names the offending value, what would be allowed and what to do about it.
 Raising one of these never undoes or damages anything that was committed before.

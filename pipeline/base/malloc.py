@@ -1,4 +1,4 @@
-"""How this process's memory allocator works, for processes that do nothing but track."""
+"""Allocator settings (glibc malloc) for processes that only track."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large a picture may be, and how large it says it is, read from its header before it is decoded.
+"""Pixel limit for images: the size is read from the header before anything is decoded.
 
 A picture of one colour compresses by a factor of thousands: a PNG of a megabyte may ask for gigabytes.
 """

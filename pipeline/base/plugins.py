@@ -1,4 +1,4 @@
-"""Loads plugins: what installed packages register as entry points, found by group and name.
+"""Plugin loading: entry points of installed packages by group and name.
 
 Every failure is one line that names the plugin and what to do about it. Only the entry point that was asked
 for is imported: a broken package must not stop those who do not want it.

@@ -1,4 +1,4 @@
-"""Plain data that the pipeline hands around: frames, chunks, events; the Arrow schemas of what is stored."""
+"""Data classes of the pipeline (frames, chunks, events) and the Arrow schemas of stored tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Takes credentials out of URIs, and out of texts that hold some: records, messages, logs."""
+"""Redaction of credentials in URIs and texts before they reach records, messages or logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fields of settings dataclasses: default, limits and outside name, declared once where the field stands.
+"""Declares fields of settings dataclasses: default, limits, help and external name in one place.
 
     @dataclass(frozen=True)
     class FinderSettings:

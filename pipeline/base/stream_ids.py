@@ -1,4 +1,4 @@
-"""Stream ids: names of streams that are safe in paths, URIs, hive partitions and SQL."""
+"""Stream ids: names that are safe in paths, URIs, hive partitions and SQL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which part of an object's mask is the object, and which is something else that looks like it.
+"""Connected components of a mask: which belong to the object, and which to look-alikes.
 
 An object moves little from frame to frame. The part of its mask that overlaps where it was before is its
 home, with what lies close by: a pole may cut a person in two. All other parts are strays.

@@ -1,4 +1,4 @@
-"""Which of a detector's findings are new objects, and which objects have gone for good.
+"""Lifecycle of detected objects: which detections start objects, and when an object is given up.
 
 Every few frames the detector is asked. What it finds where a tracked object already is, is that object. The
 rest are candidates; one that is found again a few times in a row, near where it was expected, becomes an

@@ -1,4 +1,4 @@
-"""The built-in detector "motion": what moves in front of a scene that does not.
+"""The built-in detector `motion`: moving foreground in front of a static scene.
 
 It learns the scene without the things in it, pixel by pixel, on a small copy of the frame: a slowly following
 mean colour and how much it varies. What differs from that is foreground; a piece of foreground that also

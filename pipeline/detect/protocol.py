@@ -1,4 +1,4 @@
-"""Who finds new objects by itself: the protocol, the look-up by name, and a check for authors.
+"""Detector protocol and loading.
 
 A detector sees a stream's frames one after another and says where things are that might be objects. It knows
 nothing of those that are tracked already; `pipeline.detect.lifecycle` keeps the two apart. A detector may

@@ -1,4 +1,4 @@
-"""When a detector's objects are started and given up."""
+"""Settings of detected objects: when they are started and given up."""
 
 from __future__ import annotations
 

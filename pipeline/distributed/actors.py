@@ -1,4 +1,4 @@
-"""Ray actors: a `Worker` for batches, several streams to a device, and a `LiveHub` for live streams.
+"""Ray actors: a `Worker` for batches and a `LiveHub` for live streams.
 
 Ray restarts an actor whose process died; the new one knows of no stream, says so ("unknown"), and rebuilds
 each from the store when it is opened again. Nothing is retried behind the scheduler's back: a chunk whose

@@ -1,4 +1,4 @@
-"""What a scheduler and a tracker's process say to each other: plain, small data, never pixels.
+"""Messages between the scheduler and a tracker process: small plain data, never pixels.
 
 A chunk is named by its stream and its frames; whoever tracks it decodes it. How far a stream is, is in the
 store and nowhere else; every answer repeats it.

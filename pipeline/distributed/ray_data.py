@@ -1,4 +1,4 @@
-"""Videos of a dataset, tracked: a class for Ray Data's `map_batches` that itself knows nothing of Ray.
+"""Ray Data stage: a class for `map_batches` that tracks a dataset's videos. Does not import Ray.
 
     ds = ray.data.from_items([{"uri": "s3://bucket/a.mp4", "prompts": "s3://bucket/a.prompts.json"}, ...])
     done = ds.map_batches(

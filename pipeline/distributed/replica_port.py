@@ -1,4 +1,4 @@
-"""The address of a Serve replica's gRPC port: loopback, if its Ray is on loopback.
+"""Binds a Serve replica's gRPC port to loopback if its Ray runs on loopback.
 
 Ray Serve binds that port to all addresses, whatever the node's own address is, and has no setting for it.
 """

@@ -1,4 +1,4 @@
-"""A Serve request router that refuses requests while no replica runs.
+"""A Serve request router that answers 503 while no replica is running.
 
 Ray Serve's own routers keep a request until there is a replica for it, however long that takes. A client is
 better off with a quick 503, and asks again.

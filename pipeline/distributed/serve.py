@@ -1,4 +1,4 @@
-"""The Ray Serve application: the API's replicas in front, one named hub actor behind them.
+"""The Ray Serve application: API replicas in front of one named hub actor.
 
 The hub is an actor of its own, detached from whoever started it, and restarted by Ray when its process dies;
 it goes on from what it had stored. Replicas only find it by name: they may come, go and be several, and none

@@ -1,4 +1,4 @@
-"""A tracker's process: the model loaded once, several streams open, chunks tracked as they are asked for.
+"""Worker: a tracker process with one model and several open streams, tracking chunks on request.
 
 No Ray in here; `actor.py` puts it into an actor. The rule after any accident: a worker knows of no stream
 until it is opened, and opening asks the store how far it is.

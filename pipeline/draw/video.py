@@ -1,4 +1,4 @@
-"""Pictures of tracks: masks laid over the video as a new video, as a contact sheet, or over a single image.
+"""Rendering: masks drawn over a video, as a contact sheet, or over a single image.
 
 `overlay` is the drawing itself and knows nothing of files. Outputs appear whole or not at all: they are
 written beside their place under another name first. Videos are H.264 where FFmpeg has x264, else MPEG-4; VP9

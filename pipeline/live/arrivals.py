@@ -1,4 +1,4 @@
-"""Arrivals: what happens before a live frame is tracked: requests are done, and the detector looks."""
+"""Prepares a live frame for tracking: applies pending requests and runs the detector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LiveCommitter: decides when a live stream's rows become a file and its state a snapshot, and writes both.
+"""LiveCommitter: commits a live stream's rows and snapshots, and decides when.
 
 Files follow one another without a gap: each covers all frames that were received, tracked or not. They come
 after some seconds or rows, whichever is first; snapshots come after some seconds, sooner where objects came

@@ -1,4 +1,4 @@
-"""LiveFeed: what a live stream needs of its source, and what its record says of it."""
+"""LiveFeed: the source protocol of live streams, and its part of the stream record."""
 
 from __future__ import annotations
 

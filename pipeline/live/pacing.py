@@ -1,4 +1,4 @@
-"""Pace: how fast a live stream's frames come and are tracked, and which come too late or too often."""
+"""Pacing of a live stream: arrival and tracking rates, and which frames to drop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unwritten: what has happened to a live stream since its last file, and how that becomes the next one."""
+"""Pending rows and events of a live stream since its last committed file."""
 
 from __future__ import annotations
 

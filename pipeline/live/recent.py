@@ -1,4 +1,4 @@
-"""What people watching a live stream get: recent mask records, the newest frame as a picture.
+"""Recent results of a live stream for viewers: mask records and the newest frame as JPEG.
 
 Written by the tracking thread, which never waits for a reader; read by any number of others.
 """

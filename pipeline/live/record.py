@@ -1,4 +1,4 @@
-"""The durable side of a live stream: how far it is, what was asked of it, which numbers are taken.
+"""Durable record of a live stream: progress, accepted requests, used object ids and frame numbers.
 
 The stream record says how things stood at frame `frames`; the footers of files committed after that say the
 rest, so a writer that was killed between a commit and its record loses nothing. Two things are written before

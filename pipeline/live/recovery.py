@@ -1,4 +1,4 @@
-"""What a live stream goes on from: its newest usable snapshot, made to agree with what is committed since."""
+"""Recovery of a live stream: the newest usable snapshot, reconciled with committed rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LiveRequests: what is asked of a live stream, and how far that is done.
+"""LiveRequests: pending and applied requests (prompts, removals, pauses) of a live stream.
 
 A request is durable before it is acknowledged, and done on a later frame. So it is checked against how things
 will stand by then: the objects that are tracked, and what the requests before it, still waiting, change.

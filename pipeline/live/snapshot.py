@@ -1,4 +1,4 @@
-"""A live stream's snapshot: a stream's snapshot, and what only live streams have."""
+"""Snapshot of a live stream: a stream snapshot plus clock and request state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a live stream is asked to be: its camera, what to track on it, and the settings it may choose."""
+"""LiveSpec: what a user asks of a live stream: camera, prompts, settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LiveTracker: one live stream's way from its camera through the segmenter into the store. No Ray in here.
+"""LiveTracker: tracks one live stream from its camera into the store. Does not import Ray.
 
     if (step := stream.next_input()) is not None:
         stream.accept(segmenter.step(step.state, step.image, step.prompt))

@@ -1,4 +1,4 @@
-"""One object's mask from its box: the protocol, the built-in GrabCut, and the look-up of others by name.
+"""Box segmenters: the protocol, the built-in GrabCut, and plugin look-up.
 
 A box becomes a mask once per prompt and is kept as RLE in the stream record; tracking never comes back here.
 So a segmenter may be slow, but must give the same mask for the same frame and box.

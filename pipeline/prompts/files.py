@@ -1,4 +1,4 @@
-"""Prompts as users give them: JSON files, index PNGs and boxes on the command line, read and checked.
+"""Prompt input: JSON files, index PNGs and command-line boxes, read and validated.
 
 Everything is checked here except what needs the frame: sizes, and what boxes and polygons cover on it.
 """

@@ -1,4 +1,4 @@
-"""Index pictures: PNGs whose values are object ids and not brightness.
+"""Index PNGs: pixel values are object ids.
 
 OpenCV stretches grey values of few bits and turns a palette into its colours, from which the indices can't
 always be told again (unused entries are often black, as the background is). So before OpenCV decodes such a

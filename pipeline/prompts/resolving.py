@@ -1,4 +1,4 @@
-"""What to track, as masks: prompts turned into label regions of their frame.
+"""Prompts resolved to masks: label regions of their frame.
 
 Reading and checking them is `pipeline.prompts.files`, whose names are importable from here.
 """

@@ -1,4 +1,4 @@
-"""The single values of a prompts file: each checked by itself, with one line on what is wrong with it.
+"""Validation of single values in a prompts file, with one-line errors.
 
 `where` names the place in messages. All raise PromptError. JSON Schema counts 3.0 as a whole number and
 `true` as none; so does this.

@@ -1,4 +1,4 @@
-"""Durable file operations under one folder, on a local disk or on any fsspec URI.
+"""Durable file operations under one folder, on a local disk or any fsspec URI.
 
 What the store needs and fsspec leaves open: creating a file that never overwrites another (`create`),
 replacing one as a whole (`replace`), and listings that are never stale. A reader sees a file complete or not

@@ -1,4 +1,4 @@
-"""fsspec file systems as this pipeline needs them: nothing stale, nothing endless, one set of retries."""
+"""fsspec file systems configured for the pipeline: no stale listings, timeouts, one retry policy."""
 
 from __future__ import annotations
 

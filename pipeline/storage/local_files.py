@@ -1,4 +1,4 @@
-"""Durable file operations on a local disk: what `files.Files` promises, by POSIX means.
+"""Durable file operations on a local disk by POSIX means.
 
 A file is written under a temporary name in `ROOT/.tmp` (never beside the data), synced, and then given
 its name by a hard link, which fails if the name exists; its folder is synced after that. File systems

@@ -1,4 +1,4 @@
-"""Where input lies: URIs and paths to file systems, files to read, and whether they changed."""
+"""Input locations: URIs and paths resolved to file systems and files, and change detection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read ahead of a remote file: little after a seek, more and more while it is read in order."""
+"""Adaptive read-ahead for remote files: small after a seek, growing while reading in order."""
 
 from __future__ import annotations
 

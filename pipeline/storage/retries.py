@@ -1,4 +1,4 @@
-"""Trying again what a network or an overloaded store made fail: which failures, how often, when.
+"""Retry policy for network and storage failures: which errors, how often, when.
 
 Everything that reads or writes remote files goes through `retry`, once: the client libraries' own retries are
 off there (see `pipeline.storage.filesystems`), for nested ones multiply.

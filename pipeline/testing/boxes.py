@@ -1,4 +1,4 @@
-"""The check that authors of box segmenters run."""
+"""Conformance check for box segmenters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plugin promises, tried out: one function per kind of plugin, for its author's own tests.
+"""Conformance checks for plugins: one function per kind of plugin, for its author's tests.
 
     from pipeline.testing.conformance import check_source
 

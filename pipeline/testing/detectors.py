@@ -1,4 +1,4 @@
-"""The check that authors of detectors run."""
+"""Conformance check for detectors."""
 
 from __future__ import annotations
 

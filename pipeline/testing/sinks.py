@@ -1,4 +1,4 @@
-"""What a sink promises, tried out: made-up streams, committed as runs do that die and start over."""
+"""Sink conformance trial: made-up streams committed by runs that die and start over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing in the background: jobs done one after another by a thread, few of them waiting."""
+"""A background writer: one thread runs queued jobs in order, with a bounded queue."""
 
 from __future__ import annotations
 

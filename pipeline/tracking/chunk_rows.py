@@ -1,4 +1,4 @@
-"""ChunkRows: the rows and events of a file's chunk, until it is committed."""
+"""ChunkRows: rows and events of the current chunk until it is committed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Committer: writes what a stream has to show, in the background and in order.
+"""Committer: writes a stream's chunks, snapshots and record in the background, in order.
 
 A range of frames is committed in three steps. First the stream's record is read, to see whether this run
 still owns the stream; then sinks get the range; then the store commits it. So a run that lost its stream to

@@ -1,4 +1,4 @@
-"""Owns a segmenter and advances one or many streams with it; and `track`, a whole video in one call."""
+"""Executor: owns a segmenter and advances one or several streams; `track` processes a whole video."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FramePrompts: the prompts of a video, made masks when their frame arrives."""
+"""FramePrompts: resolves a video's prompts to masks when their frame arrives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much device memory a stream will take, before it is opened: what admission to a device goes by.
+"""Predicted device memory of a stream, used for admission before it is opened.
 
 Two numbers, because they add up differently. The state of a stream stays as long as the stream is open, so
 the states of all streams on a device add up. The workspace is what one step needs while it runs; streams that

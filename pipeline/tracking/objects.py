@@ -1,4 +1,4 @@
-"""TrackedObjects: the objects of one stream, of a file or live.
+"""TrackedObjects: the objects of one stream, added by prompts or detections, removed on request or when lost.
 
 They begin by prompts or are detected, and go when asked or lost. Each that comes or goes is recorded as an
 event at once: a frame may fail half-way, and what is gone by then stays gone.

@@ -1,4 +1,4 @@
-"""How a stream is opened, and what it goes on from: its record, its rows and its newest usable snapshot."""
+"""Opening and resuming a stream: its record, committed rows and newest usable snapshot."""
 
 from __future__ import annotations
 

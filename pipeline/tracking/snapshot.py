@@ -1,4 +1,4 @@
-"""A snapshot: all that a stream needs, besides its record and its rows, to go on from a frame."""
+"""Stream snapshots: everything besides record and rows that is needed to resume from a frame."""
 
 from __future__ import annotations
 

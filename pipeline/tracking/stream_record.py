@@ -1,4 +1,4 @@
-"""What a stream record says, and whether a run may go on with the rows that lie beside it."""
+"""The stream record, and the checks whether a run may resume a stream."""
 
 from __future__ import annotations
 

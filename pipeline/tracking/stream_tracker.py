@@ -1,4 +1,4 @@
-"""StreamTracker: one stream's way from its source through the segmenter into the store. No Ray in here.
+"""StreamTracker: tracks one stream from its source into the store. Does not import Ray.
 
     while (step := stream.next_input()) is not None:
         stream.accept(segmenter.step(step.state, step.image, step.prompt))

@@ -1,4 +1,4 @@
-"""`track`: a whole video in one call."""
+"""`track`: tracks a whole video in one call."""
 
 from __future__ import annotations
 

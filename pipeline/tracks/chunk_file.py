@@ -1,4 +1,4 @@
-"""The Parquet files of one committed chunk: the same tables give the same bytes, in any process.
+"""Parquet files of one committed chunk: equal tables give equal bytes in any process.
 
 The bytes hold no time, token or host name, so "is the file that is there the one I wanted to write?" is a
 comparison. They do depend on the versions of pyarrow and zstd, which constraints.txt pins.

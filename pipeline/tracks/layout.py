@@ -1,4 +1,4 @@
-"""Where what lies in an output folder, and reading it as it lies there.
+"""Layout of the output folder, and raw access to its files.
 
 OUT/tracks/stream_id=<id>/frames-<first:012d>.parquet
 OUT/events/stream_id=<id>/frames-<first:012d>.parquet

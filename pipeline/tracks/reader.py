@@ -1,4 +1,4 @@
-"""Reading committed mask records back, frame by frame, one chunk's file at a time."""
+"""Reads committed mask records frame by frame, one chunk file at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where rows go besides Parquet: the protocol, the look-up by name, and several sinks as one.
+"""Sinks: the protocol, plugin look-up, and several sinks as one.
 
 When a sink is called, and what it may rely on:
 

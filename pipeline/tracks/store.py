@@ -1,4 +1,4 @@
-"""The output folder: one stream's tracks, events, snapshots and record; how rows are committed and resumed.
+"""StreamStore: one stream's tracks, events, snapshots and record in the output folder.
 
 The resume rule: the files of `tracks/` without a gap from frame 0 are the truth about how far a stream is.
 A writer that starts, or starts again, calls `prepare()`, asks `committed()` for the next frame, loads the

@@ -1,4 +1,4 @@
-"""Decoding with FFmpeg: opening a file, two ways to get pictures out of it, and pictures as RGB arrays.
+"""Decoding with FFmpeg: opening files, two decoding paths, and frames as RGB arrays.
 
 `lenient` takes whatever the decoder makes of the input and accounts for what was lost; with one thread its
 result depends on nothing but the bytes. `guarded` is for several threads and for decoding after a seek: it

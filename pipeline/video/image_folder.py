@@ -1,4 +1,4 @@
-"""A folder of images as a video: natural order, no timestamps, sizes may differ."""
+"""Image folders as videos: natural order, no timestamps, sizes may differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index of a video's packets: which keyframe to decode from in order to get at frame N.
+"""Packet index of a video: the keyframe from which to decode frame N.
 
 The index is a prediction: the frames that come out are taken to be the packets sorted by presentation time.
 `build` refuses (returns None) wherever the timestamps themselves show that this may be wrong; whoever

@@ -1,4 +1,4 @@
-"""Decode ahead: an iterator's next items are made by a thread while the present one is worked on."""
+"""Prefetching: a thread produces an iterator's next items while the current one is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opens videos: files that FFmpeg reads, folders of images, and what plugins read, by URI scheme.
+"""Video sources: video files, image folders, and plugins by URI scheme.
 
 How a video file is read, and why:
 

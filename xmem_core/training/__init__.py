@@ -1,1 +1,1 @@
-"""Training of models of our own: clips, losses, trainer. The published weights need none of it."""
+"""Training of the project's own models: clips, losses, trainer. Not needed for published weights."""

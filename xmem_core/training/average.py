@@ -1,4 +1,4 @@
-"""The mean of several models' weights: one model, as fast as each, often better than all of them.
+"""Weight averaging: the mean of several models' weights as one model.
 
     python -m xmem_core.training.average --out mean.safetensors RUN1/weights-ema.safetensors
     RUN2/weights-ema.safetensors

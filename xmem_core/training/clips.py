@@ -1,4 +1,4 @@
-"""Training clips: stills set in motion, video with growing gaps, and crowds of look-alikes.
+"""Training clips: animated stills, video with growing gaps, and crowds of look-alikes.
 
 Everything is a function of a seed and a step number, so a resumed run sees the data it would have seen.
 """

@@ -1,4 +1,4 @@
-"""Scenes of layers: a background and cut-outs in front of it, each with its own motion; warping and colour.
+"""Layered scenes: cut-outs over a background, each with its own motion, warping and colour.
 
 Every object of a scene has its own identity number; which of them are labelled is decided after rendering.
 Coordinates are pixels (x right, y down); a pose is the 2 x 3 matrix that takes source to frame coordinates.

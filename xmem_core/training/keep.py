@@ -1,4 +1,4 @@
-"""What a training run leaves on disk: checkpoints, averaged weights, the log and its plot."""
+"""Files of a training run: checkpoints, averaged weights, log and plot."""
 
 from __future__ import annotations
 

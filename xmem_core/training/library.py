@@ -1,4 +1,4 @@
-"""The training pictures on disk: which there are, and decoded ones kept in memory.
+"""The training images on disk, with a cache of decoded ones.
 
 `root` holds `stills/{ecssd,people,coco}/*.jpg` with a PNG of the same stem (0 the background, then one value
 per object) and `davis/{JPEGImages,Annotations}/<clip>/`. Any of them may be absent; what is there is used.

@@ -1,4 +1,4 @@
-"""Batches by step number, prepared ahead in one process beside the training."""
+"""Batches by step number, prepared ahead in a separate process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights of a wider network as the start of a narrower one: of every width, its strongest channels."""
+"""Narrowing: initialises a narrower network from the strongest channels of a wider one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where bf16 is slow on a CPU: the backward of a few convolutions, found by profiling a step.
+"""Workarounds for convolutions whose bf16 backward pass is slow on CPUs.
 
 oneDNN's bf16 backward in channels_last takes 3 to 9 times as long as in fp32 for depthwise convolutions,
 strided ones and those with very few channels. On two cores these were 60 % of a step.

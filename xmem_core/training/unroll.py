@@ -1,4 +1,4 @@
-"""The network run over a training clip: memory of the first frame and of its own later predictions."""
+"""Unrolls the network over a training clip: memory of the first frame and of later predictions."""
 
 from __future__ import annotations
 

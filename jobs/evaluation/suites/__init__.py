@@ -1,1 +1,1 @@
-"""Scenes composed from stills, with exact truth, and what a model makes of them: `xmem evaluate --suite`."""
+"""Test suites of composed scenes with exact truth: `xmem evaluate --suite`."""

@@ -1,4 +1,4 @@
-"""Crowd scenes: 3 to 8 people walk, cross, hide one another, leave and come back; half are labelled."""
+"""The crowd suite: 3 to 8 people walk, cross, hide one another, leave and return; half are labelled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fits the presence score of a model on scenes that nobody measures with.
+"""Calibrates a model's presence score on scenes that no suite measures with.
 
     python -m jobs.evaluation.suites.fitting --data ../shared/data/train weights.safetensors
 

@@ -1,4 +1,4 @@
-"""What predicted label maps of a composed scene are worth, object by object. All shares are 0 to 1.
+"""Measures of predicted label maps against a scene's truth, per object. All shares are 0 to 1.
 
 An object is *in sight* on a frame where at least a tenth of it shows, *out of sight* where nothing of it
 does; frames in between count for neither. Only frames after the one on which its mask was given count.

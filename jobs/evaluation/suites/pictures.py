@@ -1,4 +1,4 @@
-"""The photographs that the suites cut their actors from: people kept out of training, objects, backgrounds.
+"""Photographs from which the suites cut actors: held-out people, objects, and backgrounds.
 
 `root` is laid out as the training data are: `stills/{people,ecssd,coco}/*.jpg`, each with a PNG of the same
 stem, 0 the background; the folder above it, with a `train/` in it, does too.

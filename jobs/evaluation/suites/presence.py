@@ -1,4 +1,4 @@
-"""How far a presence score can be believed: reliability, calibration error, and the fit of a calibrated one.
+"""Calibration of presence scores: reliability, calibration error, and the fit.
 
 A mask is *right* where its intersection over union with the truth is over 0.5. A score of 0.8 is calibrated
 if eight in ten masks that have it are right.

@@ -1,4 +1,4 @@
-"""What a suite found: for people a table, for programs JSON."""
+"""Suite results: a table for people, JSON for programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs a suite: composes its scenes one by one, lets a segmenter follow the given objects, and measures."""
+"""Runs a suite: composes each scene, tracks the given objects, and measures the result."""
 
 from __future__ import annotations
 

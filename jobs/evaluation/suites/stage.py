@@ -1,4 +1,4 @@
-"""Composes a scene: actors cut out of photographs move before a real background; the truth is exact.
+"""Composes a scene: actors cut from photographs move over a real background; the truth is exact.
 
 Nothing here is shared with the composer of the training clips but the cutting itself: other motion, other
 gait, other light and other camera faults, so that a model can't be good at it by knowing the composer.

@@ -1,4 +1,4 @@
-"""Robustness: one trouble at a time, each with a few scenes of one labelled person or object.
+"""The synthetic suite: one difficulty per scene (occlusion, cuts, fast, small, similar objects).
 
 Kinds: `plain` has no trouble and is what the others are read against. In all of them the first frame is given
 and a bystander walks further back. Scenes take turns between people, kept out of training, and other objects.

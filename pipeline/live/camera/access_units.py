@@ -1,4 +1,4 @@
-"""Joins pictures that arrive in several packets.
+"""Access units: joins pictures that arrive in several packets.
 
 Some servers repeat a stream's parameter sets before every slice of a keyframe (GStreamer's payloader does,
 with `config-interval=-1`, for encoders that cut pictures into slices, as those tuned for low delay do).

@@ -1,4 +1,4 @@
-"""Times of live frames: what a camera says is checked against when its frames arrive.
+"""Timestamps of live frames: the camera's clock checked against arrival times.
 
 `pts_seconds` counts from the stream's first frame and rises from frame to frame, across reconnects, clocks
 that jump and timestamps that are missing. `wall_time` is UTC: the camera's own (from RTCP sender reports)

@@ -1,4 +1,4 @@
-"""One connection to a live stream: opened with FFmpeg, read until it ends, with an account of what was lost.
+"""One connection to a live stream: opened with FFmpeg, read to its end, losses accounted for.
 
 How FFmpeg is used, and why (measured with FFmpeg 8 against GStreamer):
 

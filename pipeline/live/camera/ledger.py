@@ -1,4 +1,4 @@
-"""What became of every frame that a live stream received: a count that adds up.
+"""Frame ledger of a live stream: counts every received frame as tracked, dropped or corrupt.
 
     received = tracked + dropped (by reason) + corrupt + in flight
 

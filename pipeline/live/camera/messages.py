@@ -1,4 +1,4 @@
-"""RTSP as it passes through the relay: read strictly, and written anew so that FFmpeg reads the same.
+"""RTSP messages: parsed strictly and re-serialised so that FFmpeg reads the same.
 
 FFmpeg's parser is lenient (it skips every carriage return, takes numbers with anything behind them, and lets
 media frames begin in the middle of a header), so bytes that two parsers could take differently are refused

@@ -1,4 +1,4 @@
-"""How a live stream is read: timeouts, reconnects, the queue to the tracker, and where it may come from."""
+"""Options of a live source: timeouts, reconnects, queue, allowed networks."""
 
 from __future__ import annotations
 

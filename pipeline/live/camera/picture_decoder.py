@@ -1,4 +1,4 @@
-"""Decodes the pictures of a live stream and tells of damaged ones."""
+"""Decodes the pictures of a live stream and reports damaged ones."""
 
 from __future__ import annotations
 

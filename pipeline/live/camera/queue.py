@@ -1,4 +1,4 @@
-"""Between a camera, which does not wait, and a tracker, which takes its time: a bounded queue that accounts.
+"""Bounded queue between a camera and its tracker; every dropped frame is counted.
 
 Frames get their numbers here, lost ones included. What happened on the way (losses, gaps, reconnects) waits
 in order and goes out with the next frame that is delivered, so that every event belongs to a frame.

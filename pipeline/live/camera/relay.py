@@ -1,4 +1,4 @@
-"""A relay on the loopback interface that stands between FFmpeg and a camera, and does not let it wander.
+"""A loopback RTSP relay between FFmpeg and a camera that confines FFmpeg to the checked address.
 
 FFmpeg's RTSP client follows redirects by itself, resolves names by itself, and sends reports to whatever
 address a reply names. So a guarded stream's FFmpeg talks to this relay, which connects to the checked

@@ -1,4 +1,4 @@
-"""Follows a live stream: RTSP cameras, and whatever else FFmpeg opens by URL and that does not end.
+"""Live sources: RTSP cameras and other endless streams that FFmpeg opens by URL.
 
 A thread of its own reads, decodes and reconnects; frames wait in a short queue and become arrays when they
 are asked for. What a live stream promises:

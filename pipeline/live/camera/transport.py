@@ -1,4 +1,4 @@
-"""Which transport an RTSP stream's media takes, where "auto" leaves that to be found out."""
+"""Choice of the RTSP media transport (TCP or UDP) when it is `auto`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which cameras' URLs are allowed, and at which addresses: what stands between the API and the network.
+"""Guard for camera URLs: allowed schemes, ports and networks, checked at the connected address.
 
 Anybody who may add a stream could otherwise make this machine connect to whatever it can reach. So: only
 `rtsp` and `rtsps`; only addresses in networks that the operator names (none by default); only ports on which

@@ -1,4 +1,4 @@
-"""Whether another live stream fits: device memory by prediction, time by measurement.
+"""Admission control for live streams: predicted device memory and measured frame time.
 
 A frame's time is taken to grow with the pixels that the network sees and with the objects on it. How fast the
 device is, is measured before the first stream is admitted, and again on the streams that are there: where

@@ -1,4 +1,4 @@
-"""LiveHub: several live streams in one process, sharing one segmenter. No Ray in here; `actor.py` adds it.
+"""LiveHub: several live streams in one process with one segmenter. Does not import Ray.
 
 One thread tracks, a frame at a time, streams with a promised rate first (`live_turns`). Opening and closing
 streams, which may wait for storage and networks, is done by others. A stream that fails is closed with its

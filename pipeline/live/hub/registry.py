@@ -1,4 +1,4 @@
-"""The list of a hub's live streams, in its output folder, so that a killed hub knows them all again.
+"""Registry of a hub's live streams in its output folder, read again after a restart.
 
 URLs with credentials are not for an output folder, which many may read. What is stored there is the URL
 without them; the whole one is kept on this machine, in a file that only its owner may read.

@@ -1,4 +1,4 @@
-"""HubSettings: what all streams of one hub have in common, and what follows from it for each of them."""
+"""HubSettings: settings shared by all streams of one hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is told of a hub's stream: its state, its status and its metrics. At once, whoever tracks just now."""
+"""Status and metrics of a live stream, readable while another thread tracks."""
 
 from __future__ import annotations
 

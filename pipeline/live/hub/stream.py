@@ -1,4 +1,4 @@
-"""HubStream: what a hub knows of one of its streams, whether it is open, failed or just being closed."""
+"""HubStream: a hub's bookkeeping for one stream: opening, failures, retries, closing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which live stream tracks its next frame, where several share one segmenter."""
+"""Scheduling of live streams that share one segmenter: promised rates first."""
 
 from __future__ import annotations
 
