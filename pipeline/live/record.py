@@ -127,7 +127,7 @@ class LiveRecord:
 
     Opening it clears up after a writer that was killed, and finds out how far the stream is. What its
     properties say is durable, and reading them never waits for a write. With its first write it owns the
-    stream: an earlier one of another process, or of this one, notices by `check_ours`.
+    stream: an earlier one, of this process or another, writes nothing any more and raises AnotherWriterError.
 
     Args:
         facts: what the record shall say besides (source, settings, ...), in the words of other streams'
@@ -279,13 +279,8 @@ class LiveRecord:
             self._over = True
 
     def rest(self, state: str, *, frames: int, ids: int) -> None:
-        """The stream was closed in good order: nobody has seen these numbers or any above them.
-
-        Raises AnotherWriterError as `check_ours` does.
-        """
+        """The stream was closed in good order: nobody has seen these numbers or any above them."""
         with self._lock:
-            if self._owns:
-                self.check_ours()
             asked = [i + 1 for request in self._said.requests for i in request.object_ids]
             self._put(
                 replace(self._said, state=state, frames_reserved=frames, ids_reserved=max([ids, *asked]))
@@ -302,6 +297,8 @@ class LiveRecord:
             raise AnotherWriterError(f"{where} is tracked by another process by now; this one stops")
 
     def _put(self, said: _Said) -> None:
+        if self._owns:
+            self.check_ours()  # what a stale one wrote would displace the owner
         books = said.books
         self._store.write_record(
             {

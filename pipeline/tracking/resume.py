@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.base.errors import PromptError, SettingsConflictError
@@ -62,12 +62,17 @@ class Resumed:
 
     Args:
         finder: None without a detector.
-        snapshot: that state and finder are of; None at the stream's beginning.
+        next_frame, previous_pts_seconds, previous_size, categories, rows, losses: a `Snapshot`'s.
     """
 
     state: TrackerState
     finder: ObjectFinder | None
-    snapshot: Snapshot | None = None
+    next_frame: int = 0
+    previous_pts_seconds: float | None = None
+    previous_size: tuple[int, int] | None = None
+    categories: Mapping[int, str | None] = field(default_factory=dict)
+    rows: int = 0
+    losses: int = 0
 
 
 def open_stream(
@@ -204,7 +209,16 @@ def resume(
         found = finder()
         if found is not None and snapshot.finder is None:
             raise ValueError("it holds no detector's memory")
-        return Resumed(restored_state(snapshot, segmenter, found), found, snapshot)
+        return Resumed(
+            restored_state(snapshot, segmenter, found),
+            found,
+            snapshot.next_frame,
+            snapshot.previous_pts_seconds,
+            snapshot.previous_size,
+            dict(snapshot.categories),
+            snapshot.rows,
+            snapshot.losses,
+        )
 
     if handed_over is not None:
         try:

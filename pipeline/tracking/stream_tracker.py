@@ -149,37 +149,30 @@ class StreamTracker(Closing):
         found = resume(
             opened, self.store, self.settings, self._segmenter, self._frame_prompts.boxes, snapshot
         )
-        start = found.snapshot
-        if start is None:
-            self._rows = ChunkRows(self.summary, self._committed)
-            self._objects = TrackedObjects(found.state, self._rows, finder=found.finder)
-            self._previous_pts: float | None = None
-        else:
-            self._rows = ChunkRows(self.summary, self._committed, start.next_frame, start.rows)
-            self._objects = TrackedObjects(
-                found.state,
-                self._rows,
-                finder=found.finder,
-                categories=dict(start.categories),
-                frame_size=start.previous_size,
-            )
-            self._previous_pts = start.previous_pts_seconds
-            self.summary.losses = start.losses
+        self._rows = ChunkRows(self.summary, self._committed, found.next_frame, found.rows)
+        self._objects = TrackedObjects(
+            found.state,
+            self._rows,
+            finder=found.finder,
+            categories=found.categories,
+            frame_size=found.previous_size,
+        )
+        self._previous_pts = found.previous_pts_seconds
+        self.summary.losses, self.summary.rows = found.losses, found.rows
         if self._committed:
             self.summary.resumed_at = self._committed
             logger.info(
                 "stream %s: %d frames have rows, going on from frame %d",
                 self.store.stream_id,
                 self._committed,
-                self._rows.next_frame,
+                found.next_frame,
             )
-        self.summary.rows = self._rows.rows
-        if self._rows.next_frame < self._committed:
-            self.summary.rows += sum(footer.rows for footer in self.store.footers(self._rows.next_frame))
-        self._snapshot_at = self._rows.next_frame
+        if found.next_frame < self._committed:
+            self.summary.rows += sum(footer.rows for footer in self.store.footers(found.next_frame))
+        self._snapshot_at = found.next_frame
         if opened.outdated:
             self._record.update(RUNNING, self.summary)
-        self._frames = Prefetch(self._limited(self._rows.next_frame, self._previous_pts))
+        self._frames = Prefetch(self._limited(found.next_frame, found.previous_pts_seconds))
 
     def _limited(self, start: int, previous_pts: float | None) -> Iterator[Frame]:
         limit = self.settings.commit.max_frames

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -207,9 +208,16 @@ def test_who_writes_last_owns_the_stream(tmp_path: Path) -> None:
     second = LiveRecord(StreamStore(tmp_path, "cam"), {})
     first.check_ours()  # the second one has only looked so far
     second.reserve(frames=20)
-    for act in (first.check_ours, lambda: first.rest("finished", frames=0, ids=1)):
+    attempts: list[Callable[[], object]] = [
+        first.check_ours,
+        lambda: first.reserve(frames=30),
+        lambda: first.ask(lambda free: ({"pause": True}, ())),
+        lambda: first.committed(Books(), frames=0, facts={}),
+        lambda: first.rest("finished", frames=0, ids=1),
+    ]
+    for attempt in attempts:
         with pytest.raises(AnotherWriterError, match="tracked by another process by now"):
-            act()
+            attempt()
     second.check_ours()
     second.rest("running", frames=12, ids=1)
     assert LiveRecord(StreamStore(tmp_path, "cam"), {}).frames_reserved == 12
