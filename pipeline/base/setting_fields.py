@@ -158,6 +158,8 @@ class Option:
             kinds: dict[type, str] = {bool: "true or false", tuple: "a list of names"}
             return kinds.get(self.kind, "a text")
         said = "a whole number" if self.kind is int else "a number"
+        if limits.least is not None and limits.most is not None:
+            return f"{said} from {_shown(limits.least)} to {_shown(limits.most)}"
         low = "" if limits.least is None else f"at least {_shown(limits.least)}"
         low = low if limits.above is None else f"above {_shown(limits.above)}"
         high = "" if limits.most is None else f"at most {_shown(limits.most)}"
@@ -187,7 +189,8 @@ def check(settings: object) -> None:
 def options_of(cls: Any) -> tuple[Option, ...]:
     """All settings of a dataclass, those of nested settings included, in the order of their fields.
 
-    Fields that hold something else than numbers, texts, truth values and tuples of texts are left out.
+    Fields that hold something else than numbers, texts, truth values and tuples of texts are left out, and
+    so are those whose metadata have `option=False`: nobody chooses them.
     """
     return tuple(_walk(cls, ()))
 
@@ -202,7 +205,7 @@ def _walk(cls: Any, path: tuple[str, ...]) -> Iterator[Option]:
     for each in fields(cls):
         kind, optional = _kind(hints[each.name])
         inner = (*path, each.name)
-        if kind is None:
+        if kind is None or not each.metadata.get("option", True):
             continue
         if is_dataclass(kind):
             yield from _walk(kind, inner)

@@ -26,6 +26,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -165,7 +166,9 @@ def _later(status: StreamStatus, report: ChunkReport) -> StreamStatus:
     if report.outcome == "unknown":
         return status
     finished = report.outcome == "finished"
-    return StreamStatus(status.stream_id, report.next_frame, report.rows, report.losses, finished)
+    return replace(
+        status, next_frame=report.next_frame, rows=report.rows, losses=report.losses, finished=finished
+    )
 
 
 def _prompts(given: Any) -> str | Mapping[str, Any] | None:

@@ -144,7 +144,7 @@ class TrackSettings:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     commit: CommitSettings = field(default_factory=CommitSettings)
     detector: DetectorSettings = field(default_factory=DetectorSettings)
-    model_fingerprint: str = ""
+    model_fingerprint: str = field(default="", metadata={"option": False})
 
     @classmethod
     def of(cls, **options: Unpack[TrackOptions]) -> TrackSettings:
@@ -218,7 +218,7 @@ class TrackSettings:
 
 def track_options() -> tuple[Option, ...]:
     """All options of tracking, as commands offer them."""
-    return tuple(o for o in options_of(TrackSettings) if o.name != "model_fingerprint")
+    return options_of(TrackSettings)
 
 
 NOT_LIVE = {

@@ -66,4 +66,4 @@ def test_an_unknown_detector_is_one_line(clip: Path, tmp_path: Path, capsys: Any
     lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("xmem: error: ")]
     assert lines == ["xmem: error: no detector 'emotion'; there are: motion"]
     assert call(clip, tmp_path / "out", "--detect", "motion", "--max-objects", "0") == 2
-    assert "max_objects=0 is not allowed: at least 1" in capsys.readouterr().err
+    assert "max_objects=0 is not allowed: a whole number from 1 to 256" in capsys.readouterr().err

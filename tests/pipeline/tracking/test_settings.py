@@ -126,6 +126,8 @@ def test_settings_are_frozen_and_given_by_flat_names() -> None:
         settings.model.size = 5  # type: ignore[misc]
     with pytest.raises(UsageError, match=r"unknown setting 'modle'; there are model, size, "):
         TrackSettings().with_options({"modle": "xmem"})
+    with pytest.raises(UsageError, match="unknown setting 'model_fingerprint'"):  # nobody's choice
+        TrackSettings().with_options({"model_fingerprint": "0"})
     with pytest.raises(UsageError, match="unknown setting 'out_dir'"):
         WorkerSettings.of("out", out_dir="x")  # type: ignore[call-arg]
 
