@@ -16,7 +16,7 @@ looked up. A process or machine that dies is replaced by Ray Data, and its video
 What `xmem batch` has besides: several videos in turns on one device, priorities, and putting away a video
 that kills its process each time.
 
-`infra/examples/ray_data.py` is a whole program.
+`examples/ray_data.py` is a whole program.
 """
 
 from __future__ import annotations

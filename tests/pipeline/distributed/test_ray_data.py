@@ -296,7 +296,7 @@ def test_the_example_runs_on_a_real_ray(tmp_path: Path, videos: Path, model: str
     manifest.write_text("".join(json.dumps(line) + "\n" for line in given))
     out, results = tmp_path / "out", tmp_path / "results"
     command = [
-        sys.executable, str(ROOT / "infra" / "examples" / "ray_data.py"), str(manifest),
+        sys.executable, str(ROOT / "examples" / "ray_data.py"), str(manifest),
         "--out", str(out), "--results", str(results), "--model", model, "--workers", "2",
     ]  # fmt: skip
     environment = dict(

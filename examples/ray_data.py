@@ -5,7 +5,7 @@ of your own. Tracks go to FOLDER; what became of each video is printed, and writ
 Needs Ray Data: pip install 'xmem-pipeline[data]'. Runs on this machine, or on the cluster of RAY_ADDRESS,
 whose machines have both installed too.
 
-    python infra/examples/ray_data.py videos.jsonl --out s3://bucket/tracks --device cuda --workers 8
+    python examples/ray_data.py videos.jsonl --out s3://bucket/tracks --device cuda --workers 8
     xmem query s3://bucket/tracks "select stream_id, count(*) from tracks group by stream_id"
 """
 
