@@ -6,8 +6,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet 
 SOURCES := xmem_core pipeline jobs xmem_pipeline
 PYTEST := $(BIN)/python -m pytest
 QUICK := not soak and not alone and not slow and not process and not ray and not s3 and not rtsp
-# Workers of pytest-xdist: more than two gain little on two cores, and each needs about 2 GB.
+# Each test file runs on one worker of pytest-xdist, in the order of tests/conftest.py. More than two gain little on two cores, and each needs about 2 GB.
 WORKERS ?= 2
+BESIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 BENCHMARKS ?= speed batch scheduling long_video s3_reading
 
 .PHONY: help setup setup-dev demo test quick lint format bench soak chaos clean
@@ -43,11 +44,11 @@ demo: $(VENV)/runtime $(VENV)/clips
 
 test: setup-dev
 	-@infra/dev/rtsp-test-system.sh
-	@$(PYTEST) -n $(WORKERS) --dist loadgroup -m 'not soak and not alone'; beside=$$?; \
+	@$(PYTEST) $(BESIDE) -m 'not soak and not alone'; beside=$$?; \
 	$(PYTEST) -m alone; alone=$$?; exit $$(( beside ? beside : alone ))
 
 quick: setup-dev
-	$(PYTEST) -n $(WORKERS) --dist loadgroup -m '$(QUICK)'
+	$(PYTEST) $(BESIDE) -m '$(QUICK)'
 
 lint: setup-dev
 	$(BIN)/ruff check .

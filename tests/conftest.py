@@ -21,17 +21,19 @@ settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests by what they need, and keeps each file on one of pytest-xdist's workers."""
+    """Marks tests by what they need; on pytest-xdist's workers, files whose tests take long come first."""
+    long: set[Path] = set()
     for item in items:
         if not isinstance(item, pytest.Function):
             continue
         fixtures = (f.func for group in item._fixtureinfo.name2fixturedefs.values() for f in group)
         for marker in sorted({m for function in (item.function, *fixtures) for m in needs(function)}):
             item.add_marker(marker)
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if any(item.get_closest_marker(name) for name in ("slow", "chaos", "ray")):
+            long.add(item.path)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.path not in long)
 
 
 # torch is imported by the fixtures: most of the tests do without it.
