@@ -388,7 +388,7 @@ def test_a_video_that_ends_before_its_rows_do_is_not_finished(
     monkeypatch.setattr(VideoFile, "frames", shorter)
     with pytest.raises(SourceError, match="ends at frame 12, but 20 frames"):
         run(video, tmp_path, model)
-    assert record(tmp_path)["state"] == "running"
+    assert record(tmp_path)["state"] == "failed"
 
 
 def test_streams_lose_nothing_by_one_that_fails(
