@@ -23,13 +23,12 @@ from jobs.scheduling.scheduler import Scheduler
 from jobs.scheduling.video_job import VideoJob
 from pipeline.base.errors import SettingsConflictError, StoreError, UsageError, XmemError
 from pipeline.base.redaction import redacted
-from pipeline.detect.loading import load_detector
 from pipeline.distributed.actors import tracker_actor
 from pipeline.distributed.messages import WorkerSettings
-from pipeline.prompts.box_segmenters import load_box_segmenter
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
-from pipeline.tracking.settings import ModelSettings, TrackSettings
+from pipeline.tracking.plugins import check_plugins
+from pipeline.tracking.settings import ModelSettings
 from pipeline.tracking.stream_record import mark_failed
 from pipeline.tracks.store import StreamStore
 
@@ -162,7 +161,7 @@ def run_batch(
     options = options or BatchOptions()
     settings = _for_workers(settings)
     if options.address is None:  # a cluster may have plugins that this machine lacks
-        _check_plugins(settings.tracking)
+        check_plugins(settings.tracking)
     started = datetime.now(UTC)
     report = BatchReport(
         jobs, {}, settings.out, started, started, skipped=skipped or Skipped(), request=request
@@ -343,10 +342,3 @@ def _for_workers(settings: WorkerSettings) -> WorkerSettings:
     if os.path.isfile(tracking.model.name):
         tracking = tracking.with_options({"model": os.path.abspath(tracking.model.name)})
     return dataclasses.replace(settings, out=local_absolute(settings.out), tracking=tracking)
-
-
-def _check_plugins(tracking: TrackSettings) -> None:
-    """What each video would say otherwise, in turn."""
-    load_box_segmenter(tracking.commit.box_segmenter)
-    if tracking.detector.name is not None:
-        load_detector(tracking.detector.name)

@@ -63,6 +63,10 @@ def serve(
     """Follow live cameras, and serve their streams, pictures and records over HTTP."""
     tokens = _tokens(token_file, insecure_loopback, host)
     networks = tuple(allow_network or ())
+    if address is None:  # a cluster may have plugins that this machine lacks
+        from pipeline.tracking.plugins import check_plugins
+
+        check_plugins(tracking, allow_detector or ())
     fetch_model(tracking.model.name)
 
     from jobs.cluster.connection import connected

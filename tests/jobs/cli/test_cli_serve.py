@@ -41,6 +41,17 @@ def test_a_window_that_is_none_is_refused(
     assert "search_window=63" in said(capsys, "--search-window", "63")
 
 
+@pytest.mark.parametrize(
+    ("option", "kind"),
+    [("--sink", "sink"), ("--allow-detector", "detector"), ("--box-segmenter", "box segmenter")],
+)
+def test_plugins_are_looked_up_before_ray_is_started(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, option: str, kind: str
+) -> None:
+    monkeypatch.setenv("XMEM_API_TOKENS", "a-token-for-tests-0123456789")
+    assert f"no {kind} 'nosuch'; there are:" in said(capsys, option, "nosuch")
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
 def test_loopback(host: str) -> None:
     assert is_loopback(host)
