@@ -19,7 +19,7 @@ def _require_whole(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         numbers = value if isinstance(value, tuple) else (value,)
-        # bool is an int to Python, but nobody means True by a width of 1.
+        # bool is a subclass of int, but True is not a meaningful width.
         ok = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
         _require(ok, name, value, "a whole number is needed")
 
@@ -38,10 +38,10 @@ class ModelConfig:
         hidden_dim: C_h, channels of the sensory memory; 0 switches it off.
         decoder_dims: decoder channels at strides 16, 8 and 4.
         sensory_mid_dim: channels to which the decoder's scales are brought before the sensory update.
-        default_size: shorter side, in pixels, at which the model was trained to be used.
-        default_search_window: `MemoryConfig.search_window` where that is None.
-        presence: what `StepResult.presence` is computed with, from `PresenceConstants.to_list`; None where it
-            was not fitted to the weights.
+        default_size: shorter side of the network's input, in pixels, that the model was trained for.
+        default_search_window: used where `MemoryConfig.search_window` is None.
+        presence: constants of `StepResult.presence`, from `PresenceConstants.to_list`; None if none were
+            fitted to the weights.
 
     Raises:
         ValueError: a width is not positive or the backbone is unknown.
@@ -57,7 +57,7 @@ class ModelConfig:
     decoder_dims: tuple[int, int, int] = (512, 256, 256)
     sensory_mid_dim: int = 256
     default_size: int = 480
-    # How a model is used, not what it computes: neither its identity nor its weights depend on it.
+    # Excluded from comparison and fingerprint: these affect how a model is used, not its weights.
     default_search_window: int | None = field(default=None, repr=False, compare=False)
     presence: tuple[float, ...] | None = field(default=None, repr=False, compare=False)
 
@@ -74,7 +74,7 @@ class ModelConfig:
             object.__setattr__(self, "presence", tuple(PresenceConstants.from_list(self.presence).to_list()))
         no_number = ("key_backbone", "default_search_window", "presence")
         _require_whole(self, *(f.name for f in fields(self) if f.name not in no_number))
-        # Checked as it will be used.
+        # MemoryConfig has the check for this value.
         MemoryConfig(search_window=self.default_search_window)
         for name in ("value_stem", "key_dim", "sensory_mid_dim"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a width is at least 1")
@@ -89,7 +89,7 @@ class ModelConfig:
 
     @classmethod
     def lite(cls) -> ModelConfig:
-        """The shape of the bundled xmem-lite: 384 pixels, EfficientNet-Lite0, narrow everywhere else."""
+        """Configuration of the bundled xmem-lite: EfficientNet-Lite0 trunk, narrow layers, 384 pixels."""
         return cls(
             key_backbone="efficientnet-lite0",
             value_stem=16,
@@ -118,34 +118,34 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """When frames enter memory, and how much of them is kept (paper section 3.3; names as published).
+    """Memory settings: when frames are stored and how many are kept (paper section 3.3; names as published).
 
     Args:
         mem_every: frames between two memory frames.
         deep_update_every: frames between deep updates of the sensory memory; below 0, on every memory frame.
         top_k: memory elements that a query position may read.
         min_mid_term_frames: frames in working memory after a consolidation, the stream's first one included.
-        max_mid_term_frames: frames in working memory at which consolidation sets in. None, with
-            `enable_long_term` off, lets working memory grow without end, as the published code does.
+        max_mid_term_frames: frames in working memory that trigger consolidation. None, with
+            `enable_long_term` off, leaves working memory unlimited, as in the published code.
         num_prototypes: elements that one consolidation adds to long-term memory.
-        max_long_term_elements: cap of long-term memory; beyond it the least-used elements leave.
+        max_long_term_elements: capacity of long-term memory; beyond it the least-used elements are removed.
         enable_long_term: long-term memory; without it the oldest frames are dropped instead of consolidated.
-        max_permanent_frames: prompted frames that are kept whole, the stream's first one included. Where
-            there are more, those leave first on which no living object was given, then those whose objects
-            were given on another kept frame too, then the oldest. What leaves and was given of a living
-            object is consolidated into long-term memory, frame by frame; with `enable_long_term` off it is
-            forgotten, and the log says so: give as many frames as objects are given at different times.
-        search_window: an object is looked for only around where it was, in a window whose sides are at least
-            this many pixels as the network sees them; 0: on the whole frame; default: as the model says on a
-            CPU, on the whole frame elsewhere. One out of sight is looked for in an ever larger window, and
-            once that was the whole frame, on every third frame. With None it is the model's
-            `default_search_window`, which is the whole frame for the published models, as published.
-        forget_contradicted: where a prompt says of most of an object's mask that it is something else, what
-            was remembered of the object since it was last given, or last out of sight, is no longer read.
-            False: as published, only the prompted frame tells.
+        max_permanent_frames: prompted frames that are kept whole, the stream's first one included. Beyond
+            this number, frames are removed in this order: those with prompts of removed objects only, those
+            whose objects were also prompted on another kept frame, then the oldest. Prompted masks of living
+            objects are consolidated into long-term memory, frame by frame; with `enable_long_term` off they
+            are dropped, with a warning in the log: set it to the number of frames that have prompts.
+        search_window: minimum side, in pixels of the network's input, of the window around an object's last
+            position in which the object is searched; 0: the whole frame; default: the model's on a CPU, the
+            whole frame elsewhere. For an object out of sight the window grows up to the whole frame, which is
+            then searched on every third frame only. None means the model's `default_search_window`: the whole
+            frame for the published models.
+        forget_contradicted: when a prompt contradicts most of an object's mask, stop reading what was
+            stored for the object since its last prompt or since it was last out of sight. False: only the
+            prompted frame is affected, as published.
 
     Raises:
-        ValueError: a number is out of range, or two contradict each other.
+        ValueError: a number is out of range, or two settings contradict each other.
     """
 
     mem_every: int = 5
@@ -181,7 +181,7 @@ class MemoryConfig:
                 not self.enable_long_term,
                 "max_mid_term_frames",
                 None,
-                "without a limit nothing would ever be consolidated; give one, or set enable_long_term=False",
+                "consolidation needs a limit; give one, or set enable_long_term=False",
             )
         else:
             _require_whole(self, "max_mid_term_frames")

@@ -62,20 +62,20 @@ _INTERRUPTED = 130
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. Exit code 2: the request is wrong; 1: it failed; 130: interrupted."""
+    """Entry point. Exit codes: 2 for a usage error, 1 for a failure, 130 when interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
-    # Wherever it stands: nobody remembers on which side of the command it belongs.
+    # Accepted before and after the subcommand.
     arguments = [a for a in arguments if a != "--debug"]
     _set_up_logging(debug)
     try:
         code = app(arguments, standalone_mode=False)
-    except KeyboardInterrupt:  # outside Typer, which makes a code of those inside
+    except KeyboardInterrupt:  # outside Typer, which converts those inside to an exit code
         code = _INTERRUPTED
     except Exception as error:
         if debug and not hasattr(error, "format_message"):
             raise
-        if hasattr(error, "format_message"):  # what Typer itself found wrong with the command line
+        if hasattr(error, "format_message"):  # a usage error that Typer found
             _fail(
                 error.format_message() or "give a command; --help lists them", getattr(error, "exit_code", 2)
             )
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
             _fail("aborted", _INTERRUPTED)
         if isinstance(error, XmemError):
             _fail(str(error), error.exit_code)
-        # Anything else is a fault of ours, or of the machine; what the user got wrong has been said by now.
+        # Usage errors are handled above: anything else is a bug or a fault of the machine.
         _fail(f"{type(error).__name__}: {error} (--debug shows where)", 1)
     if code == _INTERRUPTED:
         _fail("interrupted" + _how_to_go_on(arguments), _INTERRUPTED)
@@ -104,7 +104,7 @@ def _fail(message: str, code: int) -> None:
 
 
 class _ConsoleHandler(logging.Handler):
-    """Messages above the bar, each on one line however narrow the terminal."""
+    """Prints log messages above the progress bar, one line each, whatever the terminal's width."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(redacted(self.format(record)))

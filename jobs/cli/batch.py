@@ -31,7 +31,7 @@ _MOST_LISTED = 20
 
 
 class _RunByDefault(TyperGroup):
-    """A group whose first argument is taken for `run`'s where it is no command."""
+    """A command group that runs `run` if the first argument is not a subcommand."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] != "--help":
@@ -48,19 +48,20 @@ app = typer.Typer(
 VideosArgument = Annotated[
     list[str],
     typer.Argument(
-        help="A folder, a glob, a video, or a manifest (.jsonl, .csv, .parquet with columns uri, stream_id, "
-        "prompts, priority, and others that go to the view `streams`): a path or any fsspec URI; or several."
+        help="A folder, a glob, a video or a manifest, as path or fsspec URI; repeatable. A manifest is a "
+        ".jsonl, .csv or .parquet file with columns uri, stream_id, prompts and priority; further columns "
+        "are shown in the view `streams`."
     ),
 ]
 OutOption = Annotated[str, typer.Option(help="Output folder: a path or any fsspec URI.")]
 PromptsOption = Annotated[
     str | None,
-    typer.Option(help="Prompts file (.json) or masks (.png) for videos that have none of their own."),
+    typer.Option(help="Prompts file (.json) or masks (.png) for videos without their own."),
 ]
 JobsAddressOption = Annotated[
     str | None,
     typer.Option(help="The cluster's dashboard, http://host:8265. Default: RAY_API_SERVER_ADDRESS or "
-                      "RAY_ADDRESS, else this machine's."),
+                      "RAY_ADDRESS, else localhost."),
 ]  # fmt: skip
 JobArgument = Annotated[str, typer.Argument(help="The job's id, as `xmem batch submit` printed it.")]
 
@@ -74,69 +75,76 @@ def run(
     prompts: PromptsOption = None,
     report: Annotated[
         str | None,
-        typer.Option(help="Write the report (JSON) here too; `-`: stdout. It always goes to OUT/batches/."),
+        typer.Option(
+            help="Also write the report (JSON) to this file; `-`: stdout. OUT/batches/ always gets it."
+        ),
     ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Track nothing: say what would be tracked, for how long, and all that is wrong."
+            "--dry-run",
+            help="Track nothing: print what would be tracked, the estimated time and all errors found.",
         ),
     ] = False,
     ids: Annotated[
         str,
         typer.Option(
-            help="What stream ids are made of: uri; relative (the path below VIDEOS: survives a move of the "
-            "archive); name (the file's name alone)."
+            help="How stream ids are derived: uri (the whole URI), relative (the path below VIDEOS, which "
+            "stays the same if the archive is moved), or name (the file's name)."
         ),
     ] = "uri",
     restart: Annotated[
-        bool, typer.Option("--restart", help="Drop what OUT holds of these videos and start over.")
+        bool, typer.Option("--restart", help="Delete these videos' rows in OUT and start over.")
     ] = False,
     address: Annotated[
         str | None,
         typer.Option(
-            help="A Ray cluster: auto, host:6379 or ray://host:10001. Default: a Ray of this machine's own.",
+            help="Ray cluster: auto, host:6379 or ray://host:10001. Default: a local Ray for this batch.",
             rich_help_panel=_BATCH,
         ),
     ] = None,
     actors: Annotated[
         int | None,
-        typer.Option(help="Processes that track. Default: as many as fit.", rich_help_panel=_BATCH),
+        typer.Option(help="Number of tracker processes. Default: as many as fit.", rich_help_panel=_BATCH),
     ] = None,
     gpu_fraction: Annotated[
-        float, typer.Option(help="Part of a GPU for each of them.", rich_help_panel=_BATCH)
+        float, typer.Option(help="Share of a GPU per tracker process.", rich_help_panel=_BATCH)
     ] = 1.0,
     priority: Annotated[
-        float, typer.Option(help="Of videos that the manifest gives none.", rich_help_panel=_BATCH)
+        float,
+        typer.Option(help="Priority of videos for which the manifest has none.", rich_help_panel=_BATCH),
     ] = 1.0,
     max_tries: Annotated[
-        int, typer.Option(help="Tries without progress until a video is given up.", rich_help_panel=_BATCH)
+        int,
+        typer.Option(
+            help="Failed tries without progress before a video is quarantined.", rich_help_panel=_BATCH
+        ),
     ] = 4,
     storage_options: Annotated[
         list[str] | None,
         typer.Option(
-            help="For fsspec: JSON, @FILE with JSON, or key=value (client_kwargs.endpoint_url=...); "
-            "repeatable. Goes to the workers, and into no record or log.",
+            help="fsspec options: JSON, @FILE with JSON, or key=value (client_kwargs.endpoint_url=...); "
+            "repeatable. Passed to the workers; never written to records or logs.",
             rich_help_panel=_BATCH,
         ),
     ] = None,
     out_storage_options: Annotated[
         list[str] | None,
-        typer.Option(help="The same for OUT, where it is another store.", rich_help_panel=_BATCH),
+        typer.Option(help="fsspec options of OUT, if they differ.", rich_help_panel=_BATCH),
     ] = None,
     retry_of: Annotated[str | None, typer.Option(hidden=True)] = None,
     take_over: Annotated[
         bool,
         typer.Option(
             "--take-over",
-            help="Go on although another run seems to be tracking these videos into OUT, known to be dead.",
+            help="Ignore the lease of another run on these videos in OUT. Only if that run is dead.",
             rich_help_panel=_BATCH,
         ),
     ] = False,
     env: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=VALUE: environment variable of the workers, for instance credentials; repeatable.",
+            help="NAME=VALUE: environment variable for the workers, such as credentials; repeatable.",
             rich_help_panel=_BATCH,
         ),
     ] = None,
@@ -145,9 +153,10 @@ def run(
 ) -> int:
     """Track all videos of a folder, glob or manifest and write their mask tracks to Parquet.
 
-    What to track in `a.mp4` is in `a.prompts.json` or `a.masks.png` beside it, in the manifest, or in
-    --prompts for all. Run again it tracks only what is unfinished. A video that fails stops no other one.
-    Exit code: 0 all finished; 1 some failed (they are listed); 2 the request is wrong; 130 interrupted.
+    Prompts of `a.mp4` are read from the manifest, from `a.prompts.json` or `a.masks.png` in the same folder,
+    or from --prompts. The same command, run again, tracks unfinished videos only. A failed video does not
+    stop the others. Exit code: 0: all finished; 1: some failed (they are listed); 2: usage error; 130:
+    interrupted.
     """
     debug = logging.getLogger().isEnabledFor(logging.DEBUG)
     if address is not None:
@@ -225,7 +234,7 @@ def run(
 
 
 def _forecast(jobs: Any, settings: WorkerSettings, errors: list[str], skipped: Skipped) -> int:
-    """What a batch would do, to stdout; exit code 2 if something is wrong with it."""
+    """Print the forecast of a dry run to stdout; exit code 2 if it has errors."""
     from jobs.batch.dry_run import forecast
 
     found = forecast(jobs, settings, errors=errors, skipped=skipped)
@@ -234,7 +243,7 @@ def _forecast(jobs: Any, settings: WorkerSettings, errors: list[str], skipped: S
     return 2 if found.wrong else 0
 
 
-# Never in a report: what may hold credentials, and what is meant for one run.
+# Never in a report: options that may hold credentials or apply to a single run.
 _ONCE = frozenset(
     {"env", "storage_options", "out_storage_options", "report", "restart", "dry_run", "take_over", "retry_of"}
 )
@@ -242,7 +251,7 @@ _NAMES_FILES = frozenset({"videos", "out", "prompts", "model"})
 
 
 def _tokens(context: Any, without: frozenset[str] = frozenset()) -> list[str]:
-    """The options of a command as they were given."""
+    """The options given on the command line, as tokens."""
     tokens = []
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name)
@@ -277,7 +286,7 @@ def _say_stopping() -> None:
 
 
 def _summarize(result: BatchReport, *, on_cluster: bool) -> None:
-    """The end of a batch on stderr: the videos that failed with their causes, the totals, the report."""
+    """Print a batch's summary to stderr: failed videos with causes, totals, the report's location."""
     totals = result.totals()
     listed = 0
     for job, video in result.bad():
@@ -310,11 +319,11 @@ def _summarize(result: BatchReport, *, on_cluster: bool) -> None:
 
 @dataclass(frozen=True)
 class _Earlier:
-    """What `retry` takes from a report.
+    """What `retry` reads from a report.
 
     Args:
-        bad: stream ids of the videos that failed or were given up.
-        request: the command line of that run.
+        bad: stream ids of the failed and quarantined videos.
+        request: that run's command line.
     """
 
     bad: frozenset[str]
@@ -322,7 +331,7 @@ class _Earlier:
 
     @classmethod
     def read(cls, uri: str, storage_options: Mapping[str, Any] | None = None) -> _Earlier:
-        """UsageError: it is no report."""
+        """Read a report; UsageError if it is missing or not a report."""
         from pipeline.storage.locations import locate
 
         try:
@@ -342,12 +351,12 @@ class _Earlier:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def retry(
     context: typer.Context,
-    report: Annotated[str, typer.Argument(help="A report of a batch (OUT/batches/*.json), path or URI.")],
+    report: Annotated[str, typer.Argument(help="Report of a batch (OUT/batches/*.json): a path or URI.")],
 ) -> int:
     """Track the failed and quarantined videos of a report again, with the settings of that run.
 
-    Further options are those of `xmem batch run`, and replace that run's; credentials (--env,
-    --storage-options) are in no report, and have to be given again.
+    Options of `xmem batch run` can be added and override that run's. Credentials (--env, --storage-options)
+    are not stored in reports and must be given again.
     """
     earlier = _Earlier.read(report, _access_in(context.args))
     if not earlier.bad:
@@ -380,11 +389,11 @@ def _run_command() -> Any:
 def list_batches(
     address: JobsAddressOption = None,
     out: Annotated[
-        str | None, typer.Option(help="Instead of a cluster's jobs, the batches of this output folder.")
+        str | None, typer.Option(help="List the batches of this output folder instead of a cluster's jobs.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """The batches on a cluster, newest first; or those of an output folder, running ones included."""
+    """List the batches on a cluster, or finished and running ones of an output folder, newest first."""
     if out is not None:
         from jobs.batch.report import batches_in
 
@@ -413,25 +422,23 @@ def submit(
     out: OutOption,
     prompts: PromptsOption = None,
     address: JobsAddressOption = None,
-    job_id: Annotated[str | None, typer.Option("--id", help="The job's id. Default: made up.")] = None,
+    job_id: Annotated[str | None, typer.Option("--id", help="The job's id. Default: generated.")] = None,
     env: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=VALUE: environment variable of the job's processes, to be seen by all who see the "
-            "dashboard; repeatable."
+            help="NAME=VALUE: environment variable for the job's processes; repeatable. Visible to everyone "
+            "with access to the dashboard."
         ),
     ] = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Show what it prints, until it has ended.")
-    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Print the job's log until it ends.")] = False,
 ) -> int:
-    """Run a batch as a Ray Job; further options are those of `xmem batch run`.
+    """Submit a batch as a Ray Job; accepts the options of `xmem batch run`.
 
-    The code travels with the job, and so do a manifest and a prompts file that lie here. Prints the job's id.
+    The code and local manifest and prompts files are uploaded with the job. Prints the job's id.
     """
     from jobs.batch.submit import Jobs
 
-    # What stands behind VIDEOS is taken for more of them until `run` tells options from videos.
+    # Unknown options end up in VIDEOS and the extra arguments; `run`'s parser separates them again.
     videos, arguments = _checked([*videos, *context.args])
     variables = _variables(env)
     jobs = Jobs(address)
@@ -456,7 +463,7 @@ def _variables(given: list[str] | None) -> dict[str, str]:
 
 
 def _checked(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Videos and options for `run`, parsed here so that a wrong one is not found out on the cluster."""
+    """Videos and options for `run`, parsed before submission so that usage errors show at once."""
     context = _run_command().make_context("xmem batch submit", [*arguments, "--out", "OUT"])
     if context.params["address"] is not None:
         raise UsageError(
@@ -471,7 +478,7 @@ def status(
     address: JobsAddressOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """How a job stands: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    """Print a job's state: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
     from jobs.batch.submit import Jobs
 
     found = Jobs(address).status(job_id)
@@ -487,9 +494,9 @@ def status(
 def logs(
     job_id: JobArgument,
     address: JobsAddressOption = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job has ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the job ends.")] = False,
 ) -> int:
-    """What a job has printed."""
+    """Print a job's log."""
     from jobs.batch.submit import Jobs
 
     jobs = Jobs(address)
@@ -502,7 +509,7 @@ def logs(
 
 @app.command()
 def cancel(job_id: JobArgument, address: JobsAddressOption = None) -> int:
-    """Stop a job. What is committed stays; the same batch, submitted again, goes on from there."""
+    """Stop a job. Committed rows are kept; the same batch, submitted again, resumes from there."""
     from jobs.batch.submit import Jobs
 
     stopped = Jobs(address).cancel(job_id)

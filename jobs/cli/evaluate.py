@@ -22,33 +22,36 @@ _NOT_EVALUATED = SAID_BY_SIZE | {
 @tracking_options(without=_NOT_EVALUATED, defaults={"dtype": "float32"})  # figures comparable between CPUs
 def evaluate(
     root: Annotated[
-        str | None, typer.Argument(help="Folder with JPEGImages/ and Annotations/ as DAVIS lays them out.")
+        str | None, typer.Argument(help="Folder with JPEGImages/ and Annotations/ in the layout of DAVIS.")
     ] = None,
     suite: Annotated[
         str | None,
         typer.Option(
-            help="Instead of a data set, composed scenes with exact truth: crowd (identities among 3 to 8 "
-            "people) or synthetic (one trouble at a time)."
+            help="Evaluate on composed scenes with exact ground truth instead of a data set: crowd "
+            "(identities of 3 to 8 people) or synthetic (one difficulty per scene)."
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="With --suite: folder with stills/ (or train/stills/) to compose from.")
+        str | None,
+        typer.Option(
+            help="With --suite: folder with stills/ (or train/stills/) from which scenes are composed."
+        ),
     ] = None,
     scenes: Annotated[
-        int | None, typer.Option(help="With --suite: scenes; for synthetic, of each kind.")
+        int | None, typer.Option(help="With --suite: number of scenes; for synthetic, per kind.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="With --suite: another seed makes other scenes.")] = 0,
+    seed: Annotated[int, typer.Option(help="With --suite: random seed of the scenes.")] = 0,
     kind: Annotated[
         list[str] | None, typer.Option(help="With --suite synthetic: only these kinds; repeatable.")
     ] = None,
     clip: Annotated[list[str] | None, typer.Option(help="Only these clips; repeatable.")] = None,
-    max_frames: Annotated[int | None, typer.Option(help="Frames per clip.")] = None,
+    max_frames: Annotated[int | None, typer.Option(help="Maximum number of frames per clip.")] = None,
     height: Annotated[int, typer.Option(help="With --suite: height of the scenes in pixels.")] = 480,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     *,
     tracking: TrackSettings,
 ) -> None:
-    """Measure a model: J and boundary accuracy F on a labelled data set, or a suite of composed scenes."""
+    """Evaluate a model: J and F on a labelled data set, or a suite of composed scenes."""
     from jobs.evaluation.davis import EvaluationReport, run
     from jobs.evaluation.suites.report import SuiteReport
     from jobs.evaluation.suites.runner import check_options, run_suite

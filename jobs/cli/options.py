@@ -4,9 +4,8 @@
     @tracking_options(without={"max_frames": "a camera has no end"})
     def serve(out: ..., *, tracking: TrackSettings) -> None: ...
 
-A command decorated like this has one option for each field of `pipeline.tracking.settings.TrackSettings`,
-with the field's default and help, and is handed the settings. A new field is an option of all commands at
-once.
+A decorated command has one option per field of `pipeline.tracking.settings.TrackSettings`, with the field's
+default and help, and receives the settings as `tracking`. A new field becomes an option of all commands.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _FLAGS = {
     "enable_long_term": ("--long-term/--no-long-term",),
 }
 SAID_BY_SIZE = {"full_size": "--size 0 says the same"}
-"""For `without`: an option that no command needs."""
+"""For `without`: options that duplicate another one."""
 
 _PARAMETER = "tracking"
 
@@ -37,11 +36,11 @@ _PARAMETER = "tracking"
 def tracking_options(
     *, without: Mapping[str, str] = SAID_BY_SIZE, defaults: Mapping[str, Any] | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Replace a command's keyword-only parameter `tracking` by an option for each of its settings.
+    """Replace a command's keyword-only parameter `tracking` by one option per setting.
 
     Args:
         without: settings that the command does not offer, and why.
-        defaults: defaults of this command that differ from the settings' own.
+        defaults: this command's defaults where they differ from the settings'.
 
     Raises:
         UsageError: when the command is called with values that are not allowed.
@@ -72,7 +71,7 @@ def _parameter(option: Option, default: Any) -> inspect.Parameter:
     kind: Any = list[str] if option.kind is tuple else option.kind
     shown = typer.Option(
         *_FLAGS.get(option.name, (_flag(option),)),
-        # The memory's settings are explained at length where they are defined.
+        # The full help of memory settings is too long for --help; see `MemoryConfig`.
         help=(option.summary if option.path[0] == "memory" else option.help) + _limits(option),
         metavar="|".join(option.limits.choices) or None,
         rich_help_panel=_PANELS[option.path[0]],

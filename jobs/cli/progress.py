@@ -21,19 +21,19 @@ _MOST_BARS = 12
 _RATE_SECONDS = 30.0
 _ESTIMATE_SECONDS = 600.0
 _NAME_WIDTH = 40
-# Workers that only start need no word; those that cannot are spoken of this soon, and again when it changes.
+# A shortage of workers is reported after this time, and again when its cause changes; normal start-up is not.
 _WAIT_SECONDS = 5.0
 
 
 class Rate:
-    """Frames per second over the last half minute."""
+    """Frames per second over the last 30 seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._seen: deque[tuple[float, int]] = deque([(clock(), 0)])
 
     def of(self, frames: int) -> float:
-        """Takes note of how many frames there are by now, and returns the rate."""
+        """Record the current number of frames and return the rate."""
         now = self._clock()
         self._seen.append((now, frames))
         while len(self._seen) > 2 and self._seen[1][0] <= now - _RATE_SECONDS:
@@ -43,7 +43,7 @@ class Rate:
 
 
 class _TimeLeft(TimeRemainingColumn):
-    """A task's own estimate where it has one; else rich's."""
+    """Shows the task's field `left` if it has one, else rich's estimate."""
 
     def render(self, task: Task) -> Text:
         left = task.fields.get("left")
@@ -51,9 +51,9 @@ class _TimeLeft(TimeRemainingColumn):
 
 
 class BatchDisplay:
-    """Shows a batch's standing; use it as a context manager, call it with every news.
+    """Shows a batch's progress. Use it as a context manager and call it with each update.
 
-    On a terminal: one bar for all videos, one for each that is running (12 at most). Elsewhere: lines.
+    On a terminal: one bar for all videos and one per running video (12 at most). Elsewhere: log lines.
     """
 
     def __init__(
@@ -139,23 +139,23 @@ class BatchDisplay:
 
 
 def ended(standing: Standing) -> int:
-    """Videos for which nothing more is done in this run."""
+    """Number of videos that have ended in this run, in whatever state."""
     parts = (standing.finished, standing.failed, standing.quarantined, standing.cancelled, standing.pending)
     return sum(parts)
 
 
 def share(video: Running) -> float:
-    """How much of a running video is done, 0 to 1; 0 where its length is unknown."""
+    """Fraction of a running video that is done, 0 to 1; 0 if its length is unknown."""
     return min(1.0, video.frames / video.frame_count) if video.frame_count else 0.0
 
 
 def seconds_left(standing: Standing, running: Sequence[Running], seconds: float) -> float | None:
-    """How long the rest takes at the rate so far; None: nothing to tell it from, or nobody is at work.
+    """Estimated remaining seconds at the rate so far; None if there is no estimate or no worker yet.
 
-    Lengths count up to --max-frames. Videos that were not opened yet count with the others' mean length.
+    Lengths are limited by --max-frames. Videos not opened yet count with the mean length of the others.
 
     Args:
-        seconds: since the first worker was there.
+        seconds: time since the first worker was ready.
     """
     unfinished = standing.running + standing.waiting
     if not (standing.workers and standing.frames and standing.mean_frames and unfinished and seconds > 0):
@@ -167,7 +167,7 @@ def seconds_left(standing: Standing, running: Sequence[Running], seconds: float)
 
 
 def waits_for(standing: Standing) -> str:
-    """What workers that were asked for wait for; empty: they are there."""
+    """Why requested workers are missing; empty if none is."""
     if not standing.missing:
         return ""
     workers = f"{standing.missing} worker{'s' if standing.missing > 1 else ''}"
@@ -177,7 +177,7 @@ def waits_for(standing: Standing) -> str:
 
 
 def line(standing: Standing, rate: float, left: float | None) -> str:
-    """The standing in one line; `left`: seconds, if they can be told."""
+    """Progress in one line; `left`: estimated remaining seconds, or None."""
     bad = standing.failed + standing.quarantined
     parts = [f"{standing.finished} of {standing.videos} videos finished"]
     if bad:

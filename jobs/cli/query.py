@@ -14,11 +14,15 @@ from pipeline.base.errors import UsageError, XmemError
 
 def query(
     folder: Annotated[str, typer.Argument(help="Output folder of `xmem track` or `xmem batch`.")],
-    sql: Annotated[str, typer.Argument(help="SQL over the views tracks, events and streams.")],
-    fmt: Annotated[str, typer.Option("--format", help="table, csv, json or parquet.")] = "table",
-    output: Annotated[str | None, typer.Option("--output", "-o", help="File; default: stdout.")] = None,
+    sql: Annotated[str, typer.Argument(help="SQL query over the views tracks, events and streams.")],
+    fmt: Annotated[
+        str, typer.Option("--format", help="Output format: table, csv, json or parquet.")
+    ] = "table",
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Output file. Default: stdout.")
+    ] = None,
 ) -> None:
-    """Ask an output folder with SQL (DuckDB)."""
+    """Run an SQL query (DuckDB) on an output folder."""
     from pipeline.analytics.query import format_result
     from pipeline.analytics.query import query as ask
 
@@ -33,7 +37,7 @@ def query(
             format_result(result, fmt, sys.stdout.buffer if binary else sys.stdout)
             sys.stdout.flush()
         except BrokenPipeError:
-            # The reader has gone (`| head`): not worth a word. Nor is what Python flushes at its end.
+            # The reader has closed the pipe (`| head`); this also silences Python's flush at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     try:

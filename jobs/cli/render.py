@@ -13,19 +13,24 @@ from pipeline.base.redaction import redacted
 
 
 def render(
-    video: Annotated[str, typer.Argument(help="The video that was tracked.")],
+    video: Annotated[str, typer.Argument(help="The tracked video.")],
     folder: Annotated[str, typer.Argument(help="Output folder of `xmem track`.")],
-    output: Annotated[str, typer.Option("--output", "-o", help="The overlay video: .mp4, .mkv, .webm, ...")],
-    stream_id: Annotated[str | None, typer.Option(help="Which stream, if it cannot be told.")] = None,
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="Overlay video to write: .mp4, .mkv, .webm, ...")
+    ],
+    stream_id: Annotated[
+        str | None,
+        typer.Option(help="Stream to draw. Default: the video's own, or the only one in the folder."),
+    ] = None,
     first: Annotated[int, typer.Option(help="First frame.")] = 0,
     last: Annotated[int | None, typer.Option(help="Last frame.")] = None,
     alpha: Annotated[float, typer.Option(help="Opacity of the masks, 0 to 1.")] = 0.5,
     sheet: Annotated[str | None, typer.Option(help="Also write a contact sheet (PNG).")] = None,
     max_pixels: Annotated[
-        int, typer.Option(help="Refuse pictures with more pixels than this, without decoding them.")
+        int, typer.Option(help="Reject pictures with more pixels than this before they are decoded.")
     ] = MAX_PIXELS,
 ) -> None:
-    """Draw masks, outlines and ids over the video."""
+    """Draw masks, outlines and object ids over a video."""
     from pipeline.draw.render import render as render_tracks
 
     if not 0 <= alpha <= 1:

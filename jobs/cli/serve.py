@@ -24,43 +24,48 @@ if TYPE_CHECKING:
 @tracking_options(without=NOT_LIVE)
 def serve(
     out: Annotated[str, typer.Option(help="Output folder: a path or any fsspec URI.")],
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     token_file: Annotated[
         str | None,
-        typer.Option(help="File with the API's bearer tokens, one a line. Default: XMEM_API_TOKENS."),
+        typer.Option(
+            help="File with the API's bearer tokens, one per line. Default: variable XMEM_API_TOKENS."
+        ),
     ] = None,
     insecure_loopback: Annotated[
-        bool, typer.Option("--insecure-loopback", help="No tokens; only on this machine's own address.")
+        bool,
+        typer.Option("--insecure-loopback", help="Require no tokens; allowed on loopback addresses only."),
     ] = False,
     allow_network: Annotated[
         list[str] | None,
-        typer.Option(metavar="CIDR", help="Where cameras may be; repeatable. Default: nowhere."),
+        typer.Option(metavar="CIDR", help="Network in which cameras are allowed; repeatable. Default: none."),
     ] = None,
     allow_port: Annotated[
-        list[int] | None, typer.Option(help="On which cameras may be asked [322 554 8322 8554]; repeatable.")
+        list[int] | None,
+        typer.Option(help="Port on which cameras are allowed; repeatable. Default: 322, 554, 8322 and 8554."),
     ] = None,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="Host name by which the API may be asked; repeatable.")
+        list[str] | None, typer.Option(help="Host name that requests to the API may use; repeatable.")
     ] = None,
     allow_detector: Annotated[
         list[str] | None,
-        typer.Option(help="Detector that streams may name, such as an installed one [motion]; repeatable."),
+        typer.Option(help="Detector that streams may use; repeatable. Default: motion."),
     ] = None,
-    max_streams: Annotated[int, typer.Option(help="Streams at the same time.")] = 16,
+    max_streams: Annotated[int, typer.Option(help="Maximum number of streams at the same time.")] = 16,
     hub: Annotated[
-        str, typer.Option(help="Name of the hub: one process at a time per folder and name.")
+        str, typer.Option(help="Name of the hub; one process per output folder and name.")
     ] = "default",
-    secrets: Annotated[str | None, typer.Option(help="Folder for the cameras' passwords.")] = None,
-    replicas: Annotated[int, typer.Option(help="Processes that answer requests.")] = 1,
+    secrets: Annotated[str | None, typer.Option(help="Folder in which camera passwords are stored.")] = None,
+    replicas: Annotated[int, typer.Option(help="Number of processes that answer requests.")] = 1,
     address: Annotated[
-        str | None, typer.Option(help="A Ray cluster: auto or host:6379. Default: a Ray of its own.")
+        str | None,
+        typer.Option(help="Ray cluster: auto or host:6379. Default: a local Ray, started for the command."),
     ] = None,
     gpus: Annotated[float, typer.Option(help="Share of a GPU to reserve for the hub.")] = 0.0,
     *,
     tracking: TrackSettings,
 ) -> None:
-    """Follow live cameras, and serve their streams, pictures and records over HTTP."""
+    """Track live cameras and serve their streams, pictures and mask records over HTTP."""
     tokens = _tokens(token_file, insecure_loopback, host)
     networks = tuple(allow_network or ())
     if address is None:  # a cluster may have plugins that this machine lacks
@@ -91,8 +96,8 @@ def serve(
         gpus=gpus,
     )
     if not networks:
-        say("no network is allowed (--allow-network): every camera is going to be refused")
-    # Ray's processes read it when they start, the HTTP proxy among them.
+        say("no network is allowed (--allow-network): all cameras will be refused")
+    # Read at start by Ray's processes, including Serve's HTTP proxy.
     os.environ.setdefault(slow_clients.VARIABLE, slow_clients.CALLBACK)
     with connected(address, gpus=tracking.model.device.startswith("cuda")):
         _run(application(api, place, replicas=replicas), place, host, port, out)
@@ -113,7 +118,7 @@ def _run(application: object, place: object, host: str, port: int, out: str) -> 
         ray_serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"})
         handle = hub_actor(place)
         try:
-            ray.get(handle.capacity.remote())  # what is wrong with its settings is said here
+            ray.get(handle.capacity.remote())  # raises if the hub's settings are wrong
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, XmemError):
@@ -136,12 +141,12 @@ def _run(application: object, place: object, host: str, port: int, out: str) -> 
 
 
 def _tokens(token_file: str | None, insecure: bool, host: str) -> TokenSet | None:
-    """Who is let in; UsageError if that would be everybody by mistake."""
+    """The API's tokens, None for open access; UsageError if open access was not requested."""
     from pipeline.api.tokens import TOKENS_VARIABLE, TokenSet
 
     if insecure:
         if token_file is not None:
-            raise UsageError("--insecure-loopback and --token-file cannot both be meant: drop one")
+            raise UsageError("--insecure-loopback and --token-file exclude each other: drop one")
         if not is_loopback(host):
             raise UsageError(
                 f"--insecure-loopback with --host {host} is not allowed: others would be let in without a "
@@ -160,7 +165,7 @@ def _tokens(token_file: str | None, insecure: bool, host: str) -> TokenSet | Non
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens there."""
+    """Whether an address can be reached from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -170,7 +175,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _hosts(host: str, named: list[str]) -> tuple[str, ...] | None:
-    """Host names that requests may give; None: any, where tokens are what guards the API."""
+    """Allowed values of the Host header; None: any (the API is then protected by tokens)."""
     from pipeline.api.guard import LOOPBACK_HOSTS
 
     if is_loopback(host):

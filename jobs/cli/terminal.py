@@ -14,12 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from pipeline.base.redaction import redacted
 
 SPEAK_EVERY_S = 30.0
-"""Where there is no terminal for a bar, a line so often."""
+"""Interval of progress lines where there is no terminal for a bar."""
 
 
 @cache
 def console() -> Console:
-    """The one console on stderr: a bar and messages that share it do not tear each other up."""
+    """The shared console on stderr: sharing it keeps messages from breaking the progress bar."""
     return Console(stderr=True, highlight=False)
 
 
@@ -27,25 +27,25 @@ def version() -> str:
     """The installed version of this package."""
     try:
         return version_of("xmem-pipeline")
-    except PackageNotFoundError:  # a checkout that was never installed, or packages sent to a cluster
+    except PackageNotFoundError:  # a checkout that is not installed, or packages uploaded to a cluster
         return "unknown (not installed)"
 
 
 def say(text: str) -> None:
-    """One line on stderr; nothing in it is markup, whatever brackets a path has."""
+    """Print one line to stderr, without markup, so that brackets in paths are kept."""
     console().print(text, soft_wrap=True, markup=False)
 
 
 def short_name(uri: str) -> str:
-    """The last part of a path or URI, without what stands behind a `?`."""
+    """The last component of a path or URI, without the query."""
     return redacted(uri).split("?")[0].rstrip("/").rpartition("/")[2] or uri
 
 
 def fetch_model(name: str) -> None:
-    """Download a published checkpoint with a bar, where one has to be.
+    """Download a published checkpoint if it is not cached, with a progress bar.
 
     Raises:
-        UsageError: there is no such model or file. XmemError: it cannot be fetched.
+        UsageError: there is no such model or file. XmemError: the download failed.
     """
     from pipeline.tracking.segmenters import weights_failure
     from xmem_core.weights import WeightsError, find_weights
@@ -67,7 +67,7 @@ def fetch_model(name: str) -> None:
 
 @contextmanager
 def frame_bar(name: str) -> Iterator[tuple[Progress, TaskID]]:
-    """A bar of frames, invisible where there is no terminal; its field `rate` is a text."""
+    """Progress bar of frames, hidden where there is no terminal; its field `rate` is a string."""
     shared = console()
     progress = Progress(
         TextColumn("{task.description}", markup=False),

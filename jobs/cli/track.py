@@ -22,26 +22,32 @@ def track(
     ],
     out: Annotated[str, typer.Option(help="Output folder: a path or any fsspec URI.")],
     masks: Annotated[
-        list[str] | None, typer.Option(help="Index or palette PNG of the first frame: one value per object.")
+        list[str] | None,
+        typer.Option(help="Masks of the first frame: an index or palette PNG with one value per object."),
     ] = None,
     prompts: Annotated[
         list[str] | None,
-        typer.Option(help="JSON with masks (RLE), polygons or boxes at any frame; see `xmem schema`."),
+        typer.Option(
+            help="Prompts file (JSON) with masks (RLE), polygons or boxes on any frame; see `xmem schema`."
+        ),
     ] = None,
     box: Annotated[
         list[str] | None,
-        typer.Option(help="x,y,w,h[:id[:category]] on the first frame, in pixels; repeatable."),
+        typer.Option(help="Box on the first frame, in pixels: x,y,w,h[:id[:category]]; repeatable."),
     ] = None,
-    stream_id: Annotated[str | None, typer.Option(help="Name of the stream in the output folder.")] = None,
+    stream_id: Annotated[
+        str | None,
+        typer.Option(help="Name of the stream in the output folder. Default: derived from the video's URI."),
+    ] = None,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Drop this stream's rows and start over.")
+        bool, typer.Option("--restart", help="Delete this stream's rows and start over.")
     ] = False,
     *,
     tracking: TrackSettings,
 ) -> None:
     """Track objects through a video and write their mask tracks to Parquet.
 
-    Run again it goes on where it was interrupted; a finished stream is left as it is.
+    An interrupted stream is resumed by the same command; a finished stream is left unchanged.
     """
     from pipeline.base.malloc import keep_freed_memory
     from pipeline.prompts.resolving import gather_prompts
@@ -61,7 +67,7 @@ def track(
 
         def on_open(stream: StreamTracker) -> None:
             nonlocal already_done, started
-            started = time.monotonic()  # from here on it is frames that take the time
+            started = time.monotonic()  # excludes loading and opening from the frame rate
             already_done = stream.summary.state == FINISHED
             total = stream.source.frame_count
             if max_frames is not None:

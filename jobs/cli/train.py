@@ -15,24 +15,24 @@ def train(
     out: Annotated[str, typer.Option(help="Folder of the run: log, checkpoints, weights.")],
     config: Annotated[
         str | None,
-        typer.Option(help="JSON of training settings. Default: the run's own, else those of xmem-lite."),
+        typer.Option(help="JSON file of training settings. Default: those in OUT, else those of xmem-lite."),
     ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", help="name=value: replaces one of the settings; repeatable.", metavar="NAME=VALUE"
-        ),
+        typer.Option("--set", help="name=value: override one setting; repeatable.", metavar="NAME=VALUE"),
     ] = None,
     init: Annotated[
-        list[str] | None, typer.Option(help="Weights to start from; repeatable: the mean of all.")
+        list[str] | None, typer.Option(help="Initial weights; if repeated, the mean of the files.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data.")] = None,
-    max_hours: Annotated[float | None, typer.Option(help="Stop with a checkpoint after so long.")] = None,
+    max_hours: Annotated[
+        float | None, typer.Option(help="Write a checkpoint and stop after this time.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from the run's checkpoint.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore existing checkpoints in OUT.")] = False,
 ) -> None:
-    """Train a small model; run again, it goes on from its last checkpoint."""
+    """Train a small model. The same command resumes from the last checkpoint."""
     from jobs.cli.training import parse_settings, run
 
     given = {"steps": steps, "seed": seed, "max_hours": max_hours, "threads": threads, "init": init or None}

@@ -14,16 +14,16 @@ from xmem_core.training.settings import RECIPE, TrainConfig
 
 
 def run(config_path: str | None, data_root: str, out: str, overrides: dict[str, Any]) -> Path:
-    """Trains, or goes on with the training in `out`; returns the path of the averaged weights.
+    """Start or resume training in `out`; returns the path of the averaged weights.
 
     Args:
-        config_path: JSON of `TrainConfig`; None for the one in `out` if there is one, else the bundled
-            model's (`xmem_core/training/xmem-lite.json`), without `init` with `whiten_keys`.
+        config_path: JSON of `TrainConfig`. None: the one in `out` if there is one, else the bundled model's
+            (`xmem_core/training/xmem-lite.json`), with `whiten_keys` if `init` is not given.
         data_root: folder with stills/ and davis/.
         out: the run's folder.
-        overrides: settings of `TrainConfig` that replace the file's; besides `init` (weights to start from,
-            or a list: their mean), `resume` (default True) and `backbone` (ImageNet weights; default: the
-            installed package's).
+        overrides: settings of `TrainConfig` that override the file's; also `init` (a path of initial weights,
+            or a list of paths, whose mean is taken), `resume` (default True) and `backbone` (ImageNet
+            weights; default: those of the installed package).
 
     Raises:
         UsageError: settings or data that can't be used. XmemError: the training failed.
@@ -39,7 +39,7 @@ def run(config_path: str | None, data_root: str, out: str, overrides: dict[str, 
         earlier = Path(out) / "config.json"
         config_path = str(earlier if resume and earlier.exists() else RECIPE)
         if starts and not init and config_path == str(RECIPE):
-            # The bundled model's last run began with weights that had keys; ImageNet's have none.
+            # The bundled model's last run started from trained keys; ImageNet weights have none.
             overrides = {"whiten_keys": True, **overrides}
     try:
         config = TrainConfig.load(config_path).with_overrides(overrides)
@@ -56,7 +56,7 @@ def run(config_path: str | None, data_root: str, out: str, overrides: dict[str, 
 
 
 def parse_settings(items: Sequence[str]) -> dict[str, Any]:
-    """`name=value` texts as settings: the value is JSON if it can be read as such, else the text itself.
+    """Parse `name=value` strings: a value is read as JSON if it is valid JSON, else as a string.
 
     Raises UsageError for an item that is not of this form.
     """

@@ -29,20 +29,20 @@ from pipeline.base.errors import UsageError
 S = TypeVar("S")
 
 MIN_SIZE, MAX_SIZE = 16, 8192
-"""Of the shorter side that the network sees, in pixels."""
+"""Limits of the network's input size: the frame's shorter side, in pixels."""
 
 _KEY = "setting"
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a setting may be.
+    """Allowed values of a setting.
 
     Args:
         least, most: smallest and largest value; None: no limit.
         above: the value must be larger than this.
-        choices: the only values there are.
-        flat: name outside of its dataclass; None: the field's own.
+        choices: the allowed values, if they are enumerated.
+        flat: the option's name outside the dataclass. None: the field's name.
     """
 
     least: float | None = None
@@ -52,11 +52,11 @@ class Limits:
     flat: str | None = None
 
     def allow(self, value: Any) -> bool:
-        """Whether a value of the right type lies within them."""
+        """Whether a value of the right type is within the limits."""
         if self.choices:
             return value in self.choices
         if isinstance(value, int | float):
-            # Written so that NaN is outside of every limit.
+            # Written so that NaN fails every comparison.
             return (
                 (self.least is None or value >= self.least)
                 and (self.above is None or value > self.above)
@@ -76,7 +76,7 @@ def setting(
     flat: str | None = None,
     **more: Any,
 ) -> Any:
-    """A dataclass field with limits, see `Limits`; `more` are further entries of its metadata."""
+    """Dataclass field with limits, see `Limits`; `more` are further metadata entries."""
     metadata = {_KEY: Limits(least, most, above, choices, flat), **more}
     if factory is not None:
         return field(default_factory=factory, metadata=metadata)
@@ -85,17 +85,17 @@ def setting(
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One setting, however deep it is nested, as everything outside knows it.
+    """One setting of a possibly nested settings dataclass, addressed by a flat name.
 
     Args:
-        name: its flat name, unique among the settings.
-        path: names of the fields that lead to it.
-        kind: int, float, bool, str, or tuple for several texts.
+        name: flat name, unique among the settings.
+        path: field names that lead to the setting, outermost first.
+        kind: int, float, bool, str, or tuple for a list of strings.
         optional: whether None is allowed.
-        default: its default.
-        limits: what it may be.
-        help: one paragraph about it.
-        metadata: of the field.
+        default: default value.
+        limits: allowed values.
+        help: one paragraph of help.
+        metadata: metadata of the dataclass field.
     """
 
     name: str
@@ -109,11 +109,11 @@ class Option:
 
     @property
     def summary(self) -> str:
-        """The first sentence of its help, for tables of options."""
+        """The first sentence of the help, for tables of options."""
         return re.split(r"(?<=\.)\s+(?=[A-Z])", self.help, maxsplit=1)[0]
 
     def of(self, settings: object) -> Any:
-        """Its value in such settings."""
+        """The setting's value in an instance of the dataclass."""
         for name in self.path:
             settings = getattr(settings, name)
         return settings
@@ -126,10 +126,10 @@ class Option:
             raise UsageError(f"{self.name}={value!r} is not allowed: {self.allowed}")
 
     def parse(self, text: str) -> Any:
-        """Its value from text, as an environment variable or `serve run name=text` gives it.
+        """Parse the value from a string, as given by an environment variable or `serve run name=text`.
 
         Raises:
-            UsageError: it is not of the right type. Limits are checked where settings are built.
+            UsageError: the string is not of the right type. Limits are checked when settings are built.
         """
         text = text.strip()
         if self.optional and text.lower() in ("", "none"):
@@ -150,7 +150,7 @@ class Option:
 
     @property
     def allowed(self) -> str:
-        """What is allowed, in words."""
+        """The allowed values, in words, for error messages."""
         limits = self.limits
         if limits.choices:
             return f"choose one of {', '.join(limits.choices)}"
@@ -175,7 +175,7 @@ class Option:
 
 
 def check(settings: object) -> None:
-    """Validate the own fields of a settings dataclass; nested settings have validated themselves.
+    """Validate the fields of a settings dataclass, except nested settings, which validate themselves.
 
     Raises:
         UsageError: a value is of the wrong type or outside its limits.
@@ -187,10 +187,10 @@ def check(settings: object) -> None:
 
 @cache
 def options_of(cls: Any) -> tuple[Option, ...]:
-    """All settings of a dataclass, those of nested settings included, in the order of their fields.
+    """All settings of a dataclass, including those of nested settings, in field order.
 
-    Fields that hold something else than numbers, texts, truth values and tuples of texts are left out, and
-    so are those whose metadata have `option=False`: nobody chooses them.
+    Fields of types other than numbers, strings, booleans and tuples of strings are skipped, as are fields
+    with `option=False` in their metadata, which users do not set.
     """
     return tuple(_walk(cls, ()))
 
@@ -213,7 +213,7 @@ def _walk(cls: Any, path: tuple[str, ...]) -> Iterator[Option]:
         limits = each.metadata.get(_KEY, Limits())
         default = each.default if each.default_factory is MISSING else each.default_factory()
         if _KEY not in each.metadata and default is MISSING:
-            continue  # no setting but what the settings are about, such as an output folder
+            continue  # a required argument, such as an output folder, rather than a setting
         choices = get_args(hints[each.name]) if get_origin(hints[each.name]) is Literal else limits.choices
         yield Option(
             limits.flat or each.name,
@@ -228,7 +228,7 @@ def _walk(cls: Any, path: tuple[str, ...]) -> Iterator[Option]:
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:
-    """The type of a field, None if it is no setting's, and whether it may be None."""
+    """The field's type (None if the field is not a setting) and whether it may be None."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     inner = [o for o in options if o is not type(None)]
     if len(inner) != 1:
@@ -243,11 +243,11 @@ def _kind(hint: Any) -> tuple[Any, bool]:
 
 
 def from_flat(base: S, values: Mapping[str, Any]) -> S:
-    """Settings with some values replaced, given under their flat names.
+    """Copy of settings with some values replaced, given by flat name.
 
     Args:
-        base: settings that have all other values.
-        values: flat name to value.
+        base: settings that provide all other values.
+        values: flat name to new value.
 
     Raises:
         UsageError: a name is unknown, or a value not allowed.
@@ -272,12 +272,12 @@ def _replaced(settings: Any, nested: Mapping[tuple[str, ...], dict[str, Any]], p
         return settings
     try:
         return replace(settings, **changes)
-    except (TypeError, ValueError) as error:  # of settings that know nothing of our errors
+    except (TypeError, ValueError) as error:  # raised by settings that do not use UsageError
         raise UsageError(str(error)) from error
 
 
 def help_of(cls: type) -> dict[str, str]:
-    """Field name to its paragraph in the docstring's Args, of the class and of those it inherits from."""
+    """Field name to its paragraph in the docstring's Args section, base classes included."""
     found: dict[str, str] = {}
     for one in reversed(cls.__mro__):
         text = inspect.cleandoc(one.__dict__.get("__doc__") or "")

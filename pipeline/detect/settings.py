@@ -9,16 +9,16 @@ from pipeline.base.setting_fields import check, setting
 
 @dataclass(frozen=True)
 class FinderSettings:
-    """When objects are started and given up.
+    """When detected objects start and end.
 
     Args:
-        every: frames from one look of the detector to the next.
-        confirmations: looks that must find a thing before it becomes an object; twice as many while it
-            reaches beyond the frame's edge, so that objects are started whole.
-        max_objects: with so many objects at the same time, those of prompts included, the detector starts no
-            further one.
-        out_of_sight: frames without a pixel after which an object that the detector started is given up; a
-            fifth of them, while there is no room for new ones.
+        every: frames between two runs of the detector.
+        confirmations: detections that are needed before an object is started; twice as many while it touches
+            the frame's edge, so that objects are whole when they start.
+        max_objects: maximum number of objects at the same time, objects from prompts included. At this number
+            the detector starts no new objects.
+        out_of_sight: frames without a mask after which a detected object ends; a fifth of that while
+            `max_objects` is reached.
     """
 
     every: int = setting(5, least=1, most=100_000, flat="detect_every")

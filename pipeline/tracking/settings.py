@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 AUTO = "auto"
-"""Instead of one of `DTYPES`: what suits machine and model, see
+"""Value of `dtype` that selects one of `DTYPES` by machine and model, see
 `pipeline.tracking.segmenters.open_segmenter`."""
 
 
 def dtype_name(segmenter: VideoSegmenter) -> str:
-    """One of `DTYPES`: what a segmenter computes in."""
+    """The precision of a segmenter, as one of `DTYPES`."""
     return str(segmenter.dtype).removeprefix("torch.")
 
 
@@ -37,13 +37,13 @@ class ModelSettings:
 
     Args:
         name: network: xmem-lite, xmem, xmem-s012, xmem-s2, xmem-no-sensory, or a file.
-        size: shorter side that the network sees, in pixels; 0: frames as they are. Default: the model's.
-        full_size: let the network see frames as they are; the same as a size of 0.
+        size: shorter side of the network's input, in pixels; 0: frames are not resized. Default: the model's.
+        full_size: do not resize frames; the same as a size of 0.
         device: device that the network runs on: cpu, cuda, cuda:1, ...
-        dtype: precision of the network: float32, bfloat16, float16, or auto: bfloat16 where the CPU has it.
-            With auto a stream keeps what it was begun with.
-        threads: CPU threads of the network. Default: those the stream was begun with, else what the process
-            or machine has. Another number changes the last bits of the results.
+        dtype: precision of the network: float32, bfloat16, float16, or auto: bfloat16 if the CPU supports it.
+            With auto, a resumed stream keeps its precision.
+        threads: CPU threads of the network. Default: for a resumed stream, its previous number, else as many
+            as the process or machine has. The number of threads affects the last bits of the results.
     """
 
     name: str = setting("xmem-lite", flat="model", decisive=False)
@@ -62,11 +62,11 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DetectorSettings:
-    """What finds new objects, and when they are started and given up.
+    """The detector that finds new objects, and when these start and end.
 
     Args:
-        name: detector that finds new objects: motion, or an installed detector's name. Default: none.
-        finder: when objects are started and given up.
+        name: detector that finds new objects: motion, or the name of an installed plugin. Default: none.
+        finder: when detected objects start and end.
     """
 
     name: str | None = setting(None, flat="detector")
@@ -78,22 +78,21 @@ class DetectorSettings:
 
 @dataclass(frozen=True)
 class CommitSettings:
-    """What of a stream is written, how often, and where to.
+    """How a stream's rows are committed: chunks, snapshots, limits and sinks.
 
     Args:
         chunk_frames: frames per commit.
         snapshot_chunks: commits between two snapshots of the tracker's state.
-        max_frames: stop after so many frames. Default: at the end.
-        max_pixels: refuse pictures of files with more pixels than this (width x height), undecoded.
-        box_segmenter: plugin that turns boxes into masks: grabcut, ellipse, or an installed one's name.
-        sinks: plugin that gets the rows too, by name; repeatable.
+        max_frames: stop after this many frames. Default: the end of the video.
+        max_pixels: reject pictures with more pixels than this (width x height) before they are decoded.
+        box_segmenter: plugin that converts boxes to masks: grabcut, ellipse, or an installed plugin's name.
+        sinks: plugin that also receives the rows, by name; repeatable.
     """
 
     chunk_frames: int = setting(100, least=1)
-    # Snapshots may come as often as one likes: they change no rows.
+    # Not decisive: the snapshot interval does not affect rows.
     snapshot_chunks: int = setting(4, least=1, decisive=False)
-    # Nor does how far to track: a stream that was to end earlier may go on, see
-    # `pipeline.tracking.stream_tracker`.
+    # Not decisive: a stream may be resumed with a larger limit, see `pipeline.tracking.stream_tracker`.
     max_frames: int | None = setting(None, least=1, decisive=False)
     max_pixels: int = setting(MAX_PIXELS, least=1, recorded=False)
     box_segmenter: str = setting("grabcut")
@@ -106,7 +105,7 @@ class CommitSettings:
 
 
 class TrackOptions(TypedDict, total=False):
-    """Settings of tracking by their flat names, as keywords of `track` and `TrackSettings.of`."""
+    """Tracking settings by flat name, as keyword arguments of `track` and `TrackSettings.of`."""
 
     model: str
     size: int | None
@@ -130,14 +129,14 @@ class TrackOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class TrackSettings:
-    """Settings of a stream, as they are asked for; `of_segmenter` makes of them what its record says.
+    """Settings of a stream as requested; `of_segmenter` resolves defaults for the stream record.
 
     Args:
         model: the network and where it runs.
         memory: memory settings.
         commit: chunks, snapshots, sinks.
-        detector: what finds new objects.
-        model_fingerprint: of the weights that the model's name stands for; "" as long as they are not loaded.
+        detector: the detector that finds new objects.
+        model_fingerprint: fingerprint of the model's weights; "" until they are loaded.
     """
 
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -148,11 +147,11 @@ class TrackSettings:
 
     @classmethod
     def of(cls, **options: Unpack[TrackOptions]) -> TrackSettings:
-        """From flat names: `TrackSettings.of(model="xmem", detect_every=10)`. See `with_options`."""
+        """Build from flat names: `TrackSettings.of(model="xmem", detect_every=10)`. See `with_options`."""
         return cls().with_options(options)
 
     def with_options(self, options: Mapping[str, Any]) -> TrackSettings:
-        """These settings with some replaced by their flat names, those of the memory included.
+        """Copy of these settings with some replaced by flat name, memory settings included.
 
         Raises:
             UsageError: a name is unknown, or a value not allowed.
@@ -164,10 +163,10 @@ class TrackSettings:
         return from_flat(self if memory is None else replace(self, memory=memory), given)
 
     def of_segmenter(self, segmenter: VideoSegmenter, threads: int) -> TrackSettings:
-        """What a stream's record says of these settings, once the model is loaded.
+        """Resolved settings for the stream record, available once the model is loaded.
 
         Args:
-            segmenter: made of these settings; says which size, precision and memory they stand for.
+            segmenter: segmenter made from these settings; provides the actual size, precision and memory.
             threads: CPU threads that the network runs with.
         """
         model = replace(
@@ -183,18 +182,18 @@ class TrackSettings:
 
     @property
     def threads(self) -> int:
-        """CPU threads of the network; 1 where none are named."""
+        """CPU threads of the network; 1 if not set."""
         return self.model.threads or 1
 
     def to_dict(self) -> dict[str, Any]:
-        """The flat, JSON-ready dict of the stream record. Where a stream runs and its sinks are not in it."""
+        """Flat, JSON-ready dict for the stream record. Device and sinks are not included."""
         values = {o.name: o.of(self) for o in _RECORDED}
         first = {"model": values.pop("model"), "model_fingerprint": self.model_fingerprint}
         return {**first, "memory": asdict(self.memory), **values}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrackSettings:
-        """Build from `to_dict`'s output; UsageError for what is unknown or not allowed."""
+        """Build from `to_dict`'s output; UsageError for unknown names and values that are not allowed."""
         given = dict(values)
         fingerprint = str(given.pop("model_fingerprint", ""))
         memory = MemoryConfig.from_dict(given.pop("memory", {}))
@@ -203,11 +202,11 @@ class TrackSettings:
         return replace(settings, model=replace(settings.model, full_size=full_size))
 
     def decisive(self) -> dict[str, Any]:
-        """Those that change rows, as a flat dict."""
+        """The settings that affect rows, as a flat dict."""
         return _decisive(self.to_dict())
 
     def differences(self, stored: Mapping[str, Any]) -> list[str]:
-        """How settings of a record differ from these, one short phrase each; only what changes rows."""
+        """Differences to the settings of a record, one phrase each; only settings that affect rows."""
         own, other = self.decisive(), _decisive(stored)
         return [
             f"{name} was {other.get(name)!r}, now {own.get(name)!r}"
@@ -229,12 +228,12 @@ NOT_LIVE = {
     "max_frames": "a camera has no end",
     "max_pixels": "cameras have a limit of their own, see LiveOptions",
 }
-"""Options of tracking that a live hub does not have, and why."""
+"""Tracking options that a live hub does not offer, and why."""
 
 _RECORDED = tuple(o for o in track_options() if o.path[0] != "memory" and o.metadata.get("recorded", True))
-# A model may be called by another name: its weights count.
+# The model's name may differ (a file name, for instance): its fingerprint is compared instead.
 _INDIFFERENT = tuple(o.name for o in _RECORDED if not o.metadata.get("decisive", True))
-# Without a detector these mean nothing; and streams of before there were any go on as they began.
+# Ignored without a detector, so that records written before detectors existed still match.
 _OF_DETECTOR = tuple(o.name for o in _RECORDED if o.path[0] == "detector")
 
 

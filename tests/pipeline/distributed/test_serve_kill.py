@@ -207,7 +207,7 @@ def test_requests_without_a_replica_are_refused_and_ctrl_c_says_nothing_of_ray(t
         assert service.process.wait(PATIENCE) == 0
         service.until(lambda: not service.pids())
         assert service.log.read_text().splitlines() == [
-            "no network is allowed (--allow-network): every camera is going to be refused",
+            "no network is allowed (--allow-network): all cameras will be refused",
             f"serving http://127.0.0.1:{service.port} into {service.out}; Ctrl-C ends it",
             "closing: rows that are under way are committed",
         ]
