@@ -363,7 +363,7 @@ def command_error(line: str) -> str | None:
             name, command, rest = command.resolve_command(context, rest)
             context = command.make_context(name, rest, parent=context)
         if command.name == "submit":
-            _checked(context.args)  # what it passes on to the batch
+            _checked([*context.params["videos"], *context.args])  # what it passes on to the batch
     except Exception as error:
         return str(error) or type(error).__name__
     return None
@@ -378,7 +378,9 @@ def test_a_batch_asks_for_the_gpus_that_may_come() -> None:
     """From none at the start: a cluster grows only for actors that wait."""
     from jobs.batch.run import BatchOptions, plan
     from jobs.cluster.connection import Resources
+    from pipeline.tracking.settings import ModelSettings
 
+    cuda = ModelSettings(device="cuda")
     grown = cluster("ray-cluster.yaml")["available_node_types"]["gpu"]["max_workers"]
     for where, command in xmem_commands().items():
         if command.startswith("xmem batch") and where.startswith(("ray-cluster", "raycluster", "rayjob")):
@@ -387,7 +389,7 @@ def test_a_batch_asks_for_the_gpus_that_may_come() -> None:
             most = most or _workers(manifest(where.split(":")[0].split(",")[0]))["maxReplicas"]
             assert actors_of(command) == most, where
             options = BatchOptions(address="auto", actors=most)
-            assert plan(1000, Resources(node_cpus=(0,)), "cuda", options).actors == most
+            assert plan(1000, Resources(node_cpus=(0,)), cuda, options).actors == most
 
 
 def test_commands_are_found() -> None:
