@@ -73,7 +73,7 @@ def connect(
     `streams` has that column. Times are UTC.
 
     Raises:
-        UsageError: the folder is no output folder.
+        UsageError: the folder is not an output folder.
         StoreError: it cannot be read.
     """
     return _connect(open_files(root, storage_options), with_streams=True)
@@ -85,7 +85,7 @@ def query(
     """The result of one SQL statement over the views of `connect`.
 
     Raises:
-        UsageError: the folder is no output folder, or DuckDB refuses the statement; with DuckDB's words.
+        UsageError: the folder is not an output folder, or DuckDB rejects the statement; includes its message.
         StoreError: the folder or a file in it cannot be read.
     """
     allowed = (
@@ -182,7 +182,7 @@ def _streams(files: Files, ids: set[str], tracks: Mapping[str, Mapping[int, str]
 
 
 def _extra_columns(extras: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
-    """The users' own columns: numbers and truth values where all rows have such, else text."""
+    """The user-defined columns: numeric or Boolean if all values are, else text."""
     taken = {name.lower() for name in STREAMS_SCHEMA.names}
     columns: dict[str, pa.Array] = {}
     spelt: dict[str, str] = {}  # SQL takes names that differ only in their case for one
@@ -208,8 +208,9 @@ def _extra_columns(extras: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
 
 
 def _stream_row(files: Files, stream_id: str, firsts: list[int]) -> dict[str, Any]:
-    """One row of `streams`; whatever is damaged or of an unexpected type is null, and one bad stream hides "
-    "no other."""
+    """One row of `streams`. Damaged values and values of an unexpected type are null, so that one bad stream
+    does not hide the others.
+    """
     row: dict[str, Any] = {"stream_id": stream_id, "files": len(firsts), "next_frame": 0}
     if firsts:
         try:
@@ -251,5 +252,5 @@ def _first_lines(error: BaseException) -> str:
 
 
 def _is_file_failure(error: duckdb.Error) -> bool:
-    # DuckDB hands on what pyarrow raised while it read a view's files.
+    # DuckDB passes on errors that pyarrow raised while reading a view's files.
     return isinstance(error, duckdb.IOException) or "registered as" in str(error)

@@ -11,14 +11,14 @@ logger = logging.getLogger(__name__)
 
 
 class BackgroundWriter:
-    """Does jobs in the order given, in a thread of its own.
+    """Runs jobs one after another in a background thread, in the order of submission.
 
-    The first job that fails is the last one done: what comes after would rest on it. Its error is raised by
-    every later call, so that nobody goes on as if it had been written.
+    After the first failure no further job is run, because later jobs depend on earlier ones. Every later
+    call raises the error of the failed job.
 
     Args:
-        waiting: how many unfinished jobs there may be; storage slower than tracking slows it then, instead of
-            filling memory.
+        waiting: maximum number of unfinished jobs. `submit` blocks above it, so that slow storage slows
+            tracking down instead of filling memory.
     """
 
     def __init__(self, waiting: int = 2) -> None:
@@ -29,7 +29,7 @@ class BackgroundWriter:
         self._raised = False
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Have a job done; waits for earlier ones while there are too many."""
+        """Queue a job. Blocks while the queue is full."""
         while len(self._unfinished) >= self._waiting:
             self._unfinished.popleft().result()
             self.check()
@@ -38,7 +38,7 @@ class BackgroundWriter:
 
     @property
     def busy(self) -> bool:
-        """Whether a job is not done yet."""
+        """Whether a job is queued or running."""
         return any(not job.done() for job in self._unfinished)
 
     def check(self) -> None:
@@ -48,13 +48,13 @@ class BackgroundWriter:
             raise self._failure
 
     def drain(self) -> None:
-        """Wait until every job is done."""
+        """Wait until the queue is empty."""
         while self._unfinished:
             self._unfinished.popleft().result()
         self.check()
 
     def close(self) -> None:
-        """Wait for every job and stop the thread. A failure that nobody was told of is logged."""
+        """Wait for every job and stop the thread. A failure that no call has raised yet is logged."""
         self._pool.shutdown(wait=True)
         if self._failure is not None and not self._raised:
             logger.warning("what was tracked last could not be written: %s", self._failure)

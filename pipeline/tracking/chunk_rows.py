@@ -11,11 +11,11 @@ from pipeline.tracking.stream_record import StreamSummary
 
 @dataclass(frozen=True)
 class ChunkContent:
-    """A chunk's worth: frames `first`..`last`, inclusive.
+    """The content of one chunk, frames `first`..`last` (inclusive).
 
     Args:
-        records, events: of those frames.
-        rows: mask records of all frames up to `last`, from the stream's beginning.
+        records, events: mask records and events of those frames.
+        rows: number of mask records of all frames from 0 to `last`.
     """
 
     first: int
@@ -26,18 +26,18 @@ class ChunkContent:
 
 
 class ChunkRows:
-    """What waits to be committed. Frames that have rows already are counted, and kept no second time.
+    """Rows and events that are not committed yet. Frames that are already committed are only counted.
 
     Args:
-        summary: of the stream; losses, tracked frames and objects are added to it.
-        committed: frames below this have rows.
-        next_frame: the frame that is tracked first.
-        rows: mask records of the frames before it.
+        summary: the stream's summary; losses, tracked frames and objects are added to it.
+        committed: number of committed frames.
+        next_frame: index of the first frame to track.
+        rows: number of mask records of the frames before `next_frame`.
 
     Attributes:
-        first: frame that the next chunk begins with.
-        next_frame: the frame that is tracked next, or just now.
-        rows: mask records of all frames before `next_frame`.
+        first: first frame of the next chunk.
+        next_frame: the frame being tracked, or the next one.
+        rows: number of mask records of all frames before `next_frame`.
     """
 
     def __init__(self, summary: StreamSummary, committed: int, next_frame: int = 0, rows: int = 0) -> None:
@@ -47,28 +47,28 @@ class ChunkRows:
         self._events: list[Event] = []
 
     def is_new(self, frame: Frame) -> bool:
-        """Whether a frame has no rows yet."""
+        """Whether a frame is not committed yet."""
         return frame.frame_index >= self._committed
 
     def add(self, event: Event) -> None:
-        """Something happened before or on `next_frame`."""
+        """Add an event at or before `next_frame`."""
         if event.kind == "corrupt":
             self._summary.losses += event.count
         if self.next_frame >= self._committed:
             self._events.append(event)
 
     def happened(self, frame: Frame, kind: str, **values: Any) -> None:
-        """Something happened at a frame; `values` are an `Event`'s."""
+        """Add an event of a frame; `values` are further fields of `Event`."""
         self.add(
             Event(frame.frame_index, kind, pts_seconds=frame.pts_seconds, wall_time=frame.wall_time, **values)
         )
 
     def tracked(self, frame: Frame, records: list[MaskRecord], objects: int) -> None:
-        """A frame was tracked.
+        """Add a tracked frame.
 
         Args:
-            records: of its objects; none if it has rows already.
-            objects: how many it has.
+            records: mask records of its objects; empty if the frame is already committed.
+            objects: number of its objects.
         """
         self._records.extend(records)
         for record in records:
@@ -82,7 +82,7 @@ class ChunkRows:
         self.rows += objects
 
     def cut(self, next_frame: int) -> ChunkContent:
-        """Everything up to frame next_frame - 1, which waits here no longer."""
+        """Remove and return everything up to frame next_frame - 1."""
         content = ChunkContent(self.first, next_frame - 1, self._records, self._events, self.rows)
         self.first, self._records, self._events = next_frame, [], []
         return content

@@ -2,7 +2,7 @@
 
 A range of frames is committed in three steps. First the stream's record is read, to see whether this run
 still owns the stream; then sinks get the range; then the store commits it. So a run that lost its stream to
-another one reaches no sink, and whatever the store holds, every sink was given before.
+another one writes to no sink, and every sink has received whatever the store holds.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from pipeline.tracks.store import StreamStore
 
 
 class Committer:
-    """Commits the ranges of one stream, and saves its snapshots. One thread uses it.
+    """Commits the frame ranges of one stream and saves its snapshots. To be used by one thread.
 
-    Jobs are done one after another in a thread of its own. Once one has failed, none is done any more, and
-    every later call raises its error.
+    Jobs run one after another in a background thread. After the first failure no further job is run, and
+    every later call raises the error of the failed job.
 
     Args:
-        store: where rows and snapshots go.
-        sinks: what gets the rows besides.
-        check_owner: is called with the first frame of a range; raises AnotherWriterError if the stream is
-            another run's by now.
-        waiting: how many unfinished jobs there may be; further ones wait.
+        store: receives rows and snapshots.
+        sinks: receive the rows before the store does.
+        check_owner: called with the first frame of a range; raises AnotherWriterError if another run owns
+            the stream by now.
+        waiting: maximum number of unfinished jobs; further calls block.
     """
 
     def __init__(
@@ -43,16 +43,17 @@ class Committer:
         events: Sequence[Event],
         then: Callable[[], None],
     ) -> None:
-        """Have frames `first`..`last` (inclusive) committed.
+        """Queue the commit of frames `first`..`last` (inclusive).
 
         Args:
-            then: called in the writing thread when they are.
+            then: called in the background thread after the commit.
         """
 
         def write() -> None:
             self._check_owner(first)
             tracks, happened = tracks_table(records), events_table(events)
-            # Whoever committed these frames meanwhile has told the sinks; older rows must not replace those.
+            # If another run has committed these frames meanwhile, the sinks have its rows already; older
+            # rows must not replace them.
             if self._sinks and not self._store.holds(first):
                 self._sinks.commit(self._store.stream_id, first, last, tracks, happened)
             self._store.commit(first, last, tracks, happened)
@@ -63,11 +64,11 @@ class Committer:
     def save_snapshot(
         self, next_frame: int, to_bytes: Callable[[], bytes], then: Callable[[], None] | None = None
     ) -> None:
-        """Have a snapshot saved, after everything that was handed over before it.
+        """Queue the saving of a snapshot, after all jobs queued before it.
 
         Args:
-            to_bytes: gives the snapshot; called in the writing thread.
-            then: called there when it is saved.
+            to_bytes: returns the serialized snapshot; called in the background thread.
+            then: called in the background thread after the snapshot is saved.
         """
 
         def write() -> None:
@@ -78,12 +79,12 @@ class Committer:
         self._writer.submit(write)
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Have something else done in the writing thread."""
+        """Queue another job for the background thread."""
         self._writer.submit(job)
 
     @property
     def busy(self) -> bool:
-        """Whether jobs are not done yet."""
+        """Whether a job is queued or running."""
         return self._writer.busy
 
     def check(self) -> None:
@@ -91,9 +92,9 @@ class Committer:
         self._writer.check()
 
     def drain(self) -> None:
-        """Wait until every job is done; raise if one has failed."""
+        """Wait until the queue is empty; raise if a job has failed."""
         self._writer.drain()
 
     def close(self) -> None:
-        """Wait for every job and stop the thread. A failure that nobody was told of is logged."""
+        """Wait for every job and stop the thread. A failure that no call has raised yet is logged."""
         self._writer.close()

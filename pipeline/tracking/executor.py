@@ -33,10 +33,10 @@ class Executor:
             torch.set_num_threads(threads)
 
     def advance(self, streams: Sequence[StreamTracker]) -> list[StreamTracker]:
-        """One frame further on every stream; returns those that go on.
+        """Track one frame of every stream; return the streams that have not ended.
 
-        Raises what the first stream that fails raises. The others lose nothing by it: they go on with the
-        next call, without the failed one, which raises the same again.
+        Raises the error of the first stream that fails. The other streams are unaffected: call again without
+        the failed stream to continue them. The failed stream would raise the same error again.
         """
         inputs = [(stream, step) for stream in streams if (step := stream.next_input()) is not None]
         results = self.segmenter.step_many([(s.state, s.image, s.prompt) for _, s in inputs])
@@ -45,14 +45,14 @@ class Executor:
             try:
                 stream.accept(result)
             except Exception as error:
-                # All states have moved on by a frame; each stream must hear of it.
+                # The step has advanced all states by a frame, so every stream must accept its result.
                 failure = failure or error
         if failure is not None:
             raise failure
         return [stream for stream, _ in inputs]
 
     def run(self, stream: StreamTracker, on_frame: OnFrame | None = None) -> StreamSummary:
-        """One stream to its end."""
+        """Track one stream to its end."""
         while self.advance([stream]):
             if on_frame is not None:
                 on_frame(stream)
@@ -61,21 +61,21 @@ class Executor:
 
 @dataclass(frozen=True)
 class Begun:
-    """What a later run of a stream keeps of its first unless told otherwise; None: not begun yet."""
+    """Settings of a stream's first run that later runs keep by default; None: the stream is new."""
 
     threads: int | None = None
     dtype: str | None = None
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Begun:
-        """That of a stream record's settings."""
+        """Read them from the settings of a stream record."""
         threads, dtype = settings.get("threads"), settings.get("dtype")
         return cls(
             threads if type(threads) is int and threads > 0 else None, dtype if dtype in DTYPES else None
         )
 
     def keep(self, model: ModelSettings, *, threads: bool = False) -> ModelSettings:
-        """The model's settings for such a stream: of those left open, what it was begun with.
+        """Return model settings in which options left open have the values of the first run.
 
         Args:
             threads: keep the stream's number of threads even if the settings name another.
@@ -86,6 +86,6 @@ class Begun:
 
 
 def begun_with(store: StreamStore) -> Begun:
-    """The thread count and the precision that a stream was begun with."""
+    """Return the thread count and precision of a stream's first run."""
     settings = (store.read_record() or {}).get("settings")
     return Begun.of(settings) if isinstance(settings, dict) else Begun()

@@ -15,12 +15,12 @@ class FramePrompts:
     """Resolves the prompts of one video.
 
     Args:
-        name: of the box segmenter that is loaded when one is needed.
-        box_segmenter: to use instead.
-        warnings: gets what is to be said about prompts.
+        name: name of the box segmenter, which is loaded when one is needed.
+        box_segmenter: used instead of the one named `name`.
+        warnings: list that warnings about prompts are appended to.
 
     Attributes:
-        resolved: masks that were made of boxes. Boxes become masks once: a run that goes on finds them here.
+        resolved: masks that were made from boxes. Each box is segmented once; a resumed run reuses the mask.
     """
 
     def __init__(self, name: str, box_segmenter: BoxSegmenter | None, warnings: list[str]) -> None:
@@ -29,16 +29,16 @@ class FramePrompts:
         self._tried: tuple[int, ResolvedPrompt] | None = None
 
     def boxes(self) -> BoxSegmenter:
-        """What turns boxes into masks."""
+        """The box segmenter, loaded on first use."""
         if self._boxes is None:
             self._boxes = load_box_segmenter(self._name)
         return self._boxes
 
     def try_first(self, source: VideoSource, prompts: PromptSet) -> None:
-        """Resolve the prompts of a video's first frame already, and keep the result for it.
+        """Resolve the prompts of a video's first frame before tracking starts, and keep the result.
 
         Raises:
-            PromptError: something is wrong with them. SourceError: the video cannot be read.
+            PromptError: the prompts do not fit the frame. SourceError: the video cannot be read.
         """
         frame = next(source.frames(), None)
         if frame is not None and prompts.at(frame.frame_index):
@@ -48,10 +48,10 @@ class FramePrompts:
         """The masks of a frame's prompts; None if it has none.
 
         Args:
-            keep: makes `resolved` durable; called if it has changed, before any row rests on it.
+            keep: makes `resolved` durable; called if it has changed, before any row that depends on it.
 
         Raises:
-            PromptError: something is wrong with them.
+            PromptError: the prompts do not fit the frame.
         """
         if not prompts.at(frame.frame_index):
             return None

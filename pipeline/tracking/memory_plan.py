@@ -5,7 +5,7 @@ the states of all streams on a device add up. The workspace is what one step nee
 step one after another share it, and only the largest counts.
 
 The state is a formula: memory is preallocated to its caps. The workspace is found by running the network's
-own code on tensors without content (PyTorch's meta device) and counting what is alive at the same time, so
+own code on PyTorch's meta device (tensors without data) and counting the bytes alive at the same time, so
 that no table of layers has to follow the network's changes; memory's part of it is a formula again.
 """
 
@@ -32,17 +32,17 @@ from xmem_core.network import aggregate
 
 _STRIDE = 16
 _FLOAT, _LONG = 4, 8
-# Of working memory that may grow without end: as allocated at first, and doubled from there.
+# Initial allocation of unlimited working memory; it doubles from there.
 _FIRST_FRAMES = 16
-# Queries that memory is searched for at a time, on a CPU.
+# Queries per block when memory is searched on a CPU.
 _CPU_QUERIES = 128
-# Convolutions take scratch memory and reorder what they get; how much differs by kernel and processor. On a
-# CPU a copy of the widest weights, which is counted as such, and up to a tenth of the rest was measured.
+# Convolutions need scratch memory and reorder their inputs; how much depends on kernel and processor. On a
+# CPU, a copy of the widest weights (counted separately) and up to a tenth of the rest was measured.
 _SCRATCH = 0.25
 
 
 def network_grid(height: int, width: int, size: int | None) -> tuple[int, int, int, int]:
-    """What the network makes of a frame's size: the size it sees, and that padded to its stride.
+    """The size at which the network sees a frame, and that size padded to the network's stride.
 
     Args:
         height, width: of the frame, pixels.
@@ -71,20 +71,20 @@ def predict_state_bytes(
 ) -> int:
     """Device memory of one stream's `TrackerState` at its largest, in bytes.
 
-    Never less than its tensors take, once all objects are there and memory has been read when it was as full
-    as it gets. On a GPU the allocator rounds each tensor up, which is below a percent at any useful size.
+    An upper bound of the size of its tensors with all objects present and memory read at its fullest. On a
+    GPU the allocator also rounds each tensor up, which adds less than a percent at any useful size.
 
     Args:
         model: the network's shape.
         memory: memory settings.
         height, width: of the source's frames, pixels.
-        objects: that are tracked at the same time.
+        objects: number of objects tracked at the same time.
         size: shorter side that the network sees; None: frames as they are.
-        dtype: of the network's arithmetic; states are float32 with any.
-        frames: of the video. Needed only where memory is without a limit (`max_mid_term_frames=None`).
+        dtype: precision of the network; states are float32 in any case.
+        frames: length of the video. Needed only for unlimited memory (`max_mid_term_frames=None`).
 
     Raises:
-        UsageError: a number is out of range, or memory would grow for ever.
+        UsageError: a number is out of range, or memory is unlimited and `frames` is not given.
     """
     _check(height, width, objects, size, dtype)
     if objects == 0:
@@ -94,7 +94,7 @@ def predict_state_bytes(
     # key and selection; shrinkage, use and life; the time is a 64-bit integer.
     own = 2 * model.key_dim * _FLOAT + 3 * _FLOAT + _LONG
     value = model.value_dim * _FLOAT
-    # Between two memory frames the keys are kept prepared for searching, with their rows and times.
+    # Between two memory frames the prepared keys are cached, with their rows and times.
     prepared = 2 * model.key_dim * _FLOAT + _FLOAT + 2 * _LONG + (2 if dtype == "bfloat16" else 0)
     sensory = model.hidden_dim * positions * _FLOAT
     return elements * (own + prepared) + objects * (elements * value + sensory)
@@ -140,7 +140,7 @@ def predict_workspace_bytes(
     masks = objects * (height * width + padded_h * padded_w)
     leaving = planes * _FLOAT + height * width * (_LONG + _FLOAT)
     given = masks + (height * width + 2 * padded_h * padded_w) * _FLOAT
-    # Masks given on the frame, as they are and joined with what was found.
+    # Prompted masks, as given and merged with the network's output.
     joined = masks + 2 * objects * padded_h * padded_w * _FLOAT
     stepping = max(network, reading + prepared, keeping + prepared) + frame + joined
     cast = weights // 2 if dtype != "float32" else 0
@@ -157,13 +157,13 @@ def _positions(height: int, width: int, size: int | None) -> int:
 
 
 def _working_frames(memory: MemoryConfig, frames: int | None) -> int:
-    """Frames that working memory is allocated for."""
+    """Number of frames that working memory is allocated for."""
     if memory.max_mid_term_frames is not None:
         return memory.max_mid_term_frames
     if frames is None:
         raise UsageError(
-            "memory without a limit (max_mid_term_frames=None) takes as much as the video is long, and "
-            "that is not known: give a limit"
+            "unlimited memory (max_mid_term_frames=None) grows with the length of the video, which is "
+            "not known: give a limit"
         )
     needed, allocated = -(-frames // memory.mem_every), _FIRST_FRAMES
     while allocated < needed:
@@ -172,7 +172,7 @@ def _working_frames(memory: MemoryConfig, frames: int | None) -> int:
 
 
 def _capacity(memory: MemoryConfig, positions: int, frames: int | None) -> int:
-    """Elements that the pool is allocated for."""
+    """Number of elements that the pool is allocated for."""
     long_term = memory.max_long_term_elements if memory.enable_long_term else 0
     frames_kept = memory.max_permanent_frames - 1 + _working_frames(memory, frames)
     return long_term + frames_kept * positions
@@ -181,21 +181,21 @@ def _capacity(memory: MemoryConfig, positions: int, frames: int | None) -> int:
 def _reading_peak(
     model: ModelConfig, memory: MemoryConfig, elements: int, positions: int, objects: int, at_once: int
 ) -> int:
-    """Reading a full memory: its keys prepared, one block's scores, what each query chose and got."""
+    """Peak of reading a full memory: prepared keys, one block's scores, each query's selection and result."""
     chosen = min(memory.top_k, elements)
-    # The used keys, their double and their square; row numbers and times.
+    # The keys in use, doubled and squared; row numbers and times.
     prepared = elements * (3 * model.key_dim * _FLOAT + 4 * _FLOAT + 3 * _LONG)
     queries = at_once * 4 * model.key_dim * _FLOAT
-    # A product, what it is added to, and a copy with the elements barred that are older than an object.
+    # A product, its accumulator, and a copy that masks elements older than an object.
     scores = 3 * at_once * elements * _FLOAT
-    # Objects that came at different times read with weights of their own.
+    # Objects that started at different times have separate read weights.
     weights = (2 * objects + 1) * positions * chosen * (_FLOAT + _LONG)
     got = 2 * objects * positions * model.value_dim * _FLOAT
     return prepared + queries + max(scores, got) + weights
 
 
 def _keeping_peak(model: ModelConfig, memory: MemoryConfig, positions: int, objects: int) -> int:
-    """Moving rows together and, with long-term memory, making prototypes of the middle of working memory."""
+    """Peak of compacting rows and, with long-term memory, of consolidating working memory into prototypes."""
     value = model.value_dim * _FLOAT
     moved = (memory.max_mid_term_frames or 0) * positions * max(value, model.key_dim * _FLOAT)
     flat = 2 * objects * positions * value
@@ -214,10 +214,10 @@ def _keeping_peak(model: ModelConfig, memory: MemoryConfig, positions: int, obje
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all tensors that come into being under it and are alive at the same time.
+    """Counts the bytes of the tensors that are created in this mode and alive at the same time.
 
     Args:
-        network: its weights are not counted, nor are views of them.
+        network: its weights, and views of them, are not counted.
     """
 
     def __init__(self, network: XMem) -> None:
@@ -253,8 +253,8 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @cache
 def _network_peaks(model: ModelConfig, height: int, width: int, objects: int) -> tuple[int, int, int, int]:
-    """Bytes of a step through the network with every object known: its peak; of what all its stages keep
-    (image, features and probabilities); of the network's weights, and of their widest tensor.
+    """Bytes of one network step with all objects present: the peak, the tensors kept across stages (image,
+    features, probabilities), the network's weights, and the largest weight tensor.
     """
     with torch.device("meta"):
         network = XMem(model).eval().requires_grad_(False)

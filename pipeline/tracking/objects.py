@@ -1,7 +1,7 @@
 """TrackedObjects: the objects of one stream, added by prompts or detections, removed on request or when lost.
 
-They begin by prompts or are detected, and go when asked or lost. Each that comes or goes is recorded as an
-event at once: a frame may fail half-way, and what is gone by then stays gone.
+Each addition and removal is recorded as an event at once: a frame may fail half-way, and removals made before
+the failure stay in effect.
 """
 
 from __future__ import annotations
@@ -21,32 +21,33 @@ from pipeline.tracks.masks import tracked_records
 from xmem_core import StepResult, TrackerState
 
 Masks = dict[int, NDArray[np.bool_]]
-"""By object id, (height, width): what the segmenter is prompted with."""
+"""Masks of shape (height, width) by object id; the segmenter's prompts."""
 
 
 class EventRecorder(Protocol):
-    """Takes the events of a stream; `values` are an `Event`'s, besides its frame, times and kind."""
+    """Records the events of a stream; `values` are fields of `Event` besides frame, times and kind."""
 
     def happened(self, frame: Frame, kind: str, **values: Any) -> None: ...
 
 
 class TrackedObjects:
-    """The objects of one stream. The thread that steps the stream uses it.
+    """The objects of one stream. To be used by the thread that steps the stream.
 
-    For each frame, in order: `arrive`, removals and prompts, `look`, then, with the frame tracked, `seen`.
+    For each frame, call in order: `arrive`, removals and prompts, `look`, and, after tracking, `seen`.
 
     Args:
-        state: what the segmenter remembers. Objects leave it here; they enter it when the step is done that
-            their masks prompt.
-        events: told who comes and goes.
-        most: objects at the same time, where prompts are held to that; detected ones give way to them. None:
-            all prompts are taken.
-        finder: finds objects by itself; None without a detector.
-        categories: of the objects in the state, by id.
-        frame_size: (height, width) of the last frame that was tracked; None before the first.
+        state: the segmenter's state. Objects are removed from it here; the step that gets their masks as
+            prompts adds them.
+        events: records which objects are added and removed.
+        most: maximum number of objects at the same time, which also applies to prompts; prompts displace
+            detected objects. None: all prompts are accepted.
+        finder: starts objects from detections; None without a detector.
+        categories: categories of the objects in the state, by id.
+        frame_size: (height, width) of the last tracked frame; None before the first.
 
     Attributes:
-        changed: whether objects came or went; set back by whoever takes a snapshot.
+        changed: whether objects were added or removed since the last snapshot; reset by the code that takes
+            the snapshot.
     """
 
     def __init__(
@@ -70,20 +71,20 @@ class TrackedObjects:
 
     @property
     def object_ids(self) -> Sequence[int]:
-        """Ids of the objects that are tracked. Any thread may ask."""
+        """Ids of the tracked objects. Thread-safe."""
         return self.state.object_ids
 
     @property
     def detected_ids(self) -> Sequence[int]:
-        """Ids of those that the detector started and no prompt corrected. Any thread may ask."""
+        """Ids of the objects that the detector started and no prompt has corrected. Thread-safe."""
         started = () if self.finder is None else self.finder.started
         return [i for i in started if i in self.state.object_ids]
 
     # --- one frame -------------------------------------------------------------------------------
 
     def arrive(self, frame: Frame) -> None:
-        """A frame is about to be tracked: record it if the frames' size has changed."""
-        # A live source tells of it by itself.
+        """Announce the next frame to track; records an event if the frame size has changed."""
+        # Live sources report a new size themselves.
         told = any(loss.kind == "resized" and loss.reason is None for loss in frame.losses)
         if self.frame_size is not None and frame.size != self.frame_size and not told:
             detail = {"from": list(self.frame_size), "to": list(frame.size)}
@@ -92,7 +93,7 @@ class TrackedObjects:
     def remove(
         self, frame: Frame, object_id: int, reason: str, detail: Mapping[str, Any] | None = None
     ) -> bool:
-        """Track an object no longer, from this frame on; False if no object of this id is tracked."""
+        """Stop tracking an object from this frame on; False if no object of this id is tracked."""
         if object_id not in self.state.object_ids:
             return False
         self.state.remove_objects([object_id])
@@ -104,13 +105,13 @@ class TrackedObjects:
         return True
 
     def check_room(self, ids: Collection[int]) -> None:
-        """Raise PromptError if prompts for these objects would make too many, those of prompts alone."""
+        """Raise PromptError if prompts for these ids exceed the limit, detected objects not counted."""
         staying = {*self.state.object_ids, *ids} - (set(self.detected_ids) - set(ids))
         if self._most is not None and len(staying) > self._most:
             raise PromptError(f"{len(staying)} objects would be tracked, {self._most} are allowed")
 
     def prompt(self, frame: Frame, resolved: ResolvedPrompt) -> Masks:
-        """Begin or correct objects by masks. Detected objects give way where there is no room.
+        """Start or correct objects from masks. Detected objects are removed where the limit requires it.
 
         Args:
             resolved: checked by `check_room`.
@@ -142,10 +143,10 @@ class TrackedObjects:
                 self.remove(frame, object_id, "made_room", {"for": ids, "unseen_frames": unseen})
 
     def look(self, frame: Frame, masks: Masks) -> None:
-        """Have the finder look: what was lost for long goes, what is found comes.
+        """Run the finder: remove objects that were out of sight too long and add newly found ones.
 
         Args:
-            masks: prompts of this frame; those of the objects found are added.
+            masks: prompts of this frame; the masks of new objects are added to it.
         """
         if self.finder is None:
             return
@@ -162,13 +163,13 @@ class TrackedObjects:
             self.changed = True
 
     def seen(self, frame: Frame, result: StepResult, *, recorded: bool = True) -> list[MaskRecord]:
-        """The frame was tracked. The finder learns what is where.
+        """Process the result of a tracked frame and pass its label map to the finder.
 
         Args:
-            recorded: whether the frame's records are wanted.
+            recorded: whether to make mask records.
 
         Returns:
-            a record of each object, if they are wanted.
+            a record of each object; empty if not `recorded`.
         """
         self.frame_size = frame.size
         ids = result.object_ids
@@ -185,7 +186,7 @@ class TrackedObjects:
     def snapshot(
         self, next_frame: int, run: str, previous_pts_seconds: float | None, *, rows: int, losses: int
     ) -> Snapshot:
-        """The state after the last frame that was tracked; the arguments are a `Snapshot`'s."""
+        """A snapshot of the state after the last tracked frame; the arguments are fields of `Snapshot`."""
         return Snapshot(
             next_frame=next_frame,
             tracker=self.state.to_bytes(),

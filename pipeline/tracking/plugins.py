@@ -11,14 +11,14 @@ from pipeline.tracks.sinks import Sinks
 
 
 def check_plugins(tracking: TrackSettings, detectors: Iterable[str] = ()) -> None:
-    """Load each plugin once, on a machine that is going to track with it.
+    """Load each plugin once, to check that it is installed on this machine.
 
     Args:
-        tracking: names a box segmenter, sinks and maybe a detector.
-        detectors: further detectors, such as those that live streams may name.
+        tracking: settings that name a box segmenter, sinks and possibly a detector.
+        detectors: names of further detectors, such as those that live streams may use.
 
     Raises:
-        UsageError: there is none of that name here, or it cannot be loaded.
+        UsageError: a plugin is not installed, or cannot be loaded.
     """
     load_box_segmenter(tracking.commit.box_segmenter)
     Sinks.load(tracking.commit.sinks)

@@ -35,16 +35,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OpenedStream:
-    """A file's stream whose record fits.
+    """A file's stream whose stored record matches this run.
 
     Args:
-        committed: frames below this have rows.
-        prompts: what is tracked, as given or as the record says.
-        identity: what decides its rows.
-        runs: digests that its snapshots may carry.
-        record: of this run.
-        outdated: whether the stored record says what is no longer so, once this run goes on.
-        detector: that was loaded to see whether it can be; None without one.
+        committed: number of committed frames.
+        prompts: the prompts, as given or from the record.
+        identity: source, settings and prompts, which determine the rows.
+        runs: digests that valid snapshots of it may carry.
+        record: the stream record of this run.
+        outdated: whether the stored record must be replaced when this run resumes.
+        detector: the detector, loaded early to check that it can be; None without one.
     """
 
     committed: int
@@ -58,11 +58,11 @@ class OpenedStream:
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a stream goes on from; without a snapshot a new state, and no objects.
+    """The state that a stream resumes from; without a snapshot, a new state without objects.
 
     Args:
         finder: None without a detector.
-        next_frame, previous_pts_seconds, previous_size, categories, rows, losses: a `Snapshot`'s.
+        next_frame, previous_pts_seconds, previous_size, categories, rows, losses: as in `Snapshot`.
     """
 
     state: TrackerState
@@ -86,14 +86,14 @@ def open_stream(
     extra: Mapping[str, Any] | None = None,
     restart: bool = False,
 ) -> OpenedStream:
-    """Open a file's stream in its output folder, where there may be rows of it.
+    """Open a file's stream in its output folder, which may already hold rows of it.
 
     Args:
-        given: prompts; None: those of the record.
-        frame_prompts: gets what the record holds of them.
-        summary: gets how the stream stands; its state is "finished" if nothing is left to do.
-        extra: for the record; None: what the record says.
-        restart: remove first what the folder holds of the stream.
+        given: prompts; None: the prompts of the record.
+        frame_prompts: filled with the resolved prompts of the record.
+        summary: filled with the stream's progress; its state is "finished" if nothing is left to do.
+        extra: user data for the record; None: the data of the record.
+        restart: first remove everything the folder holds of the stream.
 
     Raises:
         SettingsConflictError: the folder holds it with other settings, prompts or another video.
@@ -103,7 +103,7 @@ def open_stream(
     detector = None if settings.detector.name is None else load_detector(settings.detector.name)
     prompts = given
     if restart:
-        # Whatever is wrong with the first frame's prompts is found before anything is removed.
+        # Errors in the first frame's prompts must be found before anything is removed.
         frame_prompts.try_first(source, _something(prompts, settings))
         store.restart()
         # Not listed again: a writer that is being stopped may be about to take back its last chunk.
@@ -151,14 +151,14 @@ def open_stream(
 def _has_all(
     store: StreamStore, record: Mapping[str, Any], limit: int | None, summary: StreamSummary
 ) -> bool:
-    """Whether all frames that are asked for have rows; then the summary says how many.
+    """Whether all requested frames are committed; if so, sets their number in the summary.
 
     Args:
-        record: of the stream.
+        record: the stream record.
         limit: `max_frames` of this run.
     """
     committed, before = summary.frames, record["settings"].get("max_frames")
-    # The rows are the truth: a record that claims more than they hold is not believed.
+    # The rows are authoritative: a record that claims more frames than they hold is ignored.
     if record.get("state") == FINISHED and record.get("frames") == committed:
         at_its_end = before is None or committed < before
         if not at_its_end and (limit is None or limit > committed):
@@ -181,12 +181,12 @@ def resume(
     boxes: Callable[[], BoxSegmenter],
     handed_over: bytes | None,
 ) -> Resumed:
-    """Take the snapshot that was handed over, else the newest usable one, or start from the first frame.
+    """Restore the snapshot that was handed over, else the newest usable one, else start from frame 0.
 
     Args:
-        boxes: gives what makes masks of a detector's boxes; called where there is a detector.
-        handed_over: `StreamTracker.export`'s; passed over if it is not of this stream, or of frames that have
-            no rows.
+        boxes: returns the box segmenter for a detector's boxes; called only with a detector.
+        handed_over: result of `StreamTracker.export`; ignored if it belongs to another stream, or lies
+            beyond the committed frames.
 
     Raises:
         StoreError: the folder cannot be read.
@@ -240,13 +240,13 @@ def new_finder(
     used_ids: Iterable[int] = (),
     detector: Detector | None = None,
 ) -> ObjectFinder | None:
-    """A finder that remembers nothing, with a detector of its own; None without a detector.
+    """A finder in its initial state, with its own detector; None without a detector.
 
     Args:
-        name: of the detector; see `load_detector`.
-        boxes: gives what makes masks of its boxes.
-        used_ids: that prompts use, now or later.
-        detector: a new one of that name, if there is one already.
+        name: name of the detector; see `load_detector`.
+        boxes: returns the box segmenter for the detector's boxes.
+        used_ids: object ids that prompts use, now or later.
+        detector: an unused detector of that name, if one is loaded already.
     """
     if name is None:
         return None
@@ -256,10 +256,10 @@ def new_finder(
 def restored_state(
     snapshot: Snapshot, segmenter: VideoSegmenter, finder: ObjectFinder | None
 ) -> TrackerState:
-    """The tracker's state in a snapshot. The finder goes on as it was there, if it was.
+    """Restore the tracker's state, and the finder's if the snapshot has one.
 
     Raises:
-        ValueError: either is damaged or foreign.
+        ValueError: the snapshot is damaged or of another format.
     """
     if finder is not None and snapshot.finder is not None:
         finder.from_bytes(snapshot.finder)
@@ -267,7 +267,7 @@ def restored_state(
 
 
 def _something(prompts: PromptSet | None, settings: TrackSettings) -> PromptSet:
-    """The prompts, if there is anything to track."""
+    """The prompts, empty with a detector alone; PromptError if there is nothing to track."""
     if settings.detector.name is not None:
         return prompts or PromptSet()
     if prompts is None or prompts.is_empty():

@@ -13,10 +13,10 @@ from xmem_core.weights import MODEL_NAMES, WeightsError
 
 
 def open_segmenter(model: ModelSettings | None = None, memory: MemoryConfig | None = None) -> VideoSegmenter:
-    """A segmenter as `track` makes it.
+    """Open a segmenter from the same settings as `track`.
 
-    dtype "auto": bfloat16 on a CPU that computes with it, for all but the published models, which keep the
-    precision they were published for; else float32.
+    dtype "auto" means bfloat16 on a CPU with native bfloat16 arithmetic, else float32. The published models
+    keep the precision they were published for.
 
     Raises:
         UsageError: one of the arguments is wrong. XmemError: a published model cannot be fetched.

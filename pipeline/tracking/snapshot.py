@@ -14,7 +14,8 @@ import torch
 
 _FORMAT = "xmem-stream-snapshot"
 _VERSION = 1
-# With the memory of who finds objects. Others are still written as before, for older releases to read.
+# Version for snapshots with the object finder's state. Those without one keep the older version, which older
+# releases can read.
 _VERSION_WITH_FINDER = 2
 
 
@@ -25,13 +26,13 @@ class Snapshot:
     Args:
         next_frame: the frame to go on with.
         tracker: `TrackerState.to_bytes()`.
-        run: which settings, prompts and video it belongs to: a digest.
-        previous_pts_seconds: of frame next_frame - 1; lets the source seek. None where it must not: damaged
-            input is decoded from the start.
+        run: digest of the settings, prompts and video that it belongs to.
+        previous_pts_seconds: time of frame next_frame - 1, which lets the source seek. None where it must
+            not seek: damaged input is decoded from the start.
         previous_size: (height, width) of that frame, None before the first.
-        categories: of the living objects, as [id, category] pairs.
-        rows: mask records of all those frames.
-        losses: frames or packets that the source lost on the way.
+        categories: categories of the tracked objects, as [id, category] pairs.
+        rows: number of mask records of all those frames.
+        losses: number of frames or packets that the source lost so far.
         finder: `ObjectFinder.to_bytes()`: detector, candidates, next id; None on streams without a detector.
     """
 
@@ -95,6 +96,6 @@ class Snapshot:
 def _checksum(facts: str, *parts: bytes) -> str:
     crc = zlib.crc32(facts.encode())
     for number, part in enumerate(parts):
-        # Where one part ends and the next begins is content too.
+        # The lengths are hashed as well, so that the boundaries between parts count.
         crc = zlib.crc32(part, zlib.crc32(b"%d" % len(part), crc) if number else crc)
     return str(crc)

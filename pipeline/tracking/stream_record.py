@@ -24,13 +24,13 @@ RUNNING = "running"
 FAILED = "failed"
 
 
-# The stream belongs to another run, or was begun with other settings: that a run failed says nothing of it.
+# Errors that say that the stream belongs to another run or other settings: they do not mark it as failed.
 _NOT_ITS_OWN = (AnotherWriterError.__name__, SettingsConflictError.__name__)
 
 
 @dataclass
 class StreamSummary:
-    """How a stream stands.
+    """Progress of a stream.
 
     Args:
         stream_id, state: state is "running" or "finished".
@@ -60,12 +60,12 @@ class StreamSummary:
 
 @dataclass(frozen=True)
 class StreamIdentity:
-    """What decides a stream's rows. Runs of one identity write the same files.
+    """The inputs that determine a stream's rows. Runs with the same identity write the same files.
 
     Args:
         source: the video's URI, without credentials.
-        fingerprint: of its content.
-        settings, prompts: how it is tracked, and what.
+        fingerprint: fingerprint of the video's content.
+        settings, prompts: tracking settings and prompts.
     """
 
     source: str
@@ -75,7 +75,7 @@ class StreamIdentity:
 
     @classmethod
     def of(cls, source: VideoSource, settings: TrackSettings, prompts: PromptSet) -> StreamIdentity:
-        """That of an opened video."""
+        """The identity of a run on an opened video."""
         return cls(redacted(source.uri), source.fingerprint, settings, prompts)
 
     def digest(self) -> str:
@@ -83,8 +83,8 @@ class StreamIdentity:
         return self._digest(None)
 
     def digests(self, record: Mapping[str, Any] | None) -> frozenset[str]:
-        """Those that a snapshot of this stream may carry: earlier versions counted `max_frames` among the
-        settings, which may have been this run's or, by its record, the run's before.
+        """The digests that a snapshot of this stream may carry. Earlier versions included `max_frames`, with
+        the value of this run or, from the record, that of the run before.
         """
         limits = {None, self.settings.commit.max_frames}
         if record is not None:
@@ -110,7 +110,7 @@ class StreamIdentity:
         return differing
 
     def to_record(self, source: VideoSource) -> dict[str, Any]:
-        """Its part of the record."""
+        """The fields of the stream record that hold it."""
         return {
             "source": self.source,
             "source_fingerprint": self.fingerprint,
@@ -126,7 +126,7 @@ class StreamIdentity:
 
 
 def checked(record: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The record, if what `StreamIdentity` needs is in it; StoreError otherwise."""
+    """The record, if it has the fields that `StreamIdentity` needs; StoreError otherwise."""
     for name in ("settings", "prompts"):
         if not isinstance(record.get(name), dict):
             raise StoreError(
@@ -148,16 +148,16 @@ def prompts_of(record: Mapping[str, Any], where: str) -> PromptSet:
 
 
 class ResolvedPrompts:
-    """Masks that were made of boxes, by frame. Kept as run lengths: a mask of a large frame is megabytes.
+    """Masks that were made from boxes, by frame. Stored as run lengths, since raw masks may take megabytes.
 
-    Only frames with boxes are here; masks and polygons give the same pixels whenever they are asked.
+    Only frames with boxes are stored; masks and polygons resolve to the same pixels every time.
     """
 
     def __init__(self) -> None:
         self._frames: dict[str, Any] = {}
 
     def load(self, stored: Any) -> None:
-        """Take over what `to_record` gave."""
+        """Restore from the output of `to_record`."""
         self._frames = dict(stored) if isinstance(stored, dict) else {}
 
     def get(self, frame_index: int) -> ResolvedPrompt | None:
@@ -183,24 +183,24 @@ class ResolvedPrompts:
 
     @property
     def ellipses(self) -> int:
-        """Boxes in whose place an ellipse was taken."""
+        """Number of boxes that were replaced by an ellipse."""
         return sum(
             len(frame.get("ellipses", ())) for frame in self._frames.values() if isinstance(frame, dict)
         )
 
     def to_record(self) -> dict[str, Any]:
-        """JSON-ready; `load` takes it back."""
+        """JSON-ready content; `load` restores it."""
         return dict(sorted(self._frames.items(), key=lambda item: int(item[0])))
 
 
 def mark_failed(store: StreamStore, failure: Failure) -> bool:
-    """Say in a stream's record that it is given up and why, so that it no longer counts as running.
+    """Mark a stream as failed in its record, with the cause, so that it no longer counts as running.
 
-    A later run may go on with it all the same. Only the record of a stream that was begun and not finished is
-    changed; nothing is raised, since the failure itself is what has to be reported.
+    A later run may still resume it. Only the record of an unfinished stream is changed. Nothing is raised,
+    so that the original failure gets reported.
 
     Returns:
-        whether the record says so now.
+        whether the record now says that the stream failed.
     """
     if failure.kind in _NOT_ITS_OWN:
         return False
@@ -217,7 +217,7 @@ def mark_failed(store: StreamStore, failure: Failure) -> bool:
 
 
 class StreamRecord:
-    """Keeps a run's stream record, and notices when another run has put its own in that place."""
+    """Writes a run's stream record, and detects when another run has replaced it."""
 
     def __init__(
         self,
@@ -234,7 +234,7 @@ class StreamRecord:
         self._extra = extra
 
     def begin(self, summary: StreamSummary) -> None:
-        """Write it for the first time, in place of one without rows."""
+        """Write it for the first time, replacing the record of a stream without rows."""
         self._store.write_record(self._content(RUNNING, summary))
 
     def update(self, state: str, summary: StreamSummary) -> None:
@@ -243,7 +243,7 @@ class StreamRecord:
         self._store.write_record(self._content(state, summary))
 
     def check_ours(self) -> None:
-        """Raises AnotherWriterError if it is no longer a record of this run's identity."""
+        """Raises AnotherWriterError if the stored record no longer has this run's identity."""
         where = f"stream {self._store.stream_id} in {self._store.root}"
         record = self._store.read_record()
         if record is None or record.get("state") == RESTARTING:

@@ -11,7 +11,7 @@ not written again. Since tracking is deterministic, the files are then those of 
 A stream that ended at `max_frames` goes on with a larger one, or with none; the rows are those of a single
 pass, only the files are cut there too. With a smaller one there is nothing to do.
 
-As long as nothing is committed there is no stream yet: a record without rows binds nobody.
+Settings and prompts are fixed by the first commit: until then, a run with others may replace the record.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _NAMED_FRAMES = 5
 
 @dataclass(frozen=True)
 class StepInput:
-    """What the segmenter gets for one frame."""
+    """The segmenter's input for one frame."""
 
     state: TrackerState
     image: NDArray[np.uint8]
@@ -60,26 +60,24 @@ class StepInput:
 
 
 class StreamTracker(Closing):
-    """One stream. Use it as a context manager.
+    """Tracks one stream. Use it as a context manager.
 
-    Once one of its methods has failed, `next_input` and `accept` raise the same error again: a frame would be
-    missing. Close it and open another one, which goes on from what is committed.
+    After one of its methods has failed, `next_input` and `accept` raise the same error again, since a frame
+    would be missing. Close it and open another one, which resumes after the last commit.
 
     Args:
         source: the opened video; closed with the stream.
-        store: where its rows go.
-        segmenter: makes and restores states; steps are done by whoever drives this stream.
-        settings: what decides the rows.
-        prompts: what to track; None on a stream that has a record: what the record says. With a detector in
-            the settings there need not be any.
+        store: receives its rows.
+        segmenter: creates and restores states; the caller runs the steps.
+        settings: tracking settings; they determine the rows.
+        prompts: what to track; None: the prompts of the stream's record. May be left out with a detector.
         box_segmenter: turns boxes into masks; by default the one that the settings name.
-        restart: remove first what the folder holds of this stream; not if there is nothing to track, or the
-            first frame's prompts don't fit it.
-        snapshot: what `export` gave, to go on from. If it is not of this stream, or of frames that have no
-            rows, the store's own are used.
-        sinks: where rows go besides the store; each chunk is given to them before it is committed.
-        extra: what the user says about the stream beside that, as plain data for its record; None: what the
-            record says.
+        restart: first remove everything the folder holds of this stream. Nothing is removed if there is
+            nothing to track, or the first frame's prompts do not fit it.
+        snapshot: result of `export` to resume from. If it belongs to another stream, or lies beyond the
+            committed frames, the store's own snapshots are used.
+        sinks: receive each chunk before it is committed to the store.
+        extra: user data for the stream record, JSON-ready; None: the data of the record.
 
     Raises:
         SettingsConflictError: the folder holds this stream with other settings, prompts or another video.
@@ -180,46 +178,46 @@ class StreamTracker(Closing):
             return
         for frame in self.source.frames(start, previous_pts_seconds=previous_pts):
             yield frame
-            # Asking for one frame more would decode it, and report losses that lie beyond the limit.
+            # Reading another frame would decode it, and report losses beyond the limit.
             if limit is not None and frame.frame_index + 1 >= limit:
                 return
         self._exhausted = True
 
     @property
     def state(self) -> TrackerState:
-        """What the segmenter remembers of it."""
+        """The segmenter's state of this stream."""
         return self._objects.state
 
     @property
     def next_frame(self) -> int:
-        """The frame that comes next: how far this run is."""
+        """Index of the next frame to track."""
         return self.summary.frames if self._ended else self._rows.next_frame
 
     @property
     def position(self) -> int:
-        """The first frame that this run has not tracked for good: frames that it only repeats don't count."""
+        """Index of the first frame not tracked yet; frames repeated after a resume count as tracked."""
         return self.summary.frames if self._ended else max(self._rows.first, self._rows.next_frame)
 
     @property
     def rows(self) -> int:
-        """Rows of the frames before `position`: committed, or on their way to the store."""
+        """Number of rows of the frames before `position`, committed or queued for the commit."""
         if self._ended or self._rows.next_frame < self._committed:
             return self.summary.rows
         return self._rows.rows
 
     @property
     def ended(self) -> bool:
-        """Whether all of it is tracked and committed."""
+        """Whether all frames are tracked and committed."""
         return self._ended
 
     @property
     def ellipses(self) -> int:
-        """Boxes so far that the box segmenter could not tell from their surroundings."""
+        """Number of boxes so far that the box segmenter could not separate from the background."""
         return self._frame_prompts.resolved.ellipses
 
     @property
     def most_objects(self) -> int:
-        """How many objects there may be at the same time, by prompts and detector."""
+        """Maximum number of simultaneous objects, from prompts and detector."""
         found = 0 if self.settings.detector.name is None else self.settings.detector.finder.max_objects
         return self._prompts.most_objects + found
 
@@ -229,7 +227,7 @@ class StreamTracker(Closing):
         """The next frame to track, the same until it is accepted; None at the end, when all is committed.
 
         Raises:
-            SourceError, PromptError, StoreError: what is committed stays, and a later run goes on from it.
+            SourceError, PromptError, StoreError: committed rows are kept; a later run resumes after them.
         """
         if self._failure is not None:
             raise self._failure
@@ -248,16 +246,16 @@ class StreamTracker(Closing):
         return step
 
     def settle(self) -> bool:
-        """Look at the next frame without beginning it: a chunk that ends before it is handed to the writer.
+        """Read the next frame without tracking it; a chunk that ends before it is queued for the commit.
 
-        Only the frame after it shows that a chunk is whole. `next_input` does this too; calling it alone lets
-        a stream rest between two chunks.
+        A chunk is known to be complete only when the frame after it is read. `next_input` does this too;
+        calling `settle` alone lets a stream pause between two chunks.
 
         Returns:
             whether there is another frame. If not, everything is committed.
 
         Raises:
-            SourceError, StoreError: what is committed stays, and a later run goes on from it.
+            SourceError, StoreError: committed rows are kept; a later run resumes after them.
         """
         if self._failure is not None:
             raise self._failure
@@ -279,7 +277,9 @@ class StreamTracker(Closing):
         return True
 
     def export(self) -> bytes:
-        """The state between two chunks, for a StreamTracker elsewhere; returns once all rows are committed.
+        """Serialize the state between two chunks, to continue the stream in another StreamTracker.
+
+        Blocks until all rows are committed.
 
         Raises:
             RuntimeError: in the middle of a chunk, or after the end. StoreError: rows could not be written.
@@ -323,7 +323,7 @@ class StreamTracker(Closing):
             raise
 
     def close(self) -> None:
-        """Let go of source and threads. What is committed stays; the rest is left to a later run."""
+        """Close the source and stop the threads. Rows that are not committed are left to a later run."""
         if self._failure is None and not self._ended:
             self._failure = RuntimeError("the stream is closed: open another one, which goes on from here")
         try:
@@ -337,10 +337,10 @@ class StreamTracker(Closing):
         """Commit the chunk that ends before a frame, if one does."""
         if following.frame_index % self.settings.commit.chunk_frames:
             return
-        # Not earlier: losses at the very end of a video belong into its last chunk.
+        # Not earlier: losses at the very end of a video belong to its last chunk.
         if following.frame_index > self._rows.first:
             self._commit(following.frame_index)
-        # While frames are repeated too, lest a run that is killed again and again gets nowhere.
+        # Also while frames are repeated, so that a run that is killed repeatedly still makes progress.
         chosen = self.settings.commit
         if self._rows.next_frame - self._snapshot_at >= chosen.snapshot_chunks * chosen.chunk_frames:
             self._take_snapshot()
@@ -360,7 +360,7 @@ class StreamTracker(Closing):
         return StepInput(self.state, frame.image, Prompt(masks) if masks else None)
 
     def _keep_prompts(self) -> None:
-        """Durable before any row that rests on it: a box becomes a mask once."""
+        """Store the resolved prompts before any row that depends on them: each box is segmented once."""
         self._committer.drain()
         self._record.update(RUNNING, self.summary)
 
@@ -378,7 +378,7 @@ class StreamTracker(Closing):
             self._record.check_ours()
 
     def _commit(self, next_frame: int) -> None:
-        """Hand the frames before `next_frame` to the writing thread."""
+        """Queue the commit of the frames before `next_frame`."""
         content = self._rows.cut(next_frame)
 
         def committed() -> None:
@@ -387,7 +387,7 @@ class StreamTracker(Closing):
         self._committer.commit(content.first, content.last, content.records, content.events, committed)
 
     def _take_snapshot(self) -> None:
-        """Of the state before the frame that arrives; written after the commit of all frames before it."""
+        """Queue a snapshot of the state before the next frame, to be written after the commits before it."""
         snapshot = self._snapshot()
         self._snapshot_at = snapshot.next_frame
         self._committer.save_snapshot(snapshot.next_frame, snapshot.to_bytes)
@@ -414,7 +414,7 @@ class StreamTracker(Closing):
         # Without a new frame the last chunk was committed before, and these events with it.
         if next_frame > self._rows.first:
             self._commit(next_frame)
-            if not self._exhausted:  # with a larger max_frames it goes on from here
+            if not self._exhausted:  # a run with a larger max_frames resumes here
                 self._take_snapshot()
         self._committer.drain()
         late = [f for f in self._prompts.frames if f >= next_frame]

@@ -37,25 +37,25 @@ def track(
 ) -> StreamSummary:
     """Track a video's objects and write their mask tracks.
 
-    Called again with the same arguments it goes on where it was interrupted; finished, it changes nothing.
+    Called again with the same arguments, it resumes where it was interrupted. Finished streams are unchanged.
 
     Args:
         video: path or fsspec URI of a video or a folder of images.
         out: path or fsspec URI of the output folder, which may hold other streams.
-        prompts: what to track; may be left out when going on, and with a detector.
-        stream_id: default: made from the video's name and location.
+        prompts: what to track; may be left out when resuming, or with a detector.
+        stream_id: id of the stream. Default: made from the video's name and location.
         settings: model, memory, detector and commits; see `pipeline.tracking.settings.TrackSettings`.
-        restart: remove what the folder holds of this stream first; not before everything else is in order.
-        storage_options, out_storage_options: for the fsspec file systems of video and output.
+        restart: first remove everything the folder holds of this stream, once all arguments are checked.
+        storage_options, out_storage_options: passed to the fsspec file systems of video and output.
         on_open, on_frame: called with the stream once it is open, and after every frame.
-        options: single settings by name, in place of those of `settings`: model, size, device, dtype,
-            threads, memory, detector, detect_every, chunk_frames, sinks, ...; all are in `TrackOptions`.
+        options: single settings by name, which override `settings`: model, size, device, dtype, threads,
+            memory, detector, detect_every, chunk_frames, sinks, ...; see `TrackOptions` for all.
 
     Returns:
         the stream's summary.
 
     Raises:
-        XmemError: one of `pipeline.base.errors`; what was committed stays.
+        XmemError: one of `pipeline.base.errors`; committed rows are kept.
     """
     uri = os.fspath(video)
     chosen = (settings or TrackSettings()).with_options(options)

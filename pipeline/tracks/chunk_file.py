@@ -1,7 +1,7 @@
 """Parquet files of one committed chunk: equal tables give equal bytes in any process.
 
-The bytes hold no time, token or host name, so "is the file that is there the one I wanted to write?" is a
-comparison. They do depend on the versions of pyarrow and zstd, which constraints.txt pins.
+The bytes hold no time, token or host name, so an existing file can be compared with the one to be written.
+They do depend on the versions of pyarrow and zstd, which constraints.txt pins.
 
 The footer of a tracks file says which frames it covers (it may have no rows) and carries the chunk's events
 as JSON: the one file then holds the whole commit, and the events file of the same name is a copy for readers.
@@ -33,7 +33,7 @@ _STATISTICS = [
 
 @dataclass(frozen=True, slots=True)
 class ChunkFooter:
-    """What a tracks file says about itself: frames `first`..`last` (inclusive) of a stream, its events."""
+    """Footer of a tracks file: stream id, frames `first`..`last` (inclusive), and events."""
 
     stream_id: str
     first: int
@@ -43,7 +43,7 @@ class ChunkFooter:
 
 
 def tracks_bytes(stream_id: str, first: int, last: int, tracks: pa.Table, events: pa.Table) -> bytes:
-    """The tracks file of frames `first`..`last`; the tables as `check_chunk` passed them."""
+    """The tracks file of frames `first`..`last`; the tables must come from `check_chunk`."""
     meta = {"events": json.dumps(events.to_pylist(), default=_plain, sort_keys=True, separators=(",", ":"))}
     return _write(tracks, stream_id, first, last, meta)
 
@@ -54,7 +54,7 @@ def events_bytes(stream_id: str, first: int, last: int, events: pa.Table) -> byt
 
 
 def check_chunk(first: int, last: int, tracks: pa.Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The two tables in their one canonical form; ValueError if they are no chunk `first`..`last`."""
+    """The two tables in canonical form; ValueError if they are not a valid chunk `first`..`last`."""
     if not 0 <= first <= last:
         raise ValueError(f"chunk {first}..{last}: need 0 <= first <= last")
     tracks, events = _canonical("tracks", tracks, TRACKS_SCHEMA), _canonical("events", events, EVENTS_SCHEMA)
@@ -72,11 +72,11 @@ def read_footer(tail: Callable[[int], bytes], uri: str) -> ChunkFooter:
     """Reads a tracks file's footer from its end, without its rows.
 
     Args:
-        tail: gives the last n bytes of the file.
+        tail: returns the last n bytes of the file.
         uri: the file's name, for messages.
 
     Raises:
-        ValueError: the bytes are no complete tracks file; the message says why.
+        ValueError: the bytes are not a complete tracks file; the message says why.
         StoreError: the file is of a newer format.
     """
     data = tail(_TAIL_BYTES)
@@ -119,7 +119,7 @@ def _canonical(what: str, table: pa.Table, schema: pa.Schema) -> pa.Table:
                 f"{what} has {column.null_count} nulls in {field.name}, which must always be known"
             )
         if pa.types.is_dictionary(field.type):
-            # Equal rows may come with different dictionaries; building it anew makes them equal bytes.
+            # Equal rows may have different dictionaries; re-encoding makes their bytes equal.
             column = pa.chunked_array([column.cast(pa.string()).combine_chunks().dictionary_encode()])
             column = column.cast(field.type)
         columns.append(column.combine_chunks())

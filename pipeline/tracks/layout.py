@@ -32,7 +32,7 @@ def chunk_name(kind: str, stream_id: str, first: int) -> str:
 
 
 def chunk_first(name: str) -> int | None:
-    """The first frame that a chunk's file name says; None if it is no such name."""
+    """The first frame in a chunk's file name; None if it is not the name of a chunk."""
     match = _CHUNK.fullmatch(name.rpartition("/")[2])
     return int(match[1]) if match else None
 
@@ -44,7 +44,7 @@ def list_chunks(files: Files, stream_id: str, kind: str = "tracks") -> list[int]
 
 
 def chunk_footer(files: Files, stream_id: str, first: int) -> ChunkFooter:
-    """The footer of a tracks file; StoreError if it is damaged or not what its name says."""
+    """The footer of a tracks file; StoreError if it is damaged or does not match the file name."""
     name = chunk_name("tracks", stream_id, first)
     uri = files.uri(name)
     try:

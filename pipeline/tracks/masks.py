@@ -1,8 +1,8 @@
 """Label maps to mask records and back: COCO run lengths, boxes, areas, centroids, scores.
 
-A label map is H x W int32, 0 the background, otherwise object ids. Everything a record needs follows from
-the runs of equal labels in column order, the order COCO counts in. So one scan over the frame serves all
-objects, and what remains per object costs by its outline and not by the frame's size.
+A label map is H x W int32: 0 is the background, other values are object ids. All fields of a record are
+computed from the runs of equal labels in column order, as in COCO. One scan over the frame serves all
+objects; the remaining cost per object depends on its outline and not on the frame's size.
 """
 
 from __future__ import annotations
@@ -67,8 +67,7 @@ def rle_to_mask(counts: str | bytes | Sequence[int], height: int, width: int) ->
 def run_lengths(counts: str | bytes | Sequence[int], height: int, width: int) -> NDArray[np.int64]:
     """The lengths of the runs in COCO counts, background first, checked to fill a mask of height x width.
 
-    pycocotools believes what it is given and writes past its buffer when counts are damaged; hence this
-    decoder.
+    pycocotools does not validate counts and writes past its buffer when they are damaged; hence this decoder.
 
     Raises:
         ValueError: as for `rle_to_mask`.
@@ -113,9 +112,9 @@ def mean_probability(
     """Mean probability of every object inside its own mask: the `score` of its record.
 
     Args:
-        label_map: H x W integers; ids that are not in `object_ids` are nobody's.
-        probabilities: H x W float32, at each pixel that of what the label map says.
-        object_ids: the objects to tell of.
+        label_map: H x W integers; ids that are not in `object_ids` are ignored.
+        probabilities: H x W float32, the probability of the pixel's label.
+        object_ids: the objects to score.
 
     Returns:
         A float32-rounded mean per object; 0.0 for an object that has no pixel. Pixels are added in float64
@@ -139,11 +138,11 @@ def tracked_records(
     frame: Frame,
     categories: Mapping[int, str | None] | None = None,
 ) -> list[MaskRecord]:
-    """The records of a frame's objects from what the tracker found on it.
+    """The records of a frame's objects from the result of its step.
 
     Args:
-        result: of the step.
-        label_map: the result's, fetched from the device once.
+        result: result of the step.
+        label_map: the result's label map on the CPU.
         frame, categories: as in `records_from_label_map`.
     """
     ids = result.object_ids
@@ -169,11 +168,11 @@ def records_from_label_map(
 
     Args:
         label_map: H x W integers of the frame's size.
-        scores: score per object id, see `mean_probability`; needed for the visible ones.
-        object_ids: the live objects, each once.
-        frame: gives index, times and size.
+        scores: score per object id, see `mean_probability`; required for visible objects.
+        object_ids: the tracked objects, each once.
+        frame: the frame, for index, times and size.
         categories: category per object id, where known.
-        presence: per object id, for a model that tells it; an object without a pixel has 0.
+        presence: presence score per object id, if the model gives one; 0 for an object without pixels.
 
     Raises:
         ValueError: the label map has another size than the frame or holds an id that is not in `object_ids`,

@@ -25,11 +25,11 @@ _IDS_NAMED = 5
 class TrackReader:
     """The mask records of one stream, as committed when it was opened.
 
-    Holds the rows of at most two chunks, so a video of any length can be walked through.
+    Keeps the rows of at most two chunks in memory, so that videos of any length can be read.
 
     Args:
         root: the output folder.
-        stream_id: a stream in it; UsageError if there is none of that name.
+        stream_id: id of a stream in it; UsageError if it does not exist.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class TrackReader:
         self.next_frame = chunk_footer(self._files, stream_id, self._firsts[-1]).last + 1
 
     def at(self, frame_index: int) -> list[MaskRecord]:
-        """The records of one frame by object_id, those of objects out of sight too; none if it has none."""
+        """The records of one frame, sorted by object_id, including objects that are not visible."""
         position = bisect_right(self._firsts, frame_index) - 1
         if position < 0 or frame_index >= self.next_frame:
             return []
@@ -94,11 +94,11 @@ def open_tracks(
 ) -> TrackReader:
     """The tracks of a video in an output folder.
 
-    Those of `stream_id` if given; else of the id that `track` gives this video; else, if the folder holds one
-    stream, of that one: a video may have been moved since.
+    The stream is `stream_id` if given, else the one with the id that `track` gives this video, else the only
+    stream of the folder: the video may have been moved since.
 
     Raises:
-        UsageError: there are none, or it cannot be told which.
+        UsageError: there are no tracks, or the choice is ambiguous.
     """
     if stream_id is not None:
         return TrackReader(root, stream_id, storage_options)

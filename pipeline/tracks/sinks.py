@@ -11,9 +11,9 @@ When a sink is called, and what it may rely on:
 * `first == 0` begins a stream, perhaps again (`--restart`): what the sink holds of the stream is void.
 * Parquet is the truth. A sink may be ahead of it by one range, when a run died and was never taken up again.
   A sink that a stream was begun without gets what is committed from then on.
-* An error, whatever its class, stops the stream before the range counts as committed; the scheduler tries
-  again. Errors are no way to refuse rows.
-* Calls to one sink do not overlap, but there may be several of it: one in each process, for other streams.
+* Any exception stops the stream before the range counts as committed; the scheduler tries again. A sink
+  cannot reject rows by raising errors.
+* Calls to one sink do not overlap, but each process has its own instance, for other streams.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ ENTRY_POINT_GROUP = "xmem.sinks"
 
 @runtime_checkable
 class Sink(Protocol):
-    """Takes the rows of a stream, range by range; see the module's docstring. `check_sink` tries it out.
+    """Receives the rows of a stream, range by range; see the module's docstring. `check_sink` tests a sink.
 
     `commit` gets frames `first`..`last` (inclusive) of a stream, `tracks` as
     `pipeline.base.records.TRACKS_SCHEMA` (sorted by frame_index, object_id) and `events` as `EVENTS_SCHEMA`;
-    either may have no rows. When it returns, the rows are where they shall be, durably.
+    either may have no rows. When it returns, the rows must be stored durably.
     """
 
     def commit(self, stream_id: str, first: int, last: int, tracks: pa.Table, events: pa.Table) -> None: ...
@@ -52,7 +52,7 @@ class Sinks:
     May be shared by streams and threads. Without sinks it does nothing.
 
     Args:
-        sinks: by the name that messages give them.
+        sinks: sinks by name; messages use the name.
     """
 
     def __init__(self, sinks: Mapping[str, Sink]) -> None:
@@ -60,7 +60,7 @@ class Sinks:
 
     @classmethod
     def load(cls, names: Iterable[str]) -> Self:
-        """Those of these names, see `load_sink`; a name given twice is one sink. Raises UsageError."""
+        """Load sinks by name, see `load_sink`; duplicate names are loaded once. Raises UsageError."""
         return cls({name: load_sink(name) for name in dict.fromkeys(names)})
 
     def __bool__(self) -> bool:
@@ -73,7 +73,7 @@ class Sinks:
         """Hand a range of frames to every sink; see `Sink`.
 
         Raises:
-            StoreError: one failed; the message names it. Later ones were not called. May be tried again.
+            StoreError: a sink failed; the message names it. Later sinks were not called. Can be retried.
         """
         for name, sink, lock in self._sinks:
             began = time.monotonic()
@@ -92,13 +92,13 @@ class Sinks:
 
 
 def load_sink(name: str) -> Sink:
-    """The sink of that name: an entry point of the group `xmem.sinks`.
+    """Load a sink by name: an entry point of the group `xmem.sinks`.
 
-    An entry point names a class or function that gives the sink when called without arguments; what it needs
-    to know (an address, a password) it takes from the environment.
+    The entry point is a class or function that returns the sink when called without arguments. It reads its
+    configuration (an address, a password) from the environment.
 
     Raises:
-        UsageError: there is none of that name, or what is registered cannot be loaded or has no `commit`.
+        UsageError: no such sink is installed, it cannot be loaded, or it has no `commit`.
     """
     sink: Sink = load_plugin(
         name,

@@ -1,6 +1,6 @@
 """StreamStore: one stream's tracks, events, snapshots and record in the output folder.
 
-The resume rule: the files of `tracks/` without a gap from frame 0 are the truth about how far a stream is.
+The resume rule: the gapless files of `tracks/` from frame 0 on define how far a stream is committed.
 A writer that starts, or starts again, calls `prepare()`, asks `committed()` for the next frame, loads the
 newest snapshot not after it, repeats the frames from there without committing them, and commits from
 `next_frame` on.
@@ -55,7 +55,7 @@ _FOOTER_THREADS = 16
 
 @dataclass(frozen=True, slots=True)
 class CommittedRange:
-    """How far a stream is: frames 0..next_frame - 1 are committed, in `files` files."""
+    """The committed part of a stream: frames 0..next_frame - 1, in `files` files."""
 
     next_frame: int
     files: int
@@ -92,13 +92,13 @@ class StreamStore:
         """The output folder, as an absolute path or a URI."""
         return self._files.root
 
-    # How far it is
+    # Committed frames
 
     def prepare(self) -> None:
-        """Clears up after writers that were killed; a writer calls it before anything else.
+        """Cleans up after writers that were killed; a writer must call it first.
 
         Finishes a restart that was interrupted, removes temporary files, and makes the newest events file
-        equal to what its tracks file says. Does nothing to a stream that was left in order.
+        match its tracks file. Does nothing to a stream that was closed properly.
         """
         self._files.sweep(self.stream_id)
         try:
@@ -117,15 +117,16 @@ class StreamStore:
     def committed(self, check: bool = False, *, newest_only: bool = False) -> CommittedRange:
         """Lists what is committed.
 
-        Reads the newest file's footer, and those of files whose neighbours' names leave open whether frames
-        are missing; all footers with `check`.
+        Reads the newest file's footer, and the footers of files where the names alone do not show whether
+        frames are missing.
 
         Args:
-            newest_only: read no other footer than the newest file's. For live streams: the lengths of their
-                files differ, and in weeks there are hundreds of thousands of them.
+            check: read all footers.
+            newest_only: read only the newest file's footer. For live streams, whose files differ in length
+                and may number hundreds of thousands.
 
         Raises:
-            StoreError: a file is missing or damaged; names it. Nothing is changed.
+            StoreError: a file is missing or damaged; the message names it. Nothing is changed.
         """
         firsts = list_chunks(self._files, self.stream_id)
         if not firsts:
@@ -153,7 +154,7 @@ class StreamStore:
         return [self._footer(f) for f in list_chunks(self._files, self.stream_id) if f >= since]
 
     def holds(self, first: int) -> bool:
-        """Whether a chunk that begins at frame `first` is committed, by whomever."""
+        """Whether a chunk that begins at frame `first` is committed, by this or any other run."""
         return self._files.exists(chunk_name("tracks", self.stream_id, first))
 
     def commit(self, first: int, last: int, tracks: pa.Table, events: pa.Table) -> bool:
@@ -167,9 +168,9 @@ class StreamStore:
             True if this call committed them, False if the same bytes were committed before.
 
         Raises:
-            AnotherWriterError: somebody else committed other rows for these frames, or started the stream
-            over. StoreError: cannot be written, or frames before `first` are not committed.
-            ValueError: the tables are not what is said above.
+            AnotherWriterError: another run committed different rows for these frames, or restarted the
+            stream. StoreError: the files cannot be written, or frames before `first` are not committed.
+            ValueError: the tables have another schema, order or range.
         """
         tracks, events = check_chunk(first, last, tracks, events)
         if self._next_frame is None:
@@ -194,8 +195,8 @@ class StreamStore:
         created = self._create_tracks(name, tracks_bytes(self.stream_id, first, last, tracks, events))
         if appends:
             try:
-                # Once more: a restart that began since the first look may have listed the files before this
-                # one was there. Either it is seen by the restart's last listing, or the restart by this.
+                # Check again: a restart that began since the first check may have listed the files before
+                # this one existed. Either its last listing sees this file, or this check sees the restart.
                 self._check_not_started_over()
             except AnotherWriterError:
                 # Events first: while the rows are there, nobody else can have committed these frames.
@@ -211,9 +212,9 @@ class StreamStore:
     # Snapshots
 
     def save_snapshot(self, next_frame: int, blob: bytes, keep: int = 2) -> None:
-        """Saves the state that a tracker of frames 0..next_frame - 1 has; keeps the newest `keep` up to it.
+        """Saves the tracker's state after frames 0..next_frame - 1; keeps the newest `keep` up to it.
 
-        Snapshots of later frames are removed: rows were taken away since, or they could not be read.
+        Snapshots of later frames are removed: they are unusable, or rows were removed since.
         """
         if next_frame < 0 or keep < 1:
             raise ValueError(f"snapshot of frame {next_frame}, keep {keep}: need next_frame >= 0, keep >= 1")
@@ -228,8 +229,8 @@ class StreamStore:
         """The newest usable snapshot not after `max_next_frame` (see `committed`); None: start from frame 0.
 
         Args:
-            validate: turns the bytes into what the caller needs; a ValueError says that they are damaged or
-                foreign, and the next older snapshot is tried after a warning.
+            validate: parses the bytes; raises ValueError if they are damaged or of another stream. Then a
+                warning is logged and the next older snapshot is tried.
         """
         for frame in reversed([f for f in self._snapshots() if f <= max_next_frame]):
             name = self._snapshot_name(frame)
@@ -255,14 +256,13 @@ class StreamStore:
         self._files.replace(record_name(self.stream_id), text.encode(), self.stream_id)
 
     def read_record(self) -> dict[str, Any] | None:
-        """The stream record, None if there is none; StoreError if it is damaged, foreign or of a newer "
-        "format."""
+        """The stream record, None if there is none; StoreError if damaged, foreign or of a newer format."""
         return self._load_record()
 
-    # Starting over
+    # Restart
 
     def restart(self) -> None:
-        """Removes everything of this stream, and nothing of any other; instead of `prepare()`, or after it.
+        """Removes all files of this stream and of no other. Call it instead of `prepare()`, or after it.
 
         Killed half-way, it leaves a record whose state is "restarting" and rows that still have no gap
         (tracks go from the newest to the oldest, the record last); the next `prepare()` finishes it. A writer
@@ -311,7 +311,7 @@ class StreamStore:
         return False
 
     def _settle_events(self, first: int, data: bytes) -> None:
-        """Makes the events file of a committed chunk the one that belongs to it."""
+        """Writes or repairs the events file of a committed chunk."""
         name = chunk_name("events", self.stream_id, first)
         try:
             if self._files.read(name) == data:
@@ -347,10 +347,10 @@ class StreamStore:
 
 
 def _is_doubtful(firsts: Sequence[int], i: int) -> bool:
-    """Whether only the footer can tell that frames up to the next file are all in file i.
+    """Whether the footer of file i must be read to know that no frames are missing before the next file.
 
-    Chunks of one run have one length. A file is taken on trust only if the distance to the next equals that
-    of the file before it, whose own was read or equal again; a missing file makes the distance jump.
+    Chunks of one run have the same length. A footer is skipped only if the distance to the next file equals
+    the distance before it, which was verified in the same way; a missing file changes the distance.
     """
     if i == 0 or i == len(firsts) - 1:
         return True
