@@ -6,7 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet 
 SOURCES := xmem_core pipeline jobs xmem_pipeline
 PYTEST := $(BIN)/python -m pytest
 QUICK := not soak and not alone and not slow and not process and not ray and not s3 and not rtsp
-# Each test file runs on one worker of pytest-xdist, in the order of tests/conftest.py. More than two gain little on two cores, and each needs about 2 GB.
+# Each test file runs on one worker of pytest-xdist, in the order of tests/conftest.py. More than two workers
+# gain little on two cores, and each needs about 2 GB.
 WORKERS ?= 2
 BESIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 BENCHMARKS ?= speed batch scheduling long_video s3_reading

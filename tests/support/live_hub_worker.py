@@ -6,6 +6,7 @@ Reads one JSON list [method, arguments...] per line, answers with one JSON line.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
@@ -34,6 +35,7 @@ def main() -> None:
     for line in sys.stdin:
         method, *arguments = json.loads(line)
         try:
+            answer: Any
             if method == "add":
                 values = arguments[0]
                 values["settings"] = LiveSettings.from_dict(values.get("settings", {}))

@@ -91,7 +91,11 @@ class StandInHub:
 
     async def view(self, stream_id: str, read: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
         await self._begin(stream_id)
-        answers = {LiveView.tracks: self._tracks, LiveView.wait: self._wait, LiveView.jpeg: self._jpeg}
+        answers: dict[Callable[..., Any], Callable[..., Any]] = {
+            LiveView.tracks: self._tracks,
+            LiveView.wait: self._wait,
+            LiveView.jpeg: self._jpeg,
+        }
         return await answers[read](stream_id, *arguments, **options)
 
     async def _tracks(self, stream_id: str, since: int | None, limit: int) -> Any:

@@ -61,8 +61,8 @@ def scene(index: int, width: int = 160, height: int = 120) -> Image:
     """Picture `index`, H x W x 3 uint8 RGB: a red square, a green disc, a blue triangle, all moving."""
     rng = np.random.default_rng(7)
     coarse = rng.integers(60, 180, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
-    image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    image = np.roll(image, index // 2, axis=1).copy()
+    large = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    image: Image = np.roll(large, index // 2, axis=1).astype(np.uint8)
     side = max(4, min(width, height) // 5)
     x, y = shapes(index, width, height)["square"]
     cv2.rectangle(image, (x, y), (x + side - 1, y + side - 1), (230, 20, 20), -1)
@@ -114,6 +114,7 @@ def make_video(
     options = _encoder_options(plan)
     with av.open(str(path), "w", options=plan.container_options) as container:
         stream = container.add_stream(ENCODERS[plan.codec], rate=plan.rate, options=options)
+        assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, plan.pix_fmt
         stream.codec_context.time_base = plan.time_base
         stream.codec_context.gop_size = plan.gop
