@@ -11,20 +11,20 @@ from pipeline.prompts.box_segmenters import BoxSegmenter
 from pipeline.prompts.resolving import PromptSet, resolve
 from pipeline.tracking.objects import Masks, TrackedObjects
 
-IDS_AHEAD = 16  # object ids that are reserved beyond those needed
+IDS_AHEAD = 16  # object ids reserved in advance
 
 
 class Arrivals:
-    """Prepares the frames of one live stream. The thread that steps the stream uses it.
+    """Prepares the frames of one live stream. To be used by the thread that steps the stream.
 
     Args:
-        objects, requests, record: of the stream.
-        boxes: makes masks of the boxes of prompts.
-        max_objects: that may be found on one look.
+        objects, requests, record: objects, requests and record of the stream.
+        boxes: makes masks from the boxes of prompts.
+        max_objects: maximum number of objects that one detector run may start.
 
     Attributes:
-        applying: numbers of the requests that are done on the frame that was prepared last; set back by
-            whoever tracked it.
+        applying: numbers of the requests applied to the frame prepared last; reset by the caller once that
+            frame is tracked.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Arrivals:
         self._boxes, self._max_objects = boxes, max_objects
 
     def prepare(self, frame: Frame) -> Masks:
-        """A frame is about to be tracked. The masks that the segmenter is to be prompted with on it."""
+        """Prepare the next frame to track; returns the masks to prompt the segmenter with."""
         self._objects.arrive(frame)
         masks: Masks = {}
         self.applying = ()
@@ -70,10 +70,10 @@ class Arrivals:
                 self._requests.reject(request, str(error))
 
     def _reserve_ids(self, finder: ObjectFinder) -> None:
-        """For all objects that may be found on the next look."""
-        # Ids that requests were promised lie below what is reserved, so they must be known here as well.
+        """Reserve ids for all objects that the next detector run may start."""
+        # Ids promised to requests lie below the reserved ones, so the finder must know them as well.
         while True:
-            # Requests that come from here on get ids above this.
+            # Later requests get ids above this.
             free = self._record.ids_reserved
             finder.reserve(self._requests.promised_ids())
             if finder.next_id + self._max_objects <= free:

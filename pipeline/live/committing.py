@@ -1,8 +1,8 @@
 """LiveCommitter: commits a live stream's rows and snapshots, and decides when.
 
-Files follow one another without a gap: each covers all frames that were received, tracked or not. They come
-after some seconds or rows, whichever is first; snapshots come after some seconds, sooner where objects came
-or went.
+Files have no gaps between them: each covers all frames that were received, tracked or not. A file is
+committed after a number of seconds or rows, whichever comes first. A snapshot is saved after a number of
+seconds, or earlier if objects were added or removed.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from pipeline.tracking.objects import TrackedObjects
 
 logger = logging.getLogger(__name__)
 
-FRAMES_AHEAD = 64  # that are reserved at least
-MOST_WAITING = 8  # rotations' worth of rows that may wait for a slow store
-_MARGIN = 8  # frames that may come while one looks
-_EMPTY_SECONDS = 60.0  # between files that would have no rows
+FRAMES_AHEAD = 64  # minimum number of frame numbers reserved in advance
+MOST_WAITING = 8  # files' worth of rows that may wait for a slow store
+_MARGIN = 8  # frames that may arrive during the check
+_EMPTY_SECONDS = 60.0  # between files without rows
 _HASTY_SNAPSHOT_SECONDS = 1.0
 
 
 class LiveCommitter:
-    """Commits one live stream. The thread that steps the stream uses it.
+    """Commits one live stream. To be used by the thread that steps the stream.
 
     Args:
-        stream_id, settings: of the stream.
-        committer: writes.
-        record: told how far it is committed.
-        unwritten, objects, requests: of the stream, for its files and snapshots.
-        run: what its snapshots belong to, see `live_restore.run_of`.
-        previous: pts (seconds) and wall time of the last frame that was tracked.
-        facts: gives what the record shall say of the source.
-        received_fps: gives the frames per second that come lately.
+        stream_id, settings: id and settings of the stream.
+        committer: writes files and snapshots.
+        record: the stream record, updated after each commit.
+        unwritten, objects, requests: the stream's content for files and snapshots.
+        run: digest in its snapshots, see `pipeline.live.recovery.run_of`.
+        previous: pts (seconds) and wall time of the last tracked frame.
+        facts: returns the source's fields of the record.
+        received_fps: returns the recent rate of received frames per second.
         now: seconds, by the stream's clock.
 
     Attributes:
-        previous: as above; set by whoever tracks.
+        previous: as above; set by the tracker.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class LiveCommitter:
 
     @property
     def backlogged(self) -> bool:
-        """Whether so many rows wait for the store that no more frames are to be tracked."""
+        """Whether too many rows wait for the store, so that tracking must pause."""
         most = MOST_WAITING * self._settings.rotate_rows
         return self._committer.busy and self._unwritten.waiting_rows > most
 
     def numbers_run_out(self, ledger: Ledger) -> bool:
-        """Whether the next frame might have a number that is not reserved; then that is being done."""
+        """Whether the next frame's number may not be reserved yet; if so, queues the reservation."""
         received = ledger.counts().received
         if received + _MARGIN <= self._record.frames_reserved:
             return False
@@ -91,11 +91,11 @@ class LiveCommitter:
         return True
 
     def ahead(self) -> int:
-        """Frames to reserve beyond the newest: those of three rotations."""
+        """Number of frames to reserve beyond the newest: those of three files."""
         return FRAMES_AHEAD + math.ceil(3 * self._settings.rotate_seconds * self._received_fps())
 
     def tick(self, now: float) -> None:
-        """Commit what is due."""
+        """Queue the commits and snapshots that are due."""
         if self._committer.busy:
             return
         chosen = self._settings
@@ -116,7 +116,7 @@ class LiveCommitter:
                 self.take_snapshot(now)
 
     def rotate(self, now: float) -> None:
-        """Hand all frames received so far to the writing thread."""
+        """Queue the commit of all frames received so far."""
         self._rotated_at = now
         content = self._unwritten.cut()
         if content is None:
@@ -134,7 +134,7 @@ class LiveCommitter:
         self._committer.commit(content.first, content.last, content.records, content.events, committed)
 
     def take_snapshot(self, now: float) -> None:
-        """Of the state after all frames that were handed to the writing thread; written after them."""
+        """Queue a snapshot of the state after all frames queued for commit; written after them."""
         self._snapshot_at, self._snapshot_tracked = now, self._unwritten.tracked
         self._objects.changed = False
         stream = self._objects.snapshot(
@@ -145,18 +145,18 @@ class LiveCommitter:
             losses=self._unwritten.corrupt,
         )
         snapshot = LiveSnapshot(stream, self.previous[1], self._requests.applied, self._requests.paused)
-        # The store keeps two: what is in both need not be asked again.
+        # The store keeps two snapshots: requests that are in both need not be kept.
         done, self._snapshot_applied = self._snapshot_applied, self._requests.applied
         self._committer.save_snapshot(stream.next_frame, snapshot.to_bytes, lambda: self._record.forget(done))
 
     def check(self) -> None:
-        """Raise if something could not be written."""
+        """Raise if a write has failed."""
         self._committer.check()
 
     def drain(self) -> None:
-        """Wait until everything is written that was handed over; raise if something could not be."""
+        """Wait until everything queued is written; raise if a write has failed."""
         self._committer.drain()
 
     def close(self) -> None:
-        """Wait for the writing thread, and stop it."""
+        """Wait for the background thread and stop it."""
         self._committer.close()

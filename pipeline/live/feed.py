@@ -14,7 +14,7 @@ from pipeline.tracking.settings import TrackSettings
 
 
 class LiveFeed(Protocol):
-    """What a LiveTracker needs of its source: `pipeline.live.camera.source.LiveSource`, or a test's own."""
+    """The source of a `LiveTracker`, such as `pipeline.live.camera.source.LiveSource`."""
 
     uri: str
     width: int
@@ -43,15 +43,15 @@ class LiveFeed(Protocol):
 
 
 OpenFeed = Callable[[LiveSpec, Ledger], LiveFeed]
-"""Makes the source of a stream, counting in the ledger that it gets."""
+"""Creates the source of a stream, which counts frames in the given ledger."""
 
 
 def live_facts(spec: LiveSpec, settings: TrackSettings, uri: str, feed: LiveFeed | None) -> dict[str, Any]:
-    """What a live stream's record says of its source and settings, in the words of other streams' records.
+    """Source and settings for a live stream's record, in the same fields as the records of files.
 
     Args:
-        uri: of the source, without credentials.
-        feed: None before it is open.
+        uri: URI of the source, without credentials.
+        feed: the source; None before it is open.
     """
     return {
         "source": uri,

@@ -11,20 +11,20 @@ from pipeline.live.camera.ledger import Ledger
 from pipeline.live.spec import LiveSettings
 
 CATCH_UP_SECONDS = 2.0
-"""So much of what a stream with a limited rate missed while others were tracked it may catch up with."""
+"""How many seconds a rate-limited stream, held up by other streams, may catch up on."""
 
 _KEPT = 512  # lags
 _RATE_SECONDS = 10.0
 _SAMPLE_SECONDS = 0.25
-_HELD_UP_SECONDS = 0.05  # between two looks; from here on others have held the stream up
-_FORGOTTEN = 0.02  # of a slow frame's time, with each frame after it
+_HELD_UP_SECONDS = 0.05  # gap between two polls from which on the stream counts as held up by others
+_FORGOTTEN = 0.02  # decay of a slow frame's time with each frame after it
 
 
 class Pace:
-    """One stream's pace. One thread tells it what happens; `rates` and `lag_seconds` may be asked from any.
+    """One stream's pace. One thread updates it; `rates` and `lag_seconds` are thread-safe.
 
     Args:
-        settings: of the stream: its policy, the lag it allows and the frames per second it asks for.
+        settings: the stream's settings: policy, allowed lag and requested frames per second.
     """
 
     def __init__(self, settings: LiveSettings) -> None:
@@ -32,21 +32,21 @@ class Pace:
         self._lags: deque[float] = deque(maxlen=_KEPT)
         self._samples: deque[tuple[float, int, int]] = deque()  # time, frames received and tracked by then
         self._step_seconds = 0.0
-        self._due = -math.inf  # when the next frame is wanted, with a limited rate
+        self._due = -math.inf  # with a limited rate: time at which the next frame is wanted
         self._looked_at: float | None = None
-        self._missed = 0.0  # seconds in which others were tracked, not yet caught up with
+        self._missed = 0.0  # seconds held up by other streams, not yet caught up on
         self._slow_told = False
 
     def looks(self, now: float) -> None:
-        """A frame is being looked for. Where that has not been done for a while, because frames of other
-        streams were tracked, what a limited rate allowed in that time may be caught up with.
+        """Record that the source is being polled. After a long gap, because frames of other streams were
+        tracked, a rate-limited stream may catch up on the frames that its rate allowed in the meantime.
         """
         if self._looked_at is not None and now - self._looked_at > _HELD_UP_SECONDS:
             self._missed = min(self._missed + now - self._looked_at, CATCH_UP_SECONDS)
         self._looked_at = now
 
     def sample(self, now: float, ledger: Ledger) -> None:
-        """Note how far the ledger is. To be called often; most calls come too soon to matter."""
+        """Sample the ledger's counts. Call it often; calls too soon after the last sample are ignored."""
         if self._samples and now - self._samples[-1][0] < _SAMPLE_SECONDS:
             return
         counts = ledger.counts()
@@ -55,10 +55,10 @@ class Pace:
             self._samples.popleft()
 
     def unwanted(self, lag: float, read_at: float) -> str | None:
-        """Why a frame is not to be tracked; None if it is. A frame that is wanted counts for the rate.
+        """The reason to drop a frame; None if it should be tracked. A wanted frame counts for the rate.
 
         Args:
-            lag: how old it was, in seconds, when it came out of its source at `read_at`.
+            lag: age of the frame, in seconds, when it was read from its source at `read_at`.
         """
         chosen = self._settings
         if chosen.policy == "latest":
@@ -75,13 +75,13 @@ class Pace:
         return None
 
     def tracked(self, lag: float, took: float) -> bool:
-        """A frame was tracked; both in seconds.
+        """Record a tracked frame, its lag and its tracking time in seconds.
 
         Returns:
-            True once only: the lag asked for cannot be kept, whatever is dropped.
+            True, once only, if the allowed lag cannot be kept even by dropping frames.
         """
-        # Follows the slow frames, those that go into memory or that the detector looks at: with the mean
-        # of all, every one of them would come out too late.
+        # Follows the slow frames, which are added to memory or given to the detector: with the mean of
+        # all frames, every slow one would exceed the lag.
         self._step_seconds = max(took, (1 - _FORGOTTEN) * self._step_seconds + _FORGOTTEN * took)
         self._lags.append(lag + took)
         chosen = self._settings
@@ -90,7 +90,7 @@ class Pace:
         return slow
 
     def rates(self) -> dict[str, float]:
-        """Frames per second lately, received and tracked."""
+        """Recent rates of received and tracked frames per second."""
         samples = list(self._samples)
         if len(samples) < 2:
             return {"received_fps": 0.0, "tracked_fps": 0.0}
@@ -99,7 +99,7 @@ class Pace:
         return {"received_fps": (r1 - r0) / span, "tracked_fps": (k1 - k0) / span}
 
     def lag_seconds(self) -> dict[str, float | None]:
-        """How old frames were once they were tracked, lately: the median, and 99 of 100."""
+        """Recent age of frames once tracked, in seconds: median and 99th percentile."""
         lags = list(self._lags)
         if not lags:
             return {"p50": None, "p99": None}

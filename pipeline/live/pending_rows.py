@@ -16,13 +16,13 @@ _BEGINNINGS = ("object_added", "corrected")
 
 @dataclass(frozen=True)
 class FileContent:
-    """A file's worth: all that became of frames `first`..`last`, inclusive.
+    """The content of one file, frames `first`..`last` (inclusive).
 
     Args:
-        records: of tracked frames.
-        events: by frame, each of one in the file.
-        counts: of all frames up to `last`, from the stream's beginning.
-        rows: mask records up to `last`, likewise.
+        records: mask records of the tracked frames.
+        events: events of these frames, sorted by frame.
+        counts: ledger counts of all frames from the stream's beginning to `last`.
+        rows: number of mask records from the stream's beginning to `last`.
     """
 
     first: int
@@ -34,18 +34,19 @@ class FileContent:
 
 
 class Unwritten:
-    """What waits to be committed. One thread uses it.
+    """Rows and events that are not committed yet. To be used by one thread.
 
-    Losses of one kind and reason become one event per file: an overloaded stream has one per frame.
+    Losses of one kind and reason are merged into one event per file, since an overloaded stream has one per
+    frame.
 
     Args:
-        books: how the stream stands in its committed files.
-        covered: the first frame that may still come; those from the books' end to it are known of.
+        books: the stream's progress in its committed files.
+        covered: the first frame that may still arrive; all frames before it are accounted for.
 
     Attributes:
-        first: frame that the next file begins with.
-        covered: the frame after the last one that it would hold.
-        rows, tracked: mask records and tracked frames, from the stream's beginning.
+        first: first frame of the next file.
+        covered: the frame after the last one of the next file.
+        rows, tracked: number of mask records and tracked frames from the stream's beginning.
     """
 
     def __init__(self, books: Books, covered: int) -> None:
@@ -57,25 +58,25 @@ class Unwritten:
         self._records: list[MaskRecord] = []
         self._events: list[Event] = []
         self._losses: dict[tuple[str, str], Event] = {}
-        self._mark = 0  # events before the frame that is being tracked
+        self._mark = 0  # number of events before the frame being tracked
 
     @property
     def waiting_rows(self) -> int:
-        """Mask records that the next file would hold."""
+        """Number of mask records in the next file."""
         return len(self._records)
 
     @property
     def worth_a_file(self) -> bool:
-        """Whether something waits that somebody may want to read: losses alone can wait longer."""
+        """Whether there is more than losses to commit; losses alone may wait longer."""
         return bool(self._records or self._events)
 
     @property
     def corrupt(self) -> int:
-        """Damaged frames, from the stream's beginning."""
+        """Number of damaged frames from the stream's beginning."""
         return sum(self._counts["corrupt"].values())
 
     def add(self, event: Event) -> None:
-        """Something happened. Losses are counted with it."""
+        """Add an event; losses are also counted."""
         if event.kind not in _LOSSES:
             self._events.append(event)
             return
@@ -88,32 +89,32 @@ class Unwritten:
         self._losses[event.kind, reason] = event
 
     def happened(self, frame: Frame, kind: str, **values: Any) -> None:
-        """Something happened at a frame; `values` are an `Event`'s."""
+        """Add an event of a frame; `values` are further fields of `Event`."""
         self.add(
             Event(frame.frame_index, kind, pts_seconds=frame.pts_seconds, wall_time=frame.wall_time, **values)
         )
 
     def begin_frame(self) -> None:
-        """A frame is about to be tracked: `take_back` goes back to here."""
+        """Mark the beginning of a frame, to which `take_back` returns."""
         self._mark = len(self._events)
 
     def take_back(self) -> None:
-        """The frame failed. What it was to begin did not happen; what it ended is gone all the same."""
+        """Undo the events of a failed frame: its additions did not happen, its removals stay."""
         kept = [e for e in self._events[self._mark :] if e.kind not in _BEGINNINGS]
         self._events[self._mark :] = kept
 
     def add_tracked(self, records: Sequence[MaskRecord]) -> None:
-        """A frame was tracked, with these records."""
+        """Add the records of a tracked frame."""
         self._records.extend(records)
         self.rows += len(records)
         self.tracked += 1
 
     def cut(self) -> FileContent | None:
-        """Everything up to `covered`, which waits here no longer; None if there is no frame in it."""
+        """Remove and return everything up to `covered`; None if it contains no frame."""
         first, last = self.first, self.covered - 1
         if last < first:
             return None
-        # What happened between two files is told with the frame that is nearest to it.
+        # Events between two files are assigned to the nearest frame.
         events = [
             replace(e, frame_index=min(max(e.frame_index, first), last))
             for e in (*self._events, *self._losses.values())

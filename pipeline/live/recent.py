@@ -23,7 +23,7 @@ _KEPT_JPEGS = 4
 
 
 def record_json(record: MaskRecord) -> dict[str, Any]:
-    """A mask record as JSON: box as [x, y, w, h] and centroid as [x, y], null out of sight."""
+    """A mask record as JSON: box as [x, y, w, h] and centroid as [x, y], null if not visible."""
     return {
         "frame_index": record.frame_index,
         "pts_seconds": record.pts_seconds,
@@ -42,10 +42,10 @@ def record_json(record: MaskRecord) -> dict[str, Any]:
 
 
 class LiveView:
-    """The recent past of one live stream.
+    """Recent results of one live stream. Thread-safe.
 
     Args:
-        most_records: that are kept.
+        most_records: maximum number of mask records kept.
     """
 
     def __init__(self, most_records: int = 2000) -> None:
@@ -57,26 +57,26 @@ class LiveView:
         self._closed = False
 
     def publish(self, frame: Frame, records: list[MaskRecord]) -> None:
-        """A frame has been tracked."""
+        """Add a tracked frame and its records."""
         with self._changed:
             self._newest = (frame, tuple(records))
             self._records.extend(records)
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Nothing more comes: whoever waits is let go."""
+        """Mark the stream as ended and wake all waiting readers."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     @property
     def closed(self) -> bool:
-        """Whether nothing more comes."""
+        """Whether the stream has ended."""
         return self._closed
 
     @property
     def frame_index(self) -> int | None:
-        """Of the newest frame."""
+        """Index of the newest frame; None before the first."""
         newest = self._newest
         return None if newest is None else newest[0].frame_index
 
@@ -86,9 +86,9 @@ class LiveView:
         return () if newest is None else newest[1]
 
     def tracks(self, since: int | None = None, limit: int = 500) -> list[dict[str, Any]]:
-        """Mask records kept of frames above `since`, the oldest first; without it the newest ones.
+        """Kept mask records of frames after `since`, oldest first; without `since`, the newest records.
 
-        At most `limit`, and whole frames unless one alone has more.
+        At most `limit` records. Frames are not split, unless a single frame has more records.
         """
         if limit < 1:
             raise UsageError(f"limit={limit} is not allowed: at least 1")
@@ -99,14 +99,14 @@ class LiveView:
         wanted = [r for r in kept if r.frame_index > since]
         taken = wanted[:limit]
         if len(wanted) > limit and taken[0].frame_index != wanted[limit].frame_index:
-            # A frame cut in two could not be asked for again.
+            # The rest of a split frame could not be requested.
             taken = [r for r in taken if r.frame_index != wanted[limit].frame_index]
         return [record_json(r) for r in taken]
 
     def wait(self, after: int, timeout: float) -> dict[str, Any] | None:
-        """The newest frame's records, once there is one above `after`; None if there is none in time.
+        """Wait for a frame after `after`; returns the newest frame's records, or None after the timeout.
 
-        Whoever asks too seldom misses the frames between.
+        Readers that call it too rarely miss frames in between.
         """
         deadline = time.monotonic() + timeout
         with self._changed:
@@ -127,7 +127,7 @@ class LiveView:
         }
 
     def jpeg(self, overlay: bool = True, max_side: int = 960, quality: int = 80) -> bytes:
-        """The newest frame, with its objects drawn over it; made when it is asked for, once per frame.
+        """The newest frame as JPEG, with its objects drawn over it; encoded on demand, once per frame.
 
         Raises:
             UsageError: a number is out of range. XmemError: there is no frame yet.

@@ -1,14 +1,14 @@
 """Admission control for live streams: predicted device memory and measured frame time.
 
-A frame's time is taken to grow with the pixels that the network sees and with the objects on it. How fast the
-device is, is measured before the first stream is admitted, and again on the streams that are there: where
-they are slower than was predicted (their median), all predictions are corrected by the same factor.
+The time of a frame is modelled as growing with the pixels that the network sees and with the number of
+objects. The device's speed is measured before the first stream is admitted, and again on the running streams:
+if their median is slower than predicted, all predictions are scaled by the same factor.
 
-What a promise (`fps`) means: the rates that are promised take at most a share of the device's time together,
-each reckoned with all the objects that its stream may have. Streams without a promise take turns in the time
-that is left, and are owed the rest of that share (see `live_turns`); so they count against nobody's promise.
-But a frame that is begun is finished: a stream whose single frame takes longer than a promised stream can
-catch up with is refused beside it, and one whose frame holds all others up for seconds is refused beside any.
+A promised rate (`fps`) is kept as follows. All promised rates together take at most a fixed share of the
+device's time, computed with the maximum number of objects of each stream. Streams without a promise take
+turns in the remaining time (see `pipeline.live.hub.turns`), so they do not affect promises. A frame is never
+interrupted: a stream is therefore refused if a single frame of it delays a promised stream by more than that
+stream can catch up with, or delays all others for seconds.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from pipeline.tracking.memory_plan import device_bytes, predict_state_bytes, pre
 from pipeline.tracking.settings import DTYPES, dtype_name
 from xmem_core import Prompt, VideoSegmenter
 
-_SHARE = 0.8  # of the device's memory
+_SHARE = 0.8  # share of the device's memory to use by default
 _TRIALS = 4
-_MANY = 4  # objects of the second trial
-_USUAL_OBJECT = 0.15  # of the time without objects, where no trial has measured it
+_MANY = 4  # objects in the second trial
+_USUAL_OBJECT = 0.15  # cost of an object as a share of the time without objects, if not measured
 _MIB = 1 << 20
-_FRAMES_HELD_UP = 2  # that a promised stream may miss and catch up with, or the frames of CATCH_UP_SECONDS
-_MOST_FRAME_SECONDS = 5.0  # that streams without a promise may be held up by a frame of another
+_FRAMES_HELD_UP = 2  # frames a promised stream can catch up with, or the frames of CATCH_UP_SECONDS
+_MOST_FRAME_SECONDS = 5.0  # longest delay of streams without a promise by a frame of another stream
 
 
 @dataclass(frozen=True)
 class Load:
-    """One stream, as far as its device is concerned.
+    """The load of one stream on its device.
 
     Args:
-        spec: what it is asked to be.
-        size: (height, width) of its frames, once that is known.
+        spec: the stream's spec.
+        size: (height, width) of its frames, once known.
         ms: measured milliseconds per frame.
-        objects: that it tracked while that was measured.
+        objects: number of objects during the measurement.
     """
 
     spec: LiveSpec
@@ -56,12 +56,12 @@ class Load:
 
 
 class Capacity:
-    """What a device can do.
+    """Capacity of a device, and the admission checks.
 
     Args:
-        segmenter: that all streams share.
-        memory_bytes: that may be used; None: most of what the device has.
-        load: share of the time that frame rates asked for may take together.
+        segmenter: the segmenter that all streams share.
+        memory_bytes: device memory that may be used; None: 80 % of the device's memory.
+        load: share of the time that all promised rates may take together.
     """
 
     def __init__(self, segmenter: VideoSegmenter, memory_bytes: int | None, load: float) -> None:
@@ -74,7 +74,7 @@ class Capacity:
         self._ms_per_unit: float | None = None
 
     def calibrate(self) -> float:
-        """Measure streams of one object and of several at the size that the network sees.
+        """Measure the frame time with one object and with several at the size that the network sees.
 
         Returns:
             Milliseconds per frame with one object.
@@ -84,7 +84,7 @@ class Capacity:
         one, many = self._trial(height, width, 1), self._trial(height, width, _MANY)
         each = max(0.0, many - one) / (_MANY - 1)
         self._object = each / max(1e-6, one - each)
-        if not 0 <= self._object <= 1:  # noise: an object never costs more than the picture
+        if not 0 <= self._object <= 1:  # noise: an object never costs more than the frame itself
             self._object = min(1.0, max(0.0, self._object))
         self._measured_ms = one
         self._ms_per_unit = one / (height * width * (1 + self._object))
@@ -108,17 +108,17 @@ class Capacity:
         return 1000 * float(np.median(times[1:]))
 
     def prepare(self, spec: LiveSpec) -> None:
-        """Find out about the network what `admit` needs: that takes time, and is remembered."""
+        """Compute and cache what `admit` needs to know of the network; slow on the first call."""
         self._memory([Load(spec)])
 
     def admit(self, spec: LiveSpec, there: Sequence[Load]) -> None:
-        """Raises UsageError, with the numbers, if a stream does not fit beside those that are there."""
+        """Raises UsageError, with the numbers, if a stream does not fit beside the existing ones."""
         self.check(spec.stream_id, [*there, Load(spec)])
 
     def recheck(self, stream_id: str, there: Sequence[Load]) -> None:
-        """Raises UsageError if an admitted stream's frames, whose size is known by now, are too large to fit.
+        """Raises UsageError if an admitted stream does not fit, now that its frame size is known.
 
-        A device that is only slower for a while is no reason: what was admitted stays.
+        A device that has become slower is no reason: admitted streams stay.
         """
         self._check_memory(stream_id, there)
         chosen = next((entry for entry in there if entry.spec.stream_id == stream_id), None)
@@ -126,7 +126,7 @@ class Capacity:
             self._check_time(chosen, there)
 
     def check(self, stream_id: str, there: Sequence[Load]) -> None:
-        """Raises UsageError, with the numbers, if these streams do not fit; it is said of one of them."""
+        """Raises UsageError, with the numbers, if these streams do not fit; the message names `stream_id`."""
         self._check_memory(stream_id, there)
         self._check_time(next(entry for entry in there if entry.spec.stream_id == stream_id), there)
 
@@ -154,7 +154,7 @@ class Capacity:
             self._check_wait(stream_id, slow, kept, speed)
 
     def _check_wait(self, stream_id: str, slow: Load, kept: Load, speed: float) -> None:
-        """Whether one stream can wait while a frame of another is tracked."""
+        """Raises UsageError if one stream cannot wait while a frame of another is tracked."""
         fps = kept.spec.settings.fps
         if fps is None:
             ms, most = self._frame_ms(slow, speed, objects=1), _MOST_FRAME_SECONDS
@@ -180,7 +180,7 @@ class Capacity:
             )
 
     def report(self, there: Sequence[Load]) -> dict[str, Any]:
-        """The numbers. `ms_per_frame` is the slowest stream's, as measured; without one that of the trial."""
+        """The numbers. `ms_per_frame` is measured on the slowest stream, or in the trial without streams."""
         known = [entry.ms for entry in there if entry.ms is not None]
         return {
             "device": str(self._segmenter.device),
@@ -197,7 +197,7 @@ class Capacity:
     # --- memory ----------------------------------------------------------------------------------
 
     def _memory(self, there: Sequence[Load]) -> int:
-        """Weights, all states, and the largest workspace: streams take turns."""
+        """Bytes of the weights, all states, and the largest workspace, since streams take turns."""
         chosen = self._segmenter
         dtype = dtype_name(chosen)
         dtype = dtype if dtype in DTYPES else "float32"
@@ -219,7 +219,7 @@ class Capacity:
     # --- time ------------------------------------------------------------------------------------
 
     def _units(self, entry: Load, objects: int) -> float:
-        """What a frame costs: pixels that the network sees, and a part of that for each object."""
+        """Cost of a frame: pixels that the network sees, plus a share of that per object."""
         asked = entry.spec.settings
         height, width = entry.size or (asked.expected_height, asked.expected_width)
         side = asked.size or self._segmenter.size
@@ -227,18 +227,18 @@ class Capacity:
         return height * width * shrunk * shrunk * (1 + self._object * objects)
 
     def _speed(self, there: Sequence[Load]) -> float | None:
-        """Milliseconds per unit: the trial's, or the streams' if that is more; None without either."""
+        """Milliseconds per unit: the larger of trial and running streams; None without either."""
         known = [entry.ms / self._units(entry, entry.objects) for entry in there if entry.ms is not None]
         found = [self._ms_per_unit] if self._ms_per_unit is not None else []
         return max([*found, *([statistics.median(known)] if known else [])], default=None)
 
     def _frame_ms(self, entry: Load, speed: float, objects: int | None = None) -> float:
-        """A frame's milliseconds, with as many objects as the stream may have unless told otherwise."""
+        """Milliseconds of a frame, by default with the stream's maximum number of objects."""
         count = entry.spec.settings.finder.max_objects if objects is None else objects
         return speed * self._units(entry, count)
 
     def _promised(self, there: Sequence[Load], speed: float | None) -> float:
-        """Share of the time that was promised."""
+        """Share of the time taken by promised rates."""
         if speed is None:
             return 0.0
         return sum((entry.spec.settings.fps or 0.0) * self._frame_ms(entry, speed) / 1000 for entry in there)

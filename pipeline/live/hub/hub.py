@@ -1,8 +1,8 @@
 """LiveHub: several live streams in one process with one segmenter. Does not import Ray.
 
-One thread tracks, a frame at a time, streams with a promised rate first (`live_turns`). Opening and closing
-streams, which may wait for storage and networks, is done by others. A stream that fails is closed with its
-cause and tried again later; the others do not notice. All methods answer at once: none waits for tracking.
+One thread tracks frame by frame, streams with a promised rate first (`pipeline.live.hub.turns`). Other
+threads open and close streams, which may wait for storage and networks. A stream that fails is closed with
+its cause and retried later; other streams are not affected. No method waits for tracking.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ Rows = list[dict[str, Any]]
 
 
 class LiveHub(Closing):
-    """Live streams, followed for as long as the hub lives. Use it as a context manager.
+    """Tracks several live streams until it is closed. Use it as a context manager.
 
-    A hub that starts goes on with all streams that the one of the same name and folder had, however it ended.
+    A new hub resumes all streams of the previous hub with the same name and folder, however that one ended.
 
     Args:
-        settings: of all its streams.
-        segmenter: by default the one that the settings describe.
-        open_feed: makes a stream's source; by default a `LiveSource`.
+        settings: settings of all its streams.
+        segmenter: by default opened from the settings.
+        open_feed: creates a stream's source; by default a `LiveSource`.
 
     Raises:
-        UsageError: the settings are wrong. XmemError: the model cannot be had, or the folder be read.
+        UsageError: the settings are wrong. XmemError: the model cannot be loaded, or the folder not be read.
     """
 
     def __init__(
@@ -89,8 +89,8 @@ class LiveHub(Closing):
         self._turns = Turns(settings.load)
         self._streams: dict[str, HubStream] = {}
         self._listed: dict[str, LiveSpec] = {}
-        self._lock = threading.Lock()  # of the two above; never held while something slow is done
-        self._listing = threading.Lock()  # of the durable list
+        self._lock = threading.Lock()  # guards the two above; never held during slow operations
+        self._listing = threading.Lock()  # guards the stored registry
         self._pool = ThreadPoolExecutor(_OPENERS, thread_name_prefix="xmem-hub")
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -103,14 +103,14 @@ class LiveHub(Closing):
         self._thread = threading.Thread(target=self._run, name="xmem-hub-tracking", daemon=True)
         self._thread.start()
 
-    # --- for everybody, from any thread ----------------------------------------------------------
+    # --- public methods, thread-safe -------------------------------------------------------------
 
     def add(self, spec: LiveSpec) -> dict[str, Any]:
-        """Follow a stream from now on; durable when it returns. Its status.
+        """Add a stream and return its status. The stream is durably registered when this returns.
 
         Raises:
-            UsageError: the spec is wrong, the URL is not allowed, the id is taken, or there is no room: the
-                message has the numbers. StoreError: it could not be kept.
+            UsageError: the spec is wrong, the URL is not allowed, the id is taken, or the device lacks
+                capacity; the message gives the numbers. StoreError: the stream could not be registered.
         """
         if self._stop.is_set():
             raise XmemError("the hub is closed: it takes no streams")
@@ -132,7 +132,7 @@ class LiveHub(Closing):
                     )
                 self._capacity.admit(spec, self._load())
                 stream = self._streams[spec.stream_id] = self._new(spec)
-                stream.busy = True  # nothing is begun before it is durable
+                stream.busy = True  # must not be opened before it is registered
                 self._listed[spec.stream_id] = spec
                 listed = list(self._listed.values())
             try:
@@ -147,13 +147,13 @@ class LiveHub(Closing):
         return status_of(stream)
 
     def remove(self, stream_id: str, wait: float = 0.0) -> dict[str, Any]:
-        """Stop following a stream; its rows stay. Durable when it returns. Its last status.
+        """Remove a stream and return its last status. Its rows are kept. Durable when it returns.
 
         Args:
             wait: seconds to wait for its last rows to be committed.
 
         Raises:
-            UsageError: there is none of that id. StoreError: it could not be kept.
+            UsageError: there is no stream with that id. StoreError: the removal could not be stored.
         """
         with self._listing:
             with self._lock:
@@ -184,18 +184,20 @@ class LiveHub(Closing):
         return [status_of(stream) for _, stream in streams] + lost
 
     def status(self, stream_id: str) -> dict[str, Any]:
-        """How a stream is, at once. UsageError if there is none of that id."""
+        """Status of a stream, without waiting. UsageError if there is no stream with that id."""
         return status_of(self._get(stream_id))
 
     def request(self, stream_id: str, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Ask something of a stream; durable when it returns.
+        """Submit a request to a stream; durable when it returns.
 
         Args:
-            content: what `LiveTracker.request` takes, or {"camera": change}, see `LiveSpec.with_camera`: the
-                stream is closed and goes on from there, with its objects, numbers and ledger.
+            content: as for `LiveTracker.request`, or {"camera": change}, see `LiveSpec.with_camera`: the
+                stream is closed and resumes with the new camera, keeping its objects, frame numbers and
+                ledger.
 
         Raises:
-            UsageError: it is wrong. XmemError: the stream is not open just now, or it could not be kept.
+            UsageError: the request is wrong. XmemError: the stream is not open, or the request could not be
+                stored.
         """
         if "camera" in content:
             return self._change_camera(stream_id, content)
@@ -235,14 +237,14 @@ class LiveHub(Closing):
         *arguments: P.args,
         **options: P.kwargs,
     ) -> T:
-        """What viewers of a stream read: `view("gate", LiveView.jpeg, max_side=640)`.
+        """Read a stream's recent results: `view("gate", LiveView.jpeg, max_side=640)`.
 
         Args:
             read: `LiveView.tracks`, `LiveView.wait` or `LiveView.jpeg`.
             arguments, options: of that method.
 
         Raises:
-            UsageError: there is no stream of that id, or an argument is not allowed.
+            UsageError: there is no stream with that id, or an argument is not allowed.
         """
         return read(self._get(stream_id).view, *arguments, **options)
 
@@ -253,7 +255,7 @@ class LiveHub(Closing):
         return {name: metrics_of(stream) for name, stream in streams}
 
     def capacity(self) -> dict[str, Any]:
-        """What the device has, what of it is predicted to be used, and how long a frame takes."""
+        """Device memory, its predicted use, and the time per frame."""
         with self._lock:
             return {
                 **self._capacity.report(self._load()),
@@ -262,7 +264,7 @@ class LiveHub(Closing):
             }
 
     def close(self) -> None:
-        """Close all streams with everything committed; they are followed again by the next hub."""
+        """Close all streams after committing their rows. The next hub resumes them."""
         if self._stop.is_set():
             return
         self._stop.set()
@@ -283,7 +285,7 @@ class LiveHub(Closing):
     # --- the tracking thread ---------------------------------------------------------------------
 
     def _run(self) -> None:
-        torch.set_num_threads(self.settings.tracking.threads)  # counts for the thread that says so
+        torch.set_num_threads(self.settings.tracking.threads)  # applies to the calling thread only
         while not self._stop.is_set():
             with self._lock:
                 streams = list(self._streams.values())
@@ -299,7 +301,7 @@ class LiveHub(Closing):
                 self._wake.clear()
 
     def _in_turn(self, streams: Iterable[HubStream]) -> Iterator[HubStream]:
-        """Those that are open, the first one to be asked for a frame in front."""
+        """The open streams, in the order in which they are asked for a frame."""
         ready = {stream.spec.stream_id: stream for stream in streams if stream.tracker is not None}
         order = self._turns.order([self._turn_of(stream) for stream in ready.values()], time.monotonic())
         return (ready[str(key)] for key in order)
@@ -311,12 +313,12 @@ class LiveHub(Closing):
     def _guarded(self, do: Callable[[HubStream], bool], stream: HubStream) -> bool:
         try:
             return do(stream)
-        except Exception as error:  # a fault of the hub's own: no reason to stop the others
+        except Exception as error:  # a bug in the hub: must not stop the other streams
             logger.error("stream %s: %s", stream.spec.stream_id, redacted_trace(error))
             return False
 
     def _manage(self, stream: HubStream) -> bool:
-        """Begin what is to be done about a stream besides tracking. Whether there was something."""
+        """Start pending work of a stream other than tracking. Returns whether there was any."""
         if stream.busy or self._stop.is_set():
             return False
         tracker = stream.tracker
@@ -335,14 +337,14 @@ class LiveHub(Closing):
                 self._pool.submit(self._open_one, stream)
             return False
         try:
-            tracker.tick()  # streams that wait for their turn commit in time, too
+            tracker.tick()  # streams that wait for their turn must commit in time, too
         except Exception as error:
             self._failed(stream, tracker, error)
             return True
         return False
 
     def _track(self, stream: HubStream) -> bool:
-        """One frame of a stream. Whether there was one."""
+        """Track one frame of a stream. Returns whether there was one."""
         tracker = stream.tracker
         if stream.busy or tracker is None or self._stop.is_set():
             return False
@@ -421,7 +423,7 @@ class LiveHub(Closing):
             self._wake.set()
 
     def _recheck(self, stream: HubStream) -> None:
-        """Its frames may be larger than was expected when it was admitted."""
+        """Repeat the admission check once the frame size is known; it may exceed the expected one."""
         with self._lock:
             there = self._load()
         try:
@@ -460,7 +462,7 @@ class LiveHub(Closing):
         return f"there is no stream {str(stream_id)[:128]!r} here"
 
     def _load(self) -> Sequence[Load]:
-        """What the capacity is reckoned from."""
+        """The load of every stream, for capacity checks."""
         found = []
         for stream in self._streams.values():
             if stream.removed or stream.unfit is not None:

@@ -1,7 +1,7 @@
 """Registry of a hub's live streams in its output folder, read again after a restart.
 
-URLs with credentials are not for an output folder, which many may read. What is stored there is the URL
-without them; the whole one is kept on this machine, in a file that only its owner may read.
+The output folder may be readable by many, so URLs are stored there without credentials. The complete URLs are
+stored on this machine, in a file that only its owner may read.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _VERSION = 1
 
 
 def default_secrets() -> Path:
-    """Where URLs with credentials are kept: XMEM_SECRETS_DIR, or a folder of the user's."""
+    """The folder for URLs with credentials: XMEM_SECRETS_DIR, or a folder in the user's home."""
     chosen = os.environ.get("XMEM_SECRETS_DIR")
     return Path(chosen) if chosen else Path.home() / ".xmem" / "secrets"
 
 
 class LiveList:
-    """Streams that are to be followed.
+    """The stored list of a hub's streams.
 
     Args:
-        files: of the output folder.
-        hub: name of the hub, as stream ids are.
+        files: the output folder.
+        hub: name of the hub; the same rules as for stream ids apply.
         secrets: folder on this machine; see `default_secrets`.
     """
 
@@ -46,13 +46,13 @@ class LiveList:
         self._name = f"live/{hub}.json"
         place = hashlib.sha256(files.uri(self._name).encode("utf-8", "surrogatepass")).hexdigest()[:16]
         self._secrets = (secrets or default_secrets()) / f"live-{hub}-{place}.json"
-        self._unusable: dict[str, Mapping[str, Any]] = {}  # entries as they were found
+        self._unusable: dict[str, Mapping[str, Any]] = {}  # entries that `load` could not use, unchanged
 
     def save(self, specs: Iterable[LiveSpec], *, without: str | None = None) -> None:
-        """Replace the list; durable when it returns. StoreError if it could not be.
+        """Replace the list; durable when it returns. StoreError if it cannot be written.
 
-        Entries that `load` could not use stay in it, for a machine or a version that can, until a stream of
-        that id is added, or the id is given as `without`.
+        Entries that `load` could not use are kept for a machine or version that can, until a stream with the
+        same id is added, or the id is given as `without`.
         """
         specs = list(specs)
         replaced = {without, *(spec.stream_id for spec in specs)}
@@ -74,14 +74,14 @@ class LiveList:
             )
             if shown != spec.url:
                 secrets[spec.stream_id] = spec.url
-        # In this order: a list without its secrets would be of no use.
+        # Secrets first: a list without its secrets would be useless.
         self._write_secrets(secrets)
         text = json.dumps({"format_version": _VERSION, "streams": streams}, indent=2) + "\n"
         self._files.replace(self._name, text.encode(), self._hub)
         self._unusable = kept
 
     def load(self) -> tuple[list[LiveSpec], dict[str, XmemError]]:
-        """The streams of the list, and what cannot be followed any more, with the reason.
+        """The usable streams of the list, and the errors of the other entries by stream id.
 
         Raises:
             StoreError: the list is damaged or cannot be read.

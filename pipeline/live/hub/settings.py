@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HubSettings:
-    """What all streams of one hub have in common.
+    """Settings shared by all streams of one hub.
 
     Args:
         out: the output folder, a path or any fsspec URI.

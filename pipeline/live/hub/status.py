@@ -11,10 +11,11 @@ from pipeline.live.tracker import LiveTracker
 
 
 def state_of(stream: HubStream) -> str:
-    """One word.
+    """State of a stream.
 
-    stopped: removed. failed: closed with a cause, tried again later if there is hope. starting: no frame yet.
-    waiting: the camera does not deliver just now. paused: its frames are let pass untracked. running.
+    stopped: removed. failed: closed with a cause, and retried later unless the failure is permanent.
+    starting: no frame yet. waiting: the camera delivers no frames. paused: frames are received but not
+    tracked. running: frames are tracked.
     """
     tracker = stream.tracker
     if stream.removed:
@@ -30,7 +31,7 @@ def state_of(stream: HubStream) -> str:
 
 
 def status_of(stream: HubStream) -> dict[str, Any]:
-    """How a stream is, for JSON: what every stream has, and more while it is open."""
+    """Status of a stream, JSON-ready. An open stream has more fields than a closed one."""
     spec, tracker = stream.spec, stream.tracker
     state, counts = state_of(stream), _ledger(stream)
     answer: dict[str, Any] = {

@@ -20,27 +20,27 @@ from xmem_core import VideoSegmenter
 
 _STABLE_SECONDS = 30.0
 _WARM_UP = 2  # frames
-_TRIES = 3  # of a request on whose frame tracking fails
+_TRIES = 3  # attempts of a request, if tracking fails on its frame
 
 
 @dataclass
 class HubStream:
-    """One stream of a hub. `LiveHub` says which thread may do what with it.
+    """One stream of a hub. `LiveHub` defines which thread may access it.
 
     Args:
-        since: when it was added, or its hub began; ISO 8601, UTC.
-        segmenter: the hub's, or one of this stream's own size with the same weights.
-        tracker: while it is open.
-        busy: being opened or closed by another thread.
-        failure: the last one there was.
-        retry_at, opened_at: by `time.monotonic`.
-        failures: since it last was stable.
-        size: (height, width) of its frames, once that is known.
-        reopen: it is to be closed, and opened again as `spec` says by now.
-        unfit: why it does not fit, as it turned out when the size was known.
-        last_ledger, last_frame: as they were when it was last closed.
-        distrusted: why, by the number of a request, it is not to be done again.
-        done: set when it has been removed, with all it had committed.
+        since: time at which it was added or its hub started; ISO 8601, UTC.
+        segmenter: the hub's segmenter, or one with this stream's size and the same weights.
+        tracker: the tracker while the stream is open, else None.
+        busy: whether another thread is opening or closing it.
+        failure: the last failure.
+        retry_at, opened_at: times of `time.monotonic`.
+        failures: number of failures since it was last stable.
+        size: (height, width) of its frames, once known.
+        reopen: whether it must be closed and opened again with the current `spec`.
+        unfit: why it exceeds the device's capacity, found once its frame size was known.
+        last_ledger, last_frame: ledger and frame number when it was last closed.
+        distrusted: reasons, by request number, why a request must not be applied again.
+        done: set when it is removed and its rows are committed.
     """
 
     spec: LiveSpec
@@ -64,14 +64,14 @@ class HubStream:
     distrusted: dict[int, str] = field(default_factory=dict)
     done: threading.Event = field(default_factory=threading.Event)
     _timed: int = 0
-    _suspects: dict[int, int] = field(default_factory=dict)  # requests -> failures on their frames
+    _suspects: dict[int, int] = field(default_factory=dict)  # request number -> failures on its frame
 
     @classmethod
     def of(cls, spec: LiveSpec, settings: HubSettings, segmenter: VideoSegmenter) -> HubStream:
-        """A stream that nothing has been done about yet.
+        """A stream that is not opened yet.
 
         Args:
-            segmenter: the hub's.
+            segmenter: the hub's segmenter.
         """
         if spec.settings.size is not None and spec.settings.size != segmenter.size:
             segmenter = copy.copy(segmenter)  # shares the weights
@@ -85,27 +85,29 @@ class HubStream:
         )
 
     def renew(self) -> None:
-        """It is about to be opened as its spec says now: what failed before says nothing about that."""
+        """Reset earlier failures before opening with a changed spec; they say nothing about the new one."""
         self.reopen = False
         self.failure, self.retry_at, self.failures = None, 0.0, 0
         self.unfit = self.size = None
         self.backoff.reset()
 
     def may_open(self, now: float) -> bool:
-        """Whether it is time to try, and there is hope."""
+        """Whether the stream may be opened: its last failure is not permanent and the backoff is over."""
         permanent = self.failure is not None and self.failure.permanent
         return not permanent and now >= self.retry_at
 
     def failed(self, error: Exception, now: float) -> Failure:
-        """It could not be opened or tracked: keeps why, and when to try again."""
+        """Record that opening or tracking failed, and schedule the next attempt."""
         self.failure = Failure.of(error)
         self.failures += 1
         self.retry_at = now + self.backoff.next_seconds()
         return self.failure
 
     def suspect(self, requests: Iterable[int], message: str) -> None:
-        """Tracking failed on the frame of these requests. After some times they are distrusted: they would be
-        done again with every try, and the stream never get beyond them.
+        """Record that tracking failed on the frame of these requests.
+
+        After `_TRIES` failures a request is distrusted: it would be applied again on every attempt, and the
+        stream would never get past it.
         """
         for number in requests:
             times = self._suspects[number] = self._suspects.get(number, 0) + 1
@@ -115,7 +117,7 @@ class HubStream:
                 )
 
     def tracked(self, ms: float, now: float) -> None:
-        """A frame was tracked, which took so many milliseconds. The first ones are no measure of the next."""
+        """Record the time of a tracked frame, in milliseconds. Warm-up frames are not counted."""
         self._timed += 1
         if self._timed > _WARM_UP:
             known = self.ms_per_frame

@@ -12,12 +12,12 @@ _MOST_OWED_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Turn:
-    """What the choice needs to know of a stream.
+    """A stream as seen by the scheduler.
 
     Args:
-        key: of the stream.
+        key: identifies the stream.
         fps: promised frames per second; None: no promise.
-        seconds: that one of its frames takes; 0 as long as that is unknown.
+        seconds: tracking time of one of its frames; 0 if unknown.
     """
 
     key: Hashable
@@ -26,30 +26,30 @@ class Turn:
 
 
 class Turns:
-    """The order in which streams are asked for a frame, anew after each frame that is tracked.
+    """The order in which streams are asked for a frame, recomputed after each tracked frame.
 
-    Streams with a promised rate come first, the one whose next frame is due earliest in front. They take no
-    more than their rate, because frames above it are dropped where they are read. The other streams share in
-    turn what time is left. They are owed `1 - promised` of the time that tracking takes, so that they go on,
-    slowly, even where promised streams take longer than was predicted.
+    Streams with a promised rate come first, ordered by the time at which their next frame is due. They do not
+    exceed their rate, because excess frames are dropped at the source. The other streams share the remaining
+    time round-robin. They are owed `1 - promised` of the tracking time, so that they progress slowly even if
+    promised streams take longer than predicted.
 
     Args:
-        promised: share of the time that promised rates may take together, above 0 and up to 1.
+        promised: share of the time that all promised rates may take together, in (0, 1].
     """
 
     def __init__(self, promised: float) -> None:
         self._ratio = max(0.0, 1 - promised) / promised
-        self._owed = 0.0  # seconds, to the streams without a promise
+        self._owed = 0.0  # seconds owed to the streams without a promise
         self._next = 0.0  # seconds that the first of them will take
-        self._due: dict[Hashable, float] = {}  # of promised streams: when the next frame is
-        self._served: dict[Hashable, int] = {}  # of the others: when in the order they had their last frame
+        self._due: dict[Hashable, float] = {}  # promised streams: time at which the next frame is due
+        self._served: dict[Hashable, int] = {}  # other streams: sequence number of their last turn
         self._count = 0
 
     def order(self, streams: Sequence[Turn], now: float) -> list[Hashable]:
-        """Keys of all the streams, the first one to be asked in front.
+        """Keys of all the streams, in the order in which to ask them for a frame.
 
         Args:
-            now: seconds, by the clock that `tracked` is told the time of.
+            now: seconds, by the same clock as for `tracked`.
         """
         keys = {turn.key for turn in streams}
         for gone in [key for key in (*self._due, *self._served) if key not in keys]:
@@ -64,7 +64,7 @@ class Turns:
         return [t.key for t in ((*others, *promised) if owed_first else (*promised, *others))]
 
     def tracked(self, stream: Turn, seconds: float, now: float) -> None:
-        """A frame of a stream was tracked, which took so many seconds."""
+        """Record a tracked frame of a stream and its duration in seconds."""
         if stream.fps is None:
             self._count += 1
             self._served[stream.key] = self._count
@@ -72,5 +72,5 @@ class Turns:
             return
         gap = 1 / stream.fps
         self._due[stream.key] = max(self._due.get(stream.key, now), now - max(gap, CATCH_UP_SECONDS)) + gap
-        # Enough for one turn: streams that have no frames just now do not save up.
+        # Capped at one turn: idle streams must not accumulate time.
         self._owed = min(self._owed + self._ratio * seconds, max(_MOST_OWED_SECONDS, self._next))
