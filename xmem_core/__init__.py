@@ -48,7 +48,7 @@ if not TYPE_CHECKING:
     }
 
     def __getattr__(name: str) -> object:
-        """Import a public name when it is first asked for: the two configurations do without torch."""
+        """Import public names on first access, so that the configuration classes load without torch."""
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(import_module(f"xmem_core.{_MODULES[name]}"), name)

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Queries searched at a time on a CPU: their scores for all elements then stay in its cache.
+# Queries per block on a CPU, so that the scores of a block stay in the cache.
 _CPU_BLOCK = 128
-# Scores that compete for one place in the next stage of a search for the best.
+# Group size of the staged top-k: scores per candidate of the next stage.
 _GROUP = 4
 _COARSE_GROUP = 8
 # Elements that bfloat16 takes for the best, as a multiple of top_k, among which float32 chooses. What is read
@@ -25,7 +25,7 @@ _CANDIDATES = 1.6
 
 
 class Searchable(NamedTuple):
-    """What the memory's side contributes to scores, computed once for all queries.
+    """The memory-side factors of the similarity, computed once for all queries.
 
     Attributes:
         twice, squared: 2 k and k^2, (B, C_k, N) or (C_k, N)
@@ -38,12 +38,12 @@ class Searchable(NamedTuple):
 
 
 class CoarselySearchable(NamedTuple):
-    """The same for a search in bfloat16 for what may be among the best, then among these in float32.
+    """Memory-side factors of a two-stage search: candidates in bfloat16, the top k in float32.
 
     Attributes:
         key: (N, C_k)
         scale: s / sqrt(C_k), (N,)
-        product: scale * (2 k, -k^2, -1), (2 C_k + 1, N) bfloat16: one matrix product makes scores of it.
+        product: scale * (2 k, -k^2, -1), (2 C_k + 1, N) bfloat16: a matrix product with it gives the scores.
     """
 
     key: Tensor
@@ -78,7 +78,7 @@ def _scores(memory: Searchable, query_key: Tensor, query_selection: Tensor) -> T
     """
     q, e = query_key.float(), query_selection.float()
     scores = (q * e).mT @ memory.twice
-    # Into what is there: the matrix of scores is large, and a pass over it costs as much as a product.
+    # In place: the score matrix is large, and a pass over it costs as much as a matrix product.
     accumulate = scores.addmm_ if scores.ndim == 2 else scores.baddbmm_
     accumulate(e.mT, memory.squared, alpha=-1)
     scores -= (e * (q * q)).sum(-2).unsqueeze(-1)
@@ -87,7 +87,7 @@ def _scores(memory: Searchable, query_key: Tensor, query_selection: Tensor) -> T
 
 
 def similarity(mem_key: Tensor, mem_shrinkage: Tensor, query_key: Tensor, query_selection: Tensor) -> Tensor:
-    """How well each memory element answers each query position, in fp32 (equation 2).
+    """Similarity of each memory element to each query position, in fp32 (equation 2).
 
     Args:
         mem_key: (B, C_k, N)
@@ -108,13 +108,13 @@ def search(
     top_k: int,
     barred: Sequence[Tensor | None],
 ) -> list[tuple[Tensor, Tensor]]:
-    """The elements that each query reads and their weights, for several readers with one look at the scores.
+    """Find the elements that each query reads and their weights, computing scores once for all readers.
 
     Args:
         memory: N elements without a batch dimension. Where a CPU multiplies bfloat16 itself, 9,000 coarsely
             searchable ones take three quarters of the time that others do, 5,000 as long.
         query_key, query_selection: (C_k, P)
-        top_k: elements that a query reads at most.
+        top_k: maximum number of elements that a query reads.
         barred: a reader's forbidden elements, (N,) bool, or None; one entry per reader.
 
     Returns:
@@ -140,7 +140,7 @@ def search(
 
 
 def _coarse_scores(memory: CoarselySearchable, query_key: Tensor, query_selection: Tensor) -> Tensor:
-    """Similarity, (P, N), in bfloat16: wrong by about a tenth, too much to weigh elements by."""
+    """Similarity, (P, N), in bfloat16: wrong by about a tenth, too inaccurate for weights."""
     q, e = query_key, query_selection
     query = torch.cat([q * e, e, (e * (q * q)).sum(0, keepdim=True)])
     return query.T.to(torch.bfloat16) @ memory.product
@@ -154,7 +154,7 @@ def _refined(
     top_k: int,
     bar: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """`top_k_weights` in float32 of what is best by coarse scores, (P, N)."""
+    """`top_k_weights` in float32 among the best elements by coarse scores, (P, N)."""
     count = min(math.ceil(_CANDIDATES * top_k), coarse.shape[1])
     index = _best(coarse, count, _COARSE_GROUP)[1]
     distance = F.embedding(index, memory.key) - query_key.T.unsqueeze(1)  # P, count, C_k
@@ -174,7 +174,7 @@ def readout(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def top_k_weights(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """Softmax over each query's `top_k` best elements alone (equation 3); all others weigh nothing.
+    """Softmax over each query's `top_k` best elements (equation 3); all others get weight 0.
 
     Args:
         scores: (P, N); -inf bars an element.
@@ -207,7 +207,7 @@ def _best(scores: Tensor, k: int, group: int = _GROUP) -> tuple[Tensor, Tensor]:
 
     An element among a row's best k lies in one of the k groups with the greatest maxima: every other group
     has k elements before it. So groups of groups are narrowed down to k, then the groups in those, then the
-    elements. Which one of equals is found follows from the scores alone.
+    elements. Ties are broken deterministically.
     """
     stages = [scores]
     while scores.device.type == "cpu" and stages[-1].shape[1] // group >= 3 * k:

@@ -192,11 +192,11 @@ class EfficientNetLite0Trunk(nn.Module):
         return f16, f8, f4
 
     def stages_to_stride_4(self) -> list[nn.Module]:
-        """The modules up to stride 4: edges and colours, which training may leave as ImageNet made them."""
+        """The modules up to stride 4, which training may keep frozen at their ImageNet weights."""
         return [self.conv_stem, self.bn0, *list(self.blocks)[: self.taps[0] + 1]]
 
     def load_imagenet(self, state: Mapping[str, Tensor]) -> None:
-        """Take the ImageNet classifier's weights, less its head.
+        """Load the ImageNet classifier's weights, without its head.
 
         The classifier saw images scaled by (x - 127) / 128; ours are scaled by ImageNet's mean and deviation.
         The difference is linear, so it goes into the first convolution and the mean its BatchNorm subtracts.
@@ -238,7 +238,7 @@ _NORMALISED = (
 
 
 def fold_batch_norms(module: _M) -> _M:
-    """Work every BatchNorm into the convolution before it, in place: same function, fewer passes over memory.
+    """Fold every BatchNorm into the preceding convolution, in place: same function, fewer memory passes.
 
     Only for inference: the running statistics are constants then. The state dict's names change.
     """

@@ -1,8 +1,8 @@
 """Building blocks of the encoders and the decoder.
 
-Per-object tensors are (B, O, C, h, w); the convolutions see them as (B*O, C, h, w). What all objects of an
-image share is (B, C, h, w) and is convolved once: a convolution over the concatenation of both is the sum of
-the convolutions over either part.
+Per-object tensors are (B, O, C, h, w); convolutions take them as (B*O, C, h, w). Features that all objects of
+an image share are (B, C, h, w) and are convolved once: a convolution over the concatenation of shared and
+per-object channels is the sum of the convolutions over each part.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def conv_shared(conv: nn.Conv2d, shared: Tensor, own: Tensor) -> Tensor:
     from_shared = F.conv2d(shared, conv.weight[:, :split], conv.bias, conv.stride, conv.padding)
     each = own.flatten(0, 1)
     if conv.weight.is_contiguous(memory_format=torch.channels_last):
-        # A part of the weight no longer shows its layout: without this, all that follows would be computed in
-        # the input's, and copied into the other and back.
+        # A slice of the weight does not show the weight's layout. Without this, later layers would be computed
+        # in the input's layout, with conversions between the two.
         each = each.contiguous(memory_format=torch.channels_last)
     from_own = F.conv2d(each, conv.weight[:, split:], None, conv.stride, conv.padding)
-    # Into the convolution's own output: memory for a new tensor of that size costs more than the addition.
+    # In place: allocating a new tensor of that size costs more than the addition.
     return from_own.view(b, o, *from_own.shape[1:]).add_(from_shared.unsqueeze(1))
 
 
@@ -81,7 +81,7 @@ class SpatialGate(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # A module of its own only because the published state dict has this level of names.
+        # A separate module only to match the names of the published state dict.
         self.spatial = nn.ModuleDict({"conv": nn.Conv2d(2, 1, 7, padding=3)})
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class FeatureFusion(nn.Module):
 
 def _gate_convolution(in_dim: int, hidden_dim: int) -> nn.Conv2d:
     conv = nn.Conv2d(in_dim + hidden_dim, 3 * hidden_dim, 3, padding=1)
-    # Small weights at first, so that an untrained memory neither saturates nor forgets at once.
+    # Small initial weights, so that an untrained gate neither saturates nor forgets at once.
     nn.init.xavier_normal_(conv.weight)
     return conv
 

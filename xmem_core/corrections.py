@@ -6,22 +6,23 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-# An object whose mask lies by more than this share on what is something else was on the wrong thing.
+# An object is contradicted if more than this share of its mask belongs to something else.
 _MOST = 0.5
-# But for masks so much smaller than the one given: crumbs, and what is seen of somebody nearly hidden.
+# Masks smaller than this share of the prompt's mask are ignored: fragments and nearly hidden objects.
 _LEAST = 0.25
 
 
 def contradicted(shown: Tensor, object_ids: Sequence[int], given: Mapping[int, Tensor]) -> list[int]:
-    """The objects that a prompt says were on something else.
+    """Objects whose masks a prompt contradicts.
 
-    For one that is not given, that is where most of its mask lies on one given mask, and is not small beside
-    that; for one that is given, where most of its mask, not small either, lies outside of the given one.
+    An object without a mask in the prompt is contradicted if most of its mask lies on one prompted mask and
+    is not small compared with it. A prompted object is contradicted if most of its previous mask, unless
+    small, lies outside its prompted mask.
 
     Args:
-        shown: (O + 1, H, W), what the tracker made of the frame without the prompt, the background first.
-        object_ids: the O objects.
-        given: the prompt's masks, (H, W) bool; they don't overlap.
+        shown: (O + 1, H, W), the tracker's result for the frame without the prompt, background first.
+        object_ids: ids of the O objects.
+        given: the prompt's masks, (H, W) bool, which do not overlap.
     """
     labels = shown.argmax(0)
     wrong = []

@@ -1,9 +1,9 @@
 """Fused convolution and activation of the small trunk, for bfloat16 inference on CPUs.
 
-There the arithmetic is cheap, and passes over memory are not. oneDNN, which computes the convolutions anyway,
-can activate and add as it writes. PyTorch has that for its own compiler (`torch.compile`, which needs a C++
-compiler on every user's machine), as operators that are not documented: so they are tried before they are
-used, and without them all is computed as before.
+On CPUs passes over memory cost more than the arithmetic. oneDNN, which PyTorch uses for the convolutions, can
+apply activations and additions while it writes the output. PyTorch has undocumented operators for this, meant
+for `torch.compile` (which would need a C++ compiler on every user's machine). They are tested before use;
+without them, the plain modules are used.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from xmem_core.network import XMem
 
 logger = logging.getLogger(__name__)
 
-# What an activation is called there, and its arguments.
+# The operators' names and arguments of activations.
 _ACTIVATIONS: dict[str | None, tuple[str, list[float]]] = {
     None: ("none", []),
     "relu6": ("hardtanh", [0.0, 6.0]),
 }
-# Streams of so many frame sizes share a network without its weights being ordered anew all the time.
+# Number of input sizes for which reordered weights are cached.
 _MOST_SIZES = 8
 
 
 class FusedConv2d(nn.Module):
-    """`conv` and an activation, or `conv` and an addition, in one pass.
+    """Convolution fused with an activation or an addition.
 
     Args:
         conv: its weights are used as they are, not copied.
@@ -43,11 +43,11 @@ class FusedConv2d(nn.Module):
         self.weight, self.bias = conv.weight, conv.bias
         self._geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
         self._name, self._arguments = _ACTIVATIONS[activation]
-        # The weights in the order in which oneDNN wants them, for the sizes of input seen last.
+        # Weights in oneDNN's layout, for the most recent input sizes.
         self._packed: dict[torch.Size, Tensor] = {}
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        """x (N, C, h, w) -> (N, C', h', w'); `add`, of that shape, is added to what is not activated."""
+        """x (N, C, h, w) -> (N, C', h', w'); `add`, of that shape, is added if there is no activation."""
         convolve = torch.ops.mkldnn._convolution_pointwise
         weight = self._packed_for(x)
         out: Tensor
@@ -61,7 +61,7 @@ class FusedConv2d(nn.Module):
         packed = self._packed.get(x.shape)
         if packed is None:
             if len(self._packed) >= _MOST_SIZES:
-                self._packed = {}  # a new one: another thread may be looking into the old
+                self._packed = {}  # a new dict: another thread may be reading the old one
             pack = torch.ops.mkldnn._reorder_convolution_weight
             packed = self._packed[x.shape] = pack(self.weight, *self._geometry, list(x.shape))
         return packed
@@ -87,7 +87,7 @@ class _FusedInvertedResidual(nn.Module):
 
 
 class FusedTrunk(nn.Module):
-    """Computes what an `EfficientNetLite0Trunk` in evaluation mode does, rounded less often.
+    """Equivalent of an `EfficientNetLite0Trunk` in evaluation mode, with fewer rounding steps.
 
     Args:
         trunk: on a CPU, its norms folded and its convolutions in bfloat16, in channels-last layout.
@@ -114,14 +114,14 @@ class FusedTrunk(nn.Module):
 
 
 def fuse_trunk(network: XMem) -> None:
-    """Put a `FusedTrunk` in the place of the network's trunk, where there can be one."""
+    """Replace the network's trunk by a `FusedTrunk` if it can be fused."""
     if isinstance(network.key_encoder, EfficientNetLite0Trunk) and can_fuse():
         network.key_encoder = FusedTrunk(network.key_encoder)  # type: ignore[assignment]
 
 
 @cache
 def can_fuse() -> bool:
-    """Whether this PyTorch has the operators, and they compute what they should."""
+    """Whether this PyTorch has the fused operators and their results are correct."""
     generator = torch.Generator().manual_seed(0)
     conv = nn.Conv2d(16, 16, 3, padding=1).requires_grad_(False)
     conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator) / 3)

@@ -4,12 +4,12 @@ All elements live in one pool of preallocated columns with three regions:
 
     long-term | permanent | working
 
-An element is what one position of one remembered frame left behind: key, shrinkage, selection (needed only
-while it may still be consolidated), one value per object, use and life counts, and the time of its frame. An
-object has values for the elements from its own first frame on, so whether an element is valid for an object
-follows from two numbers, the element's time and the object's. Nothing stale can survive a removed object: an
-id that comes back has a later first frame than every element its predecessor wrote. What turned out to have
-been somebody else is barred for the object by spans of time (`doubt`).
+An element stores one position of one memory frame: key, shrinkage, selection (needed until consolidation),
+one value per object, use and life counts, and the time of its frame. An object has values for elements from
+its own first frame on, so an element's validity for an object follows from the element's time and the time of
+the object's first frame. Values of removed objects cannot be read: an id that is used again has a later first
+frame than every element of its predecessor. Time spans on which the mask was on something else are barred for
+the object (`doubt`).
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from xmem_core.config import MemoryConfig
 
 logger = logging.getLogger(__name__)
 
-# An element's life starts just above 0, so that use / life is defined before its first reading.
+# Initial life of an element, just above 0, so that use / life is defined before the first read.
 _LIFE_AT_BIRTH = 1e-7
-# Frames that working memory is allocated for at first where its growth is unlimited.
+# Initial capacity of unlimited working memory, in frames.
 _FIRST_FRAMES = 16
 
 _COLUMNS = ("key", "shrinkage", "selection", "use", "life", "time")
@@ -49,9 +49,9 @@ class MemoryFrame:
     """A whole frame in working or permanent memory.
 
     Args:
-        time: when it was.
-        given: objects whose masks a user gave on it; those removed or doubted since are left out.
-        anchor: the first frame of an empty memory: it stays in working memory for good.
+        time: the frame's time.
+        given: objects prompted on the frame, except those removed or doubted since.
+        anchor: whether it is the first frame of an empty memory, which always stays in working memory.
     """
 
     time: int
@@ -59,7 +59,7 @@ class MemoryFrame:
     anchor: bool
 
     def without(self, object_id: int) -> MemoryFrame:
-        """The frame as it is when this object was not given on it."""
+        """The frame without this object in `given`."""
         return replace(self, given=tuple(i for i in self.given if i != object_id))
 
 
@@ -68,7 +68,7 @@ _Validity = tuple[int, tuple[tuple[int, int], ...]]
 
 
 def _barred(time: Tensor, first: int, spans: Iterable[tuple[int, int]]) -> Tensor:
-    """Which elements of these times, (N,), an object may not read, (N,) bool."""
+    """Mask, (N,) bool, of the elements at `times`, (N,), that an object may not read."""
     barred = time < first
     for start, end in spans:
         barred |= (time >= start) & (time <= end)
@@ -90,13 +90,13 @@ class _Region:
 
 @dataclass(frozen=True)
 class _Readable:
-    """The elements in use, as readings want them; it holds until the memory changes.
+    """The elements in use, prepared for reading; valid until the memory changes.
 
     Args:
-        rows: of the pool, (N,)
-        time: of their frames, (N,)
-        oldest: the least of them.
-        elements: for `search`.
+        rows: rows of the pool, (N,)
+        time: times of their frames, (N,)
+        oldest: the smallest time.
+        elements: factors for `search`.
     """
 
     rows: Tensor
@@ -106,13 +106,13 @@ class _Readable:
 
 
 class Memory:
-    """All that one stream remembers of its frames, apart from the sensory memory.
+    """Memory of one stream, except the sensory memory.
 
     Args:
-        config: caps and rhythm.
+        config: memory settings.
         positions: h * w, elements per frame.
         key_dim, value_dim: C_k and C_v.
-        device, value_dtype: where, and in what precision values are kept (keys are always fp32).
+        device, value_dtype: device of the memory and dtype of values (keys are always fp32).
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Memory:
         working_frames = config.max_mid_term_frames or _FIRST_FRAMES
         self.long_term = _Region(0, long_capacity)
         self.permanent = _Region(long_capacity, permanent_capacity)
-        # Last, so that it alone can grow where it is allowed to.
+        # The last region, so that it can grow.
         self.working = _Region(long_capacity + permanent_capacity, working_frames * positions)
         capacity = self.working.start + self.working.capacity
         self._columns = {
@@ -189,8 +189,8 @@ class Memory:
         Args:
             query_key: (C_k, P)
             query_selection: (C_k, P)
-            coarse: look for what may be among the best in bfloat16, and only among these in float32.
-            count_use: False for a reading that no mask comes of.
+            coarse: find candidates in bfloat16 and select the best of them in float32.
+            count_use: False for a read that produces no mask.
 
         Returns:
             (O, C_v, P), in the order of `first_time`.
@@ -203,7 +203,7 @@ class Memory:
         seen = self._readable
         if seen is None or isinstance(seen.elements, CoarselySearchable) != coarse:
             seen = self._readable = self._as_readable(coarse)
-        # Objects that came together share one softmax; one older than all elements is barred from nothing.
+        # Objects with the same valid elements share one softmax; one older than all elements may read all.
         everything: _Validity = (seen.oldest, ())
         validity = {
             i: (max(first, seen.oldest), tuple(self.doubted.get(i, ())))
@@ -228,7 +228,7 @@ class Memory:
         if coarse:
             elements = coarsely_searchable(key, shrinkage)
         else:
-            # One row per channel in memory too, which is how the matrix products like them.
+            # One contiguous row per channel, which is the fast layout for the matrix products.
             elements = searchable(key.T.contiguous(), shrinkage.unsqueeze(0))
         return _Readable(rows, time, int(time.min()), elements)
 
@@ -253,18 +253,18 @@ class Memory:
         *,
         given: Collection[int] = (),
     ) -> None:
-        """Remember a frame, and consolidate when working memory is full.
+        """Store a frame, and consolidate when working memory is full.
 
         Args:
             time: later than that of every frame before.
             key, selection: (C_k, P)
             shrinkage: (1, P)
             values: object id -> (C_v, P), for every object; an id not seen before starts an object here.
-            given: objects whose masks a user gave on this frame.
+            given: objects prompted on this frame.
 
         Raises:
-            ValueError: an object has no value, or the shapes, the time or the objects given do not fit.
-                Nothing is changed then.
+            ValueError: an object has no value, or the shapes, the time or `given` do not fit. The memory is
+                unchanged then.
         """
         missing = sorted(set(self.first_time) - set(values))
         if missing:
@@ -286,7 +286,7 @@ class Memory:
         self._readable = None
         limit = self.config.max_mid_term_frames
         if not self.config.enable_long_term and limit is not None and len(self.frames) == limit:
-            # There is at most one anchor, and a limit is at least 2 frames.
+            # There is at most one anchor, and the limit is at least 2 frames.
             self._leave_working(self._taken(0)[:1])
         if self.working.size + self.positions > self.working.capacity:
             self._grow()
@@ -306,7 +306,7 @@ class Memory:
             self._leave_working(self._taken(self.config.min_mid_term_frames - 1))
 
     def remove_objects(self, object_ids: list[int]) -> None:
-        """Forget objects, and free the elements that are valid for none of those that stay."""
+        """Remove objects, and free elements that are valid for no remaining object."""
         self._readable = None
         for object_id in object_ids:
             del self.first_time[object_id]
@@ -325,10 +325,10 @@ class Memory:
         self.permanent_frames = [f for f in self.permanent_frames if f.time >= oldest]
 
     def doubt(self, object_id: int, after: int) -> None:
-        """Bar an object from all that is remembered of frames later than `after`: it was something else.
+        """Bar an object from reading elements of frames later than `after`, on which its mask was wrong.
 
-        The others go on reading it. Spans of which nothing is left in memory are dropped, so that a stream of
-        corrections without end doesn't fill memory.
+        Other objects still read them. Spans without elements in memory are dropped, so that any number of
+        corrections takes bounded memory.
         """
         self._not_given(object_id, after)
         time = self._columns["time"][self._used_rows()]
@@ -339,7 +339,7 @@ class Memory:
         self.doubted[object_id] = [(a, b) for a, b in spans if bool(((time >= a) & (time <= b)).any())]
 
     def _not_given(self, object_id: int, after: int) -> None:
-        """Frames later than `after` are nothing to keep for this object."""
+        """Remove the object from `given` of frames later than `after`."""
         for frames in (self.frames, self.permanent_frames):
             frames[:] = [f.without(object_id) if f.time > after else f for f in frames]
 
@@ -376,14 +376,14 @@ class Memory:
         return slice(start, start + self.positions)
 
     def _leave_working(self, taken: list[int]) -> None:
-        """Frames leave working memory: given ones go to the permanent store, others and what finds no place
-        there to long-term memory, if there is one.
+        """Move frames out of working memory: prompted ones to the permanent store, the others, and those for
+        which it has no room, to long-term memory, if enabled.
         """
         entering = [self.frames[i] for i in taken if self.frames[i].given]
         store, leaving = self._share_store(entering)
         if self.config.enable_long_term:
             others = [self._frame_rows(i) for i in taken if not self.frames[i].given]
-            # A given frame is consolidated by itself: among the others little of its mask would be left.
+            # A prompted frame is consolidated separately: among others, few prototypes would be its own.
             self._consolidate([others] * bool(others) + [[self._rows_of(f)] for f in leaving if f.given])
         stayed = [self._rows_of(f) for f in self.permanent_frames if f in store]
         self._keep(self.permanent, self._rows(stayed))
@@ -404,10 +404,10 @@ class Memory:
         self.frames = [self.frames[i] for i in stay]
 
     def _share_store(self, entering: list[MemoryFrame]) -> tuple[list[MemoryFrame], list[MemoryFrame]]:
-        """The frames of the permanent store when these have come, and those that found no place, in order.
+        """Split frames into those that the permanent store keeps and those that must leave, in order.
 
-        First leave frames on which no living object was given, then those whose objects were all given on
-        another frame as well that is kept whole, then the others; of each kind the oldest.
+        Frames without a prompted living object go first, then those whose objects were all also prompted on
+        another kept frame, then the others; the oldest first within each kind.
         """
         store, leaving = list(self.permanent_frames), []
         whole = [*self.permanent_frames, *self.frames]
@@ -428,7 +428,7 @@ class Memory:
         return store, leaving
 
     def _rows_of(self, frame: MemoryFrame) -> slice:
-        """Where the elements of a whole frame are in the pool."""
+        """Rows of a whole frame's elements in the pool."""
         if frame in self.permanent_frames:
             start = self.permanent.start + self.permanent_frames.index(frame) * self.positions
             return slice(start, start + self.positions)
@@ -439,7 +439,7 @@ class Memory:
         return torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64, device=self.device)
 
     def _taken(self, newest: int) -> list[int]:
-        """The frames of working memory before so many newest ones, without the anchor."""
+        """The frames of working memory except the newest ones and the anchor."""
         return [i for i in range(len(self.frames) - newest) if not self.frames[i].anchor]
 
     # --- consolidation ---------------------------------------------------------------------------
@@ -449,14 +449,14 @@ class Memory:
         if not groups:
             return
         most = self.config.max_long_term_elements
-        # Only memories that hold less than the prototypes of two groups need fewer of each.
+        # Fewer prototypes per group only if long-term memory cannot hold those of all groups.
         each = max(1, min(self.config.num_prototypes, most // len(groups)))
         self._make_room(most - each * len(groups))
         for spans in groups[: most // each]:
             self._add_prototypes(self._rows(spans), each)
 
     def _make_room(self, limit: int) -> None:
-        """The least-used long-term elements leave until `limit` remain; of equals, the older one."""
+        """Remove the least-used long-term elements until `limit` remain; ties remove the older one."""
         surplus = self.long_term.size - limit
         if surplus <= 0:
             return
@@ -482,7 +482,7 @@ class Memory:
             valid = ~_barred(time, first, self.doubted.get(object_id, ()))
             own = weights
             if not bool(valid.all()):
-                # Where no candidate is valid nothing is either: such a prototype is older than the object.
+                # If no candidate is valid for the object, the prototype is older than the object: not valid.
                 barred = scores.masked_fill(~valid.unsqueeze(1), float("-inf"))
                 own = torch.nan_to_num(torch.softmax(barred, 0), nan=0.0)
             values[object_id] = own.T @ self._values[object_id][rows].float()
@@ -500,11 +500,11 @@ class Memory:
     # --- allocation and storage ------------------------------------------------------------------
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        # Zeros, not empty: untouched pages then cost no memory, and a stray row could never hold NaN.
+        # Zeros: untouched pages take no physical memory, and unused rows never hold NaN.
         return torch.zeros(shape, dtype=dtype, device=self.device)
 
     def _grow(self) -> None:
-        """Double working memory: only where its frames are unlimited."""
+        """Double the capacity of working memory; used only if it is unlimited."""
         extra = self.working.capacity
 
         def longer(t: Tensor) -> Tensor:
@@ -515,7 +515,7 @@ class Memory:
         self.working.capacity += extra
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What is in use, as named tensors and JSON-ready facts, for `restore`."""
+        """The elements in use as named tensors and a JSON-ready dict, for `restore`."""
         rows = self._used_rows()
         tensors = {name: self._columns[name][rows] for name in _COLUMNS}
         for object_id, value in self._values.items():
@@ -545,7 +545,7 @@ class Memory:
         """Build a memory from `export`'s output.
 
         Raises:
-            ValueError: the tensors contradict the facts.
+            ValueError: the tensors do not match the dict.
         """
         objects = {int(i): int(t) for i, t in facts["objects"]}
         dtype = next((tensors[f"value.{i}"].dtype for i in objects), torch.float32)
@@ -580,8 +580,8 @@ class Memory:
 
 
 def _given(facts: Mapping[str, Any], objects: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
-    """Objects given by time. States written before say only at which times: then it was those that are new
-    there; at a time at which none is, it was whoever lived.
+    """Prompted objects by time. States of older versions hold the times only: the objects are then those
+    that start at that time, or all living ones if none does.
     """
     if "given" in facts:
         return {int(time): tuple(int(i) for i in ids) for time, ids in facts["given"]}

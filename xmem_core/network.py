@@ -1,4 +1,4 @@
-"""The XMem network: key encoder, value encoder, decoder. Stateless; it knows nothing of memory."""
+"""The XMem network: key encoder, value encoder and decoder. Stateless; memory is passed in."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from xmem_core.backbones import EfficientNetLite0Trunk, MaskTrunk, key_trunk
 from xmem_core.blocks import FeatureFusion, GatedUpdate, SensoryUpdate, UpBlock
 from xmem_core.config import ModelConfig
 
-# Probabilities are kept this far from 0 and 1 before their logit is taken.
+# Probabilities are clamped to [eps, 1 - eps] before the logit.
 _EPS = 1e-7
 
 
 @dataclass(frozen=True)
 class KeyFeatures:
-    """What the key encoder makes of images. h, w are H/16, W/16.
+    """Output of the key encoder. h, w are H/16, W/16.
 
     Args:
         key: (B, C_k, h, w)
@@ -83,11 +83,11 @@ class KeyProjection(nn.Module):
 
     @torch.no_grad()
     def whiten(self, f16: Tensor) -> None:
-        """Start from keys that tell places apart: the features' principal components, of variance 1 each.
+        """Initialise keys as the features' principal components, scaled to variance 1.
 
         Similarity is a sum of squares over keys. With random projections of features as large as those of
-        EfficientNet-Lite0 (deviation 6) it is so steep that each query reads one element, most the same one
-        of least shrinkage, and no gradient ever mends that. Shrinkage starts near 1, selection near 1/2.
+        EfficientNet-Lite0 (deviation 6) it is so steep that each query reads one element, mostly the one of
+        least shrinkage, and training does not recover. Shrinkage starts near 1, selection near 1/2.
 
         Args:
             f16: (N, C) stride-16 features at many positions of many images, N at least C.
@@ -101,7 +101,7 @@ class KeyProjection(nn.Module):
             raise ValueError(f"features {tuple(f16.shape)}: need at least {channels} rows, and {dim} columns")
         mean = f16.mean(0)
         variances, axes = torch.linalg.eigh(torch.cov(f16.T))  # ascending
-        # The small components are mostly noise: a floor keeps them from being as loud as the others.
+        # The small components are mostly noise: a floor on the variance limits their amplification.
         deviations = torch.sqrt(variances[-dim:] + 0.02 * variances.mean())
         weight = (axes[:, -dim:] / deviations).T
         assert self.key_proj.bias is not None
@@ -110,14 +110,14 @@ class KeyProjection(nn.Module):
         self.key_proj.bias.copy_(-(weight @ mean))
         for conv, wanted in ((self.d_proj, 0.3), (self.e_proj, 0.5)):
             assert conv.bias is not None
-            middle = conv.weight.sum((2, 3))  # as if all nine neighbours were alike
+            middle = conv.weight.sum((2, 3))  # assumes nine equal neighbours
             out = (f16 - mean) @ middle.T
             conv.weight.mul_(wanted / out.std())
             conv.bias.copy_(-(conv.weight.sum((2, 3)) @ mean))
 
 
 class ValueEncoder(MaskTrunk):
-    """Turns an image and an object's mask into that object's memory value."""
+    """Encodes an image and an object's mask as that object's memory value."""
 
     def __init__(self, config: ModelConfig, f16_dim: int) -> None:
         super().__init__(config.value_stem, config.value_widths, config.value_blocks)
@@ -127,7 +127,7 @@ class ValueEncoder(MaskTrunk):
 
 
 class Decoder(nn.Module):
-    """From readout and sensory memory to mask logits, and to the next sensory memory."""
+    """Decodes readout and sensory memory into mask logits and the next sensory memory."""
 
     def __init__(self, config: ModelConfig, channels: tuple[int, int, int]) -> None:
         super().__init__()
@@ -165,17 +165,17 @@ class XMem(nn.Module):
     def encode_value(
         self, image: Tensor, f16: Tensor, hidden: Tensor | None, masks: Tensor, *, deep_update: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Encode what each object looks like on a frame that enters memory.
+        """Encode each object's memory value on a frame that enters memory.
 
         Args:
             image: (B, 3, H, W) normalised.
             f16: (B, C, h, w) of the same frame, from `encode_key`.
             hidden: (B, O, C_h, h, w), or None for a model without sensory memory.
             masks: (B, O, H, W) in 0..1.
-            deep_update: renew the sensory memory from the value.
+            deep_update: update the sensory memory from the value.
 
         Returns:
-            value (B, O, C_v, h, w), and the sensory memory, renewed or as it came.
+            value (B, O, C_v, h, w), and the sensory memory, updated or unchanged.
         """
         encoder = self.value_encoder
         others = masks.sum(1, keepdim=True) - masks if masks.shape[1] > 1 else torch.zeros_like(masks)
@@ -202,7 +202,7 @@ class XMem(nn.Module):
             update_hidden: also compute the next sensory memory.
 
         Returns:
-            the next sensory memory (or `hidden` as it came), and logits (B, O, H, W).
+            the next sensory memory (or `hidden` unchanged), and logits (B, O, H, W).
         """
         decoder = self.decoder
         f16, f8, f4 = scales

@@ -1,9 +1,9 @@
 """OpenMP wait policy: idle threads sleep instead of spinning, unless the user sets it otherwise.
 
 By default OpenMP's threads spin between two parallel regions: GNU's runtime (libgomp, in torch's wheels for
-Linux) for some milliseconds, LLVM's (libomp, in those for macOS) and Intel's for 200 ms. Where other
-processes want the same cores, or a process has more threads than cores, spinning threads take the time from
-those that have work: tracking with two threads on two busy cores took three to five times as long.
+Linux) for some milliseconds, LLVM's (libomp, in those for macOS) and Intel's for 200 ms. If other processes
+use the same cores, or a process has more threads than cores, spinning threads take CPU time from those that
+have work: tracking with two threads on two busy cores took three to five times as long.
 
 All three runtimes understand `OMP_WAIT_POLICY=PASSIVE`: by it libgomp sets `GOMP_SPINCOUNT` to 0, the others
 `KMP_BLOCKTIME`. A runtime reads its settings once, when it is loaded, which `import torch` does. So
@@ -30,8 +30,8 @@ def wait_passively() -> bool:
     `KMP_BLOCKTIME` and `KMP_LIBRARY`, nothing is changed.
 
     Returns:
-        Whether this process has the setting that was wanted, the user's or ours. False: torch was imported
-        before, and its threads spin; a warning says so. Child processes get the setting even then.
+        Whether a passive or user-defined setting is in effect. False: torch was imported before, so its
+        threads spin, and a warning is logged. Child processes get the setting in either case.
     """
     if any(name in os.environ for name in _SETTINGS):
         return True
@@ -47,6 +47,6 @@ def wait_passively() -> bool:
 
 
 def passive_environment() -> dict[str, str]:
-    """Environment variables that make another process's OpenMP threads wait as this one's are meant to."""
+    """Environment variables that give a child process this process's OpenMP wait policy."""
     given = {name: os.environ[name] for name in _SETTINGS if name in os.environ}
     return given or {WAIT_POLICY: "PASSIVE"}

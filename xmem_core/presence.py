@@ -1,9 +1,9 @@
 """Presence score: calibrated probability that an object's mask is on the object.
 
-The mean probability inside a mask ranks masks well but is no such probability: of crowd masks that had 0.75,
-three in ten were on their objects. How much it and other things that probabilities say count was fitted on
-composed scenes (`jobs/evaluation/suites/presence.py`), so that eight in ten of those that score 0.8 are
-right.
+The mean probability inside a mask ranks masks well but is not calibrated: of crowd masks with a mean of 0.75,
+three in ten were on their objects. The presence score is a logistic regression on this and other features of
+the probabilities, fitted on composed scenes (`jobs/evaluation/suites/presence.py`), so that eight in ten
+masks with a score of 0.8 are right.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ rival: mean over the pixels inside of the most probable other object's probabili
 class PresenceConstants:
     """Weights of `FEATURES`, in their order, and the intercept; the score is the logistic of their sum.
 
-    They belong to weights of a network, and travel with them (`ModelConfig.presence`). `python -m
+    They are specific to a network's weights and stored with them (`ModelConfig.presence`). `python -m
     jobs.evaluation.suites.fitting` fits them.
     """
 
@@ -42,7 +42,7 @@ class PresenceConstants:
 
     @classmethod
     def from_list(cls, numbers: Sequence[float]) -> PresenceConstants:
-        """What `to_list` made. ValueError if these are not so many finite numbers."""
+        """Build from `to_list`'s output; ValueError unless it has the right number of finite values."""
         good = len(numbers) == len(FEATURES) + 1 and all(
             isinstance(n, int | float) and math.isfinite(n) for n in numbers
         )
@@ -63,7 +63,7 @@ def presence_features(probabilities: Tensor, names: Sequence[str] = FEATURES) ->
 
     `probabilities`: (O + 1, h, w), background first, at any size: the network's own is cheapest.
     """
-    import torch  # here: settings need the constants alone
+    import torch  # lazily: settings need the constants only
 
     planes = probabilities.flatten(1)
     objects = planes[1:]
@@ -82,7 +82,7 @@ def presence_features(probabilities: Tensor, names: Sequence[str] = FEATURES) ->
     def rival() -> Tensor:
         if len(objects) == 1:
             return torch.zeros_like(total)
-        # The best of the others: the second where it is the best itself, as it is inside its mask.
+        # The highest other probability: the second highest where the object itself has the highest.
         second = objects.topk(2, dim=0).values[1]
         return torch.stack([second[winner == k].sum() for k in range(1, len(planes))]) / some
 
@@ -99,7 +99,7 @@ def presence_features(probabilities: Tensor, names: Sequence[str] = FEATURES) ->
 
 
 def presence_scores(probabilities: Tensor, constants: PresenceConstants) -> Tensor:
-    """(O,) float32, 0 to 1: how probably each object's mask is on it; 0 for one without a mask."""
+    """(O,) float32, 0 to 1: probability that each object's mask is on the object; 0 without a mask."""
     import torch
 
     weighed = {"mean": 0.0} | {n: w for n, w in zip(FEATURES, constants.weights, strict=True) if w}

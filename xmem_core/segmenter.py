@@ -34,11 +34,11 @@ Frame = NDArray[np.uint8] | Tensor
 
 
 class Prompt:
-    """Which object is where on a frame. Unknown ids start objects, known ones correct them.
+    """Masks of objects on a frame. Unknown ids start new objects, known ids correct objects.
 
     Args:
         masks: object id (1 .. 2^31 - 1) -> H x W, bool or 0/1, with at least one pixel set. Where masks
-            overlap, the later one has the pixel.
+            overlap, the later one takes the pixel.
 
     Raises:
         ValueError: an id is out of range, or a mask is empty, covered, not H x W or not of 0 and 1.
@@ -78,7 +78,7 @@ def _is_object_id(value: object) -> bool:
 def _as_tensor(array: NDArray[Any] | Tensor) -> Tensor:
     """The array as a tensor, without a copy where torch can share its memory."""
     if isinstance(array, np.ndarray) and (not array.flags.writeable or min(array.strides, default=0) < 0):
-        array = array.copy()  # torch warns of the one and refuses the other
+        array = array.copy()  # torch warns about read-only arrays and rejects negative strides
     return torch.as_tensor(array)
 
 
@@ -94,13 +94,13 @@ def _as_bool(mask: NDArray[Any] | Tensor, object_id: int) -> Tensor:
 
 
 class StepResult:
-    """What a step found on one frame. Computed at the network's size; the frame's own size comes when read.
+    """Result of a step on one frame, at the network's size; upsampled to the frame's size when read.
 
     Attributes:
         object_ids: the living objects, in the order of the probabilities.
         frame_size: (H, W) of the frame.
-        network_probabilities: (O + 1, h, w) float32 at the size the network saw, background first.
-        presence_constants: what was fitted to the weights, for `presence`; None: nothing was.
+        network_probabilities: (O + 1, h, w) float32 at the network's size, background first.
+        presence_constants: constants of `presence`; None if none were fitted to the weights.
     """
 
     def __init__(
@@ -131,20 +131,20 @@ class StepResult:
 
     @cached_property
     def label_map(self) -> Tensor:
-        """(H, W) int32: 0 is the background, else the id of the most probable object."""
+        """(H, W) int32: id of the most probable object; 0 for the background."""
         return self._winners[0]
 
     @cached_property
     def label_probabilities(self) -> Tensor:
-        """(H, W) float32: at each pixel the probability of what `label_map` says."""
+        """(H, W) float32: probability of the label in `label_map` at each pixel."""
         return self._winners[1]
 
     @cached_property
     def presence(self) -> Tensor | None:
-        """(O,) float32, 0 to 1: how probably each object's mask is on that object; 0 for one without a mask.
+        """(O,) float32, 0 to 1: probability that each object's mask is on that object; 0 without a mask.
 
-        Calibrated for the bundled model (its card has the table). None for weights to which it was not
-        fitted, the published ones among them: `python -m jobs.evaluation.suites.fitting` does that.
+        Calibrated for the bundled model (see the table in its card). None for weights without fitted
+        constants, such as the published ones; `python -m jobs.evaluation.suites.fitting` fits them.
         """
         if self.presence_constants is None:
             return None
@@ -157,8 +157,8 @@ class StepResult:
             ids = torch.tensor((0, *self.object_ids), dtype=torch.int32, device=planes.device)
             best, index = planes.max(0)
             return ids[index], best
-        # A reduction over the outermost dimension walks memory against the grain on a CPU; plane by plane is
-        # the same, the first of equals winning, many times faster.
+        # On a CPU a reduction over the outermost dimension is many times slower than this loop over planes,
+        # which gives the same result (in a tie, the first wins).
         best = planes[0].clone()
         labels = torch.zeros(planes.shape[1:], dtype=torch.int32)
         for object_id, plane in zip(self.object_ids, planes[1:], strict=True):
@@ -174,10 +174,11 @@ class VideoSegmenter:
 
     Args:
         model: the network; the segmenter keeps a copy prepared for inference.
-        memory_config: memory settings, by default the published ones, but for what the model has of its own.
-        size: shorter side that the network sees; frames are shrunk to it, never enlarged. None: as they are.
-        dtype: float32, or bfloat16 / float16 to run the network under autocast. Memory is read in float32; on
-            a CPU what may be among the best elements is found in bfloat16 then.
+        memory_config: memory settings. Default: the published ones, with the model's own search window.
+        size: shorter side of the network's input; frames are downscaled to it, never upscaled. None: not
+            resized.
+        dtype: float32, or bfloat16 / float16 to run the network under autocast. Memory is read in float32;
+            with these on a CPU, candidate elements are found in bfloat16.
 
     Raises:
         ValueError: size is under 16 or dtype is none of these.
@@ -204,7 +205,7 @@ class VideoSegmenter:
         presence = model.config.presence
         self._presence = None if presence is None else PresenceConstants.from_list(presence)
         window = model.config.default_search_window
-        # A GPU decodes all of the frame in the time that cutting windows out would take it.
+        # On a GPU decoding the whole frame is as fast as cutting out windows.
         if self.memory_config.search_window is None and window and self.device.type == "cpu":
             self.memory_config = replace(self.memory_config, search_window=window)
         self._coarse = dtype == torch.bfloat16 and self.device.type == "cpu"
@@ -213,15 +214,15 @@ class VideoSegmenter:
         if self.config.key_backbone != "resnet50":
             fold_batch_norms(network)
         elif self.device.type == "cpu":
-            # The published network is computed as it was published: where several objects saturate,
-            # aggregation turns a last bit of a probability into 0.4 of a logit, and other kernels, or folded
-            # norms, differ from the authors' in more last bits.
+            # No fusing or folding for published networks: where several objects saturate, aggregation turns
+            # a difference in the last bit of a probability into 0.4 of a logit, and other kernels or folded
+            # norms differ from the authors' results in more last bits.
             self._layout = torch.contiguous_format
         for parameter in network.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=self._layout)
         if dtype != torch.float32:
-            # Autocast would cast them anew on every call, since it keeps only what is being trained.
+            # Autocast caches casts of trained parameters only, so it would cast these on every call.
             for module in network.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     module.to(dtype)
@@ -242,7 +243,7 @@ class VideoSegmenter:
         return TrackerState(self.memory_config, self.fingerprint, self.size)
 
     def step(self, state: TrackerState, frame: Frame, prompt: Prompt | None = None) -> StepResult:
-        """Track one stream's objects onto its next frame, and remember it.
+        """Track one stream's objects on its next frame, and update its memory.
 
         Args:
             state: the stream's; changed in place.
@@ -253,8 +254,8 @@ class VideoSegmenter:
             the objects' probabilities and label map; before the first prompt, all background.
 
         Raises:
-            ValueError: frame, prompt or state do not fit. The state is unchanged then.
-            PoisonedStateError: an earlier step of this state failed half-way.
+            ValueError: frame, prompt or state are invalid or do not match. The state is unchanged then.
+            PoisonedStateError: an earlier step failed and left this state half-changed.
         """
         return self.step_many([(state, frame, prompt)])[0]
 
@@ -262,8 +263,8 @@ class VideoSegmenter:
     def step_many(self, steps: Sequence[tuple[TrackerState, Frame, Prompt | None]]) -> list[StepResult]:
         """`step` for several streams at once; on a GPU frames of one size share a pass of the key encoder.
 
-        On a CPU nothing is batched, so that a stream's bytes do not depend on its neighbours. All input is
-        checked before anything is changed.
+        On a CPU nothing is batched, so that a stream's results do not depend on the other streams. All input
+        is checked before any state changes.
         """
         seen: set[int] = set()
         sizes = []
@@ -289,7 +290,7 @@ class VideoSegmenter:
     # --- input -----------------------------------------------------------------------------------
 
     def _check(self, state: TrackerState, frame: Frame, prompt: Prompt | None) -> tuple[int, int]:
-        """Raise on anything wrong; returns the network size, (height, width)."""
+        """Validate the input; returns the network size, (height, width)."""
         state.check_usable()
         for name, own, other in (
             ("model", self.fingerprint, state.model_fingerprint),
@@ -317,16 +318,16 @@ class VideoSegmenter:
         return max(1, round(height * scale)), max(1, round(width * scale))
 
     def _prepare(self, frame: Frame, size: tuple[int, int]) -> Tensor:
-        """The frame as the network takes it: (1, 3, h, w) normalised, resized and padded to the stride."""
+        """Network input of a frame: (1, 3, h, w), normalised, resized and padded to the stride."""
         # H x W x 3 in memory is a (3, H, W) image in channels-last order already.
         image = _as_tensor(frame).to(self.device).permute(2, 0, 1).unsqueeze(0)
         if tuple(frame.shape[:2]) != size:
-            # On a CPU this runs in fixed point on the bytes themselves, many times faster than in floats.
+            # On a CPU uint8 tensors are resized in fixed point, many times faster than floats.
             if self.device.type != "cpu":
                 image = image.float()
             image = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
-        # In this order, nothing folded: the input then has the published model's very bits. What becomes of a
-        # last bit is seen where several objects saturate (a tenth of a probability, at single pixels).
+        # This order, without folding, makes the input bit-identical to the published model's. A last bit
+        # matters where several objects saturate (up to 0.1 in probability at single pixels).
         normalised = image.float().div_(255).sub_(self._mean).div_(self._std)
         return F.pad(normalised, _padding(size)).contiguous(memory_format=self._layout)
 
@@ -376,7 +377,7 @@ class VideoSegmenter:
 
         probabilities: dict[int, Tensor] = {}
         if any(i not in given for i in known):
-            # The deep update that follows replaces the decoder's; computing that would be work for nothing.
+            # The deep update that follows overwrites the decoder's update, which is therefore skipped.
             update = not (synchronised and deep_update)
             hidden = state.hidden
             decoded = self._decode(state, keys, update)
@@ -420,7 +421,7 @@ class VideoSegmenter:
             vanished = False
             if prompt.size != size:
                 nearest = F.interpolate(small, size, mode="nearest-exact")
-                # An object thinner than the grid would vanish; then any pixel it touches counts.
+                # An object thinner than the grid would vanish; then every cell that it touches counts.
                 vanished = not bool(nearest.any())
                 small = F.adaptive_max_pool2d(small, size) if vanished else nearest
             fitted[object_id] = F.pad(small, _padding(size))[0, 0] > 0
@@ -428,13 +429,13 @@ class VideoSegmenter:
                 saved.append(fitted[object_id])
         for object_id, mask in fitted.items() if saved else ():
             rest = mask & ~torch.stack(saved).any(0)
-            # It has these pixels for itself, as in the prompt, where that leaves the other one any.
+            # It takes these pixels from other objects, as long as these keep at least one.
             if bool(rest.any()):
                 fitted[object_id] = rest
         return fitted
 
     def _forget(self, state: TrackerState, wrong: list[int], hidden: Tensor | None) -> None:
-        """Forget what objects learnt since they were last sure; `hidden` is the sensory memory before."""
+        """Bar objects from memory since they were last sure; `hidden`: sensory memory before the step."""
         assert state.memory is not None
         if hidden is not None:
             hidden = hidden.clone()
@@ -484,7 +485,7 @@ class VideoSegmenter:
         return torch.softmax(aggregate(torch.sigmoid(logits.float())), 1)[0]
 
     def _look_next(self, state: TrackerState, object_ids: tuple[int, ...], planes: Tensor) -> None:
-        """Set where the objects are looked for on the next frame, from their probabilities, (O, H', W')."""
+        """Set the search windows of the next frame from the objects' probabilities, (O, H', W')."""
         if not self.memory_config.search_window:
             return
         grid = (planes.shape[1] // STRIDE, planes.shape[2] // STRIDE)
@@ -529,7 +530,7 @@ class VideoSegmenter:
             state.last_deep_time = state.time
 
     def _hidden_for(self, state: TrackerState, count: int, grid: tuple[int, int]) -> Tensor | None:
-        """The sensory memory of `count` objects, (1, O, C_h, h, w); those that have none start at 0."""
+        """Sensory memory of `count` objects, (1, O, C_h, h, w); zeros for new objects."""
         if self.config.hidden_dim == 0:
             return None
         known = 0 if state.hidden is None else len(state.hidden)
@@ -538,7 +539,7 @@ class VideoSegmenter:
 
 
 def _as_stored(hidden: Tensor | None) -> Tensor | None:
-    """As it comes back from bytes: convolutions compute other last bits from another layout."""
+    """The tensor in the layout it has after deserialisation: last bits of convolutions depend on it."""
     return None if hidden is None else hidden.float().contiguous()
 
 
@@ -549,7 +550,7 @@ def _padding(size: tuple[int, int]) -> tuple[int, int, int, int]:
 
 
 def model_fingerprint(model: XMem) -> str:
-    """Which weights these are: a hash of the configuration and of every tensor, 32 hex digits."""
+    """Fingerprint of a model: a hash of its configuration and of every tensor, 32 hex digits."""
     digest = hashlib.blake2b(repr(model.config).encode(), digest_size=16)
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())

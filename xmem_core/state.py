@@ -21,26 +21,26 @@ _VERSION = 1
 
 
 class PoisonedStateError(RuntimeError):
-    """A step failed half-way through this state; go on from a snapshot of it (`to_bytes` taken before)."""
+    """A failed step left the state half-changed; resume from an earlier snapshot (`to_bytes`)."""
 
 
 class TrackerState:
     """One stream's memory, object ids and frame counter. Made by `VideoSegmenter.new_state`.
 
-    A state holds no pixels and no weights. It belongs to the settings and the model that it was made with,
-    and says so when it is used with others.
+    A state holds no pixels and no weights. It can be used only with the settings and the model that it was
+    made with; others raise an error.
 
     Attributes:
-        memory_config: the settings of its memory.
-        model_fingerprint: which model's features it holds.
-        size: shorter side the segmenter was asked to see, or None.
-        network_size: (height, width) the network sees, before padding; None until the first frame.
-        time: frames since the first one with a prompt, which is 0; -1 before it.
-        last_memory_time, last_deep_time: when a frame last entered memory, and when it last deeply updated.
+        memory_config: memory settings.
+        model_fingerprint: fingerprint of the model whose features it holds.
+        size: the segmenter's `size`, or None.
+        network_size: (height, width) of the network's input before padding; None until the first frame.
+        time: frames since the first prompted frame, which is 0; -1 before it.
+        last_memory_time, last_deep_time: time of the last memory frame and of the last deep update.
         memory: working and long-term memory; None until the first prompt.
-        hidden: sensory memory, (O, C_h, h, w), in the order of `object_ids`; None without one.
-        windows: where the next frame is searched for an object, by id; one that is not there: everywhere.
-        sure: when an object was last given, or remembered as being nowhere, by id.
+        hidden: sensory memory, (O, C_h, h, w), in the order of `object_ids`; None if the model has none.
+        windows: search windows on the next frame, by object id; an object without one is searched everywhere.
+        sure: time at which an object was last prompted or stored as out of sight, by object id.
     """
 
     def __init__(self, memory_config: MemoryConfig, model_fingerprint: str, size: int | None) -> None:
@@ -50,7 +50,7 @@ class TrackerState:
         self.network_size: tuple[int, int] | None = None
         self.time = -1
         self.last_memory_time = 0
-        # Far enough back that the first deep update is due at once.
+        # Early enough that the first deep update is due at once.
         self.last_deep_time = -max(memory_config.deep_update_every, 1)
         self.memory: Memory | None = None
         self.hidden: Tensor | None = None
@@ -60,7 +60,7 @@ class TrackerState:
 
     @property
     def object_ids(self) -> tuple[int, ...]:
-        """Ids of the living objects, in the order in which they came."""
+        """Ids of the living objects, in the order in which they were started."""
         return () if self.memory is None else tuple(self.memory.first_time)
 
     def __repr__(self) -> str:
@@ -70,7 +70,7 @@ class TrackerState:
         )
 
     def check_usable(self) -> None:
-        """Raises PoisonedStateError if an earlier step failed half-way."""
+        """Raise PoisonedStateError if an earlier step left this state half-changed."""
         if self.poisoned is not None:
             raise PoisonedStateError(
                 f"this state was left half-changed by a failed step ({self.poisoned}): "
@@ -78,10 +78,10 @@ class TrackerState:
             )
 
     def remove_objects(self, object_ids: Iterable[int]) -> None:
-        """Forget objects; their ids may come back later as new objects.
+        """Remove objects; their ids may be used again for new objects.
 
         Raises:
-            ValueError: an id is not a living object's. Nothing is removed then.
+            ValueError: an id is not that of a living object. Nothing is removed then.
         """
         self.check_usable()
         gone = list(dict.fromkeys(int(i) for i in object_ids))
@@ -99,7 +99,7 @@ class TrackerState:
         self.memory.remove_objects(gone)
 
     def to_bytes(self) -> bytes:
-        """The state as safetensors bytes, complete: tracking goes on from them bit by bit the same."""
+        """The complete state as safetensors bytes; tracking resumed from them is bit-identical."""
         self.check_usable()
         tensors: dict[str, Tensor] = {}
         facts: dict[str, Any] = {
@@ -123,12 +123,12 @@ class TrackerState:
         tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         text = json.dumps(facts, sort_keys=True)
         envelope = {"version": _VERSION, "facts": text, "crc32": _checksum(tensors, text)}
-        # One entry only: safetensors writes several in an order of chance, and equal states have equal bytes.
+        # A single entry: safetensors writes several in random order, and equal states must have equal bytes.
         return safetensors.torch.save(tensors, {_FORMAT: json.dumps(envelope, sort_keys=True)})
 
     @classmethod
     def from_bytes(cls, blob: bytes, device: torch.device | str = "cpu") -> TrackerState:
-        """The state that `to_bytes` stored.
+        """Restore a state from `to_bytes`'s output.
 
         Raises:
             ValueError: the bytes are damaged, of another kind, or of a newer version.
@@ -181,7 +181,7 @@ def _checksum(tensors: Mapping[str, Tensor], facts: str) -> int:
 
 
 def _envelope(blob: bytes) -> dict[str, Any]:
-    """What `to_bytes` put beside the tensors, from the header: 8 bytes give its length, then it is JSON."""
+    """The metadata from the safetensors header: 8 bytes with its length, then JSON."""
     try:
         (length,) = struct.unpack_from("<Q", blob)
         header = json.loads(blob[8 : 8 + length])

@@ -33,7 +33,7 @@ BUNDLED = ("xmem-lite",)
 _RELEASE = "https://github.com/hkchengrex/XMem/releases/download/v1.0"
 _TIMEOUT_S = 30
 _BLOCK = 1 << 20
-# Mismatching tensors that an error names before it stops counting them out.
+# Maximum number of mismatching tensors that an error names.
 _NAMED = 3
 
 Progress = Callable[[int, int | None], None]
@@ -43,7 +43,7 @@ Progress = Callable[[int, int | None], None]
 @dataclass(frozen=True)
 class _Published:
     file: str
-    sha256: str | None  # None until somebody has verified a download against the authors' file
+    sha256: str | None  # None: no verified hash of the authors' file is known
 
 
 _PUBLISHED = {
@@ -57,11 +57,11 @@ MODEL_NAMES = (*BUNDLED, *_PUBLISHED)
 
 
 class WeightsError(ValueError):
-    """Weights are missing, damaged, or of another network; the message says what to do."""
+    """Weights are missing, damaged, or belong to another network; the message says what to do."""
 
 
 def cache_folder() -> Path:
-    """Where downloaded weights are kept: $XMEM_CACHE, else $XDG_CACHE_HOME/xmem, else ~/.cache/xmem."""
+    """Folder of downloaded weights: $XMEM_CACHE, else $XDG_CACHE_HOME/xmem, else ~/.cache/xmem."""
     if own := os.environ.get("XMEM_CACHE"):
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")
@@ -74,19 +74,19 @@ def load_model(
     *,
     progress: Progress | None = None,
 ) -> XMem:
-    """A model ready for inference.
+    """Load a model for inference.
 
     Args:
         name: `xmem-lite` (bundled); `xmem`, `xmem-s012`, `xmem-s2` or `xmem-no-sensory` (the published
             checkpoints, from the cache folder or downloaded into it); or a path, `.pth` or `.safetensors`.
-        device: where its tensors go.
-        progress: told of a download's bytes as they come.
+        device: device of the model's tensors.
+        progress: called with the bytes received and expected during a download.
 
     Returns:
         the model in eval mode.
 
     Raises:
-        WeightsError: no such model, no such file and no network, or a file that is not this network's.
+        WeightsError: no such model or file, a failed download, or a file that does not fit the network.
     """
     path = find_weights(name, progress=progress)
     state, metadata = _read(path)
@@ -104,7 +104,7 @@ def load_model(
 
 
 def find_weights(name: str | os.PathLike[str], *, progress: Progress | None = None) -> Path:
-    """The file that `load_model` would load, downloaded first if it is a published one not yet there."""
+    """Path of the file that `load_model` loads; published checkpoints are downloaded if not cached."""
     text = os.fspath(name)
     if text in BUNDLED:
         path = BUNDLED_FOLDER / f"{text}.safetensors"
@@ -127,7 +127,7 @@ def find_weights(name: str | os.PathLike[str], *, progress: Progress | None = No
 
 
 def save_weights(model: XMem, path: str | os.PathLike[str], dtype: torch.dtype = torch.float16) -> None:
-    """Write a model as safetensors with its configuration inside, in one atomic step."""
+    """Write a model and its configuration as safetensors, atomically."""
     state = {
         name: (t.to(dtype) if t.is_floating_point() else t).detach().cpu().contiguous()
         for name, t in model.state_dict().items()
@@ -142,8 +142,8 @@ def save_weights(model: XMem, path: str | os.PathLike[str], dtype: torch.dtype =
 def load_weights(model: XMem, state: Mapping[str, Tensor], source: str) -> None:
     """Load a state dict strictly.
 
-    A single-object checkpoint's first value convolution has no channel for the other objects; it gets one of
-    zeros, which computes the same.
+    The first value convolution of a single-object checkpoint has no channel for the other objects; a channel
+    of zeros is added, which gives the same results.
 
     Raises:
         WeightsError: names the first tensors that are missing, unknown or of another shape.
@@ -169,7 +169,7 @@ def load_weights(model: XMem, state: Mapping[str, Tensor], source: str) -> None:
 
 
 def mean_state(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of state dicts of one network, in fp64; what is counted, not weighed, is the last one's."""
+    """Mean of state dicts of one network, in fp64; integer tensors are taken from the last one."""
     return {
         name: torch.stack([state[name].double() for state in states]).mean(0) if t.is_floating_point() else t
         for name, t in states[-1].items()
@@ -180,7 +180,7 @@ def infer_config(state: Mapping[str, Tensor]) -> ModelConfig:
     """The configuration of a published checkpoint, from its tensors' shapes.
 
     Raises:
-        ValueError: the tensors that tell are not there.
+        ValueError: tensors that determine the configuration are missing.
     """
     try:
         hidden = state.get("decoder.hidden_update.transform.weight")
@@ -204,7 +204,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         else:
             metadata = {}
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged file makes torch.load raise is anybody's guess
+    except Exception as error:  # torch.load may raise any exception on a damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(f"{path} cannot be read as weights: {reason}; get the file again") from error
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
@@ -213,7 +213,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _download(url: str, path: Path, sha256: str | None, progress: Progress | None) -> None:
-    """Fetch a file under a temporary name, verify its length and hash, then give it its own."""
+    """Download to a temporary name, verify length and hash, then rename."""
     logger.info("downloading %s to %s", url, path)
     part: Path | None = None
     try:

@@ -1,4 +1,4 @@
-"""Search windows: where on a frame an object is looked for, in cells of stride 16."""
+"""Search windows: the part of a frame in which an object is searched, in cells of stride 16."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from xmem_core.network import XMem
 STRIDE = 16
 """Pixels of a cell: a position of keys, values and sensory memory."""
 
-# Around the object at least so many cells, or so much of its own extent, whatever is more.
+# Margin around the object: the larger of this many cells and this share of its extent.
 _LEAST_MARGIN = 4
 _MARGIN = 0.5
-# Sides are multiples of it, so that many objects' windows have one size and are decoded together.
+# Sides are multiples of this, so that many windows have the same size and are decoded together.
 _STEP = 2
-# Cells by which the window of an object that is out of sight grows per frame on each side.
+# Cells per frame by which the window of an object out of sight grows on each side.
 _GROWTH = 1
-# To search the whole frame for an object costs as much as five in windows. One that was not found there is
-# looked for on every third frame only, until it is seen again; after a second or so, on every sixth.
+# Searching the whole frame costs as much as five windows. An object not found there is searched on every
+# third frame only, until it is found again; after about a second, on every sixth.
 _REST = 3
 _LONG_LOST = 30
 _LONG_REST = 6
-# A cell counts where so much of it may be the object: a single pixel must not widen the window. Larger parts
-# must: with 1/24, or with only the largest part counting, tracking is faster where an object leaks, but loses
-# 4 and 9 points of J&F on a clip of thin parts and on one of an object that gaps divide.
+# A cell belongs to the object if this share of its pixels has this probability: single pixels must not widen
+# the window, but larger parts must. With a share of 1/24, or with only the largest part, tracking is faster
+# where masks leak, but loses 4 and 9 points of J&F on a clip with thin parts and on one of an object that gaps
+# divide.
 _LEAST_PROBABILITY = 0.2
 _LEAST_SHARE = 1 / 64
-# A window of more than this share of the frame saves nothing.
+# A window larger than this share of the frame saves no time.
 _MOST = 0.75
 
 
@@ -44,8 +45,8 @@ class Window:
     Args:
         top, left: its first row and column.
         height, width: rows and columns.
-        lost: for how many frames the object has been nowhere on the whole frame, or rested; more than 30 are
-            30.
+        lost: number of frames for which the object was not found on the whole frame, or not searched; at
+            most 30.
     """
 
     top: int
@@ -66,12 +67,12 @@ class Window:
         return image[..., rows, columns]
 
     def to_json(self) -> list[int]:
-        """For `from_json`."""
+        """JSON-ready list for `from_json`."""
         return [int(v) for v in astuple(self)]
 
     @classmethod
     def from_json(cls, values: Any) -> Window:
-        """What `to_json` made."""
+        """Build from `to_json`'s output."""
         return cls(*(int(v) for v in values))
 
 
@@ -81,15 +82,15 @@ def whole(grid: tuple[int, int]) -> Window:
 
 
 def next_window(probability: Tensor, before: Window, least: int) -> Window:
-    """Where to look for an object on the next frame.
+    """Search window of an object on the next frame.
 
-    Around what may be seen of it; for an object out of sight the window grows, frame by frame, until it is
-    the whole frame, and the object counts as lost where it is not found there either.
+    The window surrounds the object's probable cells. For an object out of sight it grows frame by frame up
+    to the whole frame; an object not found there either counts as lost.
 
     Args:
-        probability: (H, W), the object's at the size the network sees, padded to the stride.
-        before: where it was looked for on this frame.
-        least: cells that each side has at least, where the frame has as many.
+        probability: (H, W), the object's probability at the network's size, padded to the stride.
+        before: the object's window on this frame.
+        least: minimum side in cells, limited by the frame.
     """
     grid = probability.shape[0] // STRIDE, probability.shape[1] // STRIDE
     everywhere = before.size == grid
@@ -113,9 +114,9 @@ def next_window(probability: Tensor, before: Window, least: int) -> Window:
 
 
 def looked_for(windows: Mapping[int, Window], object_ids: Sequence[int], time: int) -> list[int]:
-    """Positions in `object_ids` of those to look for on a frame: all but the lost ones that rest on it.
+    """Positions in `object_ids` of the objects to search on a frame: all except lost ones that are skipped.
 
-    Which ones rest follows from `time` and their ids, so that several lost objects share the work out.
+    Which lost objects are skipped depends on `time` and their ids, which spreads their searches over frames.
     """
     lost = [windows[i].lost if i in windows else 0 for i in object_ids]
     every = [1 if n == 0 else _REST if n < _LONG_LOST else _LONG_REST for n in lost]
@@ -123,13 +124,13 @@ def looked_for(windows: Mapping[int, Window], object_ids: Sequence[int], time: i
 
 
 def _around(first: int, end: int, size: int, cells: int) -> tuple[int, int]:
-    """Start and length of a span of `size`, rounded up, with first..end in its middle, inside 0..cells."""
+    """Start and length of a span of `size`, rounded up, centred on first..end and inside 0..cells."""
     size = min(cells, -(-size // _STEP) * _STEP)
     return min(max((first + end - size) // 2, 0), cells - size), size
 
 
 def covered(windows: Iterable[Window], grid: tuple[int, int]) -> Tensor:
-    """The cells that lie in any of the windows, as sorted indices into the flattened grid."""
+    """Cells in any of the windows, as sorted indices into the flattened grid."""
     inside = torch.zeros(grid, dtype=torch.bool)
     for window in windows:
         window.cut(inside).fill_(True)
@@ -145,25 +146,25 @@ def decode_in_windows(
     *,
     update_hidden: bool,
 ) -> tuple[Tensor | None, Tensor]:
-    """`XMem.decode` of each of a frame's objects as if its window were the image.
+    """`XMem.decode` for each object of a frame, restricted to the object's window.
 
     Args:
         network: the model.
         scales: (f16, f8, f4) of the frame, (1, C, ...).
-        readout: (O, C_v, h, w); what lies outside an object's window is not looked at.
+        readout: (O, C_v, h, w); values outside an object's window are ignored.
         hidden: (O, C_h, h, w), or None for a model without sensory memory.
-        windows: by position, of the objects to look for.
+        windows: windows of the objects to search, by position.
         update_hidden: also compute the next sensory memory.
 
     Returns:
-        the next sensory memory, outside the windows as it was; and probabilities (O, 16 h, 16 w), outside 0.
+        the next sensory memory, unchanged outside the windows, and probabilities (O, 16 h, 16 w), 0 outside.
     """
     count, _, h, w = readout.shape
     probabilities = readout.new_zeros((count, h * STRIDE, w * STRIDE))
     renewed = hidden.clone() if hidden is not None and update_hidden else hidden
     for members in _of_one_size(windows):
         looked = [windows[k] for k in members]
-        # One image and one object in each entry of the batch.
+        # Each entry of the batch has one image and one object.
         features = [
             torch.cat([window.cut(f, scale) for window in looked]).contiguous(memory_format=_layout(f))
             for f, scale in zip(scales, (1, 2, 4), strict=True)
@@ -183,7 +184,7 @@ def decode_in_windows(
 
 
 def _of_one_size(windows: Mapping[int, Window]) -> list[list[int]]:
-    """Which objects have windows of one size."""
+    """Objects grouped by window size."""
     groups: dict[tuple[int, int], list[int]] = {}
     for k, window in windows.items():
         groups.setdefault(window.size, []).append(k)
