@@ -28,7 +28,7 @@ def conv_shared(conv: nn.Conv2d, shared: Tensor, own: Tensor) -> Tensor:
     from_shared = F.conv2d(shared, conv.weight[:, :split], conv.bias, conv.stride, conv.padding)
     each = own.flatten(0, 1)
     if conv.weight.is_contiguous(memory_format=torch.channels_last):
-        # A slice of the weight does not show the weight's layout. Without this, later layers would be computed
+        # A slice of the weight does not show the weight's layout. Without this, later layers would run
         # in the input's layout, with conversions between the two.
         each = each.contiguous(memory_format=torch.channels_last)
     from_own = F.conv2d(each, conv.weight[:, split:], None, conv.stride, conv.padding)
