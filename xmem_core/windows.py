@@ -30,7 +30,7 @@ _LONG_LOST = 30
 _LONG_REST = 6
 # A cell belongs to the object if this share of its pixels has this probability: single pixels must not widen
 # the window, but larger parts must. With a share of 1/24, or with only the largest part, tracking is faster
-# where masks leak, but loses 4 and 9 points of J&F on a clip with thin parts and on one of an object with gaps.
+# where masks leak, but loses 4 and 9 points of J&F on a clip with thin parts and one with a divided object.
 _LEAST_PROBABILITY = 0.2
 _LEAST_SHARE = 1 / 64
 # A window larger than this share of the frame saves no time.
