@@ -1,17 +1,18 @@
 """Lifecycle of detected objects: which detections start objects, and when an object is given up.
 
-Every few frames the detector is asked. What it finds where a tracked object already is, is that object. The
-rest are candidates; one that is found again a few times in a row, near where it was expected, becomes an
-object with an id that no object of this stream ever had. An object that was started here and has been out of
-sight for too long is given up, sooner where new ones wait for room; and each of them gives way to a prompt
-that needs its place. Objects that a user asked for, or corrected, stay until the user removes them.
+The detector runs every few frames. A detection that overlaps a tracked object is matched to it. The others
+are candidates: one that is detected several times in a row, near its expected position, becomes an object
+with a new id. An object that was started here is given up after it has been out of sight for too long, sooner
+if candidates wait for room, or when a prompt needs its place. Objects that a user prompted or corrected stay
+until the user removes them.
 
-A tracker that knows things by their looks may give a newcomer to an object that looks like it. So of an
-object that was started here only the part counts that follows from where it was before, its home; what is
-found elsewhere is found anew, and with its start the newcomer is taken away from the other one.
+The tracker matches by appearance and may assign a new thing to an existing object that looks like it. For
+objects started here, only the part of the mask that continues from the previous position (its home) counts as
+tracked. A detection elsewhere is a new candidate; when it becomes an object, its pixels are taken from the
+other one.
 
-All of this is decided by the frames and by what is remembered here, and what is remembered goes to bytes and
-back: a stream that is cut, moved or killed anywhere finds the same objects on the same frames.
+The decisions depend only on the frames and on the state kept here, which is serialized in snapshots: a stream
+that is interrupted or moved starts the same objects on the same frames.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ from pipeline.detect.settings import FinderSettings
 from pipeline.prompts.box_segmenters import Box, BoxSegmenter, inscribed_ellipse
 
 _MAGIC = b"xmem-finder-1\n"
-# A detection is a tracked object if so much of it lies on tracked objects ...
+# A detection matches a tracked object if this share of it lies on tracked objects ...
 _COVERED = 0.25
-# ... or if it holds so much of one, and that one is no mere crumb beside it.
+# ... or if it covers this share of one that is not too small beside it.
 _HELD, _CRUMB = 0.5, 0.15
-# How far from where it was expected a candidate may turn up, in its own size, and how much larger or smaller.
+# Maximum distance of a candidate from its expected position, in its own size, and maximum ratio of sizes.
 _NEAR, _SIZES = 0.8, 3.0
-# Looks in a row that may pass without it.
+# Consecutive detector runs that may miss it.
 _MISSES = 1
 
 
@@ -120,31 +121,31 @@ class ObjectFinder:
         self._last_seen: dict[int, int] = {}  # of objects started here: frame on which they were visible
         self._labels: NDArray[np.int32] | None = None  # of the frame before
         self._labelled: set[int] = set()  # the objects that lived on it
-        self._waiting = 0  # things that had to wait for room at the last look
+        self._waiting = 0  # confirmed candidates without room at the last detector run
         self._homes: NDArray[np.int32] | None = None  # of what was started here, see `homes_of`
         self.reserve(used_ids)
 
     @property
     def next_id(self) -> int:
-        """The id that the next new object gets."""
+        """The id of the next new object."""
         return self._next_id
 
     def reserve(self, ids: Iterable[int]) -> None:
-        """Never give these ids, nor any below them, to a new object."""
+        """Reserve ids: new objects get ids above them."""
         self._next_id = max([self._next_id, *(i + 1 for i in ids)])
 
     @property
     def started(self) -> list[int]:
-        """Ids of the living objects that were started here and not released since. Any thread may ask."""
+        """Ids of the tracked objects that were started here and not released since. Thread-safe."""
         return list(self._last_seen)
 
     def release(self, ids: Iterable[int]) -> None:
-        """Objects that are no longer given up here: a prompt made them the user's, or they were removed."""
+        """Stop managing objects, because a prompt corrected them or they were removed."""
         released = set(ids)
         self._last_seen = {i: seen for i, seen in self._last_seen.items() if i not in released}
 
     def make_room(self, frame_index: int, count: int, among: Collection[int]) -> dict[int, int]:
-        """Choose objects that were started here to give way to prompts. They are forgotten here.
+        """Choose objects that were started here to be displaced by prompts, and stop managing them.
 
         Those out of sight go first, the longest unseen of them before the others; then the visible ones, the
         most recently started first.
@@ -166,7 +167,7 @@ class ObjectFinder:
         return unseen
 
     def given_up(self, frame_index: int) -> list[int]:
-        """Objects that were started here and have been out of sight for too long. They are forgotten here."""
+        """Objects that were started here and are out of sight for too long; they are no longer managed."""
         unseen = {i: frame_index - seen for i, seen in self._last_seen.items()}
         gone = [i for i, frames in unseen.items() if frames > self._settings.out_of_sight]
         if len(gone) < self._waiting:
@@ -181,7 +182,7 @@ class ObjectFinder:
     def look(
         self, frame: Frame, live: Collection[int], given: Mapping[int, NDArray[np.bool_]]
     ) -> list[NewObject]:
-        """Ask the detector, if it is time, and say which objects begin on this frame.
+        """Run the detector if it is due, and return the objects to start on this frame.
 
         Args:
             frame: about to be tracked.
@@ -189,7 +190,7 @@ class ObjectFinder:
             given: masks that prompts give on it; they may start objects.
 
         Raises:
-            XmemError: the detector failed, or breaks its promises.
+            XmemError: the detector failed, or violates its protocol.
         """
         if frame.frame_index < self._next_look:
             return []
@@ -220,7 +221,7 @@ class ObjectFinder:
         return started
 
     def saw(self, frame_index: int, label_map: NDArray[np.int32], live: Collection[int]) -> None:
-        """Take note of a tracked frame: H x W labels, and the ids of the living objects."""
+        """Process a tracked frame: H x W labels, and the ids of the tracked objects."""
         self._labels, self._labelled = label_map, set(live)
         self._last_seen = {i: seen for i, seen in self._last_seen.items() if i in live}
         self._homes = homes_of(label_map, self._last_seen, self._homes)
@@ -268,7 +269,7 @@ class ObjectFinder:
         return found
 
     def _confirm(self, unknown: list[Detection], frame: Frame) -> list[tuple[_Candidate, Detection]]:
-        """Match detections with candidates; returns those that have been seen often enough."""
+        """Match detections with candidates; returns the confirmed ones."""
         pairs = sorted(
             (distance, i, k)
             for i, candidate in enumerate(self._candidates)
@@ -305,7 +306,7 @@ class ObjectFinder:
     # --- storage ---------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
-        """All that is remembered, the detector's memory included."""
+        """Serialize the state, including the detector's."""
         labels, homes = _packed(self._labels), _packed(self._homes)
         detector = self._detector.to_bytes()
         facts: dict[str, Any] = {
@@ -323,7 +324,7 @@ class ObjectFinder:
         return _MAGIC + struct.pack("<I", len(text)) + text + labels + homes + detector
 
     def from_bytes(self, blob: bytes) -> None:
-        """Go on as the one that gave these bytes. Raises ValueError if they are damaged or something else."""
+        """Restore the state from `to_bytes`. Raises ValueError on bytes that are damaged or foreign."""
         try:
             if not blob.startswith(_MAGIC):
                 raise ValueError("they are of another kind or version")

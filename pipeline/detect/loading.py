@@ -7,13 +7,13 @@ from pipeline.detect.protocol import ENTRY_POINT_GROUP, Detector
 
 
 def load_detector(name: str = "motion") -> Detector:
-    """A new detector of that name: built in, or an entry point of the group `xmem.detectors`.
+    """Create a detector by name: built in, or an entry point of the group `xmem.detectors`.
 
-    An entry point names a class or function that gives a detector when called without arguments. It is
+    The entry point is a class or function that returns a detector when called without arguments. It is
     called once per stream.
 
     Raises:
-        UsageError: there is none of that name, or what is registered cannot be loaded or is no detector.
+        UsageError: no such detector is installed, it cannot be loaded, or it is not a detector.
     """
     if name == "motion":
         from pipeline.detect.motion import MotionDetector

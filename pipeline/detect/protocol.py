@@ -1,10 +1,9 @@
 """Detector protocol and loading.
 
-A detector sees a stream's frames one after another and says where things are that might be objects. It knows
-nothing of those that are tracked already; `pipeline.detect.lifecycle` keeps the two apart. A detector may
-have a memory (the built-in "motion" learns what the scene looks like without them), and that memory is part
-of the stream's
-snapshots: a detector that was restored goes on exactly as if it had never stopped.
+A detector gets a stream's frames in order and returns detections. It does not know which objects are already
+tracked; `pipeline.detect.lifecycle` matches the two. A detector may have a state (the built-in "motion"
+learns the static background), which is saved in the stream's snapshots: a restored detector behaves exactly
+as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -91,13 +90,13 @@ class Detection:
 
 @runtime_checkable
 class Detector(Protocol):
-    """Finds things on the frames of one stream; `check_detector` tries out what is promised here.
+    """Detects objects on the frames of one stream; `check_detector` tests an implementation.
 
-    `detect` gets frames in their order, not necessarily every one, and must not change them. Frames may
-    change their size. Equal frames after equal ones must give equal detections, in any process.
+    `detect` gets frames in order, not necessarily every one, and must not modify them. The frame size may
+    change. Equal sequences of frames must give equal detections, in any process.
 
-    `to_bytes` gives all that the detector remembers, `from_bytes` takes it back: from then on it answers as
-    the one that `to_bytes` was asked of. It raises ValueError on bytes that are damaged or something else.
+    `to_bytes` serializes the detector's state. After `from_bytes` the detector behaves like the one that was
+    serialized. `from_bytes` raises ValueError on bytes that are damaged or of another kind.
     """
 
     def detect(self, frame: Frame) -> list[Detection]: ...

@@ -1,9 +1,9 @@
 """Durable record of a live stream: progress, accepted requests, used object ids and frame numbers.
 
-The stream record says how things stood at frame `frames`; the footers of files committed after that say the
-rest, so a writer that was killed between a commit and its record loses nothing. Two things are written before
-they are true: numbers of frames and objects are reserved before anybody sees them, and requests are here
-before they are acknowledged.
+The stream record holds the state at frame `frames`; the footers of files committed later hold the rest, so a
+writer that is killed between a commit and its record loses nothing. Two things are written ahead: frame
+numbers and object ids are reserved before they are used, and requests are stored before they are
+acknowledged.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from pipeline.tracks.store import RESTARTING, StreamStore
 
 LIVE_FINGERPRINT = "live"
 _MOST_REQUESTS = 1000
-_MOST_WAITING_BYTES = 16 << 20  # of them all: the record is written anew with each
+_MOST_WAITING_BYTES = 16 << 20  # of all requests together: each one rewrites the record
 
 
 @dataclass(frozen=True)
 class Books:
-    """How a live stream stands after all frames before `frames`: what its committed files say.
+    """State of a live stream after all frames before `frames`, according to its committed files.
 
     Args:
-        ledger: of those frames; nothing is in flight in it.
-        rows: mask records.
-        objects: categories of the living objects by id.
-        pts_seconds, wall_time: of the last frame that was tracked.
+        ledger: counts of those frames, with none in flight.
+        rows: number of mask records.
+        objects: categories of the tracked objects by id.
+        pts_seconds, wall_time: times of the last tracked frame.
     """
 
     frames: int = 0
@@ -58,7 +58,7 @@ class Books:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Books:
-        """What `to_json` gave; ValueError, KeyError or TypeError if it is something else."""
+        """Restore from the output of `to_json`; ValueError, KeyError or TypeError for anything else."""
         wall = values["wall_time"]
         return cls(
             frames=int(values["frames"]),
@@ -70,7 +70,7 @@ class Books:
         )
 
     def after(self, footer: ChunkFooter) -> Books:
-        """With the next committed file."""
+        """The state after the next committed file."""
         dropped, corrupt = dict(self.ledger.dropped), dict(self.ledger.corrupt)
         objects = dict(self.objects)
         for event in footer.events.to_pylist():
@@ -90,10 +90,10 @@ class Books:
 
 @dataclass(frozen=True)
 class Request:
-    """Something that was asked of a live stream, to be done before its next frame.
+    """A request to a live stream, to be applied before its next frame.
 
     Args:
-        number: in the order in which they were made, from 1.
+        number: sequence number, from 1.
         content: {"prompts": a prompts file's content}, {"remove": [ids]} or {"pause": bool}.
     """
 
@@ -103,14 +103,14 @@ class Request:
 
     @property
     def object_ids(self) -> list[int]:
-        """That it names as prompts."""
+        """Ids of the objects that it prompts."""
         prompts = self.content.get("prompts") or {}
         return [int(entry["id"]) for entry in prompts.get("objects", [])]
 
 
 @dataclass(frozen=True)
 class _Said:
-    """What the record says."""
+    """Content of the record."""
 
     facts: Mapping[str, Any]
     state: str = RUNNING
@@ -123,19 +123,18 @@ class _Said:
 
 
 class LiveRecord:
-    """A live stream's record; safe to use from several threads.
+    """A live stream's record. Thread-safe.
 
-    Opening it clears up after a writer that was killed, and finds out how far the stream is. What its
-    properties say is durable, and reading them never waits for a write. With its first write it owns the
-    stream: an earlier one, of this process or another, writes nothing any more and raises AnotherWriterError.
+    Opening it cleans up after a writer that was killed, and reads the committed state. Its properties give
+    durable values, and reading them never waits for a write. The first write takes ownership of the stream:
+    an earlier owner, in this process or another, raises AnotherWriterError on its next write.
 
     Args:
-        facts: what the record shall say besides (source, settings, ...), in the words of other streams'
-            records.
+        facts: further fields of the record (source, settings, ...), as in the records of files.
 
     Attributes:
-        resumed: whether there was a record.
-        finished: whether the stream had been ended, not only interrupted.
+        resumed: whether a record existed.
+        finished: whether the stream was ended, not only interrupted.
 
     Raises:
         SettingsConflictError: the folder holds a stream of this id that is not live.
@@ -145,7 +144,7 @@ class LiveRecord:
     def __init__(self, store: StreamStore, facts: Mapping[str, Any]) -> None:
         self._store = store
         self._owner = secrets.token_hex(8)
-        self._owns = False  # nobody is displaced before something is written
+        self._owns = False  # ownership is taken with the first write
         self._lock = threading.Lock()
         self._over = False
         store.prepare()
@@ -187,17 +186,17 @@ class LiveRecord:
 
     @property
     def books(self) -> Books:
-        """How far the committed files are."""
+        """State of the committed files."""
         return self._said.books
 
     @property
     def frames_reserved(self) -> int:
-        """Frames below this number may have been seen by somebody."""
+        """Frame numbers below this may be in use."""
         return self._said.frames_reserved
 
     @property
     def ids_reserved(self) -> int:
-        """Objects with ids below this one may have been seen by somebody, or are asked for."""
+        """Object ids below this may be in use or requested."""
         return self._said.ids_reserved
 
     @property
@@ -206,12 +205,12 @@ class LiveRecord:
         return self._said.last_request
 
     def requests(self, after: int = 0) -> list[Request]:
-        """Those with numbers above `after`, in order."""
+        """Stored requests with numbers above `after`, in order."""
         return [r for r in self._said.requests if r.number > after]
 
     @property
     def prompts_asked(self) -> str:
-        """Digest of the prompts that the stream was begun with; "" if there were none."""
+        """Digest of the prompts in the stream's spec when it was first opened; "" if there were none."""
         return self._said.prompts_asked
 
     def ask(
@@ -220,12 +219,12 @@ class LiveRecord:
         *,
         prompts_asked: str | None = None,
     ) -> Request:
-        """Write a request down; durable when it returns.
+        """Store a request; durable when it returns.
 
         Args:
-            make: gets the first id that is free, gives the request's content and the ids that are in it;
-                those are reserved with it.
-            prompts_asked: to keep, where these are the prompts that the stream begins with.
+            make: called with the first free id; returns the request's content and the ids in it, which are
+                reserved with it.
+            prompts_asked: digest to store, if the request holds the prompts of the stream's spec.
         """
         with self._lock:
             said = self._said
@@ -257,29 +256,29 @@ class LiveRecord:
             return request
 
     def reserve(self, *, frames: int = 0, ids: int = 0) -> None:
-        """Numbers of frames, or ids of objects, below these are about to be seen; durable when it returns."""
+        """Reserve frame numbers and object ids below the given ones; durable when it returns."""
         with self._lock:
             self._put(_reserving(self._said, frames, ids))
 
     def committed(self, books: Books, *, frames: int, facts: Mapping[str, Any]) -> None:
-        """A file was committed; `frames` are reserved along with telling so."""
+        """Record a committed file, and reserve frame numbers below `frames` with the same write."""
         with self._lock:
             said = replace(self._said, books=books, facts={**self._said.facts, **facts})
             self._put(_reserving(said, frames, 0))
 
     def forget(self, applied: int) -> None:
-        """Requests up to this number are in every snapshot; told with the next write."""
+        """Drop requests up to this number, which are in every snapshot; stored with the next write."""
         with self._lock:
             kept = tuple(r for r in self._said.requests if r.number > applied)
             self._said = replace(self._said, requests=kept)
 
     def close(self) -> None:
-        """Take no more requests: whoever opens the stream next has a record of their own."""
+        """Accept no more requests; the next run of the stream opens its own record."""
         with self._lock:
             self._over = True
 
     def rest(self, state: str, *, frames: int, ids: int) -> None:
-        """The stream was closed in good order: nobody has seen these numbers or any above them."""
+        """Record an orderly end: frame numbers and ids from these on are unused."""
         with self._lock:
             asked = [i + 1 for request in self._said.requests for i in request.object_ids]
             self._put(
@@ -287,7 +286,7 @@ class LiveRecord:
             )
 
     def check_ours(self) -> None:
-        """Raises AnotherWriterError if somebody starts the stream over, or follows it by now."""
+        """Raises AnotherWriterError if another run restarts the stream or has taken it over."""
         where = f"stream {self._store.stream_id} in {self._store.root}"
         record = self._store.read_record()
         if record is None or record.get("state") == RESTARTING:
@@ -298,7 +297,7 @@ class LiveRecord:
 
     def _put(self, said: _Said) -> None:
         if self._owns:
-            self.check_ours()  # what a stale one wrote would displace the owner
+            self.check_ours()  # a write by a stale run would displace the owner
         books = said.books
         self._store.write_record(
             {

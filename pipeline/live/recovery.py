@@ -20,15 +20,15 @@ from xmem_core import TrackerState, VideoSegmenter
 
 @dataclass(frozen=True)
 class Restored:
-    """What a stream goes on from; without a usable snapshot that is a new state, and no objects.
+    """The state that a stream resumes from; without a usable snapshot, a new state without objects.
 
     Args:
         finder: None without a detector.
-        previous: pts (seconds) and wall time of the last frame that was tracked.
+        previous: pts (seconds) and wall time of the last tracked frame.
         previous_size: (height, width) of the last frame in the snapshot.
-        next_frame: that the snapshot is of; None without one.
-        lost: objects that live as far as the files say, and are in no snapshot.
-        applied, paused: as `LiveSnapshot` has them.
+        next_frame: `next_frame` of the snapshot; None without one.
+        lost: objects that are tracked according to the files, but missing in the snapshot.
+        applied, paused: as in `LiveSnapshot`.
     """
 
     state: TrackerState
@@ -45,10 +45,10 @@ class Restored:
 def restore(
     store: StreamStore, books: Books, spec: LiveSpec, segmenter: VideoSegmenter, boxes: BoxSegmenter
 ) -> Restored:
-    """Find out what a stream goes on from.
+    """Restore the state of a stream.
 
     Args:
-        books: what its committed files say.
+        books: state of its committed files.
 
     Raises:
         StoreError: the folder cannot be read. UsageError: there is no such detector.
@@ -69,7 +69,7 @@ def restore(
         return Restored(segmenter.new_state(), finder, previous, lost=tuple(books.objects))
     snapshot, state, finder = found[1]
     lost = tuple(i for i in books.objects if i not in state.object_ids)
-    # They were removed, and that is committed; the snapshot is older.
+    # Their removal is committed; the snapshot is older.
     gone = [i for i in state.object_ids if i not in books.objects]
     if gone:
         state.remove_objects(gone)
@@ -90,7 +90,7 @@ def restore(
 
 
 def run_of(segmenter: VideoSegmenter) -> str:
-    """What a state belongs to: only with the same of it can a snapshot be gone on from."""
+    """Digest of what a state depends on; a snapshot is usable only with the same digest."""
     return f"{segmenter.fingerprint} {segmenter.size} {segmenter.memory_config}"
 
 
@@ -103,15 +103,15 @@ def restart_events(
     snapshot: int | None,
     objects_lost: Sequence[int],
 ) -> Iterator[Event]:
-    """What is to be told of a restart, with the first frame after it.
+    """Events that report a restart, at the first frame after it.
 
     Args:
-        frame: that one; None if none came.
-        first: its number then.
-        previous: wall time of the last frame that was tracked before.
-        frames_lost: numbers of frames that nobody knows of.
-        snapshot: the frame that the snapshot is of.
-        objects_lost: objects that are in no snapshot.
+        frame: the first frame; None if none arrived.
+        first: frame number to use without a frame.
+        previous: wall time of the last frame tracked before the restart.
+        frames_lost: number of reserved frame numbers that were not committed.
+        snapshot: frame of the snapshot.
+        objects_lost: objects that are missing in the snapshot.
     """
     seconds = None
     if frame is not None and frame.wall_time is not None and previous is not None:

@@ -1,7 +1,7 @@
 """LiveRequests: pending and applied requests (prompts, removals, pauses) of a live stream.
 
-A request is durable before it is acknowledged, and done on a later frame. So it is checked against how things
-will stand by then: the objects that are tracked, and what the requests before it, still waiting, change.
+A request is durable before it is acknowledged, and applied to a later frame. It is therefore checked against
+the tracked objects as the pending requests before it will change them.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from pipeline.live.spec import LivePrompts, LiveSpec
 
 logger = logging.getLogger(__name__)
 
-_HIGHEST_ID = 1_000_000_000  # that may be asked for: new ones lie above it
-_KEPT = 512  # rejections
+_HIGHEST_ID = 1_000_000_000  # highest id that a request may name; leaves room for new ids above
+_KEPT = 512  # rejections kept
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """A request that could not be done."""
+    """A request that could not be applied."""
 
     number: int
     cause: str
 
 
 class Tracked(Protocol):
-    """The objects that are tracked just now: `TrackedObjects`."""
+    """The currently tracked objects, see `TrackedObjects`."""
 
     @property
     def object_ids(self) -> Sequence[int]: ...
@@ -43,18 +43,18 @@ class Tracked(Protocol):
 
 
 class LiveRequests:
-    """One stream's requests. `ask` may be called from any thread, what marks progress from the tracking one.
+    """One stream's requests. `ask` is thread-safe; methods that mark progress belong to the tracking thread.
 
     Args:
-        record: keeps them.
-        tracked: the objects that there are.
-        applied: number of the last request that was done.
-        paused: whether frames were let pass untracked after that one.
-        distrusted: why, by the number of a request, it is not to be done.
+        record: stores the requests.
+        tracked: the tracked objects.
+        applied: number of the last applied request.
+        paused: whether the stream was paused after that request.
+        distrusted: reasons, by request number, why a request must not be applied.
 
     Attributes:
-        paused: as asked last; a pause counts at once, not with the next frame.
-        rejected: the newest of those that could not be done.
+        paused: as last requested; a pause takes effect at once, not with the next frame.
+        rejected: the most recent requests that could not be applied.
     """
 
     def __init__(
@@ -75,27 +75,28 @@ class LiveRequests:
 
     @property
     def applied(self) -> int:
-        """Number of the last request that was done, or could not be."""
+        """Number of the last request that was applied or rejected."""
         return self._applied
 
     def waiting(self) -> list[Request]:
-        """Those that are still to be done, in order."""
+        """Pending requests, in order."""
         return self._record.requests(self._applied)
 
     def promised_ids(self) -> list[int]:
-        """Objects that the waiting prompts name."""
+        """Ids of objects in pending prompts."""
         return [i for request in self.waiting() for i in request.object_ids]
 
     # --- asking ----------------------------------------------------------------------------------
 
     def ask(self, content: Mapping[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
-        """Write a request down; see `LiveTracker.request`.
+        """Check and store a request; see `LiveTracker.request`.
 
         Args:
-            size: (height, width) of the stream's frames, if it is known: masks must have it.
+            size: (height, width) of the stream's frames, if known; masks must have this size.
 
         Raises:
-            UsageError: it is wrong, or there would be too many objects. StoreError: it could not be kept.
+            UsageError: the request is wrong, or exceeds the limit of objects. StoreError: it could not be
+                stored.
         """
         if not isinstance(content, Mapping) or len(content) != 1:
             raise UsageError("a request is one of prompts, remove and pause")
@@ -116,7 +117,7 @@ class LiveRequests:
         return {"seq": request.number, "ids": ids}
 
     def begin_with(self, prompts: LivePrompts) -> None:
-        """Ask for a spec's own prompts, unless that was done when the stream was opened before."""
+        """Request the prompts of the stream's spec, unless an earlier run did so."""
         digest = _digest(prompts.content)
         if self._record.finished or self._record.prompts_asked != digest:
             self._record.ask(self._prompts_made(prompts, None), prompts_asked=digest)
@@ -145,7 +146,7 @@ class LiveRequests:
     def _check_room(self, asked: Sequence[int]) -> None:
         removed = {i for request in self.waiting() for i in request.content.get("remove", ())}
         prompted = {*self.promised_ids(), *asked}
-        # Objects that the detector started give way to those of prompts, see `TrackedObjects.prompt`.
+        # Prompts displace objects that the detector started, see `TrackedObjects.prompt`.
         tracked = set(self._tracked.object_ids) - set(self._tracked.detected_ids)
         staying = ((tracked | prompted) - removed) | set(asked)
         most = self._spec.settings.finder.max_objects
@@ -183,12 +184,12 @@ class LiveRequests:
         return cause is not None
 
     def reject(self, request: Request, cause: str) -> None:
-        """It could not be done: said in the log, and in the status."""
+        """Reject a request; the cause goes to the log and the status."""
         logger.warning("stream %s: request %d: %s", self._spec.stream_id, request.number, cause)
         self.rejected.append(Rejected(request.number, cause))
 
     def done(self, request: Request) -> None:
-        """It, and with it all before it, waits no longer."""
+        """Mark a request, and all before it, as applied."""
         self._applied = request.number
 
 

@@ -24,10 +24,10 @@ class LiveSnapshot:
     """The state of a live stream after the frames before `stream.next_frame`.
 
     Args:
-        stream: as for any stream.
-        wall_time: of the last frame that was tracked; None before the first.
-        applied: number of the last request that is in this state.
-        paused: whether frames are let pass untracked.
+        stream: the snapshot of the tracker, as for files.
+        wall_time: wall time of the last tracked frame; None before the first.
+        applied: number of the last request applied to this state.
+        paused: whether the stream is paused.
     """
 
     stream: Snapshot
@@ -51,7 +51,7 @@ class LiveSnapshot:
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> LiveSnapshot:
-        """What `to_bytes` stored. ValueError if the bytes are damaged or something else."""
+        """Restore from the output of `to_bytes`. ValueError if the bytes are damaged or of another format."""
         try:
             (length,) = struct.unpack_from("<Q", blob)
             metadata = json.loads(blob[8 : 8 + length])["__metadata__"]

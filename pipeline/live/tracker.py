@@ -3,12 +3,12 @@
     if (step := stream.next_input()) is not None:
         stream.accept(segmenter.step(step.state, step.image, step.prompt))
 
-Nothing is ever repeated: what a camera showed is gone. A stream that starts again takes the newest usable
-snapshot for its objects and goes on with the next frame there is. Frame numbers and object ids are reserved
-before anybody sees them, so that none is used twice, whoever dies when; the numbers between are counted as
-dropped for the reason "restart", in a `restart` event's company.
+Frames of a camera cannot be repeated. A restarted stream restores its objects from the newest usable snapshot
+and continues with the next frame. Frame numbers and object ids are reserved before they are used, so that
+none is used twice after a crash. Frame numbers lost in a restart are counted as dropped with the reason
+"restart", and a `restart` event is recorded.
 
-Rows are committed after some seconds or rows, whichever comes first. Files follow one another without a gap:
+Rows are committed after a number of seconds or rows, whichever comes first. Files have no gaps between them:
 each covers all frames that were received, tracked or not.
 """
 
@@ -47,12 +47,12 @@ __all__ = ["LiveFeed", "LiveTracker", "OpenFeed", "Rejected"]
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 16  # frames that are thrown away in one go
+_AT_ONCE = 16  # maximum number of frames dropped per call
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """The frame that waits to be accepted, `lag` seconds old when it was read."""
+    """The frame whose result is awaited; it was `lag` seconds old when it was read."""
 
     frame: Frame
     step: StepInput
@@ -61,25 +61,25 @@ class _Pending:
 
 
 class LiveTracker(Closing):
-    """One live stream. Use it as a context manager.
+    """Tracks one live stream. Use it as a context manager.
 
-    One thread steps it; `request` and what the status is made of may be used from any.
+    One thread steps it; `request` and the properties that the status reads are thread-safe.
 
     Args:
-        spec: what is asked for.
-        store: where its rows go.
-        segmenter: makes and restores states; steps are done by whoever drives this stream.
-        settings: for the record; memory, model and size of the segmenter.
-        open_feed: makes the source, counting in the ledger that it gets.
-        view: what is told of each tracked frame.
-        sinks: where rows go besides the store.
-        distrusted: why, by the number of a request, it is not to be done: what it asked for failed before.
+        spec: camera, prompts and settings of the stream.
+        store: receives its rows.
+        segmenter: creates and restores states; the caller runs the steps.
+        settings: settings for the record; memory, model and size match the segmenter.
+        open_feed: creates the source, which counts frames in the given ledger.
+        view: receives the results of each tracked frame.
+        sinks: receive the rows before the store does.
+        distrusted: reasons, by request number, why a request must not be applied: it failed before.
 
     Attributes:
-        record: how far it is committed.
-        requests: how far they are done, and whether it is paused.
-        state: what the segmenter remembers of it.
-        restored_from: the frame that the snapshot it went on from is of; None if there was none.
+        record: the stream record, with the committed state.
+        requests: pending and applied requests, and whether the stream is paused.
+        state: the segmenter's state of the stream.
+        restored_from: frame of the snapshot that it resumed from; None if there was none.
 
     Raises:
         SettingsConflictError: the folder holds a stream of this id that is not live.
@@ -184,17 +184,18 @@ class LiveTracker(Closing):
     # --- asking ----------------------------------------------------------------------------------
 
     def request(self, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Have something done before the next frame; durable when it returns, in the order of the numbers.
+        """Submit a request, to be applied before the next frame in the order of numbers. Durable on return.
 
         Args:
             content: one of {"prompts": `LivePrompts` or what they are made of}, {"remove": [ids]} and
-                {"pause": true or false}. Prompts without an id get one that no object ever had.
+                {"pause": true or false}. Prompts without an id get one that was never used.
 
         Returns:
-            {"seq": its number, "ids": of the objects it is about}.
+            {"seq": the request's number, "ids": the ids of its objects}.
 
         Raises:
-            UsageError: it is wrong, or there would be too many objects. StoreError: it could not be kept.
+            UsageError: the request is wrong, or exceeds the limit of objects. StoreError: it could not be
+                stored.
         """
         size = (self.source.height, self.source.width) if self.source.height else None
         return self.requests.ask(content, size)
@@ -202,9 +203,9 @@ class LiveTracker(Closing):
     # --- stepping --------------------------------------------------------------------------------
 
     def next_input(self) -> StepInput | None:
-        """The next frame to track, the same until it is accepted; None if there is none just now.
+        """The next frame to track, the same until it is accepted; None if no frame is available.
 
-        Never waits for frames. Raises what went wrong; the stream must be closed then.
+        Does not wait for frames. After an error the stream must be closed.
         """
         if self._failure is not None:
             raise self._failure
@@ -288,13 +289,13 @@ class LiveTracker(Closing):
         self._failure = self._failure or error
 
     def close(self, state: str = "running") -> None:
-        """Let go of source and threads, with everything committed that was tracked.
+        """Commit everything tracked, then close the source and stop the threads.
 
         Args:
-            state: for the record: "running" if the stream is to go on later, "finished" if not.
+            state: state for the record: "running" if the stream may be resumed, else "finished".
 
         Raises:
-            StoreError: it could not be written; the rest is lost.
+            StoreError: rows could not be written; they are lost.
         """
         if self._closed:
             return
@@ -327,7 +328,7 @@ class LiveTracker(Closing):
     # --- one frame -------------------------------------------------------------------------------
 
     def _receive(self, frame: Frame) -> None:
-        """A frame is here: nothing before it is in flight any more."""
+        """Process an arrived frame: no frame before it is in flight any more."""
         if frame.frame_index >= self.record.frames_reserved:
             self.record.reserve(frames=frame.frame_index + self._committing.ahead())
         self._restarted(frame)
@@ -336,7 +337,7 @@ class LiveTracker(Closing):
         self._unwritten.covered = frame.frame_index + 1
 
     def _restarted(self, frame: Frame | None) -> None:
-        """Once, with the first frame or the end: tell what came before, if anything did."""
+        """Record the restart events, once, at the first frame or at the end."""
         if self._begun:
             return
         self._begun = True
@@ -371,18 +372,18 @@ class LiveTracker(Closing):
 
     @property
     def applying(self) -> tuple[int, ...]:
-        """Numbers of the requests that are done on the frame that waits to be accepted."""
+        """Numbers of the requests applied to the frame whose result is awaited."""
         return self._arrivals.applying
 
     @property
     def began(self) -> bool:
-        """Whether a frame has come since it was opened."""
+        """Whether a frame has arrived since the stream was opened."""
         return self._begun
 
     def rates(self) -> dict[str, float]:
-        """Frames per second lately, received and tracked."""
+        """Recent rates of received and tracked frames per second."""
         return self._pace.rates()
 
     def lag_seconds(self) -> dict[str, float | None]:
-        """How old frames were once they were tracked, lately: the median, and 99 of 100."""
+        """Recent age of frames once tracked, in seconds: median and 99th percentile."""
         return self._pace.lag_seconds()
