@@ -1,6 +1,6 @@
 """Live views over HTTP: MJPEG previews and the WebSocket of mask records.
 
-A reader that is slow holds up nobody else: there is no queue, only the newest.
+Results are not queued: a slow client skips to the newest frame and does not delay other clients.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ async def pictures(
     frames: int | None,
     picture: bytes,
 ) -> AsyncIterator[bytes]:
-    """Parts of a multipart answer. A slow reader holds up only this; the next is always the newest."""
+    """Parts of a multipart response. A slow client delays only its own; each part is the newest frame."""
     sent = 0
     last: bytes | None = None
     repeated = time.monotonic()
     while True:
         begun = time.monotonic()
-        # An old picture is sent again only now and then, to learn whether anybody still looks.
+        # An unchanged frame is sent again only occasionally, to detect clients that are gone.
         if picture != last or begun - repeated > _HEARTBEAT_SECONDS or frames is not None:
             head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
             yield head.encode() + picture + b"\r\n"
@@ -51,13 +51,13 @@ async def pictures(
                 stream_id, service.hub.view(stream_id, LiveView.jpeg, overlay, max_side, quality)
             )
         except (XmemError, RefusedError):
-            return  # the stream, or its tracker, is gone; a browser asks anew
+            return  # the stream, or its tracker, is gone; browsers reconnect
 
 
 async def follow(service: Service, websocket: WebSocket, stream_id: str) -> None:
     """Send the newest frame's records as they come, until the client leaves or the stream ends.
 
-    Each message goes out before the next is asked for: whoever reads slowly gets the newest, never a queue.
+    Each message is sent before the next is requested, so slow clients get the newest frame and no backlog.
     """
     try:
         await service.known(stream_id)
@@ -111,11 +111,11 @@ async def _send_records(service: Service, websocket: WebSocket, stream_id: str) 
             await websocket.send_json({"type": "waiting", "stream_id": stream_id})
             spoken = time.monotonic()
         elif news is None:
-            await asyncio.sleep(0.05)  # a hub that does not wait must not be asked in a frenzy
+            await asyncio.sleep(0.05)  # avoids a busy loop if the hub returns without waiting
 
 
 async def _read_until_gone(websocket: WebSocket) -> None:
-    """Nothing is expected from clients; one that talks all the same is shown the door."""
+    """Wait until the client leaves. No messages are expected: a client that sends one is disconnected."""
     for _ in range(16):
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":

@@ -1,7 +1,7 @@
 """ASGI middleware in front of every route: authentication, origin checks, size limits, error hiding.
 
-Written as plain ASGI and not as routes' dependencies, because a request that is going to be refused should be
-refused before its body is read, and because WebSockets pass here too.
+Written as plain ASGI and not as dependencies of routes, so that requests are refused before their body is
+read, and so that WebSockets are covered too.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/", "/page.js", "/page.css", "/healthz", "/readyz", "/openapi.json"})
-"""Need no token: they say nothing about any stream."""
+"""Paths that need no token: they reveal nothing about any stream."""
 
 BODY_SECONDS = 15.0
-"""Within which a request's body has to arrive."""
+"""Time limit for receiving a request's body."""
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
@@ -59,19 +59,19 @@ _HEADERS = {
 
 
 def problem(code: str, message: str, request_id: str) -> dict[str, str]:
-    """The body of every refusal: a code for programs, one line for people, and what to name when asking."""
+    """The body of every error response: a code for programs, a one-line message, and the request id."""
     return {"code": code, "message": redacted(" ".join(message.split())), "request_id": request_id}
 
 
 class ApiGuard:
-    """ASGI middleware. See the module.
+    """ASGI middleware that checks every request; see the module's docstring.
 
     Args:
-        tokens: who is let in; None: everybody, which only makes sense on loopback.
-        tickets: of `pipeline.api.tokens`.
-        hosts: host names that a request may name, without port; None: any. On loopback this keeps a web page
-            from reaching the API by a name of its own that it points there (DNS rebinding).
-        max_body_bytes: of one request.
+        tokens: accepted tokens; None: no authentication, which only makes sense on loopback.
+        tickets: issues and checks tickets, see `pipeline.api.tokens`.
+        hosts: allowed host names in the Host header, without port; None: any. On loopback this prevents
+            DNS rebinding, by which a web page could reach the API under its own host name.
+        max_body_bytes: maximum size of a request's body.
     """
 
     def __init__(
@@ -106,10 +106,10 @@ class ApiGuard:
         else:
             await self._http(scope, receive, send, request_id)
 
-    # --- who asks --------------------------------------------------------------------------------
+    # --- checks ----------------------------------------------------------------------------------
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str, str] | None:
-        """(status, code, message) if the request goes no further."""
+        """(status, code, message) if the request is refused, else None."""
         host = _HOST.fullmatch(headers.get("host", ""))
         if self._hosts is not None and (host is None or host[1].lower() not in self._hosts):
             return 421, "wrong_host", "this service does not answer to the host name that the request gives"
@@ -141,7 +141,7 @@ class ApiGuard:
         given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("ticket", [])
         return len(given) == 1 and self._tickets.allows(given[0], match[1])
 
-    # --- what goes through -----------------------------------------------------------------------
+    # --- forwarding ------------------------------------------------------------------------------
 
     async def _http(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         started = False
@@ -171,7 +171,7 @@ class ApiGuard:
                 await refuse(scope, receive, send, 500, "internal", FAULT, request_id)
 
     async def _body(self, receive: Receive) -> bytes | None:
-        """The whole body, whether its length was announced or not; None if it is too large."""
+        """The whole body, with or without a Content-Length; None if it is too large."""
         parts: list[bytes] = []
         size = 0
         while True:
@@ -197,7 +197,7 @@ class ApiGuard:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Gives a body that was read already, then whatever comes after it."""
+    """A `receive` that returns a body already read, then the messages after it."""
     given = False
 
     async def replay() -> Message:
@@ -211,7 +211,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 def _headers(scope: Scope) -> dict[str, str]:
-    """By lower-case name. One that comes twice counts as neither: two readers might pick differently."""
+    """Headers by lower-case name. Repeated headers are dropped, since readers may pick different values."""
     found: dict[str, str] = {}
     for name, value in scope.get("headers", ()):
         key = name.decode("latin-1").lower()
@@ -220,7 +220,7 @@ def _headers(scope: Scope) -> dict[str, str]:
 
 
 def _same_page(scope: Scope, headers: dict[str, str]) -> bool:
-    """Whether no page of another site is behind the request; what is no browser has no such headers."""
+    """Whether the request is not cross-site. Clients other than browsers do not send these headers."""
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and scope["path"] != "/":
         return False
     origin = headers.get("origin")
@@ -251,7 +251,7 @@ async def refuse(
     """Answer a request with a `problem`.
 
     Args:
-        close: end the connection after it; so it is wherever the rest of a body is not going to be read.
+        close: close the connection afterwards; needed where the rest of a body is not read.
     """
     if scope["type"] == "websocket":
         await receive()  # the handshake; a close before it is accepted is answered with 403
@@ -262,7 +262,7 @@ async def refuse(
     if status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="xmem"'))
     if close or status in (400, 408, 413):
-        headers.append((b"connection", b"close"))  # the rest of the body is not going to be read
+        headers.append((b"connection", b"close"))  # the rest of the body is not read
     await send({"type": "http.response.start", "status": status, "headers": _dressed(headers, request_id)})
     await send({"type": "http.response.body", "body": body})
 

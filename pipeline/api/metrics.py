@@ -1,8 +1,7 @@
 """Prometheus metrics of the hub.
 
-Made anew for each scrape from the hub's own numbers, in a registry of its own: counters cannot differ from
-the ledger, nothing is counted twice where several replicas are asked, and streams that are gone leave nothing
-behind.
+They are built for each scrape from the hub's status, in a separate registry: counters always match the
+ledger, several replicas count nothing twice, and removed streams disappear.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _STREAM = ("stream_id",)
 
 
 def metrics_text(streams: Iterable[Mapping[str, Any]], capacity: Mapping[str, Any] | None = None) -> bytes:
-    """The exposition of what `LiveHub.list()` and `LiveHub.capacity()` give."""
+    """The exposition text for the results of `LiveHub.list()` and `LiveHub.capacity()`."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Snapshot([(_label(status["id"]), status) for status in streams], capacity or {}))
     return generate_latest(registry)

@@ -20,15 +20,15 @@ T = TypeVar("T")
 
 _CHECKERS = 4
 ADD_SECONDS = 20.0
-"""The first stream of a kind makes the hub measure its network, which is slower than all else."""
+"""Time limit for adding a stream: the first one of a kind makes the hub measure its network."""
 
 
 class HubUnavailableError(XmemError):
-    """The hub cannot be asked just now: it is starting, restarting, or gone."""
+    """The hub is not available: it is starting, restarting, or gone."""
 
 
 class Hub(Protocol):
-    """What the API asks of the hub: methods of `pipeline.live.hub.hub.LiveHub`, awaitable."""
+    """The hub as used by the API: methods of `pipeline.live.hub.hub.LiveHub`, awaitable."""
 
     async def add(self, spec: LiveSpec) -> Mapping[str, Any]: ...
     async def remove(self, stream_id: str) -> Mapping[str, Any] | None: ...
@@ -48,18 +48,18 @@ class Hub(Protocol):
 
 @dataclass(frozen=True)
 class ApiSettings:
-    """How the API is run. Holds digests of tokens, never tokens, and may be sent to other processes.
+    """Settings of the API. Holds digests of tokens, never tokens, and may be sent to other processes.
 
     Args:
-        tokens: who is let in; None: everybody. The command line allows that on loopback only.
+        tokens: accepted tokens; None: no authentication, which the command line allows on loopback only.
         networks: CIDRs that cameras may be in; see `UrlGuard`.
-        ports: on which cameras may be asked.
-        hosts: names that requests may give as Host; None: any.
-        detectors: that requests may name.
-        streams: settings of streams whose request leaves them out.
-        max_streams: at the same time.
-        max_viewers: pictures and records that are followed live at the same time, per replica.
-        hub_seconds: within which the hub has to answer.
+        ports: allowed ports of cameras.
+        hosts: allowed values of the Host header; None: any.
+        detectors: detectors that requests may name.
+        streams: default settings of streams.
+        max_streams: maximum number of streams.
+        max_viewers: maximum number of simultaneous live views (previews and WebSockets), per replica.
+        hub_seconds: time limit for the hub's answers, in seconds.
     """
 
     tokens: TokenSet | None
@@ -76,7 +76,7 @@ class ApiSettings:
 
 
 class RefusedError(Exception):
-    """Answered with a status and a `Problem`."""
+    """A refused request, answered with an HTTP status and a `Problem`."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -84,7 +84,7 @@ class RefusedError(Exception):
 
 
 class Service:
-    """What the routes share: the hub behind its timeout, and the checks before it."""
+    """State shared by the routes: the hub with its timeout, and the checks before it."""
 
     def __init__(self, hub: Hub, settings: ApiSettings, resolver: Resolver) -> None:
         self.hub, self.settings = hub, settings
@@ -94,14 +94,14 @@ class Service:
         self._viewers = 0
 
     async def ask(self, answer: Awaitable[T], *, seconds: float | None = None) -> T:
-        """The hub's answer; refuses with 503 if it does not come in time."""
+        """Await the hub's answer; HubUnavailableError (503) after the timeout."""
         try:
             return await asyncio.wait_for(answer, seconds or self.settings.hub_seconds)
         except TimeoutError as error:
             raise HubUnavailableError("the tracker did not answer in time: try again") from error
 
     async def check(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Do something that takes a moment (a name look-up, decoding masks) beside the event loop."""
+        """Run blocking work (a name look-up, decoding masks) in a thread, outside the event loop."""
         loop = asyncio.get_running_loop()
         try:
             await asyncio.wait_for(self._checks.acquire(), self.settings.hub_seconds)
@@ -112,7 +112,7 @@ class Service:
         return await self.ask(asyncio.shield(done))
 
     async def about(self, stream_id: str, answer: Awaitable[T], *, seconds: float | None = None) -> T:
-        """The hub's answer about a stream; refuses with 404 if there is none of that id."""
+        """Await the hub's answer about a stream; RefusedError (404) if there is no stream with that id."""
         try:
             return await self.ask(answer, seconds=seconds)
         except UsageError as error:
@@ -129,7 +129,7 @@ class Service:
         return {str(status["id"]) for status in await self.ask(self.hub.list())}
 
     async def add(self, spec: LiveSpec) -> Mapping[str, Any]:
-        """Hand a checked stream to the hub; what is then still wrong with it is its id, or the room."""
+        """Add a checked stream to the hub; the remaining errors are a taken id and a lack of capacity."""
         there = await self.ids()
         if spec.stream_id not in there:
             if len(there) >= self.settings.max_streams:
@@ -145,11 +145,11 @@ class Service:
 
     @property
     def crowded(self) -> bool:
-        """Whether there are as many viewers as there may be."""
+        """Whether the limit of viewers is reached."""
         return self._viewers >= self.settings.max_viewers
 
     def refuse_if_crowded(self) -> None:
-        """RefusedError if there are as many viewers as there may be."""
+        """RefusedError if the limit of viewers is reached."""
         if self.crowded:
             raise RefusedError(
                 429, "too_many_viewers", f"{self._viewers} are watching already: try again later"
@@ -157,7 +157,7 @@ class Service:
 
     @contextlib.contextmanager
     def viewing(self) -> Iterator[None]:
-        """Counts somebody who looks on."""
+        """Count a viewer while the context is active."""
         self._viewers += 1
         try:
             yield
@@ -165,7 +165,7 @@ class Service:
             self._viewers -= 1
 
     def close(self) -> None:
-        """Let the threads go."""
+        """Stop the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 

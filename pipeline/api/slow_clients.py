@@ -4,9 +4,9 @@ The proxy is uvicorn, which waits for a request for as long as a client likes, a
 one of the replicas' slots before its body is here. With `middlewares` as the proxy's callback
 
 * a request's head has HEAD_SECONDS, from when the connection is made, or from a later request's first byte;
-* a body has BODY_SECONDS, and no replica hears of the request before it is whole (or larger than is allowed);
-* connections without a request under way, and bodies under way, are limited in number, per client and in all.
-  Where there are too many the oldest goes: an honest client sends at once, and so is never that for long.
+* a body has BODY_SECONDS, and reaches a replica only once it is complete (or larger than is allowed);
+* idle connections and incomplete bodies are limited in number, per client and in total. Above the limit the
+  oldest is closed: a well-behaved client sends at once, so it is never the oldest for long.
 
 `xmem serve` names it in the environment variable that Ray reads; elsewhere set it where Ray starts:
 
@@ -36,7 +36,7 @@ MOST_IDLE, MOST_IDLE_PER_CLIENT = 1024, 128
 MOST_BODIES, MOST_BODIES_PER_CLIENT = 128, 32
 """Requests whose body is under way."""
 MAX_BODY_BYTES = 2**20
-"""Held here; what is larger is passed on as it comes, to be refused."""
+"""Bytes buffered here; a larger body is passed on unbuffered, to be refused."""
 
 
 def middlewares() -> list[Middleware]:
@@ -46,10 +46,10 @@ def middlewares() -> list[Middleware]:
 
 
 class Crowd:
-    """Members in the order in which they came. Where there are too many, the oldest are thrown out.
+    """A bounded collection of members in order of arrival. Above the limits, the oldest are evicted.
 
     Args:
-        most, most_per_client: members.
+        most, most_per_client: maximum number of members, in total and per client.
     """
 
     def __init__(self, most: int, most_per_client: int) -> None:
@@ -61,11 +61,11 @@ class Crowd:
         return len(self._members)
 
     def enter(self, member: Hashable, client: str, throw_out: Callable[[], object]) -> None:
-        """A member comes, as the newest.
+        """Add a member, as the newest.
 
         Args:
-            client: whose member it is.
-            throw_out: called if it has to go; it has left by then.
+            client: the client that it belongs to.
+            throw_out: called after the member is evicted.
         """
         self.leave(member)
         self._members[member] = (client, throw_out)
@@ -77,7 +77,7 @@ class Crowd:
             self._throw_out(next(iter(self._members)))
 
     def leave(self, member: Hashable) -> None:
-        """A member goes, if it is still there."""
+        """Remove a member, if it is present."""
         client, _ = self._members.pop(member, ("", None))
         own = self._of.get(client, {})
         own.pop(member, None)
@@ -92,7 +92,7 @@ class Crowd:
 
 
 class WholeBodies:
-    """ASGI middleware that reads a request's body before anybody hears of the request. See the module."""
+    """ASGI middleware that forwards a request only after reading its body; see the module's docstring."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class WholeBodies:
 
 
 def _after(first: Message, receive: Receive) -> Receive:
-    """Gives a message, then what comes after it."""
+    """A `receive` that returns a message, then the messages after it."""
     given = False
 
     async def replay() -> Message:
@@ -157,7 +157,7 @@ def _after(first: Message, receive: Receive) -> Receive:
 
 
 def limit_heads() -> None:
-    """Have uvicorn servers that this process starts from now on wait no longer for the head of a request."""
+    """Limit the time for request heads in all uvicorn servers that this process starts from now on."""
     from uvicorn.protocols.http import auto
 
     if not getattr(auto.AutoHTTPProtocol, "limits_heads", False):

@@ -1,8 +1,8 @@
 """Ray actors: a `Worker` for batches and a `LiveHub` for live streams.
 
-Ray restarts an actor whose process died; the new one knows of no stream, says so ("unknown"), and rebuilds
-each from the store when it is opened again. Nothing is retried behind the scheduler's back: a chunk whose
-answer never came may be tracked or not, and only the store can tell.
+Ray restarts an actor whose process died. The new one has no open streams and answers "unknown" until a stream
+is opened again from the store. Ray does not retry calls: a chunk without an answer may be tracked or not, and
+only the store can tell.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WATCHING = 128
 
 
 class Tracker(Worker):
-    """A `Worker` in an actor's process, where calls are done in the order they came."""
+    """A `Worker` in an actor's process, which runs calls in order of arrival."""
 
     def __init__(self, settings: WorkerSettings, environment: Mapping[str, str] | None = None) -> None:
         os.environ.update(environment or {})
@@ -43,21 +43,21 @@ class Tracker(Worker):
         super().__init__(settings)
 
     def facts(self) -> dict[str, Any]:
-        """What a `Worker` says of its process, and the id of its node."""
+        """The facts of `Worker.facts`, and the id of the Ray node."""
         return {**super().facts(), "node_id": ray.get_runtime_context().get_node_id()}
 
     def open(self, spec: StreamSpec, state: bytes | None = None) -> StreamStatus:
-        """Open a stream as a `Worker` does; ends the process if the device turns out to be beyond use."""
+        """Open a stream as a `Worker` does; ends the process if the device has become unusable."""
         return self._usable(super().open(spec, state))
 
     def track(self, chunk: FrameChunk) -> ChunkReport:
-        """Track a chunk as a `Worker` does; ends the process if the device turns out to be beyond use."""
+        """Track a chunk as a `Worker` does; ends the process if the device has become unusable."""
         return self._usable(super().track(chunk))
 
     def _usable(self, answer: T) -> T:
-        """The answer, unless the device is beyond use: then every stream here would fail, one after another.
+        """The answer; ends the process if the device is unusable, since every further stream would fail.
 
-        Dead, the process is started again with a device that works, and which stream did it is found out.
+        Ray restarts the process with a working device, and the scheduler finds out which stream caused it.
         """
         if self.broken:
             logger.error("the device is beyond use, this process ends: %s", answer)
@@ -85,18 +85,18 @@ def tracker_actor(
         options: for `ray.actor.ActorClass.options`.
     """
     threads = settings.tracking.threads
-    # Ray would give the actor's libraries one thread; torch is told per stream, OpenMP reads it at its start.
+    # Ray's default is one thread for the actor's libraries; torch is set per stream, OpenMP at its start.
     runtime = {"env_vars": {"OMP_NUM_THREADS": str(threads), **passive_environment()}}
     chosen = {"num_cpus": threads, "num_gpus": gpus, "runtime_env": runtime, **options}
     return TrackerActor.options(**chosen).remote(settings, dict(environment or {}))
 
 
 class Live(LiveHub):
-    """A `LiveHub` in an actor's process; its methods answer at once, and several at a time.
+    """A `LiveHub` in an actor's process. Its methods do not block and run concurrently.
 
-    Calls that wait for a frame are made in the concurrency group `WATCHERS`, which has threads of its own, so
-    that they keep nobody else waiting. An actor whose process died is started again by Ray, and its hub goes
-    on with all its streams by itself.
+    Calls that wait for a frame run in the concurrency group `WATCHERS`, which has separate threads, so that
+    they do not delay other calls. Ray restarts an actor whose process died, and the hub resumes all its
+    streams.
     """
 
     def __init__(self, settings: HubSettings) -> None:
@@ -119,7 +119,7 @@ LiveActor: Any = _remote(max_restarts=FOR_EVER, max_task_retries=0, concurrency_
 def live_actor(settings: HubSettings, *, gpus: float = 0.0, calls: int = LIVE_CALLS, **options: Any) -> Any:
     """A handle of the actor that holds the hub of this name, started if there is none.
 
-    It belongs to nobody: it lives on when whoever started it dies. End it with its `close`, then `ray.kill`.
+    The actor is detached: it outlives the process that started it. Stop it with `close`, then `ray.kill`.
 
     Args:
         settings: of the hub; those of an actor that is there already are not changed. Where they name no
@@ -147,7 +147,7 @@ def live_actor(settings: HubSettings, *, gpus: float = 0.0, calls: int = LIVE_CA
 def _threads_here() -> int:
     """Threads for a hub whose settings name none: what is free on a single machine, one on a cluster.
 
-    The machines of a cluster may differ in size, and are there for others too.
+    The machines of a cluster may differ in size, and may be shared.
     """
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
     machines = [node for node in nodes if node["Alive"] and node["Resources"].get("CPU")]

@@ -1,7 +1,7 @@
 """Messages between the scheduler and a tracker process: small plain data, never pixels.
 
-A chunk is named by its stream and its frames; whoever tracks it decodes it. How far a stream is, is in the
-store and nowhere else; every answer repeats it.
+A chunk is identified by its stream and frames; the worker that tracks it decodes it. The progress of a stream
+is kept only in the store; every answer repeats it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Outcome = Literal["tracked", "finished", "refused", "unknown", "failed"]
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What all streams of one batch have in common.
+    """Settings shared by all streams of one batch.
 
     Args:
         out: the output folder, a path or any fsspec URI.
         tracking: how they are tracked. A stream that was begun with another number of threads, or (where the
             dtype is "auto") in another precision, keeps its own.
-        probe: name of a file that whoever runs the batch has put into `out`. A worker that does not see it
-            writes somewhere else, see `pipeline.distributed.worker.Worker.facts`.
+        probe: name of a file that the batch has created in `out`. A worker that does not see it has another
+            folder there, see `pipeline.distributed.worker.Worker.facts`.
         storage_options, out_storage_options: for the fsspec file systems of videos and output. They may hold
             credentials, so they are in no repr.
     """
@@ -75,7 +75,7 @@ class StreamSpec:
 
 @dataclass(frozen=True, slots=True)
 class StreamStatus:
-    """How a stream stands after it was opened.
+    """Status of a stream after it was opened.
 
     Args:
         next_frame: the first frame without committed rows; chunks go on from there.
@@ -108,7 +108,7 @@ class StreamStatus:
 
 @dataclass(frozen=True, slots=True)
 class ChunkReport:
-    """What became of a chunk.
+    """Result of tracking a chunk.
 
     Args:
         outcome: "tracked": the frames are tracked and their rows on the way to the store, in order.
@@ -118,8 +118,8 @@ class ChunkReport:
         next_frame: the frame that comes next.
         frames: frames tracked by this call, repeated ones included.
         rows, losses, ellipses: of all frames before `next_frame`; of a failed stream, what is committed.
-        seconds: this call took.
-        warnings: new since the last report.
+        seconds: duration of this call.
+        warnings: warnings since the last report.
     """
 
     stream_id: str

@@ -1,7 +1,7 @@
 """Ends a Ray worker process whose raylet has died.
 
-Ray leaves such a worker running. Nobody can ask it anything any more, and its actor may be started again on
-another node, but it would go on tracking and writing.
+Ray leaves such a worker running. It can no longer be reached, and its actor may be restarted on another node,
+but it would continue to track and write.
 """
 
 from __future__ import annotations

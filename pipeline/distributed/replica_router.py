@@ -1,7 +1,7 @@
 """A Serve request router that answers 503 while no replica is running.
 
-Ray Serve's own routers keep a request until there is a replica for it, however long that takes. A client is
-better off with a quick 503, and asks again.
+Ray Serve's own routers hold a request until a replica is available, without a time limit. A fast 503 lets the
+client retry.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class FailFastRouter(PowerOfTwoChoicesRequestRouter):
         return await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
 
     def on_replica_actor_died(self, replica_id: Any) -> None:
-        """A request to it has failed."""
+        """Called when a request to a replica has failed."""
         super().on_replica_actor_died(replica_id)
         self._refuse_if_alone()
 
     def update_replicas(self, replicas: list[Any]) -> None:
-        """The controller's list has changed."""
+        """Called when the controller's list of replicas has changed."""
         super().update_replicas(replicas)
         self._refuse_if_alone()
 
     def _refuse_if_alone(self) -> None:
-        """Refuse the requests that wait already, if there is nobody left to wait for."""
+        """Refuse the pending requests if no replica is left."""
         if self.curr_replicas:
             return
         for request in list(self._pending_requests_to_fulfill):

@@ -1,8 +1,8 @@
 """The Ray Serve application: API replicas in front of one named hub actor.
 
-The hub is an actor of its own, detached from whoever started it, and restarted by Ray when its process dies;
-it goes on from what it had stored. Replicas only find it by name: they may come, go and be several, and none
-of their requests waits for tracking.
+The hub is a detached actor, which outlives the process that started it. Ray restarts it when its process
+dies, and it resumes from its stored state. Replicas find it by name and may be started and stopped at any
+time; none of their requests waits for tracking.
 
     xmem serve --out s3://my-bucket/live ...          # see jobs.cli.serve
     serve run pipeline.distributed.serve:app out=s3://my-bucket/live allow_network=10.20.0.0/16
@@ -50,11 +50,11 @@ _HEALTH_SECONDS = 1.0  # how soon a replica that has died is replaced
 
 @dataclass(frozen=True)
 class HubPlace:
-    """Where the hub's actor is found, and what to make it of where there is none.
+    """Name of the hub's actor, and the settings to start it with if it does not exist.
 
     Args:
-        name: of the actor, in the namespace `NAMESPACE`.
-        settings: of the hub; None: somebody else starts it.
+        name: name of the actor, in the namespace `NAMESPACE`.
+        settings: settings of the hub; None: it is started elsewhere.
         gpus: share of a GPU to reserve.
     """
 
@@ -71,13 +71,13 @@ def hub_actor(place: HubPlace) -> Any:
 
 
 class RayHub:
-    """The hub as the API asks for it: each method of `Hub`, called on the hub's actor.
+    """The API's `Hub` protocol, with each method called on the hub's actor.
 
     Args:
-        place: where it is.
+        place: name and settings of the actor.
 
     Raises:
-        HubUnavailableError: by every method, while the actor cannot be asked.
+        HubUnavailableError: by every method, while the actor is not available.
     """
 
     def __init__(self, place: HubPlace) -> None:
@@ -112,7 +112,7 @@ class RayHub:
         try:
             return await call.remote(*arguments, **options)
         except RayTaskError as error:
-            # Ray's error says the whole remote traceback; the hub's own is what is meant.
+            # Ray's error contains the whole remote traceback; re-raise the hub's own error instead.
             cause = error.cause
             if isinstance(cause, XmemError):
                 raise cause from None

@@ -1,7 +1,7 @@
 """Worker: a tracker process with one model and several open streams, tracking chunks on request.
 
-No Ray in here; `actor.py` puts it into an actor. The rule after any accident: a worker knows of no stream
-until it is opened, and opening asks the store how far it is.
+Does not import Ray; `pipeline.distributed.actors` puts it into an actor. After any crash, a worker has no
+open streams, and opening a stream reads its progress from the store.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pipeline.video.sources import open_source
 logger = logging.getLogger(__name__)
 
 _READERS = 16
-# Faults of a device that outlast the call. Older releases of torch tell them only by their words.
+# Device faults that persist after the call. Older releases of torch identify them only by their message.
 _BREAKING: tuple[type[BaseException], ...] = tuple(filter(None, [getattr(torch, "AcceleratorError", None)]))
 
 
@@ -55,13 +55,13 @@ class _Open:
 class Worker:
     """Tracks chunks of several streams on one device, one after another.
 
-    Nothing that concerns one stream is raised: it comes back as a `Failure`, and the other streams go on.
+    Errors of a single stream are not raised but returned as a `Failure`; the other streams continue.
 
     Args:
-        settings: of all streams.
+        settings: settings of all streams.
 
     Raises:
-        UsageError: the settings are wrong. XmemError: the model cannot be had.
+        UsageError: the settings are wrong. XmemError: the model cannot be loaded.
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
@@ -72,14 +72,14 @@ class Worker:
         self._executors = {dtype_name(self._segmenter): Executor(self._segmenter)}
         self._threads = self._tracking.model.threads or torch.get_num_threads()
         self._streams: dict[str, _Open] = {}
-        # After an illegal access or a failed assertion on a GPU every later call fails, whoever's it is.
+        # After an illegal access or a failed assertion on a GPU, every later call of any stream fails.
         self.broken = False
 
     def facts(self) -> dict[str, Any]:
-        """This process: host, pid, device, the device's memory and what the weights take of it, in bytes.
+        """Facts of this process: host, pid, device, the device's memory and the weights' size, in bytes.
 
-        `output_fault` says why rows written here would not be in the output folder of whoever runs the batch;
-        None: they would, as far as the settings' `probe` tells.
+        `output_fault` says why rows written here would not reach the batch's output folder; None: they would,
+        according to the settings' `probe`.
         """
         return {
             "host": socket.gethostname(),
@@ -128,10 +128,10 @@ class Worker:
             return []  # opening it tells
 
     def open(self, spec: StreamSpec, state: bytes | None = None) -> StreamStatus:
-        """Open a stream where the store says it stands; one that is open already stays as it is.
+        """Open a stream at the progress found in the store; a stream that is already open is not changed.
 
         Args:
-            state: what `release` gave, here or elsewhere. Not needed: without it the state is rebuilt.
+            state: result of `release` of this or another worker. Optional: without it the state is rebuilt.
         """
         held = self._streams.get(spec.stream_id)
         try:
@@ -144,7 +144,7 @@ class Worker:
             return StreamStatus(spec.stream_id, failure=self._failure(spec.stream_id, error))
 
     def track(self, chunk: FrameChunk) -> ChunkReport:
-        """Track a chunk: all or, at the video's end, what there is of it."""
+        """Track a chunk, up to its last frame or the end of the video."""
         begun = time.monotonic()
         held = self._streams.get(chunk.stream_id)
         if held is None:
@@ -202,14 +202,14 @@ class Worker:
         return "tracked" if stream.settle() else "finished"
 
     def release(self, stream_id: str, to_store: bool = True) -> bytes | None:
-        """Let go of a stream between two chunks, so that another worker may take it.
+        """Close a stream between two chunks, so that another worker may continue it.
 
         Args:
             to_store: keep its state in the store; otherwise it is returned.
 
         Returns:
-            the state for `open`; None if it is in the store, or there is none to be had: the stream is not
-            open here, has ended or failed. Then it is rebuilt from what is committed.
+            the state for `open`; None if it is in the store, or if the stream is not open here, has ended or
+            failed. Then it is rebuilt from the committed data.
         """
         held = self._streams.get(stream_id)
         if held is None:
@@ -228,7 +228,7 @@ class Worker:
             self.close(stream_id)
 
     def close(self, stream_id: str) -> None:
-        """Let go of a stream and its memory. What is committed stays."""
+        """Close a stream and free its memory. Committed rows are kept."""
         held = self._streams.pop(stream_id, None)
         if held is None:
             return
@@ -238,7 +238,7 @@ class Worker:
             logger.warning("stream %s: closing it failed: %s", stream_id, error)
 
     def close_all(self) -> None:
-        """Let go of every stream."""
+        """Close every stream."""
         for stream_id in list(self._streams):
             self.close(stream_id)
 
@@ -324,7 +324,7 @@ class Worker:
         if isinstance(error, XmemError):
             logger.warning("stream %s: %s", stream_id, error)
         else:
-            # A fault of ours, or of a library: whoever reads the worker's log needs to see where.
+            # A bug here or in a library: log the traceback.
             logger.error("stream %s: %s", stream_id, redacted_trace(error))
         if isinstance(error, _BREAKING):
             self.broken = True

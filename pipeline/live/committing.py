@@ -39,7 +39,7 @@ class LiveCommitter:
         committer: writes files and snapshots.
         record: the stream record, updated after each commit.
         unwritten, objects, requests: the stream's content for files and snapshots.
-        run: digest in its snapshots, see `pipeline.live.recovery.run_of`.
+        run: stored in its snapshots, see `pipeline.live.recovery.run_of`.
         previous: pts (seconds) and wall time of the last tracked frame.
         facts: returns the source's fields of the record.
         received_fps: returns the recent rate of received frames per second.

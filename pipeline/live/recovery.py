@@ -90,7 +90,7 @@ def restore(
 
 
 def run_of(segmenter: VideoSegmenter) -> str:
-    """Digest of what a state depends on; a snapshot is usable only with the same digest."""
+    """Text that identifies what a state depends on; a snapshot is usable only if it carries the same one."""
     return f"{segmenter.fingerprint} {segmenter.size} {segmenter.memory_config}"
 
 
