@@ -30,16 +30,16 @@ _MOST_LISTED = 50
 
 @dataclass
 class Forecast:
-    """What a batch would do.
+    """Forecast of a batch.
 
     Args:
-        videos, finished, begun: all, those done already, and those begun before that are not done.
-        prompts: how many videos have theirs from where.
-        opened: videos that were opened to see that they can be.
-        frames: to track in this run, about; None: unknown.
-        frames_per_second: of the newest earlier report in the output folder, which `measured_by` names.
-        skipped: files that are no videos.
-        wrong: what would fail, a line each.
+        videos, finished, begun: number of all videos, of finished ones, and of unfinished ones begun before.
+        prompts: number of videos by source of their prompts.
+        opened: number of videos that were opened as a check.
+        frames: estimated frames to track in this run; None: unknown.
+        frames_per_second: speed in the newest report in the output folder, which `measured_by` names.
+        skipped: files that are not videos.
+        wrong: errors found, a line each.
     """
 
     videos: int = 0
@@ -54,7 +54,7 @@ class Forecast:
     wrong: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The forecast as text lines."""
         left = self.videos - self.finished
         lines = [
             f"{self.videos} videos: {left} to track ({self.begun} begun before), {self.finished} finished"
@@ -86,10 +86,10 @@ def forecast(
     errors: Sequence[str] = (),
     skipped: Skipped | None = None,
 ) -> Forecast:
-    """What a batch of these videos would do. Nothing is written; of many videos some are opened.
+    """Forecast a batch of these videos. Nothing is written; if there are many, only some are opened.
 
     Args:
-        errors: what is wrong with the manifest.
+        errors: errors in the manifest.
 
     Raises:
         StoreError: the output folder cannot be read.
@@ -147,7 +147,7 @@ def _origin(job: VideoJob, begun: bool, detector: str | None) -> str:
 
 
 def _opened(job: VideoJob, settings: WorkerSettings) -> int | str | None:
-    """Frames to track of a video, None where it does not say; or what is wrong with it."""
+    """Number of frames to track of a video, None if unknown; or an error message."""
     spec, options = job.spec, settings.storage_options
     limit = settings.tracking.commit.max_pixels
     try:
@@ -168,7 +168,7 @@ def _opened(job: VideoJob, settings: WorkerSettings) -> int | str | None:
 
 
 def _take_rate(files: Files, found: Forecast) -> None:
-    """The speed of the newest report that has one."""
+    """Set the speed from the newest report that has one."""
     for name in sorted((n for n in files.names(FOLDER) if n.endswith(".json")), reverse=True):
         try:
             report = json.loads(files.read(name))

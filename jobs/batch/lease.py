@@ -1,14 +1,14 @@
 """Leases on the streams of an output folder, so that a batch started twice is noticed.
 
-    OUT/running/<batch id>.json       who runs: machine, process, since when, and a heartbeat
-    OUT/running/<batch id>.streams    which streams: 8 bytes for each
+    OUT/running/<batch id>.json       the owner: machine, process, start time and heartbeat
+    OUT/running/<batch id>.streams    the streams: 8 bytes each
 
-The rows are safe without: commits never overwrite, whoever writes. A lease only saves work. A run first
-writes its own lease as "claiming", then looks for others that have one of its streams, then says "running".
-Of two that claim at the same moment the one with the smaller id goes on.
+Rows are safe without leases, since commits never overwrite. A lease only avoids duplicate work. A run first
+writes its own lease with state "claiming", then looks for other leases on its streams, then sets "running".
+If two runs claim at the same moment, the one with the smaller id continues.
 
-A run on this machine is alive as long as its process is. One elsewhere is, as long as its heartbeat is not
-older than `EXPIRY_SECONDS`, by the clocks of both machines.
+A run on this machine is alive as long as its process exists. A run on another machine is alive as long as its
+heartbeat is not older than `EXPIRY_SECONDS`, by the clocks of both machines.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ class AnotherRunError(UsageError):
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lease.
+    """The owner of a lease.
 
     Args:
-        batch_id: of its batch.
-        host: name of its machine, for people.
-        boot: of that machine, container included; equal only for processes that see each other.
-        pid, born: its process, and the clock tick in which that began: numbers of processes are used again.
-        started: when it began, ISO 8601 in UTC.
-        alive: its last heartbeat, seconds since 1970 by its machine's clock.
+        batch_id: id of its batch.
+        host: name of its machine, for messages.
+        boot: boot id and PID namespace of that machine; equal only for processes that see each other.
+        pid, born: process id, and the clock tick of the process's start, since process ids are reused.
+        started: start time, ISO 8601 in UTC.
+        alive: last heartbeat, seconds since 1970 by its machine's clock.
         state: "claiming" or "running".
     """
 
@@ -68,13 +68,13 @@ class Owner:
 
     @classmethod
     def here(cls, batch_id: str) -> Owner:
-        """This process."""
+        """The owner for this process."""
         started = datetime.now(UTC).isoformat(timespec="seconds")
         pid = os.getpid()
         return cls(batch_id, socket.gethostname(), _boot(), pid, _born(pid), started, time.time(), "claiming")
 
     def lives(self) -> bool:
-        """Whether it is to be expected that it still runs."""
+        """Whether the owner is considered alive."""
         if self.boot and self.boot == _boot():
             return _born(self.pid) == self.born
         return time.time() - self.alive < EXPIRY_SECONDS
@@ -84,14 +84,14 @@ class Owner:
 def lease(
     files: Files, batch_id: str, stream_ids: Iterable[str], *, take_over: bool = False
 ) -> Iterator[None]:
-    """Holds the streams for a batch, until the end of the block.
+    """Hold leases on a batch's streams until the end of the block.
 
     Args:
         files: the output folder.
-        take_over: take them from a run that seems to be alive.
+        take_over: take the streams from a run that seems to be alive.
 
     Raises:
-        AnotherRunError: another run that is alive has some of them. StoreError: the folder cannot be read or
+        AnotherRunError: a live run holds some of the streams. StoreError: the folder cannot be read or
         written.
     """
     ours = {_digest(stream_id) for stream_id in stream_ids}
@@ -135,7 +135,7 @@ def _claim(files: Files, owner: Owner, ours: set[bytes], take_over: bool) -> Non
             elif (
                 other.state == "claiming" and owner.batch_id < other.batch_id and time.monotonic() < deadline
             ):
-                undecided = True  # it sees us, or has looked before we were there
+                undecided = True  # it sees this lease, or checked before this lease existed
             else:
                 raise AnotherRunError(
                     f"batch {other.batch_id} on {other.host} (process {other.pid}, since {other.started}) is "
@@ -181,7 +181,7 @@ def _beat(files: Files, owner: Owner, ended: threading.Event) -> None:
                 logger.warning("another run has taken the lease of this one over")
                 return
             _write(files, replace(owner, alive=time.time()))
-        except StoreError as error:  # the work itself will fail of it, or not
+        except StoreError as error:  # not fatal: the commits report a folder that cannot be written
             logger.debug("heartbeat: %s", error)
 
 
@@ -205,7 +205,7 @@ def _digest(stream_id: str) -> bytes:
 
 
 def _boot() -> str:
-    """The machine since its last start, and the part of it whose processes this one sees; "" if unknown."""
+    """Boot id and PID namespace of this process; "" if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -214,7 +214,7 @@ def _boot() -> str:
 
 
 def _born(pid: int) -> int:
-    """The clock tick in which a process began; 0: there is none of this number, or it has ended."""
+    """The clock tick of a process's start; 0 if there is no such process or it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

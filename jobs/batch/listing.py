@@ -1,7 +1,7 @@
 """Lists the videos of a folder or glob on any fsspec URI, and the prompts that lie beside them.
 
-One listing finds videos and sidecars together: in a bucket of 10,000 videos a question per video would take
-longer than the tracking of some.
+One listing finds videos and sidecars together: in a bucket of 10,000 videos a request per video would take
+too long.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VIDEO_SUFFIXES = (
 SIDECARS = (".prompts.json", ".masks.png")
 _MAGIC = re.compile(r"[*?\[]")
 _FOLDERS_REMEMBERED = 256
-# A folder may hold a million images beside its videos.
+# Limit, since a folder may hold a million images beside its videos.
 _MOST_SKIPPED = 1000
 _MOST_NAMED = 8
 _NO_SUFFIX = "no suffix of a video"
@@ -41,10 +41,10 @@ _NO_VIDEO = "prompts or masks of no video here"
 
 @dataclass
 class Skipped:
-    """Files that a folder or a glob holds and that are not tracked.
+    """Files of a folder or a glob that are not tracked.
 
     Args:
-        count: how many there are.
+        count: number of these files.
         files: the first of them, each with the reason.
     """
 
@@ -52,7 +52,7 @@ class Skipped:
     files: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, uri: str, reason: str) -> None:
-        """Note one more file."""
+        """Record a skipped file."""
         self.count += 1
         if len(self.files) < _MOST_SKIPPED:
             self.files.append((uri, reason))
@@ -69,7 +69,7 @@ class Skipped:
 
 
 def has_wildcard(uri: str) -> bool:
-    """Whether a URI may be a glob. In a web address `?` begins the query."""
+    """Whether a URI may be a glob. In an HTTP URL `?` starts the query and is no wildcard."""
     return scheme_of(uri) not in ("http", "https") and _MAGIC.search(uri) is not None
 
 
@@ -78,11 +78,11 @@ def videos_in(
 ) -> Iterator[tuple[str, str | None]]:
     """(video, its sidecar or None) of a folder and all below it, or of a glob; sorted, local paths absolute.
 
-    Of a folder, and of a glob that leaves the suffix open, files with a video's suffix are taken; of another
-    glob, all that match. Hidden files and folders, and sidecars, are no videos.
+    A folder, or a glob without a suffix, yields files with a video suffix; a glob with a suffix yields all
+    matches. Hidden files and folders and sidecars are excluded.
 
     Args:
-        skipped: takes note of the other files of the folder or the glob, hidden ones aside.
+        skipped: collects the other files of the folder or glob, except hidden ones.
 
     Raises:
         UsageError: it cannot be listed, or there is no video.
@@ -116,13 +116,13 @@ def videos_in(
 
 
 def root_of(uri: str) -> str:
-    """The folder that all videos of a folder or glob lie below, as their URIs begin."""
+    """The common parent folder of all videos of a folder or glob, as a prefix of their URIs."""
     _, chain, _, root = _split(uri)
     return _prefix(root, chain)
 
 
 def sidecar_of(video: str, names: Iterable[str]) -> str | None:
-    """Which of `names` (a set, best) holds the prompts of a video of this name; prompts before masks."""
+    """The sidecar of a video among `names` (preferably a set); prompts files come before masks."""
     return next((name for name in _sidecars_of(video) if name in names), None)
 
 
@@ -132,7 +132,7 @@ def _sidecars_of(video: str) -> list[str]:
 
 
 class Sidecars:
-    """Prompts beside videos that a manifest names: each folder is listed once, while it is remembered."""
+    """Finds sidecars of a manifest's videos; listings of recent folders are cached."""
 
     def __init__(self, storage_options: Mapping[str, Any] | None = None) -> None:
         self._options = storage_options
@@ -157,7 +157,7 @@ class Sidecars:
             fs.invalidate_cache()
             entries = fs.ls(path, detail=False)
         except (FileNotFoundError, NotADirectoryError, ImportError, ValueError):
-            return frozenset()  # no such folder, or none that could be listed: opening the video will tell
+            return frozenset()  # no such folder, or not listable: opening the video reports the error
         except Exception as error:
             logger.warning("%s cannot be listed, prompts beside its videos are not seen: %s",
                            folder, one_line(error))  # fmt: skip
@@ -188,7 +188,7 @@ def _prefix(root: str, chain: str) -> str:
 
 
 def _unchained(uri: str) -> tuple[str, str]:
-    """The part that names files, and what follows it: of `zip://*.mp4::s3://b/a.zip` it is the first."""
+    """The part that names files, and the chain after it: of `zip://*.mp4::s3://b/a.zip` it is the first."""
     head, separator, tail = uri.partition("::")
     return (head, separator + tail) if separator and "://" in head else (uri, "")
 
@@ -200,8 +200,8 @@ def _listing(place: str, depth: int | None, storage_options: Mapping[str, Any] |
         root = path.rstrip("/") + "/"
         fs.invalidate_cache()
         paths = fs.find(path, maxdepth=depth)
-        fs.invalidate_cache()  # what it may remember of a million files
-    except Exception as error:  # every store behind fsspec has errors of its own
+        fs.invalidate_cache()  # clears fsspec's listing cache, which may hold a million files
+    except Exception as error:  # fsspec file systems raise their own exceptions
         raise UsageError(str(read_error(place, error))) from error
     root = root.lstrip("/")
     names = (p.lstrip("/").removeprefix(root) for p in paths if not p.endswith("/"))
@@ -214,7 +214,7 @@ def _matcher(pattern: str) -> Any:
 
 
 def _depth(pattern: str) -> int | None:
-    """How many levels of folders a glob reaches."""
+    """Number of folder levels that a glob spans."""
     return None if "**" in pattern else pattern.count("/") + 1
 
 

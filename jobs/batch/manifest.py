@@ -1,8 +1,8 @@
 """Batch input: a folder, a glob or a manifest file as a list of videos, each with its prompts.
 
-Prompts are named here, not read: a batch may have more of them than the driver's memory holds. Those of a
-video are, in this order: the manifest's, those beside the video (`a.prompts.json` or `a.masks.png` for
-`a.mp4`; `a.mp4.prompts.json` too), the file given for all.
+Prompts are referenced, not read, since those of a batch may exceed the driver's memory. A video's prompts
+are, in this order: those in the manifest, those beside the video (`a.prompts.json` or `a.masks.png` for
+`a.mp4`; also `a.mp4.prompts.json`), the file given for all videos.
 """
 
 from __future__ import annotations
@@ -44,37 +44,36 @@ def load_manifest(
     ids: Ids = "uri",
     errors: list[str] | None = None,
 ) -> list[VideoJob]:
-    """The videos of a batch, in the order of the manifest or of their names.
+    """Load the videos of a batch, in the order of the manifest or of their names.
 
-    About 0.6 kB a video is kept; manifest files are read as streams.
+    Takes about 0.6 kB per video; manifest files are read as streams.
 
     Args:
         source: path or fsspec URI of a folder (its videos, at any depth), a glob, a single video, or a
-            manifest: .jsonl, .csv or .parquet with columns uri, stream_id, prompts and priority, of which
-            only uri is needed; other columns go into the stream record. What is relative in a manifest is
-            relative to it. Or several of these: of what a shell makes of a glob, prompts and other files
-            that are no videos are left out.
-        prompts: prompts file or masks for the videos that have none of their own; checked here.
-        detector: name of the detector that finds objects; videos need no prompts then.
-        priority: of videos without one.
-        restart: start all of them over.
-        inline_prompts: give the videos what a local `prompts` file holds, not its name: on a cluster nobody
-            else could read it.
-        storage_options: for the fsspec file systems.
-        ids: what stream ids are made of where the manifest gives none: "uri": the whole URI. "relative": the
-            path below the folder, the glob's fixed part or the manifest's folder, so that the ids survive a
-            move of the archive. "name": the file's name alone, which must then be unique.
-        errors: takes what is wrong with single rows of manifests, and videos that are there twice, instead
-            of the first exception.
-        skipped: takes note of a folder's or glob's files that are not tracked; they are logged, too.
+            manifest: .jsonl, .csv or .parquet with columns uri (required), stream_id, prompts and priority;
+            other columns are stored in the stream record. Relative paths in a manifest are relative to it.
+            Or a list of these, for instance from a shell's glob: sidecars and other files that are not
+            videos are left out.
+        prompts: prompts file or masks for videos without their own; validated here.
+        detector: name of the detector that finds objects; videos then need no prompts.
+        priority: priority of videos for which the manifest has none.
+        restart: start all videos over.
+        inline_prompts: pass the content of a local `prompts` file instead of its name, for workers on other
+            machines.
+        storage_options: options of the fsspec file systems.
+        ids: how stream ids are derived if the manifest gives none: "uri": the whole URI. "relative": the
+            path below the folder, the glob's fixed part or the manifest's folder, so that ids stay the same
+            if the archive is moved. "name": the file's name, which must then be unique.
+        errors: collects errors of single manifest rows and duplicate videos, instead of raising the first.
+        skipped: collects a folder's or glob's files that are not tracked; they are also logged.
 
     Returns:
-        the jobs. A video with nothing to track is among them: it may have been begun before, and fails by
-        itself otherwise.
+        the jobs. Videos with nothing to track are included: they may have been begun before; otherwise they
+        fail individually.
 
     Raises:
-        UsageError: nothing can be tracked at all: the source cannot be read or holds no video, a row is
-            wrong, a stream or video is there twice, or no video has anything to track.
+        UsageError: the source cannot be read or holds no video, a row is invalid, a stream or video is
+            given twice, or no video has anything to track.
     """
     sources = [os.fspath(s) for s in ([source] if isinstance(source, str | os.PathLike) else source)]
     uri = ", ".join(sources[:3]) + (", ..." if len(sources) > 3 else "")
@@ -124,10 +123,10 @@ def _all_rows(
     skipped: Skipped,
     errors: list[str] | None,
 ) -> Iterator[tuple[str, Row]]:
-    """Of each source the folder that its videos are relative to, and its videos."""
+    """Per source, the folder that its videos are relative to, and its videos."""
     for source in sources:
         if len(sources) > 1 and not is_manifest(source):
-            # A shell hands over all files that match: prompts lie among the videos, and notes.
+            # A shell's glob matches all files, including sidecars and notes.
             if source.endswith(SIDECARS):
                 continue
             if source.lower().endswith(_NO_VIDEOS):
@@ -148,7 +147,7 @@ def _root(source: str, row: Row) -> str:
 
 
 def _made(uri: str, root: str, ids: Ids) -> str:
-    """The stream id of a video that was given none."""
+    """Derive the stream id of a video without one."""
     if ids == "name":
         return named_stream_id(uri)
     if ids == "relative" and root and uri.startswith(f"{root}/"):
@@ -159,7 +158,7 @@ def _made(uri: str, root: str, ids: Ids) -> str:
 def _rows(
     uri: str, storage_options: Mapping[str, Any] | None, skipped: Skipped, errors: list[str] | None
 ) -> Iterator[Row]:
-    """All videos, with the prompts that are their own."""
+    """All videos, with their own prompts."""
     if find_plugin(scheme_of(uri)):
         yield Row(0, uri)
     elif is_manifest(uri) and not has_wildcard(uri):
@@ -179,14 +178,14 @@ def _rows(
 
 
 def local_absolute(uri: str) -> str:
-    """A local path as one that holds in any process's working folder; another URI as it is."""
+    """Make a local path absolute; other URIs are returned unchanged."""
     if "::" in uri or scheme_of(uri) not in ("file", "local"):
         return uri
     return os.path.abspath(expanded(uri.partition("://")[2] if "://" in uri else uri))
 
 
 def _is_file(uri: str, storage_options: Mapping[str, Any] | None) -> bool:
-    """Whether this is one file. A name that looks like a glob may be a file's all the same."""
+    """Whether the URI is a single file; a file's name may look like a glob."""
     try:
         return not locate(uri, storage_options).is_folder()
     except SourceError as error:
@@ -196,7 +195,7 @@ def _is_file(uri: str, storage_options: Mapping[str, Any] | None) -> bool:
 
 
 def _beside(video: str, storage_options: Mapping[str, Any] | None) -> str | None:
-    """The prompts beside one video, by asking for each: its folder may be large."""
+    """The sidecar of one video. Checks each possible name, since its folder may be large."""
     if scheme_of(video) in ("http", "https") or "::" in video:
         return None
 
@@ -212,7 +211,7 @@ def _beside(video: str, storage_options: Mapping[str, Any] | None) -> str | None
 
 
 def _shared_prompts(uri: str, storage_options: Mapping[str, Any] | None) -> tuple[str, PromptSet]:
-    """The prompts for all videos: the one file that is read here, so that its faults are told once."""
+    """The prompts for all videos. The file is read here, so that its errors are reported once."""
     check_prompts_name(uri, "for all videos")
     uri = local_absolute(uri)
     is_picture = uri.partition("?")[0].lower().endswith(".png")
@@ -222,7 +221,7 @@ def _shared_prompts(uri: str, storage_options: Mapping[str, Any] | None) -> tupl
 
 
 def _meant(one: VideoJob, other: VideoJob, explicit: set[str]) -> bool:
-    """Whether a video that is there twice is so on purpose: each time as a stream with a name of its own."""
+    """Whether a duplicate video is intended: each occurrence has its own explicit stream id."""
     ids = (one.spec.stream_id, other.spec.stream_id)
     return ids[0] != ids[1] and explicit.issuperset(ids)
 

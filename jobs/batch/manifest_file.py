@@ -29,12 +29,12 @@ _ALMOST = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a manifest.
+    """One row of a manifest.
 
     Args:
-        line: its number, the file's first line being 1; of a Parquet file, the row's.
-        uri: the video, absolute.
-        prompts_uri, prompts: at most one of them.
+        line: line number, from 1; for Parquet, the row's number.
+        uri: absolute URI of the video.
+        prompts_uri, prompts: at most one of them is set.
         extra: the other columns, as plain data.
     """
 
@@ -58,11 +58,11 @@ def read_rows(
     """The rows of a manifest file, read as a stream.
 
     Args:
-        errors: takes what is wrong with single rows, instead of an exception; the other rows are given.
+        errors: collects errors of single rows instead of raising; the valid rows are still yielded.
 
     Raises:
-        UsageError: the file cannot be read, has unknown columns or no `uri`. A row that is wrong raises one
-            too, but only after all rows were read: the message counts the others that are wrong.
+        UsageError: the file cannot be read, has unknown columns or no `uri`. An invalid row raises it too,
+            after all rows were read; the message gives the number of other invalid rows.
     """
     first: UsageError | None = None
     others = 0
@@ -89,13 +89,13 @@ def read_rows(
 
 
 def absolute(uri: str, base: str) -> str:
-    """A URI or path of a manifest at `base`, absolute: what is relative is relative to the manifest."""
+    """Make a URI or path in the manifest at `base` absolute; relative paths are relative to the manifest."""
     if "://" in uri or "::" in uri or uri.startswith(("/", "~")):
         return expanded(uri) if uri.startswith("~") else uri
     head, scheme, path = _split(base)
     if not scheme:
         return os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(path)), uri))
-    # The first part is a bucket's or server's name: nothing leads out of it.
+    # The first part is a bucket or server: `..` cannot leave it.
     root, _, rest = path.partition("/")
     joined = posixpath.normpath(posixpath.join("/", posixpath.dirname(rest), uri))
     return f"{head}{scheme}{root}{joined}"
@@ -144,7 +144,7 @@ def _raw_rows(
         raise
     except FileNotFoundError as error:
         raise UsageError(f"manifest {uri}: no such file; check the path") from error
-    except Exception as error:  # every store behind fsspec has errors of its own
+    except Exception as error:  # fsspec file systems raise their own exceptions
         raise UsageError(f"manifest {uri} cannot be read: {one_line(error)}") from error
 
 
@@ -215,7 +215,7 @@ def _check_columns(uri: str, names: list[str]) -> None:
 
 
 def _misspelt(names: Iterable[str]) -> str | None:
-    """What is wrong with the first column that is almost one of ours; all others are the user's own."""
+    """Error for the first column whose name is almost a known one; other columns are the user's own."""
     for name in names:
         if name in COLUMNS:
             continue
@@ -248,7 +248,7 @@ def _checked(manifest: str, line: int, given: Mapping[str, Any]) -> Row:
 
 
 def _plain(value: Any) -> Any:
-    """A cell as JSON knows it, without credentials."""
+    """A cell as JSON-ready data, without credentials."""
     if isinstance(value, str):
         return redacted(value)
     if value is None or isinstance(value, bool | int):

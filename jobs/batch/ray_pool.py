@@ -1,9 +1,8 @@
 """RayPool: runs a `Scheduler`'s actions on tracker actors of a Ray cluster.
 
-The pool makes the calls that the scheduler asks for and hands it the answers; it decides nothing about videos
-and keeps nothing of an answer. Its own business is processes: Ray restarts an actor that died, and to the
-scheduler it comes back as a new worker; an actor that is dead for good is replaced by another one. Actors for
-which there is no room in the cluster wait until there is.
+The pool makes the scheduler's calls and passes it the results; it makes no decisions about videos and keeps
+no results. It manages processes: an actor that died is restarted by Ray and is a new worker to the scheduler;
+an actor that is permanently dead is replaced. Actors that do not fit the cluster wait for resources.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ from pipeline.storage.failures import Failure
 
 logger = logging.getLogger(__name__)
 
-# How long the pool sleeps at most: it looks for signals and requests between two sleeps.
+# Maximum wait; signals and requests are checked between waits.
 _NAP_SECONDS = 0.25
 _PROBE_SECONDS = 0.5
 _COUNT_SECONDS = 2.0
-# A machine that went away is noticed some time after its processes.
+# A lost machine is noticed some time after its processes.
 _DOUBT_SECONDS = 60.0
 _REPLACE_SECONDS = (0.5, 30.0)
-# Actors that fail in their constructor, one after another, with none ever ready.
+# Consecutive constructor failures, with no actor ever ready, that end the run.
 _HOPELESS = 3
 
 
@@ -49,31 +48,31 @@ class _Slot:
 
     actor: Any = None
     number: int = 0  # the scheduler's name for the process; 0 while there is none
-    instance: tuple[Any, ...] = ()  # the process that answered last
-    lost: bool = False  # that process is given up, and must not answer again
+    instance: tuple[Any, ...] = ()  # the process of the last answer
+    lost: bool = False  # that process is abandoned; its later answers are ignored
     calls: set[Any] = field(default_factory=set)
     next_try: float = 0.0
     failures: int = 0  # constructors that failed in a row
 
 
 class RayPool:
-    """Runs what a scheduler has to do.
+    """Executes a scheduler's actions on Ray actors.
 
     Args:
-        scheduler: with its videos.
+        scheduler: scheduler with its videos.
         make_actor: a handle of a new actor of `pipeline.distributed.actors.Tracker`'s methods; it should
         restart for ever,
             and never repeat a call (`max_restarts=-1, max_task_retries=0`).
-        workers: how many actors there should be, or who tells it: asked again now and then, as machines come.
-        budget: device memory for the streams of an actor, in bytes, from its `facts`; None: no limit.
-        first: a question that one actor answers before any of them gets a video: what makes the call, and
-            what takes the answer (None: it could not be answered). What that raises ends the run.
+        workers: number of actors, or a function that returns it, which is called again as machines come.
+        budget: function from an actor's `facts` to bytes of device memory for its streams; None: no limit.
+        first: a call that one actor answers before any actor gets a video: a function that makes the call,
+            and one that takes the answer (None: no answer), whose exceptions end the run.
         on_progress: called about every `progress_seconds`, and at the end.
-        name_machines: say in failures for lack of credentials or rights on which machine they happened.
-        cpus, gpus: what an actor reserves; only to say what those wait for that do not start.
+        name_machines: name the machine in failures due to missing credentials or permissions.
+        cpus, gpus: an actor's resources; used only to explain why actors do not start.
 
     Raises:
-        UsageError: no worker is asked for.
+        UsageError: fewer than one worker is requested.
     """
 
     def __init__(
@@ -97,19 +96,19 @@ class RayPool:
         self._workers = workers
         self._budget = budget
         self._first = first
-        self._asking: Any = None  # the call that is the first question
-        self._held: dict[int, int | None] = {}  # workers that wait for its answer, and their budgets
+        self._asking: Any = None  # the call `first`
+        self._held: dict[int, int | None] = {}  # workers waiting for its answer, with their budgets
         self._on_progress = on_progress
         self._progress_seconds = progress_seconds
         self._name_machines = name_machines
         self._needs = {"CPU": cpus, "GPU": gpus}
         self._slots: list[_Slot] = []
         self._wanted = 0
-        self._pending: dict[Any, tuple[_Slot, Call | None]] = {}  # None: a question for its facts
+        self._pending: dict[Any, tuple[_Slot, Call | None]] = {}  # None: a call for the actor's facts
         self._numbers = itertools.count(1)
         self._by_number: dict[int, _Slot] = {}
         self._requests: deque[Callable[[], Any]] = deque()
-        self._doubtful: list[tuple[float, int, str]] = []  # lost workers whose machine may be gone, too
+        self._doubtful: list[tuple[float, int, str]] = []  # lost workers whose machine may be lost too
         self._stopped = False
         self._ever_ready = False
         self._next_look = self._next_progress = self._next_count = 0.0
@@ -119,7 +118,7 @@ class RayPool:
     # --- from any thread, or a signal handler ----------------------------------------------------
 
     def drain(self) -> None:
-        """Let chunks under way finish, release all streams to the store, and end."""
+        """Finish the current chunks, release all streams to the store, and end."""
         self._requests.append(self._scheduler.drain)
 
     def cancel(self, stream_id: str | None = None) -> None:
@@ -127,16 +126,16 @@ class RayPool:
         self._requests.append(lambda: self._scheduler.cancel(stream_id))
 
     def stop(self) -> None:
-        """End at once. What is committed stays; the rest is for another run."""
+        """End at once. Committed rows are kept; another run resumes the rest."""
         self._stopped = True
 
     # --- the loop --------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Until every video has ended. SIGINT and SIGTERM drain; a second one stops.
+        """Run until every video has ended. SIGINT and SIGTERM drain; a second one stops.
 
         Raises:
-            XmemError: no actor can be started, as its constructor fails.
+            XmemError: no actor can be started because their constructors fail.
         """
         scheduler = self._scheduler
         try:
@@ -176,7 +175,7 @@ class RayPool:
         slot.calls.add(ref)
 
     def _ready(self) -> Sequence[Any]:
-        """The calls that were answered, after waiting for the first one as long as there is nothing to do."""
+        """The answered calls; waits for the first one while there is nothing else to do."""
         now = time.monotonic()
         wakeup = self._scheduler.wakeup()
         seconds = _NAP_SECONDS if wakeup is None else max(0.0, min(wakeup - now, _NAP_SECONDS))
@@ -186,7 +185,7 @@ class RayPool:
         ready: list[Any]
         ready, others = ray.wait(list(self._pending), num_returns=1, timeout=seconds)
         if ready and others:
-            # All that is there, so that what a round costs is shared.
+            # Fetch all ready calls, to share the cost of a round.
             ready += ray.wait(others, num_returns=len(others), timeout=0)[0]
         return ready
 
@@ -200,7 +199,7 @@ class RayPool:
             answers = [_answer(ref) for ref in ready]
         now = time.monotonic()
         for ref, answer in zip(ready, answers, strict=True):
-            # Not there: its worker was lost by an answer before.
+            # Absent if an earlier answer showed that its worker is lost.
             slot, call = self._pending.pop(ref, (None, None))
             if slot is None:
                 continue
@@ -223,7 +222,7 @@ class RayPool:
                 self._scheduler.released(call.call, now)
 
     def _located(self, slot: _Slot, answer: Any) -> Any:
-        """The answer; a failure for lack of access says on which machine, since others may have it."""
+        """The answer; access failures get the machine's name, since other machines may have access."""
         failure: Failure | None = answer.failure
         if failure is None or not failure.access or not self._name_machines:
             return answer
@@ -244,7 +243,7 @@ class RayPool:
             self._on_progress(standing)
 
     def _why_missing(self, now: float) -> str:
-        """Why actors that were asked for are not there; empty: nothing keeps them from starting."""
+        """Why requested actors are missing; empty if nothing prevents their start."""
         if now >= self._next_count and ray.is_initialized():
             self._next_count = now + _COUNT_SECONDS
             missing = sum(not slot.number for slot in self._slots)
@@ -274,10 +273,10 @@ class RayPool:
         slot.calls.add(ref)
 
     def _introduced(self, slot: _Slot, facts: Mapping[str, Any], now: float) -> None:
-        """An actor has told its facts: its process is there."""
+        """Handle an actor's facts: its process is running."""
         instance = (facts.get("node_id"), facts.get("pid"))
         if slot.lost and instance == slot.instance:
-            # It lives, though it was given up: it must not go on with what others do by now.
+            # It lives although it was abandoned: end it, since others have its streams by now.
             ray.kill(slot.actor, no_restart=False)
             slot.next_try = now + _PROBE_SECONDS
             return
@@ -307,7 +306,7 @@ class RayPool:
         self._held.clear()
 
     def _lost(self, slot: _Slot, error: RayError, now: float) -> None:
-        """An actor's process is gone, or cannot be reached."""
+        """Handle an actor whose process has died or cannot be reached."""
         asked = self._asking in slot.calls
         for ref in slot.calls:
             self._pending.pop(ref, None)
@@ -335,7 +334,7 @@ class RayPool:
                 self._stillborn(slot, error, now)
 
     def _stillborn(self, slot: _Slot, error: RayError, now: float) -> None:
-        """A constructor failed: wrong settings for all actors, or a machine that is not as it should be."""
+        """Handle a failed constructor, due to wrong settings or to a fault of one machine."""
         slot.failures += 1
         message = brief(str(error).strip().splitlines()[-1])
         logger.debug("a worker cannot start: %s", error)
@@ -349,7 +348,7 @@ class RayPool:
                 raise XmemError(f"no worker can start: {message}")
 
     def _clear_doubts(self, now: float) -> None:
-        """Nobody is to blame for a worker whose machine went away."""
+        """Absolve the streams of workers whose machine was lost."""
         if not self._doubtful:
             return
         gone = _gone()
@@ -365,14 +364,14 @@ class RayPool:
         failure = Failure.of(cause if isinstance(cause, BaseException) else error)
         logger.warning("worker %d: %s", slot.number, failure.message)
         if self._asking is not None and slot.number in self._held and call is None:
-            self._answered_first(None)  # each video tells by itself
+            self._answered_first(None)  # each video reports the error itself
         elif call is None:
             slot.next_try = now + _PROBE_SECONDS
         else:
             self._scheduler.call_failed(call.call, failure, now)
 
     def _end(self) -> None:
-        """Let all actors go. What they still hold is for another run."""
+        """End all actors. Another run resumes the streams that they still hold."""
         self._pending.clear()
         if not self._scheduler.done:
             self._scheduler.drain()
@@ -411,18 +410,18 @@ class RayPool:
 
 
 def room_for(cpus: float, gpus: float = 0.0) -> int:
-    """How many actors that reserve so many CPUs and GPUs fit the machines that are there now."""
+    """Number of actors with these CPUs and GPUs that fit the current machines."""
     counts = []
     for machine in _machines():
         there = machine["Resources"] if machine["Alive"] else {}
         shares = [there.get(name, 0.0) / need for name, need in (("CPU", cpus), ("GPU", gpus)) if need > 0]
-        # A little more than nothing: thirds of a GPU add up to a whole one.
+        # Tolerance, so that three thirds of a GPU add up to one.
         counts.append(int(min(shares, default=0.0) + 1e-6))
     return sum(counts)
 
 
 def used() -> dict[str, float]:
-    """How many CPUs and GPUs of the cluster are reserved."""
+    """Number of reserved CPUs and GPUs of the cluster."""
     untyped: Any = ray
     total, free = untyped.cluster_resources(), untyped.available_resources()
     return {name: total.get(name, 0.0) - free.get(name, 0.0) for name in ("CPU", "GPU")}
@@ -431,13 +430,13 @@ def used() -> dict[str, float]:
 def shortage(
     needs: Mapping[str, float], own: int, missing: int = 0, before: Mapping[str, float] | None = None
 ) -> str:
-    """What the cluster lacks for one more actor, in a few words; empty: nothing, they are starting.
+    """Short description of the resources that one more actor lacks; empty if actors are starting.
 
     Args:
-        needs: what an actor reserves: CPU, GPU.
-        own: actors of ours that are there.
-        missing: actors of ours that are not; some of them may have their share, and be starting.
-        before: what was reserved before the first of ours was made; Ray does not say whose anything is.
+        needs: CPUs and GPUs that an actor reserves.
+        own: number of this pool's running actors.
+        missing: number of this pool's missing actors, some of which may have resources and be starting.
+        before: resources reserved before this pool's first actor; Ray does not tell owners apart.
     """
     needs = {name: need for name, need in needs.items() if need > 0}
     if needs and not room_for(needs.get("CPU", 0.0), needs.get("GPU", 0.0)):
@@ -469,7 +468,7 @@ def _gone() -> set[str]:
 
 
 def _address(node_id: str) -> str:
-    """A machine as people know it."""
+    """Name or address of a machine, for messages."""
     found = (m for m in _machines() if m["NodeID"] == node_id)
     return str(next((m.get("NodeManagerAddress") or node_id for m in found), node_id))
 

@@ -31,20 +31,20 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class BatchReport:
-    """What became of a batch.
+    """Outcome of a batch.
 
     Args:
-        jobs: all of it, in order.
-        results: of each stream id.
+        jobs: all videos, in order.
+        results: result by stream id.
         out: output folder, as given.
-        started, ended: UTC.
-        stopped: what ended it for all videos, such as a full disk; None: nothing did.
-        interrupted: it was told to stop before everything was done.
-        frames: tracked in this run, repeated ones counted again.
-        workers: processes that tracked, at most.
+        started, ended: times in UTC.
+        stopped: failure that stopped the whole batch, such as a full disk; None: no such failure.
+        interrupted: whether it was stopped before all videos had ended.
+        frames: frames tracked in this run, with repeated ones counted again.
+        workers: maximum number of tracker processes at the same time.
         skipped: files of the folder or glob that are not tracked.
-        request: the command line that began it, as far as it holds no credentials.
-        batch_id: in the report's name; default: made of the time, and random.
+        request: command line of the batch, without credentials.
+        batch_id: id used in the report's name. Default: time and a random suffix.
     """
 
     jobs: Sequence[VideoJob] = field(repr=False)
@@ -67,28 +67,28 @@ class BatchReport:
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """Duration in seconds."""
         return (self.ended - self.started).total_seconds()
 
     @property
     def exit_code(self) -> int:
-        """0: all finished; 130: interrupted; 1: something failed, was cancelled or is left."""
+        """0: all finished; 130: interrupted; 1: videos failed, were cancelled or are pending."""
         if self.interrupted and self.stopped is None:
             return INTERRUPTED
         return 0 if self.totals()["finished"] == len(self.jobs) else 1
 
     def each(self) -> Iterator[tuple[VideoJob, VideoResult]]:
-        """The videos in order; one that was never begun is pending."""
+        """The videos with results, in order; a video never begun is pending."""
         for job in self.jobs:
             stream_id = job.spec.stream_id
             yield job, self.results.get(stream_id) or VideoResult(stream_id, "pending", 0, 0, 0, 0, 0.0, None)
 
     def bad(self) -> Iterator[tuple[VideoJob, VideoResult]]:
-        """The videos that failed for good or are quarantined, in order."""
+        """The failed and quarantined videos, in order."""
         return ((job, result) for job, result in self.each() if result.state in BAD)
 
     def totals(self) -> dict[str, int]:
-        """Videos, how many of each state, and the sums of frames, rows, losses and ellipses."""
+        """Number of videos, in all and by state, and the sums of frames, rows, losses and ellipses."""
         totals = dict.fromkeys(("videos", *STATES, "frames", "rows", "losses", "ellipses"), 0)
         for _, result in self.each():
             totals["videos"] += 1
@@ -100,7 +100,7 @@ class BatchReport:
         return totals
 
     def to_json(self) -> Iterator[str]:
-        """The report as JSON in pieces, a video a line. Nothing in it holds credentials."""
+        """The report as pieces of JSON text, one line per video, without credentials."""
         head = {
             "format_version": FORMAT_VERSION,
             "batch_id": self.batch_id,
@@ -128,11 +128,11 @@ class BatchReport:
 
     @property
     def location(self) -> str:
-        """Where `save` puts it."""
+        """The URI that `save` writes to."""
         return f"{self.out.rstrip('/')}/{FOLDER}/{self.batch_id}.json"
 
     def check(self, storage_options: Mapping[str, Any] | None = None) -> None:
-        """Whether the output folder can be written: better known before the work than after it.
+        """Check before any tracking that the output folder can be written.
 
         Raises StoreError.
         """
@@ -141,10 +141,10 @@ class BatchReport:
 
     @contextmanager
     def probe(self, storage_options: Mapping[str, Any] | None = None) -> Iterator[str]:
-        """A small file in the output folder while the batch runs, by which workers know the folder.
+        """Write a small file into the output folder, by which workers verify that they see the same folder.
 
         Returns:
-            its name in the folder. Raises StoreError if it cannot be written.
+            the file's name in the folder. Raises StoreError if it cannot be written.
         """
         files = open_files(self.out, storage_options)
         name = f"{FOLDER}/.{self.batch_id}"
@@ -156,7 +156,7 @@ class BatchReport:
                 files.remove(name)
 
     def save(self, storage_options: Mapping[str, Any] | None = None) -> None:
-        """Write the report into the output folder, as a whole or not at all.
+        """Write the report into the output folder, atomically.
 
         Raises StoreError.
         """
@@ -166,7 +166,7 @@ class BatchReport:
         )
 
     def write(self, path: str) -> None:
-        """Write the report to a local file, as a whole or not at all; `-` is stdout. Raises XmemError."""
+        """Write the report to a local file, atomically; `-` is stdout. Raises XmemError."""
         if path == "-":
             sys.stdout.writelines(self.to_json())
             sys.stdout.flush()
@@ -191,7 +191,7 @@ class BatchReport:
 
 
 def batches_in(out: str, storage_options: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The batches of an output folder, newest first: those that run, and the reports of those that ended.
+    """The batches of an output folder, newest first: running ones, and reports of finished ones.
 
     Raises StoreError.
     """
@@ -218,7 +218,7 @@ def batches_in(out: str, storage_options: Mapping[str, Any] | None = None) -> li
                 "what": what,
             }
         except (FileNotFoundError, ValueError, LookupError, TypeError):
-            continue  # not ours
+            continue  # not a report
         found.append(line)
     return sorted(found, key=lambda line: str(line["batch_id"]), reverse=True)
 
@@ -247,7 +247,7 @@ def _iso(time: datetime) -> str:
 
 
 def _umask() -> int:
-    """The process's mask for new files; mkstemp makes them private, and a report is for others to read."""
+    """The process's umask. mkstemp creates private files, but reports should be readable by others."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

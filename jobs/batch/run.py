@@ -34,7 +34,7 @@ from pipeline.tracks.store import StreamStore
 
 logger = logging.getLogger(__name__)
 
-# Of a device's memory, the part that weights and states may take together.
+# Share of a device's memory that weights and states may take together.
 _USABLE = 0.85
 _WRITERS = 16
 
@@ -43,19 +43,19 @@ OnProgress = Callable[[Progress, Sequence[Running]], None]
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """Where a batch runs, and how much of it at a time.
+    """Where a batch runs, and with how many processes.
 
     Args:
-        address: of a Ray cluster: `auto`, `host:6379`, `ray://host:10001`. None: a Ray of our own, here.
-        actors: processes that track; None: as many as fit.
-        gpu_fraction: part of a GPU that each takes, where they run on GPUs.
+        address: Ray cluster: `auto`, `host:6379`, `ray://host:10001`. None: a local Ray for this batch.
+        actors: number of tracker processes; None: as many as fit.
+        gpu_fraction: share of a GPU per process, if they run on GPUs.
         max_tries: tries without progress after which a video is quarantined.
-        debug: show what Ray and its workers print.
-        take_over: go on although another run seems to be tracking the same videos.
-        env: environment variables of the workers, for instance credentials; in no repr.
+        debug: show the output of Ray and its workers.
+        take_over: ignore leases of another run on the same videos.
+        env: environment variables of the workers, such as credentials; not shown in the repr.
 
     Raises:
-        UsageError: a value that makes no sense.
+        UsageError: a value is not allowed.
     """
 
     address: str | None = None
@@ -78,12 +78,12 @@ class BatchOptions:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How many processes track, and what each takes.
+    """Number of tracker processes and their resources.
 
     Args:
-        actors: processes.
-        threads: CPUs, and threads of the network, of each.
-        gpus: GPUs of each.
+        actors: number of processes.
+        threads: CPUs, and threads of the network, per process.
+        gpus: GPUs per process.
     """
 
     actors: int
@@ -92,13 +92,13 @@ class Plan:
 
 
 def plan(videos: int, resources: Resources, model: ModelSettings, options: BatchOptions) -> Plan:
-    """Actors and threads for so many videos.
+    """Choose the number of actors and threads for a number of videos.
 
     On CPUs: few videos get many threads each, many videos one each. On GPUs: one actor per GPU, or per
-    fraction of one. What model settings and options say comes first.
+    fraction of one. Model settings and options take precedence.
 
     Raises:
-        UsageError: GPUs are wanted and there are none, or one actor wants more than any machine has.
+        UsageError: GPUs are requested and there are none, or an actor needs more than any machine has.
     """
     device = model.device
     if device == "cpu":
@@ -111,7 +111,7 @@ def plan(videos: int, resources: Resources, model: ModelSettings, options: Batch
     if device != "cuda":
         raise UsageError(f"device {device!r} is not allowed: cpu or cuda; which GPU, Ray decides")
     places = int(resources.gpus / options.gpu_fraction + 1e-6)
-    # A cluster may bring machines for actors that wait for them, if it is told how many.
+    # With an explicit number, an autoscaling cluster may add machines for actors that wait.
     if places < 1 and not (options.actors and options.address):
         raise UsageError(
             f"device cuda with {options.gpu_fraction:g} of a GPU for each actor is not possible: Ray sees "
@@ -132,31 +132,30 @@ def run_batch(
     skipped: Skipped | None = None,
     request: Sequence[str] = (),
 ) -> BatchReport:
-    """Track all videos; what a video's fault is ends up in the report, not in an exception.
+    """Track all videos. Failures of single videos are recorded in the report, not raised.
 
-    Called again with the same jobs it tracks what is unfinished. In the main thread, SIGINT and SIGTERM stop
-    it: nothing more is begun, what is under way is committed, the rest is "pending". A second one ends it at
-    once; what is committed stays all the same.
+    Called again with the same jobs it tracks unfinished videos. In the main thread, SIGINT and SIGTERM stop
+    the batch: no video is begun, current chunks are committed, and the rest is "pending". A second signal
+    ends it at once; committed rows are kept.
 
     Args:
-        jobs: from `load_manifest`.
-        settings: of all videos. Threads that they leave open are what the CPUs allow, see `plan`.
-        options: where it runs.
-        on_progress: is called with the standing and the running videos, twice a second.
-        on_stop: is called when it begins to stop.
-        stop: stops it as a signal does, once it is set.
-        skipped: what `load_manifest` left out, for the report.
-        request: the command line, without credentials, for the report.
+        jobs: videos, from `load_manifest`.
+        settings: settings of all videos. If `threads` is not set, `plan` chooses it.
+        options: where the batch runs.
+        on_progress: called with the progress and the running videos, twice a second.
+        on_stop: called when the batch begins to stop.
+        stop: when set, stops the batch like a signal.
+        skipped: files that `load_manifest` left out, for the report.
+        request: command line without credentials, for the report.
 
     Returns:
-        the report, which is in `OUT/batches/` too.
+        the report, which is also written to `OUT/batches/`.
 
     Raises:
         UsageError: settings or options are wrong, or a worker has another output folder than this process.
         SettingsConflictError: videos were tracked with other settings before.
         AnotherRunError: another run is tracking some of these videos into the same folder.
-        XmemError: there is no Ray to be had, the output folder cannot be written, or no worker can be
-            started.
+        XmemError: Ray is not available, the output folder cannot be written, or no worker can be started.
     """
     options = options or BatchOptions()
     settings = _for_workers(settings)
@@ -238,7 +237,7 @@ def run_batch(
 
 
 class _Stoppable(Scheduler):
-    """A scheduler that says when it begins to stop."""
+    """A scheduler with a callback for the begin of a stop."""
 
     def __init__(self, options: SchedulerOptions, on_stop: Callable[[], None] | None) -> None:
         super().__init__(options)
@@ -254,9 +253,9 @@ class _Stoppable(Scheduler):
 
 
 def _check_output(scheduler: Scheduler, facts: Mapping[str, Any]) -> None:
-    """Stop everything if a worker would write elsewhere: its rows would be scattered over machines' disks.
+    """Stop the batch if a worker has another output folder: rows would be spread over machines' disks.
 
-    Raises UsageError where nothing has been tracked yet.
+    Raises UsageError if nothing has been tracked yet.
     """
     fault = facts["output_fault"]
     if fault is None:
@@ -268,14 +267,14 @@ def _check_output(scheduler: Scheduler, facts: Mapping[str, Any]) -> None:
 
 
 def _begun(jobs: Sequence[VideoJob], settings: WorkerSettings) -> list[str]:
-    """The streams that the output folder has records of, and that are to go on."""
+    """The jobs' streams that have records in the output folder and will be resumed."""
     files = open_files(settings.out, settings.out_storage_options)
     there = {name.rpartition("/")[2].removesuffix(".json") for name in files.names("streams")}
     return [job.spec.stream_id for job in jobs if job.spec.stream_id in there and not job.spec.restart]
 
 
 def _refuse(settings: WorkerSettings, begun: Sequence[str], found: list[tuple[str, str]] | None) -> None:
-    """Raise SettingsConflictError if streams have other settings: each would be refused by itself."""
+    """Raise SettingsConflictError if begun streams have other settings, before each is refused alone."""
     if not found:
         return
     stream_id, differing = found[0]
@@ -286,9 +285,9 @@ def _refuse(settings: WorkerSettings, begun: Sequence[str], found: list[tuple[st
 
 
 def _counted(result: VideoResult, settings: WorkerSettings, fault: Failure | None) -> VideoResult:
-    """A result with the frames and rows that the store holds, where no worker can have told them.
+    """A result with frames and rows counted in the store, if the worker's counts are unreliable.
 
-    It was lost, or what it had last could not be written when it let go of the stream.
+    That is the case if the worker was lost or its last chunk could not be written.
     """
     if result.state == "finished" or not result.tries or (result.counted and fault is None):
         return result
@@ -302,7 +301,7 @@ def _counted(result: VideoResult, settings: WorkerSettings, fault: Failure | Non
 
 
 def _mark_failed(report: BatchReport, settings: WorkerSettings) -> None:
-    """The records of the videos that are given up say so."""
+    """Mark the stream records of failed videos as failed."""
 
     def mark(result: VideoResult) -> None:
         if result.cause is not None:
@@ -314,7 +313,7 @@ def _mark_failed(report: BatchReport, settings: WorkerSettings) -> None:
 
 
 def _wanted(videos: int, chosen: Plan, options: BatchOptions) -> int | Callable[[], int]:
-    """How many actors there should be. On a cluster machines come and go, unless a number was asked for."""
+    """Number of actors; on a cluster it follows the machines, unless a number was given."""
     if options.actors is not None or options.address is None:
         return chosen.actors
     return lambda: max(1, min(videos, room_for(chosen.threads, chosen.gpus)))
@@ -329,7 +328,7 @@ def budget(facts: Mapping[str, Any], share: float) -> int:
 
 
 def _share(resources: Resources, chosen: Plan) -> float:
-    """The part of its device that an actor has: of a GPU, or of a machine's memory."""
+    """An actor's share of its device: of a GPU, or of a machine's memory."""
     if chosen.gpus:
         return min(1.0, chosen.gpus)
     per_machine = -(-chosen.actors // max(1, len(resources.node_cpus)))
@@ -337,7 +336,7 @@ def _share(resources: Resources, chosen: Plan) -> float:
 
 
 def _for_workers(settings: WorkerSettings) -> WorkerSettings:
-    """Settings that mean the same in processes with another working folder."""
+    """Settings with absolute paths, for processes with another working folder."""
     tracking = settings.tracking
     if os.path.isfile(tracking.model.name):
         tracking = tracking.with_options({"model": os.path.abspath(tracking.model.name)})

@@ -13,10 +13,10 @@ from pipeline.base.stream_ids import expanded
 def parse_storage_options(
     given: Sequence[str] | None, option: str = "--storage-options"
 ) -> dict[str, Any] | None:
-    """One mapping of all that was given: JSON objects, `@FILE` with one, `key=value` or `outer.inner=value`.
+    """Merge options given as JSON objects, `@FILE` with JSON, `key=value` or `outer.inner=value`.
 
     Raises:
-        UsageError: something is none of these. Values are in no message.
+        UsageError: an item has none of these forms. Messages do not contain values.
     """
     if not given:
         return None
@@ -57,7 +57,7 @@ def _nested(names: Sequence[str], value: Any) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """Truth values and nested JSON as such; anything else is text, keys made of digits too."""
+    """Parse booleans and nested JSON; anything else is a string, including keys made of digits."""
     if text in ("true", "false", "null") or text.startswith(("{", "[")):
         try:
             return json.loads(text)

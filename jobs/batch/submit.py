@@ -1,10 +1,10 @@
 """Ray Jobs: submits batches to a cluster's dashboard, follows and cancels them.
 
-Nothing but Ray's public Jobs API is used. The packages travel with the job; a manifest or prompts file that
-lies on this machine does too. Videos and output must be where the cluster reaches them.
+Only Ray's public Jobs API is used. The packages, local manifests and prompts files are uploaded with the job.
+Videos and output must be reachable from the cluster.
 
-A job runs in a temporary folder of Ray's, so that relative paths mean nothing to it. For a cluster of this
-machine they are made absolute; for any other one they are refused.
+A job runs in a temporary folder of Ray's, so relative paths are not usable in it. They are made absolute for a
+cluster on this machine, and rejected for other clusters.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _OUT = "xmem_out"
 _PATHS_OF = "XMEM_PATHS_OF"
 _PATH_OPTIONS = ("--report", "--model")
 _GIVE = "give an absolute path that the cluster's machines share, or a URI such as s3://bucket/folder"
-# They speak of each package and each connection, whatever the level of Ray's own logger.
+# These log each package and connection, whatever the level of Ray's own logger.
 _CHATTY = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -56,13 +56,13 @@ _CHATTY = (
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """How a job stands.
+    """Status of a job.
 
     Args:
         state: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
-        message: Ray's, on one line.
-        out: the batch's output folder, without credentials; None if the job was not submitted by us.
-        started, ended: UTC.
+        message: Ray's message, on one line.
+        out: the batch's output folder, without credentials; None if `xmem` did not submit the job.
+        started, ended: times in UTC.
     """
 
     job_id: str
@@ -85,12 +85,12 @@ class Jobs:
     """A cluster's jobs.
 
     Args:
-        address: of the dashboard, http://host:8265. Default: what RAY_API_SERVER_ADDRESS or RAY_ADDRESS says,
-            else this machine's.
+        address: URL of the dashboard, http://host:8265. Default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else
+            this machine's.
 
     Raises:
-        UsageError: it is no dashboard's address. XmemError: there is no cluster, or it lets nobody in without
-        the right token (see `ray_token`).
+        UsageError: the address is not that of a dashboard. XmemError: there is no cluster, or it rejects the
+        token (see `auth_token`).
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -102,7 +102,7 @@ class Jobs:
 
             for name in _CHATTY:
                 logging.getLogger(name).setLevel(logging.WARNING)
-            with _without_variables():  # an option is not overruled by the environment
+            with _without_variables():  # an explicit address takes precedence over the environment
                 self._client: Any = JobSubmissionClient(self.address, headers=header)
 
     def submit(
@@ -118,15 +118,15 @@ class Jobs:
         """Start `xmem batch` on the cluster; returns the job's id.
 
         Args:
-            videos: as for `xmem batch`. Manifests on this machine travel with the job.
-            arguments: further options of `xmem batch`; not --address. Storage options travel in a file, so
-                that they do not show on the dashboard.
-            out: output folder, on the cluster's machines.
-            prompts: as for `xmem batch`. A file on this machine travels with the job.
-            env: environment variables of all the job's processes. Everyone who sees the dashboard sees them.
+            videos: as for `xmem batch`. Local manifests are uploaded.
+            arguments: further options of `xmem batch`, except --address. Storage options are uploaded in a
+                file, so that they are not visible on the dashboard.
+            out: output folder, as seen from the cluster's machines.
+            prompts: as for `xmem batch`. A local file is uploaded.
+            env: environment variables of the job's processes, visible to everyone who sees the dashboard.
 
         Raises:
-            UsageError: a relative path, and the cluster is none of this machine.
+            UsageError: a path is relative and the cluster is not on this machine.
         """
         videos = [videos] if isinstance(videos, str) else list(videos)
         for given in (*videos, out, prompts or ""):
@@ -163,30 +163,30 @@ class Jobs:
                 )
 
     def status(self, job_id: str) -> JobStatus:
-        """How a job stands."""
+        """Status of a job."""
         with self._talking("ask", job_id):
             info = self._client.get_job_info(job_id)
         return _status(job_id, info)
 
     def logs(self, job_id: str) -> str:
-        """All that a job has printed."""
+        """A job's log so far."""
         with self._talking("ask", job_id):
             return str(self._client.get_job_logs(job_id))
 
     def follow(self, job_id: str, on_text: Callable[[str], None]) -> JobStatus:
-        """Hand on what a job prints, from its start, until it has ended; returns how it did."""
+        """Pass on a job's log from its start until it ends; returns its final status."""
 
         async def tail() -> None:
             async for text in self._client.tail_job_logs(job_id):
                 on_text(text)
 
-        self.status(job_id)  # so that an unknown job is told as such
+        self.status(job_id)  # raises for an unknown job
         with self._talking("follow a job of", job_id):
             asyncio.run(tail())
         return self.wait(job_id)
 
     def wait(self, job_id: str, poll_seconds: float = 0.5) -> JobStatus:
-        """Until a job has ended; returns how it did."""
+        """Wait until a job has ended; returns its final status."""
         while (status := self.status(job_id)).state not in ENDED:
             time.sleep(poll_seconds)
         return status
@@ -201,18 +201,20 @@ class Jobs:
         return sorted(batches, key=lambda status: status.started or epoch, reverse=True)
 
     def cancel(self, job_id: str) -> bool:
-        """Stop a job; False if it had ended already. What is committed stays."""
+        """Stop a job; False if it had ended already. Committed rows are kept."""
         with self._talking("ask", job_id):
             return bool(self._client.stop_job(job_id))
 
     @contextmanager
     def _talking(self, verb: str, job_id: str | None = None) -> Iterator[None]:
-        """Whatever Ray's client raises, as an error of one line."""
+        """Convert exceptions of Ray's client to one-line errors."""
         try:
             yield
         except XmemError:
             raise
-        except Exception as error:  # it has no errors of its own but RuntimeError, told apart by their text
+        except (
+            Exception
+        ) as error:  # the client raises RuntimeError for everything; only the text tells causes apart
             raise _explained(error, self.address, verb, job_id) from error
 
 
@@ -266,7 +268,7 @@ def _without_variables() -> Iterator[None]:
 def check_paths() -> None:
     """UsageError if this job was submitted with relative paths from another machine.
 
-    That the dashboard answers on this machine (127.0.0.1) may be due to a forwarded port.
+    A dashboard at 127.0.0.1 may also be a forwarded port of another machine.
     """
     host = os.environ.get(_PATHS_OF)
     if host is not None and host != socket.gethostname():
@@ -276,10 +278,10 @@ def check_paths() -> None:
 
 
 class _Paths:
-    """Relative paths, made absolute for a cluster of this machine.
+    """Makes relative paths absolute for a cluster on this machine.
 
     Args:
-        address: of the cluster's dashboard.
+        address: URL of the cluster's dashboard.
     """
 
     def __init__(self, address: str) -> None:
@@ -288,7 +290,7 @@ class _Paths:
         self._is_here = _is_this_machine(address)
 
     def absolute(self, what: str, given: str) -> str:
-        """A path that holds in any folder. UsageError: it is relative, and the cluster is elsewhere."""
+        """Make a path absolute; UsageError if it is relative and the cluster is on another machine."""
         if scheme_of(given) not in ("file", "local") or "::" in given:
             return given
         path = given.partition("://")[2] if "://" in given else given
@@ -326,7 +328,7 @@ def _is_this_machine(address: str) -> bool:
     host = urlsplit(address).hostname or ""
     with suppress(OSError, UnicodeError):
         for family, kind, protocol, _, place in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
-            # Only own addresses can be bound.
+            # Only this machine's addresses can be bound.
             with socket.socket(family, kind, protocol) as bound:
                 bound.bind((place[0], 0))
             return True
@@ -361,7 +363,7 @@ def _shipped_options(arguments: Sequence[str], folder: Path) -> list[str]:
 
 
 def _shipped_manifest(videos: str, folder: Path, number: int = 0) -> str:
-    """The videos as the job names them: a local manifest goes along, its relative names made absolute."""
+    """The job's video arguments; local manifests are copied with relative paths made absolute."""
     if not (is_manifest(videos) and _is_here(videos)):
         return os.path.abspath(_path(videos)) if scheme_of(videos) == "file" else videos
     name = f"videos-{number}.jsonl" if number else "videos.jsonl"

@@ -1,9 +1,10 @@
 """Ray's authentication token: when it is sent, and to which cluster.
 
 Ray reads the token from RAY_AUTH_TOKEN, from the file RAY_AUTH_TOKEN_PATH, or from ~/.ray/auth_token, and
-sends it where RAY_AUTH_MODE is `token`. Without that variable it sends none to an address that was given: the
-file may hold the token of this machine's own Ray, which is nobody else's business. We do the same; but who
-sets one of the first two variables means it to be sent. No Ray is imported here.
+sends it if RAY_AUTH_MODE is `token`. Without that variable no token is sent to an explicit address, because
+the file may hold the token of this machine's own Ray, which others must not see. The same rule applies
+here, except that setting one of the first two variables also enables sending. This module does not import
+Ray.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ HOW = f"set {TOKEN} or {_PATH} to the cluster's token (`ray get-auth-token` ther
 
 
 def enable() -> None:
-    """Let Ray send the token that the environment names; only of use before Ray is imported."""
+    """Make Ray send the token that the environment names. Must be called before Ray is imported."""
     if MODE not in os.environ and (os.environ.get(TOKEN) or os.environ.get(_PATH)):
         os.environ[MODE] = "token"
 
@@ -33,7 +34,7 @@ def in_use() -> bool:
 
 
 def make_private() -> None:
-    """Take group's and others' access from ~/.ray/auth_token: Ray itself creates it readable by everybody."""
+    """Make ~/.ray/auth_token private (0600): Ray creates it readable by everyone."""
     path = Path(_FILE).expanduser()
     with suppress(OSError):
         mode = path.lstat().st_mode
@@ -42,10 +43,10 @@ def make_private() -> None:
 
 
 def header(*, this_machine: bool) -> dict[str, str] | None:
-    """The HTTP header with the token for a dashboard, if it is to have one.
+    """The HTTP header with the token for a dashboard, or an empty dict.
 
     Args:
-        this_machine: nobody named the address.
+        this_machine: whether the address is the default, not an explicit one.
     """
     mode = os.environ.get(MODE)
     if mode is not None and mode.lower() != "token":

@@ -24,11 +24,11 @@ from pipeline.base.errors import UsageError, XmemError, one_line
 
 logger = logging.getLogger(__name__)
 
-_OBJECT_STORE_BYTES = 200 * 2**20  # only states travel, and those of a local run hardly ever
+_OBJECT_STORE_BYTES = 200 * 2**20  # only tracker states use the object store, and rarely in a local run
 
 _KNOCK_SECONDS = 10.0
 
-# A Ray of our own starts half a dozen processes, which on a busy machine take longer than Ray waits for them.
+# On a busy machine the processes of a local Ray may take longer to start than Ray's default timeouts.
 _START_WAITS = (3.0, 10.0)
 _PATIENCE = {
     "RAY_raylet_start_wait_time_s": "120",
@@ -39,11 +39,11 @@ _PATIENCE = {
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a Ray has.
+    """Resources of a Ray cluster.
 
     Args:
         node_cpus: CPUs of each node.
-        gpus: of all nodes.
+        gpus: GPUs of all nodes.
     """
 
     node_cpus: tuple[int, ...]
@@ -51,24 +51,24 @@ class Resources:
 
     @property
     def cpus(self) -> int:
-        """Of all nodes."""
+        """CPUs of all nodes."""
         return sum(self.node_cpus)
 
 
 @contextmanager
 def connected(address: str | None = None, *, gpus: bool = False, debug: bool = False) -> Iterator[Resources]:
-    """A Ray to work on; afterwards, what was started or connected here is gone again.
+    """Context manager that connects to Ray, and disconnects or stops what it started at its end.
 
     Args:
-        address: of a cluster: `auto`, `host:6379`, `ray://host:10001`. None: a Ray of this machine's own,
-            which listens on loopback and asks for a token of its own, whatever RAY_AUTH_MODE says. If this
-            process is connected already, that connection is used and stays.
-        gpus: whether a Ray of our own offers this machine's GPUs.
-        debug: show what Ray and its workers print.
+        address: Ray cluster: `auto`, `host:6379`, `ray://host:10001`. None: a local Ray, which listens on
+            loopback and requires a random token, whatever RAY_AUTH_MODE is. If this process is connected
+            already, that connection is used and kept.
+        gpus: whether a local Ray offers this machine's GPUs.
+        debug: show the output of Ray and its workers.
 
     Raises:
-        UsageError: there is no cluster at the address. XmemError: Ray cannot be started, or is too old to be
-        started safely, or the cluster does not let this process in.
+        UsageError: there is no cluster at the address. XmemError: Ray cannot be started or is too old to be
+        started safely, or the cluster rejects this process.
     """
     if ray.is_initialized():
         yield resources()
@@ -95,7 +95,7 @@ def connected(address: str | None = None, *, gpus: bool = False, debug: bool = F
             else:
                 with nullcontext() if debug else _unprinted(texts):
                     ray.init(**options)
-        except Exception as error:  # of many kinds, most of them RuntimeError
+        except Exception as error:  # Ray raises many types, mostly RuntimeError
             raise _explained(error, address, "".join(texts)) from error
         with nullcontext() if debug else unreported():
             try:
@@ -113,14 +113,14 @@ _watch: RayWatch | None = None
 
 
 def check() -> None:
-    """XmemError if the Ray that `connected` started has died: its calls do not return. Call it regularly."""
+    """Raise XmemError if the local Ray has died. Call it regularly: Ray's own calls would not return."""
     if _watch is not None:
         _watch.check()
 
 
 @contextmanager
 def _watched() -> Iterator[None]:
-    """Turns what is raised inside into an XmemError once the Ray that was started has died."""
+    """Convert exceptions inside the block to an XmemError if the local Ray has died."""
     global _watch
     local_ray.check_address()
     watch = _watch = RayWatch()
@@ -137,7 +137,7 @@ def _watched() -> Iterator[None]:
 
 
 def _start(options: Mapping[str, Any]) -> None:
-    """A Ray of our own; on a busy machine it may take more than one try."""
+    """Start a local Ray; retries, since start-up may time out on a busy machine."""
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
     for wait in (*_START_WAITS, None):
@@ -147,7 +147,7 @@ def _start(options: Mapping[str, Any]) -> None:
         except (ValueError, TypeError, PermissionError):
             raise
         except Exception as error:
-            ray.shutdown()  # what was started of it
+            ray.shutdown()  # stops the processes that have started
             if wait is None:
                 raise
             logger.warning("Ray did not start (%s); trying again in %g s", brief(str(error)), wait)
@@ -156,9 +156,9 @@ def _start(options: Mapping[str, Any]) -> None:
 
 @contextmanager
 def unreported() -> Iterator[None]:
-    """Keeps what raylets report, of a dead machine 25 lines of their state, out of this process's stdout.
+    """Keep raylets' reports, such as 25 lines about a dead machine, out of this process's stdout.
 
-    It goes to the log at debug level; what it means for the videos, the pool says. Ray has no option for it.
+    They are logged at debug level; the pool reports the consequences. Ray has no option for this.
     """
     worker: Any = ray._private.worker
     printed = getattr(worker, "print_to_stdstream", None)
@@ -177,7 +177,7 @@ def unreported() -> Iterator[None]:
 
 
 def resources() -> Resources:
-    """What the Ray that this process is connected to has."""
+    """Resources of the Ray cluster that this process is connected to."""
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     totals = [node.get("Resources", {}) for node in nodes]
     return Resources(
@@ -193,7 +193,7 @@ def usable_cpus() -> int:
 
 
 def _knock(address: str) -> None:
-    """Whether a Ray may listen there at all; Ray itself would wait for minutes, or for ever."""
+    """Check that something listens at the address: Ray itself would wait for minutes or forever."""
     if address == "auto":
         return
     host, colon, port = address.removeprefix("ray://").rpartition(":")

@@ -1,8 +1,8 @@
 """Protection of a Ray that this process starts: it listens on loopback only and asks clients for a token.
 
 Ray runs any code that a client sends. By default it listens on all addresses of the machine, and before 2.59
-it asks for no token. No other program is meant to use a Ray that one command starts: its token is random, new
-each time, passed to Ray's processes in their environment, and stored nowhere.
+it requires no token. A local Ray is for the command that starts it only: its token is random, new each time,
+passed to Ray's processes in their environment, and not stored.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: no other node may join, so
 
 
 def check_version() -> None:
-    """XmemError if the installed Ray cannot be protected."""
+    """Raise XmemError if the installed Ray cannot be protected."""
     found = tuple(int(part) for part in re.findall(r"\d+", ray.__version__)[:2])
     if found < MINIMUM:
         least = ".".join(map(str, MINIMUM))
@@ -42,9 +42,9 @@ def check_version() -> None:
 
 @contextmanager
 def protected() -> Iterator[None]:
-    """While it is open, `ray.init` starts a Ray on loopback with a token of its own.
+    """Context in which `ray.init` starts a Ray on loopback with a random token.
 
-    RAY_AUTH_MODE and RAY_AUTH_TOKEN are set meanwhile, whatever they were: they are meant for clusters.
+    RAY_AUTH_MODE and RAY_AUTH_TOKEN are overridden inside: the user's values are meant for clusters.
 
     Raises:
         XmemError: the installed Ray is too old.
@@ -64,7 +64,7 @@ def protected() -> Iterator[None]:
 
 
 def check_address() -> None:
-    """XmemError if the Ray that was started can be reached from other machines."""
+    """Raise XmemError if the local Ray can be reached from other machines."""
     address = ray.get_runtime_context().gcs_address
     if not ipaddress.ip_address(address.rpartition(":")[0].strip("[]")).is_loopback:
         raise XmemError(f"Ray {ray.__version__} listens at {address}, not on loopback only: it is not used")

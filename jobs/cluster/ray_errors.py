@@ -7,10 +7,10 @@ _TRACEBACK = "Traceback (most recent call last):"
 
 
 def brief(text: str) -> str:
-    """A text in one line of at most 300 characters; of a traceback only the error that it ends with."""
+    """Condense a text to one line of at most 300 characters; of a traceback keep the final error only."""
     head, trace, tail = text.partition(_TRACEBACK)
     if trace:
-        # The frames of a traceback are indented, what it ends with is not.
+        # A traceback's frames are indented; its final error is not.
         ends = [line for line in tail.splitlines() if line.strip() and not line[0].isspace()]
         ends = [
             line for line in ends if _TRACEBACK not in line and not line.startswith(("During ", "The above "))
@@ -21,11 +21,11 @@ def brief(text: str) -> str:
 
 
 def death(error: BaseException, machine: str, *, machine_gone: bool) -> str:
-    """Why a worker is lost, from the error of a call to it.
+    """Why a worker was lost, from the error of a call to it.
 
     Args:
-        machine: where it ran, for people.
-        machine_gone: the whole machine went away.
+        machine: name of its machine, for the message.
+        machine_gone: whether the whole machine was lost.
     """
     if machine_gone:
         return f"its machine ({machine}) went away"

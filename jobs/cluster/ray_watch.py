@@ -19,15 +19,15 @@ logger = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.5
 _INTERRUPT_SECONDS = 3.0
 _END_SECONDS = 4.0
-# A Ray without one of these does no more work; agents and monitors are started again, or missed by nobody.
+# Processes without which Ray stops working; agents and monitors are restarted or not essential.
 _NEEDED = (ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER)
 
 
 class RayWatch(threading.Thread):
     """Watches the processes of the Ray that this process has started.
 
-    Once one has died, `check` raises. If that is not called, the main thread is interrupted, and if it does
-    not come back from Ray even so, the process ends with exit code 1: a supervisor can start it again.
+    Once one has died, `check` raises. If `check` is not called, the main thread is interrupted; if it stays
+    blocked in Ray, the process exits with code 1, so that a supervisor can restart it.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class RayWatch(threading.Thread):
         """What has happened, in one line."""
 
     def run(self) -> None:
-        """The thread's work."""
+        """Body of the thread."""
         while self.lost is None:
             if self._left.wait(_LOOK_SECONDS):
                 return
@@ -58,13 +58,13 @@ class RayWatch(threading.Thread):
             os._exit(1)
 
     def check(self) -> None:
-        """XmemError if the Ray has died."""
+        """Raise XmemError if the Ray has died."""
         if self.lost is not None:
             self._noticed.set()
             raise XmemError(self.lost)
 
     def leave(self) -> None:
-        """Stop watching: Ray is about to be shut down. If it has died, that is done here."""
+        """Stop watching, before Ray is shut down. If Ray has died, it is shut down here."""
         self._left.set()
         self._noticed.set()
         if self.lost is not None:

@@ -12,17 +12,17 @@ import xmem_core
 
 PACKAGES = (xmem_core, pipeline, jobs)
 _EXCLUDES = ("__pycache__/", "*.pyc")
-# What Ray sets for the process that it runs as a submitted job: that process has the packages already.
+# Variable that Ray sets in the process of a submitted job, which has the packages already.
 _JOB_MARK = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def package_folders() -> list[str]:
-    """Where the packages lie here, the bundled model among them: a checkout or an installed wheel."""
+    """Folders of the packages, bundled model included, in a checkout or an installed wheel."""
     return [str(Path(package.__path__[0]).resolve()) for package in PACKAGES]
 
 
 def runtime_env() -> dict[str, Any]:
-    """Ray's `runtime_env` for processes that import these very packages, whatever is installed there."""
+    """Ray `runtime_env` that makes workers import these packages, whatever is installed there."""
     return {"py_modules": package_folders(), "excludes": list(_EXCLUDES)}
 
 

@@ -62,22 +62,22 @@ Action: TypeAlias = Call | CloseWorker
 
 @dataclass(frozen=True)
 class SchedulerOptions:
-    """How a `Scheduler` decides.
+    """Options of a `Scheduler`.
 
     Args:
-        chunk_frames: frames of a chunk; chunks end at its multiples.
-        max_streams: streams that one worker holds at most.
-        depth: calls under way at one worker at most, each of another stream.
-        quantum: chunks after which a stream makes room for others that wait.
+        chunk_frames: frames per chunk; chunks end at its multiples.
+        max_streams: maximum number of streams per worker.
+        depth: maximum number of pending calls per worker, each for another stream.
+        quantum: chunks after which a stream makes room for waiting ones.
         max_tries: tries without progress after which a video is quarantined.
         backoff_seconds, max_backoff_seconds: wait before the second try, doubled before each further one.
-        jitter: waits are longer by up to this part of them, at random.
-        guess_bytes: state of a stream that was never opened, until others have shown a mean.
-        idle_seconds: a worker for which nothing is left is closed after so long; None: never.
-        seed: of the jitter.
+        jitter: maximum random extension of waits, as a share of them.
+        guess_bytes: assumed state size of streams not opened yet, until the mean of others is known.
+        idle_seconds: time after which an idle worker is closed; None: never.
+        seed: seed of the jitter.
 
     Raises:
-        UsageError: a value that makes no sense.
+        UsageError: a value is not allowed.
     """
 
     chunk_frames: int = 100
@@ -104,18 +104,18 @@ class SchedulerOptions:
 
 
 class VideoResult(NamedTuple):
-    """What became of one video.
+    """Outcome of one video.
 
     Args:
         state: "finished"; "failed": trying again cannot help; "quarantined": `max_tries` tries brought it
             no further; "cancelled"; "pending": not done in this run, the next one goes on.
-        frames: how far it is. rows, losses: of the whole stream.
-        tries: 1, and one more for each failure.
-        seconds: tracking took.
+        frames: frames tracked so far. rows, losses: totals of the stream.
+        tries: 1, plus one per failure.
+        seconds: time spent on tracking.
         cause: the last failure, if it is not finished.
-        ellipses: boxes of its prompts that could not be told from their surroundings.
-        counted: frames, rows and losses are what the worker that held it said; False: one was lost with it,
-            so that the store may hold others.
+        ellipses: boxes in its prompts that GrabCut could not separate from the background.
+        counted: whether frames, rows and losses are a worker's report. False: its worker was lost, and the
+            store may hold other numbers.
     """
 
     stream_id: str
@@ -139,14 +139,14 @@ class Running(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Where a batch stands.
+    """Progress of a batch.
 
     Args:
-        frames: tracked in this run, as their chunks were reported; repeated ones count again.
-        chunks: reported in this run.
-        mean_frames: length of a video, over those whose length is known; 0: of none.
-        missing: workers that were asked for and are not there yet.
-        shortage: why they are not, in a few words; empty: they are starting.
+        frames: frames of chunks reported in this run; repeated ones count again.
+        chunks: chunks reported in this run.
+        mean_frames: mean length of the videos whose length is known; 0 if none is.
+        missing: requested workers that are not ready yet.
+        shortage: short description why workers are missing; empty if they are starting.
     """
 
     videos: int

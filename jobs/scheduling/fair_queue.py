@@ -1,8 +1,8 @@
 """Weighted fair queues of waiting videos, ordered by virtual time.
 
-A queue's clock is the tag of the video that left it last. A video comes in with a tag somewhat after the
-clock: the more it has had, or the lower its weight, the later. So a heavy one comes round more often, and a
-light one's tag is reached in the end whatever arrives behind it.
+A queue's clock is the tag of the last video taken out. A video enters with a tag later than the clock by its
+last service divided by its weight. Videos of high weight are therefore served more often, and those of low
+weight are served eventually, whatever arrives later.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Queued(Protocol):
-    """What can wait in one queue at a time: `ticket` is the queue's own, 0 while it does not wait."""
+    """An item that waits in at most one queue; `ticket` is set by the queue, 0 while not waiting."""
 
     weight: float
     ticket: int
@@ -21,7 +21,7 @@ class Queued(Protocol):
 
 T = TypeVar("T", bound=Queued)
 
-# Of all queues: what an item left behind in one of them must not look like its place in another.
+# Shared by all queues, so that a stale entry in one queue never matches a ticket of another.
 _tickets = itertools.count(1)
 
 
@@ -38,17 +38,17 @@ class FairQueue(Generic[T]):
         return self._size
 
     def push(self, item: T, served: float = 0.0) -> None:
-        """Let an item wait that has been served so much since it left: nothing puts it to the front."""
+        """Add an item that was served by this amount since it left the queue; 0 puts it to the front."""
         self._insert(item, self._clock + served / item.weight)
 
     def push_new(self, item: T) -> None:
-        """Let an item wait that never had anything: those of equal weight, in turn with other weights."""
+        """Add an item that was never served: first in, first out within a weight, in turn with others."""
         tag = max(self._clock, self._last.get(item.weight, 0.0)) + 1.0 / item.weight
         self._last[item.weight] = tag
         self._insert(item, tag)
 
     def first(self) -> T | None:
-        """The item that `pop` would give; it stays."""
+        """The next item, without removing it."""
         while self._heap:
             _, ticket, item = self._heap[0]
             if item.ticket == ticket:
@@ -57,7 +57,7 @@ class FairQueue(Generic[T]):
         return None
 
     def pop(self) -> T:
-        """The first item. IndexError: nobody waits."""
+        """Remove and return the first item; IndexError if the queue is empty."""
         self.first()
         tag, _, item = heappop(self._heap)
         self._clock = max(self._clock, tag)
@@ -65,7 +65,7 @@ class FairQueue(Generic[T]):
         return item
 
     def discard(self, item: T) -> None:
-        """Take an item out that waits here."""
+        """Remove an item from this queue."""
         item.ticket = 0
         self._size -= 1
         if not self._size:

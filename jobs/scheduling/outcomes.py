@@ -11,10 +11,10 @@ from pipeline.distributed.messages import ChunkReport
 
 
 class Ledger:
-    """Results by stream id, in the order of their ends, and sums over all videos."""
+    """Results by stream id, in the order in which videos ended, and sums over all videos."""
 
     def __init__(self) -> None:
-        # Plain tuples: the garbage collector need not look at them again.
+        # Plain tuples, which the garbage collector stops tracking.
         self._results: dict[str, tuple[Any, ...]] = {}
         self.counts = dict.fromkeys(("finished", "failed", "quarantined", "cancelled", "pending"), 0)
         self.frames = self.chunks = self.rows = 0
@@ -30,12 +30,12 @@ class Ledger:
         return (VideoResult(*values) for values in self._results.values())
 
     def get(self, stream_id: str) -> VideoResult | None:
-        """The result of one video, if it has ended."""
+        """The result of a video; None if it has not ended."""
         values = self._results.get(stream_id)
         return None if values is None else VideoResult(*values)
 
     def end(self, video: Video, state: VideoState) -> None:
-        """A video has ended."""
+        """Record the end of a video."""
         self.counts[state] += 1
         stream_id = video.spec.stream_id
         self._results[stream_id] = (
@@ -53,24 +53,24 @@ class Ledger:
 
     @property
     def mean_frames(self) -> float:
-        """Length of a video, over those whose length is known; 0: of none."""
+        """Mean length of the videos whose length is known; 0 if none is."""
         return self._lengths / self._measured if self._measured else 0.0
 
     def count_length(self, video: Video, frame_count: int | None) -> None:
-        """A video was opened, and says how long it is or does not."""
+        """Record the length of an opened video, if known."""
         if video.frame_count is None and frame_count is not None:
             self._lengths += frame_count
             self._measured += 1
         video.frame_count = frame_count if frame_count is not None else video.frame_count
 
     def count(self, video: Video, report: ChunkReport) -> None:
-        """A chunk was reported, whatever became of it."""
+        """Record a reported chunk, whatever its outcome."""
         self.chunks += 1
         self.frames += report.frames
         video.ellipses = max(video.ellipses, report.ellipses)
         video.seconds += report.seconds
 
     def count_rows(self, video: Video, rows: int, losses: int) -> None:
-        """So many does a stream have by now."""
+        """Record a stream's current number of rows."""
         self.rows += rows - video.rows
         video.rows, video.losses = rows, losses

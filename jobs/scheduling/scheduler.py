@@ -9,8 +9,8 @@ A stream stays on the worker that holds its state, one chunk of it under way at 
 it has had its quantum, it is released and goes to the back of those that were begun; free places go to fresh
 videos and to begun ones in turn. So neither long videos nor short ones starve the others.
 
-When a worker dies, which of its streams did it is unknown. Each is a suspect, then, and runs alone until it
-is further than ever before: a crash counts only against a stream that was alone.
+When a worker dies, the stream that caused it is unknown. Each of its streams becomes a suspect and runs alone
+until it gets further than before. A crash counts as a failed try only for a stream that was alone.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from pipeline.storage.failures import Failure
 
 # "refused" and "unknown" do no harm, but a worker that says nothing else must not keep a video for ever.
 _HARMLESS = 3
-# Lost workers whose streams may still be found innocent.
+# Lost workers whose streams may still be absolved.
 _REMEMBERED = 256
 # A machine that is large enough may come back.
 _NO_WORKER_SECONDS = 30.0
 
 
 class Scheduler:
-    """Decides for many videos and workers; see the module.
+    """Assigns videos to workers; see the module's docstring.
 
-    Whatever is decided comes out of `actions`, which is to be asked after each batch of events and at
-    `wakeup`. Times are seconds of any clock that doesn't go back.
+    `actions` returns the decisions; it must be called after each batch of events and at `wakeup`. Times are
+    seconds of any monotonic clock.
     """
 
     def __init__(self, options: SchedulerOptions | None = None) -> None:
@@ -75,7 +75,7 @@ class Scheduler:
     # --- what is to be done, and how it stands ---------------------------------------------------
 
     def add(self, job: VideoJob) -> None:
-        """One more video. UsageError: there is one of that stream id."""
+        """Add a video; UsageError if its stream id exists already."""
         stream_id = job.spec.stream_id
         if stream_id in self._videos or stream_id in self._ledger:
             raise UsageError(f"stream id {stream_id!r} is there twice: give each video its own")
@@ -87,7 +87,7 @@ class Scheduler:
 
     @property
     def done(self) -> bool:
-        """Whether every video has ended, or waits for another run."""
+        """Whether every video has ended or is left for another run."""
         return not self._videos
 
     @property
@@ -96,11 +96,11 @@ class Scheduler:
         return len(self._videos)
 
     def results(self) -> Iterator[VideoResult]:
-        """Of the videos that have ended, in the order in which they did."""
+        """Results of the ended videos, in the order in which they ended."""
         return iter(self._ledger)
 
     def result(self, stream_id: str) -> VideoResult | None:
-        """Of one video; None while it has not ended."""
+        """Result of a video; None if it has not ended."""
         return self._ledger.get(stream_id)
 
     def running(self) -> list[Running]:
@@ -109,7 +109,7 @@ class Scheduler:
         return [Running(v.spec.stream_id, v.position, v.frame_count) for v in held]
 
     def progress(self) -> Progress:
-        """Where the batch stands."""
+        """Progress of the batch."""
         running = sum(len(w.streams) for w in self._workers)
         counts = self._ledger.counts
         return Progress(
@@ -131,18 +131,18 @@ class Scheduler:
     # --- workers come and go ---------------------------------------------------------------------
 
     def worker_ready(self, number: int, budget_bytes: int | None = None) -> None:
-        """A worker that holds no stream. After a restart it is another one, with a number of its own.
+        """Add a worker without streams. A restarted worker needs a new number.
 
         Args:
-            budget_bytes: device memory for its streams; None: as much as they want.
+            budget_bytes: device memory for its streams; None: no limit.
         """
         self._touch(self._workers.add(number, budget_bytes))
 
     def worker_lost(self, number: int, cause: Failure, now: float, *, blame: bool = True) -> None:
-        """A worker is gone with all that it held; what it still answers is not listened to.
+        """Remove a lost worker and its streams' states; its later answers are ignored.
 
         Args:
-            blame: one of its streams may have done it. False: its machine went away.
+            blame: whether one of its streams may be the cause. False: its machine was lost.
         """
         worker = self._workers.remove(number)
         if worker is None:
@@ -153,7 +153,7 @@ class Scheduler:
             self._releasing -= video.where is Where.RELEASING
         there = list(worker.streams.values())
         sent = [v for v in there if v.sent]
-        # One that was alone did it: nobody else can have.
+        # A stream that was alone is the cause.
         alone = sent[0] if blame and len(sent) == 1 else None
         if alone is not None:
             alone.failing = alone.failing or cause
@@ -168,7 +168,7 @@ class Scheduler:
             self._let_go(video, now)
 
     def absolve(self, number: int) -> None:
-        """A worker was lost, as is found out now, for no fault of its streams: take the blame from them."""
+        """Absolve the streams of a lost worker, once it is known that they were not the cause."""
         for video, counted, suspected in self._blamed.pop(number, ()):
             if counted and video.failures:
                 video.failures -= 1
@@ -209,7 +209,7 @@ class Scheduler:
         if video.cancelled or self._draining:
             worker.do(video, Where.TO_CLOSE)
         elif not self._workers.confirm(worker, video):
-            # Nothing was tracked, so nothing is lost. It waits for more room, or for ever.
+            # Nothing was tracked, so nothing is lost: it waits for more memory.
             too_big = self._workers.too_big(video)
             video.failing = too_big if too_big.permanent else None
             worker.do(video, Where.TO_CLOSE)
@@ -259,7 +259,7 @@ class Scheduler:
             self._let_go(video, now)
 
     def call_failed(self, call: int, failure: Failure, now: float) -> None:
-        """A call raised, which none should; the worker lives."""
+        """Handle a call that raised, which is unexpected; the worker is alive."""
         video, worker = self._answered(call)
         if video is None or worker is None:
             return
@@ -267,7 +267,7 @@ class Scheduler:
         if video.where is Where.CLOSING:
             self._let_go(video, now)
         else:
-            # Whether it is open there is unknown.
+            # It may or may not be open there.
             worker.do(video, Where.TO_CLOSE)
 
     def _answered(self, call: int) -> tuple[Video, Worker] | tuple[None, None]:
@@ -283,10 +283,10 @@ class Scheduler:
     # --- the user --------------------------------------------------------------------------------
 
     def cancel(self, stream_id: str | None = None) -> bool:
-        """Let a video, or all, end where they stand; chunks under way are finished and kept.
+        """Cancel a video, or all; current chunks are finished and kept.
 
         Returns:
-            whether there was something to cancel.
+            whether there was a video to cancel.
         """
         if stream_id is None:
             return sum(self.cancel(i) for i in list(self._videos)) > 0
@@ -298,13 +298,13 @@ class Scheduler:
         return True
 
     def drain(self) -> None:
-        """Begin nothing more; what is under way is finished, and all streams are released to the store."""
+        """Begin no more chunks, finish current ones, and release all streams to the store."""
         self._draining = True
         for video in list(self._videos.values()):
             self._withdraw(video, "pending")
 
     def stop(self, fault: Failure) -> None:
-        """Drain because of a fault that every video would meet: none of them is to blame."""
+        """Drain because of a failure that affects all videos; it counts against none of them."""
         self.fault = self.fault or fault
         self.drain()
 
@@ -317,7 +317,7 @@ class Scheduler:
     # --- decisions -------------------------------------------------------------------------------
 
     def wakeup(self) -> float | None:
-        """When `actions` should be asked at the latest, though nothing happened; None: only then."""
+        """Time at which `actions` must be called even without events; None: after events only."""
         times = [t for t in (self._waiting.wakeup,) if t is not None]
         seconds = self.options.idle_seconds
         if seconds is not None and len(self._videos) < len(self._workers):
@@ -325,7 +325,7 @@ class Scheduler:
         return min(times, default=None)
 
     def actions(self, now: float) -> list[Action]:
-        """What is to be done now. Each call is to be answered once, unless its worker is lost."""
+        """Actions to execute now. Each call must be answered once, unless its worker is lost."""
         self._waiting.wake(now)
         for worker in list(self._workers.reserved.values()):
             reserved = worker.reserved
@@ -342,7 +342,7 @@ class Scheduler:
         return actions
 
     def _place_suspects(self, now: float) -> None:
-        """Suspects run alone, on half of the workers at most: the others' work goes on."""
+        """Place suspects, each alone on a worker, on at most half of the workers."""
         suspects = self._waiting.suspects
         while self._workers.wards < max(1, len(self._workers) // 2):
             video = suspects.first()
@@ -350,7 +350,7 @@ class Scheduler:
                 return
 
     def _place_waiting(self, now: float) -> None:
-        """Give free places to those who wait, fresh and begun in turn."""
+        """Give free places to waiting videos, alternating new and begun ones."""
         while self._workers.any_place:
             places = len(self._workers) * self.options.max_streams
             if not any(self._place(video, now) for video in self._waiting.next(places)):
@@ -438,7 +438,7 @@ class Scheduler:
     # --- where a video goes ----------------------------------------------------------------------
 
     def _let_go(self, video: Video, now: float) -> None:
-        """No worker holds a video any more: what becomes of it."""
+        """Decide what happens to a video that no worker holds any more."""
         if video.worker is not None and video.failing is not None:
             video.avoid = video.worker.number
         self._workers.release(video)

@@ -8,12 +8,12 @@ from heapq import heappop, heappush
 from jobs.scheduling.fair_queue import FairQueue
 from jobs.scheduling.placement import Video
 
-# Places for begun videos to one for a fresh one, while more of them wait than there are places.
+# Begun videos admitted per new one, while more begun videos wait than there are places.
 _CROWDED = 3
 
 
 class Waiting:
-    """Where videos wait, and whose turn it is."""
+    """The queues of waiting videos, and the choice of the next one."""
 
     def __init__(self) -> None:
         self.fresh: FairQueue[Video] = FairQueue()
@@ -24,16 +24,16 @@ class Waiting:
         self._begun_in_a_row = 0
 
     def __len__(self) -> int:
-        """Those that a place would help: neither suspects nor those put off."""
+        """Number of videos ready for a place, without suspects and delayed ones."""
         return len(self.fresh) + len(self.begun)
 
     def add(self, video: Video) -> None:
-        """A new video."""
+        """Add a new video."""
         video.queue = self.fresh
         self.fresh.push_new(video)
 
     def put(self, video: Video) -> None:
-        """A video that was on its way, or on a worker."""
+        """Add a video that was on a worker or reserved for one."""
         video.put_off = 0
         unsuspected = self.fresh if video.best is None else self.begun
         video.queue = self.suspects if video.suspect else unsuspected
@@ -41,13 +41,13 @@ class Waiting:
         video.had = 0
 
     def put_off(self, video: Video, until: float) -> None:
-        """A video is to wait until then at least."""
+        """Delay a video until the given time at least."""
         self._last += 1
         video.put_off = self._last
         heappush(self._put_off, (until, video.put_off, video))
 
     def wake(self, now: float) -> None:
-        """Let those wait for a place whose time has come."""
+        """Move delayed videos whose time has come to the queues."""
         while self._put_off and self._put_off[0][0] <= now:
             _, number, video = heappop(self._put_off)
             if video.put_off == number:
@@ -55,18 +55,18 @@ class Waiting:
 
     @property
     def wakeup(self) -> float | None:
-        """When the next one's time comes."""
+        """Time of the next delayed video; None if there is none."""
         return self._put_off[0][0] if self._put_off else None
 
     def remove(self, video: Video) -> None:
-        """Take a video out, wherever it waits, if it does."""
+        """Remove a video from whichever queue it waits in, if any."""
         video.put_off = 0
         if video.queue is not None:
             video.queue.discard(video)
             video.queue = None
 
     def take(self, first: Video) -> None:
-        """Take the first of a queue out: it had its turn."""
+        """Remove the first video of a queue, which had its turn."""
         queue = first.queue
         assert queue is not None
         queue.pop()

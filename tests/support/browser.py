@@ -1,4 +1,4 @@
-"""A headless Chromium for tests, spoken to in the words of its DevTools; no driver package is needed."""
+"""Headless Chromium for tests, controlled by the DevTools protocol without a driver package."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 def chromium() -> str | None:
-    """Where the system has one; None if it has none."""
+    """Path of the system's Chromium; None if there is none."""
     return next((found for name in _NAMES if (found := shutil.which(name))), None)
 
 
 class Page:
-    """One page. `errors` are what its console and its scripts complained of."""
+    """A browser page. `errors` has the errors of its console and scripts."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
@@ -37,7 +37,7 @@ class Page:
             self.do(f"{domain}.enable")
 
     def do(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """A DevTools command and its answer."""
+        """Send a DevTools command and return its answer."""
         self._number += 1
         self._socket.send(json.dumps({"id": self._number, "method": method, "params": parameters}))
         while True:
@@ -52,14 +52,14 @@ class Page:
         self.do("Page.navigate", url=url)
 
     def value(self, expression: str) -> Any:
-        """What an expression of JavaScript is."""
+        """Evaluate a JavaScript expression."""
         answer = self.do("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
     def wait_for(self, expression: str, seconds: float = 60.0) -> None:
-        """Until the expression is true; it may fail while the page is being loaded."""
+        """Wait until the expression is true; it may fail while the page is loading."""
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -75,7 +75,7 @@ class Page:
             time.sleep(0.1)
 
     def screenshot(self, path: Path) -> None:
-        """As PNG."""
+        """Screenshot as PNG."""
         path.write_bytes(base64.b64decode(self.do("Page.captureScreenshot", format="png")["data"]))
 
     def _note(self, message: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ class Page:
 
 @contextlib.contextmanager
 def open_page(folder: Path, width: int = 1280, height: int = 900) -> Iterator[Page]:
-    """A page in a browser of its own, which keeps its files in a folder."""
+    """Open a page in a new browser with its profile in the given folder."""
     binary = chromium()
     assert binary is not None
     profile = folder / "profile"

@@ -1,4 +1,4 @@
-"""Made-up chunks of a stream, for tests of what is done with them: the same arguments, the same rows."""
+"""Synthetic chunks of a stream; equal arguments give equal rows."""
 
 from __future__ import annotations
 

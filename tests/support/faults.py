@@ -1,8 +1,8 @@
-"""An HTTP proxy that does to requests what networks and overloaded stores do to them: seeded, counted.
+"""HTTP proxy that injects faults of networks and overloaded stores, by seed and request count.
 
-It stands before a real S3 server and keeps the Host header, so that signatures still hold. Requests are
-counted by method and path, and whether a rule strikes is decided by the seed and that count alone: the same
-requests meet the same faults, whatever the threads do.
+It runs in front of a real S3 server and keeps the Host header, so that signatures stay valid. Requests are
+counted by method and path, and the seed and that count alone decide whether a rule applies: the same requests
+get the same faults, whatever the threads do.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HOP_BY_HOP = {"connection", "keep-alive", "proxy-connection", "expect", "te", "
 
 @dataclass(frozen=True)
 class Rule:
-    """Which requests meet which fault.
+    """A fault and the requests that it applies to.
 
     Args:
         act: "drop": not forwarded. "lose": forwarded, and the answer withheld. "late": forwarded `seconds`
@@ -88,7 +88,7 @@ def storm(share: float, *, hang: bool = False, **which: Any) -> tuple[Rule, ...]
 
 @dataclass
 class Happened:
-    """What the proxy did, in order.
+    """Log of the proxy, in order.
 
     Attributes:
         requests: (method, unquoted path, status that the client got or the fault's name).
@@ -103,12 +103,12 @@ class Happened:
     sent: int = 0
 
     def count(self, act: str = "") -> int:
-        """How many faults struck whose name begins with `act`."""
+        """Number of injected faults whose name begins with `act`."""
         return sum(n for name, n in self.faults.items() if name.startswith(act))
 
 
 class Proxy:
-    """A running proxy. Rules can be replaced at any time; the first that strikes is the one.
+    """A running proxy. Rules can be replaced at any time; the first that applies is used.
 
     Args:
         endpoint: of the server, http://host:port.
@@ -188,7 +188,7 @@ class Proxy:
     # For the handlers
 
     def strike(self, method: str, path: str) -> Rule | None:
-        """The rule that this request falls under, if any."""
+        """The rule that applies to a request, or None."""
         with self.lock:
             nth = self._seen[method, path]
             self._seen[method, path] += 1
@@ -231,7 +231,7 @@ class Proxy:
         thread.start()
 
     def pay(self, count: int) -> None:
-        """Wait until so many bytes have passed the line that all answers share."""
+        """Wait until the shared bandwidth has room for this number of bytes."""
         with self.lock:
             self.happened.sent += count
             if self.bandwidth is None:
@@ -244,7 +244,7 @@ class Proxy:
 
 @contextlib.contextmanager
 def faulty(endpoint: str, *rules: Rule, **settings: Any) -> Iterator[Proxy]:
-    """A proxy before a server, for as long as the context lasts."""
+    """Context manager of a proxy in front of a server."""
     proxy = Proxy(endpoint, rules, **settings)
     proxy.start()
     try:

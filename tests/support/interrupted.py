@@ -1,4 +1,4 @@
-"""A run that ends in the middle, as if what was called had raised."""
+"""Interrupts a run by an exception from a callback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class InterruptedRunError(Exception):
 
 
 def stop_at(frame: int) -> Callable[[StreamTracker], None]:
-    """For `track(on_frame=...)`: raises once `frame` is the next one."""
+    """Callback for `track(on_frame=...)` that raises when `frame` is the next frame."""
 
     def stop(stream: StreamTracker) -> None:
         if stream.next_frame == frame:

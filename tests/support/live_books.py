@@ -1,4 +1,4 @@
-"""What must hold of a live stream's committed files, whatever happened to it."""
+"""Invariants of a live stream's committed files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads a live source as a tracker would, and keeps the books that must come out even."""
+"""Reads a live source as a tracker would, and checks that all frames are accounted for."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pipeline.base.records import Event, Frame
 from pipeline.live.camera.options import LiveOptions
 from pipeline.live.camera.source import LiveSource
 
-PATIENCE = 40.0  # seconds that a test waits for what must come; nothing is judged by it
+PATIENCE = 40.0  # timeout in seconds of waits in tests; not a performance bound
 
 
 def options(**changes: Any) -> LiveOptions:
-    """Impatient ones."""
+    """Live options with short timeouts."""
     values: dict[str, Any] = {
         "open_seconds": 5.0,
         "stall_seconds": 1.0,
@@ -26,7 +26,7 @@ def options(**changes: Any) -> LiveOptions:
 
 
 class Reader:
-    """Takes frames from a source, and keeps the books a tracker would keep."""
+    """Takes frames from a source and counts frames and losses as a tracker does."""
 
     def __init__(self, source: LiveSource) -> None:
         self.source = source
@@ -45,7 +45,7 @@ class Reader:
         return taken
 
     def until(self, kind: str, reason: str | None = None, limit: int = 3000) -> Frame:
-        """The first frame that carries such an event."""
+        """Read up to the first frame with such an event."""
         for _ in range(limit):
             (frame,) = self.take(1)
             if any(e.kind == kind and reason in (None, e.reason) for e in frame.losses):
@@ -56,7 +56,7 @@ class Reader:
         return [event for event in self.events if event.kind == kind]
 
     def finish(self) -> None:
-        """Close, and check what must hold of every live stream whatever happened to it."""
+        """Close the source and check the invariants of live streams."""
         self.source.close()
         self.events += self.source.trailing_losses
         counts = self.source.ledger.counts()

@@ -1,4 +1,4 @@
-"""A hub without cameras, trackers and Ray: answers `LiveHub`'s words from memory; for tests of the API."""
+"""Fake hub for API tests: implements `LiveHub`'s methods in memory, without cameras, trackers or Ray."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class StandInHub:
         return {"streams": len(self.specs), "max_streams": self.room, "device": "cpu"}
 
     def publish(self, stream_id: str, *records: dict[str, Any]) -> None:
-        """A frame was tracked."""
+        """Publish a tracked frame."""
         frame = len(self.frames[stream_id])
         self.frames[stream_id].append([{**r, "frame_index": frame} for r in (records or (record(frame),))])
 

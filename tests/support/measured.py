@@ -1,4 +1,4 @@
-"""What a test or a benchmark measures of a process."""
+"""Process measurements for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def resident_bytes(process: int | str = "self") -> int:
-    """Of this process, or of the one of that id, now."""
+    """Current resident memory, in bytes, of this process or of the given process id."""
     return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

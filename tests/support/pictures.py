@@ -1,4 +1,4 @@
-"""Made-up training pictures in the layout of the real ones: flat shapes whose colour says who they are."""
+"""Synthetic training pictures in the layout of the real ones: flat shapes with identifying colours."""
 
 from __future__ import annotations
 

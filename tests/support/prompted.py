@@ -1,4 +1,4 @@
-"""What is tracked in streams that are cut, killed and resumed: one comes late, one goes, one is corrected."""
+"""Prompts for tests of resumed streams: one object starts late, one is removed, one is corrected."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A made-up world for the scheduler: workers, their streams and what is committed, all in plain dictionaries.
+"""Simulated workers, streams and store for scheduler tests, in plain dictionaries.
 
-It holds the scheduler to its promises at every step: one worker per stream, chunks in order, so many calls
-and streams and bytes per worker and no more.
+It checks the scheduler's invariants at every step: one worker per stream, chunks in order, and the limits of
+calls, streams and bytes per worker.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LOST = Failure("WorkerLost", "the worker process died", False)
 
 @dataclass
 class Film:
-    """One made-up video.
+    """A simulated video.
 
     Args:
         chunks: its length.
@@ -55,7 +55,7 @@ class Machine:
 
 
 class World:
-    """Executes what a scheduler asks for, one call at a time.
+    """Executes a scheduler's actions, one call at a time.
 
     Args:
         lag: a chunk's rows are committed only when the next one is tracked.
@@ -218,7 +218,7 @@ class World:
         return True
 
     def run(self, limit: int = 100_000) -> None:
-        """Until all videos have ended; AssertionError if it gets stuck, or takes more than `limit` steps."""
+        """Run until all videos have ended; AssertionError if stuck or after more than `limit` steps."""
         for _ in range(limit):
             if self.scheduler.done:
                 return

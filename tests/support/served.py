@@ -27,9 +27,9 @@ class Service:
     """`xmem serve` in a session of its own; started again at the same place.
 
     Args:
-        cameras: the port on this machine at which cameras may be asked; None: none may.
-        address: of a Ray cluster; None: a Ray of its own.
-        environment: variables that it gets besides.
+        cameras: port on this machine on which cameras are allowed; None: no cameras are allowed.
+        address: address of a Ray cluster; None: a local Ray.
+        environment: additional environment variables.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Service:
             )
 
     def pids(self, title: str = "") -> list[int]:
-        """Of its processes, those of that title first of all in their command lines."""
+        """Ids of its processes whose command line begins with the title."""
         assert self.process is not None
         found = []
         for pid in processes_of(self.process.pid):
@@ -72,13 +72,13 @@ class Service:
         return found
 
     def kill(self) -> None:
-        """The process that was started, not those that it started: they must see to it themselves."""
+        """Kill the started process only; its child processes must notice and end themselves."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
 
     def stop(self) -> int:
-        """As Ctrl-C would; its exit status."""
+        """Stop it as Ctrl-C does; returns the exit status."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE)
@@ -94,7 +94,7 @@ class Service:
                 os.kill(pid, signal.SIGKILL)
 
     def until(self, what: Callable[[], Any]) -> Any:
-        """Something true; while the service is away there is nothing."""
+        """Wait for a true result; errors while the service is down count as None."""
         end = time.monotonic() + PATIENCE
         while True:
             with contextlib.suppress(httpx.TransportError):
@@ -104,7 +104,7 @@ class Service:
             time.sleep(0.1)
 
     def get(self, path: str) -> Any:
-        """The answer's JSON; None while there is none."""
+        """The answer's JSON; None if there is no answer."""
         answer = self.client.get(path)
         return answer.json() if answer.status_code == 200 else None
 

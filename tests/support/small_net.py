@@ -24,7 +24,7 @@ SMALL_MEMORY = MemoryConfig(
 
 
 def small_model(config: ModelConfig = SMALL) -> XMem:
-    """Always the same weights. They react to their input, where torch's own start gives all but constants."""
+    """Model with fixed weights that react to the input; torch's default ones give nearly constant outputs."""
     model = XMem(config)
     model.load_state_dict(fill(model.state_dict()))
     return model.eval()

@@ -1,4 +1,4 @@
-"""Which TCP sockets processes listen on, as the kernel tells (Linux)."""
+"""Listening TCP sockets of processes, read from the kernel (Linux)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def listeners(pids: Iterable[int]) -> set[tuple[str, str, int]]:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches it."""
+    """Whether an address can be reached from this machine only."""
     return ipaddress.ip_address(address).is_loopback
 
 

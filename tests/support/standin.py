@@ -1,6 +1,6 @@
-"""A tracker's stand-in for tests of scheduling: the actor's methods without any arithmetic.
+"""Fake tracker actor for scheduling tests, with the actor's methods but no tracking.
 
-What a video is like stands in its URI, `standin://?chunks=5&kill=2`:
+A video's behaviour is given in its URI, `standin://?chunks=5&kill=2`:
 
 - chunks: its length. ms: how long one takes.
 - kill, fail, boom: the chunk at which the process dies, the chunk fails, or the method raises.
@@ -31,7 +31,7 @@ CHUNK = 10
 
 
 class StandIn:
-    """A tracker whose streams behave as their URIs say."""
+    """Fake tracker whose streams behave as specified in their URIs."""
 
     def __init__(self, folder: str, fails: str | None = None) -> None:
         if fails == "usage":

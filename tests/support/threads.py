@@ -1,4 +1,4 @@
-"""How many threads torch counts with: the bits of results depend on it."""
+"""Sets torch's number of threads, on which the last bits of results depend."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """So many for the block; afterwards as many as before, whatever the block did."""
+    """Use this number of threads in the block and restore the previous number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

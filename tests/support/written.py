@@ -1,4 +1,4 @@
-"""What a run left in its output folder."""
+"""Reads the files of an output folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def files(out: Path, *folders: str) -> dict[str, bytes]:
-    """Every file below these folders of `out` (default: the rows): its path in there, and its bytes."""
+    """Files below these folders of `out` (default: the rows): relative path to content."""
     return {
         str(p.relative_to(out)): p.read_bytes()
         for folder in folders or ("tracks", "events")
