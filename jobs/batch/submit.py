@@ -3,7 +3,7 @@
 Only Ray's public Jobs API is used. The packages, local manifests and prompts files are uploaded with the job.
 Videos and output must be reachable from the cluster.
 
-A job runs in a temporary folder of Ray's, so relative paths are not usable in it. They are made absolute for a
+A job runs in a temporary folder of Ray's, where relative paths do not work. They are made absolute for a
 cluster on this machine, and rejected for other clusters.
 """
 

@@ -43,7 +43,7 @@ def make_private() -> None:
 
 
 def header(*, this_machine: bool) -> dict[str, str] | None:
-    """The HTTP header with the token for a dashboard, or an empty dict.
+    """The HTTP header with the token for a dashboard; None if no token is to be sent.
 
     Args:
         this_machine: whether the address is the default, not an explicit one.
