@@ -49,7 +49,7 @@ Mask = NDArray[np.bool_]
 
 
 class StepResult(Protocol):
-    """What a segmenter says of a frame: H x W integers, 0 the background, otherwise object ids.
+    """A segmenter's label map of a frame: H x W integers, 0 the background, otherwise object ids.
 
     An array or a tensor, on any device.
     """
@@ -128,7 +128,7 @@ class EvaluationReport:
         }
 
     def table(self) -> Table:
-        """The same for people."""
+        """The scores as a table for the terminal."""
         table = Table()
         for name in ("clip", "J&F", "J", "F", "objects", "frames", "frames/s"):
             table.add_column(name, justify="left" if name == "clip" else "right")
@@ -171,7 +171,7 @@ def run(
         segmenter: follows the objects; gets a new state per clip.
         clips: only these, whatever ImageSets says; default all, or those of the list.
         max_frames: cut clips to so many frames, at least 3.
-        progress: is told a line per clip.
+        progress: called with a line of text per clip.
 
     Raises:
         UsageError: the folder is laid out otherwise, its annotations do not allow a score, a clip is unknown,
@@ -384,7 +384,7 @@ def _decode(frames: Sequence[Path]) -> Iterator[tuple[Path, NDArray[np.uint8]]]:
 def _truth(
     clip: _Clip, path: Path, size: tuple[int, ...], binary: bool
 ) -> tuple[NDArray[np.int32] | None, Mask | None]:
-    """The true label map of a frame, and the pixels that count for nobody; None where there is none."""
+    """The true label map of a frame, and the pixels that are not scored; None where there is none."""
     if path.stem not in clip.annotations:
         return None, None
     annotation = clip.annotations[path.stem]

@@ -35,7 +35,7 @@ KINDS = ("stills", "video", "crowd")
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """What the clips are like.
+    """Options of training clips.
 
     `mixture`: weights of stills, video, crowd; `max_gap` in source frames; `pace`: how fast what is composed
     moves from frame to frame, as a share of the usual; `pace_spread`, `small`, `leaving`,
@@ -181,7 +181,7 @@ def choose_objects(
 
 
 def relabel(identities: NDArray[np.uint8], chosen: Sequence[int]) -> NDArray[np.uint8]:
-    """Identities to labels: chosen[i] becomes i + 1, everyone else 0."""
+    """Map identities to labels: chosen[i] becomes i + 1, all others 0."""
     table = np.zeros(256, np.uint8)
     table[list(chosen)] = np.arange(1, len(chosen) + 1, dtype=np.uint8)
     return table[identities]

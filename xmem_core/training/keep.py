@@ -21,10 +21,10 @@ from xmem_core.network import XMem
 from xmem_core.training.narrow import narrow
 from xmem_core.training.settings import TrainConfig
 
-# Settings without influence on the weights.
+# Settings that do not affect the weights.
 _FREE = {"threads", "workers", "max_hours", "log_every", "checkpoint_every", "device"}
-# Settings that a checkpoint can't be gone on with if they differ. The others may be changed on purpose, to
-# end a run sooner or to change its curriculum; what then comes is another run.
+# Settings that must be equal to resume from a checkpoint. Others may change on purpose, to end a run sooner
+# or to change its curriculum; the result then differs from an unchanged run.
 _FIXED = {"model", "seed"}
 # Checkpoints left: the newest, and one before it in case a full disk or a power cut damages that.
 _KEPT = 2

@@ -22,7 +22,7 @@ def _is_number(value: object) -> bool:
 
 
 def _check_numbers(settings: Any) -> None:
-    """What comes from JSON or a command line may be of any type. ValueError names the first wrong one."""
+    """Check types of values from JSON or a command line; ValueError names the first wrong one."""
     for each in fields(settings):
         value = getattr(settings, each.name)
         good, needed = {
@@ -37,7 +37,7 @@ def _check_numbers(settings: Any) -> None:
 
 @dataclass(frozen=True)
 class Phase:
-    """What the batches look like from a step on.
+    """Options of the batches from a given step on.
 
     Args:
         frames: of a clip that are learnt from, the given first one included.

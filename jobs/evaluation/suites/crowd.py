@@ -71,7 +71,7 @@ def _scene(
 
 
 def _cast(pictures: Pictures, rng: Rng, people: int) -> list[int]:
-    """Who plays: anybody, or, in every other scene, people who look like the first."""
+    """The people of a scene: any, or, in every other scene, people who look like the first."""
     order = [int(i) for i in rng.permutation(len(pictures.people))]
     if rng.random() < 0.5:
         first = look(pictures.person(order[0]))
@@ -80,7 +80,7 @@ def _cast(pictures: Pictures, rng: Rng, people: int) -> list[int]:
 
 
 def _camera(rng: Rng, count: int, height: int) -> NDArray[np.float64]:
-    """(T, 2) how far the picture has moved since the first frame: not at all, or by a slow hand."""
+    """(T, 2) camera displacement since the first frame: none, or slow hand motion."""
     if rng.random() < 0.5:
         return np.zeros((count, 2))
     drift = rng.normal(0, 0.0012, 2) * height * np.arange(count)[:, None]
@@ -106,7 +106,7 @@ def _backdrop(
 def _way(
     rng: Rng, count: int, start: float, pace: float, width: int, half: float, away: bool
 ) -> NDArray[np.float64]:
-    """(T,) where somebody is across the picture: walks, pauses, turns; `away`: leaves it and comes back."""
+    """(T,) a person's horizontal position: walks, pauses, turns; `away`: leaves the picture and returns."""
     x = [start]
     if away:
         x += [start] * int(rng.integers(4, 12))
@@ -117,7 +117,7 @@ def _way(
         x += _leg(x[-1], outside, pace)
         x += [outside] * int(rng.integers(5, max(6, count // 4)))
         if rng.random() < 0.3:
-            # Around the house: back from the other side.
+            # Returns from the other side.
             x.append(width + half if side < 0 else -half)
         x += _leg(x[-1], width * float(rng.uniform(0.3, 0.7)), pace)
     while len(x) < count:

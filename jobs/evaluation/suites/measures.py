@@ -126,7 +126,7 @@ class Tally:
         )
 
     def _after(self, one: int, other: int, since: int) -> list[str]:
-        """What became of the mask of `one` at each crossing with `other`: kept, swapped or lost."""
+        """Outcome of each crossing of `one` with `other` for the mask of `one`: kept, swapped or lost."""
         overlap = self.scene.overlap[:, one, other]
         smaller = np.minimum(self.scene.overlap[:, one, one], self.scene.overlap[:, other, other])
         visible = np.stack([self.scene.visible_of(one), self.scene.visible_of(other)])
@@ -144,7 +144,7 @@ class Tally:
                 continue
             before = self._lies_on(one, other, max(since - 1, first - _APART), first)
             now = self._lies_on(one, other, last, until)
-            # Who was on the other already has not been swapped by this meeting.
+            # A mask that was on the other before is not swapped by this crossing.
             outcomes.append("lost" if now == "swapped" and before == "swapped" else now)
         return outcomes
 

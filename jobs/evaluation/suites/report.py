@@ -16,7 +16,7 @@ from jobs.evaluation.suites.presence import Observations, Reliability, reliabili
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What is aimed at: `value` in percent, at least (`upward`) or at most."""
+    """Target of a figure: `value` in percent, as minimum (`upward`) or maximum."""
 
     value: float
     upward: bool
@@ -74,7 +74,7 @@ class SuiteReport:
 
     @property
     def presence(self) -> dict[str, Reliability]:
-        """How far the mean probability inside a mask can be believed, and the calibrated score if any."""
+        """Reliability of the mean probability inside masks, and of the calibrated score if there is one."""
         if self.observations is None:
             return {}
         seen = self.observations

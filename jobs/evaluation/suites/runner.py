@@ -54,8 +54,8 @@ def run_suite(
         height: of the scenes in pixels; they are 4/3 as wide.
         kinds: of "synthetic", only these.
         held_out: False takes people that are trained on: to fit something, not to measure.
-        progress: is told a line per scene.
-        on_frame: is shown every predicted label map, H x W int32.
+        progress: called with a line of text per scene.
+        on_frame: called with every predicted label map, H x W int32.
 
     Raises:
         UsageError: no such suite or kind, too few scenes, or the folder doesn't hold what they need.

@@ -23,17 +23,17 @@ _OPAQUE = 127
 
 @dataclass(frozen=True)
 class Actor:
-    """Somebody or something that moves through a scene. All arrays have one entry per frame.
+    """A person or object that moves through a scene. All arrays have one entry per frame.
 
     Attributes:
-        identity: 1 .. 255, unique in the scene; 0 for something whose pixels are nobody's.
+        identity: 1 .. 255, unique in the scene; 0 for background objects.
         pictures: RGBA, the phases of its gait; one for something that keeps its shape.
         feet: (T, 2) where its lowest middle point stands.
         heights: (T,) how tall it is drawn.
         phases: (T,) position in the gait, in turns.
         mirrored: (T,) whether it faces the other way.
         turns: (T,) rotation in radians about its middle.
-        depths: (T,) who is nearer to the camera: the larger one.
+        depths: (T,) depth order; larger values are nearer to the camera.
         present: (T,) false: not in the scene at all.
         shadow: whether it darkens the ground it stands on.
     """
@@ -57,12 +57,12 @@ class Actor:
 
 @dataclass(frozen=True)
 class Scene:
-    """A clip and the whole truth about it.
+    """A clip with its ground truth.
 
     Attributes:
         name, kind: which scene of which kind.
         frames: (T, H, W, 3) uint8 RGB.
-        truth: (T, H, W) uint8: whose pixel it is; 0 nobody's.
+        truth: (T, H, W) uint8: identity of each pixel; 0 for background.
         own: (T, N + 1) pixels that identity i would cover if it were alone and the picture had no borders.
         overlap: (T, N + 1, N + 1) pixels within the picture that both i and j would cover.
         given: identity -> the frame on which its mask is given; the others are distractors.

@@ -1,6 +1,6 @@
 """The synthetic suite: one difficulty per scene (occlusion, cuts, fast, small, similar objects).
 
-Kinds: `plain` has no trouble and is what the others are read against. In all of them the first frame is given
+Kinds: `plain` has no difficulty and is the baseline of the others. In all of them the first frame is given
 and a bystander walks further back. Scenes take turns between people, kept out of training, and other objects.
 """
 
@@ -199,7 +199,7 @@ KINDS: dict[str, Callable[[_Set], Made]] = {
 }
 
 
-# --- who is in them ------------------------------------------------------------------------------
+# --- actors ---------------------------------------------------------------------------------------
 
 
 def _target(stage: _Set, tall: float | None = None, pace: float = 0.014) -> Actor:
@@ -297,7 +297,7 @@ def _pillar(stage: _Set, middle: float, wide: float) -> Actor:
 
 
 def _tinted(rng: Rng, phases: tuple[Image, ...]) -> Iterator[Image]:
-    """The same in a slightly other colour: who knows which is which can still tell."""
+    """A copy in a slightly different colour, so that the two can be told apart."""
     gains = 1 + rng.choice([-1.0, 1.0], 3) * rng.uniform(0.08, 0.16, 3)
     for picture in phases:
         rgb = np.clip(picture[..., :3] * gains, 0, 255).astype(np.uint8)
