@@ -115,7 +115,7 @@ async def _send_records(service: Service, websocket: WebSocket, stream_id: str) 
 
 
 async def _read_until_gone(websocket: WebSocket) -> None:
-    """Wait until the client leaves. No messages are expected: a client that sends one is disconnected."""
+    """Wait until the client leaves. No messages are expected: a client that sends 16 is disconnected."""
     for _ in range(16):
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":

@@ -1,9 +1,9 @@
 """Decoding with FFmpeg: opening files, two decoding paths, and frames as RGB arrays.
 
-`lenient` takes whatever the decoder makes of the input and accounts for what was lost; with one thread its
-result depends on nothing but the bytes. `guarded` is for several threads and for decoding after a seek: it
-raises `Damage` at the first sign of any, before a picture that could look different has been handed on.
-FFmpeg's own messages are never printed (PyAV's default).
+`lenient` returns whatever the decoder produces and counts the losses; with one thread its result depends only
+on the bytes. `guarded` is for several threads and for decoding after a seek: it raises `Damage` at the first
+sign of damage, before it yields a picture that could differ. FFmpeg's own messages are never printed (PyAV's
+default).
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ log = logging.getLogger(__name__)
 _STRICT = {"err_detect": "explode+crccheck+bitstream+buffer"}
 _MAX_READ_FAILURES = 32
 _BLOCK_MARGIN = 128 * (2 << 16)
-"""Pixels by which blocks of up to 128 x 128 make a picture larger, whose sides are below 2^16."""
+"""Most pixels that padding to blocks of up to 128 x 128 adds to a picture with sides below 2^16."""
 _HOLD_WITHOUT_PTS = 16
 _HOLD_AT_MOST = 64
 _HEADER_BYTES = 4 << 20
-"""A file that is read to its end within so many bytes, and yet refused, is cut off."""
+"""A file of at most this many bytes that is read to its end and still refused is truncated."""
 _TEXT_FORMATS = ("tty", "bin", "adf", "idf", "xbin")
-"""FFmpeg draws text files as pictures."""
+"""Demuxers by which FFmpeg renders text files as pictures; such files are refused."""
 _HIDES_PICTURES = ("vp8", "libvpx")
-"""Decoders of codecs with packets that are never shown, only referred to."""
+"""Decoders of codecs with packets that are only referenced and never shown."""
 
 Losses = tuple[tuple[str, int], ...]
 """(reason, how many frames), in order."""
@@ -63,9 +63,9 @@ class Session:
 
     Attributes:
         uri: as the user gave it, for messages.
-        max_pixels: of a picture; a larger one that was decoded is taken for lost.
+        max_pixels: most pixels of a picture; larger decoded pictures count as lost.
         packets_read: position, in decode order, of the packet to be read next.
-        trailing: what was lost after the last picture; set when pictures end.
+        trailing: losses after the last picture; set when the pictures end.
     """
 
     uri: str
@@ -88,14 +88,14 @@ class Session:
         return float(rate) if rate else None
 
     def check_reading(self) -> None:
-        """Raise SourceError if reading the underlying file failed: that is neither the end nor damage."""
+        """Raise SourceError if reading the underlying file failed, which is neither its end nor damage."""
         if self.handle is not None and self.handle.failure is not None:
             raise read_error(self.uri, self.handle.failure) from shareable(self.handle.failure)
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded picture, not yet converted, and what was lost between the one before and it."""
+    """A decoded picture, not yet converted, and the losses between it and the previous one."""
 
     frame: Any
     losses: Losses = ()
@@ -322,7 +322,7 @@ def upright(image: NDArray[np.uint8], matrix: Matrix | None) -> NDArray[np.uint8
 
 
 class _Cadence:
-    """Notices pictures missing from a stream that has a steady rate; knows nothing about one that has not."""
+    """Detects missing pictures in a stream with a constant frame rate; ignores streams without one."""
 
     def __init__(self) -> None:
         self._steps: deque[int] = deque(maxlen=8)

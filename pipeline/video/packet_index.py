@@ -1,9 +1,8 @@
 """Packet index of a video: the keyframe from which to decode frame N.
 
 The index is a prediction: the frames that come out are taken to be the packets sorted by presentation time.
-`build` refuses (returns None) wherever the timestamps themselves show that this may be wrong; whoever
-decodes compares what really comes out with `order` and starts over from the beginning at the first
-difference.
+`build` returns None where the timestamps show that this may be wrong. The decoding code compares the actual
+frames with `order` and starts over from the beginning at the first difference.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class PacketLike(Protocol):
 
 @dataclass(frozen=True)
 class PacketIndex:
-    """The first packets of a stream in decode order, and the frames that they stand for.
+    """The first packets of a stream in decode order, and the frames that they contain.
 
     Args:
         pts: presentation time of each packet, in the stream's time base; unique.

@@ -14,11 +14,11 @@ T = TypeVar("T")
 
 
 class Prefetch(Generic[T]):
-    """Iterates `items` in a thread of its own, at most `depth` items ahead.
+    """Iterates `items` in a background thread, at most `depth` items ahead.
 
-    Order and content stay the same, and an exception comes out where it was raised, and again whenever more
-    is asked for: a source that failed never looks like one that ended. `close()` stops the thread, which
-    closes `items` if it is a generator.
+    Order and content are unchanged. An exception is raised at its position and again on every later call, so
+    that a failed source never looks like one that ended. `close()` stops the thread, which closes `items` if
+    it is a generator.
     """
 
     def __init__(self, items: Iterator[T], depth: int = 4) -> None:

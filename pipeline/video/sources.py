@@ -2,12 +2,11 @@
 
 How a video file is read, and why:
 
-* What a decode from the start with ONE thread delivers is the truth about a file: its frames, their
-  numbers, its losses. FFmpeg makes the same of the same bytes then, damaged or not; with several threads it
-  conceals damage differently from run to run.
+* Decoding from the start with ONE thread defines the frames of a file, their numbers and its losses: FFmpeg's
+  output is then the same for the same bytes, damaged or not. With several threads it conceals damage
+  differently from run to run.
 * With several threads, or after a seek, decoding is guarded (see `pipeline.video.decoding`). At the first
-sign of
-  damage the file is decoded from the start with one thread; frames that were already delivered are skipped.
+  sign of damage the file is decoded from the start with one thread; delivered frames are skipped.
 * `frames(start)` seeks only if it knows which presentation time frame `start - 1` had (told by the caller,
   or delivered by this very source before) and the index of packets agrees: had an earlier packet yielded no
   frame, or two, the numbers would not fit. Otherwise the frames before `start` are decoded and dropped,

@@ -2,9 +2,9 @@
 
     received = tracked + dropped (by reason) + corrupt + in flight
 
-A frame is received when the camera's packets gave a picture, or are known to have been meant to. In flight
-are those on their way from the source to the tracker; once the stream is closed and settled there are none.
-The same object counts for `events`, the API and the metrics, so they cannot differ.
+A frame is received when the camera's packets gave a picture, or should have given one. Frames are in flight
+on their way from the source to the tracker; a closed stream has none. Events, the API and the metrics read
+the same ledger, so they cannot differ.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class LedgerCounts:
     """The ledger at one moment, as plain data.
 
     Args:
-        dropped: frames that were fine and not tracked, by reason.
+        dropped: intact frames that were not tracked, by reason.
         corrupt: frames that could not be decoded, or only with damage, by reason.
     """
 
@@ -40,7 +40,7 @@ class LedgerCounts:
 
     @property
     def in_flight(self) -> int:
-        """Received, and nothing has become of them yet."""
+        """Number of received frames that are not tracked, dropped or corrupt yet."""
         return self.received - self.tracked - self.dropped_total - self.corrupt_total
 
     @property
@@ -59,7 +59,7 @@ class LedgerCounts:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> LedgerCounts:
-        """What `to_json` gave; ValueError if it is something else."""
+        """Restore from the output of `to_json`; ValueError for anything else."""
         try:
             counts = cls(
                 _count(values["received"]),
@@ -77,10 +77,10 @@ class LedgerCounts:
 
 
 class Ledger:
-    """Counts one stream's frames, from any thread.
+    """Counts one stream's frames. Thread-safe.
 
     Args:
-        counts: where to go on from, after a restart.
+        counts: initial counts, after a restart.
     """
 
     def __init__(self, counts: LedgerCounts | None = None) -> None:
@@ -93,10 +93,9 @@ class Ledger:
 
     @classmethod
     def resumed(cls, counts: LedgerCounts, next_frame: int, reason: str = "restart") -> Ledger:
-        """A ledger that goes on at frame `next_frame` after a restart.
+        """A ledger that continues at frame `next_frame` after a restart.
 
-        What was in flight when the process died, and what was received after `counts` were taken, was not
-        tracked, as far as anybody knows: it counts as dropped, for `reason`.
+        Frames in flight in `counts`, and frames received after it was taken, count as dropped for `reason`.
         """
         if next_frame < counts.received:
             raise ValueError(
@@ -111,25 +110,25 @@ class Ledger:
         return ledger
 
     def received(self, count: int = 1) -> None:
-        """Frames have come in."""
+        """Count received frames."""
         self._check("received", count)
         with self._lock:
             self._received += count
 
     def tracked(self, count: int = 1) -> None:
-        """Frames that came in have been tracked."""
+        """Count received frames as tracked."""
         self._settle("tracked", count)
 
     def dropped(self, reason: str, count: int = 1) -> None:
-        """Frames that came in are not going to be tracked."""
+        """Count received frames as dropped."""
         self._settle("dropped", count, reason)
 
     def corrupt(self, reason: str, count: int = 1) -> None:
-        """Frames that came in were damaged."""
+        """Count received frames as corrupt."""
         self._settle("corrupt", count, reason)
 
     def counts(self) -> LedgerCounts:
-        """The ledger now; does not change later."""
+        """An immutable copy of the current counts."""
         with self._lock:
             return LedgerCounts(
                 self._received,

@@ -1,7 +1,7 @@
 """Bounded queue between a camera and its tracker; every dropped frame is counted.
 
-Frames get their numbers here, lost ones included. What happened on the way (losses, gaps, reconnects) waits
-in order and goes out with the next frame that is delivered, so that every event belongs to a frame.
+Frames, including lost ones, are numbered here. Events (losses, gaps, reconnects) are kept in order and
+attached to the next delivered frame, so that every event belongs to a frame.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class _Pending:
 
 
 class PendingEvents:
-    """Events that wait for a frame to go out with. Their number is bounded, their counts stay exact.
+    """Events that wait for the next delivered frame. Their number is bounded; their counts stay exact.
 
-    Drops and corruption are summed by reason. Of other kinds the first 64 are kept apart; what comes after
-    is added to the last of its kind and reason (with the seconds summed), as when nobody reads for a day.
+    Drops and corruption are summed by reason. Of other kinds, the first 64 events are kept separately; later
+    ones are merged into the last event of the same kind and reason, with their seconds summed.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class PendingEvents:
     def add(
         self, kind: str, reason: str | None, count: int = 1, detail: Mapping[str, Any] | None = None
     ) -> None:
-        """Note that something happened."""
+        """Add an event."""
         self._add(_Pending(kind, reason, count, dict(detail or {})))
 
     def put_before(self, earlier: PendingEvents) -> None:
