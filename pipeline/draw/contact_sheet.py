@@ -12,8 +12,8 @@ import numpy as np
 from pipeline.base.errors import StoreError, UsageError
 from pipeline.base.picture_size import MAX_PIXELS
 from pipeline.base.records import Frame
-from pipeline.draw.frames import Tracks, _frames, _records
-from pipeline.draw.output_file import _finished_file
+from pipeline.draw.frames import Tracks, frames_with_tracks, records_of
+from pipeline.draw.output_file import finished_file
 from pipeline.draw.overlay import Image, overlay
 from pipeline.video.sources import VideoSource, open_source
 
@@ -53,8 +53,8 @@ def contact_sheet(
             raise UsageError(f"frames={frames!r}: need at least one frame number, none below 0")
         chosen = set(wanted)
         tiles = [
-            _tile(frame, overlay(frame.image, _records(tracks, frame), alpha), tile_width)
-            for frame in _frames(source, tracks, wanted[0], wanted[-1])
+            _tile(frame, overlay(frame.image, records_of(tracks, frame), alpha), tile_width)
+            for frame in frames_with_tracks(source, tracks, wanted[0], wanted[-1])
             if frame.frame_index in chosen
         ]
     if not tiles:
@@ -62,7 +62,7 @@ def contact_sheet(
     done, png = cv2.imencode(".png", cv2.cvtColor(_grid(tiles, columns), cv2.COLOR_RGB2BGR))
     if not done:
         raise StoreError(f"{output}: the contact sheet could not be encoded; choose smaller tiles")
-    with _finished_file(output, storage_options) as path:
+    with finished_file(output, storage_options) as path:
         path.write_bytes(png.tobytes())
 
 

@@ -12,7 +12,7 @@ Tracks = Mapping[int, Sequence[MaskRecord]] | Callable[[int], Sequence[MaskRecor
 """The records of a frame by its index: a mapping, or a function."""
 
 
-def _frames(source: VideoSource, tracks: Tracks, first: int, last: int | None) -> Iterator[Frame]:
+def frames_with_tracks(source: VideoSource, tracks: Tracks, first: int, last: int | None) -> Iterator[Frame]:
     """Frames first..last; what is known of the frame before `first` lets the source seek."""
     if first < 0 or (last is not None and last < first):
         raise UsageError(f"frames {first}..{last}: need 0 <= first <= last")
@@ -28,7 +28,8 @@ def _lookup(tracks: Tracks, frame_index: int) -> Sequence[MaskRecord]:
     return tracks.get(frame_index, ()) if isinstance(tracks, Mapping) else tracks(frame_index)
 
 
-def _records(tracks: Tracks, frame: Frame) -> Sequence[MaskRecord]:
+def records_of(tracks: Tracks, frame: Frame) -> Sequence[MaskRecord]:
+    """The records of a frame; UsageError if they are of pictures of another size."""
     records = _lookup(tracks, frame.frame_index)
     for record in records:
         if (record.frame_height, record.frame_width) != frame.size:

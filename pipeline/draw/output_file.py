@@ -15,7 +15,7 @@ from pipeline.base.errors import SourceError, StoreError, UsageError, XmemError,
 
 
 @contextmanager
-def _finished_file(output: str, storage_options: Mapping[str, Any] | None) -> Iterator[Path]:
+def finished_file(output: str, storage_options: Mapping[str, Any] | None) -> Iterator[Path]:
     """A path to write to; what was written takes the output's place only if nothing was raised."""
     try:
         fs, target = fsspec.core.url_to_fs(output, **dict(storage_options or {}))
@@ -27,7 +27,7 @@ def _finished_file(output: str, storage_options: Mapping[str, Any] | None) -> It
         partial = folder / f".{secrets.token_hex(6)}.partial{Path(target).suffix.lower()}"
         partial.touch(exist_ok=False)
     except Exception as error:
-        raise _unwritable(output, error) from error
+        raise unwritable(output, error) from error
     try:
         yield partial
         if local:
@@ -37,12 +37,12 @@ def _finished_file(output: str, storage_options: Mapping[str, Any] | None) -> It
     except XmemError:
         raise
     except OSError as error:
-        raise _unwritable(output, error) from error
+        raise unwritable(output, error) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _unwritable(output: str, error: BaseException) -> XmemError:
+def unwritable(output: str, error: BaseException) -> XmemError:
     if isinstance(error, SourceError | UsageError | StoreError):
         return error
     reason = getattr(error, "strerror", None) or one_line(error)

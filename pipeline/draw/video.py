@@ -23,8 +23,8 @@ import numpy as np
 from pipeline.base.errors import UsageError, one_line
 from pipeline.base.picture_size import MAX_PIXELS
 from pipeline.base.records import Frame
-from pipeline.draw.frames import Tracks, _frames, _records
-from pipeline.draw.output_file import _finished_file, _unwritable
+from pipeline.draw.frames import Tracks, frames_with_tracks, records_of
+from pipeline.draw.output_file import finished_file, unwritable
 from pipeline.draw.overlay import Image, overlay
 from pipeline.storage.locations import scheme_of
 from pipeline.video.sources import VideoSource, open_source
@@ -88,16 +88,16 @@ def render_video(
         raise UsageError(f"{output}: is the video itself; choose another output")
     written = 0
     with open_source(uri, storage_options=storage_options, max_pixels=max_pixels) as source:
-        frames = _frames(source, tracks, first, last)
+        frames = frames_with_tracks(source, tracks, first, last)
         opening = next(frames, None)
         if opening is None:
             raise UsageError(f"{uri}: has no frames {first}..{'' if last is None else last}; choose others")
         with (
-            _finished_file(output, storage_options) as path,
+            finished_file(output, storage_options) as path,
             _Writer(path, source, opening, output) as writer,
         ):
             for frame in itertools.chain([opening], frames):
-                writer.write(overlay(frame.image, _records(tracks, frame), alpha), frame.pts_seconds)
+                writer.write(overlay(frame.image, records_of(tracks, frame), alpha), frame.pts_seconds)
                 written += 1
                 if progress is not None:
                     progress(written)
@@ -129,7 +129,7 @@ class _Writer:
             context.colorspace = context.color_primaries = context.color_trc = _BT709
             context.color_range = _LIMITED
         except Exception as error:
-            raise _unwritable(shown_as, error) from error
+            raise unwritable(shown_as, error) from error
         self._reformatter = av.video.reformatter.VideoReformatter()
 
     def write(self, image: Image, pts_seconds: float | None) -> None:
@@ -156,13 +156,13 @@ class _Writer:
             self._container.close()
         except Exception as failed:
             if error is None:
-                raise _unwritable(self._shown_as, failed) from failed
+                raise unwritable(self._shown_as, failed) from failed
 
     def _mux(self, frame: Any) -> None:
         try:
             self._container.mux(self._stream.encode(frame))
         except Exception as error:
-            raise _unwritable(self._shown_as, error) from error
+            raise unwritable(self._shown_as, error) from error
 
     def _fitted(self, image: Image) -> Image:
         below, right = self._height - image.shape[0], self._width - image.shape[1]

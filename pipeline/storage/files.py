@@ -6,7 +6,7 @@ at all.
 
 How `create` excludes other writers:
 
-* local disk: `local_disk.py`.
+* local disk: `local_files.py`.
 * object stores: `If-None-Match: *` or the store's own equivalent, through fsspec's `mode="create"`. A server
   that ignores the condition is found out at the first file created, and refused.
 * `memory://`: a lock; it lives in one process.
@@ -19,27 +19,8 @@ request that comes late undoes a later one.
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
-from typing import Any, TypeVar
-
-from pipeline.storage.retries import ShortAnswerError, http_status
-
-T = TypeVar("T")
-_CREATE_ATTEMPTS = 5
-_REPLACE_ATTEMPTS = 8
-_UPLOAD_SECONDS = 120
-_UPLOAD_BYTES_PER_SECOND = 1 << 18
-"""An upload slower than this hangs; nothing else ends one that waits for the server's "100 Continue"."""
-_CREDENTIALS = {
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "CredentialRetrievalError",
-    "TokenRetrievalError",
-    "ProfileNotFound",
-}
-"""What botocore raises where a process has no usable credentials."""
-_MEMORY_LOCK = threading.Lock()
+from typing import Any
 
 
 class Files(ABC):
@@ -94,19 +75,3 @@ class Files(ABC):
     @abstractmethod
     def remove_empty_folder(self, folder: str) -> None:
         """Removes a folder if it is empty, where folders are more than prefixes."""
-
-
-def _is_refused(error: BaseException) -> bool:
-    """Whether a store takes nothing from this process: no credentials, no rights, no bucket, no space."""
-    status, code = http_status(error)
-    if isinstance(error, PermissionError) or status in (401, 403, 507):
-        return True
-    names = {cls.__name__ for cls in type(error).__mro__}
-    return bool(names & _CREDENTIALS) or any(word in code for word in ("Bucket", "Quota", "StorageFull"))
-
-
-def _whole(data: bytes, size: int) -> bytes:
-    """The data, if it is all of it."""
-    if len(data) != size:
-        raise ShortAnswerError(f"{len(data)} bytes came instead of {size}")
-    return bytes(data)

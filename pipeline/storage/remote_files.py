@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.base.errors import OutputError, StoreError, bare_reason
 from pipeline.base.redaction import shareable
-from pipeline.storage.files import (
-    _CREATE_ATTEMPTS,
-    _MEMORY_LOCK,
-    _REPLACE_ATTEMPTS,
-    _UPLOAD_BYTES_PER_SECOND,
-    _UPLOAD_SECONDS,
-    Files,
-    T,
-    _is_refused,
-    _whole,
-)
+from pipeline.storage.files import Files
 from pipeline.storage.filesystems import is_s3
-from pipeline.storage.retries import http_status, retry
+from pipeline.storage.retries import ShortAnswerError, http_status, retry
 
 
 class RemoteFiles(Files):
@@ -208,3 +199,36 @@ class RemoteFiles(Files):
         except Exception as error:  # object stores raise their client library's own types
             kind = OutputError if _is_refused(error) else StoreError
             raise kind(f"cannot {doing} {self.uri(name)}: {bare_reason(error)}") from shareable(error)
+
+
+T = TypeVar("T")
+_CREATE_ATTEMPTS = 5
+_REPLACE_ATTEMPTS = 8
+_UPLOAD_SECONDS = 120
+_UPLOAD_BYTES_PER_SECOND = 1 << 18
+"""An upload slower than this hangs; nothing else ends one that waits for the server's "100 Continue"."""
+_CREDENTIALS = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "CredentialRetrievalError",
+    "TokenRetrievalError",
+    "ProfileNotFound",
+}
+"""What botocore raises where a process has no usable credentials."""
+_MEMORY_LOCK = threading.Lock()
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Whether a store takes nothing from this process: no credentials, no rights, no bucket, no space."""
+    status, code = http_status(error)
+    if isinstance(error, PermissionError) or status in (401, 403, 507):
+        return True
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return bool(names & _CREDENTIALS) or any(word in code for word in ("Bucket", "Quota", "StorageFull"))
+
+
+def _whole(data: bytes, size: int) -> bytes:
+    """The data, if it is all of it."""
+    if len(data) != size:
+        raise ShortAnswerError(f"{len(data)} bytes came instead of {size}")
+    return bytes(data)

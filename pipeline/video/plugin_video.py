@@ -34,14 +34,14 @@ def find_plugin(scheme: str) -> Source | None:
     return None if plugin is None else cast(Source, plugin[0])
 
 
-class _Opened(Closing):
+class OpenedVideo(Closing):
     """A source that holds nothing open between iterations, unless it says otherwise."""
 
     def close(self) -> None:
         """Each iteration of `frames` closes what it opened."""
 
 
-class PluginVideo(_Opened):
+class PluginVideo(OpenedVideo):
     """A video that an installed `Source` reads; what the plugin does not tell is unknown (None)."""
 
     rate: float | None = None

@@ -15,7 +15,7 @@ from pipeline.base.redaction import redacted
 from pipeline.storage.locations import BLOCK_BYTES, Location
 from pipeline.video import decoding
 from pipeline.video import packet_index as packets
-from pipeline.video.plugin_video import _Opened
+from pipeline.video.plugin_video import OpenedVideo
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class _Misprediction(Exception):  # noqa: N818 - a signal, never seen outside
     """After a seek, other frames came than the index of packets announced."""
 
 
-class VideoFile(_Opened):
+class VideoFile(OpenedVideo):
     """A video file that FFmpeg decodes; see the module's docstring and `VideoSource`.
 
     The decode that gave the first frame, and with it the size, is kept until `frames` is asked for: iterated

@@ -29,7 +29,7 @@ from pipeline.base.errors import one_line
 from pipeline.base.redaction import redacted
 from pipeline.live.camera.access_units import Joiner
 from pipeline.live.camera.options import LiveOptions
-from pipeline.live.camera.picture_decoder import AFTER_DAMAGE, Lost, Shown, _Decoding, _some
+from pipeline.live.camera.picture_decoder import AFTER_DAMAGE, Lost, PictureDecoder, Shown, losses
 from pipeline.live.camera.relay import RelayError, RtspRelay
 from pipeline.live.camera.url_guard import UrlRefusedError
 from pipeline.storage.locations import scheme_of
@@ -150,7 +150,7 @@ class Connection(Closing):
 
     def items(self) -> Iterator[Shown | Lost]:
         """Pictures and losses in the order shown, until the connection ends: that is a ConnectionLost."""
-        decoding = _Decoding(self._stream, self._options.keyframe_seconds)
+        decoding = PictureDecoder(self._stream, self._options.keyframe_seconds)
         joiner = Joiner(self.codec, self.container)
         lost = yield from self._read(decoding, joiner)
         # There are still pictures that came before the end.
@@ -159,7 +159,9 @@ class Connection(Closing):
         yield from decoding.flush()
         raise lost
 
-    def _read(self, decoding: _Decoding, joiner: Joiner) -> Generator[Shown | Lost, None, ConnectionLost]:
+    def _read(
+        self, decoding: PictureDecoder, joiner: Joiner
+    ) -> Generator[Shown | Lost, None, ConnectionLost]:
         options = self._options
         opened = seen = time.monotonic()
         silence = 0.0
@@ -189,7 +191,7 @@ class Connection(Closing):
                     waited += 1
                     seen = now
                     continue
-                yield from _some("dropped", "before the first keyframe", waited)
+                yield from losses("dropped", "before the first keyframe", waited)
                 seen = now
             for whole in joiner.take(packet):
                 for item in decoding.take(whole, silence):

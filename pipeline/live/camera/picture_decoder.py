@@ -52,7 +52,7 @@ class Lost:
     count: int
 
 
-class _Decoding:
+class PictureDecoder:
     """Feeds packets to the decoder and keeps account of which of them gave a picture.
 
     Args:
@@ -106,7 +106,7 @@ class _Decoding:
         for frame in frames:
             yield from self._account(frame, 0.0)
         wrong = sum(1 for _, bad in self._waiting.values() if bad)
-        yield from _some("corrupt", "decode error", wrong + self._unnamed)
+        yield from losses("corrupt", "decode error", wrong + self._unnamed)
         self._waiting.clear()
         self._unnamed = 0
 
@@ -119,7 +119,7 @@ class _Decoding:
             lost += len(passed) if damaged and not self._may_hide else 0
             for pts in passed:
                 del self._waiting[pts]
-        yield from _some("corrupt", "decode error", lost)
+        yield from losses("corrupt", "decode error", lost)
         if lost:
             self._damaged()
         if frame.is_corrupt:
@@ -148,7 +148,7 @@ class _Decoding:
     def _given_up(self) -> Iterator[Lost]:
         """Packets so old that no picture will come of them; timestamps that jump back leave them behind."""
         old = [t for t, (at, _) in self._waiting.items() if at < self._position - _OUT_OF_SIGHT]
-        yield from _some("corrupt", "decode error", sum(1 for t in old if self._waiting[t][1]))
+        yield from losses("corrupt", "decode error", sum(1 for t in old if self._waiting[t][1]))
         for pts in old:
             del self._waiting[pts]
 
@@ -164,6 +164,6 @@ def camera_utc(packet: Any) -> float | None:
     return float(microseconds) / 1e6 if microseconds > 0 else None
 
 
-def _some(kind: Literal["dropped", "corrupt"], reason: str, count: int) -> Iterator[Lost]:
+def losses(kind: Literal["dropped", "corrupt"], reason: str, count: int) -> Iterator[Lost]:
     if count:
         yield Lost(kind, reason, count)

@@ -253,7 +253,7 @@ def test_unwritable_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         render_video(str(tmp_path / "absent.mp4"), {}, str(tmp_path / "out.mp4"))
 
     def full(self: object, frame: object) -> None:
-        raise output_file._unwritable("out.mp4", OSError(28, "No space left on device"))
+        raise output_file.unwritable("out.mp4", OSError(28, "No space left on device"))
 
     monkeypatch.setattr(render._Writer, "_mux", full)
     with pytest.raises(StoreError, match="No space left"):

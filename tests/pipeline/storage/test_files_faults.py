@@ -14,7 +14,6 @@ from support.chunks import events, rows
 from support.faults import Answer, Proxy, Rule, faulty, storm
 from support.servers import S3Server
 
-import pipeline.storage.files
 from pipeline.base.errors import AnotherWriterError, StoreError
 from pipeline.prompts.files import load_prompts
 from pipeline.storage import retries
@@ -46,7 +45,7 @@ FAULTS = {
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses of milliseconds; a hanging upload is given up after a second."""
     monkeypatch.setattr(retries, "ATTEMPTS", Attempts(7, 0.01, 0.05))
-    monkeypatch.setattr(pipeline.storage.files, "_UPLOAD_SECONDS", 1)
+    monkeypatch.setattr("pipeline.storage.remote_files._UPLOAD_SECONDS", 1)
 
 
 @pytest.fixture
