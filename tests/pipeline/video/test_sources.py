@@ -237,7 +237,7 @@ def test_every_start_equals_decoding_from_the_start(
 ) -> None:
     name, recipe = {**RESUMABLE, **UNSEEKABLE}[case]
     path = str(videos.make_video(tmp_path / name, **SMALL, **recipe))
-    caplog.set_level(logging.DEBUG, "pipeline.video.sources")
+    caplog.set_level(logging.DEBUG, "pipeline.video")
     with open_source(path, threads=1) as source:
         whole = decode(source)
     assert len(whole) >= 115
@@ -258,7 +258,7 @@ def test_every_start_equals_decoding_from_the_start(
 def test_start_without_knowing_the_time_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = str(videos.make_video(tmp_path / "clip.mp4", **SMALL, b_frames=2))
     whole = decode(open_source(path))
-    caplog.set_level(logging.DEBUG, "pipeline.video.sources")
+    caplog.set_level(logging.DEBUG, "pipeline.video")
     for start in (1, 70, 119, 120, 500):
         assert decode(open_source(path), start) == whole[start:]
     assert "to get at frame" not in caplog.text
@@ -271,7 +271,7 @@ def test_a_source_remembers_what_it_delivered_itself(
     with open_source(path) as source:
         whole = decode(source)
         head = [signature(f) for f in itertools.islice(source.frames(), 90)]
-        caplog.set_level(logging.DEBUG, "pipeline.video.sources")
+        caplog.set_level(logging.DEBUG, "pipeline.video")
         assert head + decode(source, 90) == whole
     assert "to get at frame 90" in caplog.text
 
@@ -281,7 +281,7 @@ def test_a_time_that_does_not_fit_forbids_seeking(tmp_path: Path, caplog: pytest
     """Had an earlier packet yielded no frame, frame 79 would carry another packet's time."""
     path = str(videos.make_video(tmp_path / "clip.mp4", **SMALL))
     whole = decode(open_source(path))
-    caplog.set_level(logging.DEBUG, "pipeline.video.sources")
+    caplog.set_level(logging.DEBUG, "pipeline.video")
     assert decode(open_source(path), 80, whole[78][1]) == whole[80:]
     assert "to get at frame" not in caplog.text
 
