@@ -56,7 +56,6 @@ for command in (
 ):
     app.command()(command)
 
-logger = logging.getLogger("xmem")
 
 _INTERRUPTED = 130
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import logging
 import os
 import sys
 import threading
@@ -13,8 +12,6 @@ import ray
 from ray._private import ray_constants
 
 from pipeline.base.errors import XmemError
-
-logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5
 _INTERRUPT_SECONDS = 3.0

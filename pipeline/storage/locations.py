@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,8 +14,6 @@ from pipeline.base.redaction import redacted, shareable
 from pipeline.storage.filesystems import connect, is_local
 from pipeline.storage.read_ahead import ReadAhead
 from pipeline.storage.retries import ShortAnswerError, retry
-
-log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 4 << 20
 """Longest range read at a time. By tests/benchmarks/s3_reading.py: 25.7 MiB of H.264 with its index at the

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,8 +12,6 @@ from pipeline.tracking.settings import AUTO, DTYPES, ModelSettings
 from pipeline.tracking.stream_tracker import StreamSummary, StreamTracker
 from pipeline.tracks.store import StreamStore
 from xmem_core import VideoSegmenter
-
-logger = logging.getLogger(__name__)
 
 OnFrame = Callable[[StreamTracker], None]
 

@@ -20,7 +20,6 @@ square.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -31,8 +30,6 @@ from pipeline.storage.locations import BLOCK_BYTES, locate, scheme_of
 from pipeline.video.image_folder import ImageFolder
 from pipeline.video.plugin_video import PluginVideo, find_plugin
 from pipeline.video.video_file import VideoFile
-
-log = logging.getLogger(__name__)
 
 
 class VideoSource(Protocol):

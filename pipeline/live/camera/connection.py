@@ -16,7 +16,6 @@ How FFmpeg is used, and why (measured with FFmpeg 8 against GStreamer):
 from __future__ import annotations
 
 import errno
-import logging
 import time
 from collections.abc import Generator, Iterator
 from contextlib import suppress
@@ -33,8 +32,6 @@ from pipeline.live.camera.picture_decoder import AFTER_DAMAGE, Lost, PictureDeco
 from pipeline.live.camera.relay import RelayError, RtspRelay
 from pipeline.live.camera.url_guard import UrlRefusedError
 from pipeline.storage.locations import scheme_of
-
-log = logging.getLogger(__name__)
 
 _PROBE_MICROSECONDS = "100000"
 _MOST_READ_FAILURES = 16
