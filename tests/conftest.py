@@ -1,6 +1,7 @@
 """Fixtures and markers that many tests share."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from hypothesis import settings
 # Beside other workers of pytest-xdist one thread each; tests and their processes that want more say so.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# All Rays of a process have one token: Ray keeps the first that it read, also for a Ray started later.
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 from support.needs import needs
 from support.servers import s3_server  # noqa: F401
