@@ -60,6 +60,7 @@ def test_a_ray_that_does_not_start_is_tried_again(
     monkeypatch.setattr(ray, "init", starts)
     monkeypatch.setattr(cluster, "resources", lambda: cluster.Resources((2,)))
     monkeypatch.setattr(cluster, "_START_WAITS", (0.0, 0.0))
+    monkeypatch.setattr("jobs.cluster.local_ray.check_address", lambda: None)  # nothing was started
     with caplog.at_level(logging.WARNING), connected() as resources:
         assert resources.cpus == 2
     assert starts.calls == calls
