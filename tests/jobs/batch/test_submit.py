@@ -137,9 +137,9 @@ WHERE = """
 import json, sys
 import ray
 from pathlib import Path
-from jobs import ray_token
+from jobs.cluster import auth_token
 from jobs.cli.app import main
-ray_token.enable()
+auth_token.enable()
 from jobs.cluster.connection import connected
 
 with connected(sys.argv[1]):
