@@ -8,6 +8,7 @@ as if it had never stopped.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -104,3 +105,51 @@ class Detector(Protocol):
     def to_bytes(self) -> bytes: ...
 
     def from_bytes(self, blob: bytes) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one run of a detector found, and where it looked.
+
+    Args:
+        detections: of the frame.
+        regions: the parts of the frame that were searched; None: all of it.
+        least_share: a region is searched for things whose longer side is at least this share of the region's
+            shorter side.
+    """
+
+    detections: list[Detection]
+    regions: tuple[Box, ...] | None = None
+    least_share: float = 0.0
+
+    def covers(self, box: Box) -> bool:
+        """Whether a thing with that box would have been found, had it been visible."""
+        if self.regions is None:
+            return True
+        x, y, w, h = box
+        return any(
+            left <= x
+            and top <= y
+            and x + w <= left + across
+            and y + h <= top + down
+            and max(w, h) >= self.least_share * min(across, down)
+            for left, top, across, down in self.regions
+        )
+
+
+@runtime_checkable
+class PartialDetector(Detector, Protocol):
+    """A detector that may search only parts of a frame, to save time.
+
+    `look` is like `detect`, which is a look without wanted boxes, but says where it searched. `wanted` are
+    boxes in which something is looked for, such as where an object was lost; the detector prefers them.
+    """
+
+    def look(self, frame: Frame, wanted: Sequence[Box] = ()) -> Look: ...
+
+
+def look_with(detector: Detector, frame: Frame, wanted: Sequence[Box] = ()) -> Look:
+    """Run a detector of either kind on a frame; see `PartialDetector` for `wanted`."""
+    if isinstance(detector, PartialDetector):
+        return detector.look(frame, wanted)
+    return Look(detector.detect(frame))

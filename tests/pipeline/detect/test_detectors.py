@@ -14,7 +14,7 @@ from pipeline.base.errors import UsageError
 from pipeline.base.records import Frame
 from pipeline.detect.loading import load_detector
 from pipeline.detect.motion import MotionDetector
-from pipeline.detect.protocol import Detection, Detector
+from pipeline.detect.protocol import Detection, Detector, Look, look_with
 from pipeline.testing.detectors import check_detector, drawn_scene
 
 
@@ -201,9 +201,25 @@ def test_a_plugin_is_found_by_its_name_and_made_anew_each_time() -> None:
         ("useless", "'useless' .test_detectors:NOT_A_DETECTOR. lacks one of the methods"),
         ("broken", "cannot be loaded: RuntimeError: no weights; repair"),
         ("gone", "cannot be loaded: AttributeError"),
-        ("missing", "no detector 'missing'; there are: motion, broken, counter, gone, useless"),
+        ("missing", "no detector 'missing'; there are: motion, file:PATH, broken, counter, gone, useless"),
     ],
 )
 def test_plugins_that_cannot_be_used_are_named(name: str, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         load_detector(name)
+
+
+def test_a_look_covers_what_lies_inside_a_searched_region_and_is_not_too_small() -> None:
+    look = Look([], ((0, 0, 40, 30), (20, 10, 40, 30)), least_share=0.2)
+    assert look.covers((5, 5, 4, 10))
+    assert look.covers((30, 20, 30, 20))
+    assert not look.covers((5, 15, 10, 20))  # leaves the first region, begins outside the second
+    assert not look.covers((5, 5, 3, 5))  # smaller than a fifth of 30 pixels
+    assert Look([]).covers((5, 5, 3, 5))
+
+
+def test_a_detector_without_look_searches_all_of_the_frame() -> None:
+    frame = Frame(np.full((20, 30, 3), 255, np.uint8), 0, 0.0)
+    look = look_with(EveryBright(), frame, [(0, 0, 3, 3)])
+    assert [d.bounds for d in look.detections] == [(0, 0, 30, 20)]
+    assert look.regions is None
