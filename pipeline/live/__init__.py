@@ -1,4 +1,4 @@
 """One live stream: tracker, requests, record, recovery, recent results.
 
-May use: tracking and draw, what those may use, and live.camera.
+May use: tracking, draw and zones, what those may use, and live.camera.
 """
