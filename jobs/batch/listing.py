@@ -74,7 +74,11 @@ def has_wildcard(uri: str) -> bool:
 
 
 def videos_in(
-    uri: str, storage_options: Mapping[str, Any] | None = None, skipped: Skipped | None = None
+    uri: str,
+    storage_options: Mapping[str, Any] | None = None,
+    skipped: Skipped | None = None,
+    *,
+    out: str | None = None,
 ) -> Iterator[tuple[str, str | None]]:
     """(video, its sidecar or None) of a folder and all below it, or of a glob; sorted, local paths absolute.
 
@@ -83,6 +87,7 @@ def videos_in(
 
     Args:
         skipped: collects the other files of the folder or glob, except hidden ones.
+        out: the batch's output folder, local and absolute or a URI; what is in it is left out.
 
     Raises:
         UsageError: it cannot be listed, or there is no video.
@@ -94,6 +99,9 @@ def videos_in(
     place, depth = f"{root}{chain}", _depth(pattern[magic.start() :]) if magic else None
     names = _listing(place, depth, storage_options)
     prefix = _prefix(root, chain)
+    if out is not None and not chain:
+        own = f"{out.rstrip('/')}/"
+        names = [n for n in names if not f"{prefix}/{n}".startswith(own)]
     found = {n for n in names if n.endswith(SIDECARS)}
     count = 0
     unused = set(found) if skipped is not None else set()

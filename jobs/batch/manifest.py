@@ -43,6 +43,7 @@ def load_manifest(
     skipped: Skipped | None = None,
     ids: Ids = "uri",
     errors: list[str] | None = None,
+    out: str | None = None,
 ) -> list[VideoJob]:
     """Load the videos of a batch, in the order of the manifest or of their names.
 
@@ -66,6 +67,7 @@ def load_manifest(
             if the archive is moved. "name": the file's name, which must then be unique.
         errors: collects errors of single manifest rows and duplicate videos, instead of raising the first.
         skipped: collects a folder's or glob's files that are not tracked; they are also logged.
+        out: the output folder: files in it are left out of a folder or glob.
 
     Returns:
         the jobs. Videos with nothing to track are included: they may have been begun before; otherwise they
@@ -87,7 +89,7 @@ def load_manifest(
     seen: dict[str, int] = {}
     explicit: set[str] = set()
     skipped = Skipped() if skipped is None else skipped
-    for root, row in _all_rows(sources, storage_options, skipped, errors):
+    for root, row in _all_rows(sources, storage_options, skipped, errors, out):
         generated = generate_stream_id(row.uri)
         stream_id = row.stream_id or _made(row.uri, root, ids)
         wanted = (row.prompts_uri, row.prompts)
@@ -122,6 +124,7 @@ def _all_rows(
     storage_options: Mapping[str, Any] | None,
     skipped: Skipped,
     errors: list[str] | None,
+    out: str | None,
 ) -> Iterator[tuple[str, Row]]:
     """Per source, the folder that its videos are relative to, and its videos."""
     for source in sources:
@@ -133,7 +136,7 @@ def _all_rows(
                 skipped.add(source, "no suffix of a video")
                 continue
         root = ""
-        for row in _rows(source, storage_options, skipped, errors):
+        for row in _rows(source, storage_options, skipped, errors, out):
             root = root or _root(source, row)
             yield root, row
 
@@ -156,7 +159,11 @@ def _made(uri: str, root: str, ids: Ids) -> str:
 
 
 def _rows(
-    uri: str, storage_options: Mapping[str, Any] | None, skipped: Skipped, errors: list[str] | None
+    uri: str,
+    storage_options: Mapping[str, Any] | None,
+    skipped: Skipped,
+    errors: list[str] | None,
+    out: str | None,
 ) -> Iterator[Row]:
     """All videos, with their own prompts."""
     if find_plugin(scheme_of(uri)):
@@ -173,7 +180,8 @@ def _rows(
             raise UsageError(f"{uri} is no video; a manifest is one of {', '.join(SUFFIXES)}")
         yield Row(0, path, prompts_uri=_beside(path, storage_options))
     else:
-        for video, beside in videos_in(uri, storage_options, skipped):
+        own = None if out is None else local_absolute(out)
+        for video, beside in videos_in(uri, storage_options, skipped, out=own):
             yield Row(0, video, prompts_uri=beside)
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from jobs.batch.manifest import local_absolute
 from jobs.batch.manifest_file import is_manifest, read_rows
 from jobs.batch.storage_options import parse_storage_options
 from jobs.cluster import auth_token as ray_token
@@ -44,6 +45,8 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _OUT = "xmem_out"
 # Set for a job whose relative paths were made absolute: the host whose paths they are.
 _PATHS_OF = "XMEM_PATHS_OF"
+# Maps the files that travel with a job to where they are on the machine that submitted it, as JSON.
+_ORIGINALS = "XMEM_ORIGINALS"
 _PATH_OPTIONS = ("--report", "--model")
 _GIVE = "give an absolute path that the cluster's machines share, or a URI such as s3://bucket/folder"
 # These log each package and connection, whatever the level of Ray's own logger.
@@ -144,11 +147,16 @@ class Jobs:
         if paths.changed:
             env = {**(env or {}), _PATHS_OF: socket.gethostname()}
         with tempfile.TemporaryDirectory(prefix="xmem-submit-") as folder:
-            command = ["python", "-m", "jobs.cli", "batch", "run"]
-            command += [_shipped_manifest(v, Path(folder), number) for number, v in enumerate(videos)]
+            shipped = {_shipped_manifest(v, Path(folder), n): v for n, v in enumerate(videos)}
+            command = ["python", "-m", "jobs.cli", "batch", "run", *shipped]
             command += ["--out", out, "--address", "auto", *_shipped_options(arguments, Path(folder))]
             if prompts is not None:
-                command += ["--prompts", _shipped_file(prompts, Path(folder))]
+                name = _shipped_file(prompts, Path(folder))
+                command += ["--prompts", name]
+                shipped[name] = prompts
+            originals = {name: local_absolute(given) for name, given in shipped.items() if name != given}
+            if originals:
+                env = {**(env or {}), _ORIGINALS: json.dumps(originals)}
             environment = runtime_env() | ({"env_vars": env} if env else {})
             if any(Path(folder).iterdir()):
                 environment["working_dir"] = folder
@@ -263,6 +271,12 @@ def _without_variables() -> Iterator[None]:
         yield
     finally:
         os.environ.update(saved)
+
+
+def original(path: str) -> str:
+    """The absolute path of a file, for one that was sent with this job on the machine that submitted it."""
+    name: str | None = json.loads(os.environ.get(_ORIGINALS, "{}")).get(path)
+    return name or local_absolute(path)
 
 
 def check_paths() -> None:

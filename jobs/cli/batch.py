@@ -202,6 +202,7 @@ def run(
         skipped=skipped,
         ids=ids,  # type: ignore[arg-type]
         errors=errors,
+        out=out,
     )
     if retry_of is not None:
         wanted = _Earlier.read(retry_of, out_access).bad
@@ -268,16 +269,21 @@ def _tokens(context: Any, without: frozenset[str] = frozenset()) -> list[str]:
 
 
 def _request(context: Any) -> list[str]:
-    """The command line of `run`, for a later `retry` in another folder; without credentials."""
-    from jobs.batch.manifest import local_absolute
+    """The command line of `run`, for a later `retry` in another folder; without credentials.
 
-    tokens = [local_absolute(video) for video in context.params["videos"]]
+    That of a submitted job names the files on the machine that submitted it, and no address: `auto` is the
+    cluster on which the job runs.
+    """
+    from jobs.batch.submit import original
+    from jobs.cluster.shipping import is_submitted_job
+
+    tokens = [original(video) for video in context.params["videos"]]
     names = {p.opts[0]: p.name for p in context.command.params}
-    options = _tokens(context, _ONCE)
+    options = _tokens(context, _ONCE | {"address"} if is_submitted_job() else _ONCE)
     for before, token in zip(["", *options], options, strict=False):
         name = names.get(before)
         is_file = name in _NAMES_FILES and (name != "model" or os.path.exists(token))
-        tokens.append(local_absolute(token) if is_file else token)
+        tokens.append(original(token) if is_file else token)
     return [redacted(token) for token in tokens]
 
 
@@ -356,7 +362,7 @@ def retry(
     """Track the failed and quarantined videos of a report again, with the settings of that run.
 
     Options of `xmem batch run` can be added and override that run's. Credentials (--env, --storage-options)
-    are not stored in reports and must be given again.
+    are not stored in reports and must be given again, and --address if the run was a submitted job.
     """
     earlier = _Earlier.read(report, _access_in(context.args))
     if not earlier.bad:

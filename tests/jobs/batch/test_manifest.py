@@ -97,6 +97,19 @@ def test_what_a_folder_or_a_glob_skips_is_named_with_the_reason(
     assert str(skipped).endswith("; and 1994 more, see the report")
 
 
+def test_the_output_folder_is_no_part_of_the_videos_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "a.mp4", "out/streams/a.json", "out/tracks/stream_id=a/f.parquet", "out/a-masks.mp4")
+    touch(tmp_path, "outside/b.mp4")
+    monkeypatch.chdir(tmp_path)
+    for out in ("out", "out/", f"{tmp_path}/out", f"file://{tmp_path}/out"):
+        for videos in (".", f"{tmp_path}", "**/*.mp4"):
+            jobs = load_manifest(videos, detector="d", out=out)
+            assert names(jobs, tmp_path) == ["a.mp4", "outside/b.mp4"], (videos, out)
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [

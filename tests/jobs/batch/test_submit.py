@@ -187,6 +187,13 @@ def test_a_batch_is_submitted_followed_and_asked_about(
     # The job has a folder of its own; relative paths are those of this one.
     assert json.loads((videos / "report.json").read_text())["totals"]["finished"] == 2
     (videos / "report.json").unlink()
+    # `retry` finds the manifest where it is here, not in the job's folder.
+    (report,) = (json.loads(p.read_text()) for p in (out / "batches").glob("*.json"))
+    assert report["request"][0] == str(videos / "list.csv")
+    request = dict(zip(report["request"][1::2], report["request"][2::2], strict=True))
+    assert request["--prompts"] == str(videos / "shared.json")
+    assert request["--out"] == str(out)
+    assert "--address" not in request
     status = xmem("batch", "status", "my-batch", "--address", head.dashboard, "--json")
     answer = json.loads(status.stdout)
     assert (answer["job_id"], answer["state"], answer["out"]) == ("my-batch", "SUCCEEDED", str(out))
