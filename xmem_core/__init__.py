@@ -1,7 +1,8 @@
-"""XMem: long-term video object segmentation with sensory, working and long-term memory.
+"""XMem and Cutie: long-term video object segmentation with sensory, working and long-term memory.
 
-A re-implementation of Cheng & Schwing, "XMem: Long-Term Video Object Segmentation with an Atkinson-Shiffrin
-Memory Model" (ECCV 2022), compatible with the published weights.
+Re-implementations of Cheng & Schwing, "XMem: Long-Term Video Object Segmentation with an Atkinson-Shiffrin
+Memory Model" (ECCV 2022), and of its successor, Cheng et al., "Putting the Object Back into Video Object
+Segmentation" (CVPR 2024), compatible with the published weights.
 """
 
 from importlib import import_module
@@ -13,13 +14,16 @@ from xmem_core.openmp import wait_passively
 wait_passively()
 
 if TYPE_CHECKING:
-    from xmem_core.config import MemoryConfig, ModelConfig
+    from xmem_core.config import CutieConfig, MemoryConfig, ModelConfig
+    from xmem_core.cutie import Cutie
     from xmem_core.network import XMem
     from xmem_core.segmenter import Prompt, StepResult, VideoSegmenter
     from xmem_core.state import PoisonedStateError, TrackerState
     from xmem_core.weights import WeightsError, load_model
 
 __all__ = [
+    "Cutie",
+    "CutieConfig",
     "MemoryConfig",
     "ModelConfig",
     "PoisonedStateError",
@@ -35,6 +39,8 @@ __all__ = [
 
 if not TYPE_CHECKING:
     _MODULES = {
+        "Cutie": "cutie",
+        "CutieConfig": "config",
         "MemoryConfig": "config",
         "ModelConfig": "config",
         "PoisonedStateError": "state",

@@ -99,8 +99,31 @@ class ResNet50Trunk(nn.Module):
         return f16, f8, f4
 
 
+class ResNet18Trunk(nn.Module):
+    """ResNet-18 up to stride 16, without its last stage."""
+
+    channels = (256, 128, 64)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.res2 = _stage(BasicBlock, 64, 64, 2, 1)
+        self.layer2 = _stage(BasicBlock, 64, 128, 2, 2)
+        self.layer3 = _stage(BasicBlock, 128, 256, 2, 2)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 3, H, W) -> features at strides 16, 8 and 4."""
+        x = self.maxpool(torch.relu_(self.bn1(self.conv1(image))))
+        f4 = self.res2(x)  # B, 64, H/4, W/4
+        f8 = self.layer2(f4)  # B, 128, H/8, W/8
+        f16 = self.layer3(f8)  # B, 256, H/16, W/16
+        return f16, f8, f4
+
+
 class MaskTrunk(nn.Module):
-    """The value encoder's trunk: residual stages over image, this object's mask and the others' mask.
+    """Trunk of value and mask encoders: residual stages over image, this object's mask and the others'.
 
     With stem 64, widths (64, 128, 256) and two blocks each it is ResNet-18 without its last stage.
     """
@@ -222,6 +245,11 @@ class EfficientNetLite0Trunk(nn.Module):
 def key_trunk(name: str) -> ResNet50Trunk | EfficientNetLite0Trunk:
     """The key encoder's trunk by its configured name."""
     return ResNet50Trunk() if name == "resnet50" else EfficientNetLite0Trunk()
+
+
+def pixel_trunk(name: str) -> ResNet50Trunk | ResNet18Trunk:
+    """Cutie's pixel encoder by its configured name."""
+    return ResNet50Trunk() if name == "resnet50" else ResNet18Trunk()
 
 
 # A convolution and the BatchNorm that follows it, by attribute name.

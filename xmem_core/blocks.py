@@ -37,11 +37,15 @@ def conv_shared(conv: nn.Conv2d, shared: Tensor, own: Tensor) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """relu, conv1, relu, conv2, plus the input; a 3x3 `downsample` brings it to `out_dim` channels."""
+    """relu, conv1, relu, conv2, plus the input; a `downsample`, 3x3 unless given, brings it to `out_dim`
+    channels.
+    """
 
-    def __init__(self, in_dim: int, out_dim: int) -> None:
+    def __init__(self, in_dim: int, out_dim: int, *, shortcut_kernel: int = 3) -> None:
         super().__init__()
-        self.downsample = nn.Conv2d(in_dim, out_dim, 3, padding=1) if in_dim != out_dim else None
+        self.downsample: nn.Conv2d | None = None
+        if in_dim != out_dim:
+            self.downsample = nn.Conv2d(in_dim, out_dim, shortcut_kernel, padding=shortcut_kernel // 2)
         self.conv1 = nn.Conv2d(in_dim, out_dim, 3, padding=1)
         self.conv2 = nn.Conv2d(out_dim, out_dim, 3, padding=1)
 
@@ -116,6 +120,24 @@ class FeatureFusion(nn.Module):
         z = self.block1.forward_shared(shared, own)
         out: Tensor = self.block2(z + self.attention(z))
         return out.view(*own.shape[:2], *out.shape[1:])
+
+
+class ChannelAttentionBlock(nn.Module):
+    """A residual block of which each channel is weighted by its and its neighbours' means (ECA, Wang et al.
+    2020), in place of CBAM. Cutie's.
+    """
+
+    def __init__(self, dim: int, neighbours: int = 5) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv = nn.Conv1d(1, 1, neighbours, padding=neighbours // 2, bias=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(N, dim, h, w) -> the same."""
+        residual = self.conv2(torch.relu_(self.conv1(torch.relu(z))))
+        weight = torch.sigmoid(self.conv(residual.mean((2, 3)).unsqueeze(1)))  # N, 1, dim
+        return torch.add(z, residual * weight.transpose(1, 2).unsqueeze(3))
 
 
 def _gate_convolution(in_dim: int, hidden_dim: int) -> nn.Conv2d:

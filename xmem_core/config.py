@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from xmem_core.presence import PresenceConstants
 
 KEY_BACKBONES = ("resnet50", "efficientnet-lite0")
+PIXEL_BACKBONES = ("resnet50", "resnet18")
 
 
 def _require(ok: bool, name: str, value: object, allowed: str) -> None:
@@ -104,6 +105,11 @@ class ModelConfig:
             default_search_window=192,
         )
 
+    @property
+    def published(self) -> bool:
+        """Whether the network is the published one, whose arithmetic is kept as the authors' code has it."""
+        return self.key_backbone == "resnet50"
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict that `from_dict` takes back."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
@@ -114,6 +120,102 @@ class ModelConfig:
         _reject_unknown(cls, values)
         known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**known)
+
+
+@dataclass(frozen=True)
+class CutieConfig:
+    """Backbone and widths of a Cutie network. The defaults are those of the published cutie-base.
+
+    Args:
+        pixel_backbone: trunk of the pixel encoder, one of `PIXEL_BACKBONES`; cutie-small has resnet18.
+        mask_stem: channels after the mask encoder's first convolution.
+        mask_widths: channels of its three residual stages, at strides 4, 8 and 16.
+        mask_blocks: residual blocks in each of these stages (ResNet-18 has two).
+        key_dim: C_k, channels of key and selection.
+        dim: C, channels of values, sensory memory, queries and everything else at stride 16.
+        decoder_dims: decoder channels at strides 8 and 4.
+        queries: object queries; half of them read an object, half what surrounds it.
+        heads: attention heads.
+        ffn_dim: width inside the queries' feed-forward layers.
+        transformer_blocks: blocks of the object transformer.
+        default_size: shorter side of the network's input, in pixels, that the model was trained for.
+        presence: as in `ModelConfig`.
+
+    Raises:
+        ValueError: a width is not positive or the backbone is unknown.
+    """
+
+    pixel_backbone: str = "resnet50"
+    mask_stem: int = 64
+    mask_widths: tuple[int, int, int] = (64, 128, 256)
+    mask_blocks: tuple[int, int, int] = (2, 2, 2)
+    key_dim: int = 64
+    dim: int = 256
+    decoder_dims: tuple[int, int] = (128, 128)
+    queries: int = 16
+    heads: int = 8
+    ffn_dim: int = 2048
+    transformer_blocks: int = 3
+    default_size: int = 480
+    presence: tuple[float, ...] | None = field(default=None, repr=False, compare=False)
+
+    default_search_window: ClassVar[int | None] = None
+    published: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _require(
+            self.pixel_backbone in PIXEL_BACKBONES,
+            "pixel_backbone",
+            self.pixel_backbone,
+            f"choose one of {', '.join(PIXEL_BACKBONES)}",
+        )
+        for name, count in (("mask_widths", 3), ("mask_blocks", 3), ("decoder_dims", 2)):
+            value = tuple(getattr(self, name))
+            object.__setattr__(self, name, value)
+            _require_whole(self, name)
+            ok = len(value) == count and min(value) >= 1
+            _require(ok, name, value, f"{count} numbers of at least 1")
+        if self.presence is not None:
+            object.__setattr__(self, "presence", tuple(PresenceConstants.from_list(self.presence).to_list()))
+        numbers = ("mask_stem", "key_dim", "dim", "queries", "heads", "ffn_dim", "transformer_blocks")
+        _require_whole(self, *numbers, "default_size")
+        for name in numbers:
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.dim % 4 == 0, "dim", self.dim, "a multiple of 4")
+        _require(self.dim % self.heads == 0, "heads", self.heads, f"a divisor of dim={self.dim}")
+        _require(self.queries % 2 == 0, "queries", self.queries, "an even number")
+        _require(self.default_size >= 16, "default_size", self.default_size, "at least 16 pixels")
+
+    @classmethod
+    def small(cls) -> CutieConfig:
+        """Configuration of the published cutie-small."""
+        return cls(pixel_backbone="resnet18")
+
+    @property
+    def value_dim(self) -> int:
+        """C_v, channels of a memory value."""
+        return self.dim
+
+    @property
+    def hidden_dim(self) -> int:
+        """C_h, channels of the sensory memory."""
+        return self.dim
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict that `from_dict` takes back; `family` tells it from `ModelConfig`'s."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {"family": "cutie", **values}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> CutieConfig:
+        """Build from `to_dict`'s output. Raises ValueError on an unknown name."""
+        values = {k: v for k, v in values.items() if k != "family"}
+        _reject_unknown(cls, values)
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**known)
+
+
+AnyModelConfig = ModelConfig | CutieConfig
 
 
 @dataclass(frozen=True)
@@ -144,6 +246,11 @@ class MemoryConfig:
             stored for the object since its last prompt or since it was last out of sight. False: only the
             prompted frame is affected, as published.
 
+        stagger_updates: number of frames between two memory frames on which Cutie's decoder updates the
+            sensory memory, evenly spread; from mem_every on, all. Default: 5. XMem does not have it.
+        buffer_tokens: elements that leave long-term memory beyond those that must, once it is full. Default,
+            as published: 2000 for Cutie, or a fifth of max_long_term_elements if that is less; 0 for XMem.
+
     Raises:
         ValueError: a number is out of range, or two settings contradict each other.
     """
@@ -159,10 +266,16 @@ class MemoryConfig:
     max_permanent_frames: int = 6
     search_window: int | None = None
     forget_contradicted: bool = True
+    stagger_updates: int | None = None
+    buffer_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        no_number = ("enable_long_term", "max_mid_term_frames", "search_window", "forget_contradicted")
+        optional = ("max_mid_term_frames", "search_window", "stagger_updates", "buffer_tokens")
+        no_number = ("enable_long_term", "forget_contradicted", *optional)
         _require_whole(self, *(f.name for f in fields(self) if f.name not in no_number))
+        if self.stagger_updates is not None:
+            _require_whole(self, "stagger_updates")
+            _require(self.stagger_updates >= 1, "stagger_updates", self.stagger_updates, "at least 1")
         if self.search_window is not None:
             _require_whole(self, "search_window")
             _require(
@@ -192,6 +305,15 @@ class MemoryConfig:
                 "max_long_term_elements",
                 self.max_long_term_elements,
                 f"more than num_prototypes={self.num_prototypes}",
+            )
+        if self.buffer_tokens is not None:
+            _require_whole(self, "buffer_tokens")
+            rest = self.max_long_term_elements - self.num_prototypes
+            _require(
+                0 <= self.buffer_tokens <= max(0, rest),
+                "buffer_tokens",
+                self.buffer_tokens,
+                f"0 .. {max(0, rest)} (max_long_term_elements - num_prototypes)",
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -456,9 +456,14 @@ class Memory:
             self._add_prototypes(self._rows(spans), each)
 
     def _make_room(self, limit: int) -> None:
-        """Remove the least-used long-term elements until `limit` remain; ties remove the older one."""
-        surplus = self.long_term.size - limit
-        if surplus <= 0:
+        """Remove the least-used long-term elements until `limit` remain; ties remove the older one.
+
+        With `buffer_tokens`, when `limit` is reached so many more are removed.
+        """
+        if self.long_term.size < limit:
+            return
+        surplus = self.long_term.size - max(0, limit - (self.config.buffer_tokens or 0))
+        if surplus == 0:
             return
         order = torch.argsort(self.usage("long_term"), stable=True)
         survivors = torch.sort(order[surplus:]).values

@@ -6,8 +6,6 @@ import copy
 import hashlib
 import operator
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, SupportsIndex
 
@@ -17,15 +15,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from xmem_core.backbones import IMAGE_MEAN, IMAGE_STD, fold_batch_norms
+from xmem_core.backbones import fold_batch_norms
 from xmem_core.config import MemoryConfig
 from xmem_core.corrections import contradicted
 from xmem_core.fused import fuse_trunk
-from xmem_core.memory import Memory
-from xmem_core.network import KeyFeatures, XMem, aggregate
+from xmem_core.network import XMem, aggregate
 from xmem_core.presence import PresenceConstants, presence_scores
 from xmem_core.state import TrackerState
-from xmem_core.windows import STRIDE, covered, decode_in_windows, looked_for, next_window, whole
+from xmem_core.steps import Features, Network, padding, steps_of
+from xmem_core.windows import STRIDE
 
 MAX_OBJECT_ID = 2**31 - 1
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -186,7 +184,7 @@ class VideoSegmenter:
 
     def __init__(
         self,
-        model: XMem,
+        model: Network,
         memory_config: MemoryConfig | None = None,
         *,
         size: int | None = None,
@@ -196,7 +194,6 @@ class VideoSegmenter:
             raise ValueError(f"size={size} is not allowed: at least {STRIDE} pixels, or None")
         if dtype not in _DTYPES:
             raise ValueError(f"dtype={dtype} is not allowed: choose one of {', '.join(map(str, _DTYPES))}")
-        self.memory_config = memory_config or MemoryConfig()
         self.size = size
         self.dtype = dtype
         self.config = model.config
@@ -204,33 +201,29 @@ class VideoSegmenter:
         self.device = next(model.parameters()).device
         presence = model.config.presence
         self._presence = None if presence is None else PresenceConstants.from_list(presence)
-        window = model.config.default_search_window
-        # On a GPU decoding the whole frame is as fast as cutting out windows.
-        if self.memory_config.search_window is None and window and self.device.type == "cpu":
-            self.memory_config = replace(self.memory_config, search_window=window)
-        self._coarse = dtype == torch.bfloat16 and self.device.type == "cpu"
+        steps = steps_of(model.config)
+        self.memory_config = steps.resolve(memory_config or MemoryConfig(), model.config, self.device)
         network = copy.deepcopy(model).eval().requires_grad_(False)
-        self._layout = torch.channels_last
-        if self.config.key_backbone != "resnet50":
+        layout = torch.channels_last
+        if not self.config.published:
             fold_batch_norms(network)
         elif self.device.type == "cpu":
             # No fusing or folding for published networks: where several objects saturate, aggregation turns
             # a difference in the last bit of a probability into 0.4 of a logit, and other kernels or folded
             # norms differ from the authors' results in more last bits.
-            self._layout = torch.contiguous_format
+            layout = torch.contiguous_format
         for parameter in network.parameters():
             if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=self._layout)
+                parameter.data = parameter.data.contiguous(memory_format=layout)
         if dtype != torch.float32:
             # Autocast caches casts of trained parameters only, so it would cast these on every call.
             for module in network.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     module.to(dtype)
-        if self._coarse:
+        if dtype == torch.bfloat16 and self.device.type == "cpu" and isinstance(network, XMem):
             fuse_trunk(network)
         self._network = network
-        self._mean = torch.tensor(IMAGE_MEAN, device=self.device).view(1, 3, 1, 1)
-        self._std = torch.tensor(IMAGE_STD, device=self.device).view(1, 3, 1, 1)
+        self._steps = steps(network, self.memory_config, self.device, dtype, layout)
 
     @property
     def weights_bytes(self) -> int:
@@ -314,39 +307,27 @@ class VideoSegmenter:
         height, width = shape[:2]
         if self.size is None or min(height, width) <= self.size:
             return height, width
-        scale = self.size / min(height, width)
-        return max(1, round(height * scale)), max(1, round(width * scale))
+        return self._steps.network_size(height, width, self.size)
 
     def _prepare(self, frame: Frame, size: tuple[int, int]) -> Tensor:
         """Network input of a frame: (1, 3, h, w), normalised, resized and padded to the stride."""
         # H x W x 3 in memory is a (3, H, W) image in channels-last order already.
         image = _as_tensor(frame).to(self.device).permute(2, 0, 1).unsqueeze(0)
-        if tuple(frame.shape[:2]) != size:
-            # On a CPU uint8 tensors are resized in fixed point, many times faster than floats.
-            if self.device.type != "cpu":
-                image = image.float()
-            image = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
-        # This order, without folding, makes the input bit-identical to the published model's. A last bit
-        # matters where several objects saturate (up to 0.1 in probability at single pixels).
-        normalised = image.float().div_(255).sub_(self._mean).div_(self._std)
-        return F.pad(normalised, _padding(size)).contiguous(memory_format=self._layout)
+        return self._steps.network_input(image, size)
 
-    def _encode_keys(self, images: list[Tensor | None]) -> list[KeyFeatures | None]:
-        features: list[KeyFeatures | None] = [None] * len(images)
+    def _encode_keys(self, images: list[Tensor | None]) -> list[Features | None]:
+        features: list[Features | None] = [None] * len(images)
         groups: dict[object, list[int]] = {}
         for i, image in enumerate(images):
             if image is not None:
                 groups.setdefault(i if self.device.type == "cpu" else image.shape, []).append(i)
         for members in groups.values():
             batch = torch.cat([image for i in members if (image := images[i]) is not None])
-            with self._autocast():
+            with self._steps.autocast():
                 keys = self._network.encode_key(batch)
             for row, i in enumerate(members):
                 features[i] = keys.at(row)
         return features
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     # --- one stream ------------------------------------------------------------------------------
 
@@ -357,7 +338,7 @@ class VideoSegmenter:
         prompt: Prompt | None,
         size: tuple[int, int],
         image: Tensor | None,
-        keys: KeyFeatures | None,
+        keys: Features | None,
     ) -> StepResult:
         state.network_size = size
         frame_size = (int(frame.shape[0]), int(frame.shape[1]))
@@ -369,16 +350,11 @@ class VideoSegmenter:
         settings = self.memory_config
         known = state.object_ids
         is_memory_frame = bool(given) or state.time - state.last_memory_time >= settings.mem_every
-        synchronised = settings.deep_update_every < 0
-        if synchronised:
-            deep_update = is_memory_frame
-        else:
-            deep_update = state.time - state.last_deep_time >= settings.deep_update_every
+        deep_update = self._steps.deep_update_due(state, is_memory_frame)
 
         probabilities: dict[int, Tensor] = {}
-        if any(i not in given for i in known):
-            # The deep update that follows overwrites the decoder's update, which is therefore skipped.
-            update = not (synchronised and deep_update)
+        if not given or self._steps.predicts(known, given):
+            update = self._steps.keeps_update(state, deep_update)
             hidden = state.hidden
             decoded = self._decode(state, keys, update)
             wrong = contradicted(decoded, known, given) if settings.forget_contradicted and given else []
@@ -400,13 +376,16 @@ class VideoSegmenter:
             final = torch.softmax(aggregate(joint.unsqueeze(0)), 1)[0]
         else:
             final = decoded
-        self._look_next(state, object_ids, final[1:])
+        self._steps.look_next(state, object_ids, final[1:])
         if is_memory_frame:
-            self._remember(state, image, keys, final[1:], object_ids, tuple(given), deep_update)
+            self._steps.remember(state, image, keys, final[1:], object_ids, tuple(given), deep_update)
+            state.last_memory_time = state.time
+            if deep_update:
+                state.last_deep_time = state.time
             seen = (final[1:].flatten(1).amax(1) > 0.5).tolist()
             sure = [i for i, there in zip(object_ids, seen, strict=True) if i in given or not there]
             state.sure.update(dict.fromkeys(sure, state.time))
-        top, left = _padding(size)[2], _padding(size)[0]
+        top, left = padding(size)[2], padding(size)[0]
         cut = final[:, top : top + size[0], left : left + size[1]].contiguous()
         return StepResult(object_ids, frame_size, cut, self._presence)
 
@@ -424,7 +403,7 @@ class VideoSegmenter:
                 # An object thinner than the grid would vanish; then every cell that it touches counts.
                 vanished = not bool(nearest.any())
                 small = F.adaptive_max_pool2d(small, size) if vanished else nearest
-            fitted[object_id] = F.pad(small, _padding(size))[0, 0] > 0
+            fitted[object_id] = F.pad(small, padding(size))[0, 0] > 0
             if vanished:
                 saved.append(fitted[object_id])
         for object_id, mask in fitted.items() if saved else ():
@@ -441,115 +420,21 @@ class VideoSegmenter:
             hidden = hidden.clone()
             hidden[[state.object_ids.index(i) for i in wrong]] = 0
         state.hidden = hidden
+        if state.masks is not None and wrong:
+            state.masks = state.masks.clone()
+            state.masks[[state.object_ids.index(i) for i in wrong]] = 0
         for i in wrong:
             state.memory.doubt(i, state.sure.get(i, state.memory.first_time[i]))
             state.windows.pop(i, None)
 
     def _decode(
-        self, state: TrackerState, keys: KeyFeatures, update_hidden: bool, *, count_use: bool = True
+        self, state: TrackerState, keys: Features, update_hidden: bool, *, count_use: bool = True
     ) -> Tensor:
         """Read memory and decode: (O + 1, H', W') probabilities of the known objects."""
-        assert state.memory is not None
-        grid = (int(keys.key.shape[2]), int(keys.key.shape[3]))
-        key, selection = keys.key[0].flatten(1).float(), keys.selection[0].flatten(1).float()
-        if self.memory_config.search_window:
-            ids = state.object_ids
-            places = looked_for(state.windows, ids, state.time)
-            windows = {k: state.windows.get(ids[k], whole(grid)) for k in places}
-            cells = covered(windows.values(), grid).to(self.device)
-            read = key.new_zeros((len(ids), self.config.value_dim, key.shape[1]))
-            if places:
-                found = state.memory.read(
-                    key[:, cells], selection[:, cells], coarse=self._coarse, count_use=count_use
-                )
-                read.index_copy_(2, cells, found)
-            with self._autocast():
-                hidden, probabilities = decode_in_windows(
-                    self._network,
-                    keys.scales,
-                    read.view(*read.shape[:2], *grid),
-                    state.hidden,
-                    windows,
-                    update_hidden=update_hidden,
-                )
-            state.hidden = _as_stored(hidden)
-            return torch.softmax(aggregate(probabilities.unsqueeze(0)), 1)[0]
-        read = state.memory.read(key, selection, coarse=self._coarse, count_use=count_use)
-        hidden = None if state.hidden is None else state.hidden.unsqueeze(0)
-        with self._autocast():
-            hidden, logits = self._network.decode(
-                keys.scales, read.view(1, *read.shape[:2], *grid), hidden, update_hidden=update_hidden
-            )
-        if hidden is not None:
-            state.hidden = _as_stored(hidden[0])
-        return torch.softmax(aggregate(torch.sigmoid(logits.float())), 1)[0]
-
-    def _look_next(self, state: TrackerState, object_ids: tuple[int, ...], planes: Tensor) -> None:
-        """Set the search windows of the next frame from the objects' probabilities, (O, H', W')."""
-        if not self.memory_config.search_window:
-            return
-        grid = (planes.shape[1] // STRIDE, planes.shape[2] // STRIDE)
-        least = self.memory_config.search_window // STRIDE
-        state.windows = {
-            i: next_window(p, state.windows.get(i, whole(grid)), least)
-            for i, p in zip(object_ids, planes, strict=True)
-        }
-
-    def _remember(
-        self,
-        state: TrackerState,
-        image: Tensor,
-        keys: KeyFeatures,
-        masks: Tensor,
-        object_ids: tuple[int, ...],
-        given: tuple[int, ...],
-        deep_update: bool,
-    ) -> None:
-        h, w = keys.key.shape[2:]
-        hidden = self._hidden_for(state, len(object_ids), (h, w))
-        with self._autocast():
-            value, renewed = self._network.encode_value(
-                image, keys.f16, hidden, masks.unsqueeze(0), deep_update=deep_update
-            )
-        if state.memory is None:
-            state.memory = Memory(
-                self.memory_config, h * w, self.config.key_dim, self.config.value_dim, self.device
-            )
-        flat = value[0].flatten(2).float()
-        state.memory.add_frame(
-            state.time,
-            keys.key[0].flatten(1).float(),
-            keys.shrinkage[0].flatten(1).float(),
-            keys.selection[0].flatten(1).float(),
-            dict(zip(object_ids, flat, strict=True)),
-            given=given,
-        )
-        state.hidden = None if renewed is None else _as_stored(renewed[0])
-        state.last_memory_time = state.time
-        if deep_update:
-            state.last_deep_time = state.time
-
-    def _hidden_for(self, state: TrackerState, count: int, grid: tuple[int, int]) -> Tensor | None:
-        """Sensory memory of `count` objects, (1, O, C_h, h, w); zeros for new objects."""
-        if self.config.hidden_dim == 0:
-            return None
-        known = 0 if state.hidden is None else len(state.hidden)
-        new = torch.zeros(count - known, self.config.hidden_dim, *grid, device=self.device)
-        return (new if state.hidden is None else torch.cat([state.hidden, new])).unsqueeze(0)
+        return self._steps.decode(state, keys, update_hidden, count_use=count_use)
 
 
-def _as_stored(hidden: Tensor | None) -> Tensor | None:
-    """The tensor in the layout it has after deserialisation: last bits of convolutions depend on it."""
-    return None if hidden is None else hidden.float().contiguous()
-
-
-def _padding(size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """(left, right, top, bottom) that make a size multiples of the stride; the smaller half comes first."""
-    height, width = -size[0] % STRIDE, -size[1] % STRIDE
-    return width // 2, width - width // 2, height // 2, height - height // 2
-
-
-def model_fingerprint(model: XMem) -> str:
+def model_fingerprint(model: Network) -> str:
     """Fingerprint of a model: a hash of its configuration and of every tensor, 32 hex digits."""
     digest = hashlib.blake2b(repr(model.config).encode(), digest_size=16)
     for name, tensor in model.state_dict().items():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from xmem_core.config import MemoryConfig
-from xmem_core.memory import Memory
+from xmem_core.grouped_memory import StreamMemory, restore_memory
 from xmem_core.windows import Window
 
 _FORMAT = "xmem-tracker-state"
@@ -39,6 +39,8 @@ class TrackerState:
         last_memory_time, last_deep_time: time of the last memory frame and of the last deep update.
         memory: working and long-term memory; None until the first prompt.
         hidden: sensory memory, (O, C_h, h, w), in the order of `object_ids`; None if the model has none.
+        masks: the objects' probabilities on the last frame, averaged to stride 16, (O, h, w); None for
+            a model that does not read them.
         windows: search windows on the next frame, by object id; an object without one is searched everywhere.
         sure: time at which an object was last prompted or stored as out of sight, by object id.
     """
@@ -52,8 +54,9 @@ class TrackerState:
         self.last_memory_time = 0
         # Early enough that the first deep update is due at once.
         self.last_deep_time = -max(memory_config.deep_update_every, 1)
-        self.memory: Memory | None = None
+        self.memory: StreamMemory | None = None
         self.hidden: Tensor | None = None
+        self.masks: Tensor | None = None
         self.windows: dict[int, Window] = {}
         self.sure: dict[int, int] = {}
         self.poisoned: str | None = None
@@ -96,6 +99,8 @@ class TrackerState:
             self.sure.pop(i, None)
         if self.hidden is not None:
             self.hidden = self.hidden[stay] if stay else None
+        if self.masks is not None:
+            self.masks = self.masks[stay] if stay else None
         self.memory.remove_objects(gone)
 
     def to_bytes(self) -> bytes:
@@ -120,6 +125,8 @@ class TrackerState:
             tensors.update({f"memory.{name}": t for name, t in parts.items()})
         if self.hidden is not None:
             tensors["hidden"] = self.hidden
+        if self.masks is not None:
+            tensors["masks"] = self.masks
         tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         text = json.dumps(facts, sort_keys=True)
         envelope = {"version": _VERSION, "facts": text, "crc32": _checksum(tensors, text)}
@@ -153,11 +160,13 @@ class TrackerState:
             state.last_deep_time = int(facts["last_deep_time"])
             if facts["memory"] is not None:
                 parts = {k.removeprefix("memory."): t for k, t in tensors.items() if k.startswith("memory.")}
-                state.memory = Memory.restore(parts, facts["memory"], state.memory_config, device)
+                state.memory = restore_memory(parts, facts["memory"], state.memory_config, device)
             state.windows = {int(i): Window.from_json(rest) for i, *rest in facts.get("windows", ())}
             state.sure = {int(i): int(time) for i, time in facts.get("sure", ())}
             if "hidden" in tensors:
                 state.hidden = tensors["hidden"].to(device)
+            if "masks" in tensors:
+                state.masks = tensors["masks"].to(device)
         except (
             ValueError,
             LookupError,

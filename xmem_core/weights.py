@@ -16,13 +16,15 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from xmem_core.config import ModelConfig
+from xmem_core.config import AnyModelConfig, CutieConfig, ModelConfig
+from xmem_core.cutie import Cutie
 from xmem_core.network import XMem
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ BUNDLED_FOLDER = Path(__file__).parent / "checkpoints"
 BUNDLED = ("xmem-lite",)
 
 _RELEASE = "https://github.com/hkchengrex/XMem/releases/download/v1.0"
+_CUTIE_RELEASE = "https://github.com/hkchengrex/Cutie/releases/download/v1.0"
 _TIMEOUT_S = 30
 _BLOCK = 1 << 20
 # Maximum number of mismatching tensors that an error names.
@@ -44,6 +47,12 @@ Progress = Callable[[int, int | None], None]
 class _Published:
     file: str
     sha256: str | None  # None: no verified hash of the authors' file is known
+    md5: str | None = None  # as the authors' own download script has it
+    cutie: bool = False
+
+    @property
+    def url(self) -> str:
+        return f"{_CUTIE_RELEASE if self.cutie else _RELEASE}/{self.file}"
 
 
 _PUBLISHED = {
@@ -51,6 +60,8 @@ _PUBLISHED = {
     "xmem-s012": _Published("XMem-s012.pth", None),
     "xmem-s2": _Published("XMem-s2.pth", None),
     "xmem-no-sensory": _Published("XMem-no-sensory.pth", None),
+    "cutie-base": _Published("cutie-base-mega.pth", None, "a6071de6136982e396851903ab4c083a", cutie=True),
+    "cutie-small": _Published("cutie-small-mega.pth", None, cutie=True),
 }
 
 MODEL_NAMES = (*BUNDLED, *_PUBLISHED)
@@ -73,12 +84,13 @@ def load_model(
     device: torch.device | str = "cpu",
     *,
     progress: Progress | None = None,
-) -> XMem:
+) -> XMem | Cutie:
     """Load a model for inference.
 
     Args:
-        name: `xmem-lite` (bundled); `xmem`, `xmem-s012`, `xmem-s2` or `xmem-no-sensory` (the published
-            checkpoints, from the cache folder or downloaded into it); or a path, `.pth` or `.safetensors`.
+        name: `xmem-lite` (bundled); `xmem`, `xmem-s012`, `xmem-s2`, `xmem-no-sensory`, `cutie-base` or
+            `cutie-small` (the published checkpoints, from the cache folder or downloaded into it); or a path,
+            `.pth` or `.safetensors`. Which network a file is of follows from its tensors' names.
         device: device of the model's tensors.
         progress: called with the bytes received and expected during a download.
 
@@ -91,16 +103,22 @@ def load_model(
     path = find_weights(name, progress=progress)
     state, metadata = _read(path)
     try:
-        config = (
-            ModelConfig.from_dict(json.loads(metadata["config"]))
-            if "config" in metadata
-            else infer_config(state)
-        )
+        config = _config_of(json.loads(metadata["config"])) if "config" in metadata else infer_config(state)
     except (ValueError, TypeError, AttributeError, IndexError) as error:
         raise WeightsError(f"{path}: {error}") from error
-    model = XMem(config)
+    model = build_network(config)
     load_weights(model, state, str(path))
     return model.eval().to(device)
+
+
+def build_network(config: AnyModelConfig) -> XMem | Cutie:
+    """The network of a configuration, with random weights."""
+    return XMem(config) if isinstance(config, ModelConfig) else Cutie(config)
+
+
+def _config_of(values: Any) -> AnyModelConfig:
+    """The configuration that `save_weights` wrote; ValueError on an unknown name."""
+    return (CutieConfig if values.get("family") == "cutie" else ModelConfig).from_dict(values)
 
 
 def find_weights(name: str | os.PathLike[str], *, progress: Progress | None = None) -> Path:
@@ -115,7 +133,7 @@ def find_weights(name: str | os.PathLike[str], *, progress: Progress | None = No
         published = _PUBLISHED[text]
         path = cache_folder() / published.file
         if not path.is_file():
-            _download(f"{_RELEASE}/{published.file}", path, published.sha256, progress)
+            _download(published, path, progress)
         return path
     path = Path(text).expanduser()
     if not path.is_file():
@@ -126,7 +144,9 @@ def find_weights(name: str | os.PathLike[str], *, progress: Progress | None = No
     return path
 
 
-def save_weights(model: XMem, path: str | os.PathLike[str], dtype: torch.dtype = torch.float16) -> None:
+def save_weights(
+    model: XMem | Cutie, path: str | os.PathLike[str], dtype: torch.dtype = torch.float16
+) -> None:
     """Write a model and its configuration as safetensors, atomically."""
     state = {
         name: (t.to(dtype) if t.is_floating_point() else t).detach().cpu().contiguous()
@@ -139,7 +159,7 @@ def save_weights(model: XMem, path: str | os.PathLike[str], dtype: torch.dtype =
     os.replace(part, target)
 
 
-def load_weights(model: XMem, state: Mapping[str, Tensor], source: str) -> None:
+def load_weights(model: XMem | Cutie, state: Mapping[str, Tensor], source: str) -> None:
     """Load a state dict strictly.
 
     The first value convolution of a single-object checkpoint has no channel for the other objects; a channel
@@ -150,9 +170,11 @@ def load_weights(model: XMem, state: Mapping[str, Tensor], source: str) -> None:
     """
     own = model.state_dict()
     given = dict(state)
-    stem = "value_encoder.conv1.weight"
-    if stem in given and given[stem].ndim == 4 and given[stem].shape[1] == own[stem].shape[1] - 1:
-        given[stem] = torch.cat([given[stem], torch.zeros_like(given[stem][:, :1])], 1)
+    for stem in ("value_encoder.conv1.weight", "mask_encoder.conv1.weight"):
+        if stem not in own or stem not in given or given[stem].ndim != 4:
+            continue
+        if given[stem].shape[1] == own[stem].shape[1] - 1:
+            given[stem] = torch.cat([given[stem], torch.zeros_like(given[stem][:, :1])], 1)
     faults = [f"{n} is missing" for n in own if n not in given]
     faults += [f"{n} is unknown" for n in given if n not in own]
     faults += [
@@ -176,12 +198,15 @@ def mean_state(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def infer_config(state: Mapping[str, Tensor]) -> ModelConfig:
-    """The configuration of a published checkpoint, from its tensors' shapes.
+def infer_config(state: Mapping[str, Tensor]) -> AnyModelConfig:
+    """The configuration of a published checkpoint, from its tensors' names and shapes.
 
     Raises:
         ValueError: tensors that determine the configuration are missing.
     """
+    if any(name.startswith("object_transformer.") for name in state):
+        deep = "pixel_encoder.res2.0.conv3.weight" in state
+        return CutieConfig() if deep else CutieConfig.small()
     try:
         hidden = state.get("decoder.hidden_update.transform.weight")
         return replace(
@@ -191,7 +216,7 @@ def infer_config(state: Mapping[str, Tensor]) -> ModelConfig:
             hidden_dim=0 if hidden is None else hidden.shape[0] // 3,
         )
     except KeyError as error:
-        raise ValueError(f"not an XMem checkpoint: it has no tensor {error}") from error
+        raise ValueError(f"not an XMem or Cutie checkpoint: it has no tensor {error}") from error
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -208,12 +233,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(f"{path} cannot be read as weights: {reason}; get the file again") from error
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise WeightsError(f"{path} holds no state dict of tensors: it is not an XMem checkpoint")
+        raise WeightsError(f"{path} holds no state dict of tensors: it is not a checkpoint of XMem or Cutie")
     return {n: t.float() if t.is_floating_point() else t for n, t in state.items()}, metadata
 
 
-def _download(url: str, path: Path, sha256: str | None, progress: Progress | None) -> None:
+def _download(published: _Published, path: Path, progress: Progress | None) -> None:
     """Download to a temporary name, verify length and hash, then rename."""
+    url, sha256 = published.url, published.sha256
     logger.info("downloading %s to %s", url, path)
     part: Path | None = None
     try:
@@ -227,11 +253,12 @@ def _download(url: str, path: Path, sha256: str | None, progress: Progress | Non
             part = Path(out.name)
             header = response.headers.get("Content-Length")
             expected = int(header) if header else None
-            digest = hashlib.sha256()
+            digest, weak = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
             received = 0
             while block := response.read(_BLOCK):
                 out.write(block)
                 digest.update(block)
+                weak.update(block)
                 received += len(block)
                 if progress is not None:
                     progress(received, expected)
@@ -239,6 +266,9 @@ def _download(url: str, path: Path, sha256: str | None, progress: Progress | Non
             raise WeightsError(f"{url} broke off after {received} of {expected} bytes: try again")
         if sha256 is not None and digest.hexdigest() != sha256:
             raise WeightsError(f"{url} has SHA-256 {digest.hexdigest()}, not {sha256}: not the authors' file")
+        if published.md5 is not None and weak.hexdigest() != published.md5:
+            found = weak.hexdigest()
+            raise WeightsError(f"{url} has MD5 {found}, not {published.md5}: not the authors' file")
         logger.info("%s: %d bytes, SHA-256 %s", path.name, received, digest.hexdigest())
         shutil.move(part, path)
     except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors

@@ -26,9 +26,11 @@ from torch.utils._pytree import tree_leaves
 from pipeline.base.errors import UsageError
 from pipeline.base.setting_fields import MIN_SIZE
 from pipeline.tracking.settings import DTYPES
-from xmem_core import MemoryConfig, ModelConfig, XMem
+from xmem_core import Cutie, CutieConfig, MemoryConfig, XMem
 from xmem_core.backbones import fold_batch_norms
+from xmem_core.config import AnyModelConfig
 from xmem_core.network import aggregate
+from xmem_core.weights import build_network
 
 _STRIDE = 16
 _FLOAT, _LONG = 4, 8
@@ -59,7 +61,7 @@ def network_grid(height: int, width: int, size: int | None) -> tuple[int, int, i
 
 
 def predict_state_bytes(
-    model: ModelConfig,
+    model: AnyModelConfig,
     memory: MemoryConfig,
     height: int,
     width: int,
@@ -96,12 +98,17 @@ def predict_state_bytes(
     value = model.value_dim * _FLOAT
     # Between two memory frames the prepared keys are cached, with their rows and times.
     prepared = 2 * model.key_dim * _FLOAT + _FLOAT + 2 * _LONG + (2 if dtype == "bfloat16" else 0)
-    sensory = model.hidden_dim * positions * _FLOAT
-    return elements * (own + prepared) + objects * (elements * value + sensory)
+    each = elements * value + model.hidden_dim * positions * _FLOAT
+    groups = 1
+    if isinstance(model, CutieConfig):
+        # Objects that arrive one by one have keys of their own; summaries, now and when last prompted; masks.
+        groups = objects
+        each += 2 * model.queries * (model.dim + 1) * _FLOAT + positions * _FLOAT
+    return groups * elements * (own + prepared) + objects * each
 
 
 def predict_workspace_bytes(
-    model: ModelConfig,
+    model: AnyModelConfig,
     memory: MemoryConfig,
     height: int,
     width: int,
@@ -179,7 +186,7 @@ def _capacity(memory: MemoryConfig, positions: int, frames: int | None) -> int:
 
 
 def _reading_peak(
-    model: ModelConfig, memory: MemoryConfig, elements: int, positions: int, objects: int, at_once: int
+    model: AnyModelConfig, memory: MemoryConfig, elements: int, positions: int, objects: int, at_once: int
 ) -> int:
     """Peak of reading a full memory: prepared keys, one block's scores, each query's selection and result."""
     chosen = min(memory.top_k, elements)
@@ -194,7 +201,7 @@ def _reading_peak(
     return prepared + queries + max(scores, got) + weights
 
 
-def _keeping_peak(model: ModelConfig, memory: MemoryConfig, positions: int, objects: int) -> int:
+def _keeping_peak(model: AnyModelConfig, memory: MemoryConfig, positions: int, objects: int) -> int:
     """Peak of compacting rows and, with long-term memory, of consolidating working memory into prototypes."""
     value = model.value_dim * _FLOAT
     moved = (memory.max_mid_term_frames or 0) * positions * max(value, model.key_dim * _FLOAT)
@@ -220,7 +227,7 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         network: its weights, and views of them, are not counted.
     """
 
-    def __init__(self, network: XMem) -> None:
+    def __init__(self, network: XMem | Cutie) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
         self.peak = 0
@@ -252,32 +259,58 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @cache
-def _network_peaks(model: ModelConfig, height: int, width: int, objects: int) -> tuple[int, int, int, int]:
+def _network_peaks(model: AnyModelConfig, height: int, width: int, objects: int) -> tuple[int, int, int, int]:
     """Bytes of one network step with all objects present: the peak, the tensors kept across stages (image,
     features, probabilities), the network's weights, and the largest weight tensor.
     """
     with torch.device("meta"):
-        network = XMem(model).eval().requires_grad_(False)
-    if model.key_backbone != "resnet50":
+        network = build_network(model).eval().requires_grad_(False)
+    if not model.published:
         fold_batch_norms(network)
     weights = [p.nbytes for p in network.parameters()]
-    h, w = height // _STRIDE, width // _STRIDE
-
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, device="meta")
-
     with torch.no_grad(), _Alive(network) as alive:
-        image = empty(1, 3, height, width)
-        keys = network.encode_key(image)
-        read = empty(1, objects, model.value_dim, h, w)
-        hidden = empty(1, objects, model.hidden_dim, h, w) if model.hidden_dim else None
-        hidden, logits = network.decode(keys.scales, read, hidden)
-        final = F.softmax(aggregate(torch.sigmoid(logits)), 1)[0]
-        del logits, read
-        kept = alive.bytes
-        value, hidden = network.encode_value(image, keys.f16, hidden, final[1:].unsqueeze(0))
-        del value, hidden
+        image = _empty(1, 3, height, width)
+        step = _cutie_step if isinstance(network, Cutie) else _xmem_step
+        kept = step(network, image, objects, alive)  # type: ignore[arg-type]
     return alive.peak, kept, sum(weights), max(weights)
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
+
+
+def _xmem_step(network: XMem, image: Tensor, objects: int, alive: _Alive) -> int:
+    """One step on the meta device; the bytes that are kept across its stages."""
+    model = network.config
+    keys = network.encode_key(image)
+    grid = keys.key.shape[2:]
+    read = _empty(1, objects, model.value_dim, *grid)
+    hidden = _empty(1, objects, model.hidden_dim, *grid) if model.hidden_dim else None
+    hidden, logits = network.decode(keys.scales, read, hidden)
+    final = F.softmax(aggregate(torch.sigmoid(logits)), 1)[0]
+    del logits, read
+    kept = alive.bytes
+    network.encode_value(image, keys.f16, hidden, final[1:].unsqueeze(0))
+    return kept
+
+
+def _cutie_step(network: Cutie, image: Tensor, objects: int, alive: _Alive) -> int:
+    """One step on the meta device, all objects in one group; the bytes that are kept across its stages."""
+    model = network.config
+    keys = network.encode_key(image)
+    grid = keys.key.shape[2:]
+    hidden = _empty(1, objects, model.hidden_dim, *grid)
+    summaries = _empty(1, objects, model.queries, model.dim + 1)
+    masks = _empty(1, objects, *grid)
+    read = _empty(1, objects, model.value_dim, *grid)
+    read = network.read_objects(keys.p16, read, hidden, masks, summaries)
+    hidden, logits = network.decode(keys.s8, keys.s4, read, hidden)
+    joint = aggregate(torch.sigmoid(logits))
+    final = F.softmax(F.interpolate(joint, scale_factor=4, mode="bilinear", align_corners=False), 1)[0]
+    del logits, joint, read
+    kept = alive.bytes
+    network.encode_value(image, keys.p16, hidden, final[1:].unsqueeze(0))
+    return kept
 
 
 def _check(height: int, width: int, objects: int, size: int | None, dtype: str) -> None:

@@ -32,9 +32,12 @@ def open_segmenter(model: ModelSettings | None = None, memory: MemoryConfig | No
     side = None if model.full_size else model.size or network.config.default_size
     dtype = model.dtype
     if dtype == AUTO:
-        fast = network.config.key_backbone != "resnet50" and torch.device(model.device).type == "cpu"
+        fast = not network.config.published and torch.device(model.device).type == "cpu"
         dtype = "bfloat16" if fast and has_bfloat16() else "float32"
-    return VideoSegmenter(network, memory, size=side, dtype=getattr(torch, dtype))
+    try:
+        return VideoSegmenter(network, memory, size=side, dtype=getattr(torch, dtype))
+    except ValueError as error:  # a memory setting that this model does not have
+        raise UsageError(f"{model.name}: {error}") from None
 
 
 def has_bfloat16() -> bool:

@@ -36,7 +36,8 @@ class ModelSettings:
     """The network, and where and how it runs.
 
     Args:
-        name: network: xmem-lite, xmem, xmem-s012, xmem-s2, xmem-no-sensory, or a file.
+        name: network: xmem-lite, xmem, xmem-s012, xmem-s2, xmem-no-sensory, cutie-base, cutie-small, or a
+            file.
         size: shorter side of the network's input, in pixels; 0: frames are not resized. Default: the model's.
         full_size: do not resize frames; the same as a size of 0.
         device: device that the network runs on: cpu, cuda, cuda:1, ...

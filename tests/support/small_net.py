@@ -1,17 +1,31 @@
-"""A network small enough for a hundred frames a second, and a clip of moving squares for it."""
+"""Networks small enough for a hundred frames a second, and a clip of moving squares for them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import numpy as np
+from golden.cutie.weights import fill as fill_cutie
 from golden.weights import fill
 from numpy.typing import NDArray
 from support.tiny import TINY
 
-from xmem_core import MemoryConfig, ModelConfig, XMem
+from xmem_core import Cutie, CutieConfig, MemoryConfig, ModelConfig, XMem
 
 SMALL = replace(TINY, default_size=ModelConfig().default_size)
+SMALL_CUTIE = CutieConfig(
+    pixel_backbone="resnet18",
+    mask_stem=8,
+    mask_widths=(8, 8, 16),
+    mask_blocks=(1, 1, 1),
+    key_dim=16,
+    dim=16,
+    decoder_dims=(16, 8),
+    queries=4,
+    heads=2,
+    ffn_dim=32,
+    transformer_blocks=2,
+)
 SMALL_MEMORY = MemoryConfig(
     mem_every=2,
     top_k=8,
@@ -28,6 +42,17 @@ def small_model(config: ModelConfig = SMALL) -> XMem:
     model = XMem(config)
     model.load_state_dict(fill(model.state_dict()))
     return model.eval()
+
+
+def small_cutie(config: CutieConfig = SMALL_CUTIE) -> Cutie:
+    """The other network, with weights from the same kind of source."""
+    model = Cutie(config)
+    model.load_state_dict(fill_cutie(model.state_dict()))
+    return model.eval()
+
+
+MODELS = {"xmem": small_model, "cutie": small_cutie}
+"""Both kinds of network, for properties that hold for either."""
 
 
 def square(height: int, width: int, top: int, left: int, side: int) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from support.small_net import SMALL, SMALL_MEMORY, frame_at, small_model, square
+from support.small_net import MODELS, SMALL, SMALL_MEMORY, frame_at, small_model, square
 
 from xmem_core import MemoryConfig, PoisonedStateError, Prompt, TrackerState, VideoSegmenter, network
 from xmem_core import segmenter as segmenter_module
@@ -25,8 +25,13 @@ MASK = square(HEIGHT, WIDTH, 4, 6, 14)
 OTHER = square(HEIGHT, WIDTH, 24, 30, 16)
 
 
+@pytest.fixture(scope="module", params=MODELS)
+def segmenter(request: pytest.FixtureRequest) -> VideoSegmenter:
+    return VideoSegmenter(MODELS[request.param](), SMALL_MEMORY)
+
+
 @pytest.fixture(scope="module")
-def segmenter() -> VideoSegmenter:
+def xmem() -> VideoSegmenter:
     return VideoSegmenter(small_model(), SMALL_MEMORY)
 
 
@@ -129,21 +134,21 @@ def test_a_correction_replaces_what_was_predicted(segmenter: VideoSegmenter) -> 
 
 
 def test_a_given_mask_takes_its_pixels_from_every_prediction(
-    segmenter: VideoSegmenter, monkeypatch: pytest.MonkeyPatch
+    xmem: VideoSegmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state, _ = follow(segmenter, {0: Prompt({1: MASK, 2: OTHER})}, 3)
+    state, _ = follow(xmem, {0: Prompt({1: MASK, 2: OTHER})}, 3)
     blob = state.to_bytes()
-    predicted = segmenter.step(state, frame_at(3)).probabilities
+    predicted = xmem.step(state, frame_at(3)).probabilities
     joint: list[torch.Tensor] = []
     monkeypatch.setattr(
         segmenter_module, "aggregate", lambda p: joint.append(p[0].clone()) or network.aggregate(p)
     )
     corrected = torch.from_numpy(square(HEIGHT, WIDTH, 20, 40, 12))
-    segmenter.step(TrackerState.from_bytes(blob), frame_at(3), Prompt({2: corrected}))
-    assert len(joint) == 2  # of the decoder's maps, then of these
-    assert torch.equal(joint[1][1], corrected.float())
-    assert joint[1][0][corrected].max() == 0
-    assert torch.equal(joint[1][0][~corrected], predicted[1][~corrected])
+    xmem.step(TrackerState.from_bytes(blob), frame_at(3), Prompt({2: corrected}))
+    assert len(joint) == 1
+    assert torch.equal(joint[0][1], corrected.float())
+    assert joint[0][0][corrected].max() == 0
+    assert torch.equal(joint[0][0][~corrected], predicted[1][~corrected])
 
 
 def test_a_prompt_for_all_objects_needs_no_reading_where_nothing_is_forgotten(
@@ -349,8 +354,8 @@ def test_any_size_is_tracked_at_its_own(segmenter: VideoSegmenter, height: int, 
         assert torch.isfinite(result.probabilities).all()
 
 
-def test_padding_puts_the_smaller_half_left_and_above(segmenter: VideoSegmenter) -> None:
-    image = segmenter._prepare(np.full((45, 61, 3), 200, np.uint8), (45, 61))
+def test_padding_puts_the_smaller_half_left_and_above(xmem: VideoSegmenter) -> None:
+    image = xmem._prepare(np.full((45, 61, 3), 200, np.uint8), (45, 61))
     assert image.shape == (1, 3, 48, 64)
     seen = (image[0] != 0).all(0)
     assert seen[1:46, 1:62].all()
@@ -378,7 +383,7 @@ def test_frames_are_shrunk_with_antialiasing(height: int, width: int) -> None:
     exact = F.interpolate(
         torch.from_numpy(frame).permute(2, 0, 1)[None].double(), size, mode="bilinear", antialias=True
     )
-    mean, std = (t.view(1, 3, 1, 1).double() for t in (segmenter._mean, segmenter._std))
+    mean, std = (t.view(1, 3, 1, 1).double() for t in (segmenter._steps.mean, segmenter._steps.std))
     padded = segmenter._prepare(frame, size).double()
     top, left = (-size[0] % 16) // 2, (-size[1] % 16) // 2
     got = (padded[..., top : top + size[0], left : left + size[1]] * std + mean) * 255
@@ -530,18 +535,18 @@ def test_updates_follow_the_published_rhythm(
 
 
 def test_a_new_object_starts_with_an_empty_sensory_memory(
-    segmenter: VideoSegmenter, monkeypatch: pytest.MonkeyPatch
+    xmem: VideoSegmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state, _ = follow(segmenter, {0: Prompt({1: MASK})}, 3)
+    state, _ = follow(xmem, {0: Prompt({1: MASK})}, 3)
     given = []
-    encode = segmenter._network.encode_value
+    encode = xmem._network.encode_value
 
     def spy(image: Any, f16: Any, hidden: Any, masks: Any, *, deep_update: bool) -> Any:
         given.append(hidden.clone())
         return encode(image, f16, hidden, masks, deep_update=deep_update)
 
-    monkeypatch.setattr(segmenter._network, "encode_value", spy)
-    segmenter.step(state, frame_at(3), Prompt({2: OTHER}))
+    monkeypatch.setattr(xmem._network, "encode_value", spy)
+    xmem.step(state, frame_at(3), Prompt({2: OTHER}))
     assert given[0].shape[:2] == (1, 2)
     assert given[0][0, 0].abs().max() > 0
     assert given[0][0, 1].abs().max() == 0
@@ -608,8 +613,8 @@ def test_one_state_twice_in_a_call_is_refused(segmenter: VideoSegmenter) -> None
     assert state.to_bytes() == before
 
 
-def test_a_state_of_other_settings_or_another_model_is_refused(segmenter: VideoSegmenter) -> None:
-    state, _ = follow(segmenter, {0: Prompt({1: MASK})}, 2)
+def test_a_state_of_other_settings_or_another_model_is_refused(xmem: VideoSegmenter) -> None:
+    state, _ = follow(xmem, {0: Prompt({1: MASK})}, 2)
     changed = small_model()
     with torch.no_grad():
         changed.decoder.pred.bias += 1e-3

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.small_net import SMALL_MEMORY, frame_at, small_model, square
+from support.small_net import MODELS, SMALL_MEMORY, frame_at, square
 
 from xmem_core import MemoryConfig, PoisonedStateError, Prompt, TrackerState, VideoSegmenter, load_model
 from xmem_core import state as state_module
@@ -26,9 +26,9 @@ EVENTS = st.one_of(
 )
 
 
-@pytest.fixture(scope="module")
-def segmenter() -> VideoSegmenter:
-    return VideoSegmenter(small_model(), SMALL_MEMORY)
+@pytest.fixture(scope="module", params=MODELS)
+def segmenter(request: pytest.FixtureRequest) -> VideoSegmenter:
+    return VideoSegmenter(MODELS[request.param](), SMALL_MEMORY)
 
 
 def prompt_for(ids: frozenset[int], frame: int) -> Prompt:

@@ -18,9 +18,9 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from golden.weights import fill
-from support.small_net import SMALL, small_model
+from support.small_net import SMALL, SMALL_CUTIE, small_cutie, small_model
 
-from xmem_core import ModelConfig, WeightsError, XMem, load_model
+from xmem_core import Cutie, CutieConfig, ModelConfig, WeightsError, XMem, load_model
 from xmem_core import weights as module
 from xmem_core.weights import find_weights, infer_config, load_weights, save_weights
 
@@ -41,6 +41,22 @@ def published_shapes(hidden_dim: int = 64) -> dict[str, list[int]]:
 def test_the_state_dict_has_the_published_names_and_shapes_in_order() -> None:
     published = json.loads((GOLDEN / "state_dict.json").read_text())
     assert list(published_shapes().items()) == list(published.items())
+
+
+@pytest.mark.parametrize(
+    ("file", "config"),
+    [("state_dict.json", CutieConfig()), ("state_dict_small.json", CutieConfig.small())],
+)
+def test_cuties_state_dict_has_the_published_names_shapes_and_types_in_order(
+    file: str, config: CutieConfig
+) -> None:
+    with torch.device("meta"):
+        own = Cutie(config).state_dict()
+    published = json.loads((GOLDEN / "cutie" / file).read_text())
+    assert [(n, {"shape": list(t.shape), "dtype": str(t.dtype)[6:]}) for n, t in own.items()] == list(
+        published.items()
+    )
+    assert infer_config(own) == config
 
 
 def test_without_sensory_memory_only_its_updates_are_missing() -> None:
@@ -88,6 +104,53 @@ def test_a_published_file_is_found_in_the_cache_and_loaded(
     assert all(torch.equal(loaded[name], state[name]) for name in state)
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "published_file", "config"),
+    [
+        ("cutie-base", "state_dict.json", "cutie-base-mega.pth", CutieConfig()),
+        ("cutie-small", "state_dict_small.json", "cutie-small-mega.pth", CutieConfig.small()),
+    ],
+)
+def test_a_file_of_cuties_published_names_and_shapes_is_loaded_strictly(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    file: str,
+    published_file: str,
+    config: CutieConfig,
+) -> None:
+    facts = json.loads((GOLDEN / "cutie" / file).read_text())
+    state = {n: torch.full(f["shape"], 0.5).to(getattr(torch, f["dtype"])) for n, f in facts.items()}
+    torch.save(state, tmp_path / published_file)
+    monkeypatch.setenv("XMEM_CACHE", str(tmp_path))
+    model = load_model(name)
+    assert isinstance(model, Cutie)
+    assert model.config == config
+    assert not model.training
+    assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
+    del state["pixel_fuser.sensory_compress.bias"]
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(
+        WeightsError, match=r"other\.pth does not .*pixel_fuser.sensory_compress.bias is missing$"
+    ):
+        load_model(tmp_path / "other.pth")
+
+
+def test_cuties_release_and_hash_are_its_own(
+    release: Release, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert module._PUBLISHED["cutie-base"].url == (
+        "https://github.com/hkchengrex/Cutie/releases/download/v1.0/cutie-base-mega.pth"
+    )
+    monkeypatch.setattr(module, "_CUTIE_RELEASE", module._RELEASE)
+    assert find_weights("cutie-small").name == "cutie-small-mega.pth"
+    with pytest.raises(
+        WeightsError, match=r"has MD5 \w+, not a6071de6136982e396851903ab4c083a: not the auth"
+    ):
+        find_weights("cutie-base")
+    assert not (tmp_path / "cache" / "cutie-base-mega.pth").exists()
+
+
 def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XMEM_CACHE", "/a")
     assert module.cache_folder() == Path("/a")
@@ -108,6 +171,16 @@ def test_a_saved_model_comes_back_with_its_configuration(tmp_path: Path) -> None
     assert again.config == SMALL
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)
+
+
+def test_a_saved_cutie_comes_back_with_its_configuration(tmp_path: Path) -> None:
+    model = small_cutie()
+    save_weights(model, tmp_path / "model.safetensors", torch.float32)
+    again = load_model(tmp_path / "model.safetensors")
+    assert again.config == SMALL_CUTIE
+    assert all(torch.equal(t, again.state_dict()[n]) for n, t in model.state_dict().items())
+    with pytest.raises(ValueError, match="CutieConfig has no 'colour'"):
+        CutieConfig.from_dict({**SMALL_CUTIE.to_dict(), "colour": 1})
 
 
 def test_half_precision_on_disk_is_fp32_in_memory(tmp_path: Path) -> None:
@@ -218,7 +291,9 @@ def test_a_damaged_file_is_a_weights_error(tmp_path: Path, suffix: str) -> None:
     bad = tmp_path / f"bad{suffix}"
     for data in damaged:
         bad.write_bytes(data)
-        with pytest.raises(WeightsError, match=f"bad{suffix}"):  # at the latest: not an XMem checkpoint
+        with pytest.raises(
+            WeightsError, match=f"bad{suffix}"
+        ):  # at the latest: not a checkpoint of either network
             load_model(bad)
 
 
@@ -229,7 +304,7 @@ def test_a_damaged_file_is_a_weights_error(tmp_path: Path, suffix: str) -> None:
         ({"config": "[1]"}, "model.safetensors: "),
         ({"config": '{"key_dim": 0}'}, "key_dim=0"),
         ({"config": '{"colour": 1}'}, "has no 'colour'"),
-        (None, "not an XMem checkpoint: it has no tensor"),
+        (None, "not an XMem or Cutie checkpoint: it has no tensor"),
     ],
 )
 def test_a_file_with_a_bad_configuration_is_named(
@@ -250,7 +325,10 @@ def test_a_pth_that_holds_no_state_dict_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     for name in ("xmen", str(tmp_path)):
-        with pytest.raises(WeightsError, match="give one of xmem-lite, xmem, xmem-s012, xmem-s2, xmem-no-s"):
+        with pytest.raises(
+            WeightsError,
+            match="give one of xmem-lite, xmem, xmem-s012, xmem-s2, xmem-no-sensory, cutie-base, ",
+        ):
             load_model(name)
 
 

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from xmem_core import XMem, load_model
+from xmem_core import Cutie, XMem, load_model
 from xmem_core.weights import WeightsError, mean_state, save_weights
 
 
-def average_models(paths: Sequence[str | Path]) -> XMem:
+def average_models(paths: Sequence[str | Path]) -> XMem | Cutie:
     """The network with the mean of the weights at `paths`, and no presence: that is to be fitted anew.
 
     Raises:

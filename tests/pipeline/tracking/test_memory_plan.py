@@ -8,11 +8,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.small_net import small_cutie
 from support.tiny import tiny_model
 
 from pipeline.base.errors import UsageError
 from pipeline.tracking.memory_plan import network_grid, predict_state_bytes, predict_workspace_bytes
-from xmem_core import MemoryConfig, ModelConfig, Prompt, TrackerState, VideoSegmenter, XMem, load_model
+from xmem_core import (
+    Cutie,
+    MemoryConfig,
+    ModelConfig,
+    Prompt,
+    TrackerState,
+    VideoSegmenter,
+    XMem,
+    load_model,
+)
 
 SMALL_MEMORY = MemoryConfig(
     mem_every=1,
@@ -51,10 +61,10 @@ def _state_bytes(state: TrackerState) -> int:
 
 
 def _is_within(predicted: int, state: TrackerState) -> bool:
-    """The pool and the sensory memory exactly; besides, only what is kept prepared for the next reading."""
+    """The pool, summaries, sensory memory and masks exactly; besides, what is prepared for reading."""
     memory, hidden = state.memory, state.hidden
     assert memory is not None
-    exact = memory.nbytes + (0 if hidden is None else hidden.nbytes)
+    exact = memory.nbytes + sum(t.nbytes for t in (hidden, state.masks) if t is not None)
     prepared = memory.capacity * (2 * memory.key_dim * 4 + 4 + 16)
     return _state_bytes(state) <= predicted == exact + prepared
 
@@ -85,7 +95,13 @@ def _prompt(object_id: int, height: int, width: int) -> Prompt:
 
 
 def _track(
-    model: XMem, memory: MemoryConfig, height: int, width: int, objects: int, size: int | None, frames: int
+    model: XMem | Cutie,
+    memory: MemoryConfig,
+    height: int,
+    width: int,
+    objects: int,
+    size: int | None,
+    frames: int,
 ) -> tuple[TrackerState, int]:
     """A state after that many frames, the objects having come one a frame; and the steps' highest peak."""
     segmenter = VideoSegmenter(model, memory, size=size)
@@ -141,6 +157,17 @@ def test_published_shape() -> None:
     workspace = predict_workspace_bytes(model.config, SMALL_MEMORY, 128, 160, 2)
     # One copy of its widest weights, 30 MB, is counted and not always made.
     assert peak <= workspace <= 1.5 * peak + 30_000_000
+
+
+@pytest.mark.parametrize("objects", [1, 3])
+def test_cutie(objects: int) -> None:
+    """Objects that came one by one, so each with keys of its own."""
+    model = small_cutie()
+    state, peak = _track(model, SMALL_MEMORY, 96, 128, objects, None, frames=12)
+    assert _is_within(predict_state_bytes(model.config, SMALL_MEMORY, 96, 128, objects), state)
+    workspace = predict_workspace_bytes(model.config, SMALL_MEMORY, 96, 128, objects)
+    # One copy of its widest weights, 2.4 MB, is counted and not always made.
+    assert peak <= workspace <= 1.5 * peak + 3_000_000
 
 
 @pytest.mark.parametrize(

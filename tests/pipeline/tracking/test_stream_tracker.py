@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 import torch
 from support.interrupted import InterruptedRunError, stop_at
 from support.prompted import three_objects
+from support.small_net import small_cutie
 from support.tiny import CAPPED_MEMORY, tiny_weights
 from support.videos import corrupt, damage_packets, make_images, make_video
 from support.written import files
@@ -174,6 +176,47 @@ def test_any_cut_into_chunks_gives_the_same_rows(
             else ("select * from tracks order by frame_index, object_id")
         )
         assert query(tmp_path, ask).equals(query(undisturbed, ask))
+
+
+@pytest.fixture(scope="module")
+def cutie(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("cutie") / "cutie.safetensors"
+    save_weights(small_cutie(), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_cutie(tmp_path_factory: pytest.TempPathFactory, video: Path, cutie: str) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed-cutie")
+    assert run(video, out, cutie, size=48).state == "finished"
+    return out
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+def test_any_cut_into_chunks_gives_the_same_rows_with_cutie(
+    tmp_path: Path, undisturbed_cutie: Path, video: Path, cutie: str, chunk: int
+) -> None:
+    run(video, tmp_path, cutie, size=48, chunk_frames=chunk)
+    rows = "select * from tracks order by frame_index, object_id"
+    assert query(tmp_path, rows).equals(query(undisturbed_cutie, rows))
+
+
+@pytest.mark.parametrize("stop_after", [6, 22])
+def test_interrupted_with_cutie_it_ends_with_the_same_bytes(
+    tmp_path: Path, undisturbed_cutie: Path, video: Path, cutie: str, stop_after: int
+) -> None:
+    with pytest.raises(InterruptedRunError):
+        run(video, tmp_path, cutie, size=48, on_frame=stop_at(stop_after))
+    summary = run(video, tmp_path, cutie, size=48)
+    assert summary.resumed_at == (stop_after - 1) // 5 * 5
+    assert files(tmp_path, "tracks", "events") == files(undisturbed_cutie, "tracks", "events")
+
+
+def test_a_setting_that_the_model_does_not_have_is_refused_in_one_line(
+    tmp_path: Path, video: Path, cutie: str
+) -> None:
+    with pytest.raises(UsageError, match=r"cutie\.safetensors: search_window=96 is not allowed: Cutie's"):
+        run(video, tmp_path, cutie, memory=replace(CAPPED_MEMORY, search_window=96))
 
 
 def test_a_finished_stream_is_left_alone(tmp_path: Path, video: Path, model: str) -> None:

@@ -1,0 +1,255 @@
+"""What a model does with a state on one frame: the interface that `VideoSegmenter` drives, and XMem's.
+
+`VideoSegmenter` checks input, schedules memory frames, applies prompts and corrections, and aggregates; it
+knows no network. A `ModelSteps` prepares the image, reads memory and decodes, and remembers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xmem_core.backbones import IMAGE_MEAN, IMAGE_STD
+from xmem_core.config import AnyModelConfig, MemoryConfig, ModelConfig
+from xmem_core.cutie import Cutie, PixelFeatures
+from xmem_core.memory import Memory
+from xmem_core.network import KeyFeatures, XMem, aggregate
+from xmem_core.state import TrackerState
+from xmem_core.windows import STRIDE, covered, decode_in_windows, looked_for, next_window, whole
+
+Network = XMem | Cutie
+"""A network that `VideoSegmenter` can track with."""
+Features = KeyFeatures | PixelFeatures
+"""What `encode_key` of a network returns."""
+
+N = TypeVar("N", bound=Network)
+K = TypeVar("K", bound=Features)
+
+
+class ModelSteps(ABC, Generic[N, K]):
+    """A network's part of a step.
+
+    Args:
+        network: prepared for inference.
+        settings: memory settings, resolved by `resolve`.
+        device: the network's.
+        dtype: float32, or the precision of autocast.
+        layout: memory format of images.
+    """
+
+    def __init__(
+        self,
+        network: N,
+        settings: MemoryConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        layout: torch.memory_format,
+    ) -> None:
+        self.network = network
+        self.settings = settings
+        self.device = device
+        self.dtype = dtype
+        self.layout = layout
+        self.coarse = dtype == torch.bfloat16 and device.type == "cpu"
+        self.mean = torch.tensor(IMAGE_MEAN, device=device).view(1, 3, 1, 1)
+        self.std = torch.tensor(IMAGE_STD, device=device).view(1, 3, 1, 1)
+
+    @staticmethod
+    @abstractmethod
+    def resolve(settings: MemoryConfig, config: Any, device: torch.device) -> MemoryConfig:
+        """Fill in the model's own defaults. Raises ValueError for a setting that the model does not have."""
+
+    def network_size(self, height: int, width: int, shorter: int) -> tuple[int, int]:
+        """(height, width) of a frame brought down to a shorter side, which is larger than `shorter`."""
+        scale = shorter / min(height, width)
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+    @abstractmethod
+    def network_input(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """(1, 3, H, W) uint8 on the device -> (1, 3, h', w'): resized, normalised, padded to the stride."""
+
+    def deep_update_due(self, state: TrackerState, is_memory_frame: bool) -> bool:
+        """Whether remembering renews the sensory memory on this frame."""
+        every = self.settings.deep_update_every
+        return is_memory_frame if every < 0 else state.time - state.last_deep_time >= every
+
+    @abstractmethod
+    def keeps_update(self, state: TrackerState, deep_update: bool) -> bool:
+        """Whether the decoder's update of the sensory memory is kept on this frame."""
+
+    @abstractmethod
+    def predicts(self, known: Sequence[int], given: Collection[int]) -> bool:
+        """Whether a frame with masks given of these objects is decoded too."""
+
+    @abstractmethod
+    def decode(self, state: TrackerState, keys: K, update_hidden: bool, *, count_use: bool = True) -> Tensor:
+        """Read memory and decode: (O + 1, H', W') probabilities of the known objects."""
+
+    @abstractmethod
+    def look_next(self, state: TrackerState, object_ids: tuple[int, ...], planes: Tensor) -> None:
+        """Keep of a frame's final probabilities, (O, H', W'), what the next frame needs."""
+
+    @abstractmethod
+    def remember(
+        self,
+        state: TrackerState,
+        image: Tensor,
+        keys: K,
+        masks: Tensor,
+        object_ids: tuple[int, ...],
+        given: tuple[int, ...],
+        deep_update: bool,
+    ) -> None:
+        """Store a frame in memory, and renew the sensory memory on a deep update."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which the network runs."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def hidden_for(self, state: TrackerState, count: int, grid: tuple[int, int]) -> Tensor | None:
+        """Sensory memory of `count` objects, (1, O, C_h, h, w); zeros for new objects."""
+        dim = self.network.config.hidden_dim
+        if dim == 0:
+            return None
+        known = 0 if state.hidden is None else len(state.hidden)
+        new = torch.zeros(count - known, dim, *grid, device=self.device)
+        return (new if state.hidden is None else torch.cat([state.hidden, new])).unsqueeze(0)
+
+
+class XMemSteps(ModelSteps[XMem, KeyFeatures]):
+    """XMem's part of a step (Cheng & Schwing, ECCV 2022)."""
+
+    @staticmethod
+    def resolve(settings: MemoryConfig, config: ModelConfig, device: torch.device) -> MemoryConfig:
+        if settings.stagger_updates is not None:
+            raise ValueError(
+                f"stagger_updates={settings.stagger_updates} is not allowed: XMem has no such setting, see "
+                "deep_update_every"
+            )
+        window = config.default_search_window
+        # On a GPU decoding the whole frame is as fast as cutting out windows.
+        if settings.search_window is None and window and device.type == "cpu":
+            return replace(settings, search_window=window)
+        return settings
+
+    def network_input(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        if tuple(image.shape[2:]) != size:
+            # On a CPU uint8 tensors are resized in fixed point, many times faster than floats.
+            if self.device.type != "cpu":
+                image = image.float()
+            image = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+        # This order, without folding, makes the input bit-identical to the published model's. A last bit
+        # matters where several objects saturate (up to 0.1 in probability at single pixels).
+        normalised = image.float().div_(255).sub_(self.mean).div_(self.std)
+        return F.pad(normalised, padding(size)).contiguous(memory_format=self.layout)
+
+    def keeps_update(self, state: TrackerState, deep_update: bool) -> bool:
+        # A synchronised deep update overwrites the decoder's update, which is therefore skipped.
+        return not (self.settings.deep_update_every < 0 and deep_update)
+
+    def predicts(self, known: Sequence[int], given: Collection[int]) -> bool:
+        return any(i not in given for i in known)
+
+    def decode(
+        self, state: TrackerState, keys: KeyFeatures, update_hidden: bool, *, count_use: bool = True
+    ) -> Tensor:
+        assert isinstance(state.memory, Memory)
+        grid = (int(keys.key.shape[2]), int(keys.key.shape[3]))
+        key, selection = keys.key[0].flatten(1).float(), keys.selection[0].flatten(1).float()
+        if self.settings.search_window:
+            ids = state.object_ids
+            places = looked_for(state.windows, ids, state.time)
+            windows = {k: state.windows.get(ids[k], whole(grid)) for k in places}
+            cells = covered(windows.values(), grid).to(self.device)
+            read = key.new_zeros((len(ids), self.network.config.value_dim, key.shape[1]))
+            if places:
+                found = state.memory.read(
+                    key[:, cells], selection[:, cells], coarse=self.coarse, count_use=count_use
+                )
+                read.index_copy_(2, cells, found)
+            with self.autocast():
+                hidden, probabilities = decode_in_windows(
+                    self.network,
+                    keys.scales,
+                    read.view(*read.shape[:2], *grid),
+                    state.hidden,
+                    windows,
+                    update_hidden=update_hidden,
+                )
+            state.hidden = as_stored(hidden)
+            return torch.softmax(aggregate(probabilities.unsqueeze(0)), 1)[0]
+        read = state.memory.read(key, selection, coarse=self.coarse, count_use=count_use)
+        hidden = None if state.hidden is None else state.hidden.unsqueeze(0)
+        with self.autocast():
+            hidden, logits = self.network.decode(
+                keys.scales, read.view(1, *read.shape[:2], *grid), hidden, update_hidden=update_hidden
+            )
+        if hidden is not None:
+            state.hidden = as_stored(hidden[0])
+        return torch.softmax(aggregate(torch.sigmoid(logits.float())), 1)[0]
+
+    def look_next(self, state: TrackerState, object_ids: tuple[int, ...], planes: Tensor) -> None:
+        if not self.settings.search_window:
+            return
+        grid = (planes.shape[1] // STRIDE, planes.shape[2] // STRIDE)
+        least = self.settings.search_window // STRIDE
+        state.windows = {
+            i: next_window(p, state.windows.get(i, whole(grid)), least)
+            for i, p in zip(object_ids, planes, strict=True)
+        }
+
+    def remember(
+        self,
+        state: TrackerState,
+        image: Tensor,
+        keys: KeyFeatures,
+        masks: Tensor,
+        object_ids: tuple[int, ...],
+        given: tuple[int, ...],
+        deep_update: bool,
+    ) -> None:
+        h, w = keys.key.shape[2:]
+        hidden = self.hidden_for(state, len(object_ids), (h, w))
+        with self.autocast():
+            value, renewed = self.network.encode_value(
+                image, keys.f16, hidden, masks.unsqueeze(0), deep_update=deep_update
+            )
+        if state.memory is None:
+            config = self.network.config
+            state.memory = Memory(self.settings, h * w, config.key_dim, config.value_dim, self.device)
+        assert isinstance(state.memory, Memory)
+        flat = value[0].flatten(2).float()
+        state.memory.add_frame(
+            state.time,
+            keys.key[0].flatten(1).float(),
+            keys.shrinkage[0].flatten(1).float(),
+            keys.selection[0].flatten(1).float(),
+            dict(zip(object_ids, flat, strict=True)),
+            given=given,
+        )
+        state.hidden = None if renewed is None else as_stored(renewed[0])
+
+
+def as_stored(hidden: Tensor | None) -> Tensor | None:
+    """The tensor in the layout it has after deserialisation: last bits of convolutions depend on it."""
+    return None if hidden is None else hidden.float().contiguous()
+
+
+def padding(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(left, right, top, bottom) that make a size multiples of the stride; the smaller half comes first."""
+    height, width = -size[0] % STRIDE, -size[1] % STRIDE
+    return width // 2, width - width // 2, height // 2, height - height // 2
+
+
+def steps_of(config: AnyModelConfig) -> type[ModelSteps[Any, Any]]:
+    """The steps of the model that a configuration describes."""
+    from xmem_core.cutie_steps import CutieSteps  # it needs this module
+
+    return XMemSteps if isinstance(config, ModelConfig) else CutieSteps
