@@ -18,6 +18,7 @@ import xmem_core as _core  # noqa: F401
 
 if TYPE_CHECKING:
     from pipeline.analytics.query import connect, query
+    from pipeline.analytics.zones import query_zones, zone_views
     from pipeline.base.errors import (
         AnotherWriterError,
         PromptError,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from pipeline.tracks.sinks import Sink
     from pipeline.video.plugin_video import Source
     from pipeline.video.sources import VideoSource, open_source
+    from pipeline.zones.config import ZoneSet, load_zones
     from xmem_core import MemoryConfig
 
 __all__ = [
@@ -67,19 +69,24 @@ __all__ = [
     "UsageError",
     "VideoSource",
     "XmemError",
+    "ZoneSet",
     "connect",
     "gather_prompts",
     "load_prompts",
+    "load_zones",
     "open_source",
     "open_tracks",
     "query",
+    "query_zones",
     "render",
     "track",
+    "zone_views",
 ]
 
 if not TYPE_CHECKING:
     _NAMES = {
         "analytics.query": ("connect", "query"),
+        "analytics.zones": ("query_zones", "zone_views"),
         "base.errors": (
             "AnotherWriterError",
             "PromptError",
@@ -108,6 +115,7 @@ if not TYPE_CHECKING:
         "tracks.sinks": ("Sink",),
         "video.plugin_video": ("Source",),
         "video.sources": ("VideoSource", "open_source"),
+        "zones.config": ("ZoneSet", "load_zones"),
     }
     _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -115,6 +115,20 @@ def test_a_live_camera(run: Any, clip: Path, model: str, tmp_path: Path) -> None
     assert row["n"] == tracked
 
 
+def test_zones(run: Any) -> None:
+    folder = Path(__file__).parent / "golden" / "before_rooms" / "whole"
+    (size,) = query(
+        folder, "SELECT any_value(frame_width) AS w, any_value(frame_height) AS h FROM tracks"
+    ).to_pylist()
+    w, h = size["w"], size["h"]
+    zone, line = f"all=0,0 {w},0 {w},{h} 0,{h}", f"middle={w / 2},0 {w / 2},{h}"
+    lines = run("zones.py", folder, "--zone", zone, "--line", line)
+    titles = [line for line in lines if not line.startswith(" ")]
+    assert len(titles) == 4
+    (seen,) = query(folder, "SELECT count(DISTINCT object_id) AS n FROM tracks WHERE area > 0").to_pylist()
+    assert sum("'zone': 'all', 'object_id'" in line for line in lines) == seen["n"]
+
+
 def test_questions(run: Any, tmp_path: Path) -> None:
     """To an output folder that is part of the tests: 40 frames of a walk, with detected objects."""
     folder = Path(__file__).parent / "golden" / "before_rooms" / "whole"

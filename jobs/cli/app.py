@@ -15,6 +15,7 @@ from jobs.cli import render as render_cli
 from jobs.cli import serve as serve_cli
 from jobs.cli import track as track_cli
 from jobs.cli import train as train_cli
+from jobs.cli import zones as zones_cli
 from jobs.cli.terminal import say, version
 from pipeline.base.errors import XmemError
 from pipeline.base.redaction import redacted
@@ -48,6 +49,7 @@ def _common(
 for command in (
     track_cli.track,
     query_cli.query,
+    zones_cli.zones,
     render_cli.render,
     evaluate_cli.evaluate,
     train_cli.train,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,12 +23,24 @@ def query(
     ] = None,
 ) -> None:
     """Run an SQL query (DuckDB) on an output folder."""
-    from pipeline.analytics.query import format_result
     from pipeline.analytics.query import query as ask
 
-    if fmt not in ("table", "csv", "json", "parquet"):
+    check_format(fmt)
+    write_result(ask(folder, sql), fmt, output)
+
+
+def check_format(fmt: str) -> None:
+    """UsageError for a format that is none; before anything is asked."""
+    from pipeline.analytics.formats import FORMATS
+
+    if fmt not in FORMATS:
         raise UsageError(f"--format {fmt!r} is not allowed: table, csv, json or parquet")
-    result = ask(folder, sql)
+
+
+def write_result(result: Any, fmt: str, output: str | None) -> None:
+    """Write a result (pyarrow.Table) to a file, or to stdout without one."""
+    from pipeline.analytics.formats import format_result
+
     if output is None:
         binary = fmt == "parquet"
         if binary and sys.stdout.isatty():
@@ -49,8 +61,18 @@ def query(
         raise XmemError(f"{output} cannot be written: {error.strerror or error}") from error
 
 
-def schema() -> None:
-    """Print the JSON Schema of a prompts file."""
-    from pipeline.prompts.resolving import prompts_schema
+def schema(
+    kind: Annotated[str, typer.Argument(help="Kind of file: prompts or zones.")] = "prompts",
+) -> None:
+    """Print the JSON Schema of a prompts file or a zones file."""
+    if kind == "prompts":
+        from pipeline.prompts.resolving import prompts_schema
 
-    typer.echo(json.dumps(prompts_schema(), indent=2))
+        found = prompts_schema()
+    elif kind == "zones":
+        from pipeline.zones.config import zones_schema
+
+        found = zones_schema()
+    else:
+        raise UsageError(f"there is no schema {kind!r}: prompts or zones")
+    typer.echo(json.dumps(found, indent=2))

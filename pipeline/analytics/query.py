@@ -80,9 +80,16 @@ def connect(
 
 
 def query(
-    root: str | os.PathLike[str], sql: str, storage_options: Mapping[str, Any] | None = None
+    root: str | os.PathLike[str],
+    sql: str,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    tables: Mapping[str, pa.Table] | None = None,
 ) -> pa.Table:
     """The result of one SQL statement over the views of `connect`.
+
+    Args:
+        tables: further views by name, such as those of `pipeline.analytics.zones.zone_views`.
 
     Raises:
         UsageError: the folder is not an output folder, or DuckDB rejects the statement; includes its message.
@@ -108,6 +115,9 @@ def query(
         )
     # A record and a footer per stream are read for it, so only where it can be meant.
     with _connect(files, with_streams="stream" in sql.lower().replace("stream_id", "")) as connection:
+        for name, table in (tables or {}).items():
+            connection.register(name, table)
+        views = ", ".join(("tracks", "events", "streams", *(tables or {})))
         try:
             return connection.sql(statements[0]).to_arrow_table()
         except duckdb.Error as error:
@@ -116,7 +126,7 @@ def query(
                     f"a file of {files.root} cannot be read ({_first_lines(error)}): if no run is starting "
                     f"over just now, restore that file from a copy"
                 ) from error
-            raise UsageError(f"query: {_first_lines(error)} (views: tracks, events, streams)") from error
+            raise UsageError(f"query: {_first_lines(error)} (views: {views})") from error
 
 
 def _connect(files: Files, with_streams: bool) -> duckdb.DuckDBPyConnection:

@@ -38,14 +38,18 @@ NAMES = [
     "UsageError",
     "VideoSource",
     "XmemError",
+    "ZoneSet",
     "connect",
     "gather_prompts",
     "load_prompts",
+    "load_zones",
     "open_source",
     "open_tracks",
     "query",
+    "query_zones",
     "render",
     "track",
+    "zone_views",
 ]
 
 
@@ -91,6 +95,7 @@ def test_type_checkers_see_the_same_names() -> None:
     [
         ("", {"torch", "ray", "av", "cv2", "duckdb", "pyarrow", "numpy"}),
         ("query", {"torch", "ray", "av"}),
+        ("query_zones, zone_views, load_zones", {"torch", "ray", "av"}),
         ("query, connect, open_tracks, gather_prompts, PromptSet, XmemError", {"torch", "ray"}),
         ("TrackSettings, ModelSettings, MemoryConfig, CommitSettings, DetectorSettings", {"torch", "ray"}),
         ("render, Frame, Detection, Source, Sink", {"torch", "ray"}),

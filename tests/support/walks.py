@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 
-from pipeline.base.records import Event, MaskRecord
+from pipeline.base.records import Event, MaskRecord, events_table, tracks_table
 from pipeline.tracks.masks import mask_to_rle
+from pipeline.tracks.store import StreamStore
 from pipeline.zones.engine import Removal
 from pipeline.zones.rows import Moment
 
@@ -110,3 +112,24 @@ def random_walk(seed: int, *, frames: int = 60, wall: bool = False, with_mask: b
             foot = None if hidden else (float(round(place[0])), float(round(place[1])))
             rows[frame].append(record(frame, object_id, foot, seconds=at, wall=wall, with_mask=with_mask))
     return Walk(rows, events)
+
+
+def walked_folder(
+    root: str,
+    stream_id: str,
+    walk: Walk,
+    options: Mapping[str, Any] | None = None,
+    *,
+    last: int | None = None,
+    rate: float | None = None,
+    chunk: int = 17,
+) -> None:
+    """Commit a walk to an output folder in chunks of some frames, up to frame `last`."""
+    store = StreamStore(root, stream_id, options)
+    end = max(walk.frames) if last is None else last
+    for first in range(0, end + 1, chunk):
+        stop = min(end, first + chunk - 1)
+        records = [r for f, found in walk.frames.items() if first <= f <= stop for r in found]
+        events = [e for e in walk.events if first <= e.frame_index <= stop]
+        store.commit(first, stop, tracks_table(records), events_table(events))
+    store.write_record({"source": stream_id, "state": "finished", "rate": rate})

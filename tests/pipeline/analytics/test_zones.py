@@ -1,0 +1,165 @@
+"""Views of zones over output folders: what they hold, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.walks import Walk, random_walk, record, walked_folder
+
+from pipeline.analytics.zones import SUMMARY, VIEWS, query_zones, zone_views
+from pipeline.base.errors import StoreError, UsageError
+from pipeline.base.records import Event
+from pipeline.zones.config import parse_zones
+from pipeline.zones.engine import ZoneEngine
+from pipeline.zones.results import Crossing, Visit
+from pipeline.zones.rows import Rows
+
+DOCUMENT: dict[str, Any] = {
+    "zones": [
+        {"name": "square", "polygon": [[20, 20], [60, 20], [60, 60], [20, 60]]},
+        {"name": "low", "polygon": [[0, 50], [100, 50], [100, 100], [0, 100]], "part": "mask"},
+    ],
+    "lines": [{"name": "line", "from": [50, 0], "to": [50, 100]}],
+    "near": [{"name": "close", "distance": 20}],
+}
+ZONES = parse_zones(DOCUMENT)
+Out = tuple[str, dict[str, Any]]
+WALKS: dict[str, Walk] = {
+    "gate-1": random_walk(1, with_mask=True),
+    "gate-2": random_walk(2, wall=True, with_mask=True),
+}
+
+
+@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.s3)])
+def out(request: pytest.FixtureRequest, tmp_path: Path) -> Out:
+    options: dict[str, Any] = {}
+    root = str(tmp_path / "out")
+    if request.param == "memory":
+        root = f"memory://{secrets.token_hex(6)}/out"
+    elif request.param == "s3":
+        server = request.getfixturevalue("s3_server")
+        root, options = server.uri(f"z-{secrets.token_hex(6)}"), server.options
+    for stream_id, walk in WALKS.items():
+        walked_folder(root, stream_id, walk, options)
+    return root, options
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> str:
+    for stream_id, walk in WALKS.items():
+        walked_folder(str(tmp_path), stream_id, walk)
+    return str(tmp_path)
+
+
+def test_views_hold_what_the_engine_finds(out: Out) -> None:
+    root, options = out
+    views = zone_views(root, ZONES, storage_options=options)
+    assert set(views) == set(VIEWS)
+    for stream_id, walk in WALKS.items():
+        engine = ZoneEngine(ZONES)
+        found = engine.feed(Rows.from_records(walk.records), walk.removals)
+        visits = [c.about for c in found if c.kind == "zone_left"] + engine.open_visits()
+        got = [row for row in views["visits"].to_pylist() if row["stream_id"] == stream_id]
+        names = ("zone", "object_id", "entered_frame", "state", "frames")
+        assert sorted(tuple(row[name] for name in names) for row in got) == sorted(
+            (v.zone, v.object_id, v.entered.frame_index, v.state, v.frames)
+            for v in visits
+            if isinstance(v, Visit)
+        )
+        crossings = [c.about for c in found if isinstance(c.about, Crossing)]
+        assert [
+            (row["object_id"], row["frame_index"], row["direction"], row["wall_time"])
+            for row in views["crossings"].to_pylist()
+            if row["stream_id"] == stream_id
+        ] == [(c.object_id, c.moment.frame_index, c.direction, c.moment.wall_time) for c in crossings]
+        flow = [row for row in views["flow"].to_pylist() if row["stream_id"] == stream_id]
+        assert sum(row["left_to_right"] + row["right_to_left"] for row in flow) == len(crossings)
+        assert len(crossings) > 0
+
+
+def test_sql_over_zones_and_tracks_together(local: str) -> None:
+    rows = query_zones(
+        local,
+        ZONES,
+        "SELECT v.stream_id, v.object_id, count(*) AS n FROM visits v "
+        "JOIN tracks t USING (stream_id, object_id) WHERE v.zone = 'square' AND t.area > 0 "
+        "GROUP BY ALL ORDER BY ALL",
+    ).to_pylist()
+    assert {row["stream_id"] for row in rows} == {"gate-1", "gate-2"}
+    inside = query_zones(local, ZONES, "SELECT count(*) AS n FROM INSIDE WHERE zone = 'square'").to_pylist()
+    frames = query_zones(local, ZONES, "SELECT sum(frames) n FROM visits WHERE zone = 'square'").to_pylist()
+    assert 0 < inside[0]["n"] == frames[0]["n"]
+    summary = query_zones(local, ZONES, SUMMARY, streams=["gate-1"]).to_pylist()
+    assert [(row["kind"], row["name"]) for row in summary] == [
+        ("line", "line"),
+        ("zone", "low"),
+        ("zone", "square"),
+    ]
+    assert all(row["objects"] > 0 for row in summary)
+
+
+def test_occupancy_of_files_covers_frames_without_objects(tmp_path: Path) -> None:
+    """10 s of video at 10 frames/s with one object inside from 2 s to 4 s: a fifth of the time."""
+    frames = {f: [record(f, 1, (40, 40))] for f in range(20, 40)}
+    walk = Walk(frames, [Event(40, "object_removed", "test", pts_seconds=4.0, object_id=1)])
+    walked_folder(str(tmp_path), "clip", walk, last=99, rate=10.0)
+    zones = parse_zones({"zones": DOCUMENT["zones"][:1]})
+    (row,) = query_zones(tmp_path, zones, "FROM occupancy").to_pylist()
+    assert row["covered_seconds"] == pytest.approx(10.0)
+    assert row["mean_objects"] == pytest.approx(0.2)
+    assert (row["begin_seconds"], row["begin_time"], row["entered"], row["ended"]) == (0.0, None, 1, 1)
+
+
+def test_what_is_refused(local: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"zone 'a': streams='door' matches no stream: there are gate-1"):
+        zone_views(local, parse_zones({"zones": [{**DOCUMENT["zones"][0], "name": "a", "streams": "door"}]}))
+    with pytest.raises(UsageError, match="stream 'x' matches no stream in"):
+        zone_views(local, ZONES, streams=["x"])
+    with pytest.raises(UsageError, match="is no output folder"):
+        zone_views(tmp_path / "empty", ZONES)
+    with pytest.raises(UsageError, match=r"views: tracks, events, streams, visits, crossings"):
+        query_zones(local, ZONES, "FROM visitz")
+    with pytest.raises(UsageError, match="is not allowed, an output folder is only read"):
+        query_zones(local, ZONES, "COPY visits TO 'x.csv'")
+    with pytest.raises(UsageError, match="period of 0 s is not allowed"):
+        zone_views(local, ZONES, period_seconds=0)
+
+
+def test_missing_and_damaged_files_are_named(local: str) -> None:
+    files = sorted(Path(local, "tracks", "stream_id=gate-1").iterdir())
+    data = files[1].read_bytes()
+    files[1].unlink()
+    with pytest.raises(StoreError, match=r"stream gate-1 .*: the file of frames \d+\.\.\.\d+ is missing"):
+        zone_views(local, ZONES)
+    at = data.find(b"PAR1", 4)
+    files[1].write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:at] + data[at:])
+    with pytest.raises(StoreError, match=files[1].name):
+        zone_views(local, ZONES)
+
+
+def test_the_command(local: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from jobs.cli.app import main
+
+    def call(*arguments: object) -> int:
+        with pytest.raises(SystemExit) as ended:
+            main([str(a) for a in arguments])
+        return int(ended.value.code or 0)
+
+    path = tmp_path / "zones.json"
+    path.write_text(json.dumps(DOCUMENT))
+    assert call("zones", local, path) == 0
+    assert "mean_dwell_seconds" in capsys.readouterr().out
+    assert call("zones", local, path, "SELECT * FROM flow", "--period", 1, "--format", "json") == 0
+    flow = json.loads(capsys.readouterr().out)
+    assert {row["stream_id"] for row in flow} == {"gate-1", "gate-2"}
+    assert all(row["covered_seconds"] <= 1.000001 for row in flow)
+    assert call("zones", local, path, "FROM visits", "--format", "xml") == 2
+    assert call("zones", local, tmp_path / "none.json") == 2
+    assert capsys.readouterr().err.count("\n") == 2
+    assert call("schema", "zones") == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "xmem zones"
+    assert call("schema", "zone") == 2
