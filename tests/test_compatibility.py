@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +39,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(out: Path, weights: Path, prompts: PromptSet | None) -> StreamSummary:
-    memory = MemoryConfig(**make.FILE_MEMORY)
+    given: dict[str, Any] = make.FILE_MEMORY
+    memory = MemoryConfig(**given)
     return track(make.VIDEO, out, prompts, memory=memory, **make.arguments(weights))
 
 
@@ -104,7 +106,8 @@ def test_the_resumed_rows_are_those_of_the_old_version(
 def test_an_old_live_stream_goes_on(tmp_path: Path) -> None:
     shutil.copytree(OLD / "live", tmp_path, dirs_exist_ok=True)
     before = files(OLD / "live")
-    memory = MemoryConfig(**make.MEMORY)
+    given: dict[str, Any] = make.MEMORY
+    memory = MemoryConfig(**given)
     settings = HubSettings(str(tmp_path), tracking=TrackSettings(memory=memory), calibrate=False)
     segmenter = VideoSegmenter(make.model(), memory, size=48)
     with LiveHub(settings, segmenter=segmenter, open_feed=make.walk_feed) as hub:

@@ -135,7 +135,7 @@ def test_questions(run: Any, tmp_path: Path) -> None:
     lines = run("questions.py", folder)
     titles = [line for line in lines if not line.startswith(" ")]
     assert len(titles) == 6
-    answers = {title: [] for title in titles}
+    answers: dict[str, list[str]] = {title: [] for title in titles}
     for line in lines:
         if line in answers:
             title = line

@@ -180,7 +180,7 @@ def test_the_rayservices_application_can_be_built() -> None:
 def test_files_hold_no_key_twice(name: str) -> None:
     """YAML readers take the last one and say nothing."""
 
-    class Strict(yaml.SafeLoader):
+    class Strict(yaml.SafeLoader):  # type: ignore[misc]
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             keys = [self.construct_object(key, deep=True) for key, _ in node.value]
             assert len(keys) == len(set(keys)), keys

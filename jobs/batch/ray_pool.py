@@ -459,7 +459,7 @@ def shortage(
 
 
 def _machines() -> list[dict[str, Any]]:
-    machines: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    machines: list[dict[str, Any]] = ray.nodes()
     return machines
 
 

@@ -134,7 +134,7 @@ def _run(application: object, place: object, host: str, port: int, out: str) -> 
         ray.get(handle.close.remote(), timeout=60)
         ray.kill(ray.get_actor(place.name, namespace=NAMESPACE))
         ray_serve.delete(APPLICATION)
-        ray_serve.shutdown()  # type: ignore[no-untyped-call]
+        ray_serve.shutdown()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

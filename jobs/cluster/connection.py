@@ -178,7 +178,7 @@ def unreported() -> Iterator[None]:
 
 def resources() -> Resources:
     """Resources of the Ray cluster that this process is connected to."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = [node for node in ray.nodes() if node["Alive"]]
     totals = [node.get("Resources", {}) for node in nodes]
     return Resources(
         tuple(int(total.get("CPU", 0)) for total in totals), sum(total.get("GPU", 0) for total in totals)

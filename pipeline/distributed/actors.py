@@ -149,9 +149,9 @@ def _threads_here() -> int:
 
     The machines of a cluster may differ in size, and may be shared.
     """
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = ray.nodes()
     machines = [node for node in nodes if node["Alive"] and node["Resources"].get("CPU")]
-    free = ray.available_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
+    free = ray.available_resources().get("CPU", 1)
     return max(1, int(free)) if len(machines) == 1 else 1
 
 

@@ -16,7 +16,7 @@ _EVERYWHERE = "[::]:"
 
 def keep_on_loopback() -> None:
     """In a replica, before it listens: bind to the node's own address if that is loopback."""
-    host = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+    host = str(ray.util.get_node_ip_address())
     if not ipaddress.ip_address(host).is_loopback:
         return
     module: Any = replica

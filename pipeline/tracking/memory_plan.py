@@ -220,7 +220,7 @@ def _keeping_peak(model: AnyModelConfig, memory: MemoryConfig, positions: int, o
 # --- the network ---------------------------------------------------------------------------------
 
 
-class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Alive(TorchDispatchMode):
     """Counts the bytes of the tensors that are created in this mode and alive at the same time.
 
     Args:

@@ -14,11 +14,12 @@ import signal
 import sys
 import threading
 import time
+from typing import Any
 
-FOLDER = os.environ.get("XMEM_KILLS")
+FOLDER = os.environ.get("XMEM_KILLS", "")
 
 
-def _due():
+def _due() -> str | None:
     try:
         names = sorted(os.listdir(FOLDER))
     except OSError:
@@ -26,7 +27,7 @@ def _due():
     return names[0] if names else None
 
 
-def _reach(phase):
+def _reach(phase: str) -> None:
     name = _due()
     if name is None or not name.endswith("." + phase):
         return
@@ -40,10 +41,10 @@ def _reach(phase):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _around(owner, name, before=None, after=None):
+def _around(owner: Any, name: str, before: str | None = None, after: str | None = None) -> None:
     inner = getattr(owner, name)
 
-    def wrapped(*args, **kwargs):
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         if before:
             _reach(before)
         result = inner(*args, **kwargs)
@@ -54,7 +55,7 @@ def _around(owner, name, before=None, after=None):
     setattr(owner, name, wrapped)
 
 
-def _patch_tracker():
+def _patch_tracker() -> None:
     while getattr(sys.modules.get("pipeline.distributed.worker"), "Worker", None) is None:
         time.sleep(0.002)
     from pipeline.tracks.store import StreamStore
@@ -68,7 +69,7 @@ def _patch_tracker():
     _around(StreamStore, "_create_tracks", before="between")
 
 
-def _watch_driver():
+def _watch_driver() -> None:
     while True:
         time.sleep(0.3)
         name = _due()

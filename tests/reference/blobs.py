@@ -26,4 +26,4 @@ def random_mask(rng: np.random.Generator, height: int, width: int) -> NDArray[np
         return np.zeros((height, width), np.bool_)
     if kind == 1:
         return np.ones((height, width), np.bool_)
-    return random_label_map(rng, height, width, [1]) == 1
+    return np.asarray(random_label_map(rng, height, width, [1]) == 1)

@@ -54,13 +54,21 @@ class WholeFrame:
 def similarity(element: Element, query: Vector, selection: Vector) -> float:
     """-s / sqrt(C_k) * sum_c e_c (k_c - q_c)^2"""
     distance = sum(e * (k - q) ** 2 for e, k, q in zip(selection, element.key, query, strict=True))
-    return -element.shrinkage / math.sqrt(len(query)) * distance
+    return float(-element.shrinkage / math.sqrt(len(query)) * distance)
 
 
 def softmax(scores: list[float]) -> list[float]:
     top = max(scores)
     powers = [math.exp(s - top) for s in scores]
     return [p / sum(powers) for p in powers]
+
+
+def weighted(values: list[Vector], weights: list[float]) -> Vector:
+    """Sum of the values times their weights."""
+    total = np.zeros_like(values[0])
+    for weight, value in zip(weights, values, strict=True):
+        total = total + weight * value
+    return total
 
 
 @dataclass
@@ -107,7 +115,7 @@ class PlainMemory:
                     for w, i in zip(weights, best, strict=True):
                         mine[i].use += w
                     continue
-                columns.append(sum(w * mine[i].values[object_id] for w, i in zip(weights, best, strict=True)))
+                columns.append(weighted([mine[i].values[object_id] for i in best], weights))
             if object_id is not None:
                 out.append(np.stack(columns, 1))
         for element in pool:
@@ -211,7 +219,7 @@ class PlainMemory:
                 values[object_id] = np.zeros_like(picked.values[object_id])
                 continue
             own = softmax([similarity(c, picked.key, picked.selection) for c in mine])
-            values[object_id] = sum(w * c.values[object_id] for w, c in zip(own, mine, strict=True))
+            values[object_id] = weighted([c.values[object_id] for c in mine], own)
         return Element(picked.key, shrinkage, picked.selection, values, picked.time, set(picked.doubted))
 
     def doubt(self, object_id: int, after: int) -> None:

@@ -31,7 +31,8 @@ class ScriptedFeed:
         trailing_losses: what the test puts there.
     """
 
-    codec, container, rate = "none", "scripted", 10.0
+    codec, container = "none", "scripted"
+    rate: float | None = 10.0
     closed = False
 
     def __init__(self, spec: LiveSpec, ledger: Ledger, picture: Callable[[int], NDArray[np.uint8]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import cv2
@@ -79,7 +79,7 @@ class StandInHub:
         await self._begin(stream_id)
         return self._status(stream_id)
 
-    async def request(self, stream_id: str, content: dict[str, Any]) -> dict[str, Any]:
+    async def request(self, stream_id: str, content: Mapping[str, Any]) -> dict[str, Any]:
         await self._begin(stream_id)
         kept = {k: v.content if isinstance(v, LivePrompts) else v for k, v in content.items()}
         self.requests.append((stream_id, kept))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -53,10 +54,18 @@ def test_it_computes_what_the_trunk_does() -> None:
                 assert (o - e).abs().mean() < 0.03 * e.abs().mean()
 
 
+def channels_last(conv: nn.Conv2d) -> nn.Conv2d:
+    """Without gradients, in bfloat16, channels last."""
+    prepared: Any = conv.requires_grad_(False).bfloat16()
+    made: nn.Conv2d = prepared.to(memory_format=torch.channels_last)
+    return made
+
+
 @needs_operators
 def test_an_activation_is_not_lost_and_an_addition_is_added() -> None:
-    conv = nn.Conv2d(8, 8, 1).requires_grad_(False).bfloat16().to(memory_format=torch.channels_last)
+    conv = channels_last(nn.Conv2d(8, 8, 1))
     conv.weight.copy_(torch.eye(8)[:, :, None, None] * 4)
+    assert conv.bias is not None
     conv.bias.zero_()
     x = (
         torch.linspace(-3, 3, 8 * 16)
@@ -71,9 +80,7 @@ def test_an_activation_is_not_lost_and_an_addition_is_added() -> None:
 
 @needs_operators
 def test_weights_are_ordered_once_for_a_size_and_never_for_too_many() -> None:
-    conv = (
-        nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False).bfloat16().to(memory_format=torch.channels_last)
-    )
+    conv = channels_last(nn.Conv2d(8, 8, 3, padding=1))
     own = FusedConv2d(conv)
 
     def run(side: int) -> None:

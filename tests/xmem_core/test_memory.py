@@ -10,8 +10,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from reference.plain_memory import PlainMemory
+from support.recorded import recorded
 from torch import Tensor
 
+from xmem_core.attention import search
 from xmem_core.config import MemoryConfig
 from xmem_core.memory import Memory
 
@@ -64,8 +66,8 @@ class Pair:
         values = {i: self.draw(VALUE_DIM, self.positions) for i in ids}
         self.plain.add_frame(key, shrinkage, selection, values, time=self.time, given=set(given))
         as_tensors = {i: torch.from_numpy(v).float() for i, v in values.items()}
-        parts = (torch.from_numpy(a).float() for a in (key, shrinkage, selection))
-        self.memory.add_frame(self.time, *parts, as_tensors, given=given)
+        k, s, e = (torch.from_numpy(a).float() for a in (key, shrinkage, selection))
+        self.memory.add_frame(self.time, k, s, e, as_tensors, given=given)
 
     def read(self) -> tuple[Tensor, Tensor]:
         queries = 1 + int(self.rng.integers(3))
@@ -336,11 +338,8 @@ def test_elements_of_removed_objects_alone_are_freed() -> None:
 
 
 def test_objects_that_come_together_share_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    searches = []
-    from xmem_core import memory as module
-
-    search = module.search
-    monkeypatch.setattr(module, "search", lambda *a: searches.append(a[-1]) or search(*a))
+    searches: list[Any] = []
+    monkeypatch.setattr("xmem_core.memory.search", recorded(search, searches, -1))
     memory = Memory(small_config(max_mid_term_frames=9), 2, KEY_DIM, VALUE_DIM)
     fill_frames(memory, 2, ids=(1, 2, 3))
     fill_frames(memory, 2, ids=(1, 2, 3, 4, 5), start=2)

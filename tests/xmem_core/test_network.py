@@ -176,7 +176,7 @@ def test_the_value_encoder_sees_the_sum_of_the_other_masks(model: XMem) -> None:
     hook.remove()
     assert_same(seen[0][:, :, 0], masks)
     for o in range(3):
-        others = sum(masks[:, k] for k in range(3) if k != o)
+        others = masks[:, [k for k in range(3) if k != o]].sum(1)
         assert_same(seen[0][:, o, 1], others)
 
 

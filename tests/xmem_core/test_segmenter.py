@@ -11,10 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from support.recorded import recorded
 from support.small_net import MODELS, SMALL, SMALL_MEMORY, frame_at, small_model, square
 
 from xmem_core import MemoryConfig, PoisonedStateError, Prompt, TrackerState, VideoSegmenter, network
 from xmem_core import segmenter as segmenter_module
+from xmem_core.corrections import contradicted
 from xmem_core.segmenter import StepResult, model_fingerprint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -91,7 +93,8 @@ def test_a_prompt_that_means_nothing_is_refused(masks: dict[Any, Any], says: str
     ],
 )
 def test_a_mask_may_come_in_any_form(make: Callable[[Any], Any]) -> None:
-    assert np.array_equal(Prompt({np.int64(4): make(MASK.copy())}).masks[4].numpy(), MASK)
+    object_id: Any = np.int64(4)
+    assert np.array_equal(Prompt({object_id: make(MASK.copy())}).masks[4].numpy(), MASK)
 
 
 def test_a_prompt_keeps_no_hold_on_the_callers_arrays() -> None:
@@ -140,9 +143,12 @@ def test_a_given_mask_takes_its_pixels_from_every_prediction(
     blob = state.to_bytes()
     predicted = xmem.step(state, frame_at(3)).probabilities
     joint: list[torch.Tensor] = []
-    monkeypatch.setattr(
-        segmenter_module, "aggregate", lambda p: joint.append(p[0].clone()) or network.aggregate(p)
-    )
+
+    def aggregate(probabilities: torch.Tensor) -> torch.Tensor:
+        joint.append(probabilities[0].clone())
+        return network.aggregate(probabilities)
+
+    monkeypatch.setattr(segmenter_module, "aggregate", aggregate)
     corrected = torch.from_numpy(square(HEIGHT, WIDTH, 20, 40, 12))
     xmem.step(TrackerState.from_bytes(blob), frame_at(3), Prompt({2: corrected}))
     assert len(joint) == 1
@@ -254,9 +260,8 @@ def test_what_a_prompt_confirms_or_leaves_alone_is_not_forgotten() -> None:
 
 
 def test_a_frame_without_a_prompt_contradicts_nobody_at_no_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    ask = segmenter_module.contradicted
-    monkeypatch.setattr(segmenter_module, "contradicted", lambda *a: asked.append(1) or ask(*a))
+    asked: list[Any] = []
+    monkeypatch.setattr(segmenter_module, "contradicted", recorded(contradicted, asked))
     segmenter = VideoSegmenter(small_model(), SMALL_MEMORY)
     follow(segmenter, {0: Prompt({1: MASK}), 3: Prompt({2: OTHER})}, 6)
     assert len(asked) == 1
@@ -617,7 +622,9 @@ def test_a_state_of_other_settings_or_another_model_is_refused(xmem: VideoSegmen
     state, _ = follow(xmem, {0: Prompt({1: MASK})}, 2)
     changed = small_model()
     with torch.no_grad():
-        changed.decoder.pred.bias += 1e-3
+        bias = changed.decoder.pred.bias
+        assert bias is not None
+        bias += 1e-3
     others = {
         "model": VideoSegmenter(changed, SMALL_MEMORY),
         "memory settings": VideoSegmenter(small_model(), MemoryConfig()),

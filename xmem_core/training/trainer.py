@@ -142,7 +142,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = float(
             nn.utils.clip_grad_norm_(
                 [p for p in self.model.parameters() if p.requires_grad], config.grad_clip

@@ -72,7 +72,9 @@ def states(report: BatchReport) -> dict[str, str]:
 
 def rows(out: Path, stream_id: str) -> list[dict[str, Any]]:
     folder = out / "tracks" / f"stream_id={stream_id}"
-    return ds.dataset(sorted(map(str, folder.iterdir())), format="parquet").to_table().to_pylist()
+    table = ds.dataset(sorted(map(str, folder.iterdir())), format="parquet").to_table()
+    found: list[dict[str, Any]] = table.to_pylist()
+    return found
 
 
 def written(out: Path) -> dict[str, int]:
@@ -266,7 +268,7 @@ def test_from_a_bucket_into_a_bucket(videos: Path, weights: str, s3_server: S3Se
     fs.pipe(f"{root}/in/broken.mp4", b"no video")
     fs.pipe(f"{root}/in/broken.prompts.json", json.dumps(BOX).encode())
     jobs = load_manifest(f"{root}/in/**/*.mp4", storage_options=s3_server.options)
-    options = {"storage_options": s3_server.options, "out_storage_options": s3_server.options}
+    options: dict[str, Any] = {"storage_options": s3_server.options, "out_storage_options": s3_server.options}
     given = WorkerSettings.of(f"{root}/out", model=weights, threads=1, chunk_frames=CHUNK, **options)
     once = BatchOptions(actors=1, max_tries=1)
     first = run_batch(jobs, given, once)

@@ -317,7 +317,7 @@ def test_prompts_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 # --- manifest files ------------------------------------------------------------------------------
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"uri": "a.mp4", "stream_id": "first", "prompts": "a.json", "priority": 2.5},
     {"uri": "sub/b.mp4", "stream_id": None, "prompts": None, "priority": None},
     {"uri": "s3://bucket/c.mp4", "stream_id": "third", "prompts": "s3://bucket/c.png", "priority": 1.0},

@@ -281,9 +281,12 @@ def test_cancelled_while_running_and_from_another_thread(tmp_path: Path) -> None
     run = Run(
         tmp_path, [video("a", chunks=1000, ms=5), video("b", chunks=5), video("c", chunks=1000)], workers=1
     )
-    thread = threading.Thread(
-        target=lambda: (wait_for(lambda: committed(tmp_path, "a") > 2), run.pool.cancel("a"))
-    )
+
+    def cancel() -> None:
+        wait_for(lambda: committed(tmp_path, "a") > 2)
+        run.pool.cancel("a")
+
+    thread = threading.Thread(target=cancel)
     run.pool.cancel("c")
     thread.start()
     run.pool.run()

@@ -266,7 +266,8 @@ def test_workers_without_credentials_are_named_and_env_gives_them_some(
     root = s3_server.uri("on-workers")
     fs.put_file(str(videos / "a.mp4"), f"{root}/a.mp4")
     fs.put_file(str(videos / "a.prompts.json"), f"{root}/a.prompts.json")
-    batch = ["batch", root, "--out", tmp_path / "out", "--model", videos / "tiny-0.safetensors"]
+    batch: list[str | Path] = ["batch", root, "--out", tmp_path / "out"]
+    batch += ["--model", videos / "tiny-0.safetensors"]
     batch += ["--chunk", "8", "--max-tries", "1", "--address", head.address]
     ours = s3_server.environment
     lacking = xmem_alone(*batch, away=away, cwd=tmp_path, **ours)

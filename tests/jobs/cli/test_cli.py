@@ -353,7 +353,7 @@ def test_overlapping_boxes_are_one_warning(
     assert track(made, tmp_path / "out", "--prompts", _json(tmp_path / "p.json", *polygons), box=False) == 0
     words = " ".join(capsys.readouterr().err.split())
     assert words.count("the later entry has the pixels") == 1
-    again = ["--prompts", tmp_path / "p.json", "--restart"]
+    again: list[str | Path] = ["--prompts", tmp_path / "p.json", "--restart"]
     assert track(made, tmp_path / "out", *again, box=False) == 0
     words = " ".join(capsys.readouterr().err.split())
     assert words.count("the later entry has the pixels") == 1

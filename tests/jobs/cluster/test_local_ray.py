@@ -96,9 +96,13 @@ def assert_guarded(pids: list[int], folder: Path) -> None:
 
 
 def test_a_ray_of_ours_is_on_loopback_and_lets_nobody_in_without_its_token(tmp_path: Path) -> None:
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     process = subprocess.Popen(
-        [sys.executable, "-c", STARTER], env=environment(tmp_path), start_new_session=True, **pipes
+        [sys.executable, "-c", STARTER],
+        env=environment(tmp_path),
+        start_new_session=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None

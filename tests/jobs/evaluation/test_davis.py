@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,7 +33,7 @@ def square(top: int, left: int, side: int = 12, value: int = 1) -> np.ndarray:
 
 
 def write_clip(
-    root: Path, name: str, annotations: list[np.ndarray | bytes | None], layer: str = "480p"
+    root: Path, name: str, annotations: Sequence[np.ndarray | bytes | None], layer: str = "480p"
 ) -> None:
     """Frame i is all of the colour (RGB) 10 i, 100, 200; an annotation of None is left out."""
     images, masks = root / "JPEGImages" / layer / name, root / "Annotations" / layer / name
@@ -51,13 +53,13 @@ class Replay:
 
     def __init__(self, *clips: list[np.ndarray]) -> None:
         self.clips = list(clips)
-        self.states: list[dict] = []
+        self.states: list[dict[str, Any]] = []
 
-    def new_state(self) -> dict:
+    def new_state(self) -> dict[str, Any]:
         self.states.append({"labels": iter(self.clips[len(self.states)]), "frames": [], "prompts": []})
         return self.states[-1]
 
-    def step(self, state, frame, prompt=None):
+    def step(self, state: dict[str, Any], frame: Any, prompt: Any = None) -> Any:
         assert state is self.states[-1]
         state["frames"].append(frame)
         state["prompts"].append(prompt)
@@ -75,7 +77,7 @@ SIZES = st.tuples(st.integers(1, 18), st.integers(1, 18))
 
 @settings(max_examples=40)
 @given(SIZES, st.integers(0, 2**32 - 1))
-def test_j_is_the_plain_one(size, seed):
+def test_j_is_the_plain_one(size: tuple[int, int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     mask, truth = random_mask(rng, *size), random_mask(rng, *size)
     assert region_similarity(mask, truth) == plain_j(mask, truth)
@@ -83,14 +85,14 @@ def test_j_is_the_plain_one(size, seed):
 
 @settings(max_examples=60)
 @given(SIZES, st.integers(0, 2**32 - 1), st.sampled_from([0.008, 0.05, 0.12, 1, 2, 5]))
-def test_f_is_the_plain_one(size, seed, tolerance):
+def test_f_is_the_plain_one(size: tuple[int, int], seed: int, tolerance: float) -> None:
     rng = np.random.default_rng(seed)
     mask, truth = random_mask(rng, *size), random_mask(rng, *size)
     assert list(zip(*np.nonzero(outline(mask)), strict=True)) == plain_outline(mask)
     assert boundary_accuracy(mask, truth, tolerance) == plain_f(mask, truth, tolerance)
 
 
-def test_outline_of_a_pixel_lies_up_and_left_of_it_too():
+def test_outline_of_a_pixel_lies_up_and_left_of_it_too() -> None:
     mask = np.zeros((4, 4), np.bool_)
     mask[2, 2] = True
     np.testing.assert_array_equal(
@@ -98,7 +100,7 @@ def test_outline_of_a_pixel_lies_up_and_left_of_it_too():
     )
 
 
-def test_matches_reach_as_far_as_the_rounded_up_share_of_the_diagonal_and_no_farther():
+def test_matches_reach_as_far_as_the_rounded_up_share_of_the_diagonal_and_no_farther() -> None:
     # 480 x 854: 0.008 of the diagonal is 7.84, so 8 pixels match and 9 do not.
     assert math.ceil(0.008 * math.hypot(480, 854)) == 8
     scores = []
@@ -121,14 +123,14 @@ def test_matches_reach_as_far_as_the_rounded_up_share_of_the_diagonal_and_no_far
         (np.ones((9, 9), np.bool_), np.zeros((9, 9), np.bool_), 0.0, 1.0),
     ],
 )
-def test_empty_and_full_masks(mask, truth, j, f):
+def test_empty_and_full_masks(mask: Any, truth: Any, j: float, f: float) -> None:
     assert (region_similarity(mask, truth), boundary_accuracy(mask, truth)) == (j, f)
 
 
 # --- a data set ----------------------------------------------------------------------------------
 
 
-def test_truth_against_itself_is_a_hundred_and_a_pixel_off_costs_j_only(tmp_path):
+def test_truth_against_itself_is_a_hundred_and_a_pixel_off_costs_j_only(tmp_path: Path) -> None:
     truth = [square(10, 5 + 3 * i) for i in range(6)]
     write_clip(tmp_path, "walk", truth)
     exact = run(tmp_path, Replay(truth)).to_json()
@@ -141,7 +143,7 @@ def test_truth_against_itself_is_a_hundred_and_a_pixel_off_costs_j_only(tmp_path
     assert {k: off["clips"]["walk"][k] for k in ("J&F", "J", "F")} == off["overall"]
 
 
-def test_first_and_last_frame_do_not_count(tmp_path):
+def test_first_and_last_frame_do_not_count(tmp_path: Path) -> None:
     truth = [square(10, 5 + 3 * i) for i in range(5)]
     nothing = np.zeros_like(truth[0])
     write_clip(tmp_path, "a", truth)
@@ -154,9 +156,9 @@ def test_first_and_last_frame_do_not_count(tmp_path):
         assert report.f == pytest.approx(2 / 3)
 
 
-def test_overall_is_the_mean_over_objects_not_over_clips(tmp_path):
+def test_overall_is_the_mean_over_objects_not_over_clips(tmp_path: Path) -> None:
     def two(i: int) -> np.ndarray:
-        return square(2, 3 + i, value=1) + square(20, 30 + i, value=2)
+        return np.asarray(square(2, 3 + i, value=1) + square(20, 30 + i, value=2))
 
     pair, single = [two(i) for i in range(4)], [square(9, 9 + i) for i in range(4)]
     write_clip(tmp_path, "b-pair", pair)
@@ -175,14 +177,14 @@ def test_overall_is_the_mean_over_objects_not_over_clips(tmp_path):
     assert figures["overall"]["J"] == pytest.approx(66.667)
 
 
-def test_labels_swapped_between_objects_score_nothing(tmp_path):
+def test_labels_swapped_between_objects_score_nothing(tmp_path: Path) -> None:
     truth = [square(2, 3 + i, value=1) + square(20, 30 + i, value=2) for i in range(4)]
     write_clip(tmp_path, "a", truth)
     swapped = [np.choose(t, [0, 2, 1]) for t in truth]
     assert run(tmp_path, Replay(swapped)).j == 0.0
 
 
-def test_the_segmenter_gets_rgb_frames_in_order_and_the_first_mask_only(tmp_path):
+def test_the_segmenter_gets_rgb_frames_in_order_and_the_first_mask_only(tmp_path: Path) -> None:
     truth = [square(5, 5 + i, value=3) for i in range(4)]
     write_clip(tmp_path, "x", truth)
     write_clip(tmp_path, "y", truth)
@@ -200,7 +202,7 @@ def test_the_segmenter_gets_rgb_frames_in_order_and_the_first_mask_only(tmp_path
         np.testing.assert_array_equal(np.asarray(first.masks[3]), truth[0] == 3)
 
 
-def test_an_object_that_shows_later_is_given_there_and_scored_from_the_next_frame(tmp_path):
+def test_an_object_that_shows_later_is_given_there_and_scored_from_the_next_frame(tmp_path: Path) -> None:
     truth = [square(5, 5 + i) for i in range(5)]
     for i in (2, 3, 4):
         truth[i] = truth[i] + square(22, 30 + i, value=7)
@@ -212,7 +214,7 @@ def test_an_object_that_shows_later_is_given_there_and_scored_from_the_next_fram
     assert [(o.object_id, o.j, o.frames) for o in report.clips[0].objects] == [(1, 1.0, 3), (7, 1.0, 1)]
 
 
-def test_255_alone_is_object_one_and_beside_others_counts_for_nobody(tmp_path):
+def test_255_alone_is_object_one_and_beside_others_counts_for_nobody(tmp_path: Path) -> None:
     truth = [square(10, 5 + i) for i in range(4)]
     write_clip(tmp_path / "binary", "a", [t * 255 for t in truth])
     assert run(tmp_path / "binary", Replay(truth)).j == 1.0
@@ -227,7 +229,7 @@ def test_255_alone_is_object_one_and_beside_others_counts_for_nobody(tmp_path):
     np.testing.assert_array_equal(np.asarray(replay.states[0]["prompts"][0].masks[1]), truth[0] == 1)
 
 
-def test_palette_annotations_and_a_layout_without_480p(tmp_path):
+def test_palette_annotations_and_a_layout_without_480p(tmp_path: Path) -> None:
     colours = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (0, 0, 0)]
     truth = [square(2, 3 + i, value=1) + square(20, 30 + i, value=3) for i in range(4)]
     write_clip(tmp_path, "a", [plain_png(t, 8, PALETTE, colours) for t in truth], layer=".")
@@ -237,7 +239,7 @@ def test_palette_annotations_and_a_layout_without_480p(tmp_path):
     assert (report.j, report.f) == (1.0, 1.0)
 
 
-def test_frames_without_annotation_are_tracked_but_not_scored(tmp_path):
+def test_frames_without_annotation_are_tracked_but_not_scored(tmp_path: Path) -> None:
     truth = [square(10, 5 + i) for i in range(6)]
     write_clip(tmp_path, "sparse", [truth[0], None, truth[2], None, None, truth[5]])
     nothing = np.zeros_like(truth[0])
@@ -247,7 +249,7 @@ def test_frames_without_annotation_are_tracked_but_not_scored(tmp_path):
     assert clip.j == pytest.approx(132 / 156)
 
 
-def test_clips_and_frames_can_be_limited_and_progress_is_told(tmp_path):
+def test_clips_and_frames_can_be_limited_and_progress_is_told(tmp_path: Path) -> None:
     truth = [square(10, 5 + i) for i in range(6)]
     for name in ("a", "b", "c"):
         write_clip(tmp_path, name, truth)
@@ -265,7 +267,7 @@ def test_clips_and_frames_can_be_limited_and_progress_is_told(tmp_path):
     assert all(clip.seconds > 0 and clip.frames_per_second > 0 for clip in report.clips)
 
 
-def test_tensors_are_taken_too(tmp_path):
+def test_tensors_are_taken_too(tmp_path: Path) -> None:
     truth = [square(10, 5 + i) for i in range(4)]
     write_clip(tmp_path, "a", truth)
 
@@ -282,13 +284,13 @@ def test_tensors_are_taken_too(tmp_path):
             return self.labels
 
     class Tensors(Replay):
-        def step(self, state, frame, prompt=None):
+        def step(self, state: dict[str, Any], frame: Any, prompt: Any = None) -> Any:
             return SimpleNamespace(label_map=OnSomeDevice(super().step(state, frame, prompt).label_map))
 
     assert run(tmp_path, Tensors(truth)).j == 1.0
 
 
-def test_table_shows_the_same_figures(tmp_path):
+def test_table_shows_the_same_figures(tmp_path: Path) -> None:
     truth = [square(10, 5 + i) for i in range(4)]
     write_clip(tmp_path, "some-clip", truth)
     text = io.StringIO()
@@ -302,12 +304,12 @@ def test_table_shows_the_same_figures(tmp_path):
 
 
 @pytest.fixture
-def good(tmp_path):
+def good(tmp_path: Path) -> Path:
     write_clip(tmp_path, "a", [square(10, 5 + i) for i in range(4)])
     return tmp_path
 
 
-def refused(root: Path, labels: list[np.ndarray] | None = None, **options) -> str:
+def refused(root: Path, labels: list[np.ndarray] | None = None, **options: Any) -> str:
     with pytest.raises(UsageError) as caught:
         run(root, Replay(labels or [square(10, 5)] * 9), **options)
     message = str(caught.value)
@@ -315,7 +317,7 @@ def refused(root: Path, labels: list[np.ndarray] | None = None, **options) -> st
     return message
 
 
-def test_a_folder_of_another_layout_is_refused(tmp_path, good):
+def test_a_folder_of_another_layout_is_refused(tmp_path: Path, good: Path) -> None:
     assert "no folder JPEGImages" in refused(good / "JPEGImages")
     assert "no folder JPEGImages" in refused(good / "nowhere")
     empty = tmp_path / "empty"
@@ -324,7 +326,7 @@ def test_a_folder_of_another_layout_is_refused(tmp_path, good):
     assert "holds no clip" in refused(empty)
 
 
-def test_unknown_clips_and_too_few_frames_are_refused(good):
+def test_unknown_clips_and_too_few_frames_are_refused(good: Path) -> None:
     assert "no clip 'b'" in (message := refused(good, clips=["a", "b"]))
     assert "there are: a" in message
     assert "at least 3" in refused(good, max_frames=2)
@@ -333,7 +335,7 @@ def test_unknown_clips_and_too_few_frames_are_refused(good):
     assert "2 .jpg files" in refused(good)
 
 
-def test_annotations_that_are_missing_or_stray_are_refused(good):
+def test_annotations_that_are_missing_or_stray_are_refused(good: Path) -> None:
     masks = good / "Annotations/480p/a"
     (masks / "00009.png").write_bytes((masks / "00001.png").read_bytes())
     assert "00009.png has no frame of that name" in refused(good)
@@ -342,7 +344,7 @@ def test_annotations_that_are_missing_or_stray_are_refused(good):
     assert "has no annotation" in refused(good)
 
 
-def test_unreadable_pictures_are_named(good):
+def test_unreadable_pictures_are_named(good: Path) -> None:
     (good / "Annotations/480p/a/00001.png").write_bytes(b"no picture")
     assert "00001.png is not a PNG" in refused(good)
     assert cv2.imwrite(str(good / "Annotations/480p/a/00001.png"), square(10, 6))
@@ -350,33 +352,33 @@ def test_unreadable_pictures_are_named(good):
     assert "00002.jpg cannot be decoded" in refused(good)
 
 
-def test_coloured_annotations_are_refused(good):
+def test_coloured_annotations_are_refused(good: Path) -> None:
     assert cv2.imwrite(
         str(good / "Annotations/480p/a/00000.png"), np.dstack([square(1, 1)] * 2 + [square(2, 2)])
     )
     assert "coloured" in refused(good)
 
 
-def test_annotations_of_another_size_are_refused(good):
+def test_annotations_of_another_size_are_refused(good: Path) -> None:
     assert cv2.imwrite(str(good / "Annotations/480p/a/00001.png"), np.zeros((20, 30), np.uint8))
     message = refused(good)
     assert "00001.png is 30x20, its frame 60x40" in message
 
 
-def test_clips_that_show_nothing_are_refused(good):
+def test_clips_that_show_nothing_are_refused(good: Path) -> None:
     for path in (good / "Annotations/480p/a").iterdir():
         assert cv2.imwrite(str(path), np.zeros((HEIGHT, WIDTH), np.uint8))
     assert "clip a: no annotated object" in refused(good)
 
 
-def test_labels_of_another_size_are_refused(good):
+def test_labels_of_another_size_are_refused(good: Path) -> None:
     assert "labels of (20, 30)" in refused(good, [np.zeros((20, 30), np.uint8)] * 4)
 
 
 # --- other benchmarks' layouts ------------------------------------------------------------------
 
 
-def never_asked(root: Path, **options) -> str:
+def never_asked(root: Path, **options: Any) -> str:
     """The refusal of a data set on which nothing is tracked before it is refused."""
     replay = Replay([square(10, 5)] * 9)
     with pytest.raises(UsageError) as caught:
@@ -387,7 +389,7 @@ def never_asked(root: Path, **options) -> str:
     return message
 
 
-def test_annotations_of_new_objects_only_are_no_truth(tmp_path):
+def test_annotations_of_new_objects_only_are_no_truth(tmp_path: Path) -> None:
     new = square(22, 30, value=2)
     write_clip(tmp_path, "0a1b", [square(5, 5), None, new, None, None, None], layer=".")
     message = never_asked(tmp_path)
@@ -403,7 +405,7 @@ def test_annotations_of_new_objects_only_are_no_truth(tmp_path):
     assert "clip b" in never_asked(tmp_path / "mixed")
 
 
-def test_youtube_vos_roots_are_named(tmp_path):
+def test_youtube_vos_roots_are_named(tmp_path: Path) -> None:
     write_clip(tmp_path / "valid", "0a1b", [square(5, 5), None, None, None], layer=".")
     (tmp_path / "valid" / "meta.json").write_text('{"videos": {}}')
     assert "YouTube-VOS is (meta.json), which is not supported" in never_asked(tmp_path / "valid")
@@ -411,14 +413,14 @@ def test_youtube_vos_roots_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("clips", [None, ["a"]])
-def test_annotations_of_first_frames_only_cannot_be_scored(tmp_path, clips):
+def test_annotations_of_first_frames_only_cannot_be_scored(tmp_path: Path, clips: Any) -> None:
     write_clip(tmp_path, "a", [square(5, 5), None, None, None])
     write_clip(tmp_path, "b", [square(5, 5), None, None, None])
     message = never_asked(tmp_path, clips=clips)
     assert "clip a cannot be scored: one of its 4 frames has an annotation, as in DAVIS test-dev" in message
 
 
-def test_the_validation_list_is_honoured(tmp_path):
+def test_the_validation_list_is_honoured(tmp_path: Path) -> None:
     truth = [square(10, 5 + i) for i in range(4)]
     for name in ("cows", "dog", "train-only"):
         write_clip(tmp_path, name, truth)
@@ -444,14 +446,16 @@ def test_the_validation_list_is_honoured(tmp_path):
     assert "names clip 'goat', which is not in" in never_asked(tmp_path)
 
 
-def test_a_root_whose_lists_cannot_be_scored_is_refused(tmp_path):
+def test_a_root_whose_lists_cannot_be_scored_is_refused(tmp_path: Path) -> None:
     write_clip(tmp_path, "a", [square(5, 5), None, None, None])
     (tmp_path / "ImageSets" / "2017").mkdir(parents=True)
     (tmp_path / "ImageSets" / "2017" / "test-dev.txt").write_text("a\n")
     assert "test-dev has masks of first frames only" in never_asked(tmp_path)
 
 
-def test_the_command_ends_with_2_and_without_a_score(tmp_path, capsys):
+def test_the_command_ends_with_2_and_without_a_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_clip(tmp_path, "a", [square(5, 5), square(22, 30, value=2), None, None])
     with pytest.raises(SystemExit) as stopped:
         main(["evaluate", str(tmp_path), "--json"])
@@ -465,11 +469,13 @@ def test_the_command_ends_with_2_and_without_a_score(tmp_path, capsys):
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not here")
-def test_real_clips_score_a_hundred_against_themselves():
+def test_real_clips_score_a_hundred_against_themselves() -> None:
     truth = {}
     for clip in ("bmx-trees", "dog"):
         files = sorted((REAL / "Annotations/480p" / clip).glob("*.png"))[:4]
-        truth[clip] = [(cv2.imread(str(f), cv2.IMREAD_UNCHANGED) > 0).astype(np.uint8) for f in files]
+        truth[clip] = [
+            (np.asarray(cv2.imread(str(f), cv2.IMREAD_UNCHANGED)) > 0).astype(np.uint8) for f in files
+        ]
     report: EvaluationReport = run(REAL, Replay(*truth.values()), clips=list(truth), max_frames=4)
     assert report.to_json()["overall"] == {"J&F": 100.0, "J": 100.0, "F": 100.0}
     off = run(

@@ -156,7 +156,7 @@ def test_a_worker_always_has_the_next_call() -> None:
 def test_long_videos_do_not_starve_short_ones(seed: int, longs: int, shorts: int, workers: int) -> None:
     films = [Film(f"long{i}", 300) for i in range(longs)] + [Film(f"short{i}", 2) for i in range(shorts)]
     world = World(films, OPTIONS, workers, seed=seed)
-    begun = []
+    begun: list[str] = []
     for _ in range(100_000):
         if len(begun) == len(films):
             break
@@ -463,9 +463,9 @@ def test_chunks_end_at_multiples_of_their_size() -> None:
 def test_a_refusal_puts_the_position_right() -> None:
     scheduler, track = one_open()
     scheduler.reported(track.call, ChunkReport("a", "refused", next_frame=30), 0.0)
-    (track,) = scheduler.actions(0.0)
-    assert isinstance(track, Track)
-    assert (track.ref.first, track.ref.last) == (30, 39)
+    (again,) = scheduler.actions(0.0)
+    assert isinstance(again, Track)
+    assert (again.ref.first, again.ref.last) == (30, 39)
 
 
 def test_an_unknown_stream_is_opened_again_where_it_was() -> None:
@@ -475,9 +475,9 @@ def test_an_unknown_stream_is_opened_again_where_it_was() -> None:
     assert isinstance(opening, Open)
     assert opening.worker == 1
     scheduler.opened(opening.call, StreamStatus("a", next_frame=10), 0.0)
-    (track,) = scheduler.actions(0.0)
-    assert isinstance(track, Track)
-    assert track.ref.first == 10
+    (again,) = scheduler.actions(0.0)
+    assert isinstance(again, Track)
+    assert again.ref.first == 10
     assert scheduler.result("a") is None
 
 

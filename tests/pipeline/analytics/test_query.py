@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.chunks import NO_EVENTS, START, events, rows
+from support.recorded import recorded
 
 from pipeline.analytics.query import (
     STREAMS_SCHEMA,
@@ -499,7 +500,7 @@ def test_walking_through_a_long_video_keeps_two_chunks(
     reader = TrackReader(tmp_path, "cam-1")
     reads: list[str] = []
     read = reader._files.read
-    monkeypatch.setattr(reader._files, "read", lambda name: (reads.append(name), read(name))[1])
+    monkeypatch.setattr(reader._files, "read", recorded(read, reads, 0))
     for frame in range(100):
         assert [r.frame_index for r in reader.at(frame)] == [frame, frame]
         assert len(reader._kept) <= 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import warnings
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -61,7 +62,7 @@ def client() -> TestClient:
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-def test_no_request_finds_a_fault(case: schemathesis.Case, client: TestClient) -> None:
+def test_no_request_finds_a_fault(case: schemathesis.Case[Any], client: TestClient) -> None:
     asked = case.as_transport_kwargs(base_url="http://testserver")
     asked.pop("cookies", None)
     answer = client.request(

@@ -58,7 +58,7 @@ class Server:
         self.app, self.idle, self.bodies = Echo(), Crowd(40, 20), Crowd(8, 4)
         made = WholeBodies(self.app, seconds=SECONDS, bodies=self.bodies, max_bytes=1000)
         config = uvicorn.Config(
-            made,  # type: ignore[arg-type]
+            made,
             http=impatient(protocol, SECONDS, self.idle),
             lifespan="off",
             log_level="critical",

@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-from pipeline.base import malloc as allocation
 from pipeline.base.malloc import keep_freed_memory
 
 # Real steps: how many page faults do they cost once all is warm?
@@ -73,7 +72,7 @@ def test_without_glibc_nothing_is_done(monkeypatch: pytest.MonkeyPatch, missing:
 
     for name in [n for n in os.environ if n.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(allocation.ctypes, "CDLL", library)
+    monkeypatch.setattr("pipeline.base.malloc.ctypes.CDLL", library)
     assert not keep_freed_memory()
-    monkeypatch.setattr(allocation.sys, "platform", "darwin")
+    monkeypatch.setattr("pipeline.base.malloc.sys.platform", "darwin")
     assert not keep_freed_memory()

@@ -103,7 +103,7 @@ def test_a_thumbnail_is_not_taken_for_the_picture() -> None:
     inside = b"Exif\0\0" + bytes(small)
     photo = photo[:2] + b"\xff\xe1" + (len(inside) + 2).to_bytes(2, "big") + inside + photo[2:]
     assert header_size(photo) == (53, 41)
-    assert cv2.imdecode(np.frombuffer(photo, np.uint8), cv2.IMREAD_COLOR).shape == (41, 53, 3)
+    assert np.asarray(cv2.imdecode(np.frombuffer(photo, np.uint8), cv2.IMREAD_COLOR)).shape == (41, 53, 3)
 
 
 @given(st.sampled_from(sorted(WRITTEN)), st.integers(0, 400), st.binary(max_size=4), st.integers(0, 60))
@@ -177,7 +177,7 @@ def test_a_limit_is_a_whole_number_of_pixels(tmp_path: Path, limit: object) -> N
         ("clip.mpg", {"codec": "mpeg2"}),
     ],
 )
-def test_a_video_of_larger_pictures_is_refused(tmp_path: Path, name: str, recipe: dict[str, str]) -> None:
+def test_a_video_of_larger_pictures_is_refused(tmp_path: Path, name: str, recipe: dict[str, Any]) -> None:
     video = videos.make_video(tmp_path / name, 8, **recipe)
     with pytest.raises(PictureTooLargeError) as caught:
         open_source(str(video), max_pixels=160 * 120 - 1)

@@ -1,6 +1,7 @@
 """Stream ids: what is allowed, and what is made from a source's name."""
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -43,7 +44,7 @@ def test_generated_ids_begin_with_the_cleaned_stem(uri: str, stem: str) -> None:
     assert validate_stream_id(made) == made
 
 
-def test_the_same_source_is_the_same_stream(tmp_path, monkeypatch) -> None:
+def test_the_same_source_is_the_same_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     here = generate_stream_id("a.mp4")
     assert (

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.base.records import Frame
-from pipeline.detect.lifecycle import FinderSettings, NewObject, ObjectFinder
+from pipeline.detect.lifecycle import NewObject, ObjectFinder
 from pipeline.detect.protocol import Detection
+from pipeline.detect.settings import FinderSettings
 from pipeline.prompts.box_segmenters import Box
 
 SIZE = (80, 120)

@@ -17,11 +17,11 @@ import pytest
 from support.tiny import SHORT_MEMORY
 from support.videos import make_video
 
-import pipeline.distributed.ray_data
 from pipeline.analytics.query import query
 from pipeline.base.errors import PromptError, StoreError, UsageError, XmemError
 from pipeline.base.stream_ids import generate_stream_id
 from pipeline.distributed.ray_data import RESULT_COLUMNS, TrackVideos
+from pipeline.distributed.worker import Worker
 from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking.track import track
 from pipeline.tracks.store import StreamStore
@@ -50,7 +50,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long it would have waited."""
     waited: list[float] = []
-    monkeypatch.setattr(pipeline.distributed.ray_data.time, "sleep", waited.append)
+    monkeypatch.setattr("pipeline.distributed.ray_data.time.sleep", waited.append)
     return waited
 
 
@@ -68,7 +68,8 @@ def lines(batch: dict[str, Any]) -> list[dict[str, Any]]:
 
 def rows(out: Path, stream_id: str) -> list[Any]:
     where = f"where stream_id = '{stream_id}' order by frame_index, object_id"
-    return query(out, f"select * exclude stream_id from tracks {where}").to_pylist()
+    found: list[Any] = query(out, f"select * exclude stream_id from tracks {where}").to_pylist()
+    return found
 
 
 # --- what it gives -------------------------------------------------------------------------------
@@ -108,7 +109,7 @@ def test_again_it_only_looks(tmp_path: Path, videos: Path, model: str, monkeypat
     def never(*_: Any) -> None:
         raise AssertionError("tracked again")
 
-    monkeypatch.setattr(pipeline.distributed.ray_data.Worker, "track", never)
+    monkeypatch.setattr(Worker, "track", never)
     after = lines(stage(tmp_path, model)(batch))[0]
     assert {**before, "seconds": 0} == {**after, "seconds": 0}
 
@@ -117,7 +118,7 @@ def test_a_video_that_was_begun_goes_on(tmp_path: Path, videos: Path, model: str
     """As after the death of the process: with the first chunk committed."""
     batch = {"uri": [str(videos / "a.mp4")], "stream_id": ["cam"]}
     stage(tmp_path / "calm", model)(batch)
-    worker_track = pipeline.distributed.ray_data.Worker.track
+    worker_track = Worker.track
 
     def dying(self: Any, ref: Any) -> Any:
         if ref.first == 5:
@@ -125,7 +126,7 @@ def test_a_video_that_was_begun_goes_on(tmp_path: Path, videos: Path, model: str
             raise KeyboardInterrupt
         return worker_track(self, ref)
 
-    monkeypatch.setattr(pipeline.distributed.ray_data.Worker, "track", dying)
+    monkeypatch.setattr(Worker, "track", dying)
     with pytest.raises(KeyboardInterrupt):
         stage(tmp_path / "out", model)(batch)
     monkeypatch.undo()

@@ -44,8 +44,8 @@ def start_hub(name: str) -> Any:
     try:
         options = {"name": name, "namespace": NAMESPACE, "max_concurrency": 50, "num_cpus": 0}
         # `options` takes no concurrency groups.
-        made: Any = ray.remote(concurrency_groups={WATCHERS: 50})(StandInHub)
-        actor = made.options(**options).remote()
+        remote: Any = ray.remote
+        actor = remote(concurrency_groups={WATCHERS: 50})(StandInHub).options(**options).remote()
         ray.get(actor.capacity.remote())
     finally:
         ray.cloudpickle.unregister_pickle_by_value(live_standin)

@@ -65,7 +65,7 @@ def rows(out: Path, stream_id: str = "cam") -> pa.Table:
 
 
 def workers(out: Path, model: str, **changes: Any) -> WorkerSettings:
-    base = {
+    base: dict[str, Any] = {
         "model": model,
         "memory": CAPPED_MEMORY,
         "threads": 1,

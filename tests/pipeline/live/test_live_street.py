@@ -89,7 +89,7 @@ def test_a_users_box_is_taken_where_detected_objects_hold_every_place(tmp_path: 
     segmenter = VideoSegmenter(load_model("xmem-lite"), MemoryConfig(), size=96)
     hub = LiveHub(settings, segmenter=segmenter, open_feed=opened)
     api = ApiSettings(None, ("10.20.0.0/16",))
-    with TestClient(create_app(Awaited(hub), api, resolver=lambda host, port: ["10.20.0.31"])) as client:  # type: ignore[arg-type]
+    with TestClient(create_app(Awaited(hub), api, resolver=lambda host, port: ["10.20.0.31"])) as client:
         new = {"id": "street", "url": "rtsp://10.20.0.31:8554/street", "detector": "motion"}
         assert client.post("/v1/streams", json=new).status_code == 201
 

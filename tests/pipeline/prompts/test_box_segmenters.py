@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -41,27 +42,27 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / (a | b).sum())
 
 
-def test_grabcut_finds_the_figure():
+def test_grabcut_finds_the_figure() -> None:
     image, truth = scene()
     mask = GrabCut().segment(image, box_around(truth))
     assert iou(mask, truth) > 0.93
     assert iou(inscribed_ellipse(truth.shape, box_around(truth)), truth) < 0.85  # what it has to beat
 
 
-def test_grabcut_scales_large_objects_down_and_back():
+def test_grabcut_scales_large_objects_down_and_back() -> None:
     image, truth = scene()
-    large = cv2.resize(image, None, fx=6, fy=6, interpolation=cv2.INTER_CUBIC)
+    large = cv2.resize(image, None, fx=6, fy=6, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
     large_truth = cv2.resize(truth.astype(np.uint8), None, fx=6, fy=6, interpolation=cv2.INTER_NEAREST) == 1
     mask = GrabCut().segment(large, box_around(large_truth, 9))
     assert mask.shape == large_truth.shape
     assert iou(mask, large_truth) > 0.93
 
 
-def test_grabcut_keeps_the_promises_of_the_protocol():
+def test_grabcut_keeps_the_promises_of_the_protocol() -> None:
     check_box_segmenter(load_box_segmenter("grabcut"))
 
 
-def test_grabcut_gives_the_same_bytes_in_any_process_with_any_threads():
+def test_grabcut_gives_the_same_bytes_in_any_process_with_any_threads() -> None:
     image, truth = scene(noise=40)  # so noisy that without the seed every other call gives another mask
     box = box_around(truth)
     masks = {GrabCut().segment(image, box).tobytes() for _ in range(8)}
@@ -89,18 +90,18 @@ def test_grabcut_gives_the_same_bytes_in_any_process_with_any_threads():
 
 
 @pytest.mark.parametrize("colour", [0, 128, 255])
-def test_grabcut_sees_nothing_in_a_frame_of_one_colour(colour):
+def test_grabcut_sees_nothing_in_a_frame_of_one_colour(colour: Any) -> None:
     image = np.full((60, 80, 3), colour, np.uint8)
     assert not GrabCut().segment(image, (20, 10, 30, 40)).any()
 
 
-def test_grabcut_gives_up_rather_than_returning_a_crumb():
+def test_grabcut_gives_up_rather_than_returning_a_crumb() -> None:
     image = np.full((80, 80, 3), 200, np.uint8)
     image[38:42, 38:42] = 0  # 16 of 3,600 pixels: not what anybody draws such a box around
     assert not GrabCut().segment(image, (10, 10, 60, 60)).any()
 
 
-def test_grabcut_drops_speckle_and_fills_small_holes():
+def test_grabcut_drops_speckle_and_fills_small_holes() -> None:
     image, truth = scene()
     image[70:72, 79:81] = (90, 120, 60)  # a hole of 4 pixels in the figure
     image[100:102, 60:62] = (40, 30, 60)  # a speck of 4 in the box's corner, coloured like the figure
@@ -110,7 +111,7 @@ def test_grabcut_drops_speckle_and_fills_small_holes():
 
 
 @pytest.mark.parametrize("box", [(0, 0, 1, 1), (3, 2, 1, 5), (9, 7, 1, 1), (0, 0, 10, 8), (2, 3, 5, 4)])
-def test_inscribed_ellipse_stays_inside_and_is_never_empty(box):
+def test_inscribed_ellipse_stays_inside_and_is_never_empty(box: Any) -> None:
     x, y, w, h = box
     mask = inscribed_ellipse((8, 10), box)
     assert mask.any()
@@ -119,7 +120,7 @@ def test_inscribed_ellipse_stays_inside_and_is_never_empty(box):
     np.testing.assert_array_equal(mask[y : y + h, x : x + w], mask[y : y + h, x : x + w][::-1, ::-1])
 
 
-def test_inscribed_ellipse_touches_all_four_sides():
+def test_inscribed_ellipse_touches_all_four_sides() -> None:
     mask = inscribed_ellipse((50, 70), (10, 5, 40, 30))
     rows, columns = np.nonzero(mask)
     assert (columns.min(), columns.max(), rows.min(), rows.max()) == (10, 49, 5, 34)
@@ -127,7 +128,7 @@ def test_inscribed_ellipse_touches_all_four_sides():
 
 
 class WholeBox:
-    def segment(self, frame, box):
+    def segment(self, frame: Any, box: Any) -> Any:
         x, y, w, h = box
         mask = np.zeros(frame.shape[:2], np.bool_)
         mask[y : y + h, x : x + w] = True
@@ -135,41 +136,41 @@ class WholeBox:
 
 
 class TooWide(WholeBox):
-    def segment(self, frame, box):
+    def segment(self, frame: Any, box: Any) -> Any:
         return np.ones(frame.shape[:2], np.bool_)
 
 
 class Bytes(WholeBox):
-    def segment(self, frame, box):
+    def segment(self, frame: Any, box: Any) -> Any:
         return super().segment(frame, box).astype(np.uint8)
 
 
 class Scribbler(WholeBox):
-    def segment(self, frame, box):
+    def segment(self, frame: Any, box: Any) -> Any:
         frame[0, 0] = 7
         return super().segment(frame, box)
 
 
 class Moody(WholeBox):
-    def __init__(self):
+    def __init__(self) -> None:
         self.calls = 0
 
-    def segment(self, frame, box):
+    def segment(self, frame: Any, box: Any) -> Any:
         self.calls += 1
         return super().segment(frame, box) & (self.calls % 2 == 1)
 
 
 class Blind(WholeBox):
-    def segment(self, frame, box):
+    def segment(self, frame: Any, box: Any) -> Any:
         return np.zeros(frame.shape[:2], np.bool_)
 
 
 class Transposed(WholeBox):
-    def segment(self, frame, box):
+    def segment(self, frame: Any, box: Any) -> Any:
         return super().segment(frame, box).T
 
 
-def test_conformance_check_accepts_the_simplest_segmenter():
+def test_conformance_check_accepts_the_simplest_segmenter() -> None:
     check_box_segmenter(WholeBox())
 
 
@@ -184,7 +185,7 @@ def test_conformance_check_accepts_the_simplest_segmenter():
         (Transposed(), "the mask has shape"),
     ],
 )
-def test_conformance_check_catches_each_broken_promise(segmenter, complaint):
+def test_conformance_check_catches_each_broken_promise(segmenter: Any, complaint: str) -> None:
     with pytest.raises(AssertionError, match=complaint):
         check_box_segmenter(segmenter)
 
@@ -193,7 +194,7 @@ NOT_A_SEGMENTER = object
 
 
 @pytest.fixture
-def plugins(monkeypatch):
+def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Entry points as an installed package would register them."""
     registered = EntryPoints(
         EntryPoint(name, value, "xmem.box_segmenters")
@@ -207,7 +208,7 @@ def plugins(monkeypatch):
     monkeypatch.setattr(pipeline.base.plugins, "entry_points", lambda group: registered.select(group=group))
 
 
-def test_a_plugin_is_found_by_name(plugins):
+def test_a_plugin_is_found_by_name(plugins: Any) -> None:
     assert type(load_box_segmenter("whole")).__name__ == "WholeBox"
     assert isinstance(load_box_segmenter(), GrabCut)
 
@@ -220,6 +221,6 @@ def test_a_plugin_is_found_by_name(plugins):
         ("gone", "cannot be loaded: ModuleNotFoundError: No module named 'no_such_package'"),
     ],
 )
-def test_unusable_plugins_are_named(plugins, name, complaint):
+def test_unusable_plugins_are_named(plugins: Any, name: str, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         load_box_segmenter(name)

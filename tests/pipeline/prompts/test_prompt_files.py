@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from pathlib import Path
+from typing import Any
 
 import cv2
 import fsspec
@@ -32,11 +34,11 @@ BOX = {"box": [1, 2, 3, 4]}
 RLE = {"size": [2, 3], "counts": [1, 2, 3]}
 
 
-def document(*objects, **more):
+def document(*objects: Any, **more: Any) -> dict[str, Any]:
     return {"version": 1, "objects": list(objects), **more}
 
 
-def accepted(content) -> bool:
+def accepted(content: Any) -> bool:
     message = None
     try:
         PromptSet.from_record(copy.deepcopy(content), "p.json")
@@ -66,7 +68,7 @@ GOOD = [
     document({**BOX, "category": "läufer \U0001f3c3\n"}),
 ]
 
-BAD = [
+BAD: list[Any] = [
     None,
     [],
     "x",
@@ -172,24 +174,24 @@ BAD_BEYOND_SCHEMA = {
 
 
 @pytest.mark.parametrize("content", GOOD, ids=str)
-def test_code_and_schema_accept_the_same(content):
+def test_code_and_schema_accept_the_same(content: Any) -> None:
     assert VALIDATOR.is_valid(content)
     assert accepted(content)
 
 
 @pytest.mark.parametrize("content", BAD, ids=str)
-def test_code_and_schema_refuse_the_same(content):
+def test_code_and_schema_refuse_the_same(content: Any) -> None:
     assert not VALIDATOR.is_valid(content)
     assert not accepted(content)
 
 
 @pytest.mark.parametrize("what", BAD_BEYOND_SCHEMA)
-def test_the_code_refuses_what_a_schema_cannot_say(what):
+def test_the_code_refuses_what_a_schema_cannot_say(what: str) -> None:
     assert VALIDATOR.is_valid(BAD_BEYOND_SCHEMA[what])
     assert not accepted(BAD_BEYOND_SCHEMA[what])
 
 
-def test_the_schema_is_a_schema():
+def test_the_schema_is_a_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(prompts_schema())
 
 
@@ -240,7 +242,7 @@ _NEARLY_RIGHT = st.fixed_dictionaries(
     )
     | _ANYTHING
 )
-def test_any_json_is_read_or_refused_in_one_line(content):
+def test_any_json_is_read_or_refused_in_one_line(content: Any) -> None:
     if accepted(content):
         assert VALIDATOR.is_valid(content)
         prompts = PromptSet.from_record(content)
@@ -249,7 +251,7 @@ def test_any_json_is_read_or_refused_in_one_line(content):
         assert PromptSet.from_record(stored).to_record() == prompts.to_record()
 
 
-def test_a_record_round_trip_keeps_everything():
+def test_a_record_round_trip_keeps_everything() -> None:
     content = document(
         {"frame": 0, "id": 3, "category": "dog", "box": [1.5, 2.0, 3.0, 4.0]},
         {"frame": 0, "id": 1, "polygons": [[0.0, 0.0, 4.0, 0.0, 4.0, 4.0]]},
@@ -266,7 +268,7 @@ def test_a_record_round_trip_keeps_everything():
     assert prompts.at(7) == (PromptObject(3, rle=(2, 3, "123")),)
 
 
-def test_run_lengths_and_compressed_counts_are_the_same_prompt():
+def test_run_lengths_and_compressed_counts_are_the_same_prompt() -> None:
     mask = np.array([[0, 1, 1], [0, 1, 0]], np.bool_)
     compressed = mask_to_rle(mask)
     listed = document({"rle": {"size": [2, 3], "counts": [2, 3, 1]}})
@@ -274,14 +276,14 @@ def test_run_lengths_and_compressed_counts_are_the_same_prompt():
     np.testing.assert_array_equal(rle_to_mask(compressed, 2, 3), mask)
 
 
-def test_objects_without_an_id_get_the_lowest_that_nobody_has():
+def test_objects_without_an_id_get_the_lowest_that_nobody_has() -> None:
     content = document(BOX, {**BOX, "id": 2}, BOX, {**BOX, "id": 1, "frame": 5}, {**BOX, "frame": 5})
     prompts = PromptSet.from_record(content)
     assert [e.object_id for e in prompts.at(0)] == [3, 2, 4]
     assert [e.object_id for e in prompts.at(5)] == [1, 5]
 
 
-def test_a_set_without_objects_is_empty():
+def test_a_set_without_objects_is_empty() -> None:
     assert PromptSet().is_empty()
     assert PromptSet.from_record(document(remove=[{"frame": 1, "id": 1}])).is_empty()
     assert not PromptSet.from_record(document(BOX)).is_empty()
@@ -304,7 +306,7 @@ def test_a_set_without_objects_is_empty():
         ("1,2,3,4:2147483647:", PromptObject(2147483647, None, (1, 2, 3, 4))),
     ],
 )
-def test_boxes_are_parsed(text, expected):
+def test_boxes_are_parsed(text: str, expected: Any) -> None:
     assert parse_box(text) == expected
 
 
@@ -332,7 +334,7 @@ def test_boxes_are_parsed(text, expected):
         ("1,2,3,4:1:\udcff", "half a character"),
     ],
 )
-def test_boxes_of_another_form_are_refused(text, fault):
+def test_boxes_of_another_form_are_refused(text: str, fault: str) -> None:
     with pytest.raises(PromptError, match=fault) as caught:
         parse_box(text)
     assert "\n" not in str(caught.value)
@@ -342,12 +344,12 @@ def test_boxes_of_another_form_are_refused(text, fault):
 # --- mask pictures -------------------------------------------------------------------------------
 
 
-def write(path, values, *arguments, **more) -> str:
+def write(path: Path, values: Any, *arguments: Any, **more: Any) -> str:
     path.write_bytes(plain_png(np.asarray(values), *arguments, **more))
     return str(path)
 
 
-def masks_of(prompts: PromptSet, frame: int = 0) -> dict[int, list]:
+def masks_of(prompts: PromptSet, frame: int = 0) -> dict[int, list[list[int]]]:
     found = {}
     for entry in prompts.at(frame):
         assert entry.rle is not None
@@ -356,7 +358,7 @@ def masks_of(prompts: PromptSet, frame: int = 0) -> dict[int, list]:
     return found
 
 
-def test_each_value_of_a_mask_picture_is_an_object(tmp_path):
+def test_each_value_of_a_mask_picture_is_an_object(tmp_path: Path) -> None:
     found = load_mask_png(write(tmp_path / "m.png", [[0, 3, 3], [200, 0, 3]]))
     assert masks_of(found) == {3: [[0, 1, 1], [0, 0, 1]], 200: [[0, 0, 0], [1, 0, 0]]}
     found = load_mask_png(write(tmp_path / "m.png", [[0, 3], [60000, 0]], 16), frame=8)
@@ -367,24 +369,24 @@ def test_each_value_of_a_mask_picture_is_an_object(tmp_path):
 
 
 @pytest.mark.parametrize(("full", "depth"), [(1, 1), (1, 8), (255, 8), (65535, 16), (255, 16)])
-def test_a_binary_mask_is_object_one(tmp_path, full, depth):
+def test_a_binary_mask_is_object_one(tmp_path: Path, full: int, depth: int) -> None:
     found = load_mask_png(write(tmp_path / "m.png", [[0, full], [full, 0]], depth))
     assert masks_of(found) == {1: [[0, 1], [1, 0]]}
 
 
-def test_255_beside_other_values_is_an_object_like_any(tmp_path):
+def test_255_beside_other_values_is_an_object_like_any(tmp_path: Path) -> None:
     found = load_mask_png(write(tmp_path / "m.png", [[0, 255], [1, 0]]))
     assert sorted(masks_of(found)) == [1, 255]
 
 
-def test_soft_edges_are_pointed_out(tmp_path, caplog):
+def test_soft_edges_are_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / "m.png", [list(range(66))])
     with caplog.at_level(logging.WARNING):
         load_mask_png(path)
     assert "shows 65 objects, one per value; if it is one mask with soft edges" in caplog.text
 
 
-def test_unusable_mask_pictures_are_named(tmp_path):
+def test_unusable_mask_pictures_are_named(tmp_path: Path) -> None:
     empty = write(tmp_path / "empty.png", [[0, 0]])
     with pytest.raises(PromptError, match=r"empty\.png shows no object: all its pixels are 0"):
         load_mask_png(empty)
@@ -403,7 +405,7 @@ def test_unusable_mask_pictures_are_named(tmp_path):
 # --- files ---------------------------------------------------------------------------------------
 
 
-def test_prompts_files_are_read_from_paths_and_uris(tmp_path):
+def test_prompts_files_are_read_from_paths_and_uris(tmp_path: Path) -> None:
     text = json.dumps(document(BOX))
     (tmp_path / "p.json").write_text(text)
     (tmp_path / "bom.json").write_text(text, "utf-8-sig")
@@ -421,20 +423,20 @@ def test_prompts_files_are_read_from_paths_and_uris(tmp_path):
     [b"", b"{", b"\xff\xfe\xff", b"[" * 100_000, b'{"version": 1, "objects": [' + b"9" * 5000 + b"]}"],
     ids=["empty", "half", "bytes", "deep", "long"],
 )
-def test_what_is_no_json_is_refused(tmp_path, content):
+def test_what_is_no_json_is_refused(tmp_path: Path, content: Any) -> None:
     (tmp_path / "p.json").write_bytes(content)
     with pytest.raises(PromptError, match=r"p\.json is not JSON: [^\n]+$"):
         load_prompts(str(tmp_path / "p.json"))
 
 
-def test_deep_json_gets_a_short_message(tmp_path):
+def test_deep_json_gets_a_short_message(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text('{"version": 1, "objects": [' + "[" * 300 + "]" * 300 + "]}")
     with pytest.raises(PromptError, match=r"objects\[0\]: need an object, not \[\[\[\.\.\.\]\]\]$"):
         load_prompts(str(tmp_path / "p.json"))
 
 
 @pytest.mark.parametrize("path", ["gone.json", "nope://x/p.json", "s3://", "/proc/self/mem"])
-def test_unreadable_files_are_named(path):
+def test_unreadable_files_are_named(path: Any) -> None:
     with pytest.raises(PromptError) as caught:
         load_prompts(path)
     assert str(caught.value).startswith(f"{path} cannot be read: ")
@@ -444,12 +446,12 @@ def test_unreadable_files_are_named(path):
 # --- all together --------------------------------------------------------------------------------
 
 
-def test_nothing_given_is_none():
+def test_nothing_given_is_none() -> None:
     assert gather_prompts() is None
     assert gather_prompts(masks=[], files=[], boxes=[]) is None
 
 
-def test_masks_files_and_boxes_are_gathered_in_this_order(tmp_path):
+def test_masks_files_and_boxes_are_gathered_in_this_order(tmp_path: Path) -> None:
     mask = write(tmp_path / "m.png", [[0, 2], [2, 4]])
     first, second = tmp_path / "a.json", tmp_path / "b.json"
     first.write_text(json.dumps(document(BOX, {**BOX, "frame": 3}, remove=[{"frame": 8, "id": 2}])))
@@ -465,7 +467,7 @@ def test_masks_files_and_boxes_are_gathered_in_this_order(tmp_path):
     assert found.at(0)[-1] == PromptObject(3, "cat", (5, 6, 7, 8))
 
 
-def test_an_id_given_twice_is_refused_wherever_it_comes_from(tmp_path):
+def test_an_id_given_twice_is_refused_wherever_it_comes_from(tmp_path: Path) -> None:
     mask = write(tmp_path / "m.png", [[0, 2]])
     with pytest.raises(PromptError, match="object id 2 is given twice on frame 0: use each id once"):
         gather_prompts(masks=[mask], boxes=["1,2,3,4:2"])
@@ -476,22 +478,24 @@ def test_an_id_given_twice_is_refused_wherever_it_comes_from(tmp_path):
         gather_prompts(files=[str(tmp_path / "p.json")])
 
 
-def test_files_that_only_remove_are_kept_for_going_on(tmp_path):
+def test_files_that_only_remove_are_kept_for_going_on(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(json.dumps(document(remove=[{"frame": 8, "id": 2}])))
     found = gather_prompts(files=[str(tmp_path / "p.json")])
     assert found is not None
     assert found.removals_at(8) == (2,)
 
 
-def test_a_mask_picture_written_by_opencv_is_read(tmp_path):
+def test_a_mask_picture_written_by_opencv_is_read(tmp_path: Path) -> None:
     values = np.zeros((40, 50), np.uint8)
     cv2.circle(values, (20, 20), 9, 3, -1)
     cv2.imwrite(str(tmp_path / "m.png"), values)
     assert masks_of(load_mask_png(str(tmp_path / "m.png"))) == {3: (values == 3).astype(int).tolist()}
 
 
-def test_a_store_that_does_not_answer_is_no_fault_of_the_request(tmp_path, monkeypatch):
-    def reset(self, *args):
+def test_a_store_that_does_not_answer_is_no_fault_of_the_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reset(self: object, *args: Any) -> None:
         raise ConnectionResetError("cut off by key:secret@host")
 
     monkeypatch.setattr("pipeline.storage.locations.Location.read_bytes", reset)
@@ -511,15 +515,19 @@ def drawn(*pixels: tuple[int, int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32])
-def test_masks_are_prompts(dtype):
+def test_masks_are_prompts(dtype: Any) -> None:
     one, two = drawn((0, 0), (3, 5)), drawn((1, 2))
-    given = {0: {7: one.astype(dtype)}, np.int64(9): {np.int64(7): two.astype(dtype), 2: one.tolist()}}
+    given: dict[Any, Any] = {
+        0: {7: one.astype(dtype)},
+        np.int64(9): {np.int64(7): two.astype(dtype), 2: one.tolist()},
+    }
     prompts = PromptSet.from_masks(given, {7: "ball"})
     expected = [(0, 7, "ball", one), (9, 7, "ball", two), (9, 2, None, one)]
     found = [
         (frame, e.object_id, e.category, rle_to_mask(e.rle[2], *e.rle[:2]))
         for frame in prompts.frames
         for e in prompts.at(frame)
+        if e.rle is not None
     ]
     assert [f[:3] for f in found] == [e[:3] for e in expected]
     assert all(np.array_equal(f[3], e[3]) for f, e in zip(found, expected, strict=True))
@@ -540,11 +548,12 @@ def test_masks_are_prompts(dtype):
         ({-1: {1: drawn((0, 0))}}, "frame -1 is not a frame number"),
     ],
 )
-def test_masks_that_are_none_are_refused(masks, complaint):
+def test_masks_that_are_none_are_refused(masks: Any, complaint: str) -> None:
     with pytest.raises(PromptError, match=complaint):
         PromptSet.from_masks(masks)
 
 
-def test_categories_of_masks_are_texts():
+def test_categories_of_masks_are_texts() -> None:
+    three: Any = 3
     with pytest.raises(PromptError, match="frame 0: object 1: category 3 is not a text"):
-        PromptSet.from_masks({0: {1: drawn((0, 0))}}, {1: 3})
+        PromptSet.from_masks({0: {1: drawn((0, 0))}}, {1: three})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,10 @@ HEIGHT, WIDTH = 12, 16
 class WholeBox:
     """Takes the box for the object, and remembers what it was asked."""
 
-    def __init__(self):
-        self.asked = []
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
 
-    def segment(self, frame, box):
+    def segment(self, frame: Any, box: Any) -> Any:
         self.asked.append(box)
         x, y, w, h = box
         mask = np.zeros(frame.shape[:2], np.bool_)
@@ -34,7 +35,7 @@ class WholeBox:
 
 
 class Blind:
-    def segment(self, frame, box):
+    def segment(self, frame: Any, box: Any) -> Any:
         return np.zeros(frame.shape[:2], np.bool_)
 
 
@@ -60,7 +61,7 @@ def polygon(*outlines: tuple[float, ...]) -> np.ndarray:
     return resolve([PromptObject(1, polygons=outlines)], frame(), Blind()).masks[1]
 
 
-def test_masks_boxes_and_polygons_become_masks_of_the_frame():
+def test_masks_boxes_and_polygons_become_masks_of_the_frame() -> None:
     mask = rectangle(0, 0, 2, 3)
     found = resolve(
         [
@@ -80,7 +81,9 @@ def test_masks_boxes_and_polygons_become_masks_of_the_frame():
     assert found.warnings == ()
 
 
-def test_where_prompts_overlap_the_later_entry_wins_with_one_warning(caplog):
+def test_where_prompts_overlap_the_later_entry_wins_with_one_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     entries = [box(1, 0, 0, 8, 8), box(2, 4, 0, 8, 8), box(4, 0, 6, 16, 4), box(3, 15, 0, 1, 1)]
     with caplog.at_level(logging.WARNING):
         found = resolve(entries, frame(), WholeBox())
@@ -91,23 +94,23 @@ def test_where_prompts_overlap_the_later_entry_wins_with_one_warning(caplog):
     assert [r.getMessage() for r in caplog.records] == list(found.warnings)
 
 
-def test_touching_prompts_do_not_overlap():
+def test_touching_prompts_do_not_overlap() -> None:
     assert resolve([box(1, 0, 0, 8, 8), box(2, 8, 0, 8, 8)], frame(), WholeBox()).warnings == ()
 
 
-def test_a_wholly_covered_object_is_refused():
+def test_a_wholly_covered_object_is_refused() -> None:
     with pytest.raises(PromptError, match="object 1 on frame 5 is wholly covered by object 2: give it"):
         resolve([box(1, 2, 2, 3, 3), box(2, 0, 0, 8, 8), box(3, 12, 0, 1, 1)], frame(), WholeBox())
     with pytest.raises(PromptError, match="object 1 on frame 5 is wholly covered by object 3"):
         resolve([box(1, 2, 2, 4, 4), box(2, 2, 2, 2, 4), box(3, 4, 2, 9, 9)], frame(), WholeBox())
 
 
-def test_a_mask_of_another_size_is_refused():
+def test_a_mask_of_another_size_is_refused() -> None:
     with pytest.raises(PromptError, match="object 2 on frame 5: its mask is 16x12, the frame 12x16; give"):
         resolve([rle(2, rectangle(0, 0, 1, 1))], frame(16, 12), Blind())
 
 
-def test_an_empty_mask_is_refused():
+def test_an_empty_mask_is_refused() -> None:
     with pytest.raises(PromptError, match="object 2 on frame 5: its mask is empty; draw it again"):
         resolve([rle(2, rectangle(0, 0, 0, 0))], frame(), Blind())
 
@@ -127,7 +130,7 @@ def test_an_empty_mask_is_refused():
         ((15.2, 11.2, 0.8, 0.8), (15, 11, 1, 1)),
     ],
 )
-def test_boxes_are_rounded_and_cut_to_the_frame(given, asked):
+def test_boxes_are_rounded_and_cut_to_the_frame(given: Any, asked: Any) -> None:
     segmenter = WholeBox()
     resolve([box(1, *given)], frame(), segmenter)
     assert segmenter.asked == [asked]
@@ -145,14 +148,14 @@ def test_boxes_are_rounded_and_cut_to_the_frame(given, asked):
         (3.1, 3.1, 0.2, 0.2),
     ],
 )
-def test_boxes_without_a_pixel_of_the_frame_are_refused(outside):
+def test_boxes_without_a_pixel_of_the_frame_are_refused(outside: Any) -> None:
     with pytest.raises(
         PromptError, match=r"object 1 on frame 5: box .* has no pixel inside the frame of 16x12"
     ):
         resolve([box(1, *outside)], frame(), WholeBox())
 
 
-def test_an_ellipse_is_taken_where_the_segmenter_finds_nothing():
+def test_an_ellipse_is_taken_where_the_segmenter_finds_nothing() -> None:
     found = resolve([box(1, 2, 3, 9, 7)], frame(), Blind())
     np.testing.assert_array_equal(found.masks[1], inscribed_ellipse((HEIGHT, WIDTH), (2, 3, 9, 7)))
     assert found.warnings == (
@@ -181,7 +184,7 @@ _COORDINATES = st.integers(-8, 60).map(lambda n: n / 3) | st.integers(-2, 18) | 
 
 
 @given(st.lists(st.tuples(_COORDINATES, _COORDINATES), min_size=3, max_size=9))
-def test_polygons_are_filled_by_pixel_centres(points):
+def test_polygons_are_filled_by_pixel_centres(points: Any) -> None:
     expected = plain_polygon(points, HEIGHT, WIDTH)
     flat = tuple(float(n) for point in points for n in point)
     if expected.any():
@@ -192,7 +195,7 @@ def test_polygons_are_filled_by_pixel_centres(points):
 
 
 @pytest.mark.parametrize("sides", [(0, 0, 16, 12), (3, 2, 5, 4), (15, 11, 1, 1), (-9, -9, 12, 30)])
-def test_the_polygon_around_a_box_has_the_boxs_pixels(sides):
+def test_the_polygon_around_a_box_has_the_boxs_pixels(sides: Any) -> None:
     x, y, w, h = sides
     around = (x, y, x + w, y, x + w, y + h, x, y + h)
     expected = resolve([box(1, *sides)], frame(), WholeBox()).masks[1]
@@ -201,12 +204,12 @@ def test_the_polygon_around_a_box_has_the_boxs_pixels(sides):
     np.testing.assert_array_equal(polygon(backwards), expected)
 
 
-def test_several_polygons_are_one_object_and_cut_no_holes_into_each_other():
+def test_several_polygons_are_one_object_and_cut_no_holes_into_each_other() -> None:
     first, second = (0, 0, 6, 0, 6, 6, 0, 6), (3, 3, 9, 3, 9, 9, 3, 9)
     np.testing.assert_array_equal(polygon(first, second), rectangle(0, 0, 6, 6) | rectangle(3, 3, 6, 6))
 
 
-def test_neighbouring_polygons_share_no_pixel_and_leave_none_out():
+def test_neighbouring_polygons_share_no_pixel_and_leave_none_out() -> None:
     rng = np.random.default_rng(2)
     for _ in range(50):
         a, b = rng.uniform(0, 16, 2)
@@ -217,14 +220,14 @@ def test_neighbouring_polygons_share_no_pixel_and_leave_none_out():
         assert (found.masks[1] ^ found.masks[2]).all()
 
 
-def test_absurdly_large_polygons_are_filled():
+def test_absurdly_large_polygons_are_filled() -> None:
     assert polygon((-1e308, -1e308, 1e308, -1e308, 1e308, 1e308, -1e308, 1e308)).all()
 
 
 # --- what is kept --------------------------------------------------------------------------------
 
 
-def test_resolved_prompts_come_back_from_the_stream_record():
+def test_resolved_prompts_come_back_from_the_stream_record() -> None:
     entries = [box(2147483647, 0, 0, 8, 8, category="läufer"), box(2, 4, 0, 8, 8)]
     found = resolve(entries, frame(), WholeBox())
     back = ResolvedPrompt.from_record(json.loads(json.dumps(found.to_record())))
@@ -235,7 +238,7 @@ def test_resolved_prompts_come_back_from_the_stream_record():
     assert back.to_record() == found.to_record()
 
 
-def test_what_a_prompts_file_says_is_what_is_tracked():
+def test_what_a_prompts_file_says_is_what_is_tracked() -> None:
     content = {
         "version": 1,
         "objects": [

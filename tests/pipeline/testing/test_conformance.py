@@ -180,7 +180,7 @@ class OneBuffer(Good):
 
 class Floats(Good):
     def frame(self, index: int) -> Frame:
-        return Frame(picture(index).astype(np.float32), index, 0.0)  # type: ignore[arg-type]
+        return Frame(picture(index).astype(np.float32), index, 0.0)
 
 
 class Grey(Good):

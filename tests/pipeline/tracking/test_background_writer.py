@@ -21,7 +21,11 @@ def test_jobs_are_done_in_order() -> None:
 
 def test_few_jobs_wait() -> None:
     writer, may_go = BackgroundWriter(waiting=2), threading.Event()
-    writer.submit(lambda: may_go.wait(30) and None)
+
+    def wait() -> None:
+        may_go.wait(30)
+
+    writer.submit(wait)
     writer.submit(lambda: None)
     third = threading.Thread(target=writer.submit, args=(lambda: None,))
     third.start()

@@ -462,7 +462,7 @@ def test_a_folder_of_images_whose_size_changes(tmp_path: Path, model: str) -> No
     import cv2
 
     for i in (6, 7, 8):
-        small = cv2.resize(cv2.imread(str(tmp_path / "images/frame2.jpg")), (81, 67))
+        small = cv2.resize(np.asarray(cv2.imread(str(tmp_path / "images/frame2.jpg"))), (81, 67))
         cv2.imwrite(str(tmp_path / f"images/frame{i}.jpg"), small)
     summary = run(
         tmp_path / "images",

@@ -107,9 +107,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, video: Path, model: st
 
 
 def events(out: Path) -> list[dict[str, Any]]:
-    return query(
-        out, "select frame_index, kind, reason, object_id, detail from events order by all"
-    ).to_pylist()
+    ask = "select frame_index, kind, reason, object_id, detail from events order by all"
+    found: list[dict[str, Any]] = query(out, ask).to_pylist()
+    return found
 
 
 def test_what_walks_in_becomes_an_object_beside_those_of_prompts(undisturbed: Path) -> None:

@@ -24,6 +24,7 @@ from support.small_net import SMALL_MEMORY
 from support.videos import make_images, make_video, scene
 
 from pipeline.base.errors import AnotherWriterError, SourceError, StoreError, XmemError
+from pipeline.base.records import Frame
 from pipeline.base.stream_ids import generate_stream_id
 from pipeline.distributed.messages import StreamSpec, WorkerSettings
 from pipeline.prompts.files import load_prompts
@@ -153,7 +154,7 @@ def test_a_video_that_cannot_be_read_on_has_not_ended(
         first = [next(frames) for _ in range(10)]
         before = proxy.happened.count()
         proxy.set(Rule("drop", answer, count=None))
-        rest = []
+        rest: list[Frame] = []
         with pytest.raises(SourceError, match=r"clip.mp4: reading failed \(.*then try again$") as caught:
             rest.extend(frames)
         assert "\n" not in str(caught.value)

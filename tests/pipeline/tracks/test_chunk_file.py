@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +24,7 @@ def whole(first: int, last: int, tracks: pa.Table, happened: pa.Table) -> bytes:
     return tracks_bytes("cam-1", first, last, tracks, happened)
 
 
-def footer_of(data: bytes):
+def footer_of(data: bytes) -> Any:
     return read_footer(lambda count: data[-count:], "x.parquet")
 
 

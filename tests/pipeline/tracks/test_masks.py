@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,11 +29,11 @@ def frame_of(height: int, width: int) -> Frame:
 
 
 def coco_counts(mask: np.ndarray) -> str:
-    return coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+    return str(coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode())
 
 
 @given(SIZES, SEEDS)
-def test_rle_is_cocos_and_comes_back(size, seed):
+def test_rle_is_cocos_and_comes_back(size: tuple[int, int], seed: int) -> None:
     mask = random_mask(np.random.default_rng(seed), *size)
     counts = mask_to_rle(mask)
     assert counts == coco_counts(mask)
@@ -43,7 +44,7 @@ def test_rle_is_cocos_and_comes_back(size, seed):
     np.testing.assert_array_equal(rle_to_mask(counts.encode(), *size), mask)
 
 
-def test_long_runs_need_several_characters():
+def test_long_runs_need_several_characters() -> None:
     mask = np.zeros((300, 4000), np.bool_)
     mask[299, 3999] = mask[5, 2000] = True
     counts = mask_to_rle(mask)
@@ -51,7 +52,7 @@ def test_long_runs_need_several_characters():
     np.testing.assert_array_equal(rle_to_mask(counts, 300, 4000), mask)
 
 
-def test_uncompressed_counts_are_read_column_by_column():
+def test_uncompressed_counts_are_read_column_by_column() -> None:
     np.testing.assert_array_equal(
         rle_to_mask([1, 2, 3], 2, 3), np.array([[False, True, False], [True, False, False]])
     )
@@ -78,21 +79,21 @@ def test_uncompressed_counts_are_read_column_by_column():
         ([0, 2**80], str(2**80)),
     ],
 )
-def test_damaged_counts_are_refused(counts, complaint):
+def test_damaged_counts_are_refused(counts: Any, complaint: str) -> None:
     with pytest.raises(ValueError, match="RLE counts") as caught:
         rle_to_mask(counts, 3, 4)
     assert complaint in str(caught.value)
 
 
 @pytest.mark.parametrize("size", [(0, 4), (3, -1)])
-def test_impossible_sizes_are_refused(size):
+def test_impossible_sizes_are_refused(size: Any) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         rle_to_mask("0<", *size)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decoder
 @given(SIZES, SEEDS, st.data())
-def test_damage_never_gives_a_mask_of_another_size(size, seed, data):
+def test_damage_never_gives_a_mask_of_another_size(size: tuple[int, int], seed: int, data: Any) -> None:
     counts = bytearray(mask_to_rle(random_mask(np.random.default_rng(seed), *size)), "ascii")
     for _ in range(data.draw(st.integers(1, 3))):
         position = data.draw(st.integers(0, len(counts) - 1))
@@ -113,7 +114,7 @@ def test_damage_never_gives_a_mask_of_another_size(size, seed, data):
 
 
 @given(SIZES, SEEDS)
-def test_records_match_pixel_by_pixel_counting(size, seed):
+def test_records_match_pixel_by_pixel_counting(size: tuple[int, int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     ids = [3, MAX_OBJECT_ID, 1, 300]
     labels = random_label_map(rng, *size, ids)
@@ -152,7 +153,7 @@ def test_records_match_pixel_by_pixel_counting(size, seed):
 
 
 @given(SIZES, SEEDS)
-def test_label_map_comes_back_from_its_records(size, seed):
+def test_label_map_comes_back_from_its_records(size: tuple[int, int], seed: int) -> None:
     ids = [9, 2, 70000]
     labels = random_label_map(np.random.default_rng(seed), *size, ids)
     records = records_from_label_map(labels, dict.fromkeys(ids, 0.5), ids, frame_of(*size))
@@ -162,7 +163,7 @@ def test_label_map_comes_back_from_its_records(size, seed):
     np.testing.assert_array_equal(back, labels)
 
 
-def test_later_rle_wins_and_damage_names_its_object():
+def test_later_rle_wins_and_damage_names_its_object() -> None:
     full, corner = np.ones((2, 2), np.bool_), np.array([[True, False], [False, False]])
     labels = label_map_from_rles({5: mask_to_rle(full), 6: mask_to_rle(corner)}, 2, 2)
     np.testing.assert_array_equal(labels, [[6, 5], [5, 5]])
@@ -170,7 +171,7 @@ def test_later_rle_wins_and_damage_names_its_object():
         label_map_from_rles({6: mask_to_rle(full)}, 2, 3)
 
 
-def test_one_pixel_and_non_contiguous_input():
+def test_one_pixel_and_non_contiguous_input() -> None:
     labels = np.zeros((8, 10), np.int32)
     labels[6, 4] = 2
     (record,) = records_from_label_map(labels[::2, ::2], {2: 0.75}, [2], frame_of(4, 5))
@@ -178,7 +179,7 @@ def test_one_pixel_and_non_contiguous_input():
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, np.uint32])
-def test_other_integer_types_are_taken(dtype):
+def test_other_integer_types_are_taken(dtype: Any) -> None:
     labels = np.zeros((4, 5), dtype)
     labels[1:3, 2:4] = 200
     (record,) = records_from_label_map(labels, {200: 1.0}, [200], frame_of(4, 5))
@@ -200,14 +201,14 @@ def test_other_integer_types_are_taken(dtype):
         (np.full((4, 5), 1, np.int32), [1], "object 1 is visible and has no score"),
     ],
 )
-def test_records_refuse_what_cannot_be_right(labels, ids, complaint):
+def test_records_refuse_what_cannot_be_right(labels: Any, ids: Any, complaint: str) -> None:
     with pytest.raises(ValueError, match=r"label map|object") as caught:
         records_from_label_map(labels, {}, ids, frame_of(4, 5))
     assert complaint in str(caught.value)
 
 
 @given(SIZES, SEEDS)
-def test_mean_probability_is_the_mean_inside_each_mask(size, seed):
+def test_mean_probability_is_the_mean_inside_each_mask(size: tuple[int, int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     ids = [40, 3, 1000]
     labels = random_label_map(rng, *size, [*ids, 8])  # 8 is nobody's: not counted
@@ -222,7 +223,7 @@ def test_mean_probability_is_the_mean_inside_each_mask(size, seed):
     assert mean_probability(labels, probabilities, ids) == scores
 
 
-def test_mean_probability_checks_the_size():
+def test_mean_probability_checks_the_size() -> None:
     with pytest.raises(ValueError, match=r"shape \(5, 4\), the label map \(4, 5\)"):
         mean_probability(np.zeros((4, 5), np.int32), np.zeros((5, 4), np.float32), [1, 2])
     assert mean_probability(np.zeros((4, 5), np.int32), np.zeros((4, 5), np.float32), []) == {}

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.chunks import NO_EVENTS, events, rows
+from support.recorded import recorded
 
 from pipeline.base.errors import AnotherWriterError, OutputError, StoreError, UsageError
 from pipeline.storage.files import Files
@@ -292,7 +293,7 @@ def test_many_files_need_few_footers(local: Output, monkeypatch: pytest.MonkeyPa
     store = local.store()
     reads: list[str] = []
     tail = store._files.tail
-    monkeypatch.setattr(store._files, "tail", lambda name, count: (reads.append(name), tail(name, count))[1])
+    monkeypatch.setattr(store._files, "tail", recorded(tail, reads, 0))
     assert store.committed() == CommittedRange(703, len(ends))
     assert 2 <= len(reads) <= 5
     assert local.store().committed(check=True) == CommittedRange(703, len(ends))

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from support import videos
+from support.recorded import recorded
 from support.servers import S3Server
 
 from pipeline.base import plugins
@@ -179,7 +180,7 @@ def test_declared_matrix_and_range(
 @pytest.mark.parametrize("size", [(97, 65), (33, 17), (95, 64), (2, 2)])
 def test_sizes_need_not_be_multiples_of_anything(tmp_path: Path, size: tuple[int, int]) -> None:
     width, height = size
-    picture = cv2.GaussianBlur(videos.scene(0, 200, 150)[:height, :width], (0, 0), 3)
+    picture = cv2.GaussianBlur(videos.scene(0, 200, 150)[:height, :width], (0, 0), 3).astype(np.uint8)
     path = videos.make_video(tmp_path / "clip.mkv", [picture] * 2, codec="ffv1")
     image = next(open_source(str(path)).frames()).image
     error = np.abs(image.astype(int) - picture)
@@ -310,7 +311,7 @@ DAMAGE = [
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(("name", "recipe", "harm"), DAMAGE)
 def test_damaged_input_is_the_same_however_it_is_read(
-    tmp_path: Path, name: str, recipe: dict[str, Any], harm: dict[str, int], seed: int
+    tmp_path: Path, name: str, recipe: dict[str, Any], harm: dict[str, Any], seed: int
 ) -> None:
     good = videos.make_video(tmp_path / name, 100, width=160, height=120, **recipe)
     bad = str(videos.corrupt(good, tmp_path / f"bad-{name}", **harm, seed=seed))
@@ -538,7 +539,7 @@ def test_ffmpeg_never_prints(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
 # ---------------------------------------------------------------- other file systems, plugins
 
 
-class BrokenFileSystem(MemoryFileSystem):
+class BrokenFileSystem(MemoryFileSystem):  # type: ignore[misc]
     """memory:// under another name, whose connection breaks where told to."""
 
     protocol = "broken"
@@ -587,7 +588,7 @@ def test_a_broken_connection_is_no_damage(
     with open_source("broken://clip.mkv", threads=threads, block_size=1 << 14) as source:
         assert len(list(source.frames())) == 100
         monkeypatch.setattr(BrokenFileSystem, "breaks_at", path.stat().st_size * 2 // 3)
-        delivered = []
+        delivered: list[Frame] = []
         with pytest.raises(SourceError, match=r"connection reset by peer.*try again"):
             delivered.extend(source.frames())
         assert 20 < len(delivered) < 100
@@ -621,9 +622,8 @@ def test_videos_and_images_on_s3(tmp_path: Path, s3_server: S3Server) -> None:
 def test_a_video_is_opened_once(tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     path = videos.make_video(tmp_path / "clip.mp4", **SMALL, b_frames=2)
     whole = decode(open_source(str(path)))
-    opened = []
-    real = av.open
-    monkeypatch.setattr(av, "open", lambda *given, **more: opened.append(given) or real(*given, **more))
+    opened: list[Any] = []
+    monkeypatch.setattr(av, "open", recorded(av.open, opened))
     with open_source(str(path), threads=threads) as source:
         assert next(source.frames()).frame_index == 0  # left after the first frame
         assert decode(source) == whole

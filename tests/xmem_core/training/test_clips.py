@@ -420,6 +420,7 @@ def test_people_stand_on_ground_that_moves_with_the_camera(library: Library) -> 
     panned, _ = crowd_scene(library, np.random.default_rng(2), 2, 64, (STAY, moved))
     for a, b in zip(still, panned, strict=True):
         assert a.poses[0] is not None
+        assert b.poses[0] is not None
         assert np.array_equal(a.poses[0], b.poses[0])
         assert a.poses[1] is not None
         assert b.poses[1] is not None

@@ -274,7 +274,9 @@ def test_published_weights_have_the_frozen_statistics(undisturbed: Path) -> None
 def test_a_loss_that_is_not_a_number_changes_no_weights(root: Path, tmp_path: Path) -> None:
     trainer = Trainer(SMALL)
     with torch.no_grad():
-        trainer.model.decoder.pred.bias.fill_(float("nan"))
+        bias = trainer.model.decoder.pred.bias
+        assert bias is not None
+        bias.fill_(float("nan"))
     before = {k: v.clone() for k, v in trainer.model.named_parameters()}
     result = trainer.step(0, next(batches(SMALL, root, 0, 1)))
     assert not np.isfinite(result["loss"])
@@ -398,7 +400,7 @@ def test_frames_see_only_what_is_before_them() -> None:
         ),
     ],
 )
-def test_training_computes_what_tracking_computes(settings: dict[str, int], plan: Plan) -> None:
+def test_training_computes_what_tracking_computes(settings: dict[str, Any], plan: Plan) -> None:
     """From the same pixels: colours' order and scaling, masks, memory, readout, gates, aggregation."""
     model = tiny_model(1)
     rng = np.random.default_rng(2)
@@ -437,7 +439,7 @@ def test_an_absent_object_is_never_painted_and_changes_nobody() -> None:
 
 
 def test_plans_read_the_first_frame_and_earlier_ones() -> None:
-    deep = []
+    deep: list[Any] = []
     for seed in range(100):
         plan = draw_plan(np.random.default_rng(seed), 6, 0.2)
         assert plan.read[0] == ()
@@ -472,7 +474,7 @@ def test_every_weight_learns_after_aged_frames(bf16: bool) -> None:
         model = XMem(TINY).train()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             outputs = unroll(model, images, masks, torch.ones(1, 2), plan, aged=aged)
-        torch.stack([out.float().square().mean() for out in outputs]).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack([out.float().square().mean() for out in outputs]).sum().backward()
         return {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
 
     assert "decoder.pred.weight" in learning(2)

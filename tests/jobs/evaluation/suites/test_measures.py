@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 import numpy as np
@@ -15,7 +16,7 @@ H, W = 20, 60
 SIDE = 6
 
 
-def squares(ways: dict[int, list[int | None]], top: dict[int, int] | None = None) -> Scene:
+def squares(ways: Mapping[int, Sequence[int | None]], top: dict[int, int] | None = None) -> Scene:
     """Squares of 6 x 6 whose left edges go along the ways; later identities are nearer. All are given at 0.
 
     A left edge may lie outside the picture; None: it isn't there.

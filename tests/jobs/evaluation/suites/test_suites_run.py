@@ -227,6 +227,7 @@ def test_observations_are_the_scores_of_the_masks_that_were_given(root: Path) ->
     for t, result in enumerate(results):
         features = presence_features(result.network_probabilities)
         scores = result.presence
+        assert scores is not None
         for k, identity in enumerate(result.object_ids):
             if t > made.given[identity] and bool((result.label_map == identity).any()) and features[k, 0] > 0:
                 mask, truth = result.label_map.numpy() == identity, made.truth[t] == identity

@@ -99,7 +99,7 @@ def test_a_real_clip(tmp_path: Path) -> None:
     if not REAL.exists():
         pytest.skip(f"{REAL} is not on this machine")
     with av.open(str(REAL)) as container:
-        pictures = [f.to_ndarray(format="rgb24") for f in islice(container.decode(video=0), 40)]
+        pictures: Any = [f.to_ndarray(format="rgb24") for f in islice(container.decode(video=0), 40)]
     clip = make_video(tmp_path / "street.mp4", pictures, rate=10, time_base=Fraction(1, 10), b_frames=2)
     with av.open(str(clip)) as container:
         decoded = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]

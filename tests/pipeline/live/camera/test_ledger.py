@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,9 @@ def test_a_frame_is_settled_once() -> None:
     ledger = Ledger()
     ledger.received()
     ledger.tracked()
-    for settle in (ledger.tracked, lambda: ledger.dropped("x"), lambda: ledger.corrupt("x")):
+    again: list[Callable[[], None]] = [ledger.tracked]
+    again += [lambda: ledger.dropped("x"), lambda: ledger.corrupt("x")]
+    for settle in again:
         with pytest.raises(ValueError, match="settled once"):
             settle()
     with pytest.raises(ValueError, match="upwards"):

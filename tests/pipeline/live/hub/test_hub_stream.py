@@ -46,7 +46,8 @@ def test_failures_are_forgotten_once_it_is_stable(segmenter: VideoSegmenter) -> 
     stream.opened_at = 5.0
     for _ in range(2):  # a first frame may take much longer than those after it
         stream.tracked(5000.0, 34.0)
-    assert stream.ms_per_frame is None
+    unmeasured: float | None = stream.ms_per_frame
+    assert unmeasured is None
     stream.tracked(100.0, 35.0)
     assert (stream.ms_per_frame, stream.failures, stream.backoff.tries) == (100.0, 1, 1)
     stream.tracked(200.0, 35.1)

@@ -1,0 +1,1 @@
+"""Slow, plainly right implementations to compare with."""
