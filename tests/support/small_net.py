@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -51,7 +52,7 @@ def small_cutie(config: CutieConfig = SMALL_CUTIE) -> Cutie:
     return model.eval()
 
 
-MODELS = {"xmem": small_model, "cutie": small_cutie}
+MODELS: dict[str, Callable[[], XMem | Cutie]] = {"xmem": small_model, "cutie": small_cutie}
 """Both kinds of network, for properties that hold for either."""
 
 

@@ -196,9 +196,14 @@ def test_an_object_that_is_given_with_all_others_is_predicted_first(
     segmenter: VideoSegmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As published: the sensory memory is updated where a new object comes along, not where none does."""
-    decoded = []
-    decode = segmenter._network.decode
-    monkeypatch.setattr(segmenter._network, "decode", lambda *a, **k: decoded.append(k) or decode(*a, **k))
+    decoded: list[Any] = []
+    decode: Any = segmenter._network.decode
+
+    def spy(*args: Any, **options: Any) -> Any:
+        decoded.append(options)
+        return decode(*args, **options)
+
+    monkeypatch.setattr(segmenter._network, "decode", spy)
     state = VideoSegmenter.new_state(segmenter)
     segmenter.step(state, frame_at(0), Prompt({1: MASK}))
     assert decoded == []

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from support.threads import torch_threads
 
 from xmem_core import MemoryConfig, ModelConfig, Prompt, TrackerState, VideoSegmenter, XMem
+from xmem_core.memory import Memory
 
 pytestmark = pytest.mark.slow
 
@@ -142,7 +143,7 @@ def test_a_prototype_fewer_breaks_every_bound(models: dict[int, XMem]) -> None:
 
 def test_usage_is_close(run: Run) -> None:
     memory = run.state.memory
-    assert memory is not None
+    assert isinstance(memory, Memory)
     for name, region in (("work_usage", "working"), ("long_usage", "long_term")):
         if name not in run.golden:  # `no_long_term` counted none
             assert not memory.config.enable_long_term

@@ -130,6 +130,7 @@ def test_it_travels_with_the_weights(tmp_path: Path) -> None:
     save_weights(model, tmp_path / "fitted.safetensors")
     loaded = load_model(tmp_path / "fitted.safetensors")
     assert loaded.config.presence == numbers
+    assert isinstance(loaded, XMem)
     assert presence(loaded) is not None
     # How sure a model may be is no part of what it is.
     assert loaded.config == tiny_model().config

@@ -17,6 +17,7 @@ from support.small_net import MODELS, SMALL, SMALL_MEMORY, frame_at, small_model
 from xmem_core import MemoryConfig, PoisonedStateError, Prompt, TrackerState, VideoSegmenter, network
 from xmem_core import segmenter as segmenter_module
 from xmem_core.corrections import contradicted
+from xmem_core.memory import Memory
 from xmem_core.segmenter import StepResult, model_fingerprint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -515,7 +516,8 @@ def test_updates_follow_the_published_rhythm(
 ) -> None:
     config = replace(SMALL_MEMORY, mem_every=2, deep_update_every=every)
     segmenter = VideoSegmenter(small_model(), config)
-    encode, decode = segmenter._network.encode_value, segmenter._network.decode
+    encode: Any = segmenter._network.encode_value
+    decode = segmenter._network.decode
     seen_encoded: dict[int, bool] = {}
     seen_updated: set[int] = set()
     now = 0
@@ -544,7 +546,7 @@ def test_a_new_object_starts_with_an_empty_sensory_memory(
 ) -> None:
     state, _ = follow(xmem, {0: Prompt({1: MASK})}, 3)
     given = []
-    encode = xmem._network.encode_value
+    encode: Any = xmem._network.encode_value
 
     def spy(image: Any, f16: Any, hidden: Any, masks: Any, *, deep_update: bool) -> Any:
         given.append(hidden.clone())
@@ -573,7 +575,7 @@ def test_in_bfloat16_memory_and_results_stay_fp32() -> None:
     state, results = follow(segmenter, {0: Prompt({1: MASK})}, 4)
     assert results[-1].probabilities.dtype == torch.float32
     assert torch.isfinite(results[-1].probabilities).all()
-    assert state.memory is not None
+    assert isinstance(state.memory, Memory)
     assert state.memory.value_dtype == torch.float32
     assert state.hidden is not None
     assert state.hidden.dtype == torch.float32

@@ -11,6 +11,7 @@ from support.measured import resident_bytes
 from support.small_net import frame_at, small_model, square
 
 from xmem_core import MemoryConfig, Prompt, TrackerState, VideoSegmenter
+from xmem_core.memory import Memory
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 logger = logging.getLogger(__name__)
@@ -54,8 +55,8 @@ def run(frames: int) -> Course:
         result = segmenter.step(state, frame, prompt)
         result.label_map.max()
         course.seconds.append(time.perf_counter() - start)
-        assert state.memory is not None
         memory = state.memory
+        assert isinstance(memory, Memory)
         assert memory.working.size <= (CONFIG.max_mid_term_frames or 0) * POSITIONS
         assert memory.permanent.size <= (CONFIG.max_permanent_frames - 1) * POSITIONS
         assert memory.long_term.size <= CONFIG.max_long_term_elements

@@ -13,6 +13,7 @@ from support.small_net import SMALL, SMALL_MEMORY, frame_at, small_model, square
 from torch import Tensor
 
 from xmem_core import MemoryConfig, Prompt, TrackerState, VideoSegmenter, XMem
+from xmem_core.memory import Memory
 from xmem_core.windows import STRIDE, Window, covered, decode_in_windows, looked_for, next_window, whole
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -251,7 +252,7 @@ def test_only_windows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     state = segmenter.new_state()
     segmenter.step(state, frame_at(0, HEIGHT, WIDTH), Prompt({7: square(HEIGHT, WIDTH, 120, 190, 30)}))
     cells = covered(state.windows.values(), (HEIGHT // STRIDE, WIDTH // STRIDE))
-    assert state.memory is not None
+    assert isinstance(state.memory, Memory)
     read, asked = state.memory.read, []
 
     def spy(key: Tensor, selection: Tensor, **how: bool) -> Tensor:

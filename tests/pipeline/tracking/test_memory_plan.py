@@ -23,6 +23,7 @@ from xmem_core import (
     XMem,
     load_model,
 )
+from xmem_core.memory import Memory
 
 SMALL_MEMORY = MemoryConfig(
     mem_every=1,
@@ -126,7 +127,7 @@ def _track(
 def test_tiny_network(height: int, width: int, size: int | None, objects: int) -> None:
     model = tiny_model()
     state, peak = _track(model, SMALL_MEMORY, height, width, objects, size, frames=12)
-    assert state.memory is not None
+    assert isinstance(state.memory, Memory)
     assert state.memory.long_term.size > 0
     predicted = predict_state_bytes(model.config, SMALL_MEMORY, height, width, objects, size)
     assert _is_within(predicted, state)
