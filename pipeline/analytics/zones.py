@@ -9,7 +9,6 @@ that count a share of them. Rows that are committed later are seen by the next q
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +28,8 @@ from pipeline.tracks.chunk_file import ChunkFooter
 from pipeline.tracks.layout import MEND, chunk_footer, chunk_name, list_chunks, load_record
 from pipeline.tracks.reader import stream_ids
 from pipeline.zones.config import ZoneSet, matches
-from pipeline.zones.engine import Lost, Removal, ZoneEngine
+from pipeline.zones.engine import ZoneEngine
+from pipeline.zones.events import removals_and_losses
 from pipeline.zones.features import Measurer
 from pipeline.zones.occupancy import LinePeriod, Occupancy, ZonePeriod
 from pipeline.zones.results import (
@@ -203,7 +203,7 @@ def _stream_views(
         if len(rows) and last is None:
             live = rows.moments[0].wall_time is not None
             _lead_in(occupancy, rows.moments[0], zones, rate)
-        changes = engine.feed(rows, *_events(footer))
+        changes = engine.feed(rows, *removals_and_losses(footer.events))
         for change in changes:
             about = change.about
             if isinstance(about, Crossing):
@@ -280,19 +280,6 @@ def _opened(filesystem: Any, path: str) -> Any:
     if isinstance(filesystem, pyarrow.fs.FileSystem):
         return filesystem.open_input_file(path)
     return filesystem.open(path, "rb")
-
-
-def _events(footer: ChunkFooter) -> tuple[list[Removal], list[Lost]]:
-    removals, lost = [], []
-    for event in footer.events.to_pylist():
-        moment = Moment(event["frame_index"], event["pts_seconds"], event["wall_time"])
-        if event["kind"] == "object_removed" and event["object_id"] is not None:
-            removals.append(Removal(moment, event["object_id"]))
-        elif event["kind"] in ("gap", "restart"):
-            seconds = json.loads(event["detail"] or "{}").get("seconds")
-            if isinstance(seconds, int | float) and seconds > 0:
-                lost.append(Lost(moment, float(seconds)))
-    return removals, lost
 
 
 def _rate(files: Files, stream_id: str) -> float | None:

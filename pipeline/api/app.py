@@ -29,6 +29,7 @@ from pipeline.base.stream_ids import generate_stream_id
 from pipeline.live.camera.url_guard import Resolver, system_resolver
 from pipeline.live.recent import LiveView
 from pipeline.live.spec import JPEG_QUALITIES, JPEG_SIDES, LivePrompts, LiveSpec
+from pipeline.zones.config import parse_zones
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ def _router(service: Service) -> APIRouter:
             prompts,
             new.detector,
             settings.streams.with_options(new.settings.given()),
+            new.zones,
         )
         added = models.StreamView.of(await service.add(spec))
         response.headers["Location"] = f"/v1/streams/{added.id}"
@@ -95,6 +97,9 @@ def _router(service: Service) -> APIRouter:
         wanted = change.change()
         if "prompts" in wanted:
             wanted["prompts"] = await service.check(LivePrompts.of, wanted["prompts"])
+        if wanted.get("zones"):
+            zones = await service.check(parse_zones, wanted["zones"])
+            zones.check_streams([stream_id])
         if change.url is not None:
             await service.check(service.guard.check, change.url.get_secret_value())
         await service.about(stream_id, hub.request(stream_id, wanted))

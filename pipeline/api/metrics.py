@@ -37,6 +37,7 @@ class _Snapshot(Collector):
         yield from _frames(self._streams)
         yield from _states(self._streams)
         yield from _speed(self._streams)
+        yield from _zones(self._streams)
         for key, value in sorted(self._capacity.items()):
             if _is_number(value) and key.isidentifier() and key.isascii():
                 name = key if key.startswith("xmem_") else f"xmem_capacity_{key}"
@@ -103,6 +104,25 @@ def _speed(streams: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Metric]
             if _is_number(late.get(key)):
                 lag.add_metric([name, quantile], late[key])
     yield from (received, tracked, frame, lag)
+
+
+def _zones(streams: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Metric]:
+    labels = (*_STREAM, "zone")
+    inside = GaugeMetricFamily("xmem_zone_objects", "Objects that are in a zone", labels=labels)
+    entered = CounterMetricFamily("xmem_zone_entered", "Visits of a zone that began", labels=labels)
+    left = CounterMetricFamily("xmem_zone_left", "Visits of a zone that ended", labels=labels)
+    crossed = CounterMetricFamily(
+        "xmem_line_crossed", "Crossings of a line", labels=(*_STREAM, "line", "direction")
+    )
+    for name, status in streams:
+        found = status.get("zones") or {}
+        for zone in found.get("zones", ()):
+            for family, key in ((inside, "inside"), (entered, "entered"), (left, "left")):
+                family.add_metric([name, _label(zone["name"])], zone[key])
+        for line in found.get("lines", ()):
+            for direction in ("left_to_right", "right_to_left"):
+                crossed.add_metric([name, _label(line["name"]), direction], line[direction])
+    yield from (inside, entered, left, crossed)
 
 
 def _is_number(value: Any) -> bool:

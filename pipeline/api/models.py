@@ -53,6 +53,7 @@ CameraUrl = Annotated[
 _TRANSPORT = (
     "Of RTSP's media; auto, the default: TCP, UDP where TCP gives no picture, and then what worked last."
 )
+_ZONES = "The content of a zones file, see docs/zones.md."
 Side = Annotated[float, Field(gt=0, le=2 * _PIXELS, allow_inf_nan=False)]
 
 
@@ -187,6 +188,7 @@ class NewStream(_Request):
         str | None, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", max_length=64, examples=["motion"])
     ] = None
     settings: StreamSettings = StreamSettings()
+    zones: Annotated[dict[str, Any] | None, Field(description=_ZONES)] = None
 
     @model_validator(mode="after")
     def _something_to_follow(self) -> Self:
@@ -210,6 +212,7 @@ class StreamChange(_Request):
                 {"pause": True},
                 {"url": "rtsp://10.20.0.32/h264"},
                 {"transport": "tcp"},
+                {"zones": {"zones": [{"name": "door", "polygon": [[10, 10], [90, 10], [90, 80], [10, 80]]}]}},
             ]
         }
     )
@@ -222,14 +225,16 @@ class StreamChange(_Request):
         Field(description="Of the camera from now on, whole: with user and password if it wants them."),
     ] = None
     transport: Annotated[Literal["tcp", "udp", "auto"] | None, Field(description=_TRANSPORT)] = None
+    zones: Annotated[dict[str, Any] | None, Field(description=_ZONES + " {}: none.")] = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         camera = self.url or self.transport
-        if sum(change is not None for change in (self.prompts, self.remove, self.pause, camera)) != 1:
+        changes = self.prompts, self.remove, self.pause, self.zones, camera
+        if sum(change is not None for change in changes) != 1:
             raise ValueError(
-                "give exactly one of prompts, remove, pause and a camera (url, transport or both): each is "
-                "done as a whole"
+                "give exactly one of prompts, remove, pause, zones and a camera (url, transport or both): "
+                "each is done as a whole"
             )
         return self
 
@@ -237,6 +242,8 @@ class StreamChange(_Request):
         """As `LiveHub.request` takes it."""
         if self.prompts is not None:
             return {"prompts": self.prompts.document()}
+        if self.zones is not None:
+            return {"zones": self.zones}
         if self.url is not None or self.transport is not None:
             url = {} if self.url is None else {"url": self.url.get_secret_value()}
             return {"camera": url | ({} if self.transport is None else {"transport": self.transport})}
@@ -297,6 +304,30 @@ class Requests(_Answer):
     rejected: list[Rejected] = []
 
 
+class ZoneCounts(_Answer):
+    """Objects in a zone, and visits that began and ended."""
+
+    name: str
+    inside: int = 0
+    entered: int = 0
+    left: int = 0
+
+
+class LineCounts(_Answer):
+    """Crossings of a line, as seen by somebody who goes from its start to its end."""
+
+    name: str
+    left_to_right: int = 0
+    right_to_left: int = 0
+
+
+class ZonesView(_Answer):
+    """Counts of a stream's zones and lines."""
+
+    zones: list[ZoneCounts] = []
+    lines: list[LineCounts] = []
+
+
 class StreamView(_Answer):
     """How a stream stands."""
 
@@ -312,6 +343,7 @@ class StreamView(_Answer):
     rates: Rates = Rates()
     lag_seconds: Lag = Lag()
     objects: list[ObjectView] = []
+    zones: ZonesView = ZonesView()
     settings: dict[str, Any] = {}
 
     detector: str | None = None

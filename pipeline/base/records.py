@@ -59,6 +59,12 @@ EVENT_KINDS = frozenset(
         "restart",
         "resized",
         "clock",
+        "zone_entered",
+        "zone_left",
+        "line_crossed",
+        "near_began",
+        "near_ended",
+        "zones_changed",
     }
 )
 

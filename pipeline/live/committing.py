@@ -19,6 +19,7 @@ from pipeline.live.record import Books, LiveRecord
 from pipeline.live.requests import LiveRequests
 from pipeline.live.snapshot import LiveSnapshot
 from pipeline.live.spec import LiveSettings
+from pipeline.live.zones import LiveZones
 from pipeline.tracking.committer import Committer
 from pipeline.tracking.objects import TrackedObjects
 
@@ -38,7 +39,7 @@ class LiveCommitter:
         stream_id, settings: id and settings of the stream.
         committer: writes files and snapshots.
         record: the stream record, updated after each commit.
-        unwritten, objects, requests: the stream's content for files and snapshots.
+        unwritten, objects, requests, zones: the stream's content for files and snapshots.
         run: stored in its snapshots, see `pipeline.live.recovery.run_of`.
         previous: pts (seconds) and wall time of the last tracked frame.
         facts: returns the source's fields of the record.
@@ -58,6 +59,7 @@ class LiveCommitter:
         unwritten: Unwritten,
         objects: TrackedObjects,
         requests: LiveRequests,
+        zones: LiveZones,
         *,
         run: str,
         previous: tuple[float | None, datetime | None],
@@ -69,7 +71,7 @@ class LiveCommitter:
         self._stream_id, self._settings, self._run = stream_id, settings, run
         self._committer, self._record, self._unwritten = committer, record, unwritten
         self._objects, self._requests = objects, requests
-        self._facts, self._received_fps = facts, received_fps
+        self._facts, self._received_fps, self._zones = facts, received_fps, zones
         self._rotated_at = self._snapshot_at = now
         self._snapshot_tracked = unwritten.tracked
         self._snapshot_applied = requests.applied
@@ -118,6 +120,7 @@ class LiveCommitter:
     def rotate(self, now: float) -> None:
         """Queue the commit of all frames received so far."""
         self._rotated_at = now
+        self._zones.settle()
         content = self._unwritten.cut()
         if content is None:
             return
@@ -127,9 +130,10 @@ class LiveCommitter:
         next_frame = content.last + 1
         books = Books(next_frame, counts, content.rows, self._objects.living(), *self.previous)
         reserved, facts = next_frame + self.ahead(), self._facts()
+        zones = self._zones.keep(next_frame)
 
         def committed() -> None:
-            self._record.committed(books, frames=reserved, facts=facts)
+            self._record.committed(books, frames=reserved, facts=facts, zones=zones)
 
         self._committer.commit(content.first, content.last, content.records, content.events, committed)
 

@@ -9,6 +9,8 @@ from typing import Any
 from pipeline.base.records import Event, Frame, MaskRecord
 from pipeline.live.camera.ledger import LedgerCounts
 from pipeline.live.record import Books
+from pipeline.zones.engine import Removal
+from pipeline.zones.events import removal_of
 
 _LOSSES = ("dropped", "corrupt")
 _BEGINNINGS = ("object_added", "corrected")
@@ -58,6 +60,7 @@ class Unwritten:
         self._records: list[MaskRecord] = []
         self._events: list[Event] = []
         self._losses: dict[tuple[str, str], Event] = {}
+        self._removals: list[Removal] = []
         self._mark = 0  # number of events before the frame being tracked
 
     @property
@@ -79,6 +82,8 @@ class Unwritten:
         """Add an event; losses are also counted."""
         if event.kind not in _LOSSES:
             self._events.append(event)
+            if (removal := removal_of(event)) is not None:
+                self._removals.append(removal)
             return
         reason = str(event.reason)
         book = self._counts[event.kind]
@@ -93,6 +98,11 @@ class Unwritten:
         self.add(
             Event(frame.frame_index, kind, pts_seconds=frame.pts_seconds, wall_time=frame.wall_time, **values)
         )
+
+    def take_removals(self) -> list[Removal]:
+        """Remove and return the removals of objects since the last call, for the zones."""
+        taken, self._removals = self._removals, []
+        return taken
 
     def begin_frame(self) -> None:
         """Mark the beginning of a frame, to which `take_back` returns."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -15,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import UsageError, XmemError
-from pipeline.base.records import Frame, MaskRecord
+from pipeline.base.records import Event, Frame, MaskRecord
 from pipeline.draw.overlay import overlay as drawn_over
 from pipeline.live.spec import JPEG_QUALITIES, JPEG_SIDES
 
 _KEPT_JPEGS = 4
+_KEPT_EVENTS = 500
 
 
 def record_json(record: MaskRecord) -> dict[str, Any]:
@@ -41,6 +43,19 @@ def record_json(record: MaskRecord) -> dict[str, Any]:
     }
 
 
+def event_json(event: Event) -> dict[str, Any]:
+    """An event of zones as JSON; `name` is that of the zone, line or rule."""
+    return {
+        "kind": event.kind,
+        "name": event.reason,
+        "frame_index": event.frame_index,
+        "pts_seconds": event.pts_seconds,
+        "wall_time": None if event.wall_time is None else event.wall_time.isoformat(),
+        "object_id": event.object_id,
+        "detail": dict(event.detail or {}),
+    }
+
+
 class LiveView:
     """Recent results of one live stream. Thread-safe.
 
@@ -51,14 +66,16 @@ class LiveView:
     def __init__(self, most_records: int = 2000) -> None:
         self._changed = threading.Condition()
         self._records: deque[MaskRecord] = deque(maxlen=most_records)
+        self._events: deque[Event] = deque(maxlen=_KEPT_EVENTS)
         self._newest: tuple[Frame, tuple[MaskRecord, ...]] | None = None
         self._jpegs: OrderedDict[tuple[Any, ...], bytes] = OrderedDict()
         self._drawing = threading.Lock()
         self._closed = False
 
-    def publish(self, frame: Frame, records: list[MaskRecord]) -> None:
-        """Add a tracked frame and its records."""
+    def publish(self, frame: Frame, records: list[MaskRecord], events: Sequence[Event] = ()) -> None:
+        """Add a tracked frame, its records, and the events of its zones and lines."""
         with self._changed:
+            self._events.extend(events)
             self._newest = (frame, tuple(records))
             self._records.extend(records)
             self._changed.notify_all()
@@ -106,7 +123,8 @@ class LiveView:
     def wait(self, after: int, timeout: float) -> dict[str, Any] | None:
         """Wait for a frame after `after`; returns the newest frame's records, or None after the timeout.
 
-        Readers that call it too rarely miss frames in between.
+        Readers that call it too rarely miss frames in between, but no events of zones (up to 500); with
+        `after` below 0, the newest frame's alone.
         """
         deadline = time.monotonic() + timeout
         with self._changed:
@@ -116,6 +134,8 @@ class LiveView:
                     return None
                 self._changed.wait(left)
             frame, records = self._newest
+            since = after if after >= 0 else frame.frame_index - 1
+            events = [event_json(e) for e in self._events if e.frame_index > since]
         return {
             "seq": frame.frame_index,
             "frame_index": frame.frame_index,
@@ -124,6 +144,7 @@ class LiveView:
             "frame_height": frame.size[0],
             "frame_width": frame.size[1],
             "records": [record_json(r) for r in records],
+            "events": events,
         }
 
     def jpeg(self, overlay: bool = True, max_side: int = 960, quality: int = 80) -> bytes:

@@ -120,6 +120,7 @@ class _Said:
     frames_reserved: int = 0
     ids_reserved: int = 1
     prompts_asked: str = ""
+    zones: Mapping[str, Any] | None = None
 
 
 class LiveRecord:
@@ -168,6 +169,7 @@ class LiveRecord:
                     frames_reserved=int(live["frames_reserved"]),
                     ids_reserved=int(live["ids_reserved"]),
                     prompts_asked=str(live["prompts_asked"]),
+                    zones=live.get("zones"),
                 )
             except (KeyError, TypeError, ValueError) as error:
                 raise StoreError(
@@ -203,6 +205,11 @@ class LiveRecord:
     def last_request(self) -> int:
         """Number of the newest request."""
         return self._said.last_request
+
+    @property
+    def zones(self) -> Mapping[str, Any] | None:
+        """State of the zones as `committed` got it last, see `pipeline.live.zones`."""
+        return self._said.zones
 
     def requests(self, after: int = 0) -> list[Request]:
         """Stored requests with numbers above `after`, in order."""
@@ -260,10 +267,21 @@ class LiveRecord:
         with self._lock:
             self._put(_reserving(self._said, frames, ids))
 
-    def committed(self, books: Books, *, frames: int, facts: Mapping[str, Any]) -> None:
-        """Record a committed file, and reserve frame numbers below `frames` with the same write."""
+    def committed(
+        self,
+        books: Books,
+        *,
+        frames: int,
+        facts: Mapping[str, Any],
+        zones: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record a committed file, and reserve frame numbers below `frames` with the same write.
+
+        Args:
+            zones: state of the zones after that file.
+        """
         with self._lock:
-            said = replace(self._said, books=books, facts={**self._said.facts, **facts})
+            said = replace(self._said, books=books, facts={**self._said.facts, **facts}, zones=zones)
             self._put(_reserving(said, frames, 0))
 
     def forget(self, applied: int) -> None:
@@ -271,6 +289,12 @@ class LiveRecord:
         with self._lock:
             kept = tuple(r for r in self._said.requests if r.number > applied)
             self._said = replace(self._said, requests=kept)
+
+    def begin_zones(self, state: Mapping[str, Any] | None) -> None:
+        """Set the state of the zones of a stream that had none; stored with the next write."""
+        with self._lock:
+            if self._said.zones is None:
+                self._said = replace(self._said, zones=state)
 
     def close(self) -> None:
         """Accept no more requests; the next run of the stream opens its own record."""
@@ -314,6 +338,7 @@ class LiveRecord:
                     "frames_reserved": said.frames_reserved,
                     "ids_reserved": said.ids_reserved,
                     "prompts_asked": said.prompts_asked,
+                    "zones": said.zones,
                     "owner": self._owner,
                 },
             }

@@ -14,6 +14,7 @@ from pipeline.detect.settings import FinderSettings
 from pipeline.live.camera.options import Transport
 from pipeline.live.camera.queue import QueuePolicy
 from pipeline.prompts.resolving import PromptObject, PromptSet
+from pipeline.zones.config import ZoneSet, parse_zones
 
 JPEG_SIDES = (16, 8192)
 """Least and most of the longer side of a stream's pictures, in pixels; they are never enlarged."""
@@ -131,8 +132,10 @@ class LiveSpec:
         url: of the camera; may hold credentials, so it is in no repr.
         prompts: the content of a prompts file, all of frame 0: applied to the first frame there is.
         detector: who finds objects, see `pipeline.detect.protocol`.
+        zones: the content of a zones file; it must have entries for this stream.
 
     Attributes:
+        zones_here: the entries of `zones` for this stream.
         parsed_prompts: `prompts`, parsed; travels with the spec, so that nobody parses them again.
 
     Raises:
@@ -144,7 +147,9 @@ class LiveSpec:
     prompts: Mapping[str, Any] | None = field(default=None, repr=False)
     detector: str | None = None
     settings: LiveSettings = field(default_factory=LiveSettings)
+    zones: Mapping[str, Any] | None = field(default=None, repr=False)
     parsed_prompts: LivePrompts | None = field(default=None, init=False, repr=False, compare=False)
+    zones_here: ZoneSet = field(default_factory=ZoneSet, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         validate_stream_id(self.stream_id)
@@ -152,6 +157,10 @@ class LiveSpec:
             raise UsageError(f"{self.url!r} is no live stream: give a URL such as rtsp://camera/stream")
         if self.prompts is not None:
             object.__setattr__(self, "parsed_prompts", LivePrompts.of(self.prompts))
+        if self.zones is not None:
+            parsed = parse_zones(self.zones)
+            parsed.check_streams([self.stream_id])
+            object.__setattr__(self, "zones_here", parsed.of_stream(self.stream_id))
 
     def with_camera(self, change: Mapping[str, Any]) -> LiveSpec:
         """This stream from another URL, over another transport, or both.
@@ -170,6 +179,10 @@ class LiveSpec:
         if "transport" in change:
             settings = replace(settings, transport=change["transport"])
         return replace(self, url=change.get("url", self.url), settings=settings)
+
+    def with_zones(self, zones: Mapping[str, Any]) -> LiveSpec:
+        """This stream with other zones; {}: none. UsageError for zones that are wrong."""
+        return replace(self, zones=zones or None)
 
     @property
     def shown_url(self) -> str:

@@ -34,6 +34,7 @@ from pipeline.live.record import LiveRecord
 from pipeline.live.recovery import restart_events, restore, run_of
 from pipeline.live.requests import LiveRequests, Rejected
 from pipeline.live.spec import LiveSpec
+from pipeline.live.zones import LiveZones
 from pipeline.prompts.box_segmenters import BoxSegmenter, load_box_segmenter
 from pipeline.tracking.committer import Committer
 from pipeline.tracking.objects import TrackedObjects
@@ -77,6 +78,7 @@ class LiveTracker(Closing):
 
     Attributes:
         record: the stream record, with the committed state.
+        zones: its zones and lines.
         requests: pending and applied requests, and whether the stream is paused.
         state: the segmenter's state of the stream.
         restored_from: frame of the snapshot that it resumed from; None if there was none.
@@ -152,6 +154,8 @@ class LiveTracker(Closing):
             paused=restored.paused,
             distrusted=distrusted,
         )
+        self.zones = LiveZones(self.spec.zones_here, store, record.zones, self._unwritten)
+        record.begin_zones(self.zones.keep(books.frames))
         self._arrivals = Arrivals(self._objects, self.requests, record, boxes, most)
         self._committing = LiveCommitter(
             self.spec.stream_id,
@@ -161,6 +165,7 @@ class LiveTracker(Closing):
             self._unwritten,
             self._objects,
             self.requests,
+            self.zones,
             run=run_of(segmenter),
             previous=restored.previous,
             facts=lambda: live_facts(self.spec, self.settings, self.source.uri, self.source),
@@ -256,7 +261,7 @@ class LiveTracker(Closing):
             self._pending, self._arrivals.applying = None, ()
             self.source.ledger.tracked()
             self._unwritten.add_tracked(records)
-            self.view.publish(frame, records)
+            self.view.publish(frame, records, self.zones.tracked(frame, records))
             took = self._now() - read_at
             if self._pace.tracked(lag, took):
                 self._tell_of_slowness(took)

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.base.errors import AnotherWriterError, StoreError
 from pipeline.base.redaction import redacted
@@ -152,6 +153,17 @@ class StreamStore:
     def footers(self, since: int) -> list[ChunkFooter]:
         """Footers, with their events, of the committed chunks that begin at frame `since` or later."""
         return [self._footer(f) for f in list_chunks(self._files, self.stream_id) if f >= since]
+
+    def read_rows(self, first: int) -> pa.Table:
+        """The rows of the committed chunk that begins at frame `first`."""
+        name = chunk_name("tracks", self.stream_id, first)
+        try:
+            data = pa.BufferReader(self._files.read(name))
+            return pq.read_table(data, page_checksum_verification=True)
+        except FileNotFoundError:
+            raise StoreError(f"{self._files.uri(name)} has vanished: is another run starting over?") from None
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"{self._files.uri(name)} is damaged: {MEND}") from error
 
     def holds(self, first: int) -> bool:
         """Whether a chunk that begins at frame `first` is committed, by this or any other run."""

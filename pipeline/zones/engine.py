@@ -558,7 +558,7 @@ class ZoneEngine:
     def occupants(self) -> dict[str, int]:
         """How many objects each zone holds: visits that have lasted `min_seconds` and have not ended."""
         held = {zone.name: 0 for zone, _ in self._zones}
-        for (zone, _), stay in self._visits.items():
+        for (zone, _), stay in list(self._visits.items()):  # others may ask while it is fed
             held[zone] += stay.told
         return held
 

@@ -193,7 +193,7 @@ class LiveHub(Closing):
         Args:
             content: as for `LiveTracker.request`, or {"camera": change}, see `LiveSpec.with_camera`: the
                 stream is closed and resumes with the new camera, keeping its objects, frame numbers and
-                ledger.
+                ledger. Or {"zones": content of a zones file, {} for none}: in force from the next frame on.
 
         Raises:
             UsageError: the request is wrong. XmemError: the stream is not open, or the request could not be
@@ -201,6 +201,8 @@ class LiveHub(Closing):
         """
         if "camera" in content:
             return self._change_camera(stream_id, content)
+        if "zones" in content:
+            return self._change_zones(stream_id, content)
         stream = self._get(stream_id)
         tracker = stream.tracker
         if tracker is None:
@@ -227,6 +229,24 @@ class LiveHub(Closing):
                 self._listed[stream_id] = stream.spec = spec
                 stream.reopen = True
         self._wake.set()
+        return {"done": True}
+
+    def _change_zones(self, stream_id: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        if len(content) > 1:
+            raise UsageError("a change of the zones is made by itself: ask for the rest after it")
+        with self._listing:
+            stream = self._get(stream_id)
+            spec = stream.spec.with_zones(content["zones"])
+            with self._lock:
+                if stream.removed:
+                    raise UsageError(f"stream {stream_id} is being removed")
+                listed = [spec if i == stream_id else s for i, s in self._listed.items()]
+            self._list.save(listed)
+            with self._lock:
+                self._listed[stream_id] = stream.spec = spec
+                tracker = stream.tracker
+                if tracker is not None:
+                    tracker.zones.change(spec.zones_here)
         return {"done": True}
 
     def view(

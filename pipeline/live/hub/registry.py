@@ -70,6 +70,7 @@ class LiveList:
                     "prompts": spec.prompts,
                     "detector": spec.detector,
                     "settings": spec.settings.to_dict(),
+                    "zones": spec.zones,
                 }
             )
             if shown != spec.url:
@@ -154,4 +155,5 @@ def _spec(stream: Mapping[str, Any], secrets: Mapping[str, str]) -> LiveSpec:
             )
         url = secrets[stream["id"]]
     settings = LiveSettings.from_dict(stream["settings"])
-    return LiveSpec(stream["id"], url, stream["prompts"], stream["detector"], settings)
+    zones = stream.get("zones")
+    return LiveSpec(stream["id"], url, stream["prompts"], stream["detector"], settings, zones)

@@ -52,6 +52,7 @@ def status_of(stream: HubStream) -> dict[str, Any]:
         "width": 0,
         "height": 0,
         "objects": [],
+        "zones": {"zones": [], "lines": []},
         "requests": {"last": 0, "applied": 0, "rejected": []},
     }
     if tracker is None:
@@ -108,6 +109,7 @@ def _while_open(tracker: LiveTracker, view: LiveView) -> dict[str, Any]:
             }
             for r in view.newest()
         ],
+        "zones": tracker.zones.status(),
         "requests": {
             "last": tracker.record.last_request,
             "applied": tracker.requests.applied,

@@ -124,6 +124,31 @@ def test_pause_and_remove(client: TestClient, hub: StandInHub) -> None:
     assert hub.specs == {}
 
 
+ZONES = {"zones": [{"name": "door", "polygon": [[1, 1], [9, 1], [9, 9]]}]}
+
+
+def test_zones(client: TestClient, hub: StandInHub) -> None:
+    url = "rtsp://10.20.0.31/h264"
+    added = client.post("/v1/streams", json={"id": "a", "url": url, "detector": "motion", "zones": ZONES})
+    assert added.status_code == 201, added.text
+    assert hub.specs["a"].zones == ZONES
+    assert client.patch("/v1/streams/a", json={"zones": {}}).status_code == 200
+    assert client.patch("/v1/streams/a", json={"zones": ZONES}).status_code == 200
+    assert hub.requests == [("a", {"zones": {}}), ("a", {"zones": ZONES})]
+    crossed = {"zones": [{"name": "door", "polygon": [[0, 0], [9, 9], [9, 0], [0, 9]]}]}
+    for answer in (
+        client.patch("/v1/streams/a", json={"zones": crossed}),
+        client.post("/v1/streams", json={"id": "b", "url": url, "detector": "motion", "zones": crossed}),
+    ):
+        assert answer.status_code == 422
+        assert "crosses itself" in answer.json()["message"]
+    elsewhere = {"zones": [{**ZONES["zones"][0], "streams": "gate-*"}]}
+    answer = client.patch("/v1/streams/a", json={"zones": elsewhere})
+    assert answer.status_code == 422
+    assert "matches no stream" in answer.json()["message"]
+    assert len(hub.requests) == 2
+
+
 def test_another_camera(client: TestClient, hub: StandInHub) -> None:
     add(client, settings={"fps": 10.0})
     url = "rtsp://root:hunter3@10.20.0.32/front"

@@ -54,6 +54,19 @@ def test_states_rates_objects() -> None:
     assert ("xmem_capacity_device",) not in found
 
 
+def test_zones_and_lines() -> None:
+    zones = {
+        "zones": [{"name": "door", "inside": 2, "entered": 7, "left": 5}],
+        "lines": [{"name": "kerb", "left_to_right": 3, "right_to_left": 1}],
+    }
+    found = samples([{"id": "gate", "state": "running", "zones": zones}])
+    assert found["xmem_zone_objects", "gate", "door"] == 2
+    assert found["xmem_zone_entered_total", "gate", "door"] == 7
+    assert found["xmem_zone_left_total", "gate", "door"] == 5
+    assert found["xmem_line_crossed_total", "left_to_right", "kerb", "gate"] == 3
+    assert found["xmem_line_crossed_total", "right_to_left", "kerb", "gate"] == 1
+
+
 def test_no_streams_and_half_a_status() -> None:
     assert samples([]) == {}
     found = samples([{"id": "gate", "state": "starting"}])

@@ -16,6 +16,7 @@ from support.live_books import Committed
 from support.live_fake import HEIGHT, WIDTH, FakeFeed
 from support.small_net import SMALL_MEMORY, small_model, square
 
+from pipeline.analytics.query import query
 from pipeline.base.errors import PromptError, SettingsConflictError, UsageError, XmemError
 from pipeline.live.camera.ledger import Ledger
 from pipeline.live.hub.capacity import Load
@@ -595,3 +596,37 @@ def test_a_store_that_hangs_stops_no_other_stream(world: World, monkeypatch: pyt
         committed = Committed(world.out, name)
         books_match(last, committed)
         assert committed.of("restart") == []
+
+
+WHOLE = {"name": "whole", "units": "share", "polygon": [[0, 0], [1, 0], [1, 1], [0, 1]]}
+
+
+def test_zones_make_events_and_outlive_a_hub(world: World) -> None:
+    """Given with the stream, changed while it runs, and resumed by another hub: as found in the rows."""
+    hub = world.hub()
+    hub.add(spec(zones={"zones": [WHOLE], "gap_seconds": 60}))
+    until(lambda: hub.status("cam")["zones"]["zones"])
+    until(lambda: hub.status("cam")["zones"]["zones"][0]["inside"] == 1)
+    (first,) = hub.status("cam")["zones"]["zones"]
+    assert first == {"name": "whole", "inside": 1, "entered": 1, "left": 0}
+    tracked(hub)
+    hub.close()
+    again = world.hub()
+    tracked(again)
+    assert again.status("cam")["zones"]["zones"] == [first]
+    with pytest.raises(UsageError, match="made by itself"):
+        again.request("cam", {"zones": {}, "pause": True})
+    other = {**WHOLE, "name": "other", "polygon": [[0, 0], [0.001, 0], [0, 0.001]]}
+    again.request("cam", {"zones": {"zones": [other]}})
+    until(lambda: again.status("cam")["zones"]["zones"][0]["name"] == "other")
+    news = until(lambda: again.view("cam", LiveView.wait, 0, 5.0))
+    assert [e["kind"] for e in news["events"]] == ["zones_changed", "zone_left"]
+    tracked(again)
+    again.remove("cam", wait=PATIENCE)
+    sql = "SELECT kind, reason, object_id FROM events WHERE kind LIKE 'zone%' ORDER BY frame_index"
+    rows = query(world.out, sql)
+    assert [tuple(row.values()) for row in rows.to_pylist()] == [
+        ("zone_entered", "whole", 1),
+        ("zones_changed", None, None),
+        ("zone_left", "whole", 1),
+    ]

@@ -37,6 +37,7 @@ def opened(state: str = "streaming", *, paused: bool = False, **more: Any) -> An
         "lag_seconds": lambda: {"p50": 0.1, "p99": 0.2},
         "next_frame": 10,
         "record": SimpleNamespace(books=SimpleNamespace(frames=8), last_request=3),
+        "zones": SimpleNamespace(status=lambda: {"zones": [], "lines": []}),
         "requests": SimpleNamespace(paused=paused, applied=2, rejected=[Rejected(2, "no object 9")]),
     }
     return SimpleNamespace(**(values | more))
