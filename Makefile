@@ -10,6 +10,8 @@ QUICK := not soak and not alone and not slow and not process and not ray and not
 # gain little on two cores, and each needs about 2 GB.
 WORKERS ?= 2
 BESIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# The files with such tests: to collect all others takes longer than these tests.
+ALONE = $(shell grep -rl 'mark\.alone' tests --include='test_*.py')
 BENCHMARKS ?= speed batch scheduling long_video s3_reading
 
 .PHONY: help setup setup-dev demo test quick lint format bench soak chaos clean
@@ -46,7 +48,7 @@ demo: $(VENV)/runtime $(VENV)/clips
 test: setup-dev
 	-@infra/dev/rtsp-test-system.sh
 	@$(PYTEST) $(BESIDE) -m 'not soak and not alone'; beside=$$?; \
-	$(PYTEST) -m alone; alone=$$?; exit $$(( beside ? beside : alone ))
+	$(PYTEST) -m alone $(ALONE); alone=$$?; exit $$(( beside ? beside : alone ))
 
 quick: setup-dev
 	$(PYTEST) $(BESIDE) -m '$(QUICK)'

@@ -32,6 +32,7 @@ _OF_NAMES = {
 }
 
 
+@functools.cache
 def needs(function: Any) -> frozenset[str]:
     """The markers of a test function or a fixture: of `process`, `ray`, `s3` and `rtsp` those that apply."""
     found: set[str] = set()

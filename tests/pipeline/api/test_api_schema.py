@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from pipeline.live.spec import LiveSpec
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import schemathesis
+    from schemathesis.pytest.lazy import get_all_tests
 
 TOKEN = "a-token-for-tests-0123456789"
 EXAMPLES = int(os.environ.get("XMEM_API_EXAMPLES", "10"))
@@ -46,7 +48,12 @@ HUB = _Forgetful()
 SETTINGS = ApiSettings(TokenSet([TOKEN]), ("10.20.0.0/16", "0.0.0.0/0"))
 APP = create_app(HUB, SETTINGS, resolver=lambda host, port: ["10.20.0.9"])
 PAGE = create_routes(HUB, SETTINGS).openapi()
-schema = schemathesis.openapi.from_dict(PAGE).exclude(path_regex="preview")
+OPERATIONS = [
+    f"{method.upper()} {path}"
+    for path, methods in PAGE["paths"].items()
+    for method in methods
+    if "preview" not in path
+]
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +61,33 @@ def client() -> TestClient:
     return TestClient(APP, headers={"Authorization": f"Bearer {TOKEN}"}, raise_server_exceptions=False)
 
 
-@schema.parametrize()
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
-def test_no_request_finds_a_fault(case: schemathesis.Case[Any], client: TestClient) -> None:
+@pytest.fixture(scope="module")
+def tests_of_operations() -> dict[str, Callable[..., None]]:
+    """What `schema.parametrize()` would make of `send`, by operation.
+
+    Made when the tests run: it takes seconds, and every worker of pytest-xdist collects all tests.
+    """
+    chosen = settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    schema = schemathesis.openapi.from_dict(PAGE).exclude(path_regex="preview")
+    made = get_all_tests(schema=schema, test_func=send, settings=chosen, given_kwargs=None)
+    return {operation.label: test for operation, test in (result.ok() for result in made)}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_no_request_finds_a_fault(
+    operation: str, tests_of_operations: dict[str, Callable[..., None]], client: TestClient
+) -> None:
+    assert sorted(tests_of_operations) == sorted(OPERATIONS)
+    tests_of_operations[operation](client=client)
+
+
+def send(case: schemathesis.Case[Any], client: TestClient) -> None:
     asked = case.as_transport_kwargs(base_url="http://testserver")
     asked.pop("cookies", None)
     answer = client.request(

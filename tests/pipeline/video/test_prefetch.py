@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from pipeline.video.prefetch import Prefetch
 
 
-def running() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name == "xmem-decode"]
+@pytest.fixture
+def running() -> Callable[[], list[str]]:
+    """The decoding threads that run and were started in this test; those of sources left open don't count."""
+    before = set(threading.enumerate())
+    return lambda: [t.name for t in threading.enumerate() if t.name == "xmem-decode" and t not in before]
 
 
-def test_order_and_content_stay_and_the_thread_ends() -> None:
+def test_order_and_content_stay_and_the_thread_ends(running: Callable[[], list[str]]) -> None:
     items = Prefetch(iter(range(50)), depth=3)
     assert list(items) == list(range(50))
     assert next(items, None) is None
@@ -72,7 +75,7 @@ def test_closing_closes_the_source_in_its_own_thread() -> None:
         next(items)
 
 
-def test_closing_waits_for_a_source_that_is_busy() -> None:
+def test_closing_waits_for_a_source_that_is_busy(running: Callable[[], list[str]]) -> None:
     entered, let_go = threading.Event(), threading.Event()
 
     def source() -> Iterator[int]:
