@@ -47,7 +47,7 @@ demo: $(VENV)/runtime $(VENV)/clips
 
 test: setup-dev
 	-@infra/dev/rtsp-test-system.sh
-	@$(PYTEST) $(BESIDE) -m 'not soak and not alone'; beside=$$?; \
+	@$(PYTEST) $(BESIDE) --durations=20 -m 'not soak and not alone'; beside=$$?; \
 	$(PYTEST) -m alone $(ALONE); alone=$$?; exit $$(( beside ? beside : alone ))
 
 quick: setup-dev
