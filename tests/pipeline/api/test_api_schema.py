@@ -75,7 +75,7 @@ def tests_of_operations() -> dict[str, Callable[..., None]]:
         suppress_health_check=list(HealthCheck),
     )
     schema = schemathesis.openapi.from_dict(PAGE).exclude(path_regex="preview")
-    made = get_all_tests(schema=schema, test_func=send, settings=chosen, given_kwargs=None)
+    made: Any = get_all_tests(schema=schema, test_func=send, settings=chosen, given_kwargs=None)
     return {operation.label: test for operation, test in (result.ok() for result in made)}
 
 
