@@ -316,15 +316,28 @@ class MemoryConfig:
                 f"0 .. {max(0, rest)} (max_long_term_elements - num_prototypes)",
             )
 
+    def _said(self) -> dict[str, Any]:
+        """The settings that a record or a digest tells: those added later only where they are set, so that
+        records, snapshots and states of older versions stay equal.
+        """
+        return {k: v for k, v in asdict(self).items() if v is not None or k not in _ADDED_LATER}
+
+    def __repr__(self) -> str:
+        return f"MemoryConfig({', '.join(f'{k}={v!r}' for k, v in self._said().items())})"
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict that `from_dict` takes back."""
-        return asdict(self)
+        return self._said()
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MemoryConfig:
         """Build from `to_dict`'s output. Raises ValueError on an unknown name."""
         _reject_unknown(cls, values)
         return cls(**values)
+
+
+_ADDED_LATER = ("stagger_updates", "buffer_tokens")
+"""Settings of `MemoryConfig` that older versions did not have."""
 
 
 def _reject_unknown(cls: type, values: dict[str, Any]) -> None:

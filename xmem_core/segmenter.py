@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xmem_core.backbones import fold_batch_norms
-from xmem_core.config import MemoryConfig
+from xmem_core.config import AnyModelConfig, MemoryConfig, ModelConfig
 from xmem_core.corrections import contradicted
+from xmem_core.cutie_steps import CutieSteps
 from xmem_core.fused import fuse_trunk
 from xmem_core.network import XMem, aggregate
 from xmem_core.presence import PresenceConstants, presence_scores
 from xmem_core.state import TrackerState
-from xmem_core.steps import Features, Network, padding, steps_of
+from xmem_core.steps import Features, ModelSteps, Network, XMemSteps, padding
 from xmem_core.windows import STRIDE
 
 MAX_OBJECT_ID = 2**31 - 1
@@ -432,6 +433,11 @@ class VideoSegmenter:
     ) -> Tensor:
         """Read memory and decode: (O + 1, H', W') probabilities of the known objects."""
         return self._steps.decode(state, keys, update_hidden, count_use=count_use)
+
+
+def steps_of(config: AnyModelConfig) -> type[ModelSteps[Any, Any]]:
+    """The steps of the model that a configuration describes."""
+    return XMemSteps if isinstance(config, ModelConfig) else CutieSteps
 
 
 def model_fingerprint(model: Network) -> str:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xmem_core.backbones import IMAGE_MEAN, IMAGE_STD
-from xmem_core.config import AnyModelConfig, MemoryConfig, ModelConfig
+from xmem_core.config import MemoryConfig, ModelConfig
 from xmem_core.cutie import Cutie, PixelFeatures
 from xmem_core.memory import Memory
 from xmem_core.network import KeyFeatures, XMem, aggregate
@@ -246,10 +246,3 @@ def padding(size: tuple[int, int]) -> tuple[int, int, int, int]:
     """(left, right, top, bottom) that make a size multiples of the stride; the smaller half comes first."""
     height, width = -size[0] % STRIDE, -size[1] % STRIDE
     return width // 2, width - width // 2, height // 2, height - height // 2
-
-
-def steps_of(config: AnyModelConfig) -> type[ModelSteps[Any, Any]]:
-    """The steps of the model that a configuration describes."""
-    from xmem_core.cutie_steps import CutieSteps  # it needs this module
-
-    return XMemSteps if isinstance(config, ModelConfig) else CutieSteps

@@ -9,22 +9,23 @@ The conventions are those of the DAVIS toolkits for semi-supervised segmentation
 - The first frame is given and the last one is left out. An object's J and F are means over the other frames,
   a clip's over its objects, and the overall figures are means over all objects of all clips.
 
-Layouts: DAVIS-2016 and 2017, and anything laid out alike. Where there is `ImageSets/`, the clips are those of
-its validation list. Annotations that cannot give a score are refused before anything is tracked: those of
-first frames only (DAVIS test-dev), and those that hold only the objects that are new on a frame
-(YouTube-VOS).
+`jobs.evaluation.data_sets` has the layouts, and where their conventions differ: in YouTube-VOS an object is
+scored only where it is labelled, and there and in Long-time Video the last frame counts.
 
 DAVIS leaves open, and here: an object that first shows on a later frame is given there and scored from the
 next one on. Frames without an annotation are tracked and not scored. The value 255 is object 1 in clips that
 hold nothing else (DAVIS-2016), else it marks pixels that count for nobody. `max_frames` cuts a clip as if it
 ended there.
+
+Annotations that cannot give a score (of first frames only, or of new objects only) are refused before
+anything is tracked, unless masks are written: the clip's score is then None, a dash in tables, and no number.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,16 +35,24 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from pipeline.base.errors import PromptError, UsageError
-from pipeline.base.picture_size import MAX_PIXELS, check_size, header_size
-from pipeline.prompts.index_png import decode_index_png
+from jobs.evaluation.data_sets import (
+    VOID,
+    Clip,
+    DataSet,
+    Truth,
+    find_data_set,
+    read_truth,
+    scored_objects,
+)
+from jobs.evaluation.mask_files import MaskFolder
+from jobs.evaluation.peak_memory import PeakMemory
+from jobs.evaluation.pictures import read_annotation, read_frame
+from pipeline.base.errors import UsageError
 from pipeline.video.prefetch import Prefetch
 from xmem_core import Prompt
 
 BOUNDARY_TOLERANCE = 0.008
 """How far apart matching outline pixels may lie, as a share of the image's diagonal."""
-
-_VOID = 255
 
 Mask = NDArray[np.bool_]
 
@@ -78,27 +87,55 @@ class ObjectScore:
 
 @dataclass(frozen=True, slots=True)
 class ClipScore:
-    """One clip's objects, and how fast its frames were segmented (decoding and scoring not counted)."""
+    """One clip's objects, and how fast its frames were segmented (decoding and scoring not counted).
+
+    Args:
+        name: the clip.
+        objects: the scored ones; none where its annotations allow no score.
+        frames: number of frames tracked.
+        seconds: time that this took.
+        peak_bytes: highest memory meanwhile: the GPU's, or this process's; None if it is not known.
+    """
 
     name: str
     objects: tuple[ObjectScore, ...]
     frames: int
     seconds: float
+    peak_bytes: int | None = None
 
     @property
-    def j(self) -> float:
-        """Mean J of the objects, 0 to 1."""
-        return float(np.mean([o.j for o in self.objects]))
+    def j(self) -> float | None:
+        """Mean J of the objects, 0 to 1; None without a scored object."""
+        return _mean([o.j for o in self.objects])
 
     @property
-    def f(self) -> float:
-        """Mean F of the objects, 0 to 1."""
-        return float(np.mean([o.f for o in self.objects]))
+    def f(self) -> float | None:
+        """Mean F of the objects, 0 to 1; None without a scored object."""
+        return _mean([o.f for o in self.objects])
 
     @property
     def frames_per_second(self) -> float:
         """Frames segmented per second of segmenting."""
         return self.frames / max(self.seconds, 1e-9)
+
+    def to_record(self) -> dict[str, Any]:
+        """JSON-ready dict for `from_record`."""
+        objects = [[o.object_id, o.j, o.f, o.frames] for o in self.objects]
+        return {
+            "name": self.name,
+            "objects": objects,
+            "frames": self.frames,
+            "seconds": self.seconds,
+            "peak_bytes": self.peak_bytes,
+        }
+
+    @classmethod
+    def from_record(cls, values: dict[str, Any]) -> ClipScore:
+        """Build from `to_record`'s output."""
+        objects = tuple(ObjectScore(int(i), float(j), float(f), int(n)) for i, j, f, n in values["objects"])
+        return cls(
+            values["name"], objects, int(values["frames"]), float(values["seconds"]), values["peak_bytes"]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,50 +145,77 @@ class EvaluationReport:
     clips: tuple[ClipScore, ...]
 
     @property
-    def j(self) -> float:
-        """Mean J of all objects of all clips, 0 to 1."""
-        return float(np.mean([o.j for clip in self.clips for o in clip.objects]))
+    def j(self) -> float | None:
+        """Mean J of all objects of all clips, 0 to 1; None without a scored object."""
+        return _mean([o.j for clip in self.clips for o in clip.objects])
 
     @property
-    def f(self) -> float:
-        """Mean F of all objects of all clips, 0 to 1."""
-        return float(np.mean([o.f for clip in self.clips for o in clip.objects]))
+    def f(self) -> float | None:
+        """Mean F of all objects of all clips, 0 to 1; None without a scored object."""
+        return _mean([o.f for clip in self.clips for o in clip.objects])
 
     def to_json(self) -> dict[str, Any]:
-        """{"overall": {"J&F", "J", "F"}, "clips": {name: ... and "frames_per_second"}}, in percent."""
+        """{"overall": {"J&F", "J", "F"}, "clips": {name: ... and "frames_per_second", "peak_mb"}}.
+
+        Scores are in percent, null where there is none.
+        """
         return {
             "overall": _percent(self.j, self.f),
             "clips": {
-                clip.name: _percent(clip.j, clip.f) | {"frames_per_second": round(clip.frames_per_second, 3)}
+                clip.name: _percent(clip.j, clip.f)
+                | {
+                    "frames_per_second": round(clip.frames_per_second, 3),
+                    "peak_mb": None if clip.peak_bytes is None else round(clip.peak_bytes / 1e6),
+                }
                 for clip in self.clips
             },
         }
 
     def table(self) -> Table:
-        """The scores as a table for the terminal."""
+        """The scores as a table for the terminal; a dash where there is no score."""
         table = Table()
-        for name in ("clip", "J&F", "J", "F", "objects", "frames", "frames/s"):
+        for name in ("clip", "J&F", "J", "F", "objects", "frames", "frames/s", "peak MB"):
             table.add_column(name, justify="left" if name == "clip" else "right")
         for clip in self.clips:
-            scores = _percent(clip.j, clip.f).values()
-            rest = (str(len(clip.objects)), str(clip.frames), f"{clip.frames_per_second:.1f}")
-            table.add_row(clip.name, *(f"{s:.1f}" for s in scores), *rest)
+            table.add_row(
+                clip.name,
+                *_shown(clip.j, clip.f),
+                str(len(clip.objects)),
+                str(clip.frames),
+                f"{clip.frames_per_second:.1f}",
+                _megabytes(clip.peak_bytes),
+            )
         frames, seconds = sum(c.frames for c in self.clips), sum(c.seconds for c in self.clips)
-        objects = sum(len(c.objects) for c in self.clips)
+        scored = sum(bool(c.objects) for c in self.clips)
         table.add_section()
         table.add_row(
-            "overall",
-            *(f"{s:.1f}" for s in _percent(self.j, self.f).values()),
-            str(objects),
+            "overall" if scored in (0, len(self.clips)) else f"overall ({scored} of {len(self.clips)} clips)",
+            *_shown(self.j, self.f),
+            str(sum(len(c.objects) for c in self.clips)),
             str(frames),
             f"{frames / max(seconds, 1e-9):.1f}",
+            _megabytes(max((c.peak_bytes for c in self.clips if c.peak_bytes is not None), default=None)),
             style="bold",
         )
         return table
 
 
-def _percent(j: float, f: float) -> dict[str, float]:
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _percent(j: float | None, f: float | None) -> dict[str, float | None]:
+    if j is None or f is None:
+        return {"J&F": None, "J": None, "F": None}
     return {"J&F": round(50 * (j + f), 3), "J": round(100 * j, 3), "F": round(100 * f, 3)}
+
+
+def _shown(j: float | None, f: float | None) -> list[str]:
+    return ["-" if value is None else f"{value:.1f}" for value in _percent(j, f).values()]
+
+
+def _megabytes(count: int | None) -> str:
+    return "-" if count is None else f"{count / 1e6:.0f}"
 
 
 def run(
@@ -160,202 +224,117 @@ def run(
     *,
     clips: Sequence[str] | None = None,
     max_frames: int | None = None,
+    split: str | None = None,
+    resolution: str | None = None,
+    all_frames: bool = False,
+    masks_out: str | Path | None = None,
+    save_scores: bool = False,
+    zipped: bool = False,
+    settings: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> EvaluationReport:
     """Segment every clip of a data set from its first annotation on, and score the result.
 
     Args:
-        root: folder of JPEGImages/[480p/]<clip>/*.jpg and Annotations/[480p/]<clip>/*.png; with
-            ImageSets/2017/val.txt, ImageSets/2016/val.txt or ImageSets/480p/val.txt, the first of them
-            that is there says which clips are evaluated.
+        root: folder in a layout of `jobs.evaluation.data_sets`.
         segmenter: follows the objects; gets a new state per clip.
-        clips: only these, whatever ImageSets says; default all, or those of the list.
+        clips: only these, whatever a list says; default all, or those of the list.
         max_frames: cut clips to so many frames, at least 3.
-        progress: called with a line of text per clip.
+        split, resolution, all_frames: as for `find_data_set`.
+        masks_out: folder for the masks; finished clips that it holds already are not tracked again.
+        save_scores: write probabilities there too.
+        zipped: pack the masks for a server at the end.
+        settings: what else decides about the masks: a folder with masks of others is refused.
+        progress: called with a line of text on what is to be scored, and per clip.
 
     Raises:
-        UsageError: the folder is laid out otherwise, its annotations do not allow a score, a clip is unknown,
-            or a file in it is unusable.
+        UsageError: the folder is laid out otherwise, its annotations do not allow a score and no masks are
+            written, a clip or split is unknown, or a file in it is unusable.
     """
     if max_frames is not None and max_frames < 3:
         raise UsageError(f"{max_frames} frames per clip leave none to score: give at least 3")
-    _refuse_youtube_vos(Path(root))
-    listed = None if clips else _validation_list(Path(root))
-    wanted = clips if listed is None else listed.clips
-    found = [clip.cut(max_frames) for clip in _find_clips(Path(root), wanted)]
-    kinds = [_check_scorable(clip) for clip in found]  # of all clips, before the first is tracked
-    if listed is not None and progress is not None:
-        progress(f"{listed.path}: {len(found)} clips")
+    if masks_out is None and (save_scores or zipped):
+        raise UsageError(
+            f"{'--save-scores' if save_scores else '--zip'} needs --masks-out, the folder to write to"
+        )
+    data = find_data_set(root, split=split, clips=clips, resolution=resolution, all_frames=all_frames)
+    found = [clip.cut(max_frames) for clip in data.clips]
+    truths = [read_truth(clip, data) for clip in found]  # of all clips, before the first is tracked
+    plans = [scored_objects(clip, data, truth) for clip, truth in zip(found, truths, strict=True)]
+    for clip, truth, plan in zip(found, truths, plans, strict=True):
+        why = truth.unscorable
+        if why is None and not plan:
+            why = f"clip {clip.name}: no annotated object is left to score after its first frame"
+        if why is not None and masks_out is None:
+            raise UsageError(f"{why}; --masks-out DIR writes the masks without a score")
+    folder = None
+    if masks_out is not None:
+        facts = dict(settings or {}) | {"max_frames": max_frames, "all_frames": all_frames}
+        folder = MaskFolder(masks_out, data, facts, scores=save_scores)
+    if progress is not None:
+        progress(_announcement(data, found, plans))
     scores = []
-    for number, (clip, binary) in enumerate(zip(found, kinds, strict=True), 1):
-        score = _evaluate_clip(clip, segmenter, binary)
+    for number, (clip, truth, plan) in enumerate(zip(found, truths, plans, strict=True), 1):
+        before = None if folder is None else folder.finished(clip.name)
+        if before is not None:
+            score = ClipScore.from_record(before)
+        else:
+            score = _evaluate_clip(clip, segmenter, data, truth, plan, folder)
+            if folder is not None:
+                folder.finish(clip.name, score.to_record())
         scores.append(score)
         if progress is not None:
-            numbers = ", ".join(f"{k} {v:.1f}" for k, v in _percent(score.j, score.f).items())
+            numbers = ", ".join(
+                f"{k} {v:.1f}" if v is not None else f"{k} -" for k, v in _percent(score.j, score.f).items()
+            )
             rate = f"{score.frames} frames at {score.frames_per_second:.1f}/s"
-            progress(f"{number}/{len(found)} {clip.name}: {numbers} ({rate})")
+            done = ", finished before" if before is not None else ""
+            progress(f"{number}/{len(found)} {clip.name}: {numbers} ({rate}{done})")
+    if folder is not None and zipped:
+        target = folder.zip()
+        if progress is not None:
+            progress(f"{target}: the masks, packed")
     return EvaluationReport(tuple(scores))
 
 
-# --- the data set --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Clip:
-    name: str
-    frames: tuple[Path, ...]
-    annotations: dict[str, Path]
-
-    def cut(self, most: int | None) -> _Clip:
-        frames = self.frames[:most]
-        names = {path.stem for path in frames}
-        return _Clip(self.name, frames, {n: p for n, p in self.annotations.items() if n in names})
-
-
-@dataclass(frozen=True, slots=True)
-class _ClipList:
-    path: Path
-    clips: tuple[str, ...]
-
-
-def _refuse_youtube_vos(root: Path) -> None:
-    """UsageError for a root of YouTube-VOS, or the folder that its parts are in."""
-    parts = [name for name in ("valid", "train", "test", "all_frames") if (root / name).is_dir()]
-    parts = [name for name in parts if not (root / "JPEGImages").is_dir()]
-    if (root / "meta.json").is_file():
-        sign = "meta.json"
-    elif parts:
-        sign = f"{parts[0]}/ in place of JPEGImages/"
-    else:
-        return
-    raise UsageError(
-        f"{root} is laid out as YouTube-VOS is ({sign}), which is not supported: its annotations hold new "
-        "objects only and its scores come from the benchmark's server; give a folder laid out as DAVIS is"
+def _announcement(data: DataSet, clips: Sequence[Clip], plans: Sequence[Mapping[str, frozenset[int]]]) -> str:
+    """What is going to be scored."""
+    frames = sum(len(clip.frames) for clip in clips)
+    scored = [plan for plan in plans if plan]
+    objects = sum(len(frozenset().union(*plan.values())) for plan in scored)
+    what = f"{objects} objects are scored on {sum(len(plan) for plan in scored)} annotated frames"
+    if len(scored) < len(plans):
+        what += f"; {len(plans) - len(scored)} clips have no truth and no score"
+    return (
+        f"{data.name} ({data.origin}): {len(clips)} clips, {frames} frames; {what if scored else 'no score'}"
     )
-
-
-def _validation_list(root: Path) -> _ClipList | None:
-    """The clips that ImageSets/ names for validation; None where there is no such folder."""
-    if not (root / "ImageSets").is_dir():
-        return None
-    for path in (root / "ImageSets" / year / "val.txt" for year in ("2017", "2016", "480p")):
-        if path.is_file():
-            break
-    else:
-        raise UsageError(
-            f"{root / 'ImageSets'} has no 2017/val.txt, 2016/val.txt or 480p/val.txt, and no other list can "
-            "be scored (test-dev has masks of first frames only): name clips with --clip"
-        )
-    # A line is a clip's name or, in DAVIS-2016, /JPEGImages/480p/<clip>/<frame>.jpg and its annotation.
-    lines = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    names = [line.strip("/").split("/")[-2] if "/" in line.strip("/") else line for line in lines]
-    if not names:
-        raise UsageError(f"{path} names no clip")
-    missing = [name for name in names if not (_layer(root, "JPEGImages") / name).is_dir()]
-    if missing:
-        raise UsageError(
-            f"{path} names clip {missing[0]!r}, which is not in {_layer(root, 'JPEGImages')}: complete the "
-            "data set, or name clips with --clip"
-        )
-    return _ClipList(path, tuple(dict.fromkeys(names)))
-
-
-def _check_scorable(clip: _Clip) -> bool:
-    """UsageError if a clip's annotations allow no score. Whether its value 255 is object 1."""
-    values = [
-        frozenset(np.unique(_read_annotation(clip.annotations[path.stem])).tolist()) - {0}
-        for path in clip.frames
-        if path.stem in clip.annotations
-    ]
-    binary = frozenset().union(*values) == {_VOID}
-    shown = values if binary else [v - {_VOID} for v in values]
-    given: set[int] = set()
-    again = False  # whether an object is annotated on a later frame than the one it is given on
-    later = False  # whether an object is given after others
-    for here in shown:
-        again |= bool(here & given)
-        later |= bool(given and here - given)
-        given |= here
-    if len(values) == 1:
-        raise UsageError(
-            f"clip {clip.name} cannot be scored: one of its {len(clip.frames)} frames has an annotation, as "
-            "in DAVIS test-dev and the validation part of other benchmarks; those of later frames are needed"
-        )
-    if later and not again:
-        raise UsageError(
-            f"clip {clip.name} cannot be scored: each annotation holds only the objects that are new on its "
-            "frame, as in YouTube-VOS, which is not supported; those of all objects are needed"
-        )
-    return binary
-
-
-def _find_clips(root: Path, wanted: Sequence[str] | None) -> list[_Clip]:
-    images, annotations = (_layer(root, name) for name in ("JPEGImages", "Annotations"))
-    names = sorted(folder.name for folder in images.iterdir() if folder.is_dir())
-    if not names:
-        raise UsageError(f"{images} holds no clip: need a folder of .jpg files per clip")
-    for name in wanted or ():
-        if name not in names:
-            raise UsageError(f"no clip {name!r} in {images}; there are: {', '.join(names)}")
-    return [_clip(images / n, annotations / n) for n in names if not wanted or n in wanted]
-
-
-def _layer(root: Path, name: str) -> Path:
-    folder = root / name
-    if not folder.is_dir():
-        raise UsageError(f"{root} is not laid out as DAVIS is: it has no folder {name}")
-    return folder / "480p" if (folder / "480p").is_dir() else folder
-
-
-def _clip(images: Path, annotations: Path) -> _Clip:
-    frames = tuple(sorted(p for p in images.iterdir() if p.suffix.lower() in (".jpg", ".jpeg")))
-    if len(frames) < 3:
-        raise UsageError(f"{images} has {len(frames)} .jpg files; a clip needs at least 3 frames")
-    masks = {p.stem: p for p in sorted(annotations.glob("*.png"))}
-    if not masks:
-        raise UsageError(f"{annotations} has no .png file: clip {images.name} has no annotation")
-    strays = sorted(set(masks) - {p.stem for p in frames})
-    if strays:
-        raise UsageError(f"{masks[strays[0]]} has no frame of that name in {images}")
-    return _Clip(images.name, frames, masks)
-
-
-def _read_frame(path: Path) -> NDArray[np.uint8]:
-    data = path.read_bytes()
-    size = header_size(data)
-    if size is not None:
-        check_size(str(path), *size, MAX_PIXELS)
-    picture = None if size is None else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise UsageError(f"{path} cannot be decoded as a picture")
-    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
-
-
-def _read_annotation(path: Path) -> NDArray[np.int32]:
-    try:
-        return decode_index_png(path.read_bytes(), str(path))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
-    except PromptError as error:
-        raise UsageError(str(error)) from None
 
 
 # --- one clip ------------------------------------------------------------------------------------
 
 
-def _evaluate_clip(clip: _Clip, segmenter: Segmenter, binary: bool) -> ClipScore:
-    frames = clip.frames
+def _evaluate_clip(
+    clip: Clip,
+    segmenter: Segmenter,
+    data: DataSet,
+    truth: Truth,
+    plan: Mapping[str, frozenset[int]],
+    folder: MaskFolder | None,
+) -> ClipScore:
     sums: dict[int, list[tuple[float, float]]] = {}
+    given: set[int] = set()
     state = segmenter.new_state()
     seconds = 0.0
-    decoded: Prefetch[tuple[Path, NDArray[np.uint8]]] = Prefetch(_decode(frames), depth=4)
+    memory = PeakMemory(getattr(segmenter, "device", None))
+    decoded: Prefetch[tuple[Path, NDArray[np.uint8]]] = Prefetch(_decode(clip.frames), depth=4)
     try:
-        for number, (path, frame) in enumerate(decoded):
-            truth, void = _truth(clip, path, frame.shape[:2], binary)
-            new = [] if truth is None else [int(i) for i in np.unique(truth) if i and int(i) not in sums]
-            prompt = Prompt({i: truth == i for i in new}) if new and truth is not None else None
+        for path, frame in decoded:
+            true, void = _truth(clip, path, frame.shape[:2], data, truth)
+            new = [] if true is None else [int(i) for i in np.unique(true) if i and int(i) not in given]
+            prompt = Prompt({i: true == i for i in new}) if new and true is not None else None
             started = time.perf_counter()
-            labels = segmenter.step(state, frame, prompt).label_map
+            result = segmenter.step(state, frame, prompt)
+            labels = result.label_map
             if not isinstance(labels, np.ndarray):
                 labels = labels.cpu().numpy()  # within the measured time: on a GPU this waits for the step
             seconds += time.perf_counter() - started
@@ -363,41 +342,44 @@ def _evaluate_clip(clip: _Clip, segmenter: Segmenter, binary: bool) -> ClipScore
                 raise UsageError(
                     f"the segmenter gave labels of {labels.shape} for a frame of {frame.shape[:2]}"
                 )
-            if truth is not None and 0 < number < len(frames) - 1:
-                for object_id, scores in sums.items():
-                    scores.append(_score(labels == object_id, truth == object_id, void))
-            sums.update({i: [] for i in new})
+            if true is not None:
+                for object_id in sorted(plan.get(path.stem, ())):
+                    score = _score(labels == object_id, true == object_id, void)
+                    sums.setdefault(object_id, []).append(score)
+            given.update(new)
+            if folder is not None and given and (clip.asked is None or path.stem in clip.asked):
+                folder.write(clip.name, path.stem, labels, result)
     finally:
         decoded.close()
-    means = [(i, len(s), *np.mean(s, axis=0).tolist()) for i, s in sorted(sums.items()) if s]
-    if not means:
-        raise UsageError(f"clip {clip.name}: no annotated object is left to score after its first frame")
+    means = [(i, len(s), *np.mean(s, axis=0).tolist()) for i, s in sorted(sums.items())]
     objects = tuple(ObjectScore(i, j, f, count) for i, count, j, f in means)
-    return ClipScore(clip.name, objects, len(frames), seconds)
+    return ClipScore(clip.name, objects, len(clip.frames), seconds, memory.bytes())
 
 
 def _decode(frames: Sequence[Path]) -> Iterator[tuple[Path, NDArray[np.uint8]]]:
     for path in frames:
-        yield path, _read_frame(path)
+        yield path, read_frame(path)
 
 
 def _truth(
-    clip: _Clip, path: Path, size: tuple[int, ...], binary: bool
+    clip: Clip, path: Path, size: tuple[int, ...], data: DataSet, truth: Truth
 ) -> tuple[NDArray[np.int32] | None, Mask | None]:
     """The true label map of a frame, and the pixels that are not scored; None where there is none."""
     if path.stem not in clip.annotations:
         return None, None
     annotation = clip.annotations[path.stem]
-    truth = _read_annotation(annotation)
-    if truth.shape != size:
+    true = read_annotation(annotation)
+    if true.shape != size:
         raise UsageError(
-            f"{annotation} is {truth.shape[1]}x{truth.shape[0]}, its frame {size[1]}x{size[0]}: "
+            f"{annotation} is {true.shape[1]}x{true.shape[0]}, its frame {size[1]}x{size[0]}: "
             "they must be of one size"
         )
-    marked = truth == _VOID
+    if truth.binary:
+        return (true > 0).astype(np.int32), None
+    marked = true == VOID
     if not marked.any():
-        return truth, None
-    return np.where(marked, np.int32(1 if binary else 0), truth), None if binary else marked
+        return true, None
+    return np.where(marked, np.int32(0), true), marked
 
 
 # --- the measures --------------------------------------------------------------------------------

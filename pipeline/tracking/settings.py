@@ -9,7 +9,7 @@ a field to one of these classes (limits in `setting`, help in the docstring) and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from pipeline.base.picture_size import MAX_PIXELS
@@ -191,7 +191,7 @@ class TrackSettings:
         """Flat, JSON-ready dict for the stream record. Device and sinks are not included."""
         values = {o.name: o.of(self) for o in _RECORDED}
         first = {"model": values.pop("model"), "model_fingerprint": self.model_fingerprint}
-        return {**first, "memory": asdict(self.memory), **values}
+        return {**first, "memory": self.memory.to_dict(), **values}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrackSettings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ def check_options(
     kinds: Sequence[str] | None,
     clips: Sequence[str] | None,
     max_frames: int | None,
+    of_data_set: Mapping[str, object] | None = None,
 ) -> None:
     """Whether the options of `xmem evaluate` go together: a labelled data set, or a suite and its stills.
 
@@ -108,11 +109,12 @@ def check_options(
         UsageError: they don't; the message says what to leave out or to give.
     """
     if suite is None:
-        given = {"--data": data, "--scenes": scenes, "--kind": kinds or None}
+        given: dict[str, object] = {"--data": data, "--scenes": scenes, "--kind": kinds or None}
         if root is None:
             raise UsageError("nothing to measure on: give a labelled data set, or --suite and --data")
     else:
         given = {"a data set": root, "--clip": clips or None, "--max-frames": max_frames}
+        given |= of_data_set or {}
         if suite != "synthetic":
             given["--kind"] = kinds or None
         if data is None:

@@ -32,6 +32,7 @@ WITHOUT = {
     "evaluate": {
         "full_size", "detector", "detect_every", "detect_confirmations", "max_objects", "out_of_sight_frames",
         "chunk_frames", "snapshot_chunks", "max_frames", "max_pixels", "box_segmenter", "sinks",
+        "size",
     },
 }  # fmt: skip
 # Figures of different machines are compared, and not all have bfloat16.

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,53 +16,13 @@ from reference.blobs import random_mask
 from reference.plain_davis import plain_f, plain_j, plain_outline
 from reference.plain_png import PALETTE, plain_png
 from rich.console import Console
+from support.labelled import HEIGHT, WIDTH, Replay, square, write_clip
 
 from jobs.cli.app import main
 from jobs.evaluation.davis import EvaluationReport, boundary_accuracy, outline, region_similarity, run
 from pipeline.base.errors import UsageError
 
 REAL = Path("/work/shared/data/davis2016-val-part")
-HEIGHT, WIDTH = 40, 60
-
-
-def square(top: int, left: int, side: int = 12, value: int = 1) -> np.ndarray:
-    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
-    labels[top : top + side, left : left + side] = value
-    return labels
-
-
-def write_clip(
-    root: Path, name: str, annotations: Sequence[np.ndarray | bytes | None], layer: str = "480p"
-) -> None:
-    """Frame i is all of the colour (RGB) 10 i, 100, 200; an annotation of None is left out."""
-    images, masks = root / "JPEGImages" / layer / name, root / "Annotations" / layer / name
-    images.mkdir(parents=True)
-    masks.mkdir(parents=True)
-    for i, annotation in enumerate(annotations):
-        frame = np.full((HEIGHT, WIDTH, 3), (200, 100, 10 * i), np.uint8)  # OpenCV writes BGR
-        assert cv2.imwrite(str(images / f"{i:05d}.jpg"), frame)
-        if isinstance(annotation, bytes):
-            (masks / f"{i:05d}.png").write_bytes(annotation)
-        elif annotation is not None:
-            assert cv2.imwrite(str(masks / f"{i:05d}.png"), annotation)
-
-
-class Replay:
-    """Gives prepared label maps, clip by clip, and remembers what it was asked."""
-
-    def __init__(self, *clips: list[np.ndarray]) -> None:
-        self.clips = list(clips)
-        self.states: list[dict[str, Any]] = []
-
-    def new_state(self) -> dict[str, Any]:
-        self.states.append({"labels": iter(self.clips[len(self.states)]), "frames": [], "prompts": []})
-        return self.states[-1]
-
-    def step(self, state: dict[str, Any], frame: Any, prompt: Any = None) -> Any:
-        assert state is self.states[-1]
-        state["frames"].append(frame)
-        state["prompts"].append(prompt)
-        return SimpleNamespace(label_map=next(state["labels"]).astype(np.int32))
 
 
 def shifted(labels: np.ndarray, pixels: int = 1) -> np.ndarray:
@@ -262,8 +221,9 @@ def test_clips_and_frames_can_be_limited_and_progress_is_told(tmp_path: Path) ->
         ("c", 4, 2, 1.0),
     ]
     assert [len(s["frames"]) for s in replay.states] == [4, 4]
-    assert [line.split(":")[0] for line in lines] == ["1/2 a", "2/2 c"]
-    assert all("J&F 100.0" in line for line in lines)
+    assert lines[0] == f"DAVIS ({tmp_path}): 2 clips, 8 frames; 2 objects are scored on 4 annotated frames"
+    assert [line.split(":")[0] for line in lines[1:]] == ["1/2 a", "2/2 c"]
+    assert all("J&F 100.0" in line for line in lines[1:])
     assert all(clip.seconds > 0 and clip.frames_per_second > 0 for clip in report.clips)
 
 
@@ -405,11 +365,13 @@ def test_annotations_of_new_objects_only_are_no_truth(tmp_path: Path) -> None:
     assert "clip b" in never_asked(tmp_path / "mixed")
 
 
-def test_youtube_vos_roots_are_named(tmp_path: Path) -> None:
+def test_a_part_without_truth_is_refused_where_nothing_is_written(tmp_path: Path) -> None:
     write_clip(tmp_path / "valid", "0a1b", [square(5, 5), None, None, None], layer=".")
     (tmp_path / "valid" / "meta.json").write_text('{"videos": {}}')
-    assert "YouTube-VOS is (meta.json), which is not supported" in never_asked(tmp_path / "valid")
-    assert "YouTube-VOS is (valid/ in place of JPEGImages/)" in never_asked(tmp_path)
+    for root in (tmp_path / "valid", tmp_path):
+        message = never_asked(root)
+        assert "clip 0a1b cannot be scored" in message
+        assert message.endswith("--masks-out DIR writes the masks without a score")
 
 
 @pytest.mark.parametrize("clips", [None, ["a"]])
@@ -440,7 +402,10 @@ def test_the_validation_list_is_honoured(tmp_path: Path) -> None:
     (lists / "2017" / "val.txt").write_text("cows\ndog\n\n")
     report = run(tmp_path, Replay(truth, truth), progress=told.append)
     assert [c.name for c in report.clips] == ["cows", "dog"]
-    assert told[0] == f"{lists / '2017' / 'val.txt'}: 2 clips"
+    assert told[0] == (
+        f"DAVIS 2017 ({lists / '2017' / 'val.txt'}): 2 clips, 8 frames; 2 objects are scored on 4 annotated "
+        "frames"
+    )
     assert [c.name for c in run(tmp_path, Replay(truth), clips=["dog"]).clips] == ["dog"]
     (lists / "2017" / "val.txt").write_text("cows\ngoat\n")
     assert "names clip 'goat', which is not in" in never_asked(tmp_path)
@@ -450,7 +415,7 @@ def test_a_root_whose_lists_cannot_be_scored_is_refused(tmp_path: Path) -> None:
     write_clip(tmp_path, "a", [square(5, 5), None, None, None])
     (tmp_path / "ImageSets" / "2017").mkdir(parents=True)
     (tmp_path / "ImageSets" / "2017" / "test-dev.txt").write_text("a\n")
-    assert "test-dev has masks of first frames only" in never_asked(tmp_path)
+    assert "as in DAVIS test-dev" in never_asked(tmp_path)
 
 
 def test_the_command_ends_with_2_and_without_a_score(
@@ -485,4 +450,5 @@ def test_real_clips_score_a_hundred_against_themselves() -> None:
         max_frames=4,
     )
     assert off.f == 1.0
+    assert off.j is not None
     assert 0.8 < off.j < 1.0
