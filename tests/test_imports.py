@@ -27,6 +27,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "pipeline.video": ("pipeline.storage",),
     "pipeline.tracks": ("pipeline.storage",),
     "pipeline.prompts": ("pipeline.tracks", "pipeline.video"),
+    "pipeline.exchange": ("pipeline.prompts",),
     "pipeline.detect": ("pipeline.prompts",),
     "pipeline.tracking": ("pipeline.detect",),
     "pipeline.zones": ("pipeline.tracks",),
@@ -47,7 +48,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "jobs.batch": ("jobs.scheduling", "jobs.cluster"),
     "jobs.evaluation": ("pipeline.tracking",),
     "jobs.evaluation.suites": ("jobs.evaluation", "xmem_core.training"),
-    "jobs.cli": ("jobs.batch", "jobs.evaluation.suites", "pipeline.analytics", "pipeline.draw"),
+    "jobs.cli": (
+        "jobs.batch",
+        "jobs.evaluation.suites",
+        "pipeline.analytics",
+        "pipeline.draw",
+        "pipeline.exchange",
+    ),
 }
 
 MAY_IMPORT_AV = ("pipeline.video", "pipeline.live.camera", "pipeline.draw")

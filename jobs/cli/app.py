@@ -10,6 +10,7 @@ import typer
 
 from jobs.cli import batch as batch_cli
 from jobs.cli import evaluate as evaluate_cli
+from jobs.cli import exchange as exchange_cli
 from jobs.cli import query as query_cli
 from jobs.cli import render as render_cli
 from jobs.cli import serve as serve_cli
@@ -57,6 +58,8 @@ for command in (
     serve_cli.serve,
 ):
     app.command()(command)
+app.command()(exchange_cli.export)
+app.command(name="import")(exchange_cli.import_tracks)
 
 
 _INTERRUPTED = 130

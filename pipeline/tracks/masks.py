@@ -243,6 +243,30 @@ def _as_label_map(label_map: ArrayLike) -> NDArray[np.int32]:
     return array
 
 
+def record_of_mask(
+    counts: str | bytes | Sequence[int], height: int, width: int, *, frame_index: int, object_id: int
+) -> MaskRecord:
+    """A record whose box, area and centroid are those of COCO counts; its score is 0.
+
+    Raises:
+        ValueError: as for `rle_to_mask`.
+    """
+    lengths = run_lengths(counts, height, width)
+    stops = np.cumsum(lengths)[1::2]
+    sizes = lengths[1::2]
+    starts, ends = (stops - sizes)[sizes > 0], stops[sizes > 0]
+    area = int(sizes.sum())
+    if not area:
+        return MaskRecord(frame_index, object_id, height, width, 0, 0.0)
+    joined = np.concatenate(([True], starts[1:] != ends[:-1]))  # runs that touch are one
+    starts, ends = starts[joined], ends[np.concatenate((joined[1:], [True]))]
+    bbox, centroid = _extent(starts, ends, area, height)
+    rle = _encode(starts, ends, height, width)
+    return MaskRecord(
+        frame_index, object_id, height, width, area, 0.0, bbox=bbox, centroid=centroid, mask_rle=rle
+    )
+
+
 def _runs(labels: NDArray[np.int32]) -> _Runs:
     """All runs of equal non-zero labels."""
     # Only the columns between the first and the last label matter; on most frames that is a small part.
