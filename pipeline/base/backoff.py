@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 class Backoff:
     """Delays that grow by `factor` from `first_seconds` to `most_seconds`.
 
-    Each is drawn between half of its step and all of it: cameras that failed together (a switch restarted)
-    are not asked again all at once. `next_seconds` never exceeds `most_seconds`.
+    Each delay is drawn at random between half of its step and the whole step, so that cameras that failed
+    together (a restarted switch) do not reconnect all at once. `next_seconds` never exceeds `most_seconds`.
 
     Args:
-        random: where chance comes from; tests give a seeded one.
+        random: source of randomness; tests pass a seeded one.
     """
 
     first_seconds: float = 0.5
@@ -26,14 +26,13 @@ class Backoff:
     def __post_init__(self) -> None:
         if not 0 < self.first_seconds <= self.most_seconds:
             raise ValueError(
-                f"backoff from {self.first_seconds} to {self.most_seconds} seconds: "
-                "0 < first <= most is needed"
+                f"backoff from {self.first_seconds} to {self.most_seconds} seconds: must be 0 < first <= most"
             )
         if self.factor < 1:
             raise ValueError(f"backoff factor {self.factor}: must be at least 1")
 
     def next_seconds(self) -> float:
-        """The delay before the next try."""
+        """Return the delay before the next attempt."""
         step = self.first_seconds
         for _ in range(self.tries):
             step = min(step * self.factor, self.most_seconds)
@@ -43,5 +42,5 @@ class Backoff:
         return step * self.random.uniform(0.5, 1.0)
 
     def reset(self) -> None:
-        """It worked: the next delay is a first one again."""
+        """Start over: the next delay is a first one again."""
         self.tries = 0

@@ -1,7 +1,7 @@
 """The pipeline's exceptions, each with the exit code of the command line.
 
-Every message is one line that names the offending value, what would be allowed and what to do about it.
-Raising one of these never undoes or damages anything that was committed before.
+Every message is one line that names the offending value, what is allowed and what to do about it. None of
+these errors ever undoes or damages what was committed before.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from pipeline.base.redaction import redacted
 
 
 class XmemError(Exception):
-    """A failure the user can act on; the command line prints its message and exits with `exit_code`.
+    """A failure that the user can act on; the command line prints its message and exits with `exit_code`.
 
-    Messages name the URI that was given; they end up in logs, so its credentials are taken out here.
+    Messages name the given URI and end up in logs, so credentials are removed from them here.
     """
 
     exit_code = 1
@@ -22,7 +22,7 @@ class XmemError(Exception):
 
 
 class UsageError(XmemError):
-    """The request itself is wrong: a bad option, prompt, id or query. Nothing was started."""
+    """The request itself is wrong: an invalid option, prompt, id or query. Nothing was started."""
 
     exit_code = 2
 
@@ -32,7 +32,7 @@ class PromptError(UsageError):
 
 
 class SourceError(XmemError):
-    """The video cannot be opened, or holds no decodable frame."""
+    """The video cannot be opened, or has no decodable frame."""
 
 
 class NoSuchSourceError(SourceError):
@@ -42,11 +42,11 @@ class NoSuchSourceError(SourceError):
 
 
 class NotAVideoError(SourceError):
-    """What was read as a whole is certainly no video: opening it again cannot help."""
+    """The whole input was read and is not a video: opening it again cannot help."""
 
 
 class PictureTooLargeError(NotAVideoError):
-    """A picture has more pixels than may be decoded (`max_pixels`)."""
+    """A picture has more pixels than allowed (`max_pixels`)."""
 
 
 class StoreError(XmemError):
@@ -54,27 +54,27 @@ class StoreError(XmemError):
 
 
 class OutputError(StoreError):
-    """The output folder as a whole cannot be used: it is full, read-only, not there, or access is denied."""
+    """The output folder as a whole cannot be used: it is full, read-only, missing, or access is denied."""
 
 
 class SettingsConflictError(UsageError):
-    """The output folder holds this stream under other settings; the message says which differ."""
+    """The output folder holds this stream with other settings; the message says which differ."""
 
 
 class AnotherWriterError(StoreError):
-    """Somebody else committed different rows under the name this writer was about to commit; it stops."""
+    """Another writer committed different rows under the name that this writer was about to commit."""
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's text without line breaks, with its type where it has none."""
+    """An exception's text without line breaks; its type if the text is empty."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def bare_reason(error: BaseException) -> str:
-    """`one_line`, of what a system call raised only why: for messages that name the file themselves.
+    """As `one_line`, but of a failed system call only the reason, for messages that name the file themselves.
 
-    The full text has the error's number before that and the path, as the system knows it, after it. Where a
-    message does not say what was touched (a plugin's failure, say), the path is the better half: `one_line`.
+    The full text also has the error number and the path. Where a message does not name what was accessed (a
+    plugin's failure, say), the path is worth having: use `one_line`.
     """
     reason = error.strerror if isinstance(error, OSError) else None
     return one_line(error) if reason is None else " ".join(reason.split()) or type(error).__name__

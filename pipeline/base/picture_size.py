@@ -1,6 +1,6 @@
 """Pixel limit for images: the size is read from the header before anything is decoded.
 
-A picture of one colour compresses by a factor of thousands: a PNG of a megabyte may ask for gigabytes.
+A picture of one colour compresses by a factor of thousands: a PNG of one megabyte may decode to gigabytes.
 """
 
 from __future__ import annotations
@@ -8,41 +8,41 @@ from __future__ import annotations
 from pipeline.base.errors import PictureTooLargeError, UsageError
 
 MAX_PIXELS = 8192 * 8192
-"""Pixels of the largest picture that is decoded, unless `max_pixels` says otherwise."""
+"""Default limit for the pixels of a picture; larger ones are not decoded."""
 
 _START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 _TIFF_INTEGERS = {1: 1, 3: 2, 4: 4, 16: 8}
-"""Bytes of the integer types of TIFF's tags: BYTE, SHORT, LONG, LONG8."""
+"""Size in bytes of the integer types of TIFF tags: BYTE, SHORT, LONG, LONG8."""
 
 
 def check_limit(max_pixels: int) -> int:
-    """The limit itself, if it is one. Raises UsageError."""
+    """Return the limit if it is valid, else raise UsageError."""
     if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1:
         raise UsageError(f"max_pixels={max_pixels!r} is not allowed: a whole number of at least 1")
     return max_pixels
 
 
 def check_size(name: str, width: int, height: int, max_pixels: int) -> None:
-    """Raise PictureTooLargeError where a picture has more pixels than are allowed.
+    """Raise PictureTooLargeError if a picture has more pixels than allowed.
 
     Args:
-        name: what to call it in the message.
+        name: name of the picture in the message.
         width, height: pixels.
-        max_pixels: most that are allowed.
+        max_pixels: the limit.
     """
     if width * height > max_pixels:
         raise PictureTooLargeError(
-            f"{name}: a picture of {width}x{height} is {width * height} pixels, and at most {max_pixels} are "
-            "decoded; if the file can be trusted, give a larger --max-pixels (max_pixels in Python)"
+            f"{name}: a picture of {width}x{height} has {width * height} pixels; at most {max_pixels} are "
+            "decoded; if the file can be trusted, set a larger --max-pixels (max_pixels in Python)"
         )
 
 
 def header_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) that the header of a JPEG, PNG, BMP, WebP or TIFF file announces.
+    """Return (width, height) from the header of a JPEG, PNG, BMP, WebP or TIFF file.
 
-    None where there is no such header: then the picture cannot be decoded, or is of another type.
+    None if there is no such header: the picture is damaged or of another format.
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         size = _png(data)
@@ -68,7 +68,7 @@ def _png(data: bytes) -> tuple[int, int] | None:
 def _jpeg(data: bytes) -> tuple[int, int] | None:
     at = 2
     while at + 4 <= len(data):
-        if data[at] != 0xFF:  # decoders skip what is no marker
+        if data[at] != 0xFF:  # decoders skip bytes that are not markers
             at += 1
             continue
         marker = data[at + 1]
@@ -89,7 +89,7 @@ def _jpeg(data: bytes) -> tuple[int, int] | None:
 def _bmp(data: bytes) -> tuple[int, int] | None:
     if len(data) < 26:
         return None
-    if int.from_bytes(data[14:18], "little") < 36:  # OS/2's header
+    if int.from_bytes(data[14:18], "little") < 36:  # OS/2 header
         return int.from_bytes(data[18:20], "little"), int.from_bytes(data[20:22], "little")
     width, height = (int.from_bytes(data[at : at + 4], "little", signed=True) for at in (18, 22))
     return abs(width), abs(height)
@@ -110,10 +110,10 @@ def _webp(data: bytes) -> tuple[int, int] | None:
 
 
 def _tiff(data: bytes) -> tuple[int, int] | None:
-    """From the tags of the first picture, which is the one that is decoded."""
+    """Size from the tags of the first picture, which is the one that is decoded."""
     order = "little" if data.startswith(b"II") else "big"
     big = b"+" in data[2:4]
-    wide = 8 if big else 4  # of offsets and counts
+    wide = 8 if big else 4  # size of offsets and counts
     entry, head = (20, 8) if big else (12, 2)
 
     def number(at: int, size: int) -> int:

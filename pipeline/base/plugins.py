@@ -1,7 +1,7 @@
 """Plugin loading: entry points of installed packages by group and name.
 
-Every failure is one line that names the plugin and what to do about it. Only the entry point that was asked
-for is imported: a broken package must not stop those who do not want it.
+Every failure is one line that names the plugin and what to do about it. Only the requested entry point is
+imported, so that a broken package does not affect those who do not use it.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from pipeline.base.redaction import shareable
 def load_plugin(
     name: str, *, group: str, kind: str, protocol: type, lacking: str, built_in: Sequence[str] = ()
 ) -> Any:
-    """A new plugin of that name: its entry point, a class or function, called without arguments.
+    """Create a plugin: its entry point, a class or function, is called without arguments.
 
     Args:
-        name: of the entry point.
-        group: of entry points.
-        kind: what messages call it, "detector" or the like.
-        protocol: what it has to be an instance of (a runtime-checkable Protocol).
-        lacking: what messages say of one that is not, "has no method detect(frame)" or the like.
-        built_in: names that need no plugin, for the list of what there is.
+        name: name of the entry point.
+        group: group of entry points.
+        kind: what messages call the plugin, such as "detector".
+        protocol: runtime-checkable Protocol that the plugin must implement.
+        lacking: what messages say if it does not, such as "has no method detect(frame)".
+        built_in: names that need no plugin, for the list of available names.
 
     Raises:
-        UsageError: there is none of that name, or it cannot be loaded, or is not of the protocol.
+        UsageError: there is no plugin of that name, it cannot be loaded, or it does not implement the
+            protocol.
     """
     plugin = load_entry_point(group, name, f"{kind} {name!r}", lambda loaded: loaded())
     if plugin is None:
         names = [*built_in, *sorted(entry_points(group=group).names)]
-        known = ", ".join(names) or "none; install the package that has it"
-        raise UsageError(f"no {kind} {name!r}; there are: {known}")
+        known = ", ".join(names) or "none; install the package that provides it"
+        raise UsageError(f"no {kind} {name!r}; available: {known}")
     made, value = plugin
     if not isinstance(made, protocol):
         raise UsageError(f"{kind} {name!r} ({value}) {lacking}; repair or uninstall it")
@@ -48,7 +49,9 @@ def load_entry_point(
     make: Callable[[Any], Any],
     failure: type[XmemError] = UsageError,
 ) -> tuple[Any, str] | None:
-    """What `make` makes of what an entry point names, and the entry point's value; None if there is none.
+    """Apply `make` to the object of an entry point; return the result and the entry point's value.
+
+    Returns None if there is no such entry point.
 
     Raises:
         failure: importing or `make` raised; the message begins with `what`.

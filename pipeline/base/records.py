@@ -71,9 +71,9 @@ EVENT_KINDS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a stream at a frame: an object came, input was lost, the size changed.
+    """An event of a stream at a frame: an object was added, input was lost, the size changed.
 
-    `frame_index` is the frame about to be delivered when it happened; `detail` is stored as JSON.
+    `frame_index` is the frame that was about to be delivered; `detail` is stored as JSON.
     """
 
     frame_index: int
@@ -96,10 +96,10 @@ class Frame:
 
     Args:
         image: H x W x 3 uint8, RGB, upright (rotation metadata applied).
-        frame_index: how many frames a decode from the start delivered before this one.
-        pts_seconds: the container's own presentation time, unshifted; None if it has none.
-        wall_time: UTC time of capture on live streams, else None.
-        losses: what the source lost between the previous frame and this one.
+        frame_index: number of frames before this one, decoding from the start.
+        pts_seconds: presentation time of the container, unshifted; None if it has none.
+        wall_time: UTC capture time for live streams, otherwise None.
+        losses: losses of the source between the previous frame and this one.
     """
 
     image: NDArray[np.uint8]
@@ -120,7 +120,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class FrameChunk:
-    """Frames `first`..`last` (inclusive) of one stream: the unit of hand-over, commit and retry."""
+    """Frames `first`..`last` (inclusive) of one stream: the unit of transfer, commit and retry."""
 
     stream_id: str
     first: int
@@ -129,15 +129,15 @@ class FrameChunk:
     def __post_init__(self) -> None:
         if not 0 <= self.first <= self.last:
             chunk = f"chunk {self.first}..{self.last} of {self.stream_id!r}"
-            raise ValueError(f"{chunk}: need 0 <= first <= last")
+            raise ValueError(f"{chunk}: must be 0 <= first <= last")
 
 
 @dataclass(frozen=True, slots=True)
 class MaskRecord:
-    """One object on one frame, in pixels of the source frame; box and centroid are None when out of sight.
+    """One object on one frame, in pixels of the source frame; box and centroid are None if it is not visible.
 
-    score: mean probability inside the mask. presence: how probably the mask is on its object, both 0 when out
-    of sight; presence is None where the model's weights come without it.
+    score: mean probability inside the mask. presence: probability that the mask is on its object; None if the
+    model's weights have no presence head. Both are 0 if the object is not visible.
     """
 
     frame_index: int

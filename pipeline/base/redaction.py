@@ -6,7 +6,7 @@ import re
 import traceback
 
 # Up to the last "@" before the path: an unescaped one may be part of the password. Only the placeholder of
-# our own help, word for word and with no other "@" behind it, is no user information.
+# our own help text, verbatim and not followed by another "@", is not user information.
 _USER = re.compile(
     r"""(?x) (?<=://) (?! \[user\[:password\]@\] [^/?\#\s'"<>@]* (?: [/?\#\s'"<>] | $ ) ) [^/?\#\s'"<>]* @ """
 )
@@ -17,28 +17,29 @@ _PARAMETER = re.compile(
         | (?:[\w-]*[_-])? (?:signature | token | secret | password | credentials? | api_key | access_key)
     ) = ) [^&;\#\s'"<>]+ """
 )
-# A family of recorders has everything in the path: user=admin_password=secret_channel=1_stream=0.sdp
+# One family of recorders has credentials in the path: user=admin_password=secret_channel=1_stream=0.sdp
 _IN_PATH = re.compile(r"(?i)(?<=[/_]password=)[^/?#\s'\"<>&]+?(?=_(?:channel|stream)=|[/?#\s'\"<>&]|$)")
 
 
 def redacted(text: str) -> str:
-    """The text with every URI in it free of user names, passwords, and signatures in its query.
+    """Remove user names, passwords and signatures in the query from every URI in a text.
 
-    Half characters, which a path from the command line may hold, become escapes: the result can be stored.
+    Lone surrogates, which a path from the command line may contain, become escapes, so the result can be
+    stored.
     """
     text = _IN_PATH.sub("***", _PARAMETER.sub(r"\1***", _USER.sub("", text)))
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def redacted_trace(error: BaseException) -> str:
-    """The error with its traceback and its causes, for the log: a text of several lines."""
+    """The error with its traceback and its causes, as a text of several lines for the log."""
     return redacted("".join(traceback.format_exception(error)).strip())
 
 
 def shareable(error: BaseException) -> BaseException | None:
-    """The error, to be named as the cause of another; None if it, or what led to it, says credentials.
+    """Return the error for use as the cause of another; None if it or one of its causes contains credentials.
 
-    A traceback prints the texts of all causes, and client libraries put whole URLs into theirs.
+    A traceback prints the texts of all causes, and client libraries include whole URLs in theirs.
     """
     link: BaseException | None = error
     seen: set[int] = set()

@@ -5,7 +5,7 @@
         \"\"\"When objects are started and given up.
 
         Args:
-            every: frames from one look of the detector to the next. ...
+            every: frames between two runs of the detector. ...
         \"\"\"
         every: int = setting(5, least=1, most=100_000, flat="detect_every")
 
@@ -119,7 +119,7 @@ class Option:
         return settings
 
     def check(self, value: Any) -> None:
-        """Raises UsageError if the value is not allowed."""
+        """Raise UsageError if the value is not allowed."""
         if value is None and self.optional:
             return
         if not (self._right_type(value) and self.limits.allow(value)):
@@ -254,7 +254,7 @@ def from_flat(base: S, values: Mapping[str, Any]) -> S:
     """
     known = {option.name: option for option in _of(base)}
     if unknown := sorted(set(map(str, values)) - set(known)):
-        raise UsageError(f"unknown setting {unknown[0]!r}; there are {', '.join(known)}")
+        raise UsageError(f"unknown setting {unknown[0]!r}; available: {', '.join(known)}")
     nested: dict[tuple[str, ...], dict[str, Any]] = {}
     for name, value in values.items():
         *parents, last = known[name].path

@@ -19,28 +19,28 @@ _SUFFIX_LENGTH = 5
 
 
 def is_stream_id(text: str) -> bool:
-    """Whether a text could be a stream's id."""
+    """Whether a text is a valid stream id."""
     return _ID.fullmatch(text) is not None
 
 
 def validate_stream_id(stream_id: str) -> str:
-    """Returns the id; UsageError if it is none."""
+    """Return the id; UsageError if it is not valid."""
     if not isinstance(stream_id, str) or not _ID.fullmatch(stream_id):
         raise UsageError(
-            f"stream id {stream_id!r} is not allowed: 1 to 128 of the characters A-Z a-z 0-9 . _ -, "
-            f"the first a letter or digit"
+            f"stream id {stream_id!r} is not allowed: use 1 to 128 of the characters A-Z a-z 0-9 . _ -, "
+            f"starting with a letter or digit"
         )
     return stream_id
 
 
 def generate_stream_id(uri: str) -> str:
-    """A stream id `<stem>-<hash>` from where the stream comes from; the same source always gets the same one.
+    """Make a stream id `<stem>-<hash>` from a stream's source; the same source always gives the same id.
 
-    A local path counts by its absolute form, a URI without user name, password and signature, so that neither
-    another working directory nor a new password or a freshly signed URL makes it another stream. The hash
-    begins with a letter, so that no reader of hive partitions takes the id for a number or a date.
+    Local paths are made absolute, and user name, password and signature are removed from URIs, so the id does
+    not depend on the working directory, a new password or a freshly signed URL. The hash begins with a
+    letter, so that no reader of hive partitions takes the id for a number or a date.
     """
-    # Only in a web address does "#" begin something else: in a bucket it is part of the name.
+    # "#" begins a fragment only in web addresses: in a bucket it is part of the name.
     parts = urlsplit(uri, allow_fragments=uri.lower().startswith(("http://", "https://", "rtsp")))
     if "://" not in uri or parts.scheme in ("file", "local"):
         path = os.path.abspath(expanded(unquote(parts.path) if "://" in uri else uri))
@@ -55,10 +55,10 @@ def generate_stream_id(uri: str) -> str:
 
 
 def relative_stream_id(path: str) -> str:
-    """A stream id `<stem>-<hash>` from a path below an archive's root: it survives a move of the archive.
+    """Make a stream id `<stem>-<hash>` from a path below an archive's root; it survives moving the archive.
 
     Args:
-        path: with forward slashes; `./a.mp4` and `a.mp4` are the same.
+        path: path with forward slashes; `./a.mp4` and `a.mp4` are the same.
     """
     path = posixpath.normpath(path)
     digest = hashlib.sha256(f"relative:{path}".encode("utf-8", "surrogatepass")).hexdigest()
@@ -66,7 +66,7 @@ def relative_stream_id(path: str) -> str:
 
 
 def named_stream_id(uri: str) -> str:
-    """A stream id from nothing but the file's name; files of the same name share it."""
+    """Make a stream id from only the file's name; files of the same name share it."""
     path = unquote(urlsplit(uri).path) if "://" in uri else uri
     return _stem(path)
 
@@ -86,8 +86,8 @@ def _stem(path: str) -> str:
 
 
 def expanded(path: str) -> str:
-    """A local path with the home folder in place of a leading `~`; unchanged if it can be no path at all."""
+    """Expand a leading `~` to the home folder; a text that cannot be a path is returned unchanged."""
     try:
         return os.path.expanduser(path)
-    except ValueError:  # a zero byte; whoever opens it says what is wrong with it
+    except ValueError:  # a null byte; opening it reports the error
         return path

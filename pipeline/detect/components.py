@@ -1,7 +1,7 @@
 """Connected components of a mask: which belong to the object, and which to look-alikes.
 
-An object moves little from frame to frame. The part of its mask that overlaps where it was before is its
-home, with what lies close by: a pole may cut a person in two. All other parts are strays.
+An object moves little from frame to frame. The connected part of its mask that overlaps its previous position
+is its home, together with parts close by: a pole may cut a person in two. All other parts are strays.
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-# Homes are kept on a grid of every so many pixels: they need not be exact, and are looked for on every frame.
+# Homes are kept on a grid with this spacing in pixels: they need not be exact, and are computed on every
+# frame.
 STRIDE = 4
-# How far from its largest part another one may lie, in the part's mean size, and still belong to it.
+# Largest distance of another part from the largest one, in their mean size, at which it still belongs to it.
 _CLOSE = 0.35
 
 
 def homes_of(
     labels: NDArray[np.int32], object_ids: Collection[int], before: NDArray[np.int32] | None
 ) -> NDArray[np.int32]:
-    """The homes of objects on a frame.
+    """Find the homes of objects on a frame.
 
     Args:
         labels: H x W, the frame's label map.
-        object_ids: of which objects.
-        before: the homes on the frame before, if there was one.
+        object_ids: ids of the objects.
+        before: homes on the previous frame, if there was one.
 
     Returns:
-        every STRIDE-th row and column of the labels, without strays and other objects.
+        Every STRIDE-th row and column of the labels, without strays and other objects.
     """
     grid = labels[::STRIDE, ::STRIDE]
     if before is not None and before.shape != grid.shape:
@@ -43,7 +44,7 @@ def homes_of(
 
 
 def without_strays(labels: NDArray[np.int32], object_ids: Collection[int], homes: NDArray[np.int32]) -> None:
-    """Take the strays of objects out of the label map that the homes were found on, in place.
+    """Remove the strays of objects, in place, from the label map on which the homes were found.
 
     An object too thin for the grid is left as it is.
     """
@@ -57,7 +58,7 @@ def without_strays(labels: NDArray[np.int32], object_ids: Collection[int], homes
 
 
 def _home(mask: NDArray[np.bool_], before: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-    """The part of a mask that overlaps most with where it was; the largest one if none does."""
+    """The part of a mask that overlaps most with its previous position; the largest one if none does."""
     count, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     if count == 2:
         return mask

@@ -48,12 +48,12 @@ _MISSES = 1
 
 @dataclass(frozen=True)
 class NewObject:
-    """An object to start on the frame that was looked at.
+    """An object to start on the current frame.
 
     Args:
-        object_id: new to the stream.
+        object_id: id that is new to the stream.
         mask: H x W bool, without the pixels of other objects.
-        category, score: as the detector gave them.
+        category, score: values from the detector.
     """
 
     object_id: int
@@ -65,7 +65,7 @@ class NewObject:
 @dataclass(frozen=True)
 class _Candidate:
     box: Box
-    step: tuple[float, float]  # how its centre moved from one look to the next, x and y
+    step: tuple[float, float]  # movement of the centre between detector runs, x and y
     hits: int = 1
     misses: int = 0
 
@@ -75,7 +75,10 @@ class _Candidate:
         return x + w / 2, y + h / 2
 
     def distance(self, other: Box) -> float:
-        """Of a box from where this is expected, in mean sizes; infinite where it cannot be the same thing."""
+        """Distance of a box from the expected position, in mean sizes.
+
+        Infinite if it cannot be the same thing.
+        """
         (x, y), (_, _, w, h) = self.centre, self.box
         dx, dy = other[0] + other[2] / 2 - x - self.step[0], other[1] + other[3] / 2 - y - self.step[1]
         ratio = other[2] * other[3] / (w * h)
@@ -94,15 +97,15 @@ class _Candidate:
 
 
 class ObjectFinder:
-    """Starts and gives up objects of one stream; see the module's docstring.
+    """Starts and gives up objects of one stream; see the module docstring.
 
     For each frame, in order: `given_up`, then `look`, then, with the frame tracked, `saw`.
 
     Args:
-        detector: of this stream alone.
+        detector: a detector used for this stream only.
         settings: when objects are started and given up.
         box_segmenter: makes masks of detections that are boxes only.
-        used_ids: that prompts use, now or later; new ones lie above all of them.
+        used_ids: ids that prompts use, now or later; new ids are larger than all of them.
     """
 
     def __init__(
@@ -119,10 +122,10 @@ class ObjectFinder:
         self._next_look = 0
         self._candidates: list[_Candidate] = []
         self._last_seen: dict[int, int] = {}  # of objects started here: frame on which they were visible
-        self._labels: NDArray[np.int32] | None = None  # of the frame before
-        self._labelled: set[int] = set()  # the objects that lived on it
+        self._labels: NDArray[np.int32] | None = None  # of the previous frame
+        self._labelled: set[int] = set()  # the objects that were tracked on it
         self._waiting = 0  # confirmed candidates without room at the last detector run
-        self._homes: NDArray[np.int32] | None = None  # of what was started here, see `homes_of`
+        self._homes: NDArray[np.int32] | None = None  # homes of the objects started here, see `homes_of`
         self.reserve(used_ids)
 
     @property
@@ -147,17 +150,17 @@ class ObjectFinder:
     def make_room(self, frame_index: int, count: int, among: Collection[int]) -> dict[int, int]:
         """Choose objects that were started here to be displaced by prompts, and stop managing them.
 
-        Those out of sight go first, the longest unseen of them before the others; then the visible ones, the
-        most recently started first.
+        Objects out of sight go first, those unseen for longest before the others; then visible ones, the most
+        recently started first.
 
         Args:
-            frame_index: of the frame about to be tracked.
-            count: objects that have to go.
-            among: ids of objects that may.
+            frame_index: the frame about to be tracked.
+            count: number of objects to displace.
+            among: ids of the objects that may be displaced.
 
         Returns:
-            By id, in the order in which they were chosen, the frames that each was out of sight; fewer than
-            `count` if no more of them were started here.
+            The displaced objects, in the order chosen: by id, the number of frames for which each was out of
+            sight. Fewer than `count` if no more of them were started here.
         """
         visible = set() if self._labels is None else set(np.unique(self._labels).tolist())
         choice = [i for i in self._last_seen if i in among]
@@ -167,11 +170,14 @@ class ObjectFinder:
         return unseen
 
     def given_up(self, frame_index: int) -> list[int]:
-        """Objects that were started here and are out of sight for too long; they are no longer managed."""
+        """Return objects started here that have been out of sight for too long.
+
+        They are no longer managed.
+        """
         unseen = {i: frame_index - seen for i, seen in self._last_seen.items()}
         gone = [i for i, frames in unseen.items() if frames > self._settings.out_of_sight]
         if len(gone) < self._waiting:
-            # The longest unseen ones, of equals the older, make room.
+            # Those unseen for longest make room; among equals, the older ones.
             soon = [i for i, n in unseen.items() if n > self._settings.out_of_sight // 5 and i not in gone]
             gone += sorted(soon, key=lambda i: (-unseen[i], i))[: self._waiting - len(gone)]
         for object_id in gone:
@@ -185,9 +191,9 @@ class ObjectFinder:
         """Run the detector if it is due, and return the objects to start on this frame.
 
         Args:
-            frame: about to be tracked.
-            live: ids of the objects that live on it, without those that begin.
-            given: masks that prompts give on it; they may start objects.
+            frame: the frame about to be tracked.
+            live: ids of the tracked objects, without those that start on it.
+            given: masks of prompts on this frame; they may start objects.
 
         Raises:
             XmemError: the detector failed, or violates its protocol.
@@ -203,7 +209,7 @@ class ObjectFinder:
         started: list[NewObject] = []
         self._waiting = 0
         for candidate, detection in confirmed:
-            # What was started just now may cover the next one.
+            # An object started just now may cover the next detection.
             if _is_tracked(detection, labels):
                 continue
             if len(started) >= room:
@@ -229,12 +235,12 @@ class ObjectFinder:
             if bool((label_map == object_id).any()):
                 self._last_seen[object_id] = frame_index
 
-    # --- one look --------------------------------------------------------------------------------
+    # --- one detector run ------------------------------------------------------------------------
 
     def _labels_on(
         self, frame: Frame, live: Collection[int], given: Mapping[int, NDArray[np.bool_]]
     ) -> NDArray[np.int32]:
-        """Where objects are on a frame that is not tracked yet: as on the one before, and as prompts say."""
+        """Return the labels for a frame not tracked yet: those of the previous frame, updated by prompts."""
         height, width = frame.size
         if self._labels is None:
             labels = np.zeros((height, width), np.int32)
@@ -264,12 +270,12 @@ class ObjectFinder:
         except Exception as error:
             raise XmemError(
                 f"the detector {name} failed on frame {frame.frame_index}: {type(error).__name__}: "
-                f"{one_line(error)}; what is committed stays"
+                f"{one_line(error)}; committed rows are kept"
             ) from error
         return found
 
     def _confirm(self, unknown: list[Detection], frame: Frame) -> list[tuple[_Candidate, Detection]]:
-        """Match detections with candidates; returns the confirmed ones."""
+        """Match detections with candidates; return the confirmed ones."""
         pairs = sorted(
             (distance, i, k)
             for i, candidate in enumerate(self._candidates)
@@ -369,7 +375,7 @@ def _box(values: list[int]) -> Box:
 
 
 def _is_tracked(detection: Detection, labels: NDArray[np.int32]) -> bool:
-    """Whether what was found is (one of) the objects of the labels."""
+    """Whether a detection covers objects of the labels, that is, is already tracked."""
     x, y, w, h = detection.bounds
     area = detection.area()
     pixels = int(area.sum())

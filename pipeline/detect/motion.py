@@ -1,15 +1,16 @@
 """The built-in detector `motion`: moving foreground in front of a static scene.
 
-It learns the scene without the things in it, pixel by pixel, on a small copy of the frame: a slowly following
-mean colour and how much it varies. What differs from that is foreground; a piece of foreground that also
-changed since a moment ago is a thing in motion. Both are needed: where a thing stood when the stream began,
-or was carried away from, the background is wrong until it is learned anew, but nothing moves there.
+On a small copy of the frame it learns, pixel by pixel, the empty scene: a slowly updated mean colour and its
+variance. Pixels that differ from it are foreground; a connected piece of foreground that also changed within
+the last moment is a moving object. Both are needed: where an object stood when the stream began, or was
+carried away, the background is wrong until it is learned again, but nothing moves there.
 
-Shadows (darker, of the same hue) are no foreground. Brightness that changes everywhere, a camera's exposure,
-is divided out; a change that this does not explain, such as a lamp, starts the learning over. A moving camera
-is beyond it.
+Shadows (darker, of the same hue) are not foreground. Brightness changes of the whole picture, such as the
+camera's exposure control, are divided out; a change that this does not explain, such as a lamp, restarts the
+learning. Moving cameras are not supported.
 
-All of its memory is in arrays of its own, so that it can be stored: OpenCV's subtractors keep theirs.
+All state is in the detector's own arrays, so that it can be stored; OpenCV's subtractors do not expose
+theirs.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from pipeline.base.records import Frame
 from pipeline.detect.protocol import Detection
 
 _MAGIC = b"xmem-motion-1\n"
-# Of grey levels, where nothing has been learned yet.
+# In squared grey levels, where nothing has been learned yet.
 _FIRST_VARIANCE = np.float32(25.0)
 _LARGEST_VARIANCE = np.float32(80.0)
-# Colour differs less than brightness does: this share of its differences counts as much.
+# Colour differences are smaller than brightness differences: they are compared after scaling by this factor.
 _HUE = np.float32(0.7)
-# Seconds between frames that have no times, and the longest pause that is believed.
+# Seconds between frames without timestamps, and the longest pause that is accepted.
 _STEP, _LONGEST_STEP = 0.2, 2.0
-# The scene's arrays as they are stored: name, type, planes (0: a plain h x w array).
+# The scene's arrays as stored: name, type, planes (0: a plain h x w array).
 _ARRAYS = (
     ("mean", np.float32, 3),
     ("variance", np.float32, 2),
@@ -47,21 +48,21 @@ _ARRAYS = (
 
 @dataclass(frozen=True)
 class MotionSettings:
-    """How the scene is learned and what counts as a thing. Times are in seconds of the video.
+    """How the scene is learned and what counts as a moving object. Times are in seconds of the video.
 
     Args:
-        max_side: the longer side of the small picture, pixels.
-        warm_up: finds nothing for so long at the start and after the light has changed; a pixel's background
-            counts as known when it has been at rest for half of it.
-        memory: how slowly the background follows where nothing stands.
-        patience: foreground that has not changed for so long becomes background.
-        deviations: standard deviations from the mean that make foreground.
-        min_difference: grey levels that make foreground in any case are at least so many.
-        shadow: a shadow leaves at least this share of the brightness.
-        min_area, max_area: of a thing, as shares of the frame.
-        min_motion: share of a thing's pixels that changed within the last moment.
-        moment: how far back the picture lies with which motion is looked for.
-        light_change: more foreground than this share of the frame is a change of light.
+        max_side: longer side of the small picture, in pixels.
+        warm_up: time without detections at the start and after a change of light; a pixel's background counts
+            as known after it has been at rest for half of this time.
+        memory: time constant with which the background follows where there is no foreground.
+        patience: foreground that has not changed for this long becomes background.
+        deviations: standard deviations from the mean at which a pixel is foreground.
+        min_difference: smallest difference, in grey levels, at which a pixel can be foreground.
+        shadow: smallest share of the brightness that a shadow leaves.
+        min_area, max_area: size limits of an object, as shares of the frame.
+        min_motion: share of an object's pixels that must have changed within the last moment.
+        moment: age of the picture that motion is measured against.
+        light_change: share of the frame above which foreground means a change of light.
     """
 
     max_side: int = 320
@@ -79,9 +80,9 @@ class MotionSettings:
 
 
 class MotionDetector:
-    """Finds objects that move in front of a camera that stands still; a `Detector`.
+    """Detects objects that move in front of a static camera; a `Detector`.
 
-    Frames without a time are taken to be 0.2 seconds apart.
+    Frames without timestamps are taken to be 0.2 seconds apart.
     """
 
     def __init__(self, settings: MotionSettings | None = None) -> None:
@@ -89,7 +90,7 @@ class MotionDetector:
         self._scene: _Scene | None = None
 
     def detect(self, frame: Frame) -> list[Detection]:
-        """The things in motion, largest first, with masks of the frame's size."""
+        """Return the moving objects, largest first, with masks of the frame's size."""
         small = _shrunk(frame.image, self._settings.max_side)
         scene = self._scene
         if scene is None or scene.frame_size != frame.size:
@@ -101,7 +102,7 @@ class MotionDetector:
         return [Detection(m, score=s) for m, s in zip(masks, scores, strict=True) if m.any()]
 
     def to_bytes(self) -> bytes:
-        """The learned scene; `from_bytes` of another one makes it go on the same to the bit."""
+        """Serialize the learned scene; a detector restored by `from_bytes` continues bit-identically."""
         header: dict[str, Any] = {"settings": asdict(self._settings), "scene": None}
         body = b""
         if self._scene is not None:
@@ -111,7 +112,10 @@ class MotionDetector:
         return _MAGIC + struct.pack("<I", zlib.crc32(packed)) + packed
 
     def from_bytes(self, blob: bytes) -> None:
-        """Raises ValueError on anything that `to_bytes` under the same settings did not give."""
+        """Restore the state.
+
+        Raises ValueError on anything but the output of `to_bytes` with the same settings.
+        """
         try:
             head = len(_MAGIC) + 4
             if not blob.startswith(_MAGIC):
@@ -132,18 +136,18 @@ class MotionDetector:
 
 @dataclass
 class _Scene:
-    """What is known of a scene; h x w is the small picture's size.
+    """State of a learned scene; h x w is the small picture's size.
 
     Attributes:
         frame_size: (height, width) of the frames.
-        pts_seconds: of the last frame.
-        seconds: since learning began, by the frames' times.
+        pts_seconds: time of the last frame.
+        seconds: time since learning began, by the frames' timestamps.
         mean: (3, h, w) float32, the background.
-        variance: (2, h, w) float32, of its brightness and its colour.
-        rest: (h, w) float32, seconds for which a pixel has been foreground at rest; below 0 where it has not
-            been seen at rest for long enough to know its background.
-        earlier: (3, h, w) uint8, a picture at least a moment old, to see motion against.
-        later: (3, h, w) uint8, the one that takes its place.
+        variance: (2, h, w) float32, of brightness and colour.
+        rest: (h, w) float32, seconds for which a pixel has been foreground at rest; negative until it has
+            been at rest for long enough to know its background.
+        earlier: (3, h, w) uint8, a picture at least a moment old, against which motion is measured.
+        later: (3, h, w) uint8, the picture that replaces it next.
         waited: seconds since `later` was taken.
     """
 
@@ -175,7 +179,7 @@ class _Scene:
         """Compare a picture with the background, then let the background follow it.
 
         Returns:
-            what moves in front of it; nothing while warming up.
+            The moving pieces; none while warming up.
         """
         step = self._passed(pts)
         self.seconds += step
@@ -196,7 +200,7 @@ class _Scene:
         return moving
 
     def _passed(self, pts: float | None) -> float:
-        """Seconds since the last frame; a clock that jumps or stands is not believed."""
+        """Seconds since the last frame; clocks that jump or stand still are not trusted."""
         before, self.pts_seconds = self.pts_seconds, pts
         if pts is None or before is None or not 0 < pts - before <= _LONGEST_STEP:
             return _STEP
@@ -226,7 +230,7 @@ class _Scene:
         step: float,
         settings: MotionSettings,
     ) -> None:
-        """Foreground that has been at rest for long joins the background."""
+        """Make foreground that has been at rest for long part of the background."""
         self.rest += np.float32(step) * resting
         self.rest[~resting & (self.rest > 0)] = 0
         stays = self.rest > settings.patience
@@ -239,7 +243,7 @@ class _Scene:
         difference = picture - self.mean
         self.mean += rate * difference
         difference *= difference
-        # A thing that passes while all is learned must not blind these pixels.
+        # An object that passes while everything is learned must not blind these pixels.
         np.minimum(difference, _LARGEST_VARIANCE, out=difference)
         self.variance[0] += rate * (difference[0] - self.variance[0])
         self.variance[1] += rate * (difference[1] + difference[2] - self.variance[1])
@@ -250,7 +254,7 @@ class _Scene:
             self.earlier, self.later, self.waited = self.later, small, 0.0
 
     def to_parts(self) -> tuple[dict[str, Any], bytes]:
-        """JSON-ready facts, and the arrays' bytes one after another."""
+        """Return JSON-ready values, and the bytes of all arrays concatenated."""
         facts = {name: getattr(self, name) for name in ("pts_seconds", "seconds", "waited")}
         facts["frame_size"] = list(self.frame_size)
         facts["small"] = list(self.rest.shape)
@@ -258,7 +262,7 @@ class _Scene:
 
     @classmethod
     def from_parts(cls, facts: dict[str, Any], body: bytes) -> _Scene:
-        """Raises ValueError if the bytes are not those of such arrays."""
+        """Restore from the output of `to_parts`. Raises ValueError if the bytes do not match the arrays."""
         height, width = facts["small"]
         arrays, start = {}, 0
         for name, dtype, planes in _ARRAYS:
@@ -280,7 +284,7 @@ class _Scene:
 
 
 def _shrunk(image: NDArray[np.uint8], max_side: int) -> NDArray[np.uint8]:
-    """The small picture: (3, h, w) uint8, brightness and two planes of colour, slightly blurred."""
+    """Shrink an image to (3, h, w) uint8: brightness and two planes of colour, slightly blurred."""
     height, width = image.shape[:2]
     scale = min(1.0, max_side / max(height, width))
     small = np.ascontiguousarray(image)
@@ -293,13 +297,13 @@ def _shrunk(image: NDArray[np.uint8], max_side: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A connected piece of foreground that moves.
+    """A connected, moving piece of foreground.
 
     Args:
-        at: its upper left corner in the small picture, (x, y).
-        mask: (h, w) bool, of its bounding box only.
-        area: pixels.
-        motion: share of them that changed.
+        at: upper left corner in the small picture, (x, y).
+        mask: (h, w) bool, within its bounding box.
+        area: number of pixels.
+        motion: share of its pixels that changed.
     """
 
     at: tuple[int, int]
@@ -309,14 +313,14 @@ class _Piece:
 
 
 def _changed(a: NDArray[np.uint8], b: NDArray[np.uint8], least: float) -> NDArray[np.bool_]:
-    """(h, w): where one of the planes differs by more than `least`."""
+    """(h, w) mask of the pixels where one of the planes differs by more than `least`."""
     differs = np.asarray(cv2.absdiff(a, b)) > least
     changed: NDArray[np.bool_] = differs[0] | differs[1] | differs[2]
     return changed
 
 
 def _widened(changed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """With what lies around it: of an evenly coloured thing that moves, only the outline changes."""
+    """Dilate a mask of changes: of an evenly coloured object that moves, only the outline changes."""
     reach = max(3, round(changed.shape[0] / 27) | 1)
     widened = cv2.dilate(changed.astype(np.uint8), np.ones((reach, reach), np.uint8))
     return np.asarray(widened, np.bool_)
@@ -325,7 +329,7 @@ def _widened(changed: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def _moving(
     foreground: NDArray[np.bool_], changed: NDArray[np.bool_], settings: MotionSettings
 ) -> list[_Piece]:
-    """The connected pieces that are large enough and move, largest first."""
+    """Return the connected pieces that are large enough and move, largest first."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(_cleaned(foreground), connectivity=8)
     least, most = settings.min_area * foreground.size, settings.max_area * foreground.size
     found = []
@@ -341,7 +345,7 @@ def _moving(
 
 
 def _cleaned(foreground: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Without specks, and with gaps closed: upwards further than sideways, as people stand and walk."""
+    """Remove specks and close gaps: more upwards than sideways, as people stand and walk."""
     height = foreground.shape[0]
     reach = max(3, round(height / 34) | 1)
     speck = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
@@ -353,7 +357,7 @@ def _cleaned(foreground: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 
 def _filled(piece: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Without holes: what is not reachable from outside belongs to it."""
+    """Fill holes: pixels not reachable from outside belong to the piece."""
     outside = np.pad(piece, 1).astype(np.uint8)
     cv2.floodFill(outside, None, (0, 0), 2)
     filled: NDArray[np.bool_] = outside[1:-1, 1:-1] != 2
@@ -361,7 +365,7 @@ def _filled(piece: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _enlarged(piece: _Piece, small: tuple[int, ...], frame_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A piece of the small picture, its holes filled, as a mask of the frame's size."""
+    """Scale a piece of the small picture, with holes filled, to a mask of the frame's size."""
     mask = np.zeros(frame_size, np.bool_)
     scale_y, scale_x = frame_size[0] / small[0], frame_size[1] / small[1]
     (left, top), (h, w) = piece.at, piece.mask.shape

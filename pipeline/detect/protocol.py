@@ -23,17 +23,18 @@ ENTRY_POINT_GROUP = "xmem.detectors"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detection:
-    """One thing on one frame, by its mask, its box, or both.
+    """One detected object on one frame, given by its mask, its box, or both.
 
     Args:
-        mask: H x W bool of the frame's size, with at least one pixel; what an object is started from.
-        box: x, y, width, height in whole pixels, inside the frame; of the mask, if it is not given. Without a
-            mask, the stream's box segmenter makes one when an object is started.
-        category: what it is, where that is known.
-        score: how sure the detector is, 0..1.
+        mask: H x W bool of the frame's size, with at least one pixel; objects are started from it.
+        box: x, y, width, height in whole pixels, inside the frame; by default the mask's bounding box.
+            Without a mask, the stream's box segmenter makes one when an object is started.
+        category: class of the object, if known.
+        score: confidence of the detector, 0..1.
 
     Raises:
-        ValueError: neither mask nor box, an empty or misshaped one, or a score out of range.
+        ValueError: mask and box are both missing, one is empty or has a wrong shape, or the score is out of
+            range.
     """
 
     mask: NDArray[np.bool_] | None = None
@@ -43,10 +44,10 @@ class Detection:
 
     def __post_init__(self) -> None:
         if self.mask is None and self.box is None:
-            raise ValueError("a detection without mask and box: give one")
+            raise ValueError("a detection has neither mask nor box: give one")
         if self.mask is not None and (self.mask.ndim != 2 or self.mask.dtype != np.bool_):
             raise ValueError(
-                f"detection's mask is {self.mask.dtype} of shape {self.mask.shape}: need H x W bool"
+                f"detection's mask is {self.mask.dtype} of shape {self.mask.shape}: must be H x W bool"
             )
         if self.mask is not None and self.box is None:
             rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
@@ -56,9 +57,9 @@ class Detection:
             box = (left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top)
             object.__setattr__(self, "box", box)
         if self.box is not None and (len(self.box) != 4 or min(self.box) < 0 or min(self.box[2:]) < 1):
-            raise ValueError(f"detection's box {self.box}: need x, y >= 0 and width, height >= 1")
+            raise ValueError(f"detection's box {self.box}: must have x, y >= 0 and width, height >= 1")
         if not 0 <= self.score <= 1:
-            raise ValueError(f"detection's score {self.score}: need 0 .. 1")
+            raise ValueError(f"detection's score {self.score}: must be 0 .. 1")
 
     def __repr__(self) -> str:
         pixels = "" if self.mask is None else f", {int(self.mask.sum())} pixels"
@@ -66,19 +67,19 @@ class Detection:
 
     @property
     def bounds(self) -> Box:
-        """Its box, which every detection has."""
+        """The detection's box; every detection has one."""
         assert self.box is not None
         return self.box
 
     def area(self) -> NDArray[np.bool_]:
-        """What it covers of its box, h x w: its mask there, or all of it."""
+        """h x w mask of the pixels covered within the box; all of them if there is no mask."""
         x, y, w, h = self.bounds
         if self.mask is None:
             return np.ones((h, w), np.bool_)
         return self.mask[y : y + h, x : x + w]
 
     def check_fits(self, frame: Frame) -> None:
-        """Raises ValueError if it is not of a frame of that size."""
+        """Raise ValueError if the detection does not fit a frame of that size."""
         height, width = frame.size
         if self.mask is not None and self.mask.shape != (height, width):
             raise ValueError(f"detection's mask has shape {self.mask.shape}, the frame {frame.size}")

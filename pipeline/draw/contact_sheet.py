@@ -37,9 +37,9 @@ def contact_sheet(
     Args:
         uri, tracks, first, last, alpha: as for `render_video`.
         output: path or fsspec URI of the PNG.
-        frames: which frames; or how many, spread evenly over first..last.
-        columns: tiles in a row.
-        tile_width: pixels of a tile.
+        frames: the frame numbers, or the number of frames, spread evenly over first..last.
+        columns: tiles per row.
+        tile_width: width of a tile in pixels.
 
     Raises as `render_video` does.
     """
@@ -50,7 +50,7 @@ def contact_sheet(
             _spread(source, tracks, frames, first, last) if isinstance(frames, int) else sorted(set(frames))
         )
         if not wanted or wanted[0] < 0:
-            raise UsageError(f"frames={frames!r}: need at least one frame number, none below 0")
+            raise UsageError(f"frames={frames!r}: must be at least one frame number, none below 0")
         chosen = set(wanted)
         tiles = [
             _tile(frame, overlay(frame.image, records_of(tracks, frame), alpha), tile_width)
@@ -58,7 +58,7 @@ def contact_sheet(
             if frame.frame_index in chosen
         ]
     if not tiles:
-        raise UsageError(f"{uri}: has none of the frames {wanted[0]}..{wanted[-1]}; choose others")
+        raise UsageError(f"{uri} has none of the frames {wanted[0]}..{wanted[-1]}; choose others")
     done, png = cv2.imencode(".png", cv2.cvtColor(_grid(tiles, columns), cv2.COLOR_RGB2BGR))
     if not done:
         raise StoreError(f"{output}: the contact sheet could not be encoded; choose smaller tiles")

@@ -9,13 +9,13 @@ from pipeline.base.records import Frame, MaskRecord
 from pipeline.video.sources import VideoSource
 
 Tracks = Mapping[int, Sequence[MaskRecord]] | Callable[[int], Sequence[MaskRecord]]
-"""The records of a frame by its index: a mapping, or a function."""
+"""The records of a frame by frame index: a mapping or a function."""
 
 
 def frames_with_tracks(source: VideoSource, tracks: Tracks, first: int, last: int | None) -> Iterator[Frame]:
-    """Frames first..last; what is known of the frame before `first` lets the source seek."""
+    """Yield frames first..last; knowing the frame before `first` lets the source seek."""
     if first < 0 or (last is not None and last < first):
-        raise UsageError(f"frames {first}..{last}: need 0 <= first <= last")
+        raise UsageError(f"frames {first}..{last}: must be 0 <= first <= last")
     before = _lookup(tracks, first - 1) if first else ()
     pts = next((record.pts_seconds for record in before), None)
     for frame in source.frames(first, previous_pts_seconds=pts):
@@ -29,7 +29,7 @@ def _lookup(tracks: Tracks, frame_index: int) -> Sequence[MaskRecord]:
 
 
 def records_of(tracks: Tracks, frame: Frame) -> Sequence[MaskRecord]:
-    """The records of a frame; UsageError if they are of pictures of another size."""
+    """Return the records of a frame; UsageError if their masks have another size than the frame."""
     records = _lookup(tracks, frame.frame_index)
     for record in records:
         if (record.frame_height, record.frame_width) != frame.size:

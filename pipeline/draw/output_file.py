@@ -1,4 +1,4 @@
-"""Output files that appear whole or not at all."""
+"""Output files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.base.errors import SourceError, StoreError, UsageError, XmemError,
 
 @contextmanager
 def finished_file(output: str, storage_options: Mapping[str, Any] | None) -> Iterator[Path]:
-    """A path to write to; what was written takes the output's place only if nothing was raised."""
+    """Yield a path to write to; the file replaces the output only if nothing was raised."""
     try:
         fs, target = fsspec.core.url_to_fs(output, **dict(storage_options or {}))
         local = "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
@@ -46,4 +46,4 @@ def unwritable(output: str, error: BaseException) -> XmemError:
     if isinstance(error, SourceError | UsageError | StoreError):
         return error
     reason = getattr(error, "strerror", None) or one_line(error)
-    return StoreError(f"{output}: cannot be written ({reason}); check the folder's rights and free space")
+    return StoreError(f"{output}: cannot be written ({reason}); check permissions and free space")

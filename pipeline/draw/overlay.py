@@ -17,7 +17,7 @@ Image = NDArray[np.uint8]
 
 
 def object_color(object_id: int) -> tuple[int, int, int]:
-    """The RGB colour of an object id: always the same, far from those of the ids next to it."""
+    """The RGB colour of an object id: fixed, and far from those of neighbouring ids."""
     hue = object_id * 0.61803398875 % 1.0  # the golden ratio spreads any number of hues evenly
     band = object_id // 12 % 3
     red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.6, 1.0)[band], (1.0, 0.95, 0.75)[band])
@@ -25,14 +25,14 @@ def object_color(object_id: int) -> tuple[int, int, int]:
 
 
 def overlay(image: Image, records: Sequence[MaskRecord], alpha: float = 0.5) -> Image:
-    """A copy of an image with masks, outlines and labels (id and category) drawn over it.
+    """Return a copy of an image with masks, outlines and labels (id and category) drawn over it.
 
     Args:
         image: H x W x 3 uint8 RGB.
-        records: of that frame; objects out of sight are left out.
-        alpha: how opaque the masks are, 0 to 1.
+        records: mask records of the frame; objects out of sight are left out.
+        alpha: opacity of the masks, 0 to 1.
 
-    Raises UsageError if a mask is of another size than the image, or damaged.
+    Raises UsageError if a mask is damaged or has another size than the image.
     """
     if not 0 <= alpha <= 1:
         raise UsageError(f"alpha={alpha}: must be between 0 (outlines only) and 1 (opaque)")
@@ -73,10 +73,10 @@ def _draw_mask(drawn: Image, record: MaskRecord, alpha: float, thickness: int) -
 
 
 def _draw_label(drawn: Image, record: MaskRecord) -> None:
-    """The id and category in a box of the object's colour, above the object if there is room."""
+    """Draw id and category in a box of the object's colour, above the object if there is room."""
     height, width = drawn.shape[:2]
     text = f"{record.object_id} {record.category}" if record.category else str(record.object_id)
-    text = text.encode("ascii", "replace").decode()  # OpenCV's font has nothing else
+    text = text.encode("ascii", "replace").decode()  # OpenCV's font has only ASCII
     scale = max(0.35, min(height, width) / 900)
     weight = max(1, round(scale * 1.6))
     (text_width, text_height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, weight)

@@ -28,19 +28,21 @@ def render(
     max_pixels: int = MAX_PIXELS,
     out_storage_options: Mapping[str, Any] | None = None,
 ) -> int:
-    """Write a tracked video with its tracks laid over it, as far as it is tracked; return how many frames.
+    """Write a tracked video with its masks drawn over it, as far as it is tracked; return the number of
+    frames.
 
     Args:
         video: the video that was tracked; path or fsspec URI, as for `pipeline.tracking.track.track`.
-        out: its output folder.
-        output: the video to write; .mp4, .mov, .m4v, .mkv or .webm.
-        stream_id: which stream; default: the video's own, or the only one there.
-        first, last: the frames to write, inclusive.
-        alpha: how opaque the masks are, 0 to 1.
-        sheet: write a contact sheet (PNG) of the same frames, too.
-        progress: called with the frames written so far, and how many there will be.
-        storage_options, out_storage_options: for the fsspec file systems of the two videos, and of `out`.
-        max_pixels: larger pictures are not decoded, see `pipeline.video.sources.open_source`.
+        out: output folder of the tracking.
+        output: video file to write; .mp4, .mov, .m4v, .mkv or .webm.
+        stream_id: stream to draw; default: the video's own, or the folder's only one.
+        first, last: frames to write, inclusive.
+        alpha: opacity of the masks, 0 to 1.
+        sheet: contact sheet (PNG) of the same frames to write.
+        progress: called with the number of frames written and the total number.
+        storage_options, out_storage_options: options for the fsspec file systems of the two videos, and of
+            `out`.
+        max_pixels: larger pictures are not decoded; see `pipeline.video.sources.open_source`.
 
     Raises UsageError (no such stream or frames, not the video that was tracked), SourceError, StoreError.
     """

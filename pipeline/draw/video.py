@@ -1,8 +1,7 @@
 """Rendering: masks drawn over a video, as a contact sheet, or over a single image.
 
-`overlay` is the drawing itself and knows nothing of files. Outputs appear whole or not at all: they are
-written beside their place under another name first. Videos are H.264 where FFmpeg has x264, else MPEG-4; VP9
-in .webm.
+`overlay` draws and does no file access. Outputs are written completely or not at all: first under another
+name next to their final one. Videos are H.264 if FFmpeg has x264, otherwise MPEG-4; VP9 in .webm.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 TIME_BASE = Fraction(1, 60_000)
-"""Exact for all common rates, and the finest that MPEG-4 can count in."""
+"""Exact for all common frame rates, and the finest time base of MPEG-4."""
 RATE_IF_UNKNOWN = 25.0
 _SUFFIXES = {
     ".mp4": "libx264",
@@ -63,17 +62,17 @@ def render_video(
     storage_options: Mapping[str, Any] | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> int:
-    """Write the video with its tracks laid over it; return how many frames that are.
+    """Write a video with its tracks drawn over it; return the number of frames.
 
-    Time runs as in the source, frame by frame, from 0 at the first frame written. A source without timestamps
-    is shown at its rate, or at 25 frames per second. Odd sizes get one more row or column; frames of another
-    size than the first are scaled to it.
+    Timing follows the source, frame by frame, starting at 0. A source without timestamps is shown at its
+    frame rate, or at 25 frames per second. Odd sizes get one more row or column; frames whose size differs
+    from the first are scaled to it.
 
     Args:
         uri: the video, as for `open_source`.
-        tracks: the records of each frame.
+        tracks: mask records of each frame.
         output: path or fsspec URI; .mp4, .mov, .m4v, .mkv or .webm.
-        first, last: the frames to write, inclusive; to the end if `last` is None.
+        first, last: frames to write, inclusive; to the end if `last` is None.
         alpha: as for `overlay`.
         progress: called with the number of frames written so far.
 
@@ -85,13 +84,13 @@ def render_video(
             f"{output}: cannot write {suffix or 'a file without suffix'}; use one of {', '.join(_SUFFIXES)}"
         )
     if scheme_of(output) == "file" and scheme_of(uri) == "file" and _same_file(uri, output):
-        raise UsageError(f"{output}: is the video itself; choose another output")
+        raise UsageError(f"{output} is the video itself; choose another output")
     written = 0
     with open_source(uri, storage_options=storage_options, max_pixels=max_pixels) as source:
         frames = frames_with_tracks(source, tracks, first, last)
         opening = next(frames, None)
         if opening is None:
-            raise UsageError(f"{uri}: has no frames {first}..{'' if last is None else last}; choose others")
+            raise UsageError(f"{uri} has no frames {first}..{'' if last is None else last}; choose others")
         with (
             finished_file(output, storage_options) as path,
             _Writer(path, source, opening, output) as writer,

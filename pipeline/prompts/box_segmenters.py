@@ -1,7 +1,7 @@
 """Box segmenters: the protocol, the built-in GrabCut, and plugin look-up.
 
-A box becomes a mask once per prompt and is kept as RLE in the stream record; tracking never comes back here.
-So a segmenter may be slow, but must give the same mask for the same frame and box.
+A box becomes a mask once per prompt; the mask is kept as RLE in the stream record, and tracking does not use
+the segmenter again. So a segmenter may be slow, but must give the same mask for the same frame and box.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Box = tuple[int, int, int, int]
 
 @runtime_checkable
 class BoxSegmenter(Protocol):
-    """Finds the object that a box was drawn around.
+    """Segments the object inside a box.
 
-    `segment` gets an H x W x 3 uint8 RGB frame, which it must not change, and a box that lies inside it, and
-    gives an H x W bool mask without a pixel outside the box. An empty mask says that it could not tell object
-    from background; the caller then takes `inscribed_ellipse`. Equal input must give equal masks, in any
-    process. `check_box_segmenter` tries all this out.
+    `segment` gets an H x W x 3 uint8 RGB frame, which it must not modify, and a box inside it. It returns an
+    H x W bool mask with no pixel outside the box. An empty mask means that object and background could not be
+    told apart; the caller then uses `inscribed_ellipse`. Equal input must give equal masks, in any process.
+    `check_box_segmenter` tests an implementation.
     """
 
     def segment(self, frame: NDArray[np.uint8], box: Box) -> NDArray[np.bool_]: ...
@@ -36,14 +36,14 @@ class BoxSegmenter(Protocol):
 class GrabCut:
     """OpenCV's GrabCut on a neighbourhood of the box.
 
-    What lies outside the box is background for certain; inside, a central ellipse is probably the object and
-    the rest probably not. Colour models of both sides and an edge-aware cut then refine that. The defaults
-    were among the best of some forty settings on 159 objects of the training data's stills and clips: mean
-    IoU 72, with the inscribed ellipse where nothing was found; that ellipse alone has 57.
+    Pixels outside the box are background; inside, a central ellipse is probably the object and the rest
+    probably background. Colour models of both and an edge-aware cut then refine this. The defaults were among
+    the best of some forty settings on 159 objects of the training data's stills and clips: mean IoU 72, with
+    the inscribed ellipse where nothing was found; that ellipse alone has 57.
 
     Args:
-        margin: how much background around the box is looked at, as a share of the box's sides.
-        ellipse: the axes of the central ellipse as a share of the box's sides.
+        margin: background around the box that is included, as a share of the box's sides.
+        ellipse: axes of the central ellipse, as a share of the box's sides.
         iterations: rounds of model fitting and cutting.
         max_side: larger neighbourhoods are scaled down to this many pixels first.
     """
@@ -57,7 +57,7 @@ class GrabCut:
         self._max_side = max_side
 
     def segment(self, frame: NDArray[np.uint8], box: Box) -> NDArray[np.bool_]:
-        """The mask of a box; empty when the cut took (almost) nothing or (almost) the whole box."""
+        """Return the mask of a box; empty if the cut took almost nothing or almost the whole box."""
         height, width = frame.shape[:2]
         x, y, w, h = box
         found = np.zeros((height, width), np.bool_)
@@ -82,14 +82,14 @@ class GrabCut:
         return found
 
     def _cut(self, image: NDArray[np.uint8], box: Box) -> NDArray[np.bool_]:
-        """GrabCut of an image around a box in it, as a mask of the image's size."""
+        """Run GrabCut around a box in an image; returns a mask of the image's size."""
         x, y, w, h = box
         labels = np.full(image.shape[:2], cv2.GC_BGD, np.uint8)
         labels[y : y + h, x : x + w] = cv2.GC_PR_BGD
         labels[inscribed_ellipse(image.shape[:2], box, self._ellipse)] = cv2.GC_PR_FGD
         if not (labels == cv2.GC_PR_FGD).any() or not (labels != cv2.GC_PR_FGD).any():
             return np.zeros(image.shape[:2], np.bool_)
-        cv2.setRNGSeed(0)  # its k-means starts from OpenCV's generator, whose state outlives every call
+        cv2.setRNGSeed(0)  # its k-means uses OpenCV's random generator, whose state persists between calls
         background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
         unused = (0, 0, 1, 1)
         cv2.grabCut(image, labels, unused, background, foreground, self._iterations, cv2.GC_INIT_WITH_MASK)
@@ -98,7 +98,7 @@ class GrabCut:
 
 
 def inscribed_ellipse(size: tuple[int, ...], box: Box, share: float = 1.0) -> NDArray[np.bool_]:
-    """H x W mask of the ellipse that touches the box's sides, its axes scaled by `share`; never empty."""
+    """H x W mask of the ellipse that touches the box's sides, axes scaled by `share`; never empty."""
     x, y, w, h = box
     mask = np.zeros(size[:2], np.bool_)
     across = (np.arange(w) + 0.5 - w / 2) / (w / 2 * share)
@@ -110,12 +110,12 @@ def inscribed_ellipse(size: tuple[int, ...], box: Box, share: float = 1.0) -> ND
 
 
 def load_box_segmenter(name: str = "grabcut") -> BoxSegmenter:
-    """The box segmenter of that name: built in, or an entry point of the group `xmem.box_segmenters`.
+    """Create a box segmenter by name: built in, or an entry point of the group `xmem.box_segmenters`.
 
-    An entry point names a class or function that gives the segmenter when called without arguments.
+    The entry point is a class or function that returns a segmenter when called without arguments.
 
     Raises:
-        UsageError: there is none of that name, or what is registered cannot be loaded or has no `segment`.
+        UsageError: no such segmenter is installed, it cannot be loaded, or it has no `segment`.
     """
     if name == "grabcut":
         return GrabCut()
@@ -131,7 +131,7 @@ def load_box_segmenter(name: str = "grabcut") -> BoxSegmenter:
 
 
 def _scaled(box: Box, old: tuple[int, ...], new: tuple[int, ...]) -> Box:
-    """The box in an image that was resized from `old` to `new` (height, width, ...)."""
+    """Scale a box to an image that was resized from `old` to `new` (height, width, ...)."""
     fy, fx = new[0] / old[0], new[1] / old[1]
     x, y, w, h = box
     left, top = min(new[1] - 1, round(x * fx)), min(new[0] - 1, round(y * fy))
@@ -140,11 +140,11 @@ def _scaled(box: Box, old: tuple[int, ...], new: tuple[int, ...]) -> Box:
 
 
 def _cleaned(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The mask of a box's inside without speckle around it, with narrow gaps and small holes closed.
+    """Remove speckle from the mask of a box's inside, and close narrow gaps and small holes.
 
-    Measured: dropping pieces below 2 % of the largest, closing gaps of 2 % of the box and filling holes below
-    5 % of the mask all help a little; more of any of them harms. A head is often cut off from its body by a
-    neck lighter than both, hence at least two pixels of closing.
+    Measured: dropping components below 2 % of the largest, closing gaps of 2 % of the box, and filling holes
+    below 5 % of the mask each help a little; larger values harm. A head is often cut off from its body by a
+    neck lighter than both, hence closing by at least two pixels.
     """
     pieces = _without_small(mask, 0.02)
     radius = min(max(2, round(0.02 * min(mask.shape))), min(mask.shape) // 8)
@@ -162,7 +162,7 @@ def _cleaned(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _without_small(mask: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
-    """The connected pieces that have at least `share` of the largest one's pixels."""
+    """Keep the connected components with at least `share` of the largest one's pixels."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     areas = np.asarray(stats[:, cv2.CC_STAT_AREA]).copy()
     areas[0] = 0

@@ -1,6 +1,6 @@
 """Prompt input: JSON files, index PNGs and command-line boxes, read and validated.
 
-Everything is checked here except what needs the frame: sizes, and what boxes and polygons cover on it.
+Everything is checked here except what needs the frame: mask sizes, and what boxes and polygons cover.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MANY_OBJECTS = 64
 
 @dataclass(frozen=True)
 class PromptObject:
-    """One object on one frame, given in exactly one way.
+    """One object on one frame, given by a box, polygons or a mask.
 
     Args:
         object_id: 1 .. 2^31 - 1.
@@ -51,7 +51,7 @@ class PromptObject:
     rle: tuple[int, int, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As an entry of a prompts file, without its frame."""
+        """Return the object as an entry of a prompts file, without its frame."""
         entry: dict[str, Any] = {"id": self.object_id}
         if self.category is not None:
             entry["category"] = self.category
@@ -69,7 +69,7 @@ class PromptSet:
     """All prompts of one stream, by frame.
 
     Raises:
-        PromptError: an id is given or removed twice on one frame.
+        PromptError: an id is given or removed twice on the same frame.
     """
 
     objects: Mapping[int, tuple[PromptObject, ...]] = field(default_factory=dict)
@@ -91,7 +91,7 @@ class PromptSet:
         return sorted({*self.objects, *self.removals})
 
     def is_empty(self) -> bool:
-        """Whether nothing is ever tracked."""
+        """Whether there are no objects at all."""
         return not any(self.objects.values())
 
     def at(self, frame_index: int) -> tuple[PromptObject, ...]:
@@ -100,7 +100,7 @@ class PromptSet:
 
     @property
     def most_objects(self) -> int:
-        """How many objects there are at most at the same time."""
+        """The largest number of objects at the same time."""
         living: set[int] = set()
         most = 0
         for frame in self.frames:
@@ -111,16 +111,16 @@ class PromptSet:
 
     @property
     def object_ids(self) -> set[int]:
-        """All ids that are ever given or removed."""
+        """All ids that are given or removed on any frame."""
         given = {entry.object_id for entries in self.objects.values() for entry in entries}
         return given.union(*self.removals.values())
 
     def removals_at(self, frame_index: int) -> tuple[int, ...]:
-        """The ids to stop tracking from a frame on."""
+        """The ids that are removed on a frame."""
         return self.removals.get(frame_index, ())
 
     def to_record(self) -> dict[str, Any]:
-        """The prompts as the content of a prompts file; equal prompts give equal dicts."""
+        """Return the content of a prompts file; equal prompts give equal dicts."""
         record: dict[str, Any] = {
             "version": 1,
             "objects": [{"frame": f, **e.to_json()} for f in sorted(self.objects) for e in self.objects[f]],
@@ -133,10 +133,10 @@ class PromptSet:
 
     @classmethod
     def from_record(cls, record: Any, name: str = "prompts") -> PromptSet:
-        """Prompts from the content of a prompts file, checked.
+        """Make prompts from the content of a prompts file and check them.
 
         Raises:
-            PromptError: names the entry, its fault and what is allowed.
+            PromptError: names the entry, the error and what is allowed.
         """
         return _collect(*_parse(record, name), name)
 
@@ -146,15 +146,15 @@ class PromptSet:
         masks: Mapping[int, Mapping[int, ArrayLike]],
         categories: Mapping[int, str] | None = None,
     ) -> PromptSet:
-        """Prompts from arrays.
+        """Make prompts from arrays.
 
         Args:
-            masks: by frame and object id, H x W bool or 0/1 at the video's size: {0: {7: mask}}. Where masks
-                of one frame overlap, the later has the pixels.
+            masks: by frame and object id, H x W bool or 0/1 at the video's size: {0: {7: mask}}. If masks of
+                a frame overlap, later ones win.
             categories: by object id.
 
         Raises:
-            PromptError: a mask is not H x W, holds other values or no pixel; or an id, frame or category is
+            PromptError: a mask is not H x W, has other values or no pixel; or an id, frame or category is
                 out of range.
         """
         names = categories or {}
@@ -185,13 +185,13 @@ def gather_prompts(
     boxes: Sequence[str] = (),
     max_pixels: int = MAX_PIXELS,
 ) -> PromptSet | None:
-    """Prompts from any mix of mask images, prompts files and boxes; None if there are none.
+    """Combine mask images, prompts files and boxes into one set of prompts; None if there are none.
 
-    Objects without an id get the lowest that nobody else has. On one frame, boxes come after files, and these
-    after masks: where they overlap, the later has the pixels.
+    Objects without an id get the lowest free one. On the same frame, boxes come after files, and files after
+    masks; if they overlap, later ones win.
 
     Raises:
-        PromptError: one of them is wrong, or two give the same id on the same frame.
+        PromptError: one of them is invalid, or two give the same id on the same frame.
     """
     entries: list[tuple[int, PromptObject]] = []
     removals: list[tuple[int, int]] = []
@@ -203,7 +203,7 @@ def gather_prompts(
         ]
     for path in files:
         given, gone = _parse(_read_json(path), path)
-        _collect(given, gone, path)  # so that a fault within the file is reported with its name
+        _collect(given, gone, path)  # so that errors within the file are reported with its name
         entries += given
         removals += gone
     entries += [(0, parse_box(text)) for text in boxes]
@@ -215,7 +215,7 @@ def load_prompts(path: str, storage_options: Mapping[str, Any] | None = None) ->
     """Read a prompts file (JSON, see `prompts_schema`) from a path or fsspec URI.
 
     Raises:
-        PromptError: it is not there, or wrong. SourceError: its store does not answer now.
+        PromptError: the file is missing or invalid. SourceError: its store does not respond now.
     """
     return PromptSet.from_record(_read_json(path, storage_options), path)
 
@@ -226,20 +226,20 @@ def load_mask_png(
     storage_options: Mapping[str, Any] | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> PromptSet:
-    """Read an index or palette PNG: each value but 0 is an object's id.
+    """Read an index or palette PNG: each value but 0 is an object id.
 
-    A picture of the two values 0 and 255 (16 bit: 65535) is a binary mask, as DAVIS-2016 has them: object 1.
+    A picture with only the values 0 and 255 (16 bit: 65535) is a binary mask as in DAVIS-2016: object 1.
 
     Raises:
-        PromptError: it is not there, is coloured, or shows no object. SourceError: its store does not answer
-            now.
+        PromptError: the file is missing or coloured, or shows no object. SourceError: its store does not
+            respond now.
     """
     index = decode_index_png(_read(path, storage_options), path, max_pixels)
     values = [int(v) for v in np.unique(index) if v]
     if not values:
         raise PromptError(f"{path} shows no object: all its pixels are 0")
     if values in ([255], [65535]):
-        logger.info("%s holds 0 and %d only: taken as the mask of object 1", redacted(path), values[0])
+        logger.info("%s has only 0 and %d: used as the mask of object 1", redacted(path), values[0])
         index, values = (index > 0).astype(np.int32), [1]
     if len(values) > _MANY_OBJECTS:
         logger.warning(
@@ -253,10 +253,10 @@ def load_mask_png(
 
 
 def parse_box(text: str) -> PromptObject:
-    """`x,y,w,h[:id[:category]]` in pixels; the id is 0 where none is given.
+    """Parse `x,y,w,h[:id[:category]]`, in pixels; the id is 0 if none is given.
 
     Raises:
-        PromptError: the text is something else.
+        PromptError: the text has another form.
     """
     form = "x,y,w,h[:id[:category]] in pixels, for instance 40,60,120,300:1:person"
     where = f"box {check.short(text)}"
@@ -278,9 +278,9 @@ def parse_box(text: str) -> PromptObject:
 def _read(path: str, storage_options: Mapping[str, Any] | None = None) -> bytes:
     try:
         return locate(path, storage_options).read_bytes()
-    except Exception as error:  # every store behind fsspec has errors of its own
+    except Exception as error:  # every store behind fsspec has its own errors
         if may_pass(error):
-            # No fault of the request: in a batch, the video is to be tried again.
+            # Not an invalid request: in a batch, the video is retried.
             raise read_error(path, error) from shareable(error)
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise PromptError(f"{path} cannot be read: {' '.join(reason.split())}") from shareable(error)
@@ -297,9 +297,9 @@ def _read_json(path: str, storage_options: Mapping[str, Any] | None = None) -> A
 
 
 def _parse(document: Any, name: str) -> tuple[list[tuple[int, PromptObject]], list[tuple[int, int]]]:
-    """(frame, object) of every entry, id 0 where none is given, and (frame, id) of every removal."""
+    """Return (frame, object) of every entry, id 0 if none is given, and (frame, id) of every removal."""
     if not isinstance(document, dict) or "objects" not in document or "version" not in document:
-        raise PromptError(f'{name}: not a prompts file; need {{"version": 1, "objects": [...]}}')
+        raise PromptError(f'{name}: not a prompts file; expected {{"version": 1, "objects": [...]}}')
     unknown = sorted(map(str, set(document) - {"version", "objects", "remove"}))
     if unknown:
         raise PromptError(
@@ -307,7 +307,7 @@ def _parse(document: Any, name: str) -> tuple[list[tuple[int, PromptObject]], li
         )
     if check.whole(document["version"]) != 1:
         raise PromptError(
-            f"{name}: version {check.short(document['version'])} is not known; this release reads 1"
+            f"{name}: version {check.short(document['version'])} is not supported; this release reads 1"
         )
     objects = check.as_list(document["objects"], f"{name}: objects")
     removals = check.as_list(document.get("remove", []), f"{name}: remove")
@@ -320,7 +320,7 @@ def _parse(document: Any, name: str) -> tuple[list[tuple[int, PromptObject]], li
 def _collect(
     entries: Sequence[tuple[int, PromptObject]], removals: Sequence[tuple[int, int]], name: str | None = None
 ) -> PromptSet:
-    """The entries by frame; those of id 0 get the lowest ids that no other entry has."""
+    """Sort entries by frame; those of id 0 get the lowest ids that no other entry has."""
     taken = {entry.object_id for _, entry in entries}
     objects: dict[int, list[PromptObject]] = {}
     candidate = 1
@@ -342,13 +342,13 @@ def _collect(
 
 def _removal(entry: Any, where: str) -> tuple[int, int]:
     if not isinstance(entry, dict) or set(entry) != {"frame", "id"}:
-        raise PromptError(f'{where}: need {{"frame": ..., "id": ...}}, not {check.short(entry)}')
+        raise PromptError(f'{where}: expected {{"frame": ..., "id": ...}}, not {check.short(entry)}')
     return check.frame_number(entry["frame"], where), check.object_id(entry["id"], where)
 
 
 def _entry(entry: Any, where: str) -> tuple[int, PromptObject]:
     if not isinstance(entry, dict):
-        raise PromptError(f"{where}: need an object, not {check.short(entry)}")
+        raise PromptError(f"{where}: expected an object, not {check.short(entry)}")
     unknown = sorted(map(str, set(entry) - _OBJECT_KEYS))
     if unknown:
         raise PromptError(

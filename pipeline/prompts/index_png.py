@@ -1,8 +1,8 @@
 """Index PNGs: pixel values are object ids.
 
-OpenCV stretches grey values of few bits and turns a palette into its colours, from which the indices can't
-always be told again (unused entries are often black, as the background is). So before OpenCV decodes such a
-picture its palette is exchanged for one in which every index is its own colour.
+OpenCV rescales grey values of few bits and converts a palette to its colours, from which the indices cannot
+always be recovered (unused entries are often black, like the background). So the palette is replaced, before
+OpenCV decodes the picture, by one in which every index is its own colour.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ _ADVICE = "give a PNG with one value per object (grey or palette)"
 
 
 def decode_index_png(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.int32]:
-    """The values of an index PNG, grey of 1 to 16 bits or palette of 1 to 8.
+    """Decode the values of an index PNG, grey of 1 to 16 bits or palette of 1 to 8.
 
-    Colour PNGs whose channels are all equal count as grey; an alpha channel is left out of account.
+    Colour PNGs whose channels are all equal count as grey; an alpha channel is ignored.
 
     Args:
         data: the file's bytes.
-        name: what to call it in messages.
+        name: name of the file in messages.
         max_pixels: larger pictures are refused before they are decoded.
 
     Returns:
         H x W int32.
 
     Raises:
-        PromptError: it is no PNG, damaged, coloured, or too large.
+        PromptError: the data is not a PNG, damaged, coloured, or too large.
     """
     if not data.startswith(_SIGNATURE):
         raise PromptError(f"{name} is not a PNG: {_ADVICE}")
@@ -64,7 +64,7 @@ def decode_index_png(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> ND
 
 
 def _chunks(data: bytes, name: str) -> list[tuple[bytes, bytes]]:
-    """(type, content) of every chunk up to the end mark."""
+    """Return (type, content) of every chunk up to the end marker."""
     found = []
     at = len(_SIGNATURE)
     while at + 12 <= len(data):
@@ -82,7 +82,7 @@ def _chunks(data: bytes, name: str) -> list[tuple[bytes, bytes]]:
 
 
 def _with_plain_palette(chunks: list[tuple[bytes, bytes]], depth: int) -> bytes:
-    """The picture as a palette PNG whose entry i is the colour (i, i, i)."""
+    """Return the picture as a palette PNG whose entry i is the colour (i, i, i)."""
     header = bytearray(chunks[0][1])
     header[9] = _PALETTE
     palette = bytes(i for i in range(1 << min(depth, 8)) for _ in range(3))

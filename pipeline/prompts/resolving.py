@@ -1,6 +1,6 @@
 """Prompts resolved to masks: label regions of their frame.
 
-Reading and checking them is `pipeline.prompts.files`, whose names are importable from here.
+`pipeline.prompts.files` reads and checks them; its names can be imported from here.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ResolvedPrompt:
-    """The masks of one frame's prompts, H x W bool each, none overlapping another.
+    """The masks of one frame's prompts, H x W bool each, without overlaps.
 
     Args:
-        ellipses: objects whose box could not be told from its surroundings, so that an ellipse was taken.
+        ellipses: objects that the segmenter did not find in their box, so that an ellipse is used.
     """
 
     masks: dict[int, NDArray[np.bool_]]
@@ -56,7 +56,7 @@ class ResolvedPrompt:
     ellipses: tuple[int, ...] = ()
 
     def to_record(self) -> dict[str, Any]:
-        """JSON-ready, masks as RLE."""
+        """Return JSON-ready values, with masks as RLE."""
         height, width = next(iter(self.masks.values())).shape
         record = {
             "size": [height, width],
@@ -66,7 +66,7 @@ class ResolvedPrompt:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> ResolvedPrompt:
-        """What `to_record` stored."""
+        """Restore from the output of `to_record`."""
         height, width = record["size"]
         masks = {int(i): rle_to_mask(counts, height, width) for i, _, counts in record["masks"]}
         categories = {int(i): category for i, category, _ in record["masks"]}
@@ -74,9 +74,9 @@ class ResolvedPrompt:
 
 
 def resolve(objects: Iterable[PromptObject], frame: Frame, segmenter: BoxSegmenter) -> ResolvedPrompt:
-    """Turn a frame's prompts into masks of its size.
+    """Convert a frame's prompts to masks of its size.
 
-    Where masks overlap the later entry has the pixels, with one warning.
+    If masks overlap, the later entry gets the pixels, and one warning is logged.
 
     Raises:
         PromptError: a mask has another size than the frame or is empty, a box or polygon lies outside the
@@ -93,9 +93,7 @@ def resolve(objects: Iterable[PromptObject], frame: Frame, segmenter: BoxSegment
         mask, is_ellipse = _mask_of(entry, frame, segmenter, name)
         if is_ellipse:
             ellipses.append(entry.object_id)
-            warnings.append(
-                f"{name}: the box could not be told from its surroundings; an ellipse is taken instead"
-            )
+            warnings.append(f"{name}: no object found in the box; an ellipse is used instead")
         if not mask.any():
             raise PromptError(f"{name}: its mask is empty; draw it again")
         for earlier, other in masks.items():
@@ -114,7 +112,7 @@ def resolve(objects: Iterable[PromptObject], frame: Frame, segmenter: BoxSegment
     if overlapping:
         ids = ", ".join(map(str, sorted(overlapping)))
         warnings.append(
-            f"frame {frame.frame_index}: prompts of objects {ids} overlap; the later entry has the pixels"
+            f"frame {frame.frame_index}: prompts of objects {ids} overlap; the later entry gets the pixels"
         )
     for warning in warnings:
         logger.warning("%s", warning)
@@ -124,7 +122,7 @@ def resolve(objects: Iterable[PromptObject], frame: Frame, segmenter: BoxSegment
 def _mask_of(
     entry: PromptObject, frame: Frame, segmenter: BoxSegmenter, name: str
 ) -> tuple[NDArray[np.bool_], bool]:
-    """A prompt's mask, and whether it is an ellipse in place of what the segmenter did not find."""
+    """Return a prompt's mask, and whether it is an ellipse because the segmenter found nothing."""
     height, width = frame.size
     if entry.rle is not None:
         if entry.rle[:2] != (height, width):
@@ -150,7 +148,7 @@ def _mask_of(
 
 def _clip(box: tuple[float, float, float, float], width: int, height: int, name: str) -> Box:
     x, y, w, h = box
-    # Cut before rounding: a sum of large numbers may be infinite.
+    # Clip before rounding: a sum of large numbers may be infinite.
     left, top = round(min(max(0, x), width)), round(min(max(0, y), height))
     right, bottom = round(max(0, min(width, x + w))), round(max(0, min(height, y + h)))
     if right <= left or bottom <= top:
@@ -161,13 +159,13 @@ def _clip(box: tuple[float, float, float, float], width: int, height: int, name:
 
 
 def _inside(polygon: tuple[float, ...], height: int, width: int) -> NDArray[np.bool_]:
-    """H x W mask of the pixels whose centres lie inside; where the outline crosses itself, even-odd.
+    """H x W mask of the pixels whose centres lie inside; even-odd rule if the outline crosses itself.
 
-    Pixel (x, y) reaches from x to x + 1 and from y to y + 1, as it does for boxes. So the polygon around a
-    box covers the box's pixels, which filled outlines of OpenCV would exceed by a row and a column.
+    Pixel (x, y) reaches from x to x + 1 and from y to y + 1, as for boxes. So the polygon around a box covers
+    exactly the box's pixels; outlines filled by OpenCV would exceed them by a row and a column.
     """
     mask = np.zeros((height, width), np.bool_)
-    # Further out it makes no difference that can be seen, and differences of larger numbers could overflow.
+    # Clipping this far out has no visible effect; differences of larger numbers could overflow.
     points = np.clip(np.asarray(polygon, np.float64).reshape(-1, 2), -1e9, 1e9)
     x0, y0 = points.T
     x1, y1 = np.roll(points, -1, axis=0).T

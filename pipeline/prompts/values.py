@@ -1,7 +1,7 @@
 """Validation of single values in a prompts file, with one-line errors.
 
-`where` names the place in messages. All raise PromptError. JSON Schema counts 3.0 as a whole number and
-`true` as none; so does this.
+`where` names the location in messages. All functions raise PromptError. As in JSON Schema, 3.0 counts as a
+whole number and `true` does not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong = 2, 40, 40, 40
 
 
 def frame_number(value: Any, where: str) -> int:
-    """A frame_index."""
+    """Check a frame number."""
     frame = whole(value)
     if frame is None or not 0 <= frame <= _MAX_FRAME:
         raise PromptError(f"{where}: frame {short(value)} is not a frame number, 0 or more")
@@ -32,7 +32,7 @@ def frame_number(value: Any, where: str) -> int:
 
 
 def object_id(value: Any, where: str) -> int:
-    """1 .. 2^31 - 1."""
+    """Check an object id: 1 .. 2^31 - 1."""
     number = whole(value)
     if number is None or not 1 <= number <= MAX_OBJECT_ID:
         raise PromptError(
@@ -42,20 +42,20 @@ def object_id(value: Any, where: str) -> int:
 
 
 def category(value: Any, where: str) -> str | None:
-    """A text that can be stored, or None."""
+    """Check a category: a text that can be stored, or None."""
     if value is None:
         return None
     if not isinstance(value, str) or not value:
         raise PromptError(f"{where}: category {short(value)} is not a text of at least one character")
     try:
-        value.encode()  # JSON can spell half a surrogate pair, which nothing that we write to would take
+        value.encode()  # JSON can contain a lone surrogate, which no output format accepts
     except UnicodeEncodeError:
-        raise PromptError(f"{where}: category {value!a} holds half a character: write it again") from None
+        raise PromptError(f"{where}: category {value!a} has half a character: write it again") from None
     return value
 
 
 def box(value: Any, where: str) -> tuple[float, float, float, float]:
-    """x, y, width, height in pixels, width and height above 0."""
+    """Check a box: x, y, width, height in pixels, width and height above 0."""
     numbers = _numbers(value, f"{where}: box")
     if len(numbers) != 4:
         raise PromptError(f"{where}: box {short(value)} needs four numbers: x, y, width, height")
@@ -65,7 +65,7 @@ def box(value: Any, where: str) -> tuple[float, float, float, float]:
 
 
 def polygons(value: Any, where: str) -> tuple[tuple[float, ...], ...]:
-    """Outlines of three points or more, each x1, y1, x2, y2, ..."""
+    """Check outlines of three points or more, each x1, y1, x2, y2, ..."""
     outlines = [_numbers(p, f"{where}: polygon") for p in as_list(value, f"{where}: polygons")]
     if not outlines:
         raise PromptError(f"{where}: polygons is empty; give at least one")
@@ -78,9 +78,9 @@ def polygons(value: Any, where: str) -> tuple[tuple[float, ...], ...]:
 
 
 def rle(value: Any, where: str) -> tuple[int, int, str]:
-    """(height, width, COCO compressed counts) of a mask that is not empty."""
+    """Check a mask: (height, width, COCO compressed counts), not empty."""
     if not isinstance(value, dict) or set(value) != {"size", "counts"}:
-        raise PromptError(f'{where}: rle {short(value)}: need {{"size": [height, width], "counts": ...}}')
+        raise PromptError(f'{where}: rle {short(value)}: expected {{"size": [height, width], "counts": ...}}')
     sides = _wholes(value["size"])
     if sides is None or len(sides) != 2 or min(sides) < 1:
         raise PromptError(f"{where}: rle size {short(value['size'])} is not [height, width]")
@@ -102,7 +102,7 @@ def rle(value: Any, where: str) -> tuple[int, int, str]:
 
 
 def mask(value: ArrayLike, where: str) -> tuple[int, int, str]:
-    """(height, width, COCO compressed counts) of an H x W bool or 0/1 array that is not empty."""
+    """Convert an H x W bool or 0/1 array that is not empty to (height, width, COCO compressed counts)."""
     array = np.asarray(value)
     if array.ndim != 2 or not array.size:
         raise PromptError(f"{where}: mask has shape {array.shape}; it must be height x width")
@@ -133,21 +133,24 @@ def _numbers(value: Any, where: str) -> tuple[float, ...]:
 
 
 def as_list(value: Any, where: str) -> list[Any]:
-    """A list of anything."""
+    """Check that a value is a list."""
     if not isinstance(value, list):
-        raise PromptError(f"{where}: need a list, not {short(value)}")
+        raise PromptError(f"{where}: expected a list, not {short(value)}")
     return value
 
 
 def whole(value: Any) -> int | None:
-    """The value if it is a whole number; 3.0 is one, as JSON Schema has it, and True is none."""
+    """Return the value as int if it is a whole number, else None.
+
+    3.0 is one, as in JSON Schema, and True is not.
+    """
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else None
 
 
 def _wholes(value: Any) -> list[int] | None:
-    """The values of a list of whole numbers."""
+    """Return the values of a list of whole numbers, else None."""
     if not isinstance(value, list):
         return None
     numbers = [whole(v) for v in value]
@@ -155,6 +158,6 @@ def _wholes(value: Any) -> list[int] | None:
 
 
 def short(value: Any) -> str:
-    """A value for a message: one line, and never long however large or deep the value is."""
+    """Format a value for a message: one line, short however large or deep the value is."""
     text = _REPR.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,4 +1,4 @@
-"""`Failure`: an error as it travels between processes, and whether trying again can help."""
+"""`Failure`: an error that can be sent between processes, and whether retrying can help."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.base.redaction import redacted
 from pipeline.storage.retries import http_status
 
 _PERMANENT = (UsageError, NotAVideoError, AnotherWriterError)
-# Client libraries have classes of their own for it, and some failures reach us as text only.
+# Client libraries have their own classes for it, and some failures arrive here as text only.
 _NO_ACCESS = re.compile(
     r"(?i)permission denied|access ?denied|forbidden|unauthorized|locate credentials|invalid ?access ?key"
     r"|signature ?does ?not ?match|expired ?token"
@@ -19,12 +19,12 @@ _NO_ACCESS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why something could not be done, as it can travel between processes.
+    """Why an operation failed, in a form that can be sent between processes.
 
     Args:
         kind: name of the error's class.
         message: one line without credentials.
-        permanent: trying again cannot help.
+        permanent: retrying cannot help.
         access: the machine where it happened lacks credentials or rights.
         output: the output folder as a whole cannot be used, so that every other video would fail too.
     """
@@ -37,7 +37,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """That of an error. A wrong request, a file that is no video and another writer are permanent."""
+        """Make a Failure. Wrong requests, files that are not videos, and other writers are permanent."""
         lines = redacted(str(error)).strip().splitlines()
         message = lines[0] if lines else type(error).__name__
         if not isinstance(error, XmemError):
@@ -49,7 +49,7 @@ class Failure:
 
 
 def _lacks_access(error: BaseException) -> bool:
-    """Whether credentials or rights are what an error, or what led to it, is about."""
+    """Whether an error, or one of its causes, is about credentials or permissions."""
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, PermissionError) or "Credentials" in type(link).__name__:

@@ -1,14 +1,14 @@
-"""Durable file operations on a local disk by POSIX means.
+"""File operations on a local disk, made durable with POSIX calls.
 
-A file is written under a temporary name in `ROOT/.tmp` (never beside the data), synced, and then given
-its name by a hard link, which fails if the name exists; its folder is synced after that. File systems
-without hard links (exFAT, some FUSE mounts) get Linux' exclusive rename. With neither the store refuses:
-anything else could overwrite another writer's file or show half of one.
+A file is written under a temporary name in `ROOT/.tmp` (never beside the data), synced, and given its name by
+a hard link, which fails if the name exists; then its folder is synced. File systems without hard links
+(exFAT, some FUSE mounts) get Linux's exclusive rename. If there is neither, the store refuses to write: any
+other method could overwrite another writer's file or expose half of one.
 
-The root may be a symbolic link. Links below it are refused, to write and to read: whoever may put one there
-could send rows anywhere. Folders are opened one by one without following links, and files are used relative
-to their open folder, so that a link that is put in place during an operation is not followed either. Where
-the system has no such calls (Windows), names are checked before each operation.
+The root may be a symbolic link. Links below it are refused for writing and reading: otherwise anybody who can
+create one could redirect rows. Folders are opened one by one without following links, and files are used
+relative to their open folder, so a link created during an operation is not followed either. Where the system
+lacks these calls (Windows), names are checked before each operation.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ FOREIGN_TEMP_AGE_SECONDS = 24 * 3600.0
 _ATTEMPTS = 5
 _PROCESS_TOKEN = secrets.token_hex(4)
 _HOST = "".join(c if c.isalnum() or c in ".-" else "-" for c in socket.gethostname()) or "host"
-# Whoever writes another file there fails too.
+# Errors that every other write in this folder would meet, too.
 _OF_THE_WHOLE = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -64,7 +64,7 @@ _OF_THE_WHOLE = {
 
 
 class LocalFiles(Files):
-    """Files on a disk."""
+    """Files on a local disk."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder))
@@ -72,7 +72,7 @@ class LocalFiles(Files):
 
     def create(self, name: str, data: bytes, owner: str = "") -> bool:
         with self._reporting("write", name):
-            # An earlier look saves writing the file; the link decides.
+            # This check only saves writing the file; the link decides.
             if self._is_taken(name):
                 return False
             try:
@@ -110,7 +110,7 @@ class LocalFiles(Files):
             for entry in entries:
                 name = f"{folder}/{entry.name}"
                 if entry.is_symlink():
-                    # Rows that are silently missing would be worse than an error.
+                    # Silently missing rows would be worse than an error.
                     raise self._linked(name)
                 if entry.is_file(follow_symlinks=False):
                     found.append(name)
@@ -125,7 +125,7 @@ class LocalFiles(Files):
             self._place(name) as place,
         ):
             os.unlink(place.name, dir_fd=place.folder)
-            # Each removal reaches the disk before the next: a restart's order must survive a power cut.
+            # Each removal reaches the disk before the next: the order must survive a power cut.
             sync(place)
 
     def remove_empty_folder(self, folder: str) -> None:
@@ -141,16 +141,17 @@ class LocalFiles(Files):
                 with suppress(OSError, StoreError):
                     if _is_stale(entry, owner):
                         self.remove(f"{TEMP_FOLDER}/{entry.name}")
-                        logger.info("removed temporary file %s of a writer that is gone", entry.name)
+                        logger.info("removed temporary file %s of a writer that has ended", entry.name)
 
     # Without following links
 
     @contextmanager
     def _place(self, name: str, *, make: bool = False) -> Iterator[Place]:
-        """A file's or folder's name in its open folder; `make` makes the folders on the way.
+        """Yield the name of a file or folder in its open folder; `make` creates missing folders.
 
         Raises:
-            StoreError: one of the folders is a symbolic link. OSError: one cannot be opened or made.
+            StoreError: one of the folders is a symbolic link.
+            OSError: a folder cannot be opened or created.
         """
         *folders, leaf = name.split("/")
         if make:
@@ -174,7 +175,7 @@ class LocalFiles(Files):
             os.close(folder)
 
     def _enter(self, place: Place, flags: int, name: str) -> int:
-        """Open what is there, as a descriptor; StoreError if it is a symbolic link."""
+        """Open a place and return its descriptor; StoreError if it is a symbolic link."""
         try:
             return os.open(place.name, flags | NO_LINK, dir_fd=place.folder)
         except OSError as error:
@@ -184,7 +185,7 @@ class LocalFiles(Files):
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[BinaryIO]:
-        """A file, to read."""
+        """Open a file for reading."""
         with self._place(name) as place:
             if not HAS_PLACES and is_link(place):
                 raise self._linked(name)
@@ -193,7 +194,7 @@ class LocalFiles(Files):
 
     @contextmanager
     def _listing(self, folder: str) -> Iterator[list[os.DirEntry[str]]]:
-        """What is in a folder. The entries are good within the context."""
+        """List a folder. The entries are valid within the context."""
         with self._place(folder) as place:
             if not HAS_PLACES:
                 if is_link(place):
@@ -233,13 +234,13 @@ class LocalFiles(Files):
                     sync(target)
                 return
             except FileNotFoundError:
-                # Somebody swept the temporary file or removed the empty folder just now.
+                # The temporary file was swept or the empty folder removed just now.
                 if attempt == _ATTEMPTS - 1:
                     raise
 
     @contextmanager
     def _temporary(self, data: bytes, owner: str) -> Iterator[Place]:
-        """A finished file under a temporary name, which is gone afterwards."""
+        """Write a temporary file; it is removed at the end of the context."""
         name = f"{owner}@{_HOST}@{os.getpid()}@{_PROCESS_TOKEN}@{secrets.token_hex(6)}.tmp"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK | getattr(os, "O_BINARY", 0)
         with self._place(f"{TEMP_FOLDER}/{name}", make=True) as place:
@@ -260,7 +261,7 @@ class LocalFiles(Files):
         except FileNotFoundError:
             if doing != "write":
                 raise
-            raise StoreError(f"cannot write {self.uri(name)}: its folder vanished while writing") from None
+            raise StoreError(f"cannot write {self.uri(name)}: its folder was removed meanwhile") from None
         except OSError as error:
             kind = OutputError if doing != "read" and error.errno in _OF_THE_WHOLE else StoreError
             raise kind(
@@ -274,15 +275,16 @@ def _remedy(error: OSError, doing: str) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and doing != "read":
         return "; choose a folder that you may write to"
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return "; a file is where a folder is needed: choose another output folder"
+        return "; a file is in the place of a folder: choose another output folder"
     return ""
 
 
 def _is_stale(entry: os.DirEntry[str], owner: str) -> bool:
-    """Whether a temporary file's writer is certainly gone.
+    """Whether the writer of a temporary file has certainly ended.
 
-    A process id says something only on its own host; other hosts' files must be a day old. Being wrong costs
-    the other writer a second attempt, no rows: `create` starts again when its temporary file vanishes.
+    A process id is meaningful only on its own host; files of other hosts count as stale after a day. A wrong
+    guess costs the other writer a second attempt but no rows: `create` starts over when its temporary file is
+    gone.
     """
     parts = entry.name.removesuffix(".tmp").split("@")
     if len(parts) != 5:

@@ -1,8 +1,7 @@
-"""File operations on names in open folders, which follow no symbolic link on the way.
+"""File operations on names in open folders, without following symbolic links on the way.
 
-A path is looked up anew by each call, and whoever may write to one of its folders can put a link there
-between two calls. A `Place` is a name in a folder that is open already: what becomes of the path does not
-matter then.
+Each call resolves a path anew, and anybody who may write to one of its folders can put a link there between
+two calls. A `Place` is a name in a folder that is already open, so later changes of the path have no effect.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pathlib import Path
 HAS_PLACES = {os.open, os.mkdir, os.stat, os.link, os.unlink, os.rename, os.rmdir} <= os.supports_dir_fd
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 LISTED = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
-# To pass through, a folder need not be readable.
+# Traversing a folder does not require read permission.
 PASSED = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0)
 
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
@@ -30,9 +29,9 @@ class Place:
     """A name in an open folder.
 
     Args:
-        folder: descriptor of the folder; None where the system has no such calls (`HAS_PLACES`), and
-            `name` is a whole path.
-        name: of a file or folder in it.
+        folder: descriptor of the folder; None if the system has no such calls (`HAS_PLACES`), and then `name`
+            is a whole path.
+        name: name of a file or folder in it.
     """
 
     folder: int | None
@@ -40,7 +39,7 @@ class Place:
 
 
 def make_folders(folder: Path) -> None:
-    """Makes a folder and those above it; each new name is made durable in its parent."""
+    """Create a folder and its parents; each new name is made durable in its parent."""
     if folder.is_dir():
         return
     make_folders(folder.parent)
@@ -50,7 +49,7 @@ def make_folders(folder: Path) -> None:
 
 
 def make_folder(place: Place) -> None:
-    """Makes one folder, if nothing of its name is there."""
+    """Create one folder if it does not exist."""
     try:
         os.mkdir(place.name, dir_fd=place.folder)
     except FileExistsError:
@@ -59,7 +58,7 @@ def make_folder(place: Place) -> None:
 
 
 def is_link(place: Place) -> bool:
-    """Whether a symbolic link, or a junction of Windows, is there."""
+    """Whether the place is a symbolic link, or a junction on Windows."""
     try:
         found = os.stat(place.name, dir_fd=place.folder, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
@@ -71,18 +70,18 @@ def is_link(place: Place) -> bool:
 
 
 def sync(place: Place) -> None:
-    """Make durable which names the folder of a place holds."""
+    """Make the names in the folder of a place durable."""
     if os.name == "nt":
         return
     path = (os.path.dirname(place.name) or ".") if place.folder is None else "."
     try:
         descriptor = os.open(path, os.O_RDONLY, dir_fd=place.folder)
     except PermissionError:
-        return  # a folder one may write to but not list
+        return  # a folder with write but no read permission
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network and FUSE mounts cannot sync a folder; then the file's own fsync is all there is.
+        # Some network and FUSE mounts cannot sync a folder; only the file's own fsync is left then.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
             raise
     finally:
@@ -90,12 +89,12 @@ def sync(place: Place) -> None:
 
 
 def rename(temporary: Place, target: Place) -> None:
-    """Gives a finished file its name, in place of another."""
+    """Give a finished file its name, replacing any other."""
     os.replace(temporary.name, target.name, src_dir_fd=temporary.folder, dst_dir_fd=target.folder)
 
 
 def link_exclusively(temporary: Place, target: Place) -> None:
-    """Gives a finished file its name; FileExistsError if the name is taken."""
+    """Give a finished file its name; FileExistsError if the name is taken."""
     try:
         os.link(
             temporary.name,
@@ -112,7 +111,7 @@ def link_exclusively(temporary: Place, target: Place) -> None:
 
 def _rename_exclusively(temporary: Place, target: Place) -> None:
     if os.name == "nt":
-        os.rename(temporary.name, target.name)  # on Windows this never replaces
+        os.rename(temporary.name, target.name)  # never replaces a file on Windows
         return
     number = errno.ENOSYS
     if sys.platform == "linux":

@@ -16,8 +16,8 @@ from pipeline.storage.read_ahead import ReadAhead
 from pipeline.storage.retries import ShortAnswerError, retry
 
 BLOCK_BYTES = 4 << 20
-"""Longest range read at a time. By tests/benchmarks/s3_reading.py: 25.7 MiB of H.264 with its index at the
-end, 20 ms a request, 50 MiB/s, two busy cores; requests, MiB read, seconds, of three things to do:
+"""Longest range of one read. Measured by tests/benchmarks/s3_reading.py: 25.7 MiB of H.264 with the index at
+the end, 20 ms a request, 50 MiB/s, two busy cores. Requests, MiB read and seconds for three tasks:
 
     cache, KiB                one pass          resume half-way       first frame
     none                    106 25.9 3.95       116  27.2 4.23         9  1.1 0.31
@@ -38,7 +38,7 @@ _NAMED_VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "generation", "Vers
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A place on a file system: what the user wrote, and where that is.
+    """A resolved location: the URI as given, its file system and the path on it.
 
     Args:
         uri: as given.
@@ -58,29 +58,30 @@ class Location:
         return is_local(self.fs)
 
     def is_folder(self) -> bool:
-        """Whether this is a folder. Raises SourceError if it is neither that nor a file."""
+        """Whether this is a folder. Raises SourceError if it is neither a folder nor a file."""
         try:
             kind = retry(f"look at {self.uri}", lambda: self.fs.info(self.path))["type"]
         except Exception as error:
             raise read_error(self.uri, error) from shareable(error)
         if kind not in ("file", "directory"):
             raise SourceError(
-                f"{self.uri}: is a {kind}, neither a file nor a folder; save the video to a file"
+                f"{self.uri}: is a {kind}, neither a file nor a folder; save the video to a file first"
             )
         return bool(kind == "directory")
 
     def open(self, block_size: int) -> GuardedFile:
-        """Open for reading in ranges of up to `block_size` bytes; what fails for good is in its `failure`."""
+        """Open for reading in ranges of up to `block_size` bytes; a final failure is kept in `failure`."""
         try:
             return GuardedFile(self, block_size)
         except Exception as error:
             raise read_error(self.uri, error) from shareable(error)
 
     def read_bytes(self, path: str | None = None, size: int | None = None) -> bytes:
-        """All bytes of this file, or of another one on the same file system; raises what that raises.
+        """Return all bytes of this file, or of another on the same file system. Raises the file system's
+        errors.
 
         Args:
-            size: how many bytes it is known to have; asked for if None.
+            size: the file's size in bytes; looked up if None.
         """
         wanted = self.path if path is None else path
 
@@ -90,16 +91,16 @@ class Location:
             expected = self.fs.info(wanted)["size"] if size is None else size
             data = bytes(self.fs.cat_file(wanted))
             if expected is not None and len(data) != int(expected):
-                raise ShortAnswerError(f"{len(data)} bytes came instead of {expected}")
+                raise ShortAnswerError(f"received {len(data)} bytes instead of {expected}")
             return data
 
         return retry(f"read {self.uri if path is None else path}", fetch)
 
     def fingerprint(self) -> str:
-        """A short text that changes when the file does.
+        """Return a short text that changes when the file does.
 
-        Made of the size and the store's own version mark (an ETag or the like), or else of samples of the
-        content: a modification time would call a copied or touched file another one.
+        It is made from the size and the store's version mark (such as an ETag), or from samples of the
+        content. The modification time is not used: it changes when a file is copied or touched.
         """
         try:
             info = retry(f"look at {self.uri}", lambda: self.fs.info(self.path))
@@ -126,13 +127,13 @@ class Location:
 
 
 class GuardedFile(io.RawIOBase):
-    """A remote file, readable and seekable, that seems to end where reading fails for good.
+    """A remote file, readable and seekable, that seems to end where reading finally fails.
 
-    A range that cannot be read is asked for again, at the same place. Where that does not help, the error is
-    kept in `failure`: FFmpeg would take it for the end anyway, and PyAV print it. Whoever reads must look at
-    `failure` to tell a network that broke from a video that ended.
+    A range that cannot be read is requested again at the same position. If that does not help, the error is
+    kept in `failure`: FFmpeg would treat it as the end anyway, and PyAV would print it. Callers must check
+    `failure` to tell a broken network from the end of the video.
 
-    A file that changes while it is read fails, on S3 (each range is asked for by the ETag first seen).
+    Reading a file that changes meanwhile fails on S3 (each range is requested with the ETag first seen).
     """
 
     def __init__(self, location: Location, block_size: int, cached: MakeCache = ReadAhead) -> None:
@@ -146,7 +147,7 @@ class GuardedFile(io.RawIOBase):
         )
         size = getattr(self._handle, "size", None)
         self._size = size if isinstance(size, int) else None
-        # Where a server does not tell the size there are no ranges: the handle is read as it comes.
+        # Without a known size there are no ranges: the file is read in order.
         self._cache = None if self._size is None else cached(self._fetch, self._size, block_size)
 
     def readable(self) -> bool:
@@ -156,7 +157,7 @@ class GuardedFile(io.RawIOBase):
         return self._cache is not None or bool(self._handle.seekable())
 
     def read(self, size: int = -1) -> bytes:
-        if self.failure is not None:  # FFmpeg asks again; once was long enough
+        if self.failure is not None:  # FFmpeg asks again; one round of retries is enough
             return b""
         try:
             if self._cache is None or self._size is None:
@@ -176,7 +177,8 @@ class GuardedFile(io.RawIOBase):
             if self._cache is None or self._size is None:
                 return int(self._handle.seek(offset, whence))
         except Exception as error:
-            if not isinstance(error, ValueError):  # to before the start, or for the size: FFmpeg just tries
+            # A seek before the start, or a request for the size: FFmpeg only probes.
+            if not isinstance(error, ValueError):
                 self.failure = error
             return -1
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}.get(whence)
@@ -202,7 +204,7 @@ class GuardedFile(io.RawIOBase):
         def fetch() -> bytes:
             data = self._range(start, end)
             if len(data) != end - start:
-                raise ShortAnswerError(f"{len(data)} bytes came instead of {end - start}")
+                raise ShortAnswerError(f"received {len(data)} bytes instead of {end - start}")
             return data
 
         return retry(f"read {self._uri}, bytes {start}..{end - 1}", fetch)
@@ -215,22 +217,22 @@ class GuardedFile(io.RawIOBase):
                 return bytes(self._handle.read(end - start))
         try:
             return bytes(fetch_range(start, end))
-        except IndexError as error:  # s3fs looks into errors that may be empty
+        except IndexError as error:  # s3fs indexes into errors that may be empty
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
 
 
 def scheme_of(uri: str) -> str:
-    """The URI's scheme in lower case; "file" for plain paths."""
+    """The scheme of a URI in lower case; "file" for plain paths."""
     head, separator, _ = uri.partition("://")
     return head.lower() if separator else "file"
 
 
 def locate(uri: str, storage_options: Mapping[str, Any] | None = None) -> Location:
-    """Find the file system of a URI or a plain path; nothing is read yet. Raises SourceError."""
+    """Find the file system of a URI or plain path, reading nothing. Raises SourceError."""
     if not uri or "\0" in uri:
-        raise SourceError(f"{uri!r} is no video: give a path or a URI such as s3://bucket/clip.mp4")
+        raise SourceError(f"{uri!r} is not a video: give a path or a URI such as s3://bucket/clip.mp4")
     try:
         fs, path = connect(uri, storage_options)
     except ImportError as error:
@@ -239,22 +241,22 @@ def locate(uri: str, storage_options: Mapping[str, Any] | None = None) -> Locati
         ) from shareable(error)
     except Exception as error:
         raise SourceError(
-            f"{uri}: cannot be understood as a path or URI ({one_line(error)}); "
+            f"{uri}: is not a valid path or URI ({one_line(error)}); "
             "use a path, file://, s3:// or another fsspec scheme"
         ) from shareable(error)
     return Location(uri, fs, path)
 
 
 def read_error(uri: str, error: BaseException) -> SourceError:
-    """A SourceError in one line for whatever a file system raised."""
+    """Convert any error of a file system to a SourceError of one line."""
     if isinstance(error, SourceError):
         return error
     if isinstance(error, FileNotFoundError):
         return NoSuchSourceError(f"{uri}: no such file or folder; check the path")
     if isinstance(error, PermissionError):
-        return SourceError(f"{uri}: permission denied; check the file's rights or the credentials")
+        return SourceError(f"{uri}: permission denied; check the file's permissions or the credentials")
     if type(error).__name__ == "FileExpired":
-        return SourceError(f"{uri}: was replaced while it was read; try again")
+        return SourceError(f"{uri}: was replaced while being read; try again")
     return SourceError(
         f"{uri}: reading failed ({one_line(error)}); check the path and the connection, then try again"
     )

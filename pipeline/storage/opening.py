@@ -15,12 +15,12 @@ from pipeline.storage.remote_files import RemoteFiles
 
 
 def open_files(root: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Files:
-    """Files under `root`: a path, or any URI that fsspec knows, with that file system's options."""
+    """Open files under `root`: a path or a URI that fsspec supports, with that file system's options."""
     text = os.fspath(root)
     if not text:
         raise StoreError("the output folder's name is empty: give a path or a URI such as s3://bucket/folder")
     if "::" in text:
-        raise StoreError(f"output {text!r}: chained URIs (a::b) cannot be written to; give the inner one")
+        raise StoreError(f"output {text!r}: chained URIs (a::b) cannot be written to; give the inner URI")
     try:
         fs, path = connect(text, storage_options)
     except ImportError as error:
@@ -30,7 +30,7 @@ def open_files(root: str | os.PathLike[str], storage_options: Mapping[str, Any] 
     except (ValueError, TypeError) as error:
         raise StoreError(f"output {text!r} cannot be opened: {bare_reason(error)}") from shareable(error)
     if is_local(fs):
-        from pipeline.storage.local_files import LocalFiles  # it needs this module's Files
+        from pipeline.storage.local_files import LocalFiles  # it imports this module's Files
 
         return LocalFiles(Path(path))
     return RemoteFiles(text, fs, path, lambda: connect(text, storage_options, library_retries=True)[0])

@@ -10,14 +10,14 @@ KEPT = 3
 
 
 class ReadAhead:
-    """Byte ranges of a file, fetched in spans that double from `LEAST_BYTES` to `most` while read in order.
+    """Reads byte ranges of a file in spans that double from `LEAST_BYTES` to `most` while read in order.
 
-    The last few spans are kept: the head of a file is asked for again after its index at the end was read.
+    The last few spans are kept, since the head of a file is read again after the index at its end.
 
     Args:
-        fetch: gives bytes start..end (exclusive) of the file.
-        size: of the file, in bytes.
-        most: longest span, in bytes; `KEPT` times that is the memory needed.
+        fetch: returns bytes start..end (exclusive) of the file.
+        size: size of the file, in bytes.
+        most: longest span, in bytes; up to `KEPT` times as much memory is used.
     """
 
     def __init__(self, fetch: Callable[[int, int], bytes], size: int, most: int) -> None:
@@ -29,7 +29,7 @@ class ReadAhead:
         self._length = 0
 
     def read(self, start: int, end: int) -> bytes:
-        """Bytes start..end (exclusive), up to the file's end. Raises what `fetch` does."""
+        """Return bytes start..end (exclusive), up to the end of the file. Raises what `fetch` raises."""
         end = min(end, self._size)
         parts: list[bytes] = []
         while start < end:
@@ -51,7 +51,7 @@ class ReadAhead:
         stop = min(self._size, max(end, start + length))
         data = self._fetch(start, stop)
         if len(data) != stop - start:
-            raise EOFError(f"{len(data)} bytes came instead of {stop - start}")
+            raise EOFError(f"received {len(data)} bytes instead of {stop - start}")
         self._length, self._next = length, stop
         self._spans.append((start, data))
         return start, data

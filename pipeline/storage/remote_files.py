@@ -22,9 +22,9 @@ class RemoteFiles(Files):
     """Files on an object store or any other fsspec file system.
 
     Args:
-        root: the folder as its URI.
-        fs, path: its file system, and the path on that.
-        for_arrow: makes the file system that pyarrow reads by, which retries by itself; default: `fs`.
+        root: URI of the folder.
+        fs, path: its file system, and the path on it.
+        for_arrow: creates the file system that pyarrow reads with, which retries by itself; default: `fs`.
     """
 
     def __init__(self, root: str, fs: Any, path: str, for_arrow: Callable[[], Any] | None = None) -> None:
@@ -43,7 +43,7 @@ class RemoteFiles(Files):
                 if outcome and not self._exclusive_checked:
                     self._check_exclusive(name, data)
                 return outcome
-            # 409: another request for the same name was under way; who won shows in a moment.
+            # 409: another request for the same name was under way; the winner is known in a moment.
             time.sleep(0.1 * 2**attempt)
         raise StoreError(
             f"cannot write {self.uri(name)}: other writers kept writing the same name; try again"
@@ -100,7 +100,7 @@ class RemoteFiles(Files):
             except FileNotFoundError:
                 return []
 
-        # Some servers answer a listing with a placeholder for the folder itself.
+        # Some servers list a placeholder for the folder itself.
         prefix = self._full("").lstrip("/")
         found = [p.lstrip("/").removeprefix(prefix) for p in self._attempt("list", folder, look)]
         return sorted(n for n in found if n.startswith(folder + "/") and not n.endswith("/"))
@@ -129,28 +129,28 @@ class RemoteFiles(Files):
             self._fs.pipe_file(self._full(name), data, mode=mode)
 
     def _etag(self, name: str) -> str | None:
-        """The mark of what is there now, "" where the store gives none; None if there is nothing."""
+        """ETag of the current object; "" if the store gives none, None if there is no object."""
         try:
             return str(self._fs.info(self._full(name)).get("ETag") or "")
         except FileNotFoundError:
             return None
 
     def _put_over(self, name: str, data: bytes, seen: str) -> bool:
-        """Writes in the place of what was seen; False if something else is there now."""
+        """Overwrite the object that was seen; False if another object is there now."""
         try:
             self._put(name, data, "overwrite", **({"IfMatch": seen} if seen else {}))
             return True
         except Exception as error:
             status, _ = http_status(error)
-            if status == 412:  # perhaps by an attempt of ours whose answer was lost
+            if status == 412:  # possibly by our own attempt whose response was lost
                 return bool(self._fs.cat_file(self._full(name)) == data)
             if not seen or status not in (400, 501):
                 raise
-        self._put(name, data, "overwrite")  # to a store that knows no such condition
+        self._put(name, data, "overwrite")  # for stores without such a condition
         return True
 
     def _create_once(self, name: str, data: bytes) -> bool | None:
-        """True: created; False: the name is taken; None: undecided, ask again."""
+        """Try once. True: created; False: the name is taken; None: undecided, try again."""
         if self._is_memory:
             with _MEMORY_LOCK:
                 if self._fs.exists(self._full(name)):
@@ -171,32 +171,32 @@ class RemoteFiles(Files):
             raise
 
     def _check_exclusive(self, name: str, data: bytes) -> None:
-        """Creates the same file again, which must fail; the bytes are the same, so success does no harm."""
+        """Create the same file again, which must fail; success does no harm, as the bytes are the same."""
         if self._attempt("write", name, lambda: self._create_once(name, data)) is True:
             raise StoreError(
-                f"{self.root} ignores the condition If-None-Match, so that two writers could overwrite each "
+                f"{self.root} ignores the condition If-None-Match, so two writers could overwrite each "
                 f"other's files: use a store that honours it (AWS S3, SeaweedFS) or a local folder"
             )
         self._exclusive_checked = True
 
     def sweep(self, owner: str) -> None:
-        """Nothing to do: an upload that was not finished is not visible, and the bucket's rules expire it."""
+        """Do nothing: unfinished uploads are not visible, and the bucket's rules expire them."""
 
     def remove_empty_folder(self, folder: str) -> None:
-        """Nothing to do: here folders are only prefixes."""
+        """Do nothing: folders are only prefixes here."""
 
     def _attempt(self, doing: str, name: str, operation: Callable[[], T]) -> T:
-        """Every request goes through here, and is tried again as long as its failure may pass."""
+        """Run a request, retrying while its failure may be temporary. All requests go through here."""
         try:
             return retry(f"{doing} {self.uri(name)}", operation)
         except (FileNotFoundError, StoreError) as error:
             if doing == "write" and isinstance(error, FileNotFoundError):
-                # Folders need not be there, so that it is the bucket that is missing.
+                # Folders need not exist here, so it is the bucket that is missing.
                 raise OutputError(f"cannot write {self.uri(name)}: {bare_reason(error)}") from shareable(
                     error
                 )
             raise
-        except Exception as error:  # object stores raise their client library's own types
+        except Exception as error:  # object stores raise their client libraries' own types
             kind = OutputError if _is_refused(error) else StoreError
             raise kind(f"cannot {doing} {self.uri(name)}: {bare_reason(error)}") from shareable(error)
 
@@ -206,7 +206,7 @@ _CREATE_ATTEMPTS = 5
 _REPLACE_ATTEMPTS = 8
 _UPLOAD_SECONDS = 120
 _UPLOAD_BYTES_PER_SECOND = 1 << 18
-"""An upload slower than this hangs; nothing else ends one that waits for the server's "100 Continue"."""
+"""Time limit of an upload; nothing else ends one that waits for the server's "100 Continue"."""
 _CREDENTIALS = {
     "NoCredentialsError",
     "PartialCredentialsError",
@@ -214,12 +214,12 @@ _CREDENTIALS = {
     "TokenRetrievalError",
     "ProfileNotFound",
 }
-"""What botocore raises where a process has no usable credentials."""
+"""Errors of botocore in a process without usable credentials."""
 _MEMORY_LOCK = threading.Lock()
 
 
 def _is_refused(error: BaseException) -> bool:
-    """Whether a store takes nothing from this process: no credentials, no rights, no bucket, no space."""
+    """Whether the store accepts nothing from this process: no credentials, permission, bucket or space."""
     status, code = http_status(error)
     if isinstance(error, PermissionError) or status in (401, 403, 507):
         return True
@@ -228,7 +228,7 @@ def _is_refused(error: BaseException) -> bool:
 
 
 def _whole(data: bytes, size: int) -> bytes:
-    """The data, if it is all of it."""
+    """Return the data if it is complete."""
     if len(data) != size:
-        raise ShortAnswerError(f"{len(data)} bytes came instead of {size}")
+        raise ShortAnswerError(f"received {len(data)} bytes instead of {size}")
     return bytes(data)

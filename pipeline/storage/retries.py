@@ -1,7 +1,7 @@
-"""Retry policy for network and storage failures: which errors, how often, when.
+"""Retry policy for network and storage failures: which errors, how often, with which delays.
 
-Everything that reads or writes remote files goes through `retry`, once: the client libraries' own retries are
-off there (see `pipeline.storage.filesystems`), for nested ones multiply.
+Everything that reads or writes remote files goes through `retry`, once. The client libraries' own retries are
+switched off (see `pipeline.storage.filesystems`), because nested retries multiply.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """How often and when to try again; the pauses between are those of `pipeline.base.backoff.Backoff`.
+    """Number and timing of attempts; delays come from `pipeline.base.backoff.Backoff`.
 
     Args:
-        number: how often an operation is tried, the first time included.
-        first_seconds, longest_seconds: of the pauses.
-        total_seconds: no further attempt begins after so long.
+        number: largest number of attempts, including the first.
+        first_seconds, longest_seconds: shortest and longest delay.
+        total_seconds: no attempt begins later than this after the first.
     """
 
     number: int = 9
@@ -39,11 +39,11 @@ class Attempts:
 
 
 ATTEMPTS = Attempts()
-"""What `retry` uses where it is told nothing else: about 15 seconds of pauses."""
+"""Default of `retry`: about 15 seconds of delays."""
 
 _RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524}
 _RETRIED_CODES = {
-    # 400s of S3 for a request that was cut off or changed on its way.
+    # S3's 400 responses to a request that was cut off or changed on the way.
     "RequestTimeout",
     "IncompleteBody",
     "BadDigest",
@@ -79,18 +79,18 @@ _FAULTS_OF_OURS = (ValueError, TypeError, LookupError, AttributeError, Arithmeti
 
 
 class ShortAnswerError(OSError):
-    """A complete answer that holds fewer or more bytes than it should."""
+    """A complete response with fewer or more bytes than expected."""
 
 
 def retry(what: str, operation: Callable[[], T], attempts: Attempts | None = None) -> T:
-    """The operation's result; it is tried again as long as what it raises may pass.
+    """Run an operation, again while the error it raises may be temporary, and return its result.
 
     Args:
-        what: is being done, for the log; credentials are taken out.
-        operation: harmless to repeat.
+        what: what is being done, for the log; credentials are removed.
+        operation: must be safe to repeat.
 
     Raises:
-        what the operation raised last, or first raised that will not pass.
+        The operation's last error, or its first one that is not temporary.
     """
     attempts = attempts or ATTEMPTS
     backoff = Backoff(attempts.first_seconds, attempts.longest_seconds)
@@ -133,13 +133,13 @@ def may_pass(error: BaseException) -> bool:
 
 
 def http_status(error: BaseException) -> tuple[int, str]:
-    """The HTTP status and the store's own error code behind an error; 0 and "" where there are none."""
+    """The HTTP status and the store's error code behind an error; 0 and "" if there are none."""
     for cause in (error, error.__cause__):
         response: Any = getattr(cause, "response", None)
         if isinstance(response, Mapping):
             status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) or 0)
             code = str(response.get("Error", {}).get("Code", ""))
-            # An error inside an answer of status 200 (a copy, the end of an upload in parts) is the server's.
+            # An error in a response of status 200 (a copy, the end of a multipart upload) is the server's.
             return (500 if 0 < status < 400 and code else status), code
         found = getattr(cause, "status", None) or getattr(cause, "status_code", None)
         if isinstance(found, int):

@@ -1,4 +1,4 @@
-"""Checks that authors of plugins run: sources, box segmenters, detectors and sinks.
+"""Conformance checks for authors of plugins: sources, box segmenters, detectors and sinks.
 
 May use: every room of pipeline but distributed.
 """

@@ -9,10 +9,11 @@ from pipeline.prompts.box_segmenters import BoxSegmenter
 
 
 def check_box_segmenter(segmenter: BoxSegmenter) -> None:
-    """Conformance test for authors of box segmenters: tries small, large and touching boxes on drawn frames.
+    """Conformance test for authors of box segmenters: tries small, large and border-touching boxes on drawn
+    frames.
 
     Raises:
-        AssertionError: it breaks the promises of `BoxSegmenter`; the message says which, and on what box.
+        AssertionError: it violates the protocol of `BoxSegmenter`; the message says how, and on which box.
     """
     generator = np.random.default_rng(0)
     for height, width in ((48, 64), (61, 37), (300, 401)):
@@ -24,7 +25,7 @@ def check_box_segmenter(segmenter: BoxSegmenter) -> None:
             given = frame.copy()
             mask = segmenter.segment(given, box)
             where = f"on a {width}x{height} frame with box {box}"
-            assert isinstance(mask, np.ndarray), f"segment gave {type(mask).__name__}, no array, {where}"
+            assert isinstance(mask, np.ndarray), f"segment returned {type(mask).__name__}, no array, {where}"
             assert mask.dtype == np.bool_, f"the mask is {mask.dtype}, not bool, {where}"
             assert mask.shape == (height, width), f"the mask has shape {mask.shape} {where}"
             assert np.array_equal(given, frame), f"the frame was changed {where}"
@@ -33,5 +34,5 @@ def check_box_segmenter(segmenter: BoxSegmenter) -> None:
             outside[y : y + h, x : x + w] = False
             assert not outside.any(), f"{int(outside.sum())} pixels lie outside the box {where}"
             again = segmenter.segment(frame.copy(), box)
-            assert np.array_equal(mask, again), f"a second call gave another mask {where}"
+            assert np.array_equal(mask, again), f"a second call returned another mask {where}"
         assert segmenter.segment(frame, middle).any(), f"nothing was found {where}"

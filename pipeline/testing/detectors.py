@@ -15,11 +15,11 @@ def check_detector(make: Callable[[], Detector], frames: Iterable[Frame] | None 
     """Conformance test for authors of detectors.
 
     Args:
-        make: gives a new detector.
-        frames: to try it on; by default a drawn scene, into which a bright thing walks after 2 seconds.
+        make: returns a new detector.
+        frames: frames to run it on; by default a drawn scene that a bright object enters after 2 seconds.
 
     Raises:
-        AssertionError: it breaks a promise of `Detector`; the message says which, and on what frame.
+        AssertionError: it violates the protocol of `Detector`; the message says how, and on which frame.
     """
     shown = list(drawn_scene() if frames is None else frames)
     first, second = make(), make()
@@ -27,9 +27,9 @@ def check_detector(make: Callable[[], Detector], frames: Iterable[Frame] | None 
         where = f"on frame {frame.frame_index}"
         before = frame.image.copy()
         found = first.detect(frame)
-        assert isinstance(found, list), f"detect gave a {type(found).__name__}, no list, {where}"
+        assert isinstance(found, list), f"detect returned a {type(found).__name__}, not a list, {where}"
         for detection in found:
-            assert isinstance(detection, Detection), f"detect gave {type(detection).__name__} {where}"
+            assert isinstance(detection, Detection), f"detect returned {type(detection).__name__} {where}"
             try:
                 detection.check_fits(frame)
             except ValueError as error:
@@ -38,9 +38,9 @@ def check_detector(make: Callable[[], Detector], frames: Iterable[Frame] | None 
         again = second.detect(frame)
         assert _same(found, again), f"a second detector found something else {where}"
         if index % 7 == 3:
-            # The second one is replaced by what it remembers, again and again.
+            # The second one is replaced by its own serialized state, again and again.
             blob = second.to_bytes()
-            assert isinstance(blob, bytes), f"to_bytes gave a {type(blob).__name__}, no bytes"
+            assert isinstance(blob, bytes), f"to_bytes returned a {type(blob).__name__}, not bytes"
             second = make()
             second.from_bytes(blob)
     memory = first.to_bytes()
@@ -49,11 +49,11 @@ def check_detector(make: Callable[[], Detector], frames: Iterable[Frame] | None 
             make().from_bytes(bad)
         except ValueError:
             continue
-        raise AssertionError(f"from_bytes took {len(bad)} bytes that to_bytes never gave")
+        raise AssertionError(f"from_bytes accepted {len(bad)} bytes that to_bytes did not return")
 
 
 def drawn_scene(count: int = 100, height: int = 120, width: int = 160) -> list[Frame]:
-    """A still, textured scene at 25 frames/s, into which a bright thing walks from frame 50 on."""
+    """A static, textured scene at 25 frames/s that a bright object enters at frame 50."""
     generator = np.random.default_rng(0)
     texture = generator.integers(60, 150, (height // 8, width // 8, 3), dtype=np.uint8)
     still = np.asarray(cv2.resize(texture, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)

@@ -1,4 +1,4 @@
-"""Sink conformance trial: made-up streams committed by runs that die and start over."""
+"""Conformance check for sinks: made-up streams committed by runs that are killed and start over."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ReadBack = Callable[[str], tuple[Rows, Rows]]
 
 
 def _need(condition: bool, message: str) -> None:
-    """An assertion that `python -O` leaves in."""
+    """An assertion that `python -O` does not remove."""
     if not condition:
         raise AssertionError(message)
 
@@ -25,18 +25,18 @@ def _need(condition: bool, message: str) -> None:
 def check_sink(make: Callable[[], Sink], read: ReadBack | None = None) -> None:
     """Conformance test for authors of sinks.
 
-    Commits ranges of made-up streams as runs do that are killed, go on and start over; a new sink is made
-    where a new process would make one. With `read`, what the sink holds is compared after every step:
-    nothing is lost, doubled, mixed up between streams, or left of a stream that was started over.
+    Commits ranges of made-up streams as runs do that are killed, resume and start over; a new sink is made
+    where there would be a new process. With `read`, the sink's content is compared after every step: nothing
+    may be lost, doubled, mixed up between streams, or left over from a stream that was started over.
 
     Args:
-        make: gives a new sink to where the others write too.
-        read: gives what is held of a stream: the rows of tracks and those of events, as tables or as dicts by
-            column, in any order. Columns that are left out, and more columns, do no harm. By default the
-            sink's own method of that name, if it has one; without either, only the calls are made.
+        make: returns a new sink that writes to the same place as the others.
+        read: returns the rows stored for a stream: tracks and events, as tables or as dicts by column, in any
+            order. Columns may be missing or added. By default the sink's own method of that name, if it has
+            one; without either, only the calls are made.
 
     Raises:
-        AssertionError: a promise is broken; the message says which, and after which call.
+        AssertionError: a check fails; the message says which, and after which call.
     """
     trial = _Trial(make, read)
     trial.commit("a", 0, 4)
@@ -50,7 +50,7 @@ def check_sink(make: Callable[[], Sink], read: ReadBack | None = None) -> None:
     trial.commit("a", 20, 24)
     trial.restart()
     trial.again("the same range again, by another process", "a", 20, 24)
-    # On a GPU the last digits may differ, and Parquet has those of the last call.
+    # On a GPU the last digits may differ between runs, and Parquet has those of the last call.
     trial.again("the same range again, with other rows", "a", 20, 24, salt=1)
     trial.again("the same range again, with fewer rows", "a", 20, 24, rows=False, events=False)
     trial.commit("a", 25, 25)
@@ -62,7 +62,7 @@ def check_sink(make: Callable[[], Sink], read: ReadBack | None = None) -> None:
 
 
 class _Trial:
-    """A sink at work, and what it should hold by now."""
+    """A sink and its expected content."""
 
     def __init__(self, make: Callable[[], Sink], read: ReadBack | None) -> None:
         self._make = make
@@ -72,14 +72,14 @@ class _Trial:
         self.restart()
 
     def restart(self) -> None:
-        """A new sink, as after the death of the process."""
+        """Make a new sink, as after the death of the process."""
         self._sink: Any = self._make()
         _need(isinstance(self._sink, Sink), "there is no commit(stream_id, first, last, tracks, events)")
         if self._own_read:
             self._read = getattr(self._sink, "read", None)
 
     def start_over(self, stream: str) -> None:
-        """What a call with first = 0 says of the stream."""
+        """Forget a stream, as a call with first = 0 implies."""
         self._held[stream].clear()
 
     def commit(
@@ -148,7 +148,10 @@ def _compare_rows(where: str, expected: list[Any], found: list[Any]) -> None:
 
 
 def _plain(row: Mapping[str, Any], columns: set[str]) -> dict[str, Any]:
-    """A row's values in the columns both sides have; databases give back times with other zones of theirs."""
+    """A row's values in the columns that both sides have.
+
+    Databases return times in time zones of their own.
+    """
     return {
         name: value.astimezone(UTC) if isinstance(value := row[name], datetime) else value
         for name in sorted(columns)
@@ -156,7 +159,7 @@ def _plain(row: Mapping[str, Any], columns: set[str]) -> dict[str, Any]:
 
 
 def _records(first: int, last: int, salt: int) -> list[MaskRecord]:
-    """Two objects a frame, every fourth out of sight; another `salt`, other values."""
+    """Two objects per frame, every fourth out of sight; values depend on `salt`."""
     made = []
     for frame in range(first, last + 1):
         for object_id in (1, 70_000):

@@ -2,7 +2,7 @@
 
 `lenient` returns whatever the decoder produces and counts the losses; with one thread its result depends only
 on the bytes. `guarded` is for several threads and for decoding after a seek: it raises `Damage` at the first
-sign of damage, before it yields a picture that could differ. FFmpeg's own messages are never printed (PyAV's
+sign of damage, before it yields a picture that could differ. FFmpeg's own messages are not printed (PyAV's
 default).
 """
 
@@ -37,33 +37,33 @@ _BLOCK_MARGIN = 128 * (2 << 16)
 _HOLD_WITHOUT_PTS = 16
 _HOLD_AT_MOST = 64
 _HEADER_BYTES = 4 << 20
-"""A file of at most this many bytes that is read to its end and still refused is truncated."""
+"""A file of at most this many bytes that can be read to its end and is still refused is truncated."""
 _TEXT_FORMATS = ("tty", "bin", "adf", "idf", "xbin")
 """Demuxers by which FFmpeg renders text files as pictures; such files are refused."""
 _HIDES_PICTURES = ("vp8", "libvpx")
 """Decoders of codecs with packets that are only referenced and never shown."""
 
 Losses = tuple[tuple[str, int], ...]
-"""(reason, how many frames), in order."""
+"""(reason, number of frames), in order."""
 
 
 MediaError = av.FFmpegError
-"""What FFmpeg raises."""
+"""Exceptions of FFmpeg."""
 
 Matrix = tuple[int, int, int, int]
 
 
 class Damage(Exception):  # noqa: N818 - a signal between this module and the source, never seen by users
-    """Something may be wrong with the input; only a decode with one thread from the start settles it."""
+    """The input may be damaged; only decoding from the start with one thread settles it."""
 
 
 @dataclass
 class Session:
-    """One opening of a video: its container and video stream, and how far the reading got.
+    """An opened video: its container and video stream, and the reading position.
 
     Attributes:
-        uri: as the user gave it, for messages.
-        max_pixels: most pixels of a picture; larger decoded pictures count as lost.
+        uri: as given by the user, for messages.
+        max_pixels: limit for the pixels of a picture; larger decoded pictures count as lost.
         packets_read: position, in decode order, of the packet to be read next.
         trailing: losses after the last picture; set when the pictures end.
     """
@@ -105,19 +105,19 @@ class Picture:
 def opened(
     location: Location, *, threads: int, strict: bool, block_size: int, max_pixels: int = MAX_PIXELS
 ) -> Iterator[Session]:
-    """Open a video for one reading. Pictures larger than `max_pixels` are not decoded: they are lost.
+    """Open a video for one reading. Pictures larger than `max_pixels` are not decoded and count as lost.
 
     Raises:
         PictureTooLargeError: the video begins with such pictures.
-        NotAVideoError: it is no video.
-        SourceError: it cannot be read now.
+        NotAVideoError: the input is not a video.
+        SourceError: the input cannot be read now.
     """
-    # FFmpeg's limit counts what codecs add to fill their blocks; ours is asked of each decoded picture.
+    # FFmpeg's limit includes block padding; ours is checked on each decoded picture.
     limit = {"max_pixels": str(max_pixels + _BLOCK_MARGIN)}
     with _demuxing(location, block_size, limit) as session:
         context = session.stream.codec_context
-        if not context.width:  # unknown, or so large that FFmpeg would not look at it
-            # What the headers say, without a picture being decoded.
+        if not context.width:  # unknown, or so large that FFmpeg did not examine it
+            # The size in the headers, without decoding a picture.
             with _demuxing(location, block_size, {"skip_frame": "all"}) as probe:
                 announced = probe.stream.codec_context
                 check_size(location.uri, announced.width, announced.height, max_pixels)
@@ -131,7 +131,7 @@ def opened(
 
 @contextmanager
 def _demuxing(location: Location, block_size: int, probing: dict[str, str]) -> Iterator[Session]:
-    """A video's container and stream. `probing`: options of FFmpeg when it finds out what the streams are."""
+    """Open a video's container and stream. `probing`: options for FFmpeg's stream detection."""
     handle = None if location.is_local else location.open(block_size)
     container: Any = None
     try:
@@ -158,7 +158,7 @@ def _demuxing(location: Location, block_size: int, probing: dict[str, str]) -> I
         stream = _video_stream(container)
         if stream is None:
             raise NotAVideoError(
-                f"{location.uri}: holds no video stream that can be decoded; give a video file"
+                f"{location.uri}: has no video stream that can be decoded; give a video file"
             )
         for other in container.streams:
             if other is not stream:
@@ -169,21 +169,21 @@ def _demuxing(location: Location, block_size: int, probing: dict[str, str]) -> I
         if container is not None:
             container.close()
         if handle is not None:
-            with suppress(Exception):  # nothing was written: failing to close loses nothing
+            with suppress(Exception):  # nothing was written, so a failed close loses nothing
                 handle.close()
 
 
 def guarded(session: Session, fed: Iterator[Any] | None = None) -> Iterator[Any]:
-    """Frames in the order shown; raises Damage before one is handed on that damage could have changed.
+    """Yield frames in display order; raises Damage before a frame that damage could have changed.
 
     A frame is held back until every packet that precedes it in decode order has been shown: a damaged
-    reference picture is flagged only when it comes out itself, after pictures that were predicted from it.
+    reference picture is flagged only when it is output itself, after pictures that were predicted from it.
 
     Args:
         session: opened with `strict=True`.
         fed: the packets to decode; all of the stream if None.
     """
-    waiting: dict[int, int] = {}  # pts -> position, of packets whose picture has not come out
+    waiting: dict[int, int] = {}  # pts -> position, of packets without a picture yet
     held: deque[tuple[Any, int]] = deque()
     may_hide = session.stream.codec_context.name in _HIDES_PICTURES
     position = 0
@@ -214,13 +214,13 @@ def guarded(session: Session, fed: Iterator[Any] | None = None) -> Iterator[Any]
 
 
 def lenient(session: Session) -> Iterator[Picture]:
-    """Whatever can be decoded, with an account of what could not: one entry per contiguous loss.
+    """Yield whatever can be decoded, with one loss entry per contiguous loss.
 
-    A packet is lost when pictures shown later have come out and an error was reported for it or for another
-    one lost with it. Pictures that the decoder flags as patched up are delivered, and counted as "damaged
+    A packet is lost if pictures shown later have been output and an error was reported for it or for another
+    packet lost with it. Pictures that the decoder flags as concealed are delivered, and counted as "damaged
     picture".
     """
-    waiting: dict[int, bool] = {}  # pts -> whether anything was wrong with it
+    waiting: dict[int, bool] = {}  # pts -> whether an error was reported
     cadence = _Cadence()
     patched = unnamed = 0
     signs = False
@@ -252,10 +252,11 @@ def lenient(session: Session) -> Iterator[Picture]:
 
 
 def trailing_losses(session: Session, lost: int, *, damaged: bool) -> Losses:
-    """The loss at the end: `lost` packets that yielded nothing, and those that the file no longer holds.
+    """Return the loss at the end: `lost` packets without a picture, and frames that are missing from the
+    file.
 
-    Containers that announce no length (MPEG-TS, fragments) miss nothing. AVI and MP4 announce frames that
-    were never stored or are edited out as well, so their word counts only if something else is wrong, too.
+    Containers that announce no length (MPEG-TS, fragments) miss nothing. AVI and MP4 also announce frames
+    that were never stored or are edited out, so their length counts only if there are other signs of damage.
     """
     missing = 0
     announced, end = int(session.stream.frames or 0), _duration_tag(session.stream)
@@ -264,17 +265,17 @@ def trailing_losses(session: Session, lost: int, *, damaged: bool) -> Losses:
             missing = max(0, announced - session.packets_read)
     elif end is not None and session.last_pts is not None and session.rate:
         missing = round((end - float(session.last_pts * session.time_base)) * session.rate) - 1
-        missing = missing if missing >= 3 else 0  # less may be rounding, or a last frame shown for longer
+        missing = missing if missing >= 3 else 0  # fewer may be rounding, or a last frame shown for longer
     return _some("file ends early" if missing else "decode error", lost + missing)
 
 
 class Converter:
-    """Makes upright RGB arrays of one stream's decoded frames.
+    """Converts one stream's decoded frames to upright RGB arrays.
 
-    One for all frames: swscale's context is expensive to set up. A frame whose side data was looked at stays
-    in memory until the garbage collector runs; so the display matrix is read only when the rotation changes,
-    and from a tiny copy. The decoder's buffers must not be held up: which of them are free decides what it
-    patches damage with.
+    Use one for all frames: swscale's context is expensive to set up. A frame whose side data was read stays
+    in memory until the garbage collector runs, so the display matrix is read only when the rotation changes,
+    from a tiny copy. The decoder's buffers must be released soon: which of them are free influences how it
+    conceals damage.
     """
 
     def __init__(self) -> None:
@@ -283,7 +284,7 @@ class Converter:
         self._matrix: Matrix | None = None
 
     def to_image(self, frame: Any) -> NDArray[np.uint8]:
-        """A decoded frame as H x W x 3 uint8 RGB, upright and writable."""
+        """Convert a decoded frame to H x W x 3 uint8 RGB, upright and writable."""
         rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
         if rgb.rotation != self._rotation:
             tiny = VideoReformatter().reformat(frame, width=16, height=16, format="gray", threads=1)
@@ -293,9 +294,9 @@ class Converter:
 
 
 def display_matrix(frame: Any) -> Matrix | None:
-    """(a, b, c, d) of the display matrix as -1, 0, 1: a point (x, y) is shown at (a x + c y, b x + d y).
+    """Return (a, b, c, d) of the display matrix as -1, 0, 1: (x, y) is shown at (a x + c y, b x + d y).
 
-    None where there is no matrix, or one that is no mirroring and no quarter turn: such pictures stay as
+    None if there is no matrix, or one that is neither mirroring nor a quarter turn: such pictures stay as
     stored.
     """
     data = frame.side_data.get("DISPLAYMATRIX")
@@ -311,7 +312,7 @@ def display_matrix(frame: Any) -> Matrix | None:
 
 
 def upright(image: NDArray[np.uint8], matrix: Matrix | None) -> NDArray[np.uint8]:
-    """An H x W x 3 image as the display matrix shows it; H and W swap at a quarter turn."""
+    """Rotate an H x W x 3 image by the display matrix; H and W swap for a quarter turn."""
     if matrix is None:
         return image
     a, b, c, d = matrix
@@ -329,7 +330,10 @@ class _Cadence:
         self._last: int | None = None
 
     def step(self, pts: int | None, *, doubtful: bool) -> int:
-        """Take the next picture's time; if it is doubtful, how many pictures are missing before it."""
+        """Take the next picture's time.
+
+        If it is doubtful, return the number of pictures missing before it.
+        """
         missing = 0
         if pts is not None and self._last is not None:
             gap = pts - self._last
@@ -346,7 +350,7 @@ class _Cadence:
 def _account(
     frame: Any, waiting: dict[int, bool], cadence: _Cadence, unnamed: int, patched: int
 ) -> tuple[Picture, int]:
-    """The frame with what was lost before it, and how many patched-up pictures in a row it ends."""
+    """Return the frame with its preceding losses, and the length of the run of concealed pictures it ends."""
     passed: list[int] = []
     if frame.pts is not None:
         waiting.pop(frame.pts, None)
@@ -362,7 +366,7 @@ def _account(
 
 
 def _packets(session: Session) -> Iterator[Any | None]:
-    """The stream's packets; None stands for a place where reading failed and was taken up again."""
+    """Yield the stream's packets; None stands for a failed read after which reading went on."""
     failures = 0
     while failures < _MAX_READ_FAILURES:
         try:
@@ -381,7 +385,7 @@ def _packets(session: Session) -> Iterator[Any | None]:
 
 
 def _decoded(session: Session, packet: Any | None) -> tuple[list[Any], bool]:
-    """Frames that come out after a packet goes in (None: the end), and whether the decoder complained."""
+    """Decode a packet (None: the end); return the frames output, and whether an error was reported."""
     try:
         frames = session.stream.codec_context.decode(packet)
         allowed = [frame for frame in frames if not _too_large(session, frame)]
@@ -424,14 +428,14 @@ def _released(waiting: dict[int, int], held: deque[tuple[Any, int]], may_hide: b
 
 
 def _is_certain(error: Exception, location: Location, handle: GuardedFile | None) -> bool:
-    """Whether FFmpeg refused a file for what it holds, not for how it was read."""
+    """Whether FFmpeg refused a file for its content, not for a failed read."""
     if isinstance(error, av.InvalidDataError | av.EOFError):
         return True
     if handle is not None:  # each of its reads has succeeded
         return isinstance(error, MediaError)
     if getattr(error, "errno", None) != errno.EIO:
         return False
-    # What ends within its header is an input error to some of FFmpeg's demuxers; then all of it can be read.
+    # Some of FFmpeg's demuxers report a file that ends within its header as an input error; reading it works.
     try:
         with open(location.path, "rb") as file:
             return len(file.read(_HEADER_BYTES + 1)) <= _HEADER_BYTES
@@ -456,7 +460,7 @@ def _index_beyond_end(session: Session) -> bool:
 
 
 def _duration_tag(stream: Any) -> float | None:
-    """Matroska's statistics tag: when the stream's last frame ends, in seconds."""
+    """Matroska's statistics tag: the end of the stream's last frame, in seconds."""
     parts = str(stream.metadata.get("DURATION", "")).split(":")
     try:
         hours, minutes, seconds = (float(part) for part in parts)

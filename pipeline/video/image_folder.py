@@ -28,15 +28,15 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 class ImageFolder(Closing):
     """The images directly inside a folder or prefix, as frames without timestamps.
 
-    An image that cannot be decoded is no frame: it is reported as a `corrupt` event on the next one that
-    can. EXIF orientation is honoured, transparency dropped, 16-bit images reduced to 8. Attributes are
-    those of `pipeline.video.sources.VideoSource`. Raises NotAVideoError when there are no images, or none can
-    be decoded; PictureTooLargeError, without decoding it, for an image of more than `max_pixels` pixels.
+    An image that cannot be decoded does not become a frame: it is reported as a `corrupt` event on the next
+    one that can. EXIF orientation is applied, transparency dropped, 16-bit images reduced to 8. Attributes
+    are those of `pipeline.video.sources.VideoSource`. Raises NotAVideoError if there are no images or none
+    can be decoded; PictureTooLargeError, without decoding it, for an image of more than `max_pixels` pixels.
     """
 
     rate: float | None = None
     container = "images"
-    damaged = False  # images before the one wanted are always decoded
+    damaged = False  # images before the requested one are always decoded
 
     def __init__(self, location: Location, *, max_pixels: int = MAX_PIXELS) -> None:
         self._max_pixels = check_limit(max_pixels)
@@ -46,7 +46,7 @@ class ImageFolder(Closing):
         self._entries = _list_images(location)
         if not self._entries:
             kinds = ", ".join(s[1:] for s in SUFFIXES)
-            raise NotAVideoError(f"{self.uri}: the folder holds no images; it needs files of type {kinds}")
+            raise NotAVideoError(f"{self.uri}: the folder has no images; it needs files of type {kinds}")
         self.frame_count: int | None = len(self._entries)
         self.codec = self._entries[0][0].rsplit(".", 1)[1].lower()
         self.fingerprint = _fingerprint(self._entries)
@@ -58,7 +58,7 @@ class ImageFolder(Closing):
         self.height, self.width = first.size
 
     def frames(self, start: int = 0, *, previous_pts_seconds: float | None = None) -> Iterator[Frame]:
-        """Frames from `start` on. Images before it are decoded too: only that tells how many are broken."""
+        """Yield frames from `start` on. Images before it are decoded, too, to count the broken ones."""
         del previous_pts_seconds  # images have no timestamps
         self.trailing_losses = ()
         index, lost = 0, 0
@@ -86,7 +86,7 @@ class ImageFolder(Closing):
             return None
         check_size(f"{self.uri}: {path.rsplit('/', 1)[-1]}", *size, self._max_pixels)
         level = cv2.utils.logging.getLogLevel()
-        cv2.utils.logging.setLogLevel(0)  # OpenCV would print to stderr what becomes an event
+        cv2.utils.logging.setLogLevel(0)  # OpenCV would print errors to stderr that are reported as events
         try:
             bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         except cv2.error as error:
@@ -99,7 +99,7 @@ class ImageFolder(Closing):
         return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
     def close(self) -> None:
-        """Nothing stays open between frames."""
+        """Do nothing: no file stays open between frames."""
 
     def __repr__(self) -> str:
         return f"ImageFolder({redacted(self.uri)!r}, {self.frame_count} images, {self.width}x{self.height})"
@@ -133,7 +133,7 @@ def _fingerprint(entries: list[tuple[str, dict[str, Any]]]) -> str:
 
 
 def _looks_whole(data: bytes) -> bool:
-    """False for a JPEG or PNG that was cut off: OpenCV would fill the missing part with grey."""
+    """Return False for a truncated JPEG or PNG, whose missing part OpenCV would fill with grey."""
     if data.startswith(b"\xff\xd8"):
         return b"\xff\xd9" in data[-4096:]
     if data.startswith(b"\x89PNG"):

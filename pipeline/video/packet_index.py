@@ -1,7 +1,7 @@
 """Packet index of a video: the keyframe from which to decode frame N.
 
-The index is a prediction: the frames that come out are taken to be the packets sorted by presentation time.
-`build` returns None where the timestamps show that this may be wrong. The decoding code compares the actual
+The index is a prediction: it assumes that the output frames are the packets sorted by presentation time.
+`build` returns None if the timestamps show that this may be wrong. The decoding code compares the actual
 frames with `order` and starts over from the beginning at the first difference.
 """
 
@@ -17,11 +17,11 @@ from typing import Protocol
 log = logging.getLogger(__name__)
 
 MAX_REORDER = 64
-"""No codec we know shows a frame this many packets away from where it is stored."""
+"""No codec known to us shows a frame this many packets away from where it is stored."""
 
 
 class PacketLike(Protocol):
-    """What the index reads of a demuxed packet (`av.Packet` has it)."""
+    """Attributes of a demuxed packet that the index reads (`av.Packet` has them)."""
 
     pts: int | None
     dts: int | None
@@ -52,20 +52,20 @@ class PacketIndex:
 
     @property
     def frames_known(self) -> int:
-        """How many entries of `order` are certain: a partial index may lack packets shown before its last."""
+        """Number of certain entries of `order`: a partial index may lack packets shown before its last."""
         return len(self.order) if self.complete else max(0, len(self.order) - MAX_REORDER)
 
     def covers(self, frame_index: int) -> bool:
         return frame_index < self.frames_known
 
     def keyframe_before(self, frame_index: int, skip: int = 0) -> int | None:
-        """Position of the last keyframe not shown after that frame, or of the one `skip` before it."""
+        """Position of the last keyframe not shown after a frame, or of the one `skip` before it."""
         wanted = self.order[frame_index]
         usable = [p for p in self.keyframes if self.pts[p] <= wanted]
         return usable[-1 - skip] if len(usable) > skip else None
 
     def rank(self, position: int) -> int:
-        """How many shown frames precede the packet at `position`."""
+        """Number of shown frames that precede the packet at `position`."""
         return bisect_right(self.order, self.pts[position] - 1)
 
     def __repr__(self) -> str:
@@ -76,7 +76,7 @@ class PacketIndex:
 
 
 def build(packets: Iterable[PacketLike], frames: int) -> PacketIndex | None:
-    """Index packets until that many frames are certain, or all; None if timestamps can't be trusted."""
+    """Index packets until `frames` frames are certain, or all; None if the timestamps cannot be trusted."""
     pts, sizes, keyframes, order = array("q"), array("q"), array("q"), array("q")
     positions: dict[int, int] = {}
     last_dts: int | None = None

@@ -1,4 +1,4 @@
-"""Sources that come as plugins, and the videos they open."""
+"""Source plugins, and the videos they open."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ class Source(Protocol):
     """A plugin that reads the URIs of one scheme: entry point `<scheme>` in the group `xmem.sources`."""
 
     def open(self, uri: str, start: int) -> Iterator[Frame]:
-        """Frames from `frame_index` `start` on, as a decode from the beginning would number them."""
+        """Yield frames from `frame_index` `start` on, numbered as in a decode from the beginning."""
         ...
 
 
 def find_plugin(scheme: str) -> Source | None:
-    """The installed source for a URI scheme, if any; an entry point may name an instance or a class."""
+    """Return the installed source for a URI scheme, or None.
+
+    An entry point may name an instance or a class.
+    """
     plugin = load_entry_point(
         ENTRY_POINT_GROUP,
         scheme,
@@ -35,14 +38,14 @@ def find_plugin(scheme: str) -> Source | None:
 
 
 class OpenedVideo(Closing):
-    """A source that holds nothing open between iterations, unless it says otherwise."""
+    """A source that keeps nothing open between iterations unless it overrides `close`."""
 
     def close(self) -> None:
-        """Each iteration of `frames` closes what it opened."""
+        """Do nothing: each iteration of `frames` closes what it opened."""
 
 
 class PluginVideo(OpenedVideo):
-    """A video that an installed `Source` reads; what the plugin does not tell is unknown (None)."""
+    """A video read by an installed `Source`; properties that the plugin does not provide are None."""
 
     rate: float | None = None
     frame_count: int | None = None
@@ -63,5 +66,5 @@ class PluginVideo(OpenedVideo):
         self.height, self.width = first.size
 
     def frames(self, start: int = 0, *, previous_pts_seconds: float | None = None) -> Iterator[Frame]:
-        """Frames from `start` on; the plugin alone decides how it gets there."""
+        """Yield frames from `start` on; the plugin decides how to get there."""
         return iter(self._plugin.open(self.uri, start))

@@ -42,11 +42,11 @@ class Prefetch(Generic[T]):
         raise self._end
 
     def close(self) -> None:
-        """Stop decoding and wait until the thread has let go of the source."""
+        """Stop decoding and wait until the thread has released the source."""
         self._stop.set()
         if self._end is None:
-            self._end = RuntimeError("nothing more comes from what has been closed")
-        # Waiting for room it looks at the stop sign ten times a second.
+            self._end = RuntimeError("the iterator has been closed")
+        # While it waits for room, the thread checks the stop flag ten times a second.
         self._thread.join()
 
     def _run(self) -> None:
@@ -56,10 +56,10 @@ class Prefetch(Generic[T]):
         except BaseException as error:
             self._put((None, error))
         try:
-            # Here, and not wherever the garbage collector finds it: open files are closed by who opened them.
+            # Closed here, not by the garbage collector: open files are closed by the thread that opened them.
             getattr(self._items, "close", lambda: None)()
         except Exception as error:
-            logger.debug("closing what was iterated failed: %s", error)
+            logger.debug("closing the iterator failed: %s", error)
 
     def _put(self, entry: tuple[T | None, BaseException | None]) -> None:
         while not self._stop.is_set():

@@ -7,13 +7,13 @@ How a video file is read, and why:
   differently from run to run.
 * With several threads, or after a seek, decoding is guarded (see `pipeline.video.decoding`). At the first
   sign of damage the file is decoded from the start with one thread; delivered frames are skipped.
-* `frames(start)` seeks only if it knows which presentation time frame `start - 1` had (told by the caller,
-  or delivered by this very source before) and the index of packets agrees: had an earlier packet yielded no
-  frame, or two, the numbers would not fit. Otherwise the frames before `start` are decoded and dropped,
-  without converting them to RGB. After a seek each frame's time is compared with the index; at the first
-  difference decoding starts over from the beginning.
+* `frames(start)` seeks only if it knows the presentation time of frame `start - 1` (given by the caller, or
+  delivered by this source before) and the packet index agrees: if an earlier packet had yielded no frame, or
+  two, the numbers would not match. Otherwise the frames before `start` are decoded and dropped, without
+  conversion to RGB. After a seek each frame's time is compared with the index; at the first difference
+  decoding starts over from the beginning.
 
-Colours: FFmpeg's conversion to RGB, by the matrix and range that the stream declares; undeclared means
+Colours: FFmpeg's conversion to RGB, with the matrix and range that the stream declares; without a declaration
 BT.601 and limited range, as in ffmpeg and OpenCV. No tone mapping, no deinterlacing; pixels are taken as
 square.
 """
@@ -39,11 +39,11 @@ class VideoSource(Protocol):
         uri: as given to `open_source`.
         width, height: of the first frame, upright, in pixels; later frames may differ.
         rate: average frames per second, None if unknown.
-        frame_count: an estimate of how many frames there are, None if unknown.
+        frame_count: an estimate of the number of frames, None if unknown.
         container, codec: FFmpeg's names; "images" and the suffix for a folder of images.
         fingerprint: changes when the input does.
-        damaged: whether any sign of damage has been met; resuming after it must decode from the start.
-        trailing_losses: what was lost after the last frame; set once `frames()` is exhausted.
+        damaged: whether any sign of damage was found; resuming after it must decode from the start.
+        trailing_losses: losses after the last frame; set once `frames()` is exhausted.
     """
 
     uri: str
@@ -58,10 +58,10 @@ class VideoSource(Protocol):
     trailing_losses: tuple[Event, ...]
 
     def frames(self, start: int = 0, *, previous_pts_seconds: float | None = None) -> Iterator[Frame]:
-        """Frames with `frame_index` >= `start`, numbered and decoded as from the start.
+        """Yield frames with `frame_index` >= `start`, numbered and decoded as from the start.
 
-        `previous_pts_seconds` is the `pts_seconds` that frame `start - 1` had when it was tracked; with it
-        a resume can seek, without it the frames before `start` are decoded again. Raises SourceError.
+        `previous_pts_seconds` is the `pts_seconds` that frame `start - 1` had when it was tracked. With it a
+        resume can seek; without it the frames before `start` are decoded again. Raises SourceError.
         """
         ...
 
@@ -87,18 +87,18 @@ def open_source(
     Args:
         uri: a path or fsspec URI of a video file or a folder of images, or a URI whose scheme a plugin
             reads.
-        threads: how many threads decode; 0 leaves it to FFmpeg. Frames are the same with any number.
-        storage_options: for the fsspec file system.
-        block_size: most bytes per range read of a remote file; three times that may be kept in memory.
+        threads: number of decoding threads; 0 lets FFmpeg choose. Frames are the same with any number.
+        storage_options: options for the fsspec file system.
+        block_size: largest range read of a remote file, in bytes; three times as much may be kept in memory.
         max_pixels: larger pictures are not decoded. A video that begins with such pictures, and a folder that
-            has such an image, are refused; in the midst of a video they count as lost. Plugins have limits of
-            their own.
+            has such an image, are refused; later in a video they count as lost. Plugins have limits of their
+            own.
 
     Raises:
-        NoSuchSourceError: nothing is there.
-        PictureTooLargeError: pictures are larger than `max_pixels`.
-        NotAVideoError: the file could be read and is no video, or holds no decodable frame.
-        SourceError: it cannot be read now.
+        NoSuchSourceError: there is no such file or folder.
+        PictureTooLargeError: the pictures are larger than `max_pixels`.
+        NotAVideoError: the file could be read but is not a video, or has no decodable frame.
+        SourceError: the input cannot be read now.
     """
     if plugin := find_plugin(scheme_of(uri)):
         return PluginVideo(uri, plugin)

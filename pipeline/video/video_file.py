@@ -21,19 +21,19 @@ log = logging.getLogger(__name__)
 
 
 SEEK_FROM = 64
-"""Below this frame number, seeking is not worth an index."""
+"""Below this frame number, building an index for seeking is not worthwhile."""
 
 
-class _Misprediction(Exception):  # noqa: N818 - a signal, never seen outside
-    """After a seek, other frames came than the index of packets announced."""
+class _Misprediction(Exception):  # noqa: N818 - a signal within this module
+    """After a seek, the frames differed from those predicted by the packet index."""
 
 
 class VideoFile(OpenedVideo):
-    """A video file that FFmpeg decodes; see the module's docstring and `VideoSource`.
+    """A video file that FFmpeg decodes; see the module docstring and `VideoSource`.
 
-    The decode that gave the first frame, and with it the size, is kept until `frames` is asked for: iterated
-    from the start the file is opened only once. Iterations that are left after the first frame leave it to
-    the next one.
+    The decode that gave the first frame, and with it the size, is kept until `frames` is called, so that a
+    file iterated from the start is opened only once. An iteration abandoned after the first frame leaves it
+    to the next one.
     """
 
     height: int
@@ -69,31 +69,31 @@ class VideoFile(OpenedVideo):
         if first is None:
             raise NotAVideoError(
                 f"{self.uri}: no frame can be decoded ({self.codec} in {self.container}); "
-                f"the file is empty, cut off or damaged, or pictures have over {max_pixels} pixels"
+                f"the file is empty, truncated or damaged, or its pictures have over {max_pixels} pixels"
             )
         self.height, self.width = first.size
         self._begun: tuple[Frame, Generator[Frame]] | None = (first, rest)
 
     def _begin(self) -> tuple[Frame | None, Generator[Frame]]:
-        """The first frame, None if there is none, and the decode from the start that goes on after it."""
+        """Return the first frame, None if there is none, and the decode from the start that follows it."""
         if self._threads != 1:
             way = self._guarded_from_start(0)
             try:
                 return next(way, None), way
             except decoding.Damage as sign:
-                log.info("%s: decoding goes back near frame 0: %s", self._name, sign)
+                log.info("%s: decoding starts over near frame 0: %s", self._name, sign)
                 self.damaged = True
         way = self._from_start(0)
         return next(way, None), way
 
     def close(self) -> None:
-        """Let go of the file; `frames` would open it again."""
+        """Close the file; `frames` opens it again."""
         begun, self._begun = self._begun, None
         if begun is not None:
             begun[1].close()
 
     def frames(self, start: int = 0, *, previous_pts_seconds: float | None = None) -> Iterator[Frame]:
-        """Frames from `start` on, by a seek where that gives the same frames as a decode from the start."""
+        """Yield frames from `start` on, seeking if that gives the same frames as a decode from the start."""
         if start < 0:
             raise SourceError(f"frames from {start}: frame numbers begin at 0")
         if previous_pts_seconds is None and self._delivered and self._delivered[0] == start - 1:
@@ -108,7 +108,7 @@ class VideoFile(OpenedVideo):
         if start:
             self.close()
         reached = start
-        keyframes_back = 0  # how many keyframes earlier than necessary decoding begins after a seek
+        keyframes_back = 0  # number of keyframes by which decoding starts earlier than needed
         while True:
             index = self._index_for(reached, previous, keyframes_back) if reached == start else None
             if reached == 0 and self._begun is not None:
@@ -127,12 +127,12 @@ class VideoFile(OpenedVideo):
                         yield frame
                 return
             except (decoding.Damage, _Misprediction) as sign:
-                log.info("%s: decoding goes back near frame %d: %s", self._name, reached, sign)
+                log.info("%s: decoding starts over near frame %d: %s", self._name, reached, sign)
                 if index is None:
                     self.damaged = True
                 elif keyframes_back or reached > start:
                     self._indexable = False
-                else:  # pictures before the keyframe may have been needed after all
+                else:  # pictures before the keyframe may be needed after all
                     keyframes_back = 1
 
     def _continued(self, first: Frame, rest: Generator[Frame]) -> Generator[Frame]:
@@ -175,14 +175,14 @@ class VideoFile(OpenedVideo):
             keyframe = index.positions[next(fed).pts]
             session.packets_read = keyframe
             number = index.rank(keyframe)
-            log.debug("%s: decoding from frame %d to get at frame %d", self._name, number, start)
+            log.debug("%s: decoding from frame %d to reach frame %d", self._name, number, start)
             shown = _as_predicted(decoding.guarded(session, fed), index, keyframe)
             yield from self._numbered(session, shown, number, start)
 
     def _numbered(
         self, session: decoding.Session, shown: Iterator[Any], number: int, start: int
     ) -> Generator[Frame]:
-        """The frames shown, the first of which has that number, as Frames from `start` on."""
+        """Convert shown frames, the first of which is number `number`, to Frames from `start` on."""
         converter = decoding.Converter()
         for frame in shown:
             if number >= start:
@@ -201,7 +201,7 @@ class VideoFile(OpenedVideo):
         )
 
     def _index_for(self, start: int, previous: float | None, back: int) -> packets.PacketIndex | None:
-        """The index to seek to frame `start` by, if that is known to be right, and worth it."""
+        """Return the index for a seek to frame `start` if it is certain to be right and worthwhile."""
         if previous is None or start < SEEK_FROM or self.damaged or not self._indexable:
             return None
         index = self._index_reaching(start)
@@ -226,10 +226,10 @@ class VideoFile(OpenedVideo):
 def _packets_from_keyframe(
     session: decoding.Session, index: packets.PacketIndex, start: int, back: int
 ) -> Generator[Any]:
-    """Seek; then the packets from the keyframe on that precedes frame `start`, the keyframe twice.
+    """Seek, then yield the packets from the keyframe that precedes frame `start`, the keyframe twice.
 
-    The first of the two announces where decoding begins. Raises _Misprediction where the packets after a
-    seek are not those that were indexed.
+    The first of the two tells where decoding begins. Raises _Misprediction if the packets after the seek are
+    not the indexed ones.
     """
     wanted = index.keyframe_before(start, back)
     for further in range(3):
@@ -263,12 +263,12 @@ def _as_indexed(demuxed: Iterator[Any], index: packets.PacketIndex, keyframe: in
                 raise _Misprediction(f"packet {position} differs after a seek")
             position += 1
             if packet.pts < index.pts[keyframe]:
-                continue  # shown before the keyframe, predicted from pictures that were not decoded
+                continue  # shown before the keyframe, predicted from pictures not decoded
         yield packet
 
 
 def _as_predicted(shown: Iterator[Any], index: packets.PacketIndex, keyframe: int) -> Iterator[Any]:
-    """Frames from the keyframe on, as long as the index reaches checked against it."""
+    """Yield frames from the keyframe on, checked against the index as far as it reaches."""
     number = index.rank(keyframe)
     for frame in shown:
         if index.covers(number) and frame.pts != index.order[number]:

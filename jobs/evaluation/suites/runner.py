@@ -61,7 +61,7 @@ def run_suite(
         UsageError: no such suite or kind, too few scenes, or the folder doesn't hold what they need.
     """
     if suite not in SUITES:
-        raise UsageError(f"no suite {suite!r}; there are: {', '.join(SUITES)}")
+        raise UsageError(f"no suite {suite!r}; available: {', '.join(SUITES)}")
     count = DEFAULT_SCENES[suite] if scenes is None else scenes
     if count < 1:
         raise UsageError(f"{count} scenes leave nothing to measure: give at least 1")
@@ -70,7 +70,7 @@ def run_suite(
     wanted = tuple(kinds or KINDS)
     for kind in wanted:
         if kind not in KINDS:
-            raise UsageError(f"no kind {kind!r} of synthetic scene; there are: {', '.join(KINDS)}")
+            raise UsageError(f"no kind {kind!r} of synthetic scene; available: {', '.join(KINDS)}")
     pictures = Pictures(data, held_out)
     made: Iterator[Scene]
     if suite == "crowd":

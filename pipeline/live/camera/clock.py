@@ -1,9 +1,9 @@
 """Timestamps of live frames: the camera's clock checked against arrival times.
 
-`pts_seconds` counts from the stream's first frame and rises from frame to frame, across reconnects, clocks
-that jump and timestamps that are missing. `wall_time` is UTC: the camera's own (from RTCP sender reports)
-while it agrees with ours, else the time of arrival without the network's jitter. Pure arithmetic: whoever
-calls reads the clocks.
+`pts_seconds` counts from the stream's first frame and increases from frame to frame, across reconnects, clock
+jumps and missing timestamps. `wall_time` is UTC: the camera's own (from RTCP sender reports) while it agrees
+with this machine's, otherwise the arrival time without the network's jitter. The module computes only; its
+callers read the clocks.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ WallSource = Literal["rtcp", "arrival"]
 
 _SMALLEST_STEP = 0.001
 _FOLLOW = 0.001
-"""How fast (seconds per second) the arrival estimate follows frames that come ever later."""
+"""How fast (seconds per second) the arrival estimate follows frames that arrive ever later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """When a frame came in, seconds: by a clock that only runs forward, and by UTC since 1970."""
+    """Arrival time of a frame in seconds: on the monotonic clock, and in UTC since 1970."""
 
     monotonic: float
     utc: float
@@ -29,13 +29,13 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class ClockChange:
-    """Something happened to a clock.
+    """A change of a clock or of the source of wall time.
 
     Args:
         reason: "jumped ahead", "jumped back", "fell behind" (the camera's timestamps against arrival);
-            "system clock stepped"; "camera clock off" (its UTC is not believed); "source" (of wall time).
-        seconds: by how much; None if that makes no sense.
-        source: where wall time comes from, from this frame on.
+            "system clock stepped"; "camera clock off" (its UTC is not trusted); "source" (of wall time).
+        seconds: size of the change; None if it has none.
+        source: where wall time comes from, starting with this frame.
     """
 
     reason: str
@@ -45,7 +45,7 @@ class ClockChange:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """A frame's times, and what happened to the clocks just before it."""
+    """A frame's times, and the clock changes just before it."""
 
     pts_seconds: float
     wall_time: datetime
@@ -54,13 +54,13 @@ class Stamp:
 
 
 class LiveClock:
-    """Stamps one stream's frames, in the order shown.
+    """Stamps the frames of one stream, in display order.
 
     Args:
-        max_jump_seconds: timestamps may differ from arrival by that much before they are set right.
-        max_skew_seconds: the camera's UTC may differ from ours by that much before it is not believed.
-        may_be_late: frames are read when there is time for them (back-pressure), so that their arrival here
-            says nothing about timestamps that fall behind.
+        max_jump_seconds: largest difference between timestamps and arrival before timestamps are corrected.
+        max_skew_seconds: largest difference between the camera's UTC and ours before it is not trusted.
+        may_be_late: frames are read only when there is time for them (back-pressure), so arrival says nothing
+            about timestamps that fall behind.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class LiveClock:
         self._raw: float | None = None
         self._step: float | None = None
         self._new_connection = True
-        self._anchor = (0.0, 0.0)  # pts and monotonic arrival that are taken to belong together
-        self._offset = 0.0  # arrival's estimate of UTC minus pts
+        self._anchor = (0.0, 0.0)  # pts and monotonic arrival time of the same moment
+        self._offset = 0.0  # estimate of UTC minus pts, from arrival times
         self._wall = float("-inf")
         self._source: WallSource | None = None
         self._skewed = False
 
     def reconnected(self) -> None:
-        """The next frame is the first one of a new connection; its timestamps say nothing about the last."""
+        """Note that the next frame starts a new connection with unrelated timestamps."""
         self._new_connection = True
 
     def stamp(
@@ -94,12 +94,12 @@ class LiveClock:
         duration_seconds: float | None = None,
         camera_utc: float | None = None,
     ) -> Stamp:
-        """The times of the next frame.
+        """Return the times of the next frame.
 
         Args:
-            raw_seconds: its timestamp as it came, from any origin; None if it has none.
-            duration_seconds: how long it is shown, if known; stands in for missing timestamps.
-            camera_utc: when it was taken, by the camera's UTC clock, seconds since 1970.
+            raw_seconds: its timestamp as received, from any origin; None if it has none.
+            duration_seconds: display duration, if known; stands in for missing timestamps.
+            camera_utc: capture time by the camera's UTC clock, seconds since 1970.
         """
         changes: list[ClockChange] = []
         stepped = self._system_step(arrival)
@@ -130,7 +130,7 @@ class LiveClock:
         least = self._pts + _SMALLEST_STEP
         if self._new_connection:
             self._new_connection = False
-            # From the estimate, not from the last frame: how late that one was would be carried on for ever.
+            # From the estimate, not from the last frame: its delay would be carried along for ever.
             pts = max(least, arrival.utc - self._offset - (stepped or 0.0))
             self._anchor = (pts, arrival.monotonic)
             return pts, None
@@ -153,7 +153,7 @@ class LiveClock:
         return by_arrival, (reason, pts - by_arrival)
 
     def _system_step(self, arrival: Arrival) -> float | None:
-        """By how much UTC has been set since the last frame; None if it just ran."""
+        """Return by how much UTC was set since the last frame; None if it was not."""
         if self._pts is None:
             return None
         ran = arrival.monotonic - self._arrival.monotonic
@@ -161,7 +161,10 @@ class LiveClock:
         return stepped if abs(stepped) > 1.0 else None
 
     def _follow_arrival(self, pts: float, arrival: Arrival, stepped: float | None) -> None:
-        """Frames are never early, only late: the least delay seen, slowly forgotten, is the estimate."""
+        """Follow arrivals.
+
+        Frames are late, never early: the estimate is the least delay seen, slowly forgotten.
+        """
         seen = arrival.utc - pts
         if self._pts is None:
             self._offset = seen
@@ -173,12 +176,13 @@ class LiveClock:
             self._offset = min(seen, self._offset + _FOLLOW * max(0.0, pts - self._pts))
 
     def _wall_seconds(self, pts: float, camera_utc: float | None) -> tuple[WallSource, float, float | None]:
-        """Where wall time comes from, the time, and the camera's error if that is news."""
+        """Return the source of wall time, the time, and the camera's error if it has just been noticed."""
         ours = pts + self._offset
         if camera_utc is None:
             return "arrival", ours, None
         skew = camera_utc - ours
-        # Twice the limit to lose trust, once to gain it: a camera on the edge does not flicker.
+        # Twice the limit to lose trust, once to regain it, so that a camera near the limit does not
+        # alternate.
         limit = self._max_skew * (2 if self._source == "rtcp" else 1)
         if abs(skew) <= limit:
             self._skewed = False

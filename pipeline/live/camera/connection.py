@@ -2,15 +2,14 @@
 
 How FFmpeg is used, and why (measured with FFmpeg 8 against GStreamer):
 
-* Probing is cut short (`analyzeduration`), or opening takes a second and more. `fflags=nobuffer` would throw
-  the packets away that probing has read, the first keyframe among them; at a camera with a keyframe every
-  ten seconds that is ten seconds of nothing.
-* The first packet of a connection may have no timestamp. `LiveClock` gives it one.
-* A server that is gone looks like a clean end of the stream; one that falls silent blocks a read for ever.
-  So every read has a time limit, and pictures, not bytes, count as signs of life.
-* The decoder flags the picture that was damaged, not those that are predicted from it. After damage nothing
-  is shown before a keyframe; a camera that refreshes its pictures bit by bit has none, and is trusted again
-  after a while.
+* Probing is kept short (`analyzeduration`); otherwise opening takes more than a second. `fflags=nobuffer`
+  would discard the packets that probing has read, including the first keyframe; with a keyframe every ten
+  seconds, ten seconds of video would be lost.
+* The first packet of a connection may have no timestamp. `LiveClock` assigns one.
+* A server that has gone away looks like a clean end of the stream; a silent one blocks a read for ever. So
+  every read has a time limit, and the watchdog counts pictures, not bytes.
+* The decoder flags a damaged picture, but not those predicted from it. After damage nothing is delivered
+  before a keyframe; a camera with intra refresh sends none, so its pictures are trusted again after a while.
 """
 
 from __future__ import annotations
@@ -41,14 +40,14 @@ _PROTOCOLS = "rtsp,rtp,tcp,udp"
 Reason = Literal["unreachable", "refused", "stalled", "closed", "read error", "no video"]
 
 
-class ConnectionLost(Exception):  # noqa: N818 - it happens all the time, and is no fault of the program
+class ConnectionLost(Exception):  # noqa: N818 - routine, not a program error
     """The connection failed or ended.
 
     Args:
-        reason: a word for it.
-        detail: FFmpeg's or the relay's, in one line, without credentials.
-        transport: "refused": the camera does not send its media over the transport that was asked for;
-            "silent": it sent nothing in time, for which the transport may be the reason.
+        reason: one of a fixed set of short texts.
+        detail: one line from FFmpeg or the relay, without credentials.
+        transport: "refused": the camera does not offer the requested media transport; "silent": it sent
+            nothing in time, possibly because of the transport.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class Connection(Closing):
     Attributes:
         codec, container: FFmpeg's names.
 
-    Raises ConnectionLost if there is no connection to be had, or no video in it.
+    Raises ConnectionLost if the connection fails or has no video.
     """
 
     def __init__(self, url: str, options: LiveOptions) -> None:
@@ -119,7 +118,7 @@ class Connection(Closing):
     def _video(self) -> Any:
         found = [s for s in self._container.streams.video if s.codec_context is not None]
         if not found:
-            raise ConnectionLost("no video", "the stream has no video that can be decoded")
+            raise ConnectionLost("no video", "the stream has no video that FFmpeg can decode")
         for other in self._container.streams:
             if other is not found[0]:
                 with suppress(AttributeError, ValueError):
@@ -132,12 +131,12 @@ class Connection(Closing):
 
     @property
     def rate(self) -> float | None:
-        """Frames per second as the camera announces them; often wrong."""
+        """Frames per second as announced by the camera; often wrong."""
         rate = self._stream.guessed_rate or self._stream.average_rate
         return float(rate) if rate else None
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         if self._container is not None:
             self._container.close()
             self._container = None
@@ -146,11 +145,11 @@ class Connection(Closing):
             self._relay = None
 
     def items(self) -> Iterator[Shown | Lost]:
-        """Pictures and losses in the order shown, until the connection ends: that is a ConnectionLost."""
+        """Yield pictures and losses in display order until the connection ends (ConnectionLost)."""
         decoding = PictureDecoder(self._stream, self._options.keyframe_seconds)
         joiner = Joiner(self.codec, self.container)
         lost = yield from self._read(decoding, joiner)
-        # There are still pictures that came before the end.
+        # Pictures that arrived before the end are still delivered.
         for packet in joiner.rest():
             yield from decoding.take(packet, 0.0)
         yield from decoding.flush()
@@ -193,28 +192,29 @@ class Connection(Closing):
             for whole in joiner.take(packet):
                 for item in decoding.take(whole, silence):
                     yield item
-                    if isinstance(item, Shown):  # only now: with back-pressure handing it on takes time
+                    # Read the clock only now: with back-pressure the yield takes time.
+                    if isinstance(item, Shown):
                         self._shown = True
                         seen, silence = time.monotonic(), 0.0
-                    elif item.reason == AFTER_DAMAGE:  # a sign of life, too
+                    elif item.reason == AFTER_DAMAGE:  # also a sign of life
                         seen = time.monotonic()
             if now - seen > options.stall_seconds:
                 text = f"no picture for {now - seen:.1f} s{self._udp_hint()}"
                 return ConnectionLost("stalled", text, transport="silent")
 
     def _failure(self, reason: Reason, error: Exception | None) -> ConnectionLost:
-        """What went wrong, from what FFmpeg says, or the relay knows better."""
+        """Return the cause of a failure, from FFmpeg's error or the relay's knowledge."""
         if self._relay is not None and self._relay.refusal is not None:
             return ConnectionLost("refused", self._relay.refusal)
         if isinstance(error, av.ExitError | av.TimeoutError):
             stalled = reason == "read error"
             return ConnectionLost(
                 "stalled" if stalled else "unreachable",
-                f"no answer in time{self._udp_hint()}",
+                f"no response in time{self._udp_hint()}",
                 transport="silent",
             )
         if error is None or isinstance(error, av.EOFError):
-            return ConnectionLost("closed", "the other side ended the connection")
+            return ConnectionLost("closed", "the camera closed the connection")
         if self._rtsp and getattr(error, "errno", None) == errno.EPROTONOSUPPORT:
             way = self._options.transport
             other = {"tcp": "udp", "udp": "tcp"}.get(way)
@@ -228,7 +228,7 @@ class Connection(Closing):
         return ConnectionLost(reason, redacted(" ".join(str(text).split())))
 
     def _udp_hint(self) -> str:
-        """What may be the matter where the camera agreed to send over UDP and nothing came; "" elsewhere."""
+        """Return the likely cause if the camera agreed to UDP and nothing arrived; "" otherwise."""
         if self._shown or not self._rtsp:
             return ""
         if self._relay is None:
@@ -240,8 +240,8 @@ class Connection(Closing):
         else:
             return ""
         return (
-            f" (no media came over UDP{where}: a firewall drops it, or the camera sends it from another of "
-            "its addresses; use that address in the URL, or transport tcp)"
+            f" (no media arrived over UDP{where}: a firewall drops it, or the camera sends it from another "
+            "of its addresses; use that address in the URL, or transport tcp)"
         )
 
 
@@ -252,7 +252,8 @@ def _ffmpeg_options(url: str, options: LiveOptions) -> dict[str, str]:
         "max_pixels": str(options.max_pixels),
     }
     if scheme_of(url) in ("rtsp", "rtsps"):
-        # RTP's timestamps are unwrapped already; done twice, a jump back looks like one of 13 hours ahead.
+        # RTP timestamps are already unwrapped; a second unwrapping turns a jump back into one of
+        # 13 hours ahead.
         given |= {"allowed_media_types": "video", "correct_ts_overflow": "0"}
         if options.transport == "auto":
             given |= {"rtsp_transport": "tcp+udp", "rtsp_flags": "prefer_tcp"}

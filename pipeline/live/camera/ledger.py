@@ -2,8 +2,8 @@
 
     received = tracked + dropped (by reason) + corrupt + in flight
 
-A frame is received when the camera's packets gave a picture, or should have given one. Frames are in flight
-on their way from the source to the tracker; a closed stream has none. Events, the API and the metrics read
+A frame is received when the camera's packets gave a picture, or should have given one. A frame is in flight
+between the source and the tracker; a closed stream has none in flight. Events, the API and the metrics read
 the same ledger, so they cannot differ.
 """
 

@@ -1,8 +1,8 @@
 """RTSP messages: parsed strictly and re-serialised so that FFmpeg reads the same.
 
-FFmpeg's parser is lenient (it skips every carriage return, takes numbers with anything behind them, and lets
-media frames begin in the middle of a header), so bytes that two parsers could take differently are refused
-instead of passed on. Media ("$" frames) goes through untouched.
+FFmpeg's parser is lenient: it skips every carriage return, accepts numbers followed by anything, and lets
+media frames begin in the middle of a header. So bytes that two parsers could read differently are refused
+instead of being passed on. Media ("$" frames) passes unchanged.
 """
 
 from __future__ import annotations
@@ -22,22 +22,26 @@ _LENGTH = re.compile(rb"\d{1,7}")
 _PLACES = ("source", "destination")
 
 
-class Refusal(Exception):  # noqa: N818 - a signal from here to the relay
-    """What came must not reach the other side; the message says why, in one line, without its content."""
+class Refusal(Exception):  # noqa: N818 - a signal from this module to the relay
+    """These bytes must not reach the other side.
+
+    The message gives the reason in one line, without their content.
+    """
 
 
 class Messages:
-    """Cuts a stream of bytes into RTSP messages and media frames.
+    """Splits a byte stream into RTSP messages and media frames.
 
-    `feed` takes what came and returns what may be passed on; it raises Refusal when the connection must end.
+    `feed` takes received bytes and returns those that may be passed on; Refusal means that the connection
+    must be closed.
     """
 
     def __init__(self) -> None:
         self._held = bytearray()
-        self._through = 0  # bytes of a media frame or a body that pass untouched
+        self._through = 0  # remaining bytes of a media frame or a body that passes unchanged
 
     def feed(self, data: bytes) -> bytes:
-        """What may be passed on, now that `data` has come."""
+        """Take received bytes and return the bytes that may be passed on."""
         held = self._held
         held += data
         out = bytearray()
@@ -66,13 +70,16 @@ class Messages:
         return bytes(out)
 
     def _lines(self) -> list[bytes] | None:
-        """The lines of the message at the front, without ends, the empty one left out; None: incomplete."""
+        """Return the lines of the first message without line ends and without the empty line.
+
+        None if incomplete.
+        """
         lines: list[bytes] = []
         start = 0
         while True:
             end = self._held.find(b"\n", start)
             if (end if end >= 0 else len(self._held)) - start > MAX_LINE or len(lines) > MAX_HEADERS:
-                raise Refusal("a message has lines that are too long, or too many")
+                raise Refusal("a message has too many lines, or a line that is too long")
             if end < 0:
                 return None
             line = bytes(self._held[start:end]).removesuffix(b"\r")
@@ -83,7 +90,7 @@ class Messages:
                 del self._held[:start]
                 return lines
             if line.startswith(b"$"):
-                raise Refusal("media in the middle of a message")
+                raise Refusal("a media frame begins inside a message")
             lines.append(line)
 
     def _message(self, lines: list[bytes]) -> bytes:
@@ -92,12 +99,12 @@ class Messages:
         for line in lines[1:]:
             match = _HEADER.fullmatch(line)
             if match is None:
-                continue  # what is no header is not passed on, so nobody can take it for one
+                continue  # what is not a header is not passed on, so no parser can take it for one
             name, value = match[1], match[2].strip()
             if name.lower() == b"content-length":
                 if length is not None or not _LENGTH.fullmatch(value) or int(value) > MAX_BODY:
                     raise Refusal(
-                        f"a message's body must be announced once and have at most {MAX_BODY} bytes"
+                        f"a message's body must be announced once and be at most {MAX_BODY} bytes long"
                     )
                 length = int(value)
             headers.append((name, value))
@@ -109,19 +116,19 @@ class Messages:
     def examined(
         self, first: bytes, headers: list[tuple[bytes, bytes]]
     ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-        """First line and headers as they are passed on. Raises Refusal."""
+        """Return the first line and the headers as they are passed on. Raises Refusal."""
         raise NotImplementedError
 
 
 class Replies(Messages):
-    """What the camera sends.
+    """Messages from the camera.
 
     Args:
         camera: the address that the relay is connected to.
         own: the address of the relay's own end.
 
     Attributes:
-        direct: whether the camera has agreed to send media past the relay, over UDP.
+        direct: whether the camera has agreed to send media over UDP, past the relay.
     """
 
     def __init__(self, *, camera: str, own: str) -> None:
@@ -138,23 +145,23 @@ class Replies(Messages):
         if status is None and request is None:
             raise Refusal("the camera does not speak RTSP")
         if (status is not None and status[1].startswith(b"3")) or (request and request[1] == b"REDIRECT"):
-            raise Refusal("the camera redirects to another address: give that one, if it is allowed")
+            raise Refusal("the camera redirects to another address: use that address, if it is allowed")
         passed = []
         for name, value in headers:
             if name.lower() == b"location":
-                raise Refusal("the camera redirects to another address: give that one, if it is allowed")
+                raise Refusal("the camera redirects to another address: use that address, if it is allowed")
             if name.lower() == b"transport":
                 value = self._transport(value)
             passed.append((name, value))
         return first, passed
 
     def _transport(self, value: bytes) -> bytes:
-        """The way media takes, which must lead from this camera to here."""
+        """Return the media transport, which must lead from this camera to this machine."""
         if b"," in value:
             raise Refusal("the camera answers with several transports at once")
         parts = [part.strip() for part in value.split(b";")]
         if any(part.lower() == b"multicast" for part in parts):
-            raise Refusal("the camera sends to a multicast group: ask it for unicast")
+            raise Refusal("the camera sends to a multicast group: configure it for unicast")
         direct = b"/tcp" not in parts[0].lower()
         kept = []
         for part in parts:
@@ -179,11 +186,11 @@ class Replies(Messages):
 
 
 class Requests(Messages):
-    """What FFmpeg sends.
+    """Messages from FFmpeg.
 
     Args:
-        token: the User-Agent that it was told to use. Whoever does not know it is another process on this
-            machine, which has no business with the camera.
+        token: the User-Agent that FFmpeg was told to send. A client without it is another process on this
+            machine, which must not reach the camera.
     """
 
     def __init__(self, token: str) -> None:
@@ -193,7 +200,7 @@ class Requests(Messages):
     def examined(
         self, first: bytes, headers: list[tuple[bytes, bytes]]
     ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-        if _STATUS.fullmatch(first):  # an answer to what the camera asked
+        if _STATUS.fullmatch(first):  # a reply to a request of the camera
             return first, headers
         if not _REQUEST.fullmatch(first):
             raise Refusal("the client does not speak RTSP")

@@ -16,28 +16,29 @@ Transport = Literal["tcp", "udp", "auto"]
 
 @dataclass(frozen=True, slots=True)
 class LiveOptions:
-    """Settings of a `LiveSource`; UsageError for values that make no sense.
+    """Settings of a `LiveSource`. Raises UsageError for invalid values.
 
     Args:
-        transport: of RTSP's media. "auto": TCP, UDP where TCP gives no picture, and then what worked
-            last.
-        open_seconds: how long connecting may take, up to the description of the stream.
-        stall_seconds: without a picture for that long, a connection is given up. A camera that sends less
-            than one picture in that time needs more.
-        keyframe_seconds: after connecting, a keyframe is waited for that long; then decoding starts anyway.
-        gap_seconds: silence within a connection that is worth an event.
-        first_backoff_seconds, most_backoff_seconds: between tries to connect (see `pipeline.base.backoff`).
-        stable_seconds: a connection that gave pictures for that long was a success; backoff starts anew.
-        policy: what happens to frames that come faster than they are taken: "latest" drops the oldest,
-            "every" lets the camera wait, as far as it does.
-        queue_frames, queue_bytes: how many decoded frames may wait. Bytes are those of decoded pictures.
+        transport: of RTSP media. "auto": TCP first, UDP if TCP gives no picture, then whichever worked last.
+        open_seconds: limit for connecting, up to the stream's description.
+        stall_seconds: a connection without a picture for this long is given up. Raise it for a camera that
+            sends pictures less often.
+        keyframe_seconds: time to wait for a keyframe after connecting; then decoding starts anyway.
+        gap_seconds: silence within a connection that is reported as an event.
+        first_backoff_seconds, most_backoff_seconds: delay between attempts to connect (see
+            `pipeline.base.backoff`).
+        stable_seconds: a connection that gave pictures for this long resets the backoff.
+        policy: what to do with frames that arrive faster than they are taken: "latest" drops the oldest,
+            "every" makes the camera wait, as far as it does.
+        queue_frames, queue_bytes: limits of the queue of decoded frames. Bytes are those of decoded pictures.
         max_age_seconds: with "latest", frames older than this are dropped rather than delivered.
         max_jump_seconds, max_skew_seconds: see `pipeline.live.camera.clock`.
         max_pixels: larger pictures are not decoded.
-        threads: that decode; more than one split pictures into slices, where the camera allows that.
-        guard: decides where the stream may come from, for URLs from people who may not choose freely.
-        verify_certificate, certificate_authorities: of rtsps cameras, where there is a guard.
-        ffmpeg_options: further options of FFmpeg's, from the operator; not for the API.
+        threads: decoding threads; with more than one, pictures are decoded by slices if the camera sends
+            slices.
+        guard: checks where the stream may come from; for URLs from people who may not choose freely.
+        verify_certificate, certificate_authorities: for rtsps cameras, if there is a guard.
+        ffmpeg_options: further FFmpeg options, set by the operator; not offered by the API.
     """
 
     transport: Transport = "auto"

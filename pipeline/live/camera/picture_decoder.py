@@ -24,15 +24,15 @@ AFTER_DAMAGE = "after damage"
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A picture that came out of the decoder.
+    """A picture from the decoder.
 
     Args:
         picture: FFmpeg's frame.
         raw_seconds: its timestamp.
-        duration_seconds: how long it is shown, if that is known.
-        camera_utc: when it was taken, as the camera's sender reports say, seconds since 1970.
+        duration_seconds: display duration, if known.
+        camera_utc: capture time from the camera's sender reports, seconds since 1970.
         arrival: when the packet that completed it was read.
-        silence_seconds: how long the camera had sent nothing before, at most.
+        silence_seconds: upper bound of the time for which the camera had sent nothing before.
     """
 
     picture: Any
@@ -45,7 +45,7 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Frames that came and gave no (good) picture."""
+    """Frames that were received but gave no intact picture."""
 
     kind: Literal["dropped", "corrupt"]
     reason: str
@@ -53,16 +53,16 @@ class Lost:
 
 
 class PictureDecoder:
-    """Feeds packets to the decoder and keeps account of which of them gave a picture.
+    """Feeds packets to the decoder and tracks which of them gave a picture.
 
     Args:
-        patience: after damage a keyframe is waited for that long, seconds.
+        patience: time to wait for a keyframe after damage, in seconds.
     """
 
     def __init__(self, stream: Any, patience: float) -> None:
         self._context = stream.codec_context
         self._base = float(stream.time_base)
-        self._waiting: dict[int, tuple[int, bool]] = {}  # pts -> position, whether anything was wrong
+        self._waiting: dict[int, tuple[int, bool]] = {}  # pts -> position, whether decoding reported an error
         self._position = 0
         self._unnamed = 0
         self._utc_offset: float | None = None
@@ -70,11 +70,11 @@ class PictureDecoder:
         self._arrival = Arrival(time.monotonic(), time.time())
         self._may_hide = self._context.name in _HIDES_PICTURES
         self._patience = patience
-        self._damaged_at: float | None = None  # since then there was no keyframe
-        self._keyframes = True  # whether any is to be hoped for
+        self._damaged_at: float | None = None  # time of the damage; None after a keyframe
+        self._keyframes = True  # whether keyframes are to be expected
 
     def take(self, packet: Any, silence: float) -> Iterator[Shown | Lost]:
-        """Decode a packet; what comes out."""
+        """Decode a packet and yield the resulting pictures and losses."""
         self._arrival = Arrival(time.monotonic(), time.time())
         self._position += 1
         self._durations = packet.duration * self._base if packet.duration else self._durations
@@ -98,7 +98,7 @@ class PictureDecoder:
         yield from self._given_up()
 
     def flush(self) -> Iterator[Shown | Lost]:
-        """At the end: what the decoder still holds, and what never came out."""
+        """Yield the decoder's remaining pictures at the end, and the packets that gave none."""
         try:
             frames = self._context.decode(None)
         except av.FFmpegError:
@@ -138,7 +138,7 @@ class PictureDecoder:
             self._damaged_at = time.monotonic()
 
     def _trusted(self, frame: Any) -> bool:
-        """Whether what a picture is predicted from is as it should be, as far as anybody knows."""
+        """Return whether the pictures that this one is predicted from are intact, as far as is known."""
         if frame.key_frame:
             self._damaged_at, self._keyframes = None, True
         elif self._damaged_at is not None and time.monotonic() - self._damaged_at > self._patience:
@@ -146,7 +146,7 @@ class PictureDecoder:
         return self._damaged_at is None
 
     def _given_up(self) -> Iterator[Lost]:
-        """Packets so old that no picture will come of them; timestamps that jump back leave them behind."""
+        """Yield losses of packets too old to give a picture any more (timestamps jumped back)."""
         old = [t for t, (at, _) in self._waiting.items() if at < self._position - _OUT_OF_SIGHT]
         yield from losses("corrupt", "decode error", sum(1 for t in old if self._waiting[t][1]))
         for pts in old:
@@ -154,7 +154,7 @@ class PictureDecoder:
 
 
 def camera_utc(packet: Any) -> float | None:
-    """When a packet's picture was taken, from RTCP sender reports; None before the first one."""
+    """Return a packet's capture time from RTCP sender reports; None before the first report."""
     if not packet.has_sidedata("prft"):
         return None
     data = bytes(packet.get_sidedata("prft"))

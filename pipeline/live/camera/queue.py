@@ -84,8 +84,8 @@ class Waiting:
 
     Args:
         picture: the decoder's frame.
-        arrival: when it came, by the monotonic clock, seconds.
-        events: what happened just before it.
+        arrival: arrival time on the monotonic clock, in seconds.
+        events: events just before the frame.
     """
 
     frame_index: int
@@ -97,12 +97,13 @@ class Waiting:
 
 
 class LiveQueue:
-    """Frames from one thread to another.
+    """Hands frames from one thread to another.
 
     Args:
-        policy: what happens when it is full: "latest" drops the oldest frame, "every" makes the source wait.
-        max_frames, max_bytes: when it is full; one frame always fits.
-        max_age_seconds: "latest" drops frames that have waited longer when they are asked for.
+        policy: what to do when the queue is full: "latest" drops the oldest frame, "every" makes the source
+            wait.
+        max_frames, max_bytes: capacity; a single frame always fits.
+        max_age_seconds: with "latest", frames that have waited longer are dropped when the next one is taken.
         now: the monotonic clock.
     """
 
@@ -132,7 +133,7 @@ class LiveQueue:
 
     @property
     def next_index(self) -> int:
-        """The number that the next frame from the camera gets: how many were received."""
+        """The number of the next received frame, which is the number of frames received so far."""
         return self._next
 
     @property
@@ -148,7 +149,10 @@ class LiveQueue:
             return self._closed or (self._ended and not self._frames)
 
     def put(self, picture: Any, stamp: Stamp, size_bytes: int, arrival: float) -> bool:
-        """A frame has come. With "every" this waits for room; False if the queue was closed meanwhile."""
+        """Add a frame.
+
+        With "every" this waits for room. Returns False if the queue was closed meanwhile.
+        """
         with self._changed:
             self._ledger.received()
             item = Waiting(self._next, picture, stamp, size_bytes, arrival)
@@ -167,7 +171,7 @@ class LiveQueue:
             return True
 
     def lost(self, kind: Literal["dropped", "corrupt"], reason: str, count: int) -> None:
-        """Frames came that will never be pictures; they take numbers, too."""
+        """Count frames that were received but gave no picture; they take frame numbers, too."""
         if count <= 0:
             return
         with self._changed:
@@ -179,12 +183,12 @@ class LiveQueue:
     def note(
         self, kind: str, reason: str | None, detail: Mapping[str, Any] | None = None, count: int = 1
     ) -> None:
-        """Something happened before the next frame."""
+        """Add an event before the next frame."""
         with self._changed:
             self._pending.add(kind, reason, count, detail)
 
     def get(self, timeout: float | None = None) -> Waiting | None:
-        """The next frame; None if there is none in time, or never will be (see `closed`)."""
+        """Return the next frame; None on timeout or if the queue is closed (see `closed`)."""
         with self._changed:
             deadline = None if timeout is None else self._now() + timeout
             while True:
@@ -202,13 +206,13 @@ class LiveQueue:
             return item
 
     def end(self) -> None:
-        """Nothing more comes; what is in the queue can still be had."""
+        """Accept no more frames; those in the queue can still be taken."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
     def close(self) -> tuple[Event, ...]:
-        """Nothing goes in or out any more; returns the events that no frame carried."""
+        """Close both ends and return the events that no frame carried."""
         with self._changed:
             self._closed = True
             while self._frames:
@@ -217,12 +221,12 @@ class LiveQueue:
             return self._pending.events(self._next, None)
 
     def trailing(self) -> tuple[Event, ...]:
-        """The events that no frame has carried so far, at the number that the next one would get."""
+        """Return the events that no frame has carried so far, with the number of the next frame."""
         with self._changed:
             return self._pending.events(self._next, None)
 
     def _full(self, more: int) -> bool:
-        if more:  # with a further frame
+        if more:  # if another frame of `more` bytes were added
             return bool(self._frames) and (
                 len(self._frames) >= self._max_frames or self._bytes + more > self._max_bytes
             )
@@ -237,7 +241,7 @@ class LiveQueue:
         self._drop(item, reason)
 
     def _drop(self, item: Waiting, reason: str) -> None:
-        """Its events, and its own end, go to whatever is delivered next."""
+        """Attach a dropped frame's events, and its loss, to the next delivered frame."""
         self._ledger.dropped(reason)
         item.events.add("dropped", reason)
         after = self._frames[0].events if self._frames else self._pending

@@ -1,10 +1,9 @@
 """A loopback RTSP relay between FFmpeg and a camera that confines FFmpeg to the checked address.
 
-FFmpeg's RTSP client follows redirects by itself, resolves names by itself, and sends reports to whatever
-address a reply names. So a guarded stream's FFmpeg talks to this relay, which connects to the checked
-address, passes the bytes on, and reads what the camera says (`pipeline.live.camera.messages`): a redirect
-ends the connection.
-For `rtsps` the relay speaks TLS with the camera, and FFmpeg plain RTSP with the relay.
+FFmpeg's RTSP client follows redirects, resolves names, and sends reports to whatever address a reply names.
+So the FFmpeg of a guarded stream talks to this relay, which connects to the checked address, passes the bytes
+on, and checks the camera's replies (`pipeline.live.camera.messages`): a redirect ends the connection. For
+`rtsps` the relay speaks TLS with the camera, and FFmpeg speaks plain RTSP with the relay.
 """
 
 from __future__ import annotations
@@ -38,17 +37,17 @@ class RtspRelay(Closing):
 
     Args:
         target: where to connect: its checked addresses in turn, never its name.
-        connect_seconds: how long connecting, TLS included, may take in all.
-        verify: for rtsps, whether the camera's certificate must be valid for its name.
-        authorities: a file of certificates to trust instead of the system's.
+        connect_seconds: limit for connecting, TLS included, over all addresses.
+        verify: for rtsps, whether the camera's certificate must be valid for its host name.
+        authorities: a file of CA certificates that replaces the system's.
 
     Attributes:
-        url: of the relay, with the camera's user and password, path and query. A secret.
-        token: what the one client that is served must send as its User-Agent.
-        refusal: why the relay cut the connection, if it did.
-        camera_address: that it is connected to.
+        url: the relay's URL, with the camera's user and password, path and query. A secret.
+        token: the User-Agent that the relay's one client must send.
+        refusal: why the relay closed the connection, if it did.
+        camera_address: the address that the relay is connected to.
 
-    Raises RelayError.
+    Raises RelayError if no address of the camera can be reached.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class RtspRelay(Closing):
         self.camera_address: str = peer
         self._replies = Replies(camera=peer, own=own)
         self._requests = Requests(self.token)
-        # Of the camera's family: FFmpeg opens its UDP ports in that of the address it is given.
+        # Same family as the camera's address: FFmpeg opens its UDP ports in the family of the given address.
         v6 = self._camera.family == socket.AF_INET6
         family = socket.AF_INET6 if v6 else socket.AF_INET
         self._listener = socket.create_server(("::1" if v6 else "127.0.0.1", 0), family=family, backlog=1)
@@ -84,7 +83,7 @@ class RtspRelay(Closing):
         return self._replies.direct
 
     def close(self) -> None:
-        """End both connections and wait for the thread."""
+        """Close both connections and wait for the thread."""
         self._stop.set()
         with suppress(OSError):  # it may be closed already
             self._wake.send(b"x")
@@ -98,9 +97,9 @@ class RtspRelay(Closing):
                 self._pass_on(client)
         except Refusal as refusal:
             self.refusal = str(refusal)
-            log.warning("connection to a camera cut: %s", refusal)
+            log.warning("closed the connection to a camera: %s", refusal)
         except OSError as error:
-            log.debug("relay ends: %s", one_line(error))
+            log.debug("relay ended: %s", one_line(error))
         finally:
             for end in (client, self._camera, self._listener, self._wake, self._woken):
                 if end is not None:
@@ -108,7 +107,7 @@ class RtspRelay(Closing):
                         end.close()
 
     def _accepted(self) -> socket.socket | None:
-        """The one client; nobody can connect after it."""
+        """Accept one client; no other can connect after it."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)
             selector.register(self._woken, selectors.EVENT_READ)
@@ -120,7 +119,7 @@ class RtspRelay(Closing):
         return client
 
     def _pass_on(self, client: socket.socket) -> None:
-        """Bytes both ways, each way only as fast as its receiver takes them."""
+        """Copy bytes in both directions, each as fast as its receiver takes them."""
         camera = self._camera
         for end in (client, camera):
             end.setblocking(False)
@@ -129,7 +128,7 @@ class RtspRelay(Closing):
         with selectors.DefaultSelector() as selector:
             selector.register(self._woken, selectors.EVENT_READ)
             while not self._stop.is_set():
-                # What TLS has decrypted already makes no socket readable.
+                # Bytes that TLS has already decrypted do not make the socket readable.
                 pending = isinstance(camera, ssl.SSLSocket) and camera.pending() and len(to_client) < _BUFFER
                 _watch(selector, client, read=len(to_camera) < _BUFFER, write=bool(to_client))
                 _watch(selector, camera, read=len(to_client) < _BUFFER, write=bool(to_camera))
@@ -152,7 +151,7 @@ class RtspRelay(Closing):
                 _send(camera, to_camera)
 
     def _finish(self, client: socket.socket, rest: bytearray) -> None:
-        """The camera has ended the connection: the client still gets what came before."""
+        """After the camera has closed its end, send the client what arrived before."""
         client.settimeout(1.0)
         with suppress(OSError):  # it may be closed already
             client.sendall(rest)
@@ -161,7 +160,7 @@ class RtspRelay(Closing):
 def _connected(
     target: CheckedUrl, seconds: float, verify: bool, authorities: str | None
 ) -> socket.socket | ssl.SSLSocket:
-    """A connection to one of the target's addresses."""
+    """Connect to one of the target's addresses."""
     deadline = time.monotonic() + seconds
     last: Exception | None = None
     for address in target.addresses:
@@ -185,7 +184,7 @@ def _connected(
         except OSError as error:
             plain.close()
             last = error
-    why = "no answer in time" if last is None or isinstance(last, TimeoutError) else one_line(last)
+    why = "no response in time" if last is None or isinstance(last, TimeoutError) else one_line(last)
     raise RelayError(f"{target.host}:{target.port} cannot be reached ({why})")
 
 
@@ -201,7 +200,7 @@ def _watch(selector: selectors.BaseSelector, end: socket.socket, *, read: bool, 
 
 
 def _received(end: socket.socket) -> bytes | None:
-    """What has come; empty at the end, None if there is nothing yet."""
+    """Return received bytes; empty at the end of the stream, None if there are none yet."""
     try:
         return end.recv(_CHUNK)
     except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):

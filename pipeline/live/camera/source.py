@@ -1,14 +1,14 @@
 """Live sources: RTSP cameras and other endless streams that FFmpeg opens by URL.
 
-A thread of its own reads, decodes and reconnects; frames wait in a short queue and become arrays when they
-are asked for. What a live stream promises:
+A background thread reads, decodes and reconnects; frames wait in a short queue and become arrays when they
+are taken. Guarantees:
 
-* Frames are numbered as received, lost and dropped ones included, and never twice.
-* `pts_seconds` rises from frame to frame, whatever happens to connections and clocks.
-* An outage is no picture: nothing is made up, no frame is black or repeated. The first frame after it carries
+* Frames are numbered in order of arrival, including lost and dropped ones; no number is used twice.
+* `pts_seconds` increases from frame to frame, whatever happens to connections and clocks.
+* During an outage there are no frames: none is made up, black or repeated. The first frame afterwards carries
   a `gap` event (reason, seconds) and a `reconnect` event.
-* After connecting nothing is delivered before a keyframe, and no picture that the decoder calls damaged.
-* The ledger and the events agree: every drop and every corrupt frame is in both.
+* After connecting, nothing is delivered before a keyframe, and no picture that the decoder reports damaged.
+* Ledger and events agree: every dropped and every corrupt frame is in both.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ _RATE_OVER = 64
 
 @dataclass(frozen=True, slots=True)
 class LiveStatus:
-    """How a live stream is.
+    """Status of a live source.
 
     Args:
-        state: "idle": not started yet; "waiting": until the next try to connect.
-        connections: made so far.
-        tries: to connect that failed since the last picture.
+        state: "idle": not started yet; "waiting": until the next attempt to connect.
+        connections: number of connections made.
+        tries: failed attempts to connect since the last picture.
         failure: why there is no connection, or why the last one ended; one line, without credentials.
-        retry_seconds: until the next try, while waiting.
-        frames_per_second: received lately; 0 while there is no connection.
-        silent_seconds: since the last picture.
-        lag_seconds: how old the frame that was delivered last was then, since it came in.
+        retry_seconds: time until the next attempt, while waiting.
+        frames_per_second: recent receiving rate; 0 while there is no connection.
+        silent_seconds: time since the last picture.
+        lag_seconds: time between arrival and delivery of the frame that was delivered last.
         wall_source: where wall times come from.
     """
 
@@ -77,22 +77,22 @@ class LiveStatus:
 
 
 class LiveSource(Closing):
-    """A live stream that is read for as long as it takes. A `VideoSource`; use it as a context manager.
+    """An endless live stream. A `VideoSource`; use it as a context manager.
 
-    Nothing is opened before frames are asked for, or `start` is called: a camera that is away is no reason to
-    fail, but to wait. Reading and closing may happen in different threads; only one thread may read.
+    Nothing is opened before frames are read or `start` is called: an unreachable camera is waited for and is
+    not an error. Reading and closing may happen in different threads; only one thread may read.
 
     Args:
-        url: of the stream; kept secret.
-        ledger: to count in, if there is one from before a restart.
-        seed: makes backoff repeatable.
+        url: URL of the stream; kept secret.
+        ledger: the ledger to count in, when one is kept across a restart.
+        seed: makes the backoff repeatable.
 
     Attributes:
         uri: the URL without credentials.
         width, height, codec, container, rate: of the newest connection; 0, "" or None before the first one.
-        trailing_losses: what no frame carried; set once `frames` has ended.
+        trailing_losses: events that no frame carried; set once `frames` has ended.
 
-    Raises UsageError if the URL is none, or is refused before it is even looked up.
+    Raises UsageError for an invalid URL, or one that the guard refuses without a look-up.
     """
 
     frame_count: int | None = None
@@ -109,7 +109,7 @@ class LiveSource(Closing):
     ) -> None:
         self.options = options or LiveOptions()
         if "://" not in url or "\0" in url:
-            raise UsageError(f"{url!r} is no live stream: give a URL such as rtsp://camera/stream")
+            raise UsageError(f"{url!r} is not a live stream: give a URL such as rtsp://camera/stream")
         if self.options.guard is not None:
             self.options.guard.parse(url)
         self._url = url
@@ -138,10 +138,10 @@ class LiveSource(Closing):
             random=random.Random(seed),
         )
         self._transport = TransportChoice(settings.transport, url)
-        self._pictures = False  # whether this connection gave any
+        self._pictures = False  # whether this connection gave any picture
         self._converter = Converter()
-        self._numbers_from = 0  # added to the queue's numbers
-        self._times_from = 0.0  # added to the clock's times
+        self._numbers_from = 0  # offset added to the queue's numbers
+        self._times_from = 0.0  # offset added to the clock's times
         self._resumed_after: tuple[float, datetime | None] | None = None
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -158,17 +158,20 @@ class LiveSource(Closing):
         self._wall_source: WallSource | None = None
         self._crash: BaseException | None = None
 
-    # --- for whoever reads -------------------------------------------------------------------------
+    # --- for the reader ----------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Connect, in the background."""
+        """Start connecting in the background."""
         with self._lock:
             if self._thread is None and not self._stop.is_set():
                 self._thread = threading.Thread(target=self._run, name="xmem-live", daemon=True)
                 self._thread.start()
 
     def wait_ready(self, seconds: float) -> None:
-        """Wait for the first picture; SourceError says why there is none in time. It goes on trying."""
+        """Wait for the first picture.
+
+        Raises SourceError with the reason if there is none in time; the source keeps trying to connect.
+        """
         self.start()
         self._first.wait(seconds)
         self._check()
@@ -183,12 +186,12 @@ class LiveSource(Closing):
         previous_pts_seconds: float | None = None,
         previous_wall_time: datetime | None = None,
     ) -> Iterator[Frame]:
-        """Frames as they come, until `close` is called.
+        """Yield frames as they arrive, until `close` is called.
 
         Args:
-            start: the number of the first frame; by default they go on where they were.
-            previous_pts_seconds: times go on from here, after a restart.
-            previous_wall_time: that of the same frame; tells how long the restart took.
+            start: number of the first frame; by default the numbering continues.
+            previous_pts_seconds: timestamps continue after this one, after a restart.
+            previous_wall_time: wall time of the same frame; tells how long the restart took.
         """
         self.resume(start, previous_pts_seconds, previous_wall_time)
         while True:
@@ -203,7 +206,7 @@ class LiveSource(Closing):
         previous_pts_seconds: float | None = None,
         previous_wall_time: datetime | None = None,
     ) -> None:
-        """Go on with number `start` and after a time, as a stream before a restart left them."""
+        """Continue with frame number `start`, and timestamps after those from before a restart."""
         if start is not None:
             if start < 0:
                 raise SourceError(f"frames from {start}: frame numbers begin at 0")
@@ -213,7 +216,7 @@ class LiveSource(Closing):
         self.start()
 
     def read(self, timeout: float | None = None) -> Frame | None:
-        """The next frame; None if there is none in time, or the source is closed (see `closed`)."""
+        """Return the next frame; None on timeout or if the source is closed (see `closed`)."""
         self.start()
         item = self._queue.get(timeout)
         if item is None:
@@ -224,11 +227,11 @@ class LiveSource(Closing):
 
     @property
     def closed(self) -> bool:
-        """Whether nothing more comes."""
+        """Whether the source will deliver no more frames."""
         return self._queue.closed
 
     def status(self) -> LiveStatus:
-        """How things are, from any thread, at once."""
+        """Return the current status without blocking; callable from any thread."""
         now = time.monotonic()
         arrivals = list(self._arrivals)
         rate = 0.0
@@ -252,7 +255,7 @@ class LiveSource(Closing):
         )
 
     def close(self) -> None:
-        """Disconnect and wait for the thread, at most as long as a read or a connection may take."""
+        """Disconnect and wait for the thread, at most as long as a read or an attempt to connect may take."""
         self._stop.set()
         self._queue.close()
         with self._lock:
@@ -261,13 +264,13 @@ class LiveSource(Closing):
             limit = max(self.options.open_seconds, self.options.stall_seconds) + _MARGIN_SECONDS
             thread.join(limit)
             if thread.is_alive():
-                log.warning("%s: still held up in the network after %.0f s, left behind", self.uri, limit)
+                log.warning("%s: reading thread still busy after %.0f s, left running", self.uri, limit)
         self.trailing_losses = self._shifted(self._queue.trailing())
 
     def __repr__(self) -> str:
         return f"LiveSource({self.uri!r}, {self.width}x{self.height}, {self._state})"
 
-    # --- in the thread -----------------------------------------------------------------------------
+    # --- background thread --------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
@@ -285,7 +288,7 @@ class LiveSource(Closing):
                     self._lost(lost)
                 if not self._stop.is_set():
                     self._wait()
-        except BaseException as error:  # a fault of ours: whoever reads must learn of it
+        except BaseException as error:  # an internal error: the reader must see it
             self._crash = error
             log.error("%s: reading the live stream failed: %s", self.uri, redacted_trace(error))
         finally:
@@ -294,7 +297,7 @@ class LiveSource(Closing):
             self._first.set()
 
     def _follow(self, connection: Connection) -> None:
-        """Take what a connection gives until it ends."""
+        """Read a connection to its end."""
         self._connections += 1
         self._arrivals.clear()
         began: float | None = None
@@ -348,7 +351,7 @@ class LiveSource(Closing):
     _last_arrival: float | None = None
 
     def _back(self, connection: Connection, arrival: float) -> None:
-        """The first picture of a connection has come."""
+        """Note the first picture of a connection."""
         self._transport.worked()
         self._pictures = True
         self.codec, self.container = connection.codec, connection.container
@@ -359,14 +362,14 @@ class LiveSource(Closing):
             detail = {"seconds": seconds, "tries": self._tries + 1, "failure": text}
             self._queue.note("gap", reason, detail)
             self._queue.note("reconnect", reason, {"connection": self._connections})
-            log.info("%s: back after %.1f s (%s)", self.uri, seconds, reason)
+            log.info("%s: connected again after %.1f s (%s)", self.uri, seconds, reason)
         self._outage = None
         self._failure = None
 
     def _lost(self, lost: ConnectionLost) -> None:
         self._tries += 1
         self._failure = self._transport.failure(lost)
-        if self._outage is None:  # how it began is the reason; what failed after it is the same outage
+        if self._outage is None:  # the first failure names the outage; later ones belong to it
             self._outage = (lost.reason, lost.detail)
             log.warning("%s: %s", self.uri, self._failure)
         else:
@@ -401,5 +404,5 @@ class LiveSource(Closing):
     def _check(self) -> None:
         if self._crash is not None:
             raise SourceError(
-                f"{self.uri}: reading failed ({one_line(self._crash)}); this is a fault of the program"
+                f"{self.uri}: reading failed ({one_line(self._crash)}); this is a bug in the program"
             ) from self._crash

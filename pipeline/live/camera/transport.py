@@ -9,21 +9,21 @@ from pipeline.live.camera.options import Transport
 from pipeline.storage.locations import scheme_of
 
 _OTHER: dict[str, Literal["tcp", "udp"]] = {"tcp": "udp", "udp": "tcp"}
-_PATIENCE = 3  # connections without a picture over the transport that worked before
+_PATIENCE = 3  # consecutive connections without a picture over the transport that worked before
 
 
 class TransportChoice:
-    """The transport of the next connection. With "auto" TCP comes first, then what worked last.
+    """Chooses the transport of the next connection. With "auto" that is TCP first, then what worked last.
 
-    The other transport is next where the camera does not offer this one, at once, and where it connects but
-    no picture comes. A camera that cannot be reached at all says nothing about transports.
+    The other transport is tried at once if the camera does not offer this one, and next if it connects but
+    gives no picture. A camera that cannot be reached at all tells nothing about transports.
 
     Args:
-        asked: "tcp" and "udp" are never left.
-        url: of the stream; schemes other than RTSP have no such choice.
+        asked: "auto", "tcp" or "udp"; the latter two are never changed.
+        url: URL of the stream; schemes other than RTSP have no choice of transport.
 
     Attributes:
-        current: for the next connection.
+        current: transport of the next connection.
     """
 
     def __init__(self, asked: Transport, url: str) -> None:
@@ -31,16 +31,16 @@ class TransportChoice:
         self.current: Transport = "tcp" if self._free else asked
         self._worked: Transport | None = None
         self._silent = 0  # connections in a row without a picture
-        self._failures: dict[Transport, str] = {}  # of the tries since the last picture
+        self._failures: dict[Transport, str] = {}  # failures since the last picture
 
     def worked(self) -> None:
-        """The connection gave a picture."""
+        """Note that the connection gave a picture."""
         self._worked = self.current
         self._silent = 0
         self._failures.clear()
 
     def lost(self, lost: ConnectionLost, *, pictures: bool) -> bool:
-        """A connection failed or ended, with pictures or without. Chooses the transport of the next one.
+        """Note that a connection failed or ended, with or without pictures, and choose the next transport.
 
         Returns:
             Whether to connect again at once.
@@ -56,7 +56,7 @@ class TransportChoice:
         return refused and self.current not in self._failures
 
     def failure(self, lost: ConnectionLost) -> str:
-        """Reason and detail of a connection that failed; over each transport where both were tried."""
+        """Return reason and detail of a failed connection, for each transport if both were tried."""
         if lost.transport is None or len(set(self._failures.values())) < 2:
             return f"{lost.reason}: {lost.detail}"
         told = "; ".join(f"over {name.upper()}: {self._failures[name]}" for name in sorted(self._failures))

@@ -1,10 +1,10 @@
 """Guard for camera URLs: allowed schemes, ports and networks, checked at the connected address.
 
-Anybody who may add a stream could otherwise make this machine connect to whatever it can reach. So: only
-`rtsp` and `rtsps`; only addresses in networks that the operator names (none by default); only ports on which
-cameras serve. A URL is read strictly, by one reader, and nothing that two readers could take differently is
-let through. A name is resolved once and every address it has is checked; the connection is then made to a
-checked address and not to the name, so that it does not matter what the name says a moment later.
+Otherwise anybody who may add a stream could make this machine connect to whatever it can reach. Allowed are
+only `rtsp` and `rtsps`, only addresses in networks that the operator names (none by default), and only ports
+on which cameras serve. A URL is parsed strictly and once; anything that two parsers could read differently
+is refused. A name is resolved once and all its addresses are checked; the connection is then made to a
+checked address, not to the name, so a later change of the name's addresses has no effect.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _ONLY_IF_NAMED = tuple(
     for network in (
         "127.0.0.0/8",  # this machine
         "::1/128",
-        "169.254.0.0/16",  # link-local, where clouds keep the keys to the machine
+        "169.254.0.0/16",  # link-local; cloud metadata services with credentials
         "fe80::/10",
         "fec0::/10",
         "100.100.100.200/32",  # metadata services outside link-local
@@ -71,21 +71,21 @@ _COMPATIBLE = ipaddress.IPv6Network("::/96")
 
 
 class UrlRefusedError(UsageError):
-    """A camera's URL is malformed, or leads where streams may not come from."""
+    """The URL of a camera is malformed, or its address is not allowed."""
 
 
 Resolver = Callable[[str, int], Iterable[str]]
-"""Gives the addresses of a name, as text; OSError if it has none."""
+"""Returns the addresses of a host name as text; raises OSError if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedUrl:
-    """A URL that was let through, in pieces, with the addresses that it may be reached at.
+    """An accepted URL, in parts, with the addresses at which it may be reached.
 
     Args:
-        addresses: connect to one of these and to nothing else.
-        userinfo: `user:password` as written, empty without; in no repr.
-        rest: path and query; may hold secrets, so it is in no repr either.
+        addresses: the only addresses to connect to.
+        userinfo: `user:password` as written, "" if absent; hidden in the repr.
+        rest: path and query; may hold secrets, so it is hidden in the repr, too.
     """
 
     scheme: str
@@ -101,22 +101,22 @@ class CheckedUrl:
 
 
 def system_resolver(host: str, port: int) -> list[str]:
-    """The machine's own resolver."""
+    """The operating system's resolver."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     return [str(entry[4][0]) for entry in found]
 
 
 class UrlGuard:
-    """Checks cameras' URLs.
+    """Checks the URLs of cameras.
 
     Args:
-        networks: where streams may come from, as CIDR ("10.20.0.0/16") or single addresses. None by default,
-            so nothing is let through. Loopback, link-local and the clouds' metadata addresses are let through
-            only by a network that lies wholly within them: "0.0.0.0/0" does not include them.
-        ports: on which cameras serve.
+        networks: allowed networks, as CIDR ("10.20.0.0/16") or single addresses. None by default, so nothing
+            is allowed. Loopback, link-local and the clouds' metadata addresses are allowed only by a network
+            that lies wholly within them: "0.0.0.0/0" does not include them.
+        ports: allowed ports.
         resolver: turns names into addresses.
 
-    Raises ValueError for a network or port that is none.
+    Raises ValueError for an invalid network or port.
     """
 
     def __init__(
@@ -134,9 +134,9 @@ class UrlGuard:
                 raise ValueError(f"port {port}: must be between 1 and 65535")
 
     def check(self, url: str) -> CheckedUrl:
-        """Read a URL, resolve its host and check every address; UrlRefusedError says what is wrong.
+        """Parse a URL, resolve its host and check every address. Raises UrlRefusedError with the reason.
 
-        Resolving may take the system's resolver seconds. Call it anew for every connection: names move.
+        The system's resolver may take seconds. Call this for every connection, since addresses change.
         """
         parsed = self.parse(url)
         literal = _literal(parsed.host)
@@ -149,7 +149,7 @@ class UrlGuard:
         )
 
     def parse(self, url: str) -> CheckedUrl:
-        """Only the reading, without any look-up; `addresses` is empty."""
+        """Parse a URL without resolving its host; `addresses` is empty."""
         if len(url) > MAX_URL:
             raise UrlRefusedError(f"the URL has {len(url)} characters: at most {MAX_URL} are allowed")
         if not url.isascii():
@@ -179,7 +179,10 @@ class UrlGuard:
         return CheckedUrl(scheme, host, port, (), userinfo=userinfo, rest=match["rest"])
 
     def allows(self, address: Address) -> bool:
-        """Whether streams may come from an address. One that wraps another is judged by both."""
+        """Return whether streams may come from an address.
+
+        An address that embeds another is checked as both.
+        """
         inner = unwrapped(address)
         return self._allows(inner) and (inner == address or _mapped(address) or self._allows(address))
 
@@ -194,7 +197,7 @@ class UrlGuard:
 
     def _check_address(self, host: str, address: Address) -> None:
         if not self.allows(address):
-            # The caller need not learn what names mean in this network.
+            # What names mean in this network is not revealed to the caller.
             log.info("refused: %s is %s", host, address)
             named = ", ".join(map(str, self.networks)) or "none"
             raise UrlRefusedError(
@@ -207,7 +210,7 @@ class UrlGuard:
             return DEFAULT_PORTS[scheme]
         if not _PORT.fullmatch(text) or int(text) not in self.ports:
             allowed = ", ".join(map(str, sorted(self.ports)))
-            raise UrlRefusedError(f"port {text!r} is not allowed: cameras may be asked on {allowed}")
+            raise UrlRefusedError(f"port {text!r} is not allowed: allowed are {allowed}")
         return int(text)
 
     def _resolve(self, host: str, port: int) -> list[Address]:
@@ -220,11 +223,11 @@ class UrlGuard:
         try:
             return [ipaddress.ip_address(text) for text in found]
         except ValueError as error:
-            raise UrlRefusedError(f"{host} resolves to something that is no address") from error
+            raise UrlRefusedError(f"{host} resolves to something that is not an address") from error
 
 
 def unwrapped(address: Address) -> Address:
-    """The IPv4 address that an IPv6 one stands for (mapped, compatible, NAT64, 6to4, Teredo), or itself."""
+    """Return the IPv4 address inside an IPv6 one (mapped, compatible, NAT64, 6to4, Teredo), or itself."""
     if not isinstance(address, ipaddress.IPv6Address):
         return address
     if address.scope_id:
@@ -246,7 +249,7 @@ def _mapped(address: Address) -> bool:
 
 
 def _host(text: str) -> str:
-    """The host in its one written form, lower case; UrlRefusedError if it could be read in two ways."""
+    """Return the host in canonical form, in lower case; UrlRefusedError if it is ambiguous."""
     if text.startswith("["):
         inner = text[1:-1]
         if "%" in inner:
@@ -254,17 +257,17 @@ def _host(text: str) -> str:
         try:
             return str(ipaddress.IPv6Address(inner))
         except ValueError as error:
-            raise UrlRefusedError(f"host {text!r} is no IPv6 address") from error
+            raise UrlRefusedError(f"host {text!r} is not an IPv6 address") from error
     name = text.lower()
     if _IPV4.fullmatch(name):
         return name
     labels = name.removesuffix(".").split(".")
     if _NUMBER.fullmatch(labels[-1]):
         raise UrlRefusedError(
-            f"host {text!r} is no plain IPv4 address: write four decimal numbers without leading zeros"
+            f"host {text!r} is not a plain IPv4 address: write four decimal numbers without leading zeros"
         )
     if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise UrlRefusedError(f"host {text!r} is no host name: letters, digits, - and _ between dots")
+        raise UrlRefusedError(f"host {text!r} is not a host name: use letters, digits, - and _ between dots")
     return name
 
 
@@ -283,7 +286,7 @@ def _network(text: str) -> Network:
             f"network {text!r}: must be an address or a CIDR without host bits, such as 10.20.0.0/16"
         ) from error
     if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped is not None:
-        raise ValueError(f"network {text!r}: write the IPv4 network that it stands for")
+        raise ValueError(f"network {text!r}: write the IPv4 network that it embeds")
     return network
 
 

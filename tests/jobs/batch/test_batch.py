@@ -299,7 +299,7 @@ def test_a_model_that_is_none_is_a_usage_error(videos: Path, tmp_path: Path) -> 
         ("size", 3, "size=3"),
         ("dtype", "int8", "dtype='int8'"),
         ("max_frames", 0, "max_frames=0"),
-        ("detector", "nobody", "no detector 'nobody'; there are: motion"),
+        ("detector", "nobody", "no detector 'nobody'; available: motion"),
         ("box_segmenter", "nobody", "nobody"),
         ("device", "tpu", "device 'tpu' is not allowed"),
         ("device", "cuda:1", "device 'cuda:1' is not allowed"),

@@ -200,7 +200,7 @@ BAD_OPTIONS = [
     (["--max-mid-term-frames", "3"], "max_mid_term_frames=3"),
     (["--model", "xmem-huge"], "no model 'xmem-huge'"),
     (["--stream-id", "a/b"], "stream id 'a/b' is not allowed"),
-    (["--box-segmenter", "sam9"], "no box segmenter 'sam9'; there are: grabcut"),
+    (["--box-segmenter", "sam9"], "no box segmenter 'sam9'; available: grabcut"),
     (["--colour"], "--colour"),
 ]
 
@@ -352,11 +352,11 @@ def test_overlapping_boxes_are_one_warning(
     ]
     assert track(made, tmp_path / "out", "--prompts", _json(tmp_path / "p.json", *polygons), box=False) == 0
     words = " ".join(capsys.readouterr().err.split())
-    assert words.count("the later entry has the pixels") == 1
+    assert words.count("the later entry gets the pixels") == 1
     again: list[str | Path] = ["--prompts", tmp_path / "p.json", "--restart"]
     assert track(made, tmp_path / "out", *again, box=False) == 0
     words = " ".join(capsys.readouterr().err.split())
-    assert words.count("the later entry has the pixels") == 1
+    assert words.count("the later entry gets the pixels") == 1
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(made: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_plugins_are_looked_up_before_ray_is_started(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, option: str, kind: str
 ) -> None:
     monkeypatch.setenv("XMEM_API_TOKENS", "a-token-for-tests-0123456789")
-    assert f"no {kind} 'nosuch'; there are:" in said(capsys, option, "nosuch")
+    assert f"no {kind} 'nosuch'; available:" in said(capsys, option, "nosuch")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])

@@ -143,7 +143,7 @@ def test_the_limit_is_the_largest_size_allowed(tmp_path: Path, kind: str) -> Non
     (tmp_path / f"a.{kind}").write_bytes(encoded(kind))
     with open_source(str(tmp_path), max_pixels=53 * 41) as source:
         assert [f.size for f in source.frames()] == [(41, 53)]
-    with pytest.raises(PictureTooLargeError, match="53x41 is 2173 pixels, and at most 2172"):
+    with pytest.raises(PictureTooLargeError, match="53x41 has 2173 pixels; at most 2172"):
         open_source(str(tmp_path), max_pixels=53 * 41 - 1)
 
 
@@ -181,7 +181,7 @@ def test_a_video_of_larger_pictures_is_refused(tmp_path: Path, name: str, recipe
     video = videos.make_video(tmp_path / name, 8, **recipe)
     with pytest.raises(PictureTooLargeError) as caught:
         open_source(str(video), max_pixels=160 * 120 - 1)
-    for part in (str(video), "160x120 is 19200 pixels", "at most 19199", "--max-pixels"):
+    for part in (str(video), "160x120 has 19200 pixels", "at most 19199", "--max-pixels"):
         assert part in str(caught.value)
     with open_source(str(video), max_pixels=160 * 120) as source:
         assert len(list(source.frames())) == 8
@@ -209,7 +209,7 @@ def test_a_picture_larger_than_its_container_says_is_not_decoded(tmp_path: Path)
     assert data[at : at + 4] == b"\0\xa0\0\x78"
     data[at : at + 4] = b"\0\x10\0\x10"
     video.write_bytes(bytes(data))
-    with pytest.raises(NotAVideoError, match="160x120 is 19200 pixels"):
+    with pytest.raises(NotAVideoError, match="160x120 has 19200 pixels"):
         open_source(str(video), max_pixels=160 * 120 - 1)
 
 
@@ -244,6 +244,6 @@ def test_a_bomb_given_as_masks_is_refused_before_it_is_decoded(tmp_path: Path, b
         load_mask_png(str(path))
     assert peak_bytes() - before < 100e6
     small = plain_png(np.ones((4, 5), np.int64), 8, GREY)
-    with pytest.raises(PromptError, match="5x4 is 20 pixels, and at most 19"):
+    with pytest.raises(PromptError, match="5x4 has 20 pixels; at most 19"):
         decode_index_png(small, "m.png", 19)
     assert decode_index_png(small, "m.png", 20).shape == (4, 5)

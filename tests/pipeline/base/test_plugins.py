@@ -133,13 +133,13 @@ def test_a_cause_that_says_credentials_is_not_kept(register: Register) -> None:
 
 def test_an_unknown_name_lists_what_there_is(register: Register) -> None:
     register(GROUP, {"red": VALUES["red"], "blue": VALUES["blue"]})
-    with pytest.raises(UsageError, match=r"^no brush 'green'; there are: blue, red$"):
+    with pytest.raises(UsageError, match=r"^no brush 'green'; available: blue, red$"):
         load("green")
-    with pytest.raises(UsageError, match=r"^no brush 'green'; there are: pencil, blue, red$"):
+    with pytest.raises(UsageError, match=r"^no brush 'green'; available: pencil, blue, red$"):
         load("green", built_in=["pencil"])
     register("xmem.other", VALUES)
     with pytest.raises(
-        UsageError, match=r"^no brush 'red'; there are: none; install the package that has it$"
+        UsageError, match=r"^no brush 'red'; available: none; install the package that provides it$"
     ):
         load("red")
 

@@ -20,7 +20,7 @@ def test_allowed_ids(good: str) -> None:
     "bad", ["", ".", "..", "-a", "_a", "a/b", "a b", "a" * 129, "a\n", "ä", "a=b", "a%20"]
 )
 def test_refused_ids(bad: str) -> None:
-    with pytest.raises(UsageError, match=r"stream id .* is not allowed: 1 to 128"):
+    with pytest.raises(UsageError, match=r"stream id .* is not allowed: use 1 to 128"):
         validate_stream_id(bad)
 
 

@@ -34,7 +34,7 @@ def test_a_detection_knows_its_bounds() -> None:
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({}, "without mask and box"),
+        ({}, "neither mask nor box"),
         ({"mask": np.zeros((4, 4), np.bool_)}, "empty"),
         ({"mask": np.ones((4, 4), np.uint8)}, "uint8"),
         ({"mask": np.ones((4, 4, 1), np.bool_)}, r"\(4, 4, 1\)"),
@@ -201,7 +201,7 @@ def test_a_plugin_is_found_by_its_name_and_made_anew_each_time() -> None:
         ("useless", "'useless' .test_detectors:NOT_A_DETECTOR. lacks one of the methods"),
         ("broken", "cannot be loaded: RuntimeError: no weights; repair"),
         ("gone", "cannot be loaded: AttributeError"),
-        ("missing", "no detector 'missing'; there are: motion, file:PATH, broken, counter, gone, useless"),
+        ("missing", "no detector 'missing'; available: motion, file:PATH, broken, counter, gone, useless"),
     ],
 )
 def test_plugins_that_cannot_be_used_are_named(name: str, complaint: str) -> None:

@@ -262,7 +262,7 @@ def test_no_column_holds_credentials(tmp_path: Path, model: str, waits: list[flo
     ("settings", "complaint"),
     [
         ({"tries": 0}, "tries=0"),
-        ({"chunk": 5}, "unknown setting 'chunk'; there are .*chunk_frames"),
+        ({"chunk": 5}, "unknown setting 'chunk'; available: .*chunk_frames"),
         ({"device": "tpu9"}, "tpu9"),
         ({"sinks": ("nobody",)}, "no sink 'nobody'"),
     ],

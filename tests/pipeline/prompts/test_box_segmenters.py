@@ -180,7 +180,7 @@ def test_conformance_check_accepts_the_simplest_segmenter() -> None:
         (TooWide(), "outside the box"),
         (Bytes(), "uint8, not bool"),
         (Scribbler(), "frame was changed"),
-        (Moody(), "second call gave another mask"),
+        (Moody(), "second call returned another mask"),
         (Blind(), "nothing was found"),
         (Transposed(), "the mask has shape"),
     ],
@@ -216,7 +216,7 @@ def test_a_plugin_is_found_by_name(plugins: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("nobody", "no box segmenter 'nobody'; there are: grabcut, gone, useless, whole"),
+        ("nobody", "no box segmenter 'nobody'; available: grabcut, gone, useless, whole"),
         ("useless", "has no method segment"),
         ("gone", "cannot be loaded: ModuleNotFoundError: No module named 'no_such_package'"),
     ],

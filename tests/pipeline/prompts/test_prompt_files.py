@@ -431,7 +431,7 @@ def test_what_is_no_json_is_refused(tmp_path: Path, content: Any) -> None:
 
 def test_deep_json_gets_a_short_message(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text('{"version": 1, "objects": [' + "[" * 300 + "]" * 300 + "]}")
-    with pytest.raises(PromptError, match=r"objects\[0\]: need an object, not \[\[\[\.\.\.\]\]\]$"):
+    with pytest.raises(PromptError, match=r"objects\[0\]: expected an object, not \[\[\[\.\.\.\]\]\]$"):
         load_prompts(str(tmp_path / "p.json"))
 
 

@@ -90,7 +90,7 @@ def test_where_prompts_overlap_the_later_entry_wins_with_one_warning(
     np.testing.assert_array_equal(found.masks[4], rectangle(0, 6, 16, 4))
     np.testing.assert_array_equal(found.masks[2], rectangle(4, 0, 8, 6))
     np.testing.assert_array_equal(found.masks[1], rectangle(0, 0, 4, 6))
-    assert found.warnings == ("frame 5: prompts of objects 1, 2, 4 overlap; the later entry has the pixels",)
+    assert found.warnings == ("frame 5: prompts of objects 1, 2, 4 overlap; the later entry gets the pixels",)
     assert [r.getMessage() for r in caplog.records] == list(found.warnings)
 
 
@@ -158,9 +158,7 @@ def test_boxes_without_a_pixel_of_the_frame_are_refused(outside: Any) -> None:
 def test_an_ellipse_is_taken_where_the_segmenter_finds_nothing() -> None:
     found = resolve([box(1, 2, 3, 9, 7)], frame(), Blind())
     np.testing.assert_array_equal(found.masks[1], inscribed_ellipse((HEIGHT, WIDTH), (2, 3, 9, 7)))
-    assert found.warnings == (
-        "object 1 on frame 5: the box could not be told from its surroundings; an ellipse is taken instead",
-    )
+    assert found.warnings == ("object 1 on frame 5: no object found in the box; an ellipse is used instead",)
 
 
 # --- polygons ------------------------------------------------------------------------------------

@@ -220,7 +220,7 @@ def test_a_folder_one_may_not_write_to() -> None:
 def test_a_file_where_the_folder_should_be(tmp_path: Path, inside: str) -> None:
     (tmp_path / "out").write_text("a file")
     store = StreamStore(tmp_path / "out" / inside, "cam-1")
-    with pytest.raises(StoreError, match=r"Not a directory(; a file is where a folder is needed)?") as caught:
+    with pytest.raises(StoreError, match=r"Not a directory(; a file is in the place of a folder)?") as caught:
         store.commit(0, 9, rows(0, 9), NO_EVENTS)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "out").read_text() == "a file"

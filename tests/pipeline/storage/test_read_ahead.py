@@ -79,5 +79,5 @@ def test_the_last_spans_are_kept_and_no_more() -> None:
 
 def test_too_few_bytes_are_never_taken_for_all() -> None:
     cache = ReadAhead(lambda start, end: DATA[start : end - 1], len(DATA), 100)
-    with pytest.raises(EOFError, match="99 bytes came instead of 100"):
+    with pytest.raises(EOFError, match="received 99 bytes instead of 100"):
         cache.read(0, 10)

@@ -62,7 +62,7 @@ print(json.dumps([codes, summary.state, summary.frames, summary.rows]))
     assert done.returncode == 0, done.stderr
     *said, last = done.stdout.splitlines()
     assert json.loads(last) == [[0, 0, 0, 0], "finished", 11, 11 + 7]
-    assert [line.rpartition(": ")[2] for line in said] == ["keeps its promises"] * 4
+    assert [line.rpartition(": ")[2] for line in said] == ["all checks passed"] * 4
     files = sorted(path.name for path in (sink / "cam").iterdir())
     assert files == [f"{a:012d}-{b:012d}.json" for a, b in ((0, 3), (4, 7), (8, 10))]
     given = [json.loads((sink / "cam" / name).read_text()) for name in files]
@@ -106,7 +106,7 @@ def test_what_is_not_installed_is_said(capsys: Any, arguments: list[str], compla
 
 def test_what_is_built_in_keeps_its_promises(capsys: Any) -> None:
     assert pipeline.testing.conformance.main(["box-segmenter", "grabcut"]) == 0
-    assert capsys.readouterr().out == "box-segmenter grabcut: keeps its promises\n"
+    assert capsys.readouterr().out == "box-segmenter grabcut: all checks passed\n"
 
 
 # --- sources -------------------------------------------------------------------------------------
@@ -291,19 +291,19 @@ def test_a_good_source_passes() -> None:
     ("source", "complaint"),
     [
         (NotAFrame(), "a ndarray came instead of a Frame"),
-        (AlwaysFromTheStart(), "frame 0 came where frame 1 was due, when frames from 1 on"),
-        (NumbersFromTheReading(), "frame 0 came where frame 1 was due"),
-        (OneFrameLate(), r"frame 6 is another one when frames from 6 on"),
-        (TimesFromTheReading(), "frame 1 is another one"),
-        (LossesOnlyFromTheStart(), "frame 6 is another one"),
+        (AlwaysFromTheStart(), "frame 0 came instead of frame 1, when frames from 1 on"),
+        (NumbersFromTheReading(), "frame 0 came instead of frame 1"),
+        (OneFrameLate(), r"frame 6 differs when frames from 6 on"),
+        (TimesFromTheReading(), "frame 1 differs"),
+        (LossesOnlyFromTheStart(), "frame 6 differs"),
         (OneBuffer(), "the image of frame 0 changed after later frames were read"),
         (Floats(), "the image is float32, not uint8, at frame 0"),
         (Grey(), r"the image has shape \(18, 24\)"),
         (Mirrored(), "the image is not contiguous"),
         (NanTimes(), "pts_seconds is nan"),
         (Milliseconds(), "pts_seconds is 0, neither None nor a finite float"),
-        (LossElsewhere(), "a loss is told of frame 0, at frame 1"),
-        (Moody(), "it ended at frame 11 when frames from 1 on were asked for, not at 12"),
+        (LossElsewhere(), "a loss is reported for frame 0, at frame 1"),
+        (Moody(), "it ended at frame 11 when frames from 1 on were requested, not at 12"),
         (OneReading(), "two readings at the same time disturb each other at frame 1"),
         (BoundToItsThread(), "cannot be read in another thread than it was made in: .*cannot go"),
         (
@@ -312,12 +312,12 @@ def test_a_good_source_passes() -> None:
         ),
         (
             FileErrors(),
-            "raised FileNotFoundError .*: what cannot be read is a pipeline.base.errors.SourceError",
+            "raised FileNotFoundError .*: unreadable input must raise pipeline.base.errors.SourceError",
         ),
         (ManyLines(), "is not one line"),
         (Short(), "made://up has 2 frames"),
-        (NoIterator(), "gave a NoneType, no iterator of frames"),
-        (Crashes(), "the image is a NoneType, no array, at frame 9"),
+        (NoIterator(), "returned a NoneType, not an iterator"),
+        (Crashes(), "the image is a NoneType, not an array, at frame 9"),
         (object(), r"there is no method open\(uri, start\)"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",

@@ -124,7 +124,7 @@ def test_settings_are_frozen_and_given_by_flat_names() -> None:
     assert settings.commit.sinks == ("a",)
     with pytest.raises(FrozenInstanceError):
         settings.model.size = 5  # type: ignore[misc]
-    with pytest.raises(UsageError, match=r"unknown setting 'modle'; there are model, size, "):
+    with pytest.raises(UsageError, match=r"unknown setting 'modle'; available: model, size, "):
         TrackSettings().with_options({"modle": "xmem"})
     with pytest.raises(UsageError, match="unknown setting 'model_fingerprint'"):  # nobody's choice
         TrackSettings().with_options({"model_fingerprint": "0"})

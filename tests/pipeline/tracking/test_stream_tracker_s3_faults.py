@@ -199,7 +199,7 @@ def test_a_video_that_is_replaced_while_it_is_read(
         frames = source.frames()
         next(frames)
         fs.pipe_file(uri, make_video(tmp_path / "other.mp4", noisy(FRAMES), quality=20).read_bytes())
-        with pytest.raises(SourceError, match="was replaced while it was read"):
+        with pytest.raises(SourceError, match="was replaced while being read"):
             list(frames)
 
 

@@ -64,7 +64,7 @@ def test_a_sink_is_found_by_name(plugins: None) -> None:
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("nobody", r"no sink 'nobody'; there are: faulty, full, gone, kept, useless$"),
+        ("nobody", r"no sink 'nobody'; available: faulty, full, gone, kept, useless$"),
         ("useless", r"has no method commit"),
         ("gone", r"cannot be loaded: ModuleNotFoundError: No module named 'no_such_package'"),
         ("faulty", r"cannot be loaded: OSError: no such host; repair or uninstall it$"),
@@ -79,7 +79,7 @@ def test_unusable_sinks_are_named(plugins: None, name: str, complaint: str) -> N
 
 def test_without_any_plugin_the_message_says_what_to_do() -> None:
     with pytest.raises(
-        UsageError, match=r"^no sink 'kept'; there are: none; install the package that has it$"
+        UsageError, match=r"^no sink 'kept'; available: none; install the package that provides it$"
     ):
         load_sink("kept")
 

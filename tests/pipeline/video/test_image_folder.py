@@ -60,7 +60,7 @@ def test_broken_images_are_losses_and_no_frames(
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"holds no images.*png"):
+    with pytest.raises(SourceError, match=r"has no images.*png"):
         open_source(str(tmp_path))
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(SourceError, match="none of the folder's 1 images"):

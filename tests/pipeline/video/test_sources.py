@@ -252,7 +252,7 @@ def test_every_start_equals_decoding_from_the_start(
         frames = source.frames(start, previous_pts_seconds=whole[start - 1][1])
         got = [signature(frame) for frame in itertools.islice(frames, stop)]
         assert got == (whole[start:] if stop is None else whole[start : start + 4]), f"from {start}"
-        sought += "to get at frame" in caplog.text and "goes back" not in caplog.text
+        sought += "to reach frame" in caplog.text and "starts over" not in caplog.text
     assert sought >= 90 if case in RESUMABLE else sought == 0
 
 
@@ -262,7 +262,7 @@ def test_start_without_knowing_the_time_before(tmp_path: Path, caplog: pytest.Lo
     caplog.set_level(logging.DEBUG, "pipeline.video")
     for start in (1, 70, 119, 120, 500):
         assert decode(open_source(path), start) == whole[start:]
-    assert "to get at frame" not in caplog.text
+    assert "to reach frame" not in caplog.text
 
 
 def test_a_source_remembers_what_it_delivered_itself(
@@ -274,7 +274,7 @@ def test_a_source_remembers_what_it_delivered_itself(
         head = [signature(f) for f in itertools.islice(source.frames(), 90)]
         caplog.set_level(logging.DEBUG, "pipeline.video")
         assert head + decode(source, 90) == whole
-    assert "to get at frame 90" in caplog.text
+    assert "to reach frame 90" in caplog.text
 
 
 @pytest.mark.usefixtures("seek_early")
@@ -284,7 +284,7 @@ def test_a_time_that_does_not_fit_forbids_seeking(tmp_path: Path, caplog: pytest
     whole = decode(open_source(path))
     caplog.set_level(logging.DEBUG, "pipeline.video")
     assert decode(open_source(path), 80, whole[78][1]) == whole[80:]
-    assert "to get at frame" not in caplog.text
+    assert "to reach frame" not in caplog.text
 
 
 def test_unusable_start_is_refused(tmp_path: Path) -> None:
@@ -457,7 +457,7 @@ def test_not_a_video(tmp_path: Path) -> None:
         refused(tmp_path / name, "not a readable video")
     refused(tmp_path / "absent.mp4", "no such file")
     refused("/dev/zero", "neither a file nor a folder")
-    refused("nosuchscheme://bucket/clip.mp4", "cannot be understood")
+    refused("nosuchscheme://bucket/clip.mp4", "is not a valid path or URI")
     with pytest.raises(SourceError, match="give a path"):
         open_source("")
 

@@ -240,12 +240,12 @@ def test_observations_are_the_scores_of_the_masks_that_were_given(root: Path) ->
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"suite": "crowds"}, "no suite 'crowds'; there are: crowd, synthetic"),
+        ({"suite": "crowds"}, "no suite 'crowds'; available: crowd, synthetic"),
         ({"suite": "crowd", "height": 20}, "scenes of 20 pixels show nobody"),
         ({"suite": "crowd", "scenes": 0}, "0 scenes leave nothing to measure"),
         (
             {"suite": "synthetic", "kinds": ["fog"]},
-            "no kind 'fog' of synthetic scene; there are: plain, occl",
+            "no kind 'fog' of synthetic scene; available: plain, occl",
         ),
     ],
 )

@@ -117,6 +117,6 @@ def test_media_from_another_address_of_the_host_is_hinted_at() -> None:
         chosen = guarded(fake.port, transport="udp", open_seconds=1.0, stall_seconds=0.5)
         with LiveSource(f"rtsp://127.0.0.1:{fake.port}/live", chosen) as source:
             said = failure(source)
-    assert "no media came over UDP from 127.0.0.1" in said
+    assert "no media arrived over UDP from 127.0.0.1" in said
     assert "another of its addresses" in said
     assert "transport tcp" in said
