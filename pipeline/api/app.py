@@ -1,7 +1,7 @@
 """The HTTP API for live streams: a FastAPI application in front of a hub that tracks elsewhere.
 
-No request waits for tracking: each asks the hub something quick, and gets 503 if the hub does not answer in
-time. Nothing here imports Ray; `pipeline.distributed.serve` puts this application into Ray Serve.
+No request waits for tracking: each makes a quick call to the hub, and gets 503 if the hub does not respond in
+time. Nothing here imports Ray; `pipeline.distributed.serve` runs this application in Ray Serve.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ StreamIdPath = Annotated[models.StreamId, Path()]
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": models.Problem, "description": text}
     for status, text in {
-        400: "The body is no JSON.",
-        401: "No token, or not one of this service.",
-        403: "Another site's page asked.",
-        404: "There is no such stream.",
-        409: "It is there already, or there is no room for it: the numbers are in the message.",
+        400: "The body is not JSON.",
+        401: "The token is missing or invalid.",
+        403: "Cross-site requests are refused.",
+        404: "No such stream.",
+        409: "The stream exists already, or lacks capacity; the message gives the numbers.",
         413: "The body is too large.",
-        421: "The Host header names another host.",
-        422: "Something in the request is not allowed.",
-        429: "Too many are watching.",
-        503: "The tracker does not answer; try again.",
+        421: "The Host header names a host that is not allowed.",
+        422: "A value in the request is not allowed.",
+        429: "Too many viewers.",
+        503: "The tracker does not respond; try again.",
     }.items()
 }
 
@@ -63,13 +63,13 @@ def _router(service: Service) -> APIRouter:
     )
     hub, settings = service.hub, service.settings
 
-    @router.post("/streams", status_code=201, response_model=models.StreamView, summary="Follow a camera")
+    @router.post("/streams", status_code=201, response_model=models.StreamView, summary="Add a stream")
     async def add_stream(new: models.NewStream, response: Response) -> models.StreamView:
         url = new.url.get_secret_value()
         await service.check(service.guard.check, url)
         if new.detector is not None and new.detector not in settings.detectors:
             allowed = ", ".join(settings.detectors) or "none"
-            raise UsageError(f"detector {new.detector!r} is not allowed: there are {allowed}")
+            raise UsageError(f"detector {new.detector!r} is not allowed: available are {allowed}")
         prompts = None if new.prompts is None else new.prompts.document()
         spec = await service.check(
             LiveSpec,
@@ -84,11 +84,11 @@ def _router(service: Service) -> APIRouter:
         response.headers["Location"] = f"/v1/streams/{added.id}"
         return added
 
-    @router.get("/streams", response_model=models.StreamList, summary="All streams")
+    @router.get("/streams", response_model=models.StreamList, summary="List streams")
     async def list_streams() -> models.StreamList:
         return models.StreamList(streams=[models.StreamView.of(s) for s in await service.ask(hub.list())])
 
-    @router.get("/streams/{stream_id}", response_model=models.StreamView, summary="How a stream stands")
+    @router.get("/streams/{stream_id}", response_model=models.StreamView, summary="Stream status")
     async def get_stream(stream_id: StreamIdPath) -> models.StreamView:
         return models.StreamView.of(await service.known(stream_id))
 
@@ -105,12 +105,12 @@ def _router(service: Service) -> APIRouter:
         await service.about(stream_id, hub.request(stream_id, wanted))
         return models.StreamView.of(await service.known(stream_id))
 
-    @router.delete("/streams/{stream_id}", status_code=204, summary="Stop following; rows stay")
+    @router.delete("/streams/{stream_id}", status_code=204, summary="Stop a stream; its rows are kept")
     async def remove_stream(stream_id: StreamIdPath) -> None:
         await service.about(stream_id, hub.remove(stream_id))
 
     @router.post(
-        "/streams/{stream_id}/ticket", response_model=models.Ticket, summary="For URLs without headers"
+        "/streams/{stream_id}/ticket", response_model=models.Ticket, summary="Ticket for URLs without headers"
     )
     async def ticket(stream_id: StreamIdPath) -> models.Ticket:
         await service.known(stream_id)
@@ -121,7 +121,7 @@ def _router(service: Service) -> APIRouter:
     async def tracks(
         stream_id: StreamIdPath,
         since: Annotated[
-            int | None, Query(ge=-1, le=2**62, description="Only frames above this frame_index.")
+            int | None, Query(ge=-1, le=2**62, description="Only frames after this frame_index.")
         ] = None,
         limit: Annotated[int, Query(ge=1, le=2000)] = 500,
     ) -> JSONResponse:
@@ -130,7 +130,7 @@ def _router(service: Service) -> APIRouter:
 
     @router.get(
         "/streams/{stream_id}/frame.jpg",
-        summary="The newest picture",
+        summary="Newest frame as JPEG",
         response_class=Response,
         responses={200: {"content": {"image/jpeg": {}}}},
     )
@@ -148,7 +148,7 @@ def _router(service: Service) -> APIRouter:
 
     @router.get(
         "/streams/{stream_id}/preview.mjpeg",
-        summary="Pictures, one after the other",
+        summary="Live preview as MJPEG",
         response_class=Response,
         responses={200: {"content": {f"multipart/x-mixed-replace; boundary={BOUNDARY}": {}}}},
     )
@@ -158,7 +158,7 @@ def _router(service: Service) -> APIRouter:
         max_side: Annotated[int, Query(ge=JPEG_SIDES[0], le=JPEG_SIDES[1])] = 640,
         quality: Annotated[int, Query(ge=JPEG_QUALITIES[0], le=JPEG_QUALITIES[1])] = 70,
         fps: Annotated[float, Query(gt=0, le=30, allow_inf_nan=False)] = 5.0,
-        frames: Annotated[int | None, Query(ge=1, le=100_000, description="End after so many.")] = None,
+        frames: Annotated[int | None, Query(ge=1, le=100_000, description="End after N frames.")] = None,
         ticket: Annotated[str | None, Query(max_length=200)] = None,
     ) -> Response:
         first = await service.about(stream_id, hub.view(stream_id, LiveView.jpeg, overlay, max_side, quality))
@@ -166,7 +166,8 @@ def _router(service: Service) -> APIRouter:
         parts = pictures(service, stream_id, overlay, max_side, quality, fps, frames, first)
 
         async def counted() -> AsyncIterator[bytes]:
-            # Only here: a client may be gone before the first part is asked for. Others may have come since.
+            # Counted only here: the client may disconnect before the first part is read. Others may have
+            # joined since.
             if service.crowded:
                 return
             with service.viewing():
@@ -179,7 +180,7 @@ def _router(service: Service) -> APIRouter:
 
 
 def _live_router(service: Service) -> APIRouter:
-    # By itself: FastAPI's HTTPBearer knows no WebSockets.
+    # Separate: FastAPI's HTTPBearer does not support WebSockets.
     router = APIRouter(prefix="/v1")
 
     @router.websocket("/streams/{stream_id}/live")
@@ -190,11 +191,11 @@ def _live_router(service: Service) -> APIRouter:
 
 
 def create_app(hub: Hub, settings: ApiSettings, *, resolver: Resolver = system_resolver) -> ApiGuard:
-    """The ASGI application: FastAPI's routes behind an `ApiGuard`.
+    """Create the ASGI application: FastAPI's routes behind an `ApiGuard`.
 
     Args:
-        hub: who tracks.
-        resolver: turns cameras' names into addresses.
+        hub: the hub that tracks the streams.
+        resolver: resolves the cameras' host names.
     """
     app = create_routes(hub, settings, resolver=resolver)
     return ApiGuard(
@@ -207,7 +208,7 @@ def create_app(hub: Hub, settings: ApiSettings, *, resolver: Resolver = system_r
 
 
 def create_routes(hub: Hub, settings: ApiSettings, *, resolver: Resolver = system_resolver) -> FastAPI:
-    """The routes alone, without the guard: for the OpenAPI page. Never serve these by themselves."""
+    """Create the routes without the guard, for the OpenAPI page. Never serve these unguarded."""
     service = Service(hub, settings, resolver)
 
     @contextlib.asynccontextmanager
@@ -218,8 +219,8 @@ def create_routes(hub: Hub, settings: ApiSettings, *, resolver: Resolver = syste
     app = FastAPI(
         title="xmem live",
         version=VERSION,
-        description="Follow objects on live cameras: streams, their mask records, pictures and counts.",
-        docs_url=None,  # FastAPI's page loads scripts from elsewhere
+        description="Follow objects on live cameras: streams, mask records, pictures and frame counts.",
+        docs_url=None,  # FastAPI's docs page loads scripts from other sites
         redoc_url=None,
         lifespan=lifespan,
     )
@@ -247,7 +248,7 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        # What was sent is not repeated: it may hold a camera's password.
+        # The request's content is not repeated: it may contain a camera's password.
         first = error.errors()[0]
         where = ".".join(str(part)[:40] for part in first.get("loc", ())[:8])
         more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
@@ -256,7 +257,7 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def fault(request: Request, error: Exception) -> JSONResponse:
-        return answer(request, 500, "internal", FAULT)  # the guard has it in the log
+        return answer(request, 500, "internal", FAULT)  # the guard has logged it
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -269,13 +270,13 @@ def _handle_errors(app: FastAPI) -> None:
 
 
 def _public_routes(app: FastAPI, service: Service) -> None:
-    @app.get("/healthz", summary="Whether this process answers", tags=["service"])
+    @app.get("/healthz", summary="Liveness: this process responds", tags=["service"])
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
     @app.get(
         "/readyz",
-        summary="Whether streams can be followed",
+        summary="Readiness: streams can be tracked",
         tags=["service"],
         responses={503: _PROBLEMS[503]},
     )
@@ -285,7 +286,7 @@ def _public_routes(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/metrics",
-        summary="For Prometheus",
+        summary="Prometheus metrics",
         tags=["service"],
         response_class=Response,
         dependencies=[Security(HTTPBearer(auto_error=False))],

@@ -36,7 +36,7 @@ BODY_SECONDS = 15.0
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
-FAULT = "something went wrong here; the operator finds it in the log under this request's id"
+FAULT = "internal error; the operator finds it in the log under this request's id"
 
 _TICKETED = re.compile(r"/v1/streams/([^/]+)/(?:live|preview\.mjpeg|frame\.jpg)")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?")
@@ -64,7 +64,7 @@ def problem(code: str, message: str, request_id: str) -> dict[str, str]:
 
 
 class ApiGuard:
-    """ASGI middleware that checks every request; see the module's docstring.
+    """ASGI middleware that checks every request; see the module docstring.
 
     Args:
         tokens: accepted tokens; None: no authentication, which only makes sense on loopback.
@@ -112,9 +112,9 @@ class ApiGuard:
         """(status, code, message) if the request is refused, else None."""
         host = _HOST.fullmatch(headers.get("host", ""))
         if self._hosts is not None and (host is None or host[1].lower() not in self._hosts):
-            return 421, "wrong_host", "this service does not answer to the host name that the request gives"
+            return 421, "wrong_host", "the Host header names a host that this service does not serve"
         if not _same_page(scope, headers):
-            return 403, "cross_site", "requests that another site's page makes are not answered"
+            return 403, "cross_site", "cross-site requests are refused"
         if len(scope.get("query_string", b"")) > _MOST_QUERY:
             return 414, "too_long", f"the query is longer than {_MOST_QUERY} characters"
         if not self._known(scope, headers):

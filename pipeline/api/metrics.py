@@ -41,17 +41,15 @@ class _Snapshot(Collector):
         for key, value in sorted(self._capacity.items()):
             if _is_number(value) and key.isidentifier() and key.isascii():
                 name = key if key.startswith("xmem_") else f"xmem_capacity_{key}"
-                yield GaugeMetricFamily(name, f"Of the tracker: {key.replace('_', ' ')}", value=float(value))
+                yield GaugeMetricFamily(name, f"Tracker: {key.replace('_', ' ')}", value=float(value))
 
 
 def _frames(streams: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Metric]:
-    received = CounterMetricFamily("xmem_frames_received", "Frames that came from the camera", labels=_STREAM)
-    tracked = CounterMetricFamily("xmem_frames_tracked", "Frames that were tracked", labels=_STREAM)
+    received = CounterMetricFamily("xmem_frames_received", "Frames received from the camera", labels=_STREAM)
+    tracked = CounterMetricFamily("xmem_frames_tracked", "Frames tracked", labels=_STREAM)
     by_reason = (*_STREAM, "reason")
-    dropped = CounterMetricFamily(
-        "xmem_frames_dropped", "Good frames that were not tracked", labels=by_reason
-    )
-    corrupt = CounterMetricFamily("xmem_frames_corrupt", "Frames that were damaged", labels=by_reason)
+    dropped = CounterMetricFamily("xmem_frames_dropped", "Intact frames not tracked", labels=by_reason)
+    corrupt = CounterMetricFamily("xmem_frames_corrupt", "Damaged frames", labels=by_reason)
     flying = GaugeMetricFamily("xmem_frames_in_flight", "Frames between camera and tracker", labels=_STREAM)
     for name, status in streams:
         ledger = status.get("ledger") or {}
@@ -68,12 +66,12 @@ def _frames(streams: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Metric
 
 def _states(streams: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Metric]:
     state = GaugeMetricFamily(
-        "xmem_stream_state", "1 for the state that the stream is in", labels=(*_STREAM, "state")
+        "xmem_stream_state", "1 for the current state of the stream", labels=(*_STREAM, "state")
     )
-    objects = GaugeMetricFamily("xmem_objects", "Objects that are tracked", labels=_STREAM)
-    visible = GaugeMetricFamily("xmem_objects_visible", "Objects in sight", labels=_STREAM)
-    following = GaugeMetricFamily("xmem_next_frame", "frame_index that comes next", labels=_STREAM)
-    failures = GaugeMetricFamily("xmem_failures", "Failures in a row", labels=_STREAM)
+    objects = GaugeMetricFamily("xmem_objects", "Objects tracked", labels=_STREAM)
+    visible = GaugeMetricFamily("xmem_objects_visible", "Objects visible", labels=_STREAM)
+    following = GaugeMetricFamily("xmem_next_frame", "frame_index of the next frame", labels=_STREAM)
+    failures = GaugeMetricFamily("xmem_failures", "Consecutive failures", labels=_STREAM)
     for name, status in streams:
         for known in STATES:
             state.add_metric([name, known], float(status.get("state") == known))
@@ -86,11 +84,11 @@ def _states(streams: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Metric
 
 
 def _speed(streams: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Metric]:
-    received = GaugeMetricFamily("xmem_received_fps", "Frames received per second, lately", labels=_STREAM)
-    tracked = GaugeMetricFamily("xmem_tracked_fps", "Frames tracked per second, lately", labels=_STREAM)
-    frame = GaugeMetricFamily("xmem_frame_seconds", "That a frame takes to track, lately", labels=_STREAM)
+    received = GaugeMetricFamily("xmem_received_fps", "Recent frames received per second", labels=_STREAM)
+    tracked = GaugeMetricFamily("xmem_tracked_fps", "Recent frames tracked per second", labels=_STREAM)
+    frame = GaugeMetricFamily("xmem_frame_seconds", "Recent tracking time per frame", labels=_STREAM)
     lag = GaugeMetricFamily(
-        "xmem_lag_seconds", "From a frame's capture to its tracks, lately", labels=(*_STREAM, "quantile")
+        "xmem_lag_seconds", "Recent time from capture to tracks", labels=(*_STREAM, "quantile")
     )
     for name, status in streams:
         rates = status.get("rates") or status

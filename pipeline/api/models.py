@@ -1,7 +1,7 @@
 """Request and response models of the API (pydantic); the OpenAPI schema is generated from them.
 
-Requests allow nothing that they do not name; answers leave out what they do not name. Numbers that could make
-the service do much (pixels, objects, lengths) have their limits here, before anything is done with them.
+Requests reject unknown fields; responses drop them. Numbers that determine the amount of work (pixels,
+objects, lengths) are limited here, before they are used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ StreamId = Annotated[
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
         min_length=1,
         max_length=128,
-        description="1 to 128 of A-Z a-z 0-9 . _ -, the first a letter or digit.",
+        description="1 to 128 of A-Z a-z 0-9 . _ -, starting with a letter or digit.",
         examples=["gate-3"],
     ),
 ]
@@ -44,14 +44,14 @@ CameraUrl = Annotated[
         min_length=8,
         max_length=2048,
         strict=False,
-        description="rtsp:// or rtsps://, with the camera's user and password if it wants them.",
+        description="rtsp:// or rtsps://, with user and password if the camera requires them.",
         examples=["rtsp://10.20.0.31/h264"],
-        # Never given back, and so no password field of a form.
+        # Never returned, hence no password format.
         json_schema_extra={"format": "uri", "writeOnly": True},
     ),
 ]
 _TRANSPORT = (
-    "Of RTSP's media; auto, the default: TCP, UDP where TCP gives no picture, and then what worked last."
+    "Transport of RTSP media. auto (default): TCP first, UDP if TCP gives no picture, then what worked last."
 )
 _ZONES = "The content of a zones file, see docs/zones.md."
 Side = Annotated[float, Field(gt=0, le=2 * _PIXELS, allow_inf_nan=False)]
@@ -62,7 +62,7 @@ class _Request(BaseModel):
 
 
 class RunLengths(_Request):
-    """A mask in COCO's run-length encoding."""
+    """A mask in COCO run-length encoding."""
 
     size: Annotated[
         list[Annotated[int, Field(ge=1, le=32768)]],
@@ -85,9 +85,12 @@ class RunLengths(_Request):
 
 
 class PromptedObject(_Request):
-    """One object, shown in exactly one way. An id that is tracked already is corrected."""
+    """An object, given by exactly one of box, polygons and rle.
 
-    id: Annotated[ObjectId | None, Field(description="Left out: a number that no object had.")] = None
+    The id of a tracked object corrects that object.
+    """
+
+    id: Annotated[ObjectId | None, Field(description="Default: an id that no object had before.")] = None
     category: Annotated[str | None, Field(min_length=1, max_length=100, examples=["person"])] = None
     box: Annotated[
         tuple[Pixel, Pixel, Side, Side] | None,
@@ -109,7 +112,7 @@ class PromptedObject(_Request):
 
 
 class Prompts(_Request):
-    """Objects on the picture that is tracked next."""
+    """Objects on the next frame to be tracked."""
 
     objects: Annotated[list[PromptedObject], Field(min_length=1, max_length=MAX_OBJECTS)]
 
@@ -121,7 +124,7 @@ class Prompts(_Request):
         return self
 
     def document(self) -> dict[str, Any]:
-        """As the content of a prompts file."""
+        """Return the content of a prompts file."""
         return {
             "version": 1,
             "objects": [entry.model_dump(mode="json", exclude_none=True) for entry in self.objects],
@@ -129,24 +132,24 @@ class Prompts(_Request):
 
 
 OPERATORS_OWN = {
-    "rotate_seconds": "decides how many files the output folder gets",
-    "rotate_rows": "decides how many files the output folder gets",
-    "snapshot_seconds": "decides how much the output folder gets",
-    "box_segmenter": "names a plugin of the machine's; the service's own is used",
+    "rotate_seconds": "determines the number of files in the output folder",
+    "rotate_rows": "determines the number of files in the output folder",
+    "snapshot_seconds": "determines the size of the output folder",
+    "box_segmenter": "names a plugin on the machine; the service's own is used",
 }
 """Settings of a live stream that requests cannot choose, and why."""
 
 
 class _StreamSettings(_Request):
-    """How the camera is read and tracked; what is left out has the service's own value."""
+    """How the camera is read and tracked; omitted settings default to the service's."""
 
     def given(self) -> dict[str, Any]:
-        """Those that the request names."""
+        """Return the settings that the request names."""
         return self.model_dump(exclude_none=True)
 
 
 def _field(option: Option) -> tuple[Any, Any]:
-    """A setting as a field that may be left out, with the limits that it has everywhere."""
+    """A setting as an optional field, with the same limits as everywhere."""
     limits = option.limits
     kind: Any = Literal[limits.choices] if limits.choices else option.kind
     finite: Any = {"allow_inf_nan": False} if option.kind is float else {}
@@ -166,7 +169,7 @@ else:
 
 
 class NewStream(_Request):
-    """A camera to follow, and what to follow on it: prompts, a detector, or both."""
+    """A camera to follow, and how to find objects on it: prompts, a detector, or both."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -182,7 +185,7 @@ class NewStream(_Request):
     )
 
     url: CameraUrl
-    id: Annotated[StreamId | None, Field(description="Left out: made of the URL.")] = None
+    id: Annotated[StreamId | None, Field(description="Default: derived from the URL.")] = None
     prompts: Prompts | None = None
     detector: Annotated[
         str | None, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", max_length=64, examples=["motion"])
@@ -198,10 +201,10 @@ class NewStream(_Request):
 
 
 class StreamChange(_Request):
-    """One change: objects shown, objects taken away, a pause, or another camera (`url`, `transport` or both).
+    """One change: prompts, removals, a pause, or another camera (`url`, `transport` or both).
 
-    Once answered it survives every restart. With another camera the stream keeps its objects, frame numbers
-    and counts.
+    A change that was answered survives every restart. With another camera the stream keeps its objects, frame
+    numbers and counts.
     """
 
     model_config = ConfigDict(
@@ -222,7 +225,7 @@ class StreamChange(_Request):
     pause: bool | None = None
     url: Annotated[
         CameraUrl | None,
-        Field(description="Of the camera from now on, whole: with user and password if it wants them."),
+        Field(description="New URL of the camera, complete, with user and password if required."),
     ] = None
     transport: Annotated[Literal["tcp", "udp", "auto"] | None, Field(description=_TRANSPORT)] = None
     zones: Annotated[dict[str, Any] | None, Field(description=_ZONES + " {}: none.")] = None
@@ -234,12 +237,12 @@ class StreamChange(_Request):
         if sum(change is not None for change in changes) != 1:
             raise ValueError(
                 "give exactly one of prompts, remove, pause, zones and a camera (url, transport or both): "
-                "each is done as a whole"
+                "each is applied as a whole"
             )
         return self
 
     def change(self) -> dict[str, Any]:
-        """As `LiveHub.request` takes it."""
+        """Return the change as `LiveHub.request` takes it."""
         if self.prompts is not None:
             return {"prompts": self.prompts.document()}
         if self.zones is not None:
@@ -255,7 +258,7 @@ class _Answer(BaseModel):
 
 
 class LedgerView(_Answer):
-    """What became of every frame: received = tracked + dropped + corrupt + in flight."""
+    """Counts of all frames: received = tracked + dropped + corrupt + in flight."""
 
     received: int = 0
     tracked: int = 0
@@ -265,39 +268,39 @@ class LedgerView(_Answer):
 
 
 class Rates(_Answer):
-    """Frames per second, lately."""
+    """Recent frames per second."""
 
     received_fps: float = 0.0
     tracked_fps: float = 0.0
 
 
 class Lag(_Answer):
-    """Seconds from a frame's capture to its tracks, lately."""
+    """Recent time from a frame's capture to its tracks, in seconds."""
 
     p50: float | None = None
     p99: float | None = None
 
 
 class ObjectView(_Answer):
-    """One object as it was last seen."""
+    """Most recent state of one object."""
 
     id: int
     category: str | None = None
     score: float = 0.0
-    presence: float | None = Field(None, description="How probably the mask is on its object.")
+    presence: float | None = Field(None, description="Probability that the mask is on its object.")
     area: int = 0
     bbox: list[int] | None = Field(None, description="x, y, width, height in pixels; null when out of sight.")
 
 
 class Rejected(_Answer):
-    """A request that turned out not to fit the frame it was for."""
+    """A request that could not be applied to its frame."""
 
     seq: int
     cause: str
 
 
 class Requests(_Answer):
-    """What was asked for: the newest request's number, the newest that is done, and what could not be."""
+    """Numbers of the newest and the newest applied request, and the rejected ones."""
 
     last: int = 0
     applied: int = 0
@@ -329,13 +332,13 @@ class ZonesView(_Answer):
 
 
 class StreamView(_Answer):
-    """How a stream stands."""
+    """Status of a stream."""
 
     id: str
     state: str = Field(
         examples=["running"], description="starting, running, paused, waiting, failed or stopped."
     )
-    cause: str | None = Field(None, description="Why it waits or failed.")
+    cause: str | None = Field(None, description="Why the stream is waiting or failed.")
     url: str | None = Field(None, description="Without user, password and signatures.")
     since: datetime | float | str | None = None
     next_frame: int = 0
@@ -351,12 +354,12 @@ class StreamView(_Answer):
     height: int = 0
     committed_frames: int | None = Field(None, description="Frames whose rows can be queried.")
     ms_per_frame: float | None = None
-    failures: int = Field(0, description="Failures in a row.")
+    failures: int = Field(0, description="Consecutive failures.")
     requests: Requests = Requests()
 
     @classmethod
     def of(cls, status: Mapping[str, Any]) -> StreamView:
-        """From the hub's status; nothing secret gets through even if it stood there."""
+        """Make a view of the hub's status; removes credentials from it."""
         return cls.model_validate(clean(dict(status)))
 
 
@@ -373,7 +376,7 @@ class TrackRow(_Answer):
     object_id: int
     area: int = 0
     score: float = 0.0
-    presence: float | None = Field(None, description="How probably the mask is on its object.")
+    presence: float | None = Field(None, description="Probability that the mask is on its object.")
     category: str | None = None
     pts_seconds: float | None = None
     wall_time: datetime | float | str | None = None
@@ -386,7 +389,7 @@ class TrackList(_Answer):
 
 
 class Ticket(_Answer):
-    """Goes into the URLs of `live`, `preview.mjpeg` and `frame.jpg` of one stream: `?ticket=...`."""
+    """For URLs of a stream's `live`, `preview.mjpeg` and `frame.jpg`: `?ticket=...`."""
 
     ticket: str
     seconds: int
@@ -401,11 +404,11 @@ class Problem(_Answer):
 
 
 def clean(value: Any) -> Any:
-    """JSON-ready values with credentials taken out of every text, keys included; no NaN, no bytes."""
+    """Return JSON-ready values with credentials removed from every text, keys included; no NaN, no bytes."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, Mapping):
-        # A mask's counts may happen to read like a parameter with a secret.
+        # A mask's counts may happen to look like a parameter with a secret.
         return {redacted(str(k)): v if _is_counts(k, v) else clean(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [clean(v) for v in value]
@@ -425,5 +428,5 @@ def _is_counts(key: Any, value: Any) -> bool:
 
 
 def is_detector_name(text: str) -> bool:
-    """Whether a text could name a detector in a request."""
+    """Whether a text is a valid detector name in a request."""
     return re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", text) is not None

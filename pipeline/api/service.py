@@ -98,7 +98,7 @@ class Service:
         try:
             return await asyncio.wait_for(answer, seconds or self.settings.hub_seconds)
         except TimeoutError as error:
-            raise HubUnavailableError("the tracker did not answer in time: try again") from error
+            raise HubUnavailableError("the tracker did not respond in time: try again") from error
 
     async def check(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run blocking work (a name look-up, decoding masks) in a thread, outside the event loop."""
@@ -125,7 +125,7 @@ class Service:
         return await self.about(stream_id, self.hub.status(stream_id))
 
     async def ids(self) -> set[str]:
-        """Of all streams."""
+        """Ids of all streams."""
         return {str(status["id"]) for status in await self.ask(self.hub.list())}
 
     async def add(self, spec: LiveSpec) -> Mapping[str, Any]:
@@ -133,7 +133,7 @@ class Service:
         there = await self.ids()
         if spec.stream_id not in there:
             if len(there) >= self.settings.max_streams:
-                raise RefusedError(409, "no_room", f"{len(there)} streams are followed, no more are allowed")
+                raise RefusedError(409, "no_room", f"{len(there)} streams are running, which is the limit")
             try:
                 return await self.ask(self.hub.add(spec), seconds=ADD_SECONDS)
             except PromptError:
@@ -141,7 +141,7 @@ class Service:
             except UsageError as error:
                 if spec.stream_id not in await self.ids():
                     raise RefusedError(409, "no_room", str(error)) from error
-        raise RefusedError(409, "exists", f"there is a stream {spec.stream_id!r} already: choose another id")
+        raise RefusedError(409, "exists", f"stream {spec.stream_id!r} exists already: choose another id")
 
     @property
     def crowded(self) -> bool:
@@ -152,7 +152,7 @@ class Service:
         """RefusedError if the limit of viewers is reached."""
         if self.crowded:
             raise RefusedError(
-                429, "too_many_viewers", f"{self._viewers} are watching already: try again later"
+                429, "too_many_viewers", f"{self._viewers} viewers are connected already: try again later"
             )
 
     @contextlib.contextmanager

@@ -87,12 +87,12 @@ class Crowd:
     def _throw_out(self, member: Hashable) -> None:
         client, throw_out = self._members[member]
         self.leave(member)
-        log.debug("too many connections of %s or in all: the oldest that waits is closed", client)
+        log.debug("too many connections of %s or in total: closed the oldest idle one", client)
         throw_out()
 
 
 class WholeBodies:
-    """ASGI middleware that forwards a request only after reading its body; see the module's docstring."""
+    """ASGI middleware that forwards a request only after reading its body; see the module docstring."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class WholeBodies:
             text = f"the body did not arrive within {self._seconds:g} s"
             await refuse(scope, receive, send, 408, "too_slow", text, secrets.token_hex(8))
         elif reading.cancelled():
-            text = "too many requests whose bodies are under way: send them at once, or later"
+            text = "too many incomplete request bodies: send the body at once, or try again later"
             await refuse(scope, receive, send, 503, "busy", text, secrets.token_hex(8), close=True)
         elif (first := reading.result()) is not None:
             await self._app(scope, _after(first, receive), send)

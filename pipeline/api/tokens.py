@@ -1,8 +1,8 @@
 """Bearer tokens of the API, and short-lived tickets for URLs that browsers open without headers.
 
-Tokens are kept as salted digests and compared in a time that does not depend on them. A ticket is signed,
-ends within a minute or so, and opens one stream's pictures and records for reading: it may stand in a URL,
-which ends up in histories and logs, where a token must never stand.
+Tokens are stored as salted digests and compared in constant time. A ticket is signed, expires after about a
+minute, and gives read access to one stream's pictures and records: it may appear in a URL, which ends up in
+histories and logs, where a token must not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.base.errors import UsageError
 log = logging.getLogger(__name__)
 
 TOKENS_VARIABLE = "XMEM_API_TOKENS"
-"""Of the environment: tokens, set apart by commas or line ends."""
+"""Environment variable with tokens, separated by commas or line ends."""
 
 LEAST_TOKEN = 16
 MOST_TOKEN = 512
@@ -33,13 +33,13 @@ _TICKET = re.compile(r"([1-9]\d{0,11})\.([A-Za-z0-9_-]{43})", re.ASCII)
 
 
 class TokenSet:
-    """The tokens that are let in; several, so that one can be replaced while the other is still in use.
+    """The accepted tokens; several, so that one can be replaced while another is still in use.
 
     Args:
-        tokens: of `LEAST_TOKEN` or more of the characters that RFC 6750 allows.
+        tokens: `LEAST_TOKEN` or more of the characters that RFC 6750 allows.
 
     Raises:
-        UsageError: one is too short or holds other characters, or there is none. It is not repeated.
+        UsageError: a token is too short or has other characters, or there is none. Messages do not repeat it.
     """
 
     def __init__(self, tokens: Iterable[str]) -> None:
@@ -53,31 +53,34 @@ class TokenSet:
                 )
             digests.add(self._digest(token))
         if not digests:
-            raise UsageError("no token is given: write one a line; `openssl rand -hex 32` makes one")
+            raise UsageError("no token is given: write one per line; `openssl rand -hex 32` makes one")
         self._digests = tuple(sorted(digests))
 
     @classmethod
     def from_text(cls, text: str) -> TokenSet:
-        """Tokens one a line (or set apart by commas); empty lines and those with # in front are left out."""
+        """Parse tokens, one per line (or separated by commas).
+
+        Empty lines and lines starting with # are skipped.
+        """
         lines = [line.strip() for line in text.replace(",", "\n").splitlines()]
         return cls(line for line in lines if line and not line.startswith("#"))
 
     @classmethod
     def from_file(cls, path: str) -> TokenSet:
-        """Tokens of a file, as `from_text` reads them; warns of a file that everybody may read."""
+        """Read tokens from a file, as `from_text`; warns if the file is readable by everybody."""
         file = Path(path).expanduser()
         try:
             text = file.read_text(encoding="utf-8")
             open_to_all = file.stat().st_mode & 0o004
         except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text"
-            raise UsageError(f"token file {path}: {reason}; name a file with one token a line") from error
+            reason = getattr(error, "strerror", None) or "the file is not text"
+            raise UsageError(f"token file {path}: {reason}; name a file with one token per line") from error
         if open_to_all:
-            log.warning("token file %s may be read by every user of this machine: chmod 600 it", path)
+            log.warning("token file %s is readable by every user of this machine: chmod 600 it", path)
         return cls.from_text(text)
 
     def allows(self, token: str) -> bool:
-        """Whether the token is one of these. All are compared, whichever it is."""
+        """Whether a token is accepted. All tokens are compared in any case."""
         if len(token) > MOST_TOKEN:
             return False
         digest = self._digest(token)
@@ -87,7 +90,7 @@ class TokenSet:
         return found
 
     def allows_header(self, header: str | None) -> bool:
-        """Whether an Authorization header holds `Bearer` and one of these."""
+        """Whether an Authorization header has the form `Bearer TOKEN` with an accepted token."""
         match = _HEADER.fullmatch(header or "")
         return match is not None and self.allows(match[1])
 
@@ -103,23 +106,23 @@ class TokenSet:
 
 @dataclass(frozen=True, slots=True)
 class TicketOffice:
-    """Issues and checks tickets; all replicas of one service need the same key.
+    """Issues and checks tickets; all replicas of a service need the same key.
 
     Args:
-        seconds: how long a ticket is good for. What was opened with it stays open.
-        key: signs them; made anew by default, so that a restart of the service ends them all.
+        seconds: lifetime of a ticket. Connections opened with it stay open.
+        key: signing key; random by default, so that a restart of the service invalidates all tickets.
     """
 
     seconds: int = 60
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
     def issue(self, stream_id: str, *, now: float | None = None) -> str:
-        """A ticket for one stream."""
+        """Issue a ticket for one stream."""
         until = int((time.time() if now is None else now) + self.seconds)
         return f"{until}.{self._signature(until, stream_id)}"
 
     def allows(self, ticket: str, stream_id: str, *, now: float | None = None) -> bool:
-        """Whether the ticket was issued here, for this stream, and has not ended."""
+        """Whether a ticket was issued by this service, for this stream, and has not expired."""
         match = _TICKET.fullmatch(ticket)
         if match is None:
             return False

@@ -60,7 +60,7 @@ class Tracker(Worker):
         Ray restarts the process with a working device, and the scheduler finds out which stream caused it.
         """
         if self.broken:
-            logger.error("the device is beyond use, this process ends: %s", answer)
+            logger.error("the device is unusable, ending this process: %s", answer)
             os._exit(1)
         return answer
 
@@ -75,10 +75,10 @@ def tracker_actor(
     environment: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Any:
-    """A handle of a new TrackerActor.
+    """Create a TrackerActor and return its handle.
 
     Args:
-        settings: of all its streams; `threads` CPUs are reserved for it.
+        settings: settings of all its streams; `threads` CPUs are reserved.
         gpus: share of a GPU to reserve. Less than one lets several trackers share it.
         environment: variables that its process sets before anything else. They may hold credentials, so they
             go to its constructor: Ray's `env_vars` show on the dashboard.
@@ -105,11 +105,11 @@ class Live(LiveHub):
         super().__init__(settings)
 
     def pid(self) -> int:
-        """Of the actor's process."""
+        """Process id of the actor."""
         return os.getpid()
 
 
-# Ray's types don't know of concurrency groups.
+# Ray's types do not include concurrency groups.
 _remote: Any = ray.remote
 LiveActor: Any = _remote(max_restarts=FOR_EVER, max_task_retries=0, concurrency_groups={WATCHERS: _WATCHING})(
     Live
@@ -117,15 +117,15 @@ LiveActor: Any = _remote(max_restarts=FOR_EVER, max_task_retries=0, concurrency_
 
 
 def live_actor(settings: HubSettings, *, gpus: float = 0.0, calls: int = LIVE_CALLS, **options: Any) -> Any:
-    """A handle of the actor that holds the hub of this name, started if there is none.
+    """Return the handle of the hub's actor, which is started if it does not exist.
 
     The actor is detached: it outlives the process that started it. Stop it with `close`, then `ray.kill`.
 
     Args:
-        settings: of the hub; those of an actor that is there already are not changed. Where they name no
-            number of threads, they are all CPUs that are free on a single machine, and one on a cluster.
+        settings: settings of the hub; those of an existing actor are not changed. If they do not set the
+            number of threads, it is the number of free CPUs on a single machine, and one on a cluster.
         gpus: share of a GPU to reserve.
-        calls: that may be answered at the same time, beside those that wait for news.
+        calls: maximum number of concurrent calls, beside those that wait for frames.
         options: for `ray.actor.ActorClass.options`; `lifetime=None` ends it with its owner.
     """
     threads = settings.tracking.model.threads or _threads_here()
@@ -145,7 +145,7 @@ def live_actor(settings: HubSettings, *, gpus: float = 0.0, calls: int = LIVE_CA
 
 
 def _threads_here() -> int:
-    """Threads for a hub whose settings name none: what is free on a single machine, one on a cluster.
+    """Number of threads if the settings do not set it: the free CPUs of a single machine, one on a cluster.
 
     The machines of a cluster may differ in size, and may be shared.
     """
@@ -156,5 +156,5 @@ def _threads_here() -> int:
 
 
 def live_actor_name(hub: str) -> str:
-    """The name under which Ray knows a hub's actor."""
+    """Name of a hub's actor in Ray."""
     return f"xmem-live-{hub}"

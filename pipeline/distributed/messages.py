@@ -22,12 +22,12 @@ class WorkerSettings:
 
     Args:
         out: the output folder, a path or any fsspec URI.
-        tracking: how they are tracked. A stream that was begun with another number of threads, or (where the
+        tracking: settings of tracking. A stream that was begun with another number of threads, or (if the
             dtype is "auto") in another precision, keeps its own.
         probe: name of a file that the batch has created in `out`. A worker that does not see it has another
             folder there, see `pipeline.distributed.worker.Worker.facts`.
-        storage_options, out_storage_options: for the fsspec file systems of videos and output. They may hold
-            credentials, so they are in no repr.
+        storage_options, out_storage_options: options for the fsspec file systems of videos and output; hidden
+            in the repr, as they may contain credentials.
     """
 
     out: str
@@ -45,7 +45,7 @@ class WorkerSettings:
         out_storage_options: Mapping[str, Any] | None = None,
         **options: Unpack[TrackOptions],
     ) -> WorkerSettings:
-        """With settings of tracking by their flat names, see
+        """Make settings with options of tracking by their flat names, see
         `pipeline.tracking.settings.TrackSettings.of`."""
         return cls(out, TrackSettings.of(**options), storage_options, out_storage_options)
 
@@ -55,14 +55,14 @@ class StreamSpec:
     """One video to track.
 
     Args:
-        stream_id: as `validate_stream_id` allows.
-        uri: the video; may hold credentials, so it is in no repr.
+        stream_id: an id that `validate_stream_id` accepts.
+        uri: the video; hidden in the repr, as it may contain credentials.
         prompts_uri: a prompts file (.json) or an index PNG of the first frame's masks (.png).
         prompts: the content of a prompts file, instead of its URI.
         restart: start the stream over.
-        extra: what the user says about the video beside that; goes into the stream record.
+        extra: further columns of the user about the video; stored in the stream record.
 
-    With neither prompts nor a detector the stream must have been begun before.
+    With neither prompts nor a detector the stream must exist already.
     """
 
     stream_id: str
@@ -78,16 +78,16 @@ class StreamStatus:
     """Status of a stream after it was opened.
 
     Args:
-        next_frame: the first frame without committed rows; chunks go on from there.
-        ellipses: boxes so far in whose place an ellipse was taken.
-        finished: nothing is left to do.
-        height, width: of the source's frames, pixels.
-        frame_count: that there are to track: of the source, where it says so, `max_frames` at most.
-        objects: how many its prompts ask for at most.
-        state_bytes: predicted device memory of its state at its largest. States of open streams add up.
-        workspace_bytes: predicted device memory that its steps take beside it. The streams of one worker
-            take turns, so that only the largest counts.
-        failure: it could not be opened; the other values mean nothing then.
+        next_frame: the first frame without committed rows; chunks continue there.
+        ellipses: number of boxes so far for which an ellipse was used as mask.
+        finished: the stream is finished.
+        height, width: size of the source's frames, in pixels.
+        frame_count: number of frames to track: the source's, if known, but at most `max_frames`.
+        objects: largest number of objects in its prompts.
+        state_bytes: predicted largest device memory of its state. States of open streams add up.
+        workspace_bytes: predicted device memory of its steps, in addition. The streams of a worker take
+            turns, so only the largest counts.
+        failure: why it could not be opened; the other values are meaningless then.
     """
 
     stream_id: str
@@ -111,13 +111,14 @@ class ChunkReport:
     """Result of tracking a chunk.
 
     Args:
-        outcome: "tracked": the frames are tracked and their rows on the way to the store, in order.
-            "finished": so is the video's end, and everything is committed. "refused": another chunk comes
-            next, and nothing was done; `next_frame` says where it begins. "unknown": the stream is not open
-            here, and nothing was done. "failed": see `failure`; the stream is closed here.
-        next_frame: the frame that comes next.
+        outcome: "tracked": the frames are tracked and their rows are being written to the store, in order.
+            "finished": the video has ended, and everything is committed. "refused": another chunk is expected
+            (`next_frame` says where it begins), and nothing was done. "unknown": the stream is not open here,
+            and nothing was done. "failed": see `failure`; the stream is closed here.
+        next_frame: the next frame to track.
         frames: frames tracked by this call, repeated ones included.
-        rows, losses, ellipses: of all frames before `next_frame`; of a failed stream, what is committed.
+        rows, losses, ellipses: totals of all frames before `next_frame`; for a failed stream, of the
+            committed frames.
         seconds: duration of this call.
         warnings: warnings since the last report.
     """

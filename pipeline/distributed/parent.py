@@ -17,7 +17,7 @@ _LOOK_SECONDS = 0.5
 
 
 def end_with_parent() -> None:
-    """End this process, without any cleaning up, once its parent process is gone: call it in a Ray worker."""
+    """End this process, without cleaning up, when its parent process is gone. For Ray workers."""
     parent = os.getppid()
     threading.Thread(target=_watch, args=(parent,), name="xmem-parent", daemon=True).start()
 

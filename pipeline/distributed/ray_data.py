@@ -10,13 +10,13 @@
     )
     done.write_parquet("s3://bucket/results")
 
-The rows go to the output folder, as with `xmem batch`; what the dataset holds afterwards is a line per video.
-Batches of one video spread the work best. Run again, it does what is unfinished: a finished video is only
-looked up. A process or machine that dies is replaced by Ray Data, and its video goes on from its last commit.
-What `xmem batch` has besides: several videos in turns on one device, priorities, and putting away a video
-that kills its process each time.
+Rows go to the output folder, as with `xmem batch`; the resulting dataset has one row per video. Batches of
+one video balance the load best. A second run does what is unfinished: finished videos are only looked up. Ray
+Data replaces a process or machine that dies, and its video continues from its last commit. `xmem batch`
+additionally offers several videos in turns on one device, priorities, and setting aside a video that kills
+its process every time.
 
-`examples/ray_data.py` is a whole program.
+`examples/ray_data.py` is a complete program.
 """
 
 from __future__ import annotations
@@ -54,30 +54,31 @@ _LONGEST_WAIT_SECONDS = 30.0
 class TrackVideos:
     """Tracks the videos of a batch, one after another; the model is loaded once.
 
-    Called with a batch (a dict of columns, equally long), it returns one. Columns taken:
+    A call takes a batch (a dict of columns of equal length) and returns one. Input columns:
 
     * `uri`: path or fsspec URI of a video or a folder of images.
-    * `stream_id`: its name in the output folder. Without the column, or with null or "": made from the URI.
-    * `prompts`: what to track: URI or path of a prompts file (.json) or of an index PNG, or the content of a
-      prompts file, as JSON text or as a dict. Null or "": those given for all.
+    * `stream_id`: name in the output folder. Without the column, or if null or "": derived from the URI.
+    * `prompts`: URI or path of a prompts file (.json) or of an index PNG, or the content of a prompts file,
+      as JSON text or as a dict. Null or "": the prompts given for all videos.
 
-    Columns given: `RESULT_COLUMNS`, before them those of the batch that are not taken. `state` is "finished"
-    or "failed". `frames`, `rows` and `losses` are what the output folder holds of the video; of one that
-    failed, as far as this call came to know. `seconds` is the time this call took for it. `cause` says in a
-    line why a video failed ("" if it did not). No column holds credentials; `uri` is given back without.
+    Output columns: the other columns of the batch, then `RESULT_COLUMNS`. `state` is "finished" or "failed".
+    `frames`, `rows` and `losses` are totals of the video in the output folder; for a failed one, as far as
+    this call knows them. `seconds` is the time that this call took. `cause` is a one-line reason if a video
+    failed, otherwise "". No column has credentials; they are removed from `uri`.
 
-    A bad video is named, never raised. Failures that may pass (storage, network) are tried again.
+    A failing video is reported in its row and does not raise. Temporary failures (storage, network) are
+    retried.
 
     Args:
         out: output folder, path or fsspec URI.
-        prompts: for all videos that have none of their own, in any form that the column takes.
-        tries: how often a video is tried at most.
+        prompts: prompts for videos without their own, in any form that the column accepts.
+        tries: maximum number of attempts per video.
         settings: any option of tracking by its name (model, device, threads, detect_every, mem_every, ...;
             see `pipeline.tracking.settings`), memory, storage_options, out_storage_options.
 
     Raises:
-        UsageError: the settings are wrong, or a batch has no column `uri`. XmemError: the model cannot be
-        had.
+        UsageError: the settings are invalid, or a batch has no column `uri`. XmemError: the model cannot be
+            loaded.
     """
 
     def __init__(self, out: str, *, prompts: Any = None, tries: int = 3, **settings: Any) -> None:
@@ -89,7 +90,7 @@ class TrackVideos:
         self._worker = Worker(self._settings)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Track a batch; see the class. Returns when all its videos are finished or have failed."""
+        """Track a batch; see the class. Returns when all its videos have finished or failed."""
         if "uri" not in batch:
             columns = ", ".join(batch) or "none"
             raise UsageError(f"the dataset has no column 'uri'; its columns are: {columns}")
@@ -114,7 +115,7 @@ class TrackVideos:
         failure: Failure | None
         try:
             if not address:
-                raise UsageError("a row has no uri: give a path or a URI such as s3://bucket/clip.mp4")
+                raise UsageError("a row has no uri: it must be a path or a URI such as s3://bucket/clip.mp4")
             wanted = self._prompts if _nothing(prompts) else _prompts(prompts)
             kind = "prompts_uri" if isinstance(wanted, str) else "prompts"
             status, failure = self._finish(StreamSpec(name, address, **{kind: wanted}))  # type: ignore[arg-type]
@@ -127,7 +128,7 @@ class TrackVideos:
         return status.stream_id, shown, state, status.next_frame, status.rows, status.losses, seconds, cause
 
     def _finish(self, spec: StreamSpec) -> tuple[StreamStatus, Failure | None]:
-        """Track a video to its end, in several tries if need be; how it stands then."""
+        """Track a video to its end, with several attempts if needed; returns its final status."""
         backoff = Backoff(_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS)
         status = StreamStatus(spec.stream_id)
         for tries in range(1, self._tries + 1):
@@ -148,7 +149,7 @@ class TrackVideos:
             report = self._worker.track(FrameChunk(spec.stream_id, first, first - first % chunk + chunk - 1))
             if report.outcome not in ("tracked", "finished"):
                 self._worker.close(spec.stream_id)
-                refused = Failure("XmemError", f"frame {first} does not come next here", permanent=False)
+                refused = Failure("XmemError", f"frame {first} is not the next frame here", permanent=False)
                 return _later(status, report), report.failure or refused
             status = _later(status, report)
         return status, None
@@ -162,7 +163,7 @@ _TYPES: Mapping[str, Any] = {
 
 
 def _later(status: StreamStatus, report: ChunkReport) -> StreamStatus:
-    """How a stream stands after a chunk."""
+    """Return the status of a stream after a chunk."""
     if report.outcome == "unknown":
         return status
     finished = report.outcome == "finished"
@@ -172,7 +173,7 @@ def _later(status: StreamStatus, report: ChunkReport) -> StreamStatus:
 
 
 def _prompts(given: Any) -> str | Mapping[str, Any] | None:
-    """A URI, or the content of a prompts file, checked; None for nothing."""
+    """Return a URI, or the content of a prompts file, checked; None if there are no prompts."""
     if _nothing(given):
         return None
     if isinstance(given, str) and not given.lstrip().startswith("{"):
@@ -181,7 +182,7 @@ def _prompts(given: Any) -> str | Mapping[str, Any] | None:
         try:
             given = json.loads(given)
         except ValueError as error:
-            raise PromptError(f"prompts {given[:40]!r}... are no JSON: {error}") from error
+            raise PromptError(f"prompts {given[:40]!r}... are not JSON: {error}") from error
     if not isinstance(given, Mapping):
         raise PromptError(f"prompts of type {type(given).__name__}: give a URI, JSON text or a dict")
     content: Mapping[str, Any] = _without_nulls(given)
@@ -190,7 +191,7 @@ def _prompts(given: Any) -> str | Mapping[str, Any] | None:
 
 
 def _without_nulls(value: Any) -> Any:
-    """As it was before Arrow gave all rows the same fields, absent ones as nulls, and lists as arrays."""
+    """Undo Arrow's conversion: it adds absent fields as nulls and turns lists into arrays."""
     if isinstance(value, Mapping):
         return {k: _without_nulls(v) for k, v in value.items() if v is not None}
     if isinstance(value, np.ndarray):
@@ -201,5 +202,5 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _nothing(value: Any) -> bool:
-    """Null, in the forms that a column may have it, or an empty text."""
+    """Whether a value is null, in any form that a column may have it, or an empty text."""
     return value is None or value == "" or (isinstance(value, float | np.floating) and math.isnan(value))

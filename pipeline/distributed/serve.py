@@ -45,7 +45,7 @@ APPLICATION = "xmem-live"
 NAMESPACE = "xmem"
 _CALLS = 128
 _MOST_REQUESTS = 200
-_HEALTH_SECONDS = 1.0  # how soon a replica that has died is replaced
+_HEALTH_SECONDS = 1.0  # replacement delay of a dead replica
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ class HubPlace:
 
 
 def hub_actor(place: HubPlace) -> Any:
-    """A handle of the hub's actor, which is started if it is not there; ValueError if it cannot be found."""
+    """Return the handle of the hub's actor, starting it if necessary; ValueError if it cannot be found."""
     if place.settings is None:
         return ray.get_actor(place.name, namespace=NAMESPACE)
     return live_actor(place.settings, gpus=place.gpus, calls=_CALLS, name=place.name, namespace=NAMESPACE)
 
 
 class RayHub:
-    """The API's `Hub` protocol, with each method called on the hub's actor.
+    """The API's `Hub` protocol, with each method forwarded to the hub's actor.
 
     Args:
         place: name and settings of the actor.
@@ -87,7 +87,7 @@ class RayHub:
 
     @classmethod
     def at(cls, place: HubPlace) -> Hub:
-        """The hub at a place, typed as what its methods are."""
+        """Return the hub at a place, typed as the protocol."""
         return cast(Hub, cls(place))
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
@@ -96,13 +96,13 @@ class RayHub:
         return partial(self._call, name)
 
     async def find(self) -> Any:
-        """The actor's handle; HubUnavailableError while there is none."""
+        """Return the actor's handle; HubUnavailableError while there is none."""
         async with self._finding:
             if self._handle is None:
                 try:
                     self._handle = await asyncio.to_thread(hub_actor, self._place)
                 except (ValueError, RayError) as error:
-                    raise HubUnavailableError("the tracker is not there: try again") from error
+                    raise HubUnavailableError("the tracker is not running: try again") from error
             return self._handle
 
     async def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
@@ -121,13 +121,13 @@ class RayHub:
             self._handle = None
             log.warning("the hub's actor: %s", type(error).__name__)
             raise HubUnavailableError("the tracker's process is being restarted: try again") from error
-        except RayError as error:  # Ray's own trouble: no memory for an answer, a node that went
+        except RayError as error:  # Ray's own failures: no memory for a result, a lost node
             log.warning("the hub's actor: %s", type(error).__name__)
-            raise HubUnavailableError("the tracker cannot be asked just now: try again") from error
+            raise HubUnavailableError("the tracker is not reachable at the moment: try again") from error
 
 
 def application(api: ApiSettings, place: HubPlace, *, replicas: int = 1) -> serve.Application:
-    """The application, to be run with `serve.run`."""
+    """Build the application for `serve.run`."""
 
     def build() -> ApiGuard:
         keep_on_loopback()
@@ -150,14 +150,14 @@ def application(api: ApiSettings, place: HubPlace, *, replicas: int = 1) -> serv
 
 
 def settings_from(options: Mapping[str, str], environment: Mapping[str, str]) -> tuple[ApiSettings, HubPlace]:
-    """Settings from words, as `serve run` and a RayService's `args` give them.
+    """Make settings from `name=text` options, as given to `serve run` or in a RayService's `args`.
 
     Args:
-        options: `out` is needed. The others are those of `xmem serve`: gpus, hub, max_streams, allow_network
-            (CIDRs with commas), allow_port, allow_detector, hosts, token_file, secrets, and every option of
-            tracking that a live stream has, by its name: model, device, dtype, threads, size, mem_every,
-            sinks, ...
-        environment: for XMEM_API_TOKENS.
+        options: `out` is required. The others are those of `xmem serve`: gpus, hub, max_streams,
+            allow_network (CIDRs separated by commas), allow_port, allow_detector, hosts, token_file, secrets,
+            and every option of tracking of a live stream, by its name: model, device, dtype, threads, size,
+            mem_every, sinks, ...
+        environment: environment variables; XMEM_API_TOKENS is read.
 
     Raises:
         UsageError: an option is unknown, missing or not allowed.
@@ -168,7 +168,7 @@ def settings_from(options: Mapping[str, str], environment: Mapping[str, str]) ->
     tracking = {name: tracked[name].parse(given.pop(name)) for name in list(given) if name in tracked}
     if given or not words.get("out"):
         wrong = f"unknown option {sorted(given)[0]!r}" if given else "option 'out' is missing"
-        raise UsageError(f"{wrong}: there are {', '.join((*_WORDS, *tracked))}")
+        raise UsageError(f"{wrong}: available are {', '.join((*_WORDS, *tracked))}")
     if words.get("token_file"):
         tokens = TokenSet.from_file(words["token_file"])
     else:
@@ -199,15 +199,15 @@ def live_settings(
     secrets: str | None = None,
     gpus: float = 0.0,
 ) -> tuple[ApiSettings, HubPlace]:
-    """Settings of the API and of the hub behind it, as `xmem serve` and `serve run` make them alike.
+    """Make the settings of the API and of the hub behind it, for both `xmem serve` and `serve run`.
 
     Args:
         out: output folder.
-        tracking: model, memory and sinks of the hub; its detector's settings and box segmenter are those of
-            streams that name none.
-        api: settings of the API; cameras may be where it says, and there may be as many.
+        tracking: model, memory and sinks of the hub; its detector settings and box segmenter are defaults for
+            streams.
+        api: settings of the API, including allowed networks and the maximum number of streams.
         hub, secrets: see `HubSettings`.
-        gpus: share of a GPU to reserve; 0 with a cuda device: a whole one.
+        gpus: share of a GPU to reserve; 0 with a cuda device means a whole one.
     """
     streams = replace(
         api.streams, finder=tracking.detector.finder, box_segmenter=tracking.commit.box_segmenter
@@ -225,7 +225,7 @@ def live_settings(
 
 
 def camera_options(api: ApiSettings) -> LiveOptions:
-    """How cameras are read: only from where the API lets them be, checked anew at each connection."""
+    """Options of cameras: only allowed networks, checked at each connection."""
     try:
         return LiveOptions(guard=UrlGuard(api.networks, ports=api.ports))
     except ValueError as error:
@@ -233,7 +233,10 @@ def camera_options(api: ApiSettings) -> LiveOptions:
 
 
 def app(options: Mapping[str, str]) -> serve.Application:
-    """For `serve run pipeline.distributed.serve:app out=...` and a RayService; see `settings_from`."""
+    """Entry point of `serve run pipeline.distributed.serve:app out=...` and a RayService.
+
+    See `settings_from`.
+    """
     return application(*settings_from(options, os.environ))
 
 

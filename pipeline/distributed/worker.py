@@ -44,7 +44,7 @@ _BREAKING: tuple[type[BaseException], ...] = tuple(filter(None, [getattr(torch, 
 @dataclass
 class _Open:
     stream: StreamTracker
-    told: int = 0  # warnings that have been reported
+    told: int = 0  # number of warnings already reported
 
     def news(self) -> tuple[str, ...]:
         new = tuple(self.stream.summary.warnings[self.told :])
@@ -53,7 +53,7 @@ class _Open:
 
 
 class Worker:
-    """Tracks chunks of several streams on one device, one after another.
+    """Tracks chunks of several streams on one device, one at a time.
 
     Errors of a single stream are not raised but returned as a `Failure`; the other streams continue.
 
@@ -61,7 +61,7 @@ class Worker:
         settings: settings of all streams.
 
     Raises:
-        UsageError: the settings are wrong. XmemError: the model cannot be loaded.
+        UsageError: the settings are invalid. XmemError: the model cannot be loaded.
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
@@ -78,8 +78,8 @@ class Worker:
     def facts(self) -> dict[str, Any]:
         """Facts of this process: host, pid, device, the device's memory and the weights' size, in bytes.
 
-        `output_fault` says why rows written here would not reach the batch's output folder; None: they would,
-        according to the settings' `probe`.
+        `output_fault` is the reason why rows written here would not reach the batch's output folder; None if
+        they would, according to the settings' `probe`.
         """
         return {
             "host": socket.gethostname(),
@@ -106,7 +106,7 @@ class Worker:
         )
 
     def conflicts(self, stream_ids: Sequence[str]) -> list[tuple[str, str]]:
-        """Which of these streams have rows of other settings, and which settings differ."""
+        """Return which of these streams have rows with other settings, and which settings differ."""
         with ThreadPoolExecutor(_READERS) as pool:
             found = zip(stream_ids, pool.map(self._differences, stream_ids), strict=True)
             return [(stream_id, "; ".join(differing)) for stream_id, differing in found if differing]
@@ -125,7 +125,7 @@ class Worker:
             differing = asked.differences(settings)
             return differing if differing and store.committed(newest_only=True).files else []
         except StoreError:
-            return []  # opening it tells
+            return []  # opening it reports the error
 
     def open(self, spec: StreamSpec, state: bytes | None = None) -> StreamStatus:
         """Open a stream at the progress found in the store; a stream that is already open is not changed.
@@ -167,7 +167,7 @@ class Worker:
                 outcome = self._advance(stream, chunk.last)
         except Exception as error:
             failure = self._failure(chunk.stream_id, error)
-            self.close(chunk.stream_id)  # what could still be written is, so that the numbers are the store's
+            self.close(chunk.stream_id)  # flushes what can be written, so that the numbers match the store
             return ChunkReport(
                 chunk.stream_id,
                 "failed",
@@ -198,7 +198,7 @@ class Worker:
         while stream.next_frame <= last:
             if not self._executors[stream.settings.model.dtype].advance([stream]):
                 return "finished"
-        # Only the frame after it shows that the chunk is whole, and whether the video ends here.
+        # Only the next frame shows whether the chunk is complete, and whether the video ends here.
         return "tracked" if stream.settle() else "finished"
 
     def release(self, stream_id: str, to_store: bool = True) -> bytes | None:
@@ -208,8 +208,9 @@ class Worker:
             to_store: keep its state in the store; otherwise it is returned.
 
         Returns:
-            the state for `open`; None if it is in the store, or if the stream is not open here, has ended or
-            failed. Then it is rebuilt from the committed data.
+            The state for `open`; None if it is in the store, or if the stream is not open here, has ended or
+            failed.
+                Then it is rebuilt from the committed data.
         """
         held = self._streams.get(stream_id)
         if held is None:
@@ -247,8 +248,8 @@ class Worker:
         store = StreamStore(options.out, spec.stream_id, options.out_storage_options)
         prompts = self._prompts(spec)
         begun = Begun() if spec.restart else begun_with(store)
-        # A stream keeps the threads it was begun with, and in "auto" the precision, though it may have been
-        # begun on another kind of CPU.
+        # A stream keeps the number of threads it was begun with, and with "auto" the precision, even if it
+        # was begun on another kind of CPU.
         model = begun.keep(self._tracking.model, threads=True)
         if model.dtype == AUTO:
             model = replace(model, dtype=dtype_name(self._segmenter))
@@ -324,7 +325,7 @@ class Worker:
         if isinstance(error, XmemError):
             logger.warning("stream %s: %s", stream_id, error)
         else:
-            # A bug here or in a library: log the traceback.
+            # A bug here or in a library, so the traceback is logged.
             logger.error("stream %s: %s", stream_id, redacted_trace(error))
         if isinstance(error, _BREAKING):
             self.broken = True

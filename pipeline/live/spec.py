@@ -1,4 +1,4 @@
-"""LiveSpec: what a user asks of a live stream: camera, prompts, settings."""
+"""LiveSpec: a user's description of a live stream: camera, prompts, settings."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from pipeline.prompts.resolving import PromptObject, PromptSet
 from pipeline.zones.config import ZoneSet, parse_zones
 
 JPEG_SIDES = (16, 8192)
-"""Least and most of the longer side of a stream's pictures, in pixels; they are never enlarged."""
+"""Limits of the longer side of a stream's JPEG pictures, in pixels; pictures are never enlarged."""
 JPEG_QUALITIES = (1, 100)
 
 
 @dataclass(frozen=True, slots=True)
 class LiveSettings:
-    """Settings of one live stream; UsageError for values that make no sense.
+    """Settings of one live stream. Raises UsageError for invalid values.
 
     Args:
-        size: shorter side that the network sees, in pixels. Default: the service's.
-        fps: frames per second that are promised: the stream is admitted only if there is room for them with
-            `max_objects` objects, comes before streams without a promise, and no more are tracked. On
-            average: frames that were missed while others were tracked are caught up with, up to two seconds
-            of them. Default: every frame that there is time for after those that are promised; streams of
-            that kind take turns.
-        policy: what happens to frames that come faster than they are tracked: "latest" drops the oldest,
-            "every" lets the camera wait, as far as it does.
-        transport: transport of RTSP's media; "auto": TCP, UDP where TCP gives no picture, and then what
-            worked.
-        max_lag_seconds: with "latest", frames that would be older once they are tracked are dropped.
-        queue_frames: decoded frames that may wait.
-        rotate_seconds, rotate_rows: rows are committed as a file after so long, or so many.
-        snapshot_seconds: time from one snapshot of the state to the next; less where objects come or go.
-        finder: when the detector's objects are started and given up; in frames received. Its `max_objects`
-            counts for prompts, too.
+        size: shorter side of the network's input, in pixels. Default: the service's.
+        fps: guaranteed frames per second. The stream is admitted only if there is capacity for this rate with
+            `max_objects` objects, takes precedence over streams without a rate, and is not tracked faster.
+            The rate is an average: up to two seconds of frames that were missed while other streams were
+            tracked are made up for. Default: as many frames as the guaranteed rates leave time for; such
+            streams take turns.
+        policy: what to do with frames that arrive faster than they are tracked: "latest" drops the oldest,
+            "every" makes the camera wait, as far as it does.
+        transport: transport of RTSP media; "auto": TCP first, UDP if TCP gives no picture, then whichever
+            worked last.
+        max_lag_seconds: with "latest", frames that would be older than this once tracked are dropped.
+        queue_frames: maximum number of decoded frames that wait.
+        rotate_seconds, rotate_rows: rows are committed as a file after this time, or this number of rows.
+        snapshot_seconds: time between snapshots of the state; shorter if objects are added or removed.
+        finder: when detected objects are started and given up, in received frames. Its `max_objects` includes
+            objects from prompts.
         box_segmenter: box segmenter that turns boxes into masks.
-        expected_height, expected_width: size of the camera's frames, for admission before the first one is
-            here.
+        expected_height, expected_width: size of the camera's frames, for admission before the first frame
+            arrives.
     """
 
     size: int | None = setting(None, least=MIN_SIZE, most=MAX_SIZE)
@@ -65,16 +65,16 @@ class LiveSettings:
         check(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """A flat, JSON-ready dict that `from_dict` takes back."""
+        """Return a flat, JSON-ready dict that `from_dict` accepts."""
         return {option.name: option.of(self) for option in options_of(LiveSettings)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LiveSettings:
-        """From JSON; UsageError for what is unknown or not allowed."""
+        """Make settings from JSON; UsageError for unknown names and values that are not allowed."""
         return cls().with_options(values)
 
     def with_options(self, values: Mapping[str, Any]) -> LiveSettings:
-        """These settings with some replaced by their flat names, as in `to_dict`.
+        """Return these settings with some replaced by their flat names, as in `to_dict`.
 
         Raises:
             UsageError: a name is unknown, or a value not allowed.
@@ -87,10 +87,10 @@ class LivePrompts:
     """Prompts for the next frame of a live stream, parsed and checked. Build it with `LivePrompts.of`.
 
     Args:
-        content: the content of a prompts file as it was given; JSON-ready.
+        content: the given content of a prompts file; JSON-ready.
         objects: the objects in it, in the same order.
-        unnamed: positions in `objects` of those that were given without an id. Their ids here are
-            placeholders; the request gives them free ones.
+        unnamed: positions in `objects` of those given without an id. Their ids here are placeholders; the
+            request assigns free ones.
     """
 
     content: Mapping[str, Any] = field(repr=False)
@@ -99,11 +99,11 @@ class LivePrompts:
 
     @classmethod
     def of(cls, given: LivePrompts | Mapping[str, Any]) -> LivePrompts:
-        """The prompts in a prompts file's content; what is parsed already is returned as it is.
+        """Parse the content of a prompts file; already parsed prompts are returned unchanged.
 
         Raises:
-            PromptError: it is wrong; names frames other than 0, or removals, which are requests of their own;
-                or there is nothing in it.
+            PromptError: the prompts are invalid, name frames other than 0, contain removals (a separate
+                request), or are empty.
         """
         if isinstance(given, LivePrompts):
             return given
@@ -112,11 +112,11 @@ class LivePrompts:
         prompts = PromptSet.from_record({"version": 1, **given})
         if any(frame != 0 for frame in prompts.frames):
             raise PromptError(
-                f"prompts name frame {max(prompts.frames)}: a live stream's prompts are for its next frame, "
+                f"prompts name frame {max(prompts.frames)}: prompts of a live stream are for its next frame, "
                 "leave the frame out"
             )
         if prompts.removals:
-            raise PromptError('prompts hold removals: on a live stream ask for them as {"remove": [ids]}')
+            raise PromptError('prompts contain removals: on a live stream request them as {"remove": [ids]}')
         if prompts.is_empty():
             raise PromptError("prompts without objects: give at least one")
         unnamed = tuple(i for i, entry in enumerate(given["objects"]) if "id" not in entry)
@@ -125,21 +125,21 @@ class LivePrompts:
 
 @dataclass(frozen=True)
 class LiveSpec:
-    """One live stream. With neither prompts nor a detector it is followed until somebody gives prompts.
+    """One live stream. Without prompts and detector it runs without objects until prompts are given.
 
     Args:
-        stream_id: as `validate_stream_id` allows.
-        url: of the camera; may hold credentials, so it is in no repr.
-        prompts: the content of a prompts file, all of frame 0: applied to the first frame there is.
-        detector: who finds objects, see `pipeline.detect.protocol`.
+        stream_id: an id that `validate_stream_id` accepts.
+        url: URL of the camera; hidden in the repr, as it may contain credentials.
+        prompts: the content of a prompts file, all of frame 0: applied to the stream's first frame.
+        detector: name of a detector, see `pipeline.detect.protocol`.
         zones: the content of a zones file; it must have entries for this stream.
 
     Attributes:
         zones_here: the entries of `zones` for this stream.
-        parsed_prompts: `prompts`, parsed; travels with the spec, so that nobody parses them again.
+        parsed_prompts: `prompts`, parsed once and kept with the spec.
 
     Raises:
-        UsageError: something about it is wrong.
+        UsageError: a value is invalid.
     """
 
     stream_id: str
@@ -154,7 +154,7 @@ class LiveSpec:
     def __post_init__(self) -> None:
         validate_stream_id(self.stream_id)
         if not isinstance(self.url, str) or "://" not in self.url or "\0" in self.url:
-            raise UsageError(f"{self.url!r} is no live stream: give a URL such as rtsp://camera/stream")
+            raise UsageError(f"{self.url!r} is not a live stream: give a URL such as rtsp://camera/stream")
         if self.prompts is not None:
             object.__setattr__(self, "parsed_prompts", LivePrompts.of(self.prompts))
         if self.zones is not None:
@@ -163,14 +163,14 @@ class LiveSpec:
             object.__setattr__(self, "zones_here", parsed.of_stream(self.stream_id))
 
     def with_camera(self, change: Mapping[str, Any]) -> LiveSpec:
-        """This stream from another URL, over another transport, or both.
+        """Return this stream with another URL, another transport, or both.
 
         Args:
-            change: {"url": ..., "transport": ...} or one of them. A URL replaces the whole old one, with its
+            change: {"url": ..., "transport": ...} or one of them. A URL replaces the whole old one, including
                 user and password.
 
         Raises:
-            UsageError: it is something else, or a value is not allowed.
+            UsageError: the change has another form, or a value is not allowed.
         """
         unknown = sorted(set(map(str, change)) - {"url", "transport"}) if isinstance(change, Mapping) else []
         if not isinstance(change, Mapping) or unknown or not change:

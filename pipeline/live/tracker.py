@@ -85,7 +85,7 @@ class LiveTracker(Closing):
 
     Raises:
         SettingsConflictError: the folder holds a stream of this id that is not live.
-        StoreError: the folder cannot be read or written. UsageError: the spec is wrong.
+        StoreError: the folder cannot be read or written. UsageError: the spec is invalid.
     """
 
     def __init__(
@@ -109,10 +109,10 @@ class LiveTracker(Closing):
         self._failure: BaseException | None = None
         self._pending: _Pending | None = None
         self._pace = Pace(spec.settings)
-        self._spoilt = False  # a frame failed half-way: the state may be wrong
+        self._spoilt = False  # a frame failed midway: the state may be wrong
         self._closed = False
         self.record = LiveRecord(store, live_facts(spec, settings, spec.shown_url, None))
-        # Rows of two processes that follow one camera differ: each range is checked.
+        # Two processes that follow the same camera write different rows: each range is checked.
         committer = Committer(store, sinks, lambda first: self.record.check_ours(), MOST_WAITING)
         try:
             self._open(committer, store, segmenter, boxes, open_feed, distrusted)
@@ -221,7 +221,7 @@ class LiveTracker(Closing):
             self._committing.check()
             for _ in range(_AT_ONCE):
                 if self._committing.backlogged or self._committing.numbers_run_out(self.source.ledger):
-                    break  # frames wait, or are dropped where they wait, and counted there
+                    break  # frames wait in the source, or are dropped and counted there
                 frame = self.source.read(0)
                 if frame is None:
                     if self.source.closed:
@@ -249,7 +249,7 @@ class LiveTracker(Closing):
         return None
 
     def accept(self, result: StepResult) -> None:
-        """Take the segmenter's result for the frame that `next_input` gave last."""
+        """Process the segmenter's result for the frame returned last by `next_input`."""
         if self._failure is not None:
             raise self._failure
         if self._pending is None:
@@ -272,7 +272,7 @@ class LiveTracker(Closing):
 
     def _tell_of_slowness(self, took: float) -> None:
         logger.warning(
-            "stream %s: a frame with %d objects took %.2f s, more than max_lag_seconds=%s allows: give "
+            "stream %s: a frame with %d objects took %.2f s, more than max_lag_seconds=%s allows: use "
             "a smaller size, fewer max_objects or a larger max_lag_seconds",
             self.spec.stream_id,
             len(self.state.object_ids),
@@ -281,7 +281,10 @@ class LiveTracker(Closing):
         )
 
     def tick(self) -> None:
-        """Commit what is due. Called by `next_input` and `accept`; by itself while no frames come."""
+        """Commit what is due.
+
+        Called by `next_input` and `accept`; call it directly while no frames arrive.
+        """
         if self._failure is not None:
             raise self._failure
         now = self._now()
@@ -290,7 +293,7 @@ class LiveTracker(Closing):
             self._committing.tick(now)
 
     def failed(self, error: BaseException) -> None:
-        """The segmenter failed on the frame that `next_input` gave last."""
+        """Note that the segmenter failed on the frame returned last by `next_input`."""
         self._failure = self._failure or error
 
     def close(self, state: str = "running") -> None:
@@ -315,7 +318,7 @@ class LiveTracker(Closing):
             received = self.source.ledger.counts().received
             self._unwritten.covered = max(self._unwritten.covered, received)
             self._committing.check()
-            # Without a frame of its own a run has nothing to tell: the next one tells of both.
+            # A run without frames has nothing to report: the next run reports both.
             begun = self._begun or self._unwritten.covered > self._unwritten.first + self._restart_lost
             if begun:
                 self._restarted(None)
@@ -359,7 +362,7 @@ class LiveTracker(Closing):
             self._unwritten.add(event)
 
     def _spoil(self, frame: Frame) -> None:
-        """It failed half-way."""
+        """Note that a frame failed midway."""
         self._spoilt = True
         self._unwritten.take_back()
         self._drop(frame, "failed")
@@ -368,7 +371,7 @@ class LiveTracker(Closing):
         self.source.ledger.dropped(reason)
         self._unwritten.happened(frame, "dropped", reason=reason)
 
-    # --- how it is -------------------------------------------------------------------------------
+    # --- status ----------------------------------------------------------------------------------
 
     @property
     def next_frame(self) -> int:

@@ -172,7 +172,7 @@ def test_of_too_many_bodies_the_oldest_is_refused(server: Server) -> None:
         assert client.post("/", content=b"{}").json() == 2
     said = [rest(end) for end in slow]
     assert said[0].startswith(b"HTTP/1.1 503")
-    assert b"too many requests whose bodies are under way" in said[0]
+    assert b"too many incomplete request bodies" in said[0]
     assert server.app.asked == 1
 
 

@@ -168,7 +168,7 @@ def test_a_struct_column_of_arrow_is_understood(tmp_path: Path, videos: Path, mo
 @pytest.mark.parametrize(
     ("prompts", "cause"),
     [
-        ('{"version": 1', "are no JSON"),
+        ('{"version": 1', "are not JSON"),
         ('{"version": 3, "objects": []}', "version"),
         (["a"], "prompts of type list: give a URI, JSON text or a dict"),
         ("/nowhere/p.json", "/nowhere/p.json"),
