@@ -1,4 +1,4 @@
-"""Corrections: what a prompt implies about the masks that were there before it."""
+"""Corrections: which existing masks a prompt contradicts."""
 
 from __future__ import annotations
 

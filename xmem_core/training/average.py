@@ -3,8 +3,8 @@
     python -m xmem_core.training.average --out mean.safetensors RUN1/weights-ema.safetensors
     RUN2/weights-ema.safetensors
 
-For weights of which one was trained on from another (Wortsman et al. 2022, "Model soups"). Of those of two
-unrelated runs the mean is of no use: a channel of one does not do what the same channel of another does.
+Meant for weights that were trained on from one another (Wortsman et al. 2022, "Model soups"). The mean of two
+unrelated runs is useless: corresponding channels have different functions.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ from xmem_core.weights import WeightsError, mean_state, save_weights
 
 
 def average_models(paths: Sequence[str | Path]) -> XMem | Cutie:
-    """The network with the mean of the weights at `paths`, and no presence: that is to be fitted anew.
+    """Return the network with the mean of the weights at `paths`.
+
+    It has no presence constants, which must be refitted.
 
     Raises:
-        WeightsError: fewer than two are given, one cannot be read, or they are not of one shape.
+        WeightsError: there are fewer than two, one cannot be read, or their shapes differ.
     """
     if len(paths) < 2:
-        raise WeightsError(f"a mean is of two models at least, not of {len(paths)}")
+        raise WeightsError(f"a mean needs at least two models, not {len(paths)}")
     models = [load_model(path) for path in paths]
     first = models[0]
     for path, model in zip(paths[1:], models[1:], strict=True):
         if model.config != first.config:
             raise WeightsError(
-                f"{path} is not of the shape of {paths[0]}: only weights of one network have a mean"
+                f"{path} and {paths[0]} have different shapes: only weights of the same network have a mean"
             )
     first.load_state_dict(mean_state([model.state_dict() for model in models]))
     first.config = replace(first.config, presence=None)
@@ -39,11 +41,11 @@ def average_models(paths: Sequence[str | Path]) -> XMem | Cutie:
 
 
 def main() -> None:
-    """`python -m xmem_core.training.average --out FILE WEIGHTS WEIGHTS [WEIGHTS ...]`: the mean of weights,
-    in fp16."""
+    """Entry point of `python -m xmem_core.training.average --out FILE WEIGHTS WEIGHTS [WEIGHTS ...]`: writes
+    the mean of weights in fp16."""
     parser = argparse.ArgumentParser(prog="xmem_core.training.average", description=main.__doc__)
-    parser.add_argument("weights", nargs="+", help=".safetensors files, or names of models")
-    parser.add_argument("--out", required=True, help="a .safetensors file, written anew")
+    parser.add_argument("weights", nargs="+", help=".safetensors files or model names")
+    parser.add_argument("--out", required=True, help=".safetensors file to write")
     args = parser.parse_args()
     if Path(args.out).suffix != ".safetensors":
         parser.error(f"--out {args.out} is not allowed: its name must end in .safetensors")

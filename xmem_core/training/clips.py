@@ -37,9 +37,9 @@ KINDS = ("stills", "video", "crowd")
 class ClipOptions:
     """Options of training clips.
 
-    `mixture`: weights of stills, video, crowd; `max_gap` in source frames; `pace`: how fast what is composed
-    moves from frame to frame, as a share of the usual; `pace_spread`, `small`, `leaving`,
-    `together`, `smeared`: see `settings.Phase`.
+    `mixture`: weights of stills, video, crowd; `max_gap` in source frames; `pace`: speed of composed objects,
+        as
+    a share of the usual; `pace_spread`, `small`, `leaving`, `together`, `smeared`: see `settings.Phase`.
     """
 
     size: int = 192
@@ -57,19 +57,19 @@ class ClipOptions:
 
     def __post_init__(self) -> None:
         if self.size < 32 or self.size % 16:
-            raise ValueError(f"size is {self.size}: a multiple of 16, at least 32, is needed")
+            raise ValueError(f"size is {self.size}: must be a multiple of 16, at least 32")
         if self.frames < 2 or self.max_objects < 1 or self.max_gap < 1:
             raise ValueError("a clip needs frames >= 2, max_objects >= 1 and max_gap >= 1")
         if not 0 < self.pace <= 4:
-            raise ValueError(f"pace is {self.pace}: more than 0 and at most 4 is allowed")
+            raise ValueError(f"pace is {self.pace}: must be more than 0 and at most 4")
         if not 1 <= self.pace_spread <= 8:
-            raise ValueError(f"pace_spread is {self.pace_spread}: 1 to 8 is allowed")
+            raise ValueError(f"pace_spread is {self.pace_spread}: must be 1 to 8")
         for name in ("small", "leaving", "together", "smeared"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: a share, 0 to 1, is allowed")
+                raise ValueError(f"{name} is {getattr(self, name)}: must be a share, 0 to 1")
         if len(self.mixture) != 3 or min(self.mixture) < 0 or sum(self.mixture) <= 0:
             raise ValueError(
-                f"mixture is {self.mixture}: three weights (stills, video, crowd), not all 0, are needed"
+                f"mixture is {self.mixture}: must be three weights (stills, video, crowd), not all 0"
             )
 
 
@@ -85,7 +85,10 @@ class Clip:
 
 @dataclass(frozen=True)
 class Batch:
-    """frames (B, T, H, W, 3) RGB uint8; labels (B, T, H, W) uint8; objects (B,): how many a clip labels."""
+    """frames (B, T, H, W, 3) RGB uint8; labels (B, T, H, W) uint8; objects (B,).
+
+    Number of labelled objects per clip.
+    """
 
     frames: NDArray[np.uint8]
     labels: NDArray[np.uint8]
@@ -95,7 +98,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Scene:
-    """Layers to render, and which identities may be labelled (None: all)."""
+    """Layers to render, and the identities that may be labelled (None: all)."""
 
     background: Background
     sprites: list[Sprite]
@@ -103,7 +106,7 @@ class Scene:
 
 
 def make_batch(library: Library, options: ClipOptions, seed: int, step: int, count: int) -> Batch:
-    """The batch of a step: the same for the same arguments and pictures."""
+    """Make the batch of a step; it depends only on the arguments and the pictures."""
     clips = [make_clip(library, options, np.random.default_rng((seed, step, i))) for i in range(count)]
     return Batch(
         np.stack([c.frames for c in clips]),
@@ -114,7 +117,7 @@ def make_batch(library: Library, options: ClipOptions, seed: int, step: int, cou
 
 
 def make_clip(library: Library, options: ClipOptions, rng: Rng) -> Clip:
-    """One clip with at least one object on its first frame."""
+    """Make a clip with at least one object on its first frame."""
     weights = np.array(options.mixture, float)
     if not any(library.stills.values()):
         weights[[0, 2]] = 0.0
@@ -123,7 +126,7 @@ def make_clip(library: Library, options: ClipOptions, rng: Rng) -> Clip:
     if not library.stills["people"]:
         weights[2] = 0.0
     if weights.sum() == 0:
-        raise ValueError(f"mixture {options.mixture} needs pictures that {library.root} does not hold")
+        raise ValueError(f"mixture {options.mixture} needs pictures that {library.root} does not have")
     kind = KINDS[int(rng.choice(3, p=weights / weights.sum()))]
     make = {"stills": still_scene, "video": video_scene, "crowd": _crowd}[kind]
     options = _varied(options, rng)
@@ -138,7 +141,7 @@ def make_clip(library: Library, options: ClipOptions, rng: Rng) -> Clip:
 
 
 def _exposure(rng: Rng, options: ClipOptions) -> list[float] | None:
-    """A clip's shutter; in every second clip that has one the first frame, which has the masks, is sharp."""
+    """Draw a clip's shutter; in every second clip that has one, the first frame (with the masks) is sharp."""
     if options.smeared == 0 or rng.random() >= options.smeared:
         return None
     shutter = [float(rng.uniform(0.2, 0.8))] * options.frames
@@ -146,9 +149,9 @@ def _exposure(rng: Rng, options: ClipOptions) -> list[float] | None:
 
 
 def _varied(options: ClipOptions, rng: Rng) -> ClipOptions:
-    """One clip's options: `pace` and `max_gap` as drawn within `pace_spread`, `small` as 0 or 1.
+    """Draw one clip's options: `pace` and `max_gap` within `pace_spread`, `small` as 0 or 1.
 
-    Nothing is drawn for what the options leave out, so clips of recipes without them stay what they were.
+    Nothing is drawn for omitted options, so clips of recipes without them are unchanged.
     """
     if options.pace_spread > 1:
         reach = float(np.log(options.pace_spread))
@@ -165,7 +168,7 @@ def _varied(options: ClipOptions, rng: Rng) -> ClipOptions:
 def choose_objects(
     rng: Rng, identities: NDArray[np.uint8], options: ClipOptions, eligible: frozenset[int] | None
 ) -> list[int]:
-    """Identities to label, in random order: large enough on the first frame; the others are nobody's."""
+    """Choose the identities to label, in random order; they must be large enough on the first frame."""
     numbers, areas = np.unique(identities[0], return_counts=True)
     least = options.min_area * options.size**2
     candidates = [
@@ -194,7 +197,7 @@ def still_scene(library: Library, options: ClipOptions, rng: Rng) -> Scene:
     index = int(rng.integers(len(library.stills[kind])))
     picture, labels = library.still(kind, index)
     flip = bool(rng.random() < 0.5)
-    # The object is at times a layer of its own: then others can pass behind it, and it moves over its scene.
+    # Sometimes the object is a separate layer: then others can pass behind it, and it moves over its scene.
     separable = 0 < (labels > 0).mean() < 0.35
     own_layer = (rng.random() < 0.4 or options.small == 1) and separable
     sprites: list[Sprite] = []
@@ -257,7 +260,7 @@ def _crowd(library: Library, options: ClipOptions, rng: Rng) -> Scene:
         kind = "people" if choice < 0.7 else ("coco" if choice < 0.9 else "ecssd")
         kind = kind if library.stills[kind] else "people"
         index = int(rng.integers(len(library.stills[kind])))
-        # Objects of coco and ecssd scenes stay: parked things that are nobody's.
+        # Objects of coco and ecssd scenes are kept: parked, unlabelled things.
         picture = library.emptied_still(kind, index) if kind == "people" else library.still(kind, index)[0]
         height, width = picture.shape[:2]
         scale = size / min(height, width) * rng.uniform(1.0, 1.3)
@@ -300,7 +303,7 @@ def moving_sprite(
 ) -> Sprite:
     """A cut-out on a smooth path of place, size, angle and shape.
 
-    `height` in pixels, `speed` of `size`; `pace` is a factor on all its changes from frame to frame.
+    `height` in pixels, `speed` as a share of `size`; `pace` scales all changes from frame to frame.
     """
     picture = shrink_to(picture, height * 1.1)
     scale = height / picture.shape[0]
@@ -331,7 +334,7 @@ def moving_sprite(
 def _passers(
     library: Library, rng: Rng, options: ClipOptions, first_identity: int, counts: tuple[float, ...]
 ) -> list[Sprite]:
-    """Cut-outs of other stills; `counts`: the probabilities of 0, 1, 2... of them."""
+    """Make cut-outs of other stills; `counts`: the probabilities of 0, 1, 2... of them."""
     if not any(library.stills.values()):
         return []
     sprites = []
@@ -368,7 +371,7 @@ def _passers(
 
 
 def _hide_some(library: Library, rng: Rng, options: ClipOptions, sprites: list[Sprite]) -> list[Sprite]:
-    """At times a sprite vanishes from the middle frames, or something large covers it there."""
+    """Sometimes hide a sprite in the middle frames, or cover it with something large."""
     if not sprites or options.frames < 3 or rng.random() > 0.2:
         return sprites
     target = int(rng.integers(len(sprites)))
@@ -400,7 +403,7 @@ def _video_layer(
     spot = np.array(_pixel_of(rng, labels > 0 if (labels > 0).any() else np.ones_like(labels, bool)))
     last = frames[-1][1] > 0
     if last.any() and rng.random() < 0.6:
-        # Between where the object is first and last: else fast ones leave most crops at once.
+        # Between the object's first and last position: otherwise fast objects leave most crops at once.
         spot = (spot + _pixel_of(rng, last)) / 2
     x, y = _inside(rng, (float(spot[0]), float(spot[1])), (height, width), size / scale)
     speed = 0.0 if rng.random() < 0.6 else 0.015 * options.pace
@@ -421,7 +424,7 @@ def _camera_path(
     speed: float,
     tilt: float = 0.1,
 ) -> list[Pose]:
-    """Poses of a picture whose `anchor` starts at the frame's middle; `speed` 0: the camera stands still."""
+    """Poses of a picture whose `anchor` starts at the frame's centre; `speed` 0: a static camera."""
     dx, dy = smooth_path(rng, count, speed * size), smooth_path(rng, count, speed * size)
     zoom = np.exp(smooth_path(rng, count, speed))
     angle = rng.normal(0, tilt) + smooth_path(rng, count, speed)
@@ -445,7 +448,7 @@ def _camera_path(
 def _inside(
     rng: Rng, spot: tuple[float, float], source_size: tuple[int, ...], crop: float
 ) -> tuple[float, float]:
-    """The spot moved about by a part of the crop, and so that the crop stays on the picture, if it can."""
+    """Move the spot by a part of the crop, and so that the crop stays within the picture, if possible."""
     half = crop / 2
     x, y = (
         float(np.clip(v + rng.normal(0, half * 0.4), min(half, n / 2), max(n - half, n / 2)))
@@ -473,5 +476,5 @@ def _still_kind(library: Library, rng: Rng) -> str:
     return STILL_KINDS[int(rng.choice(3, p=weights / weights.sum()))]
 
 
-# Two cores belong to the network; OpenCV's own threads only take turns with it.
+# Both cores are used by the network; OpenCV's threads would only compete with it.
 cv2.setNumThreads(1)

@@ -1,7 +1,7 @@
 """Layered scenes: cut-outs over a background, each with its own motion, warping and colour.
 
-Every object of a scene has its own identity number; which of them are labelled is decided after rendering.
-Coordinates are pixels (x right, y down); a pose is the 2 x 3 matrix that takes source to frame coordinates.
+Every object of a scene has an identity number; the objects to label are chosen after rendering.
+Coordinates are pixels (x right, y down); a pose is the 2 x 3 matrix from source to frame coordinates.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class Sprite:
-    """A cut-out moving through the scene: RGBA pictures (one for all frames or one a frame), poses, depths.
+    """A cut-out moving through the scene: RGBA pictures (one for all frames or one per frame), poses, depths.
 
-    The larger depth is nearer to the camera. A pose of None: not in the scene at that frame.
+    Larger depths are nearer to the camera. A pose of None: not in the scene on that frame.
     """
 
     pictures: tuple[Image, ...]
@@ -33,7 +33,7 @@ class Sprite:
 
 @dataclass(frozen=True)
 class Background:
-    """What is behind the sprites: per frame a picture, its identities (0: nobody) and a pose."""
+    """The background: per frame a picture, its identities (0: none) and a pose."""
 
     pictures: tuple[Image, ...]
     identities: tuple[Image, ...]
@@ -50,9 +50,10 @@ def pose_matrix(
     flip: bool = False,
     anchor: tuple[float, float] | None = None,
 ) -> Pose:
-    """The pose that puts `anchor` (source pixels; by default its middle) of a source at `centre`.
+    """Make the pose that puts `anchor` (source pixels; default: the middle) of a source at `centre`.
 
-    `source_size` is (height, width), `rotation` in radians, `stretch` an extra factor of x, `shear` x by y.
+    `source_size` is (height, width), `rotation` in radians, `stretch` an additional factor on x, `shear` of x
+    by y.
     """
     height, width = source_size
     ax, ay = anchor if anchor is not None else (width / 2, height / 2)
@@ -64,14 +65,14 @@ def pose_matrix(
 
 
 def cut_out(picture: Image, mask: NDArray[np.bool_], pad: int = 2) -> Image | None:
-    """The masked object as RGBA, cropped tightly; None if it is smaller than 12 x 12 pixels."""
+    """Cut out the masked object as RGBA, cropped tightly; None if it is smaller than 12 x 12 pixels."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if len(rows) < 12 or len(columns) < 12:
         return None
     y0, y1 = max(0, rows[0] - pad), min(mask.shape[0], rows[-1] + 1 + pad)
     x0, x1 = max(0, columns[0] - pad), min(mask.shape[1], columns[-1] + 1 + pad)
     alpha = mask[y0:y1, x0:x1].astype(np.uint8) * 255
-    # A pixel or two off the edge, then a soft one: an object's cut edge still shows its old background.
+    # Erode by a pixel or two and soften the edge, which still shows the old background.
     times = 2 if min(alpha.shape) > 60 else 1
     kernel = np.ones((3, 3), np.uint8)
     eroded = cv2.erode(alpha, kernel, iterations=times, borderType=cv2.BORDER_CONSTANT, borderValue=255)
@@ -80,7 +81,7 @@ def cut_out(picture: Image, mask: NDArray[np.bool_], pad: int = 2) -> Image | No
 
 
 def shrink_to(picture: Image, height: float) -> Image:
-    """The picture with area averaging at the given height if that is smaller; warping alone would alias."""
+    """Shrink a picture to a height by area averaging, if it is larger; warping alone would alias."""
     scale = height / picture.shape[0]
     if scale >= 1:
         return picture
@@ -89,7 +90,7 @@ def shrink_to(picture: Image, height: float) -> Image:
 
 
 def bend(picture: Image, shifts: NDArray[np.float32]) -> Image:
-    """The picture bent by a coarse grid of shifts (rows, columns, 2), in fractions of its height."""
+    """Bend a picture by a coarse grid of shifts (rows, columns, 2), in fractions of its height."""
     height, width = picture.shape[:2]
     smooth = cv2.resize(shifts, (width, height), interpolation=cv2.INTER_CUBIC)
     field = np.asarray(smooth, np.float32) * np.float32(height)
@@ -106,11 +107,12 @@ def render(
     size: tuple[int, int],
     shutter: Sequence[float] | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Draws the scene at (height, width): pictures (T, H, W, 3) and identities (T, H, W), 0 nobody.
+    """Render a scene at (height, width): pictures (T, H, W, 3) and identities (T, H, W), 0 none.
 
-    Where a sprite's opacity is over one half, the identity is its own; nearer sprites are drawn later.
-    `shutter`: for each frame the share of the time to the next one in which it is exposed: what moves is
-    smeared along its way. None: 0 everywhere.
+    A pixel has a sprite's identity if the sprite's opacity is over one half; nearer sprites are drawn later.
+    `shutter`: per frame, the share of the time to the next frame for which the shutter is open: moving
+        sprites
+    are smeared along their motion. None: 0 everywhere.
     """
     height, width = size
     count = len(background.poses)
@@ -138,7 +140,7 @@ def render(
 
 
 def _step(sprite: Sprite, t: int) -> NDArray[np.float64]:
-    """(x, y), how far the middle of a sprite goes from frame t to the next, or came if that is the last."""
+    """Movement (x, y) of a sprite's centre from frame t to the next; for the last, from the previous."""
     count = len(sprite.poses)
     before, after = (t, t + 1) if t + 1 < count and sprite.poses[t + 1] is not None else (t - 1, t)
     ends = [sprite.poses[i] if 0 <= i < count else None for i in (before, after)]
@@ -156,7 +158,7 @@ def _draw(
     identity: int,
     way: NDArray[np.float64],
 ) -> None:
-    """`way`: (x, y), what the sprite is smeared along, half of it to each side."""
+    """Draw a sprite; `way`: (x, y) along which it is smeared, half to each side."""
     reach = int(np.ceil(np.abs(way).max() / 2)) if np.abs(way).max() >= 2 else 0
     height, width = picture.shape[:2]
     corners = pose @ np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]], float)
@@ -173,7 +175,7 @@ def _draw(
     warped: Image = np.asarray(cv2.warpAffine(picture, local, size, flags=cv2.INTER_LINEAR), np.uint8)
     if reach:
         warped = _smeared(warped, way, reach)
-        # What was drawn around the frame came into it; the rest of it goes.
+        # Smearing used a margin around the frame; it is cropped here.
         cut_x, cut_y = max(0, -int(x0)), max(0, -int(y0))
         x0, y0 = max(int(x0), 0), max(int(y0), 0)
         x1, y1 = min(int(x1), frame.shape[1]), min(int(y1), frame.shape[0])
@@ -187,12 +189,12 @@ def _draw(
 
 
 def _smeared(picture: Image, way: NDArray[np.float64], reach: int) -> Image:
-    """(H, W, 4) averaged along `way`, as by a shutter that is open meanwhile."""
+    """Average a picture (H, W, 4) along `way`, as with an open shutter."""
     kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float32)
     ends = [(round(reach + s * way[0] / 2), round(reach + s * way[1] / 2)) for s in (-1, 1)]
     cv2.line(kernel, ends[0], ends[1], 1.0)
     light = picture.astype(np.float32)
-    light[..., :3] *= light[..., 3:] / 255  # so that what is transparent has no colour to give
+    light[..., :3] *= light[..., 3:] / 255  # so that transparent pixels contribute no colour
     kernel /= kernel.sum()
     smooth = np.asarray(cv2.filter2D(light, -1, kernel, borderType=cv2.BORDER_CONSTANT), np.float32)
     smooth[..., :3] *= 255 / np.maximum(smooth[..., 3:], 0.5)
@@ -200,14 +202,14 @@ def _smeared(picture: Image, way: NDArray[np.float64], reach: int) -> Image:
 
 
 def smooth_path(rng: Rng, count: int, speed: float, wander: float | None = None) -> NDArray[np.float64]:
-    """Offsets (count,) from 0: a steady speed (normal, deviation `speed` a frame) plus some wandering."""
+    """Offsets (count,) from 0: a constant speed (normal, deviation `speed` per frame) plus a random walk."""
     steps = rng.normal(0, speed) + rng.normal(0, speed * 0.4 if wander is None else wander, count)
     steps[0] = 0.0
     return np.cumsum(steps)
 
 
 def recolour(rng: Rng, picture: Image, strength: float) -> Image:
-    """RGB or RGBA with tone, channel balance, hue and saturation changed; strength 1 is strong."""
+    """Change tone, channel balance, hue and saturation of an RGB or RGBA picture; strength 1 is strong."""
     rgb = picture[..., :3]
     if rng.random() < 0.7:
         hsv = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2HSV)
@@ -223,7 +225,7 @@ def recolour(rng: Rng, picture: Image, strength: float) -> Image:
 
 
 def tone_table(rng: Rng, strength: float) -> Image:
-    """A table (256, 1, 3) for cv2.LUT: gamma, contrast, brightness and channel balance."""
+    """Make a table (256, 1, 3) for cv2.LUT: gamma, contrast, brightness and channel balance."""
     levels = np.arange(256, dtype=np.float64)[:, None] / 255
     gamma = np.exp(rng.normal(0, 0.2 * strength))
     gains = np.exp(rng.normal(0, 0.2 * strength) + rng.normal(0, 0.08 * strength, 3))
@@ -233,7 +235,7 @@ def tone_table(rng: Rng, strength: float) -> Image:
 
 
 def degrade(rng: Rng, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Camera faults on a whole clip (T, H, W, 3): drifting light, blur, low resolution, noise, JPEG."""
+    """Apply camera faults to a clip (T, H, W, 3): drifting light, blur, low resolution, noise, JPEG."""
     frames = frames.copy()
     count, height, width = frames.shape[:3]
     if rng.random() < 0.8:

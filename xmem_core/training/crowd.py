@@ -1,4 +1,7 @@
-"""Crowds: cut-out people, often look-alikes, walking on their own paths, crossing and hiding one another."""
+"""Crowds.
+
+Cut-out people, often look-alikes, walking on their own paths, crossing and occluding each other.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +36,15 @@ def crowd_scene(
     leave: bool = False,
     together: bool = False,
 ) -> tuple[list[Sprite], frozenset[int]]:
-    """Three to six people (and at times something large passing in front), and whom of them to label from.
+    """Compose three to six people (sometimes with a large occluder), and choose the ones that may be
+    labelled.
 
-    `camera`: the background's poses; people stand on its ground, so they move with it. `pace`: a factor on
-    how fast they walk; `small`: they are about a quarter as tall; `leave`: some walk out of the frame, and
-    others, who are not there at first, come in after them; `together`: there are more of them, some keep so
-    close to one another that they hide parts of one another all the time, and some turn round; then at times
-    only those who keep together may be labelled. Where some leave or come as well, they are of the others.
+    `camera`: the background's poses; people stand on its ground, so they move with it. `pace`: factor on
+        their
+    walking speed; `small`: they are about a quarter as tall; `leave`: some walk out of the frame, and others,
+    absent at first, enter after them; `together`: there are more people, some stay so close that they partly
+    occlude each other all the time, and some turn round; then sometimes only the close group may be labelled.
+    Those who leave or enter are not members of the group.
     """
     number = int(rng.integers(4, 9) if together else rng.integers(3, 7))
     cast = _cast(library, rng, number)
@@ -50,12 +55,12 @@ def crowd_scene(
         common, least = max(common * rng.uniform(0.15, 0.5), 0.05 * size), 0.05
     heights = np.clip(common * np.exp(rng.normal(0, 0.2, number)), least * size, 0.75 * size)
     starts = rng.uniform(0.05, 0.95, number) * size
-    # From the steps between neighbouring frames, where being near is what tells look-alikes apart (and only
-    # the sensory memory knows where one was), to those between far frames, where only the looks do.
+    # From small steps between neighbouring frames, where position tells look-alikes apart (which only the
+    # sensory memory knows), to large steps between distant frames, where only appearance does.
     speeds = rng.normal(0, 1.0, number) * float(np.exp(rng.uniform(np.log(0.006), np.log(0.12)))) * size
     speeds *= pace
     if rng.random() < 0.45:
-        # Two of them swap sides, about half-way: they cross, and one hides the other.
+        # Two of them swap sides about half-way: they cross, and one occludes the other.
         a, b = 0, 1
         gap = rng.uniform(0.2, 0.7) * size
         starts[a], starts[b] = np.array([0.5, 0.5]) * size + [-gap / 2, gap / 2] + rng.normal(0, 0.05 * size)
@@ -101,10 +106,10 @@ def _come_and_go(
     starts: NDArray[np.float64],
     speeds: NDArray[np.float64],
 ) -> frozenset[int]:
-    """Sends one or two out of the frame before the clip is over, and lets others in from outside later.
+    """Let one or two people leave the frame before the clip ends, and others enter from outside later.
 
-    Changes `starts` and `speeds`; returns whose. Who has left is to be found nowhere, though others look much
-    like them, and some of these go to where they were.
+    Changes `starts` and `speeds`; returns the indices of both. Those who left have no mask any more, although
+    others look much like them, and some of these go to where they were.
     """
     order = rng.permutation(len(starts))
     leavers = order[: int(rng.integers(1, 3))]
@@ -120,7 +125,7 @@ def _come_and_go(
     for i in comers:
         side = float(rng.choice([-1.0, 1.0]))
         if rng.random() < 0.5:
-            # Comes in about when somebody leaves, as somebody who takes his place in a queue or a doorway.
+            # Enters about when somebody leaves, to the same place, as in a queue or a doorway.
             place, gone = places[int(rng.integers(len(places)))]
             outside = size * (0.5 + side * 0.5) + side * 0.35 * heights[i]
             enters = gone * rng.uniform(0.5, 1.0)
@@ -142,11 +147,11 @@ def _flock(
     speeds: NDArray[np.float64],
     passing: frozenset[int] = frozenset(),
 ) -> list[int]:
-    """Moves two to four people to one place, to walk on from it with little between them; returns who.
+    """Move two to four people to one place, to walk on from there close together; returns their indices.
 
-    Those in `passing` are not taken; where that leaves fewer than two, there is no group. Changes `heights`,
-    `starts` and `speeds`. A person is about 0.4 of the own height wide: with such gaps and such drift some
-    part of somebody is hidden on most frames, and some change sides slowly.
+    People in `passing` are not chosen; if that leaves fewer than two, there is no group. Changes `heights`,
+    `starts` and `speeds`. A person is about 0.4 heights wide: with these gaps and this drift someone is
+    partly hidden on most frames, and some slowly change sides.
     """
     order = rng.permutation(len(starts))
     most = int(rng.integers(2, 5))
@@ -154,7 +159,7 @@ def _flock(
     if len(group) < 2:
         return []
     tall = float(heights[group].mean() * rng.uniform(1.0, 1.4))
-    # All as tall as one another stand as far in front: only a little decides who hides whom.
+    # Equal heights mean equal distance: small differences decide who occludes whom.
     heights[group] = np.clip(
         tall * np.exp(rng.normal(0, 0.06, len(group))), heights.min(), 1.2 * heights.max()
     )
@@ -165,20 +170,23 @@ def _flock(
 
 
 def _until(turn: int, count: int) -> NDArray[np.float64]:
-    """(count,) steps walked from the start by who walks back from step `turn` on."""
+    """Steps (count,) walked from the start, with walking back from step `turn` on."""
     steps = np.arange(count, dtype=float)
     walked: NDArray[np.float64] = np.where(steps <= turn, steps, 2 * turn - steps)
     return walked
 
 
 def _cast(library: Library, rng: Rng, number: int) -> list[Image]:
-    """Cut-outs of people; in two scenes of three some are the same person in slightly other colours."""
+    """Choose cut-outs of people.
+
+    In two of three scenes some are the same person in slightly different colours.
+    """
     stills = library.stills["people"]
     cast: list[Image] = []
     double = rng.random() < 0.65
     while len(cast) < number:
         if cast and double and rng.random() < 0.5:
-            # At least so much colour apart that who is who can be seen.
+            # At least this different in colour, so that they can be told apart.
             cast.append(recolour(rng, cast[int(rng.integers(len(cast)))], rng.uniform(0.4, 1.0)))
             continue
         picture, labels = library.still("people", int(rng.integers(len(stills))))
@@ -186,7 +194,7 @@ def _cast(library: Library, rng: Rng, number: int) -> list[Image]:
         if piece is None:
             continue
         if rng.random() < 0.2:
-            # From the knees or the waist up: people are cut off by cars and frames.
+            # From the knees or the waist up: people are often cut off by cars and by the frame.
             piece = piece[: max(12, int(piece.shape[0] * rng.uniform(0.45, 0.8)))]
         cast.append(recolour(rng, piece, 0.5))
     order = rng.permutation(number)
@@ -206,7 +214,7 @@ def _walker(
     depth: float,
     camera: Sequence[Pose],
 ) -> Sprite:
-    """`walk`: (T,) where the feet are across the frame; after step `turn` the person faces the other way."""
+    """Make a walking sprite; `walk` (T,): x of the feet; after step `turn` the person faces the other way."""
     count = len(walk)
     picture = shrink_to(picture, height * 1.15)
     source_height, source_width = picture.shape[:2]
@@ -233,7 +241,7 @@ def _walker(
             flip != (t > turn),
             anchor=(source_width / 2, source_height),
         )
-        # What the camera did since the first frame, people on the ground do with it.
+        # People on the ground follow the camera's motion since the first frame.
         since = np.vstack([camera[t], [0, 0, 1]]) @ np.linalg.inv(first)
         poses.append(since[:2] @ np.vstack([pose, [0, 0, 1]]))
         pictures.append(bend(picture, _gait(rng, swing)) if walks else picture)
@@ -252,7 +260,7 @@ def _gait(rng: Rng, swing: float) -> NDArray[np.float32]:
 
 
 def _away(rng: Rng, sprite: Sprite, count: int) -> Sprite:
-    """The same, but out of sight on some middle frames, and back on the last."""
+    """Return the sprite hidden on some middle frames, and visible again on the last."""
     poses: list[Pose | None] = list(sprite.poses)
     for t in range(1, int(rng.integers(2, count))):
         poses[t] = None
@@ -262,7 +270,7 @@ def _away(rng: Rng, sprite: Sprite, count: int) -> Sprite:
 def occluder(
     library: Library, rng: Rng, target: Sprite, when: int, count: int, size: int, identity: int
 ) -> Sprite:
-    """Something larger that stands in front of `target` at frame `when`, coming from and going to a side."""
+    """Make a larger object that covers `target` at frame `when`, entering and leaving sideways."""
     kind = "ecssd" if library.stills["ecssd"] and rng.random() < 0.5 else "people"
     piece: Image | None = None
     while piece is None:

@@ -26,14 +26,14 @@ _FREE = {"threads", "workers", "max_hours", "log_every", "checkpoint_every", "de
 # Settings that must be equal to resume from a checkpoint. Others may change on purpose, to end a run sooner
 # or to change its curriculum; the result then differs from an unchanged run.
 _FIXED = {"model", "seed"}
-# Checkpoints left: the newest, and one before it in case a full disk or a power cut damages that.
+# Number of checkpoints kept: the newest, and the one before in case a full disk or power cut damages it.
 _KEPT = 2
 
 log = logging.getLogger(__name__)
 
 
 class DamagedCheckpointError(ValueError):
-    """A checkpoint lacks a file, or one is not what was written; the message names it."""
+    """A file of a checkpoint is missing or damaged; the message names it."""
 
 
 def save_checkpoint(
@@ -44,7 +44,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
 ) -> Path:
-    """Writes out/checkpoint-<step> whole or not at all, then removes all but it and the one before."""
+    """Write out/checkpoint-<step> atomically, then remove all but it and the one before."""
     final = out / f"checkpoint-{step:08d}"
     partial = out / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -60,26 +60,26 @@ def save_checkpoint(
             os.fsync(file.fileno())
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
-    # Later ones are damaged, or of a run that was started over.
+    # Later ones are damaged, or belong to a run that was started over.
     kept = [p for p in checkpoints(out) if p <= final][-_KEPT:]
     remove_checkpoints(out, but=kept)
     return final
 
 
 def remove_checkpoints(out: Path, but: Sequence[Path] = ()) -> None:
-    """Removes a run's checkpoints, but for those named."""
+    """Remove a run's checkpoints, except those given."""
     for path in checkpoints(out):
         if path not in but:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def checkpoints(out: Path) -> list[Path]:
-    """The finished checkpoints of a run's folder, the newest last."""
+    """Finished checkpoints in a run's folder, newest last."""
     return sorted(p for p in out.glob("checkpoint-*") if p.is_dir())
 
 
 def latest_checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint of a run's folder."""
+    """The newest checkpoint in a run's folder, or None."""
     found = checkpoints(out)
     return found[-1] if found else None
 
@@ -91,7 +91,7 @@ def resume_from(
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
 ) -> int:
-    """`load_checkpoint` of the newest one that is whole; 0 if there is none at all.
+    """Load the newest undamaged checkpoint and return its step; 0 if there are no checkpoints.
 
     Raises ValueError if all are damaged, or the one to use was made with another model or seed.
     """
@@ -100,7 +100,7 @@ def resume_from(
         try:
             step = load_checkpoint(path, model, averaged, optimizer, config)
         except DamagedCheckpointError as error:
-            log.warning("%s; trying the checkpoint before", error)
+            log.warning("%s; trying the previous checkpoint", error)
             damage.append(str(error))
             continue
         log.info("resuming after step %d from %s", step, path)
@@ -120,26 +120,26 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
 ) -> int:
-    """Fills model, averaged weights and optimizer, all or none; returns the number of steps done.
+    """Load model, averaged weights and optimizer, all or none; returns the number of completed steps.
 
     Raises:
         DamagedCheckpointError: a file is missing or damaged.
         ValueError: the checkpoint was made with another model or seed.
     """
     state = _read_state(path)
-    # Through the class, so that a setting that is new since then counts with its default.
+    # Through the class, so that settings added since then have their defaults.
     before, now = TrainConfig.from_dict(state["config"]).to_dict(), config.to_dict()
     differing = sorted(k for k in now if k not in _FREE and before[k] != now[k])
     if fixed := [k for k in differing if k in _FIXED]:
         raise ValueError(
-            f"{path} was made with another {' and '.join(fixed)}: give the same, another output folder, "
+            f"{path} was made with another {' and '.join(fixed)}: use the same, another output folder, "
             "or start over without resuming"
         )
     try:
         own = load_file(path / "model.safetensors")
         average = load_file(path / "averaged.safetensors")
         moments = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-    except Exception as error:  # three formats, each with errors of its own
+    except Exception as error:  # three formats, each with its own errors
         raise DamagedCheckpointError(f"{path} is damaged: {_first_line(error)}") from error
     if differing:
         log.warning("resuming with changed settings: %s", ", ".join(differing))
@@ -151,16 +151,16 @@ def load_checkpoint(
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """A checkpoint's state.json, once the other files have the digests that it notes."""
+    """Read a checkpoint's state.json after checking the digests of the other files."""
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
-        # Checkpoints of earlier versions note none.
+        # Checkpoints of earlier versions have no digests.
         wrong = [n for n, digest in state.get("sha256", {}).items() if _digest(path / n) != digest]
         int(state["step"]), dict(state["config"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedCheckpointError(f"{path} is damaged: {_first_line(error)}") from error
     if wrong:
-        raise DamagedCheckpointError(f"{path} is damaged: {', '.join(wrong)} is not what was written")
+        raise DamagedCheckpointError(f"{path} is damaged: {', '.join(wrong)} does not match its checksum")
     return state
 
 
@@ -175,23 +175,23 @@ def _first_line(error: Exception) -> str:
 
 
 def publish_weights(path: Path, config: ModelConfig, weights: dict[str, Tensor]) -> None:
-    """Writes weights as fp16 safetensors, atomically; the metadata's `config` is the model's shape."""
+    """Write weights as fp16 safetensors, atomically; the metadata's `config` is the model's shape."""
     half = {k: (v.half() if v.is_floating_point() else v).contiguous().cpu() for k, v in weights.items()}
     partial = path.with_name(f".{path.name}.partial")
-    # One entry: safetensors writes several in any order, and equal weights shall be equal files.
+    # A single entry: safetensors writes several in random order, and equal weights must give equal files.
     save_file(half, partial, metadata={"config": json.dumps(config.to_dict(), sort_keys=True)})
     partial.replace(path)
 
 
 def is_statistic(name: str) -> bool:
-    """Whether a tensor of the state dict is a BatchNorm's running statistic, not a trained parameter."""
+    """Whether a tensor of the state dict is a running statistic of a BatchNorm, not a trained parameter."""
     return name.endswith((".running_mean", ".running_var", ".num_batches_tracked"))
 
 
 def load_weights(model: XMem, path: str | Path) -> None:
-    """Fills the model from a safetensors file of any float type; a wider model's is narrowed (`narrow`).
+    """Load a safetensors file of any float type into the model; a wider model's is narrowed (`narrow`).
 
-    ValueError if it is another model's.
+    ValueError if it belongs to another model.
     """
     with safe_open(str(path), "pt") as file:
         metadata = file.metadata() or {}
@@ -203,16 +203,16 @@ def load_weights(model: XMem, path: str | Path) -> None:
                 state = narrow(state, shape, model.config)
             except ValueError as error:
                 raise ValueError(
-                    f"{path} holds a model of another shape: {error}; it has {metadata['config']}"
+                    f"{path} has a model of another shape: {error}; it has {metadata['config']}"
                 ) from error
     problems = sorted(set(model.state_dict()) ^ set(state))
     if problems:
-        raise ValueError(f"{path} does not fit the model: {', '.join(problems[:3])} only on one side")
+        raise ValueError(f"{path} does not fit the model: {', '.join(problems[:3])} exist on one side only")
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
 
 
 def trim_log(path: Path, step: int) -> None:
-    """Drops the lines after a step, which a run resumed there will write again; and a torn last line."""
+    """Drop log lines after a step, which a resumed run writes again, and an incomplete last line."""
     if not path.exists():
         return
     kept = []
@@ -226,7 +226,7 @@ def trim_log(path: Path, step: int) -> None:
 
 
 def plot_losses(log_path: Path, png: Path) -> None:
-    """Draws the log's losses and agreement over steps, as running means; without matplotlib, no plot."""
+    """Plot the log's losses and IoU over steps, as running means; no plot without matplotlib."""
     try:
         import matplotlib
     except ImportError:
@@ -240,7 +240,7 @@ def plot_losses(log_path: Path, png: Path) -> None:
     figure = Figure(figsize=(8, 5.5))
     upper, lower = figure.subplots(2, 1, sharex=True)
     names = sorted({k for x in lines for k in x if k.startswith("iou")})
-    # One line of the log is a few batches and says little: a thirtieth of the run is drawn as one.
+    # A line of the log averages only a few batches, so each point averages a thirtieth of the run.
     window = max(1, len(lines) // 30)
     for axes, shown in ((upper, ["loss", "ce", "dice"]), (lower, names)):
         for name in shown:

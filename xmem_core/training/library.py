@@ -1,7 +1,7 @@
 """The training images on disk, with a cache of decoded ones.
 
-`root` holds `stills/{ecssd,people,coco}/*.jpg` with a PNG of the same stem (0 the background, then one value
-per object) and `davis/{JPEGImages,Annotations}/<clip>/`. Any of them may be absent; what is there is used.
+`root` has `stills/{ecssd,people,coco}/*.jpg` with a PNG of the same stem (0 the background, then one value
+per object) and `davis/{JPEGImages,Annotations}/<clip>/`. Each of them is optional.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ STILL_KINDS = ("ecssd", "people", "coco")
 class Library:
     """Lists and decodes the training pictures. Pictures are RGB uint8, label images uint8 of the same size.
 
-    `held_out_people`: so many stills of `people`, the last by name, are never given out: a later evaluation
-    of crowds composes its scenes from them. Raises FileNotFoundError if `root` holds no picture at all.
+    `held_out_people`: this many stills of `people`, the last by name, are never used for training: evaluation
+        on
+    crowds composes its scenes from them. Raises FileNotFoundError if `root` has no pictures at all.
     """
 
     def __init__(self, root: str | Path, held_out_people: int = 100, longest: int = 384) -> None:
@@ -66,7 +67,7 @@ class Library:
         return self._read(*self.clips[clip][frame])
 
     def emptied_still(self, kind: str, index: int) -> Image:
-        """A still with its labelled objects painted over from what is around them, kept for the next call."""
+        """Return a still with its labelled objects inpainted; cached for the next call."""
         path = self.stills[kind][index]
         if path not in self._emptied:
             picture, labels = self.still(kind, index)
@@ -91,9 +92,9 @@ class Library:
 
 
 def paint_over(picture: Image, hole: NDArray[np.bool_]) -> Image:
-    """The picture with `hole` filled, cheaply: a shifted copy of the scene beside it, and a smooth rest.
+    """Fill `hole` in a picture, cheaply: with a shifted copy of the scene beside it, and smooth inpainting.
 
-    A shifted copy keeps texture and the horizon's height; what the shift can't reach is inpainted at an
+    A shifted copy keeps texture and the height of the horizon; what the shift cannot reach is inpainted at an
     eighth of the size and is smooth.
     """
     if not hole.any():

@@ -22,9 +22,9 @@ _library: Library | None = None
 def batches(
     config: TrainConfig, data_root: str | Path, first: int, last: int, ahead: int = 3
 ) -> Iterator[Batch]:
-    """The batches of steps first..last-1, in order. They depend on the seed and the step alone.
+    """Yield the batches of steps first..last-1, in order. They depend only on the seed and the step.
 
-    Raises FileNotFoundError, at once, if `data_root` holds no pictures.
+    Raises FileNotFoundError, immediately, if `data_root` has no pictures.
     """
     library = Library(data_root, config.held_out_people)
     if config.workers == 0:
@@ -56,7 +56,7 @@ def _batch_of(library: Library, config: TrainConfig, step: int) -> Batch:
 
 def _open_library(data_root: str, held_out_people: int) -> None:
     global _library
-    # A terminal's or a service's stop goes to the whole group: the trainer decides when the worker ends.
+    # SIGINT from a terminal or service goes to the whole process group: the trainer ends the worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _library = Library(data_root, held_out_people)

@@ -16,10 +16,10 @@ def bootstrapped_cross_entropy(logits: Tensor, labels: Tensor, fraction: float) 
         fraction: in (0, 1]; 1 is the plain mean.
 
     Returns:
-        a scalar: the mean over images.
+        A scalar: the mean over images.
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"fraction is {fraction}: more than 0 and at most 1 is allowed")
+        raise ValueError(f"fraction is {fraction}: must be more than 0 and at most 1")
     loss = F.cross_entropy(logits.float(), labels, reduction="none").flatten(1)  # B, H*W
     if fraction < 1:
         loss = torch.topk(loss, max(1, int(loss.shape[1] * fraction)), dim=1, sorted=False).values
@@ -27,15 +27,15 @@ def bootstrapped_cross_entropy(logits: Tensor, labels: Tensor, fraction: float) 
 
 
 def dice_loss(probabilities: Tensor, labels: Tensor, present: Tensor) -> Tensor:
-    """1 - (2 sum(p g) + 1) / (sum p + sum g + 1), of each object apart, then the mean over those present.
+    """1 - (2 sum(p g) + 1) / (sum p + sum g + 1), per object, averaged over the objects present.
 
     Args:
         probabilities: (B, O, H, W), objects only.
         labels: (B, H, W) int64, 0..O.
-        present: (B, O), 1 where the clip has such an object, else 0.
+        present: (B, O), 1 for objects of the clip, else 0.
 
     Returns:
-        a scalar; 0 if no object is present at all.
+        A scalar; 0 if no object is present.
     """
     objects = torch.arange(1, probabilities.shape[1] + 1, device=labels.device)
     truth = (labels[:, None] == objects[None, :, None, None]).flatten(2).float()
@@ -46,7 +46,7 @@ def dice_loss(probabilities: Tensor, labels: Tensor, present: Tensor) -> Tensor:
 
 
 def hardest_fraction(step: int, start: int, end: int, last: float) -> float:
-    """All pixels up to `start`, then linearly fewer, `last` of them from `end` on."""
+    """1 up to `start`, then linearly decreasing to `last` at `end`."""
     if step <= start:
         return 1.0
     if step >= end:
@@ -58,7 +58,7 @@ def hardest_fraction(step: int, start: int, end: int, last: float) -> float:
 def mean_iou(predicted: Tensor, labels: Tensor, objects: int) -> float:
     """Mean intersection over union of objects 1..objects on label images of any equal shape.
 
-    An object in neither counts as 1: nothing was painted where nothing is.
+    An object in neither counts as 1.
     """
     total = 0.0
     for number in range(1, objects + 1):

@@ -12,14 +12,14 @@ from xmem_core.config import ModelConfig
 from xmem_core.network import XMem
 
 # What may be narrowed: the value encoder's trunk and the decoder. Keys, values and the sensory memory keep
-# their widths, and with them what they have learnt to say.
+# their widths and thus their learned representations.
 _WIDTHS = ("value_stem", "value_widths", "decoder_dims")
-# How a network is used and what is known of its weights, not its shape.
+# Usage of a network and properties of its weights, not its shape.
 _USE = ("default_size", "default_search_window", "presence")
 
-# Tensors by name, and what the channels of their first and second dimension are; None: not narrowed.
-# Channels that are added to each other share a name, so that the same ones are kept. v: stages of the value
-# encoder (v0: its stem), m: inside their blocks; d: scales of the decoder, f, u, gate: inside its blocks.
+# Tensors by name, with the channels of their first and second dimension; None: not narrowed. Channels that
+# are added to each other share a name, so that the same ones are kept. v: stages of the value encoder (v0:
+# its stem), m: inside their blocks; d: scales of the decoder, f, u, gate: inside its blocks.
 _CHANNELS: tuple[tuple[str, str | None, str | None], ...] = (
     (r"value_encoder\.(?:conv1|bn1)\..*", "v0", None),
     (r"value_encoder\.layer1\.0\.conv1\.weight", "m1", "v0"),
@@ -47,35 +47,35 @@ _CHANNELS: tuple[tuple[str, str | None, str | None], ...] = (
     (r"decoder\.up_8_4\.out_conv\.downsample\..*", "d4", "d8"),
     (r"decoder\.pred\.weight", None, "d4"),
 )
-# Input of more channels than those named: here they are the last, elsewhere the first.
+# Inputs with more channels than those named: here the named ones are the last, elsewhere the first.
 _LAST = re.compile(r"value_encoder\.fuser\.block1\..*")
 
 
 def narrow(state: Mapping[str, Tensor], wide: ModelConfig, config: ModelConfig) -> dict[str, Tensor]:
-    """A state dict for a network of `config` from one of `wide`, to be trained further.
+    """Make a state dict for a network of `config` from one of `wide`, for further training.
 
-    Of each width the channels stay that weigh most: by the product of what writes them and what reads them
-    (norms of weights).
+    Of each width, the channels with the largest weights are kept: by the product of the norms of the weights
+    that write and read them.
 
     Args:
-        state: of the wide network.
+        state: state dict of the wide network.
         wide: its shape.
         config: a shape that differs only by a smaller `value_stem`, `value_widths` or `decoder_dims`.
 
     Raises:
-        ValueError: the shapes differ by something else, or `config` is the wider one somewhere.
+        ValueError: the shapes differ in other values, or `config` is wider somewhere.
     """
     before, after = wide.to_dict(), config.to_dict()
     if other := sorted(n for n in before if before[n] != after[n] and n not in (*_WIDTHS, *_USE)):
         raise ValueError(
-            f"weights of another {', '.join(other)} can't be narrowed: only {', '.join(_WIDTHS)} may differ"
+            f"weights of another {', '.join(other)} cannot be narrowed: only {', '.join(_WIDTHS)} may differ"
         )
     target = {name: tuple(t.shape) for name, t in XMem(config).state_dict().items()}
     if set(target) != set(state):
-        raise ValueError("weights can't be narrowed: value_stem equals the first of value_widths in one only")
+        raise ValueError("weights cannot be narrowed: value_stem equals value_widths[0] in only one of them")
     had, wanted = _sizes(wide), _sizes(config)
     if wider := sorted(n for n in had if wanted[n] > had[n]):
-        raise ValueError(f"weights can't be narrowed to more channels ({', '.join(wider)})")
+        raise ValueError(f"weights cannot be narrowed to more channels ({', '.join(wider)})")
     plan = {name: _channels_of(name, wide) for name in state}
     kept = _strongest(state, plan, had, wanted)
     return {name: _cut(name, tensor, plan[name], kept, had) for name, tensor in state.items()}
@@ -112,7 +112,7 @@ def _strongest(
     had: dict[str, int],
     wanted: dict[str, int],
 ) -> dict[str, Tensor]:
-    """The channels that stay, of each name."""
+    """The channels to keep, by name."""
     strength = {name: [torch.zeros(n, dtype=torch.float64) for _ in range(2)] for name, n in had.items()}
     for name, tensor in state.items():
         if tensor.ndim < 2:

@@ -15,7 +15,7 @@ from xmem_core.network import XMem
 
 
 def tune_for_cpu(model: XMem) -> None:
-    """Changes precision and layout of single convolutions; results stay the same to rounding."""
+    """Change precision and layout of single convolutions; results are equal up to rounding."""
     for module in model.key_encoder.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1:
             _full_precision(module)
@@ -28,7 +28,7 @@ def tune_for_cpu(model: XMem) -> None:
             _full_precision(module)
     _full_precision(model.decoder.pred)
     _full_precision(model.key_proj.d_proj)
-    # The masks' two channels make a poor channels_last tensor.
+    # A tensor with two channels (the masks) is inefficient in channels_last.
     first = model.value_encoder.conv1
     first.weight.data = first.weight.data.contiguous(memory_format=torch.contiguous_format)
 
@@ -40,6 +40,6 @@ def _full_precision(conv: nn.Conv2d) -> None:
         with torch.autocast("cpu", enabled=False):
             return plain(conv, x.float()).to(x.dtype)
 
-    # On the instance: the parameters, their names and the module's place stay as they are.
+    # Patched on the instance: parameters, their names and the module tree are unchanged.
     patched: Any = conv
     patched.forward = forward

@@ -1,7 +1,7 @@
 """The training loop: steps, schedule, averaged weights, checkpoints, log and plot.
 
-What a step does depends on the settings, the weights and the step number alone (data and random choices are
-drawn from seed and step), so a run resumed from a checkpoint goes on exactly as if it had never stopped.
+A step depends only on the settings, the weights and the step number (data and random choices are drawn from
+seed and step), so a run resumed from a checkpoint continues as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _WHITENING_CLIPS = 64
 
 
 class Trainer:
-    """Network, averaged weights and optimizer of a run. `step` advances all three by one batch."""
+    """Network, averaged weights and optimizer of a run. `step` updates all three with one batch."""
 
     def __init__(self, config: TrainConfig, backbone: str | Path | None = None) -> None:
         torch.manual_seed(config.seed)
@@ -97,7 +97,7 @@ class Trainer:
 
     @torch.no_grad()
     def whiten_keys(self, library: Library) -> None:
-        """Begin the key projection anew, see `KeyProjection.whiten`, from pictures like the first steps'."""
+        """Initialise the key projection, see `KeyProjection.whiten`, from pictures as in the first steps."""
         options = self.config.phase(0).options()
         rows = []
         for number in range(_WHITENING_CLIPS):
@@ -117,7 +117,7 @@ class Trainer:
         return c.lr * (c.last_lr + (1 - c.last_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
     def step(self, step: int, batch: Batch) -> dict[str, float]:
-        """One optimizer step on a batch; returns what the log shows of it."""
+        """Run one optimizer step on a batch; returns the values for the log."""
         config = self.config
         self._set_modes(step)
         images, labels = self._tensors(batch)
@@ -150,8 +150,8 @@ class Trainer:
         )
         value = float(loss.detach())
         if not math.isfinite(value) or not math.isfinite(norm):
-            # One bad batch must not end in weights of NaN; many in a row end the run (see `train`).
-            log.warning("step %d: loss %s, gradient norm %s; this step is left out", step, value, norm)
+            # A single bad batch must not make the weights NaN; many in a row end the run (see `train`).
+            log.warning("step %d: loss %s, gradient norm %s; step skipped", step, value, norm)
             self.optimizer.zero_grad(set_to_none=True)
         else:
             self._update()
@@ -163,17 +163,18 @@ class Trainer:
             "grad": norm,
             "lr": rate,
         }
-        # Counting pixels takes a twentieth of a step; a fifth of the steps is sample enough for the log.
+        # Counting pixels takes a twentieth of a step; every fifth step is enough for the log.
         if step % 5 == 0:
             result.update(self._agreement(outputs, labels, batch))
         return result
 
     @torch.no_grad()
     def _update(self) -> None:
-        """The optimizer's step, smaller by `feature_scale` where weights multiply features of the trunk.
+        """Run the optimizer, with steps smaller by `feature_scale` for weights that multiply the trunk's
+        features.
 
-        Adam moves every weight by about the learning rate, whatever it multiplies; with inputs of a deviation
-        of 6 that is a step six times too large.
+        Adam moves every weight by about the learning rate, whatever its input; for inputs with a deviation of
+        6 the step is six times too large.
         """
         before = [(w, w[:, :n].clone()) for w, n in self._on_features]
         self.optimizer.step()
@@ -202,16 +203,16 @@ class Trainer:
 
     def _set_modes(self, step: int) -> None:
         self.model.train()
-        # ImageNet's statistics stay: batches of composed pictures are no better estimate of them.
+        # ImageNet's statistics are kept: batches of composed pictures give no better estimate.
         self.model.key_encoder.eval()
         if step >= self.config.first_frozen_step():
             self.model.value_encoder.eval()
 
     @torch.no_grad()
     def _average(self, step: int) -> None:
-        # Warm: early on the average forgets fast, or it would keep the random start for thousands of steps.
+        # Warm-up: otherwise the average would keep the random start for thousands of steps.
         keep = min(self.config.ema, (step + 1) / (step + 10))
-        # Frozen statistics are what the weights are trained with from then on: no average fits better.
+        # Frozen statistics are those the weights are trained with from then on, so they are not averaged.
         frozen = step >= self.config.first_frozen_step()
         for name, now in self.model.state_dict().items():
             if now.is_floating_point() and not (frozen and is_statistic(name)):
@@ -228,21 +229,21 @@ def train(
     init: str | Path | Sequence[str | Path] | None = None,
     backbone: str | Path | None = None,
 ) -> Path:
-    """Trains and returns the path of the averaged weights (fp16 safetensors).
+    """Train a model and return the path of the averaged weights (fp16 safetensors).
 
     `out_dir` gets config.json, log.jsonl (a line every `log_every` steps), loss.png, checkpoint-<step>/ (the
-    newest two) and weights-ema.safetensors. With `resume`, the newest checkpoint in `out_dir` that is not
-    damaged is gone on from, and `init` and `backbone` are not looked at. SIGTERM, SIGINT and `max_hours` end
-    the run with a checkpoint; a second SIGINT ends it at once.
+    newest two) and weights-ema.safetensors. `resume` continues from the newest undamaged checkpoint in
+    `out_dir` and ignores `init` and `backbone`. SIGTERM, SIGINT and `max_hours` end the run with a
+    checkpoint; a second SIGINT ends it at once.
 
     Raises:
-        FileNotFoundError: no pictures under `data_root`. Nothing is written then.
-        ValueError: the checkpoint belongs to other settings or all are damaged, or `init` to another model.
+        FileNotFoundError: no pictures under `data_root`; nothing was written.
+        ValueError: all checkpoints are damaged, or the checkpoint or `init` belongs to another model.
         RuntimeError: the loss was not finite for 20 steps in a row.
     """
     out = Path(out_dir)
     torch.set_num_threads(config.threads)
-    library = Library(data_root, config.held_out_people)  # complains before anything is written
+    library = Library(data_root, config.held_out_people)  # fails before anything is written
     resume = resume and latest_checkpoint(out) is not None
     trainer = Trainer(config, None if resume or init is not None else backbone)
     first = 0
@@ -271,7 +272,7 @@ def train(
             result = trainer.step(step, batch)
             failures = 0 if math.isfinite(result["loss"] + result["grad"]) else failures + 1
             if failures >= 20:
-                raise RuntimeError(f"the loss has not been finite for {failures} steps up to step {step}")
+                raise RuntimeError(f"the loss was not finite for {failures} steps, up to step {step}")
             window.append(result)
             done = step + 1
             late = config.max_hours > 0 and time.monotonic() - started > config.max_hours * 3600
@@ -282,7 +283,7 @@ def train(
                 log_file.write(json.dumps({k: _short(v) for k, v in line.items()}) + "\n")
                 log_file.flush()
                 log.info(
-                    "step %d of %d: loss %.3f, %.2f s a step",
+                    "step %d of %d: loss %.3f, %.2f s per step",
                     done,
                     config.steps,
                     line["loss"],
@@ -299,7 +300,7 @@ def train(
 
 
 class _StopSignals:
-    """While entered, SIGTERM and SIGINT only set `asked`; outside the main thread, nothing happens."""
+    """While entered, SIGTERM and SIGINT only set `asked`; has no effect outside the main thread."""
 
     asked = False
 

@@ -18,7 +18,8 @@ from xmem_core.network import KeyFeatures, XMem, aggregate
 class Plan:
     """The random choices of one unrolled clip.
 
-    read[t]: the earlier frames that frame t reads; deep[t]: frame t renews the sensory memory from its value.
+    read[t]: the earlier frames that frame t reads; deep[t]: frame t updates the sensory memory from its
+    value.
     """
 
     read: tuple[tuple[int, ...], ...]
@@ -26,7 +27,10 @@ class Plan:
 
 
 def draw_plan(rng: np.random.Generator, frames: int, deep_update: float, most: int = 3) -> Plan:
-    """The first frame is always read, and up to `most` - 1 later ones; it also always updates deeply."""
+    """Draw a plan.
+
+    Each frame reads the first frame, which updates deeply, and up to `most` - 1 later ones.
+    """
     read: list[tuple[int, ...]] = [()]
     for t in range(1, frames):
         later = rng.permutation(np.arange(1, t))[: most - 1]
@@ -43,10 +47,10 @@ def unroll(
     Args:
         images: (B, T, 3, H, W), normalised.
         first_masks: (B, O, H, W) in 0..1.
-        present: (B, O): 1 for an object that the clip has, else 0.
+        present: (B, O): 1 for objects of the clip, else 0.
         plan: from `draw_plan`, for T frames.
-        aged: frames 1..aged are run without gradients, and their logits not returned: memories then are as
-            old, and as wrong, as in use, for a third of what it costs to learn from such frames.
+        aged: frames 1..aged are run without gradients, and their logits are not returned: memories are then
+            as old, and as wrong, as in use, for a third of the cost of learning from such frames.
 
     Returns:
         T - 1 - aged tensors of logits (B, O + 1, H, W), fp32, background first.
@@ -98,12 +102,12 @@ def unroll(
 def _no_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
-    # Autocast keeps the weights it has cast, here without a way back to them: nothing would learn from these.
+    # Autocast caches weights that it cast without gradients; they would not be trained.
     torch.clear_autocast_cache()
 
 
 def _encode(model: XMem, images: Tensor, aged: int) -> list[KeyFeatures]:
-    """The features of each frame of the clips; those of frames 1..aged without gradients."""
+    """Features of each frame of the clips; those of frames 1..aged without gradients."""
     frames = images.shape[1]
     found: dict[int, KeyFeatures] = {}
     for numbers, context in (
@@ -128,6 +132,6 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def one_hot(labels: Tensor, objects: int) -> Tensor:
-    """(B, H, W) labels to (B, O, H, W) masks of objects 1..O, float32."""
+    """Convert labels (B, H, W) to masks (B, O, H, W) of objects 1..O, float32."""
     numbers: Sequence[int] = range(1, objects + 1)
     return torch.stack([labels == n for n in numbers], 1).float()

@@ -137,7 +137,7 @@ def test_xmem_train_goes_on_and_its_weights_can_be_tracked_with(
         (("--set", "steps"), "--set 'steps' is not allowed: give name=value"),
         (("--set", "stepz=3"), "unknown training setting stepz"),
         (("--set", "steps=many"), "steps='many' is not allowed: a whole number is needed"),
-        (("--set", 'phases=[{"size":50}]'), "size is 50: a multiple of 16"),
+        (("--set", 'phases=[{"size":50}]'), "size is 50: must be a multiple of 16"),
         (("--config", "nowhere.json"), "nowhere.json"),
         ((), "no training pictures under"),
     ],

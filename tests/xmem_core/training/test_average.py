@@ -57,9 +57,9 @@ def test_the_command_writes_a_model_without_presence(
 def test_weights_of_other_shapes_are_refused(files: list[str], tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     save_weights(XMem(replace(TINY, value_dim=32)), other)
-    with pytest.raises(WeightsError, match=r"other\.safetensors is not of the shape of"):
+    with pytest.raises(WeightsError, match=r"other\.safetensors and .* have different shapes"):
         average_models([files[0], other])
-    with pytest.raises(WeightsError, match="two models at least, not of 1"):
+    with pytest.raises(WeightsError, match="at least two models, not 1"):
         average_models(files[:1])
 
 

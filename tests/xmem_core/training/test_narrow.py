@@ -101,9 +101,9 @@ def test_a_stem_of_its_own_width() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (replace(NARROW, key_dim=TINY.key_dim // 2), "another key_dim can't be narrowed"),
+        (replace(NARROW, key_dim=TINY.key_dim // 2), "another key_dim cannot be narrowed"),
         (replace(NARROW, decoder_dims=(64, 16, 8)), r"more channels \(d16, f1, f2, gate\)"),
-        (replace(NARROW, value_stem=6), "in one only"),
+        (replace(NARROW, value_stem=6), "in only one of them"),
     ],
 )
 def test_other_shapes_are_refused(config: ModelConfig, message: str) -> None:
