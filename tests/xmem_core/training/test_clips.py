@@ -360,7 +360,7 @@ def test_the_mixture_leaves_out_what_has_no_weight_or_no_pictures(tmp_path: Path
     [{"size": 50}, {"size": 16}, {"frames": 1}, {"max_gap": 0}, {"max_objects": 0}, {"mixture": (0, 0, 0)}],
 )
 def test_impossible_options_are_refused(values: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="must be|a clip needs"):
+    with pytest.raises(ValueError, match=r"must be|a clip needs"):
         ClipOptions(**values)  # type: ignore[arg-type]
 
 
