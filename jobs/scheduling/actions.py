@@ -15,7 +15,7 @@ VideoState = Literal["finished", "failed", "quarantined", "cancelled", "pending"
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Call `open(spec)` of a worker; the answer goes to `Scheduler.opened`."""
+    """Call `open(spec)` of a worker; pass the result to `Scheduler.opened`."""
 
     call: int
     worker: int
@@ -24,7 +24,7 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """Call `track(ref)` of a worker; the answer goes to `Scheduler.reported`."""
+    """Call `track(ref)` of a worker; pass the result to `Scheduler.reported`."""
 
     call: int
     worker: int
@@ -33,7 +33,7 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Call `release(stream_id)` of a worker, to the store; that it is done goes to `Scheduler.released`."""
+    """Call `release(stream_id)` of a worker, to the store; report completion to `Scheduler.released`."""
 
     call: int
     worker: int
@@ -42,7 +42,7 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Call `close(stream_id)` of a worker; that it is done goes to `Scheduler.released`."""
+    """Call `close(stream_id)` of a worker; report completion to `Scheduler.released`."""
 
     call: int
     worker: int
@@ -51,7 +51,7 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class CloseWorker:
-    """End a worker that holds no stream and will get none; it is forgotten already."""
+    """End a worker that has no streams; the scheduler has removed it already."""
 
     worker: int
 
@@ -96,26 +96,26 @@ class SchedulerOptions:
         for name in ("chunk_frames", "max_streams", "depth", "quantum", "max_tries"):
             value = getattr(self, name)
             if value < 1:
-                raise UsageError(f"{name} {value!r} is not allowed: give a whole number from 1")
+                raise UsageError(f"{name} {value!r} is not allowed: must be a whole number, at least 1")
         for name in ("backoff_seconds", "max_backoff_seconds", "jitter", "guess_bytes"):
             value = getattr(self, name)
             if not value >= 0:
-                raise UsageError(f"{name} {value!r} is not allowed: give a number from 0")
+                raise UsageError(f"{name} {value!r} is not allowed: must be a number, at least 0")
 
 
 class VideoResult(NamedTuple):
     """Outcome of one video.
 
     Args:
-        state: "finished"; "failed": trying again cannot help; "quarantined": `max_tries` tries brought it
-            no further; "cancelled"; "pending": not done in this run, the next one goes on.
+        state: "finished"; "failed": retrying cannot help; "quarantined": `max_tries` tries made no progress;
+            "cancelled"; "pending": not completed in this run, the next run continues it.
         frames: frames tracked so far. rows, losses: totals of the stream.
         tries: 1, plus one per failure.
         seconds: time spent on tracking.
         cause: the last failure, if it is not finished.
         ellipses: boxes in its prompts that GrabCut could not separate from the background.
-        counted: whether frames, rows and losses are a worker's report. False: its worker was lost, and the
-            store may hold other numbers.
+        counted: whether frames, rows and losses were reported by a worker. False: its worker was lost, and
+            the store may have other numbers.
     """
 
     stream_id: str
@@ -131,7 +131,7 @@ class VideoResult(NamedTuple):
 
 
 class Running(NamedTuple):
-    """A video that a worker holds: how far it is, and of how many frames where the source says so."""
+    """A video on a worker: frames done, and their total if the source knows it."""
 
     stream_id: str
     frames: int
@@ -146,7 +146,7 @@ class Progress(NamedTuple):
         chunks: chunks reported in this run.
         mean_frames: mean length of the videos whose length is known; 0 if none is.
         missing: requested workers that are not ready yet.
-        shortage: short description why workers are missing; empty if they are starting.
+        shortage: short reason why workers are missing; empty if they are starting.
     """
 
     videos: int

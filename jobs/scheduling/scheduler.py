@@ -2,15 +2,15 @@
 
     scheduler.add(job); scheduler.worker_ready(1, budget_bytes)
     for action in scheduler.actions(now):             # Open, Track, Release, Close, CloseWorker
-        ...                                           # answers come back by the call's number:
+        ...                                           # results are passed in by call number:
     scheduler.opened(call, status); scheduler.reported(call, report); scheduler.released(call)
 
-A stream stays on the worker that holds its state, one chunk of it under way at a time. When others wait and
-it has had its quantum, it is released and goes to the back of those that were begun; free places go to fresh
-videos and to begun ones in turn. So neither long videos nor short ones starve the others.
+A stream stays on the worker that holds its state, with one chunk at a time. If others wait and it has used
+its quantum, it is released and queued behind the begun streams; free places alternate between new and begun
+videos. So neither long nor short videos starve the others.
 
-When a worker dies, the stream that caused it is unknown. Each of its streams becomes a suspect and runs alone
-until it gets further than before. A crash counts as a failed try only for a stream that was alone.
+When a worker dies, the responsible stream is unknown. Each of its streams becomes a suspect and runs alone
+until it makes new progress. A crash counts as a failed try only for a stream that was alone.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from pipeline.base.records import FrameChunk
 from pipeline.distributed.messages import ChunkReport, StreamStatus
 from pipeline.storage.failures import Failure
 
-# "refused" and "unknown" do no harm, but a worker that says nothing else must not keep a video for ever.
+# "refused" and "unknown" are harmless, but a worker that returns nothing else must not keep a video for ever.
 _HARMLESS = 3
-# Lost workers whose streams may still be absolved.
+# Number of lost workers whose streams can still be absolved.
 _REMEMBERED = 256
-# A machine that is large enough may come back.
+# Time to wait for a sufficiently large worker, which may come back.
 _NO_WORKER_SECONDS = 30.0
 
 
 class Scheduler:
-    """Assigns videos to workers; see the module's docstring.
+    """Assigns videos to workers; see the module docstring.
 
     `actions` returns the decisions; it must be called after each batch of events and at `wakeup`. Times are
     seconds of any monotonic clock.
@@ -64,21 +64,22 @@ class Scheduler:
         self._waiting = Waiting()
         self._workers = Workers(self.options)
         self._calls: dict[int, Video] = {}
-        self._blamed: dict[int, list[tuple[Video, bool, bool]]] = {}  # counted as a try; a suspect since then
+        # (video, counted as a try, became a suspect).
+        self._blamed: dict[int, list[tuple[Video, bool, bool]]] = {}
         self._last_call = 0
         self._dirty: dict[int, Worker] = {}
         self._releasing = 0
         self._draining = False
         self.fault: Failure | None = None
-        """What stopped the batch as a whole; see `stop`."""
+        """The failure that stopped the whole batch; see `stop`."""
 
-    # --- what is to be done, and how it stands ---------------------------------------------------
+    # --- videos and progress --------------------------------------------------------------------
 
     def add(self, job: VideoJob) -> None:
         """Add a video; UsageError if its stream id exists already."""
         stream_id = job.spec.stream_id
         if stream_id in self._videos or stream_id in self._ledger:
-            raise UsageError(f"stream id {stream_id!r} is there twice: give each video its own")
+            raise UsageError(f"stream id {stream_id!r} exists twice: each video needs its own")
         video = self._videos[stream_id] = Video(job)
         if self._draining:
             self._end(video, "pending")
@@ -92,7 +93,7 @@ class Scheduler:
 
     @property
     def unfinished(self) -> int:
-        """Videos that have not ended."""
+        """Number of videos that have not ended."""
         return len(self._videos)
 
     def results(self) -> Iterator[VideoResult]:
@@ -104,7 +105,7 @@ class Scheduler:
         return self._ledger.get(stream_id)
 
     def running(self) -> list[Running]:
-        """The videos that workers hold."""
+        """Videos currently on workers."""
         held = (v for w in self._workers for v in w.streams.values())
         return [Running(v.spec.stream_id, v.position, v.frame_count) for v in held]
 
@@ -128,7 +129,7 @@ class Scheduler:
             pending=counts["pending"],
         )
 
-    # --- workers come and go ---------------------------------------------------------------------
+    # --- workers ---------------------------------------------------------------------------------
 
     def worker_ready(self, number: int, budget_bytes: int | None = None) -> None:
         """Add a worker without streams. A restarted worker needs a new number.
@@ -139,7 +140,7 @@ class Scheduler:
         self._touch(self._workers.add(number, budget_bytes))
 
     def worker_lost(self, number: int, cause: Failure, now: float, *, blame: bool = True) -> None:
-        """Remove a lost worker and its streams' states; its later answers are ignored.
+        """Remove a lost worker and its streams' states; its later results are ignored.
 
         Args:
             blame: whether one of its streams may be the cause. False: its machine was lost.
@@ -153,7 +154,7 @@ class Scheduler:
             self._releasing -= video.where is Where.RELEASING
         there = list(worker.streams.values())
         sent = [v for v in there if v.sent]
-        # A stream that was alone is the cause.
+        # If it had a single stream, that stream is the cause.
         alone = sent[0] if blame and len(sent) == 1 else None
         if alone is not None:
             alone.failing = alone.failing or cause
@@ -180,10 +181,10 @@ class Scheduler:
                 elif video.worker is not None:
                     self._touch(video.worker)
 
-    # --- answers ---------------------------------------------------------------------------------
+    # --- results ---------------------------------------------------------------------------------
 
     def opened(self, call: int, status: StreamStatus, now: float) -> None:
-        """The answer to `Open`."""
+        """Process the result of `Open`."""
         video, worker = self._answered(call)
         if video is None or worker is None:
             return
@@ -192,7 +193,7 @@ class Scheduler:
             self._let_go(video, now)
             return
         if video.spec.restart:
-            # It has been started over; the next time it goes on.
+            # It was started over; the next opening continues it.
             video.spec = dataclasses.replace(video.spec, restart=False)
         video.position = status.next_frame
         self._ledger.count_length(video, status.frame_count)
@@ -209,7 +210,7 @@ class Scheduler:
         if video.cancelled or self._draining:
             worker.do(video, Where.TO_CLOSE)
         elif not self._workers.confirm(worker, video):
-            # Nothing was tracked, so nothing is lost: it waits for more memory.
+            # Nothing was tracked, so nothing is lost: the video waits for more memory.
             too_big = self._workers.too_big(video)
             video.failing = too_big if too_big.permanent else None
             worker.do(video, Where.TO_CLOSE)
@@ -217,7 +218,7 @@ class Scheduler:
             video.where = Where.IDLE
 
     def reported(self, call: int, report: ChunkReport, now: float) -> None:
-        """The answer to `Track`."""
+        """Process the result of `Track`."""
         video, worker = self._answered(call)
         if video is None or worker is None:
             return
@@ -227,7 +228,7 @@ class Scheduler:
             self._ledger.count_rows(video, report.rows, report.losses)
             self._end(video, "finished")
         elif report.outcome == "failed":
-            video.failing = report.failure or Failure("Failure", "the worker names no cause", False)
+            video.failing = report.failure or Failure("Failure", "the worker gave no reason", False)
             video.position = report.next_frame
             self._ledger.count_rows(video, report.rows, report.losses)
             self._let_go(video, now)
@@ -244,7 +245,7 @@ class Scheduler:
     def _did_nothing(self, worker: Worker, video: Video, report: ChunkReport) -> None:
         video.harmless += 1
         if video.harmless > _HARMLESS:
-            message = f"the worker goes no further than frame {video.position}: {report.outcome}"
+            message = f"the worker makes no progress at frame {video.position}: {report.outcome}"
             video.failing, video.harmless = Failure("NoProgress", message, False), 0
             worker.do(video, Where.TO_CLOSE)
         elif report.outcome == "unknown":
@@ -253,7 +254,7 @@ class Scheduler:
             video.position, video.where = report.next_frame, Where.IDLE
 
     def released(self, call: int, now: float) -> None:
-        """`Release` or `Close` is done."""
+        """Note that `Release` or `Close` is done."""
         video, _ = self._answered(call)
         if video is not None:
             self._let_go(video, now)
@@ -267,7 +268,7 @@ class Scheduler:
         if video.where is Where.CLOSING:
             self._let_go(video, now)
         else:
-            # It may or may not be open there.
+            # The stream may or may not be open there.
             worker.do(video, Where.TO_CLOSE)
 
     def _answered(self, call: int) -> tuple[Video, Worker] | tuple[None, None]:
@@ -286,7 +287,7 @@ class Scheduler:
         """Cancel a video, or all; current chunks are finished and kept.
 
         Returns:
-            whether there was a video to cancel.
+            Whether there was a video to cancel.
         """
         if stream_id is None:
             return sum(self.cancel(i) for i in list(self._videos)) > 0
@@ -357,10 +358,10 @@ class Scheduler:
                 return
 
     def _place(self, video: Video, now: float) -> bool:
-        """Take the first of its queue out of it: to a worker that has room, or will have some for it.
+        """Place the first video of a queue on a worker that has room, or reserve a worker for it.
 
         Returns:
-            whether it went; else it has to wait.
+            Whether it left the queue; otherwise it has to wait.
         """
         workers = self._workers
         worker = workers.roomiest(video)
@@ -368,7 +369,7 @@ class Scheduler:
             self._waiting.take(video)
             self._admit(worker, video)
             return True
-        # It is its turn: the next room is kept for it, or else smaller ones would come first for ever.
+        # The next free place is reserved for it, otherwise smaller videos would always come first.
         worker = workers.to_reserve(video)
         if worker is not None:
             self._waiting.take(video)
@@ -417,7 +418,7 @@ class Scheduler:
     def _makes_room(self, worker: Worker, video: Video) -> bool:
         if video.cancelled or self._draining:
             return True
-        # Further than ever before: were its rows lost on the way each time, it would go round for ever.
+        # Only after new progress: if its rows were lost each time, it would be released and resumed for ever.
         if video.suspect or not video.further or video.had < self.options.quantum:
             return False
         return worker.reserved is not None or len(self._waiting) > self._releasing
@@ -438,7 +439,7 @@ class Scheduler:
     # --- where a video goes ----------------------------------------------------------------------
 
     def _let_go(self, video: Video, now: float) -> None:
-        """Decide what happens to a video that no worker holds any more."""
+        """Decide what happens to a video after its worker has released it."""
         if video.worker is not None and video.failing is not None:
             video.avoid = video.worker.number
         self._workers.release(video)
@@ -460,7 +461,7 @@ class Scheduler:
             self._end(video, "pending")
             self.stop(failure)
             return
-        # The worker that was lost may have committed after the video was opened elsewhere.
+        # The lost worker may have committed after the video was opened elsewhere.
         own = failure.kind == AnotherWriterError.__name__ and video.orphaned
         video.orphaned = video.orphaned and not own
         video.failures += 1

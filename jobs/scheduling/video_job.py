@@ -15,7 +15,7 @@ class VideoJob:
 
     Args:
         spec: the stream.
-        priority: its share of the work compared with the other videos'; above 0.
+        priority: share of the work relative to other videos; above 0.
 
     Raises:
         UsageError: the priority is not a finite number above 0.

@@ -66,7 +66,7 @@ class Waiting:
             video.queue = None
 
     def take(self, first: Video) -> None:
-        """Remove the first video of a queue, which had its turn."""
+        """Remove the first video of a queue after it was placed."""
         queue = first.queue
         assert queue is not None
         queue.pop()
@@ -75,11 +75,11 @@ class Waiting:
             self._begun_in_a_row = self._begun_in_a_row + 1 if queue is self.begun else 0
 
     def next(self, places: int) -> Iterator[Video]:
-        """Whose turn it is: the first of the fresh, or of the begun; and if it cannot go, the other's.
+        """Yield the next candidates: the first new or begun video, then the other kind's first.
 
         Args:
-            places: how many there are altogether. When more begun ones wait than that, they get more than
-                every second one: each fresh one soon adds to them.
+            places: total number of places. If more begun videos wait than there are places, they get more
+                than every second one, since each new video soon adds to them.
         """
         begun_next = self._begun_in_a_row < (_CROWDED if len(self.begun) > places else 1)
         for queue in (self.begun, self.fresh) if begun_next else (self.fresh, self.begun):

@@ -1,4 +1,4 @@
-"""The crowd suite: 3 to 8 people walk, cross, hide one another, leave and return; half are labelled."""
+"""The crowd suite: 3 to 8 people walk, cross, occlude each other, leave and return; half are labelled."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from jobs.evaluation.suites.pictures import Pictures, look
 from jobs.evaluation.suites.stage import Actor, Image, Rng, Scene, compose, filmed
 
 WHOLE = 0.97
-"""A person is whole where so much of it is in the picture and hidden by nobody."""
+"""A person is complete if this share of it is within the picture and not occluded."""
 
 _SMALLEST, _TALLEST = 0.3, 0.68
 _STEP = 0.042
-"""How far somebody gets per frame, in own heights, at a usual pace: 15 frames a second."""
+"""Distance that a person walks per frame, in own heights, at normal pace and 15 frames per second."""
 
 
 def crowd_scenes(pictures: Pictures, count: int, seed: int, height: int = 480) -> Iterator[Scene]:
@@ -25,7 +25,7 @@ def crowd_scenes(pictures: Pictures, count: int, seed: int, height: int = 480) -
 
 
 def crowd_scene(pictures: Pictures, seed: int, index: int, height: int = 480) -> Scene:
-    """The index-th scene of a seed; it doesn't depend on how many there are."""
+    """The index-th scene of a seed; it does not depend on the number of scenes."""
     for attempt in range(20):
         rng = np.random.default_rng([seed, index, attempt])
         frames = int(rng.integers(60, 101))
@@ -34,7 +34,7 @@ def crowd_scene(pictures: Pictures, seed: int, index: int, height: int = 480) ->
         if scene is not None:
             return scene
     raise RuntimeError(
-        f"scene {index} of seed {seed}: in no attempt two labelled people could be given whole"
+        f"scene {index} of seed {seed}: no attempt placed two labelled people completely in view"
     )
 
 
@@ -47,8 +47,8 @@ def _scene(
     camera = _camera(rng, count, height)
     backdrop = _backdrop(pictures, rng, camera, (height, width))
     horizon = rng.uniform(0.1, 0.3) * height
-    # Who stands lower in the picture is nearer and larger; neighbouring lanes are so close that people of
-    # about the same size cross.
+    # People lower in the picture are nearer and larger; neighbouring lanes are so close that people of about
+    # the same size cross.
     middle = rng.uniform(0.38, 0.58)
     sizes = np.clip(middle * np.exp(rng.normal(0, 0.14, people)), _SMALLEST, _TALLEST) * height
     starts = (rng.permutation(people) + rng.uniform(0.25, 0.75, people)) / people * width
@@ -71,7 +71,7 @@ def _scene(
 
 
 def _cast(pictures: Pictures, rng: Rng, people: int) -> list[int]:
-    """The people of a scene: any, or, in every other scene, people who look like the first."""
+    """Choose the people of a scene: any, or, in every other scene, people who look like the first."""
     order = [int(i) for i in rng.permutation(len(pictures.people))]
     if rng.random() < 0.5:
         first = look(pictures.person(order[0]))
@@ -93,7 +93,7 @@ def _camera(rng: Rng, count: int, height: int) -> NDArray[np.float64]:
 def _backdrop(
     pictures: Pictures, rng: Rng, camera: NDArray[np.float64], size: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """(T, H, W, 3): a real picture, seen by a camera that moves over it."""
+    """(T, H, W, 3): a real picture, viewed by a camera that moves over it."""
     height, width = size
     margin = int(np.ceil(np.abs(camera).max()))
     picture = pictures.background(rng, (height + 2 * margin, width + 2 * margin))
@@ -112,7 +112,7 @@ def _way(
         x += [start] * int(rng.integers(4, 12))
         side = -1 if start < width / 2 else 1
         outside = -half if side < 0 else width + half
-        # Brisk, so that the way out, a rest and the way back fit into the scene.
+        # Fast enough that walking out, a pause and walking back fit into the scene.
         pace = max(pace, abs(outside - start) / (0.3 * count))
         x += _leg(x[-1], outside, pace)
         x += [outside] * int(rng.integers(5, max(6, count // 4)))
@@ -130,7 +130,7 @@ def _way(
 
 
 def _leg(start: float, end: float, pace: float) -> list[float]:
-    """Positions of a walk from a start, which isn't among them, to an end."""
+    """Positions of a walk from a start (not included) to an end."""
     steps = max(1, round(abs(end - start) / pace))
     return [float(v) for v in np.linspace(start, end, steps + 1)[1:]]
 
@@ -146,7 +146,7 @@ def _walker(
     camera: NDArray[np.float64],
 ) -> Actor:
     count = len(x)
-    # They come a little nearer or go, and the ground they stand on goes with how large they are.
+    # People come nearer or move away, and their ground line follows their size.
     nearer = np.exp(np.linspace(0, rng.normal(0, 0.08), count))
     heights = np.clip(tall * nearer, 0.2 * height, 0.75 * height)
     ground = horizon + heights * rng.uniform(1.22, 1.3)

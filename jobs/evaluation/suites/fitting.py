@@ -2,9 +2,9 @@
 
     python -m jobs.evaluation.suites.fitting --data ../shared/data/train weights.safetensors
 
-writes what it found into that file; `fit_presence` does the same for any segmenter and tells what it found.
-People from stills that are trained on, other seeds than the suites' own: what comes of it can be checked with
-`xmem evaluate --suite crowd` and `--suite synthetic`, whose people it has not seen.
+writes the result into that file; `fit_presence` does the same for any segmenter and returns the result. It
+uses people from training stills and other seeds than the suites, so the result can be checked with `xmem
+evaluate --suite crowd` and `--suite synthetic`, whose people it has not seen.
 """
 
 from __future__ import annotations
@@ -44,17 +44,19 @@ def fit_presence(
     use: Sequence[str] = ("mean", "size"),
     progress: Callable[[str], None] | None = None,
 ) -> tuple[PresenceConstants, Observations]:
-    """Run `crowds` crowd scenes and `troubles` of each kind, and fit the score to what was right.
+    """Run `crowds` crowd scenes and `troubles` scenes of each kind, and fit the score to which masks are
+    right.
 
-    `use`: the features that get a weight, the others get 0. On few scenes more of them rank other people's
-    masks worse than these two.
+    `use`: the features that get a weight; the others get 0. With few scenes, more features rank masks of
+        other
+    people worse than these two.
 
     Returns:
-        the constants, and the masks they were fitted on.
+        The constants, and the masks they were fitted on.
 
     Raises:
-        UsageError: the folder doesn't hold what scenes need, the segmenter gives no probabilities, or all of
-            its masks are right, or none is: nothing can be learnt from that.
+        UsageError: the folder lacks what scenes need, the segmenter returns no probabilities, or all or none
+            of its masks are right, so nothing can be fitted.
     """
     reports = [
         run_suite(
@@ -73,12 +75,12 @@ def fit_presence(
     ]
     parts = [r.observations for r in reports if r.observations is not None]
     if not parts:
-        raise UsageError("the segmenter tells no probabilities: there is nothing to fit a score to")
+        raise UsageError("the segmenter returns no probabilities: there is nothing to fit a score to")
     seen = Observations.joined(parts)
     right = seen.right
     if right.all() or not right.any():
         which = "all" if len(right) and right.all() else "none"
-        raise UsageError(f"{which} of {len(right)} masks are right: a score cannot be fitted to that")
+        raise UsageError(f"{which} of {len(right)} masks are right: no score can be fitted")
     chosen = [FEATURES.index(name) for name in use]
     weights = np.zeros(len(FEATURES))
     weights[chosen], intercept = fit(seen.features[:, chosen], right)
@@ -86,10 +88,10 @@ def fit_presence(
 
 
 def main() -> None:
-    """`python -m jobs.evaluation.suites.fitting --data ROOT WEIGHTS`: fit the presence score and keep it in
-    the file."""
+    """Fit the presence score of a model and store it in the file: `python -m jobs.evaluation.suites.fitting
+    --data ROOT WEIGHTS`."""
     parser = argparse.ArgumentParser(prog="jobs.evaluation.suites.fitting", description=main.__doc__)
-    parser.add_argument("weights", help=".safetensors file, of which only the metadata change")
+    parser.add_argument("weights", help=".safetensors file; only its metadata is changed")
     parser.add_argument("--data", required=True, help="the folder with stills/")
     parser.add_argument("--crowds", type=int, default=8)
     parser.add_argument("--troubles", type=int, default=2)
@@ -97,7 +99,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto", help="as for xmem track")
     args = parser.parse_args()
     if Path(args.weights).suffix != ".safetensors":
-        parser.error(f"the score is kept in a .safetensors file: {args.weights} is none")
+        parser.error(f"the score is stored in a .safetensors file, which {args.weights} is not")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         model = load_model(args.weights)
@@ -113,9 +115,7 @@ def main() -> None:
         save_weights(model, args.weights)
     except (XmemError, ValueError) as error:
         parser.exit(getattr(error, "exit_code", 2), f"{error}\n")
-    log.info(
-        "%s, from %d masks of which %.1f %% are right", constants, len(seen.iou), 100 * seen.right.mean()
-    )
+    log.info("%s, from %d masks, %.1f %% of them right", constants, len(seen.iou), 100 * seen.right.mean())
 
 
 if __name__ == "__main__":

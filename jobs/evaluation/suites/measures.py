@@ -1,7 +1,7 @@
 """Measures of predicted label maps against a scene's truth, per object. All shares are 0 to 1.
 
-An object is *in sight* on a frame where at least a tenth of it shows, *out of sight* where nothing of it
-does; frames in between count for neither. Only frames after the one on which its mask was given count.
+An object is *in sight* on a frame if at least a tenth of it is visible, and *out of sight* if nothing is;
+frames in between count as neither. Only frames after the one on which its mask was given count.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from jobs.evaluation.suites.stage import Scene
 
 IN_SIGHT = 0.1
-"""An object is in sight where it shows so large a share of itself."""
+"""Visible share from which an object counts as in sight."""
 FOUND_WITHIN = 10
-"""Frames that a tracker has to find somebody who came back."""
+"""Number of frames within which a tracker must find an object that came back."""
 FOUND_IOU = 0.5
 _APART = 5
-"""Frames after a crossing over which the prediction is looked at."""
+"""Number of frames after a crossing over which the prediction is examined."""
 _MET = 0.2
-"""Two people meet when one covers so much of the other."""
+"""Two people meet if one occludes this share of the other."""
 _AWAY = 5
-"""Somebody who was out of sight for so many frames and shows half of itself again has come back."""
+"""An object has come back if it is half visible after this many frames out of sight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,12 @@ class ObjectMeasure:
 
     Attributes:
         j: mean intersection over union where in sight; nan if it never is again.
-        predicted, leaked: pixels of its masks, and those that lie on somebody else's visible ones.
-        crossings, swaps, lost: crossings with another; after how many the mask lay mostly on the other, and
-            on nothing of itself (swaps not counted).
-        returns, recoveries: returns into sight; after how many it was found in time.
-        hidden, false: frames out of sight, and on how many of them there was a mask all the same.
-        false_area: mean area of the masks on all frames out of sight, as a share of its own size.
+        predicted, leaked: pixels of its masks, and those of them on visible pixels of other objects.
+        crossings, swaps, lost: number of crossings with another object; of those after which the mask lay
+            mostly on the other; and of those after which it did not touch its own object (swaps not counted).
+        returns, recoveries: number of returns into sight, and of those on which it was found in time.
+        hidden, false: number of frames out of sight, and of those with a mask.
+        false_area: mean area of the masks on all frames out of sight, as a share of the object's own size.
     """
 
     identity: int
@@ -57,7 +57,7 @@ class ObjectMeasure:
 
 @dataclass(frozen=True, slots=True)
 class SceneMeasure:
-    """A scene's objects, and how long segmenting took."""
+    """The measures of a scene's objects, and the segmentation time."""
 
     name: str
     kind: str
@@ -68,10 +68,10 @@ class SceneMeasure:
 
 @dataclass
 class Tally:
-    """Per frame: how the predicted masks lie on the truth. Fed frame by frame, so no mask need be kept.
+    """Per-frame overlap of predicted masks with the truth. Fed frame by frame, so that no mask is kept.
 
     Attributes:
-        onto: (T, N + 1, N + 1) pixels predicted as identity i (given ones only) that truly are j's.
+        onto: (T, N + 1, N + 1) pixels predicted as identity i (given ones only) that belong to j.
     """
 
     scene: Scene
@@ -81,7 +81,7 @@ class Tally:
         self.onto = np.zeros_like(self.scene.overlap)
 
     def add(self, t: int, labels: NDArray[np.int32]) -> None:
-        """`labels`: the H x W prediction of frame t, object ids as in the scene's `given`."""
+        """Add frame t; `labels`: H x W prediction, object ids as in the scene's `given`."""
         count = self.onto.shape[1]
         pairs = labels.astype(np.int64) * count + self.scene.truth[t]
         self.onto[t] = np.bincount(pairs.ravel(), minlength=count * count)[: count * count].reshape(
@@ -89,7 +89,7 @@ class Tally:
         )
 
     def iou(self, identity: int) -> NDArray[np.float64]:
-        """(T,) intersection over union; 1 where both are empty."""
+        """(T,) intersection over union; 1 if both are empty."""
         both = self.onto[:, identity, identity]
         union = self.onto[:, identity].sum(axis=1) + self.scene.visible_of(identity) - both
         return np.where(union > 0, both / np.maximum(union, 1), 1.0)
@@ -135,7 +135,7 @@ class Tally:
             if first < since or (overlap[first:last] / np.maximum(smaller[first:last], 1)).max() < _MET:
                 continue
             until = min(last + _APART, len(overlap))
-            # Both must be there to be told apart, for the whole time before the next meeting.
+            # Both must be visible to be told apart, for the whole time before the next meeting.
             if (
                 until - last < _APART
                 or (overlap[last:until] > 0).any()
@@ -144,7 +144,7 @@ class Tally:
                 continue
             before = self._lies_on(one, other, max(since - 1, first - _APART), first)
             now = self._lies_on(one, other, last, until)
-            # A mask that was on the other before is not swapped by this crossing.
+            # A mask that was already on the other object was not swapped by this crossing.
             outcomes.append("lost" if now == "swapped" and before == "swapped" else now)
         return outcomes
 
@@ -156,7 +156,7 @@ class Tally:
 
     @staticmethod
     def _returns(visible: NDArray[np.int64], shown: NDArray[np.float64], since: int) -> list[int]:
-        """Frames on which the object came back: half of it shows, after a while of nothing."""
+        """Frames on which the object came back: it is half visible after some time out of sight."""
         found = []
         for first, last in runs(visible == 0):
             if first < since or last - first < _AWAY or last >= len(visible):
@@ -174,14 +174,14 @@ def own_count(scene: Scene) -> int:
 
 
 def runs(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Where a row of flags is set: (first, one past the last) of each stretch."""
+    """Stretches in which flags are set: (first, one past the last) of each."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The measures of many objects together: counts are added before shares are taken of them."""
+    """Aggregated measures of many objects: counts are added before shares are taken."""
 
     objects: int
     j: float
@@ -202,7 +202,7 @@ class Summary:
 
     @property
     def lost_share(self) -> float:
-        """Crossings after which the mask was nowhere on its object, nor mostly on the other."""
+        """Crossings after which the mask did not touch its object and was not mostly on the other."""
         return self.lost / max(self.crossings, 1)
 
     @property
@@ -212,12 +212,12 @@ class Summary:
 
     @property
     def false_share(self) -> float:
-        """Frames out of sight that had a mask."""
+        """Share of the frames out of sight that had a mask."""
         return self.false / max(self.hidden, 1)
 
 
 def summarise(objects: Sequence[ObjectMeasure]) -> Summary:
-    """All objects as one; J is the mean over the objects that were in sight."""
+    """Aggregate all objects; J is the mean over the objects that were in sight."""
     js = [o.j for o in objects if not np.isnan(o.j)]
     hidden = sum(o.hidden for o in objects)
     return Summary(

@@ -1,7 +1,7 @@
 """Photographs from which the suites cut actors: held-out people, objects, and backgrounds.
 
-`root` is laid out as the training data are: `stills/{people,ecssd,coco}/*.jpg`, each with a PNG of the same
-stem, 0 the background; the folder above it, with a `train/` in it, does too.
+`root` has the layout of the training data: `stills/{people,ecssd,coco}/*.jpg`, each with a PNG of the same
+stem, 0 the background. Its parent folder, with a `train/` in it, is accepted, too.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pipeline.base.errors import UsageError
 from xmem_core.training.compose import cut_out
 
 HELD_OUT_PEOPLE = 100
-"""The last so many people by file name are never trained on (`Library` of xmem_core.training)."""
+"""Number of people, the last by file name, that are never trained on (`Library` of xmem_core.training)."""
 
-# Places, not portraits: nothing in a background fills more of it.
+# Largest object in a background, as a share of the picture: places, not portraits.
 _LARGEST_OBJECT = 0.25
 
 
@@ -27,9 +27,9 @@ class Pictures:
     """Decoded stills, kept in memory.
 
     Args:
-        root: see above.
-        held_out: people from the stills that training never sees; False: from those that it does see, to fit
-            something that is measured on the others later.
+        root: see the module docstring.
+        held_out: people from the stills that training never uses; False: from those that it uses, to fit
+            something that is later measured on the others.
 
     Raises:
         UsageError: the folder has no people or no backgrounds.
@@ -39,7 +39,7 @@ class Pictures:
         base = Path(root)
         if not (base / "stills").is_dir() and (base / "train" / "stills").is_dir():
             base = base / "train"
-        # As `Library` counts them: by the names of the pictures, whether there is a mask or not.
+        # Counted as in `Library`: by picture name, whether or not there is a mask.
         people = sorted((base / "stills" / "people").glob("*.jpg"))
         people = people[-HELD_OUT_PEOPLE:] if held_out else people[:-HELD_OUT_PEOPLE]
         self.people = [p for p in people if p.with_suffix(".png").exists()]
@@ -47,13 +47,13 @@ class Pictures:
         self.scenery = _stills(base / "stills" / "coco") or self.objects
         if not self.people or not self.scenery:
             raise UsageError(
-                f"{root} has no pictures to compose scenes from: need stills/people and stills/coco in it, "
-                "JPEGs each with a PNG mask"
+                f"{root} has no pictures to compose scenes from: it must have stills/people and stills/coco, "
+                "JPEG files, each with a PNG mask"
             )
         self._cut: dict[Path, Image | None] = {}
 
     def person(self, index: int) -> Image:
-        """The index-th person, cut out: RGBA."""
+        """Cut-out of the index-th person: RGBA."""
         piece = self._piece(self.people[index % len(self.people)])
         return self.person(index + 1) if piece is None else piece
 
@@ -62,10 +62,10 @@ class Pictures:
         return walk_phases(self.person(index))
 
     def objects_like(self, rng: Rng, tall: float = 0.9) -> Image:
-        """An object that isn't a person, cut out, RGBA; one that lies within its picture.
+        """Choose an object that is not a person and lies within its picture, as an RGBA cut-out.
 
-        Objects come from pictures that are trained on: who measures with them measures what a fault of the
-        camera or a way of moving does, not how well a new object is known.
+        Objects come from pictures that are trained on: scenes with them measure the effect of a camera fault
+        or a kind of motion, not generalisation to new objects.
         """
         for index in rng.permutation(len(self.objects)):
             piece = self._piece(self.objects[index], whole=True)
@@ -74,7 +74,7 @@ class Pictures:
         return self.person(int(rng.integers(len(self.people))))
 
     def background(self, rng: Rng, size: tuple[int, int]) -> Image:
-        """A real picture cut to (height, width): a place, with no very large object in it."""
+        """A real picture cropped to (height, width): a place without a very large object."""
         height, width = size
         for index in rng.permutation(len(self.scenery)):
             path = self.scenery[index]
@@ -105,7 +105,7 @@ class Pictures:
 
 
 def look(picture: Image) -> NDArray[np.float64]:
-    """How somebody looks, roughly: mean Lab colour of the upper, middle and lower third, (9,)."""
+    """Rough appearance of a person: mean Lab colour of the upper, middle and lower third, (9,)."""
     lab = cv2.cvtColor(np.ascontiguousarray(picture[..., :3]), cv2.COLOR_RGB2LAB).astype(np.float64)
     means = []
     for part, alpha in zip(np.array_split(lab, 3), np.array_split(picture[..., 3], 3), strict=True):

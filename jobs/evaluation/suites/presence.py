@@ -1,7 +1,7 @@
 """Calibration of presence scores: reliability, calibration error, and the fit.
 
-A mask is *right* where its intersection over union with the truth is over 0.5. A score of 0.8 is calibrated
-if eight in ten masks that have it are right.
+A mask is *right* if its intersection over union with the truth is over 0.5. A score is calibrated if, of the
+masks with a score of 0.8, eight in ten are right.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Observations:
-    """Every mask that a model gave: one entry per object and frame that has one.
+    """All masks of a model: one entry per object and frame with a mask.
 
     Attributes:
-        features: (M, K) what the model said of it, see `xmem_core.presence.FEATURES`; the first is the mean
-            probability inside.
-        scores: (M,) the calibrated score, 0 to 1; NaN where none was fitted to the weights.
-        iou: (M,) with the truth.
+        features: (M, K) features, see `xmem_core.presence.FEATURES`; the first is the mean probability
+            inside.
+        scores: (M,) the calibrated score, 0 to 1; NaN if none was fitted to the weights.
+        iou: (M,) intersection over union with the truth.
     """
 
     features: NDArray[np.float64]
@@ -38,7 +38,7 @@ class Observations:
 
     @staticmethod
     def joined(parts: Sequence[Observations]) -> Observations:
-        """All of them together; at least one."""
+        """Concatenate observations; at least one."""
         return Observations(
             np.concatenate([p.features for p in parts]),
             np.concatenate([p.scores for p in parts]),
@@ -60,12 +60,12 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
-    """A score against the truth.
+    """A score compared with the truth.
 
     Attributes:
-        error: expected calibration error, the mean distance of score and share right over the masks' bins.
-        ranking: the chance that a right mask scores higher than a wrong one (area under the ROC curve); nan
-            where all are right or all are wrong.
+        error: expected calibration error, the mean distance of score and share of right masks over the bins.
+        ranking: the probability that a right mask scores higher than a wrong one (area under the ROC curve);
+            nan if all are right or all are wrong.
         brier: mean squared distance of score and truth.
     """
 
@@ -76,7 +76,7 @@ class Reliability:
 
 
 def reliability(scores: NDArray[np.float64], iou: NDArray[np.float64], bins: int = BINS) -> Reliability:
-    """Bin (M,) scores of 0 to 1 against the (M,) intersections over union."""
+    """Bin (M,) scores from 0 to 1 against (M,) intersections over union."""
     right = iou > RIGHT_IOU
     place = np.minimum((scores * bins).astype(int), bins - 1)
     rows, error = [], 0.0
@@ -103,10 +103,10 @@ def ranking(scores: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
 def fit(
     features: NDArray[np.float64], right: NDArray[np.bool_], ridge: float = 1.0
 ) -> tuple[NDArray[np.float64], float]:
-    """Weights (K,) and intercept of a logistic regression of being right, by Newton's method.
+    """Fit weights (K,) and intercept of a logistic regression of rightness, by Newton's method.
 
-    Features are standardised for the fit, with `ridge` as the penalty of their squared weights, and the
-    result is given for the features as they are.
+    Features are standardised for the fit, with `ridge` as penalty on the squared weights; the result is given
+    for the unscaled features.
     """
     mean, spread = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
     design = np.column_stack([(features - mean) / spread, np.ones(len(features))])

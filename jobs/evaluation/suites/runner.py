@@ -25,7 +25,7 @@ from xmem_core.presence import FEATURES, presence_features
 
 SUITES = ("crowd", "synthetic")
 DEFAULT_SCENES = {"crowd": 12, "synthetic": 4}
-"""Scenes of the crowd suite; scenes of each kind of the synthetic one."""
+"""Scenes of the crowd suite, and scenes of each kind of the synthetic suite."""
 MIN_HEIGHT = 48
 
 OnFrame = Callable[[Scene, int, NDArray[np.int32]], None]
@@ -44,29 +44,29 @@ def run_suite(
     progress: Callable[[str], None] | None = None,
     on_frame: OnFrame | None = None,
 ) -> SuiteReport:
-    """Compose and measure; the same seed and pictures always make the same scenes.
+    """Compose scenes and measure a segmenter; the same seed and pictures always give the same scenes.
 
     Args:
         suite: "crowd" or "synthetic".
         data: folder of the stills, see `jobs.evaluation.suites.pictures`.
-        segmenter: follows the objects; gets a new state per scene.
-        scenes: how many; of "synthetic", of each kind. None: `DEFAULT_SCENES`.
-        height: of the scenes in pixels; they are 4/3 as wide.
-        kinds: of "synthetic", only these.
-        held_out: False takes people that are trained on: to fit something, not to measure.
+        segmenter: tracks the objects; gets a new state per scene.
+        scenes: number of scenes; for "synthetic", of each kind. None: `DEFAULT_SCENES`.
+        height: height of the scenes in pixels; their width is 4/3 of it.
+        kinds: for "synthetic", only these kinds.
+        held_out: False uses people that are trained on: to fit something, not to measure.
         progress: called with a line of text per scene.
         on_frame: called with every predicted label map, H x W int32.
 
     Raises:
-        UsageError: no such suite or kind, too few scenes, or the folder doesn't hold what they need.
+        UsageError: no such suite or kind, too few scenes, or the folder lacks what they need.
     """
     if suite not in SUITES:
         raise UsageError(f"no suite {suite!r}; available: {', '.join(SUITES)}")
     count = DEFAULT_SCENES[suite] if scenes is None else scenes
     if count < 1:
-        raise UsageError(f"{count} scenes leave nothing to measure: give at least 1")
+        raise UsageError(f"{count} scenes leave nothing to measure: use at least 1")
     if height < MIN_HEIGHT:
-        raise UsageError(f"scenes of {height} pixels show nobody: give a height of at least {MIN_HEIGHT}")
+        raise UsageError(f"scenes of {height} pixels are too small: use a height of at least {MIN_HEIGHT}")
     wanted = tuple(kinds or KINDS)
     for kind in wanted:
         if kind not in KINDS:
@@ -103,15 +103,15 @@ def check_options(
     max_frames: int | None,
     of_data_set: Mapping[str, object] | None = None,
 ) -> None:
-    """Whether the options of `xmem evaluate` go together: a labelled data set, or a suite and its stills.
+    """Check that the options of `xmem evaluate` fit together: a labelled data set, or a suite and its stills.
 
     Raises:
-        UsageError: they don't; the message says what to leave out or to give.
+        UsageError: they do not; the message says what to omit or to add.
     """
     if suite is None:
         given: dict[str, object] = {"--data": data, "--scenes": scenes, "--kind": kinds or None}
         if root is None:
-            raise UsageError("nothing to measure on: give a labelled data set, or --suite and --data")
+            raise UsageError("nothing to evaluate: give a labelled data set, or --suite and --data")
     else:
         given = {"a data set": root, "--clip": clips or None, "--max-frames": max_frames}
         given |= of_data_set or {}
@@ -122,13 +122,16 @@ def check_options(
     strays = [name for name, value in given.items() if value is not None]
     if strays:
         where = "without --suite" if suite is None else f"with --suite {suite}"
-        raise UsageError(f"{', '.join(strays)} {where} means nothing: leave it out")
+        raise UsageError(f"{', '.join(strays)} {where} has no effect: omit it")
 
 
 def run_scene(
     scene: Scene, segmenter: Segmenter, on_frame: OnFrame | None = None
 ) -> tuple[SceneMeasure, Observations | None]:
-    """One scene: its measures, and the masks with the model's scores if it gives probabilities."""
+    """Run one scene.
+
+    Returns its measures, and the masks with the model's scores if there are probabilities.
+    """
     tally = Tally(scene)
     state = segmenter.new_state()
     rows: list[tuple[int, int, NDArray[np.float64], float]] = []
@@ -142,7 +145,7 @@ def run_scene(
         labels = _array(result.label_map)
         seconds += time.perf_counter() - started
         if labels.shape != scene.truth.shape[1:]:
-            raise UsageError(f"the segmenter gave labels of {labels.shape} for {scene.truth.shape[1:]}")
+            raise UsageError(f"the segmenter returned labels of {labels.shape} for {scene.truth.shape[1:]}")
         tally.add(t, labels.astype(np.int32))
         if on_frame is not None:
             on_frame(scene, t, labels.astype(np.int32))
@@ -157,7 +160,7 @@ def run_scene(
     if not told:
         return measure, None
     ious = {i: tally.iou(i) for i in scene.given}
-    # At the network's size and the frame's, a mask of a pixel may be there on one and not on the other.
+    # A mask of one pixel may exist only at the network's size or only at the frame's size.
     rows = [r for r in rows if tally.onto[r[0], r[1]].sum() > 0]
     return measure, Observations(
         np.array([r[2] for r in rows]).reshape(-1, len(FEATURES)),
@@ -173,7 +176,7 @@ def _scored(
     known: set[int],
     t: int,
 ) -> list[tuple[int, int, NDArray[np.float64], float]]:
-    """(frame, object, features, score) of every object that has a mask and was not given on this frame."""
+    """(frame, object, features, score) of every object with a mask that was not given on this frame."""
     features = presence_features(probabilities).cpu().numpy().astype(np.float64)
     scores = np.full(len(features), np.nan) if presence is None else presence.cpu().numpy()
     return [

@@ -1,7 +1,7 @@
-"""Composes a scene: actors cut from photographs move over a real background; the truth is exact.
+"""Composes scenes: actors cut from photographs move over a real background; the truth is exact.
 
-Nothing here is shared with the composer of the training clips but the cutting itself: other motion, other
-gait, other light and other camera faults, so that a model can't be good at it by knowing the composer.
+Except for cutting out, nothing is shared with the composer of the training clips: motion, gait, light and
+camera faults differ, so that a model cannot profit from knowing that composer.
 Coordinates are pixels, x right, y down; an actor stands with its feet at (x, y).
 """
 
@@ -28,8 +28,8 @@ class Actor:
     Attributes:
         identity: 1 .. 255, unique in the scene; 0 for background objects.
         pictures: RGBA, the phases of its gait; one for something that keeps its shape.
-        feet: (T, 2) where its lowest middle point stands.
-        heights: (T,) how tall it is drawn.
+        feet: (T, 2) position of its lowest middle point.
+        heights: (T,) drawn height in pixels.
         phases: (T,) position in the gait, in turns.
         mirrored: (T,) whether it faces the other way.
         turns: (T,) rotation in radians about its middle.
@@ -50,7 +50,7 @@ class Actor:
     shadow: bool = False
 
     def width(self, frame: int) -> float:
-        """How wide it is drawn on a frame."""
+        """Drawn width on a frame, in pixels."""
         height, width = self.pictures[0].shape[:2]
         return float(self.heights[frame] * width / height)
 
@@ -60,7 +60,7 @@ class Scene:
     """A clip with its ground truth.
 
     Attributes:
-        name, kind: which scene of which kind.
+        name, kind: name and kind of the scene.
         frames: (T, H, W, 3) uint8 RGB.
         truth: (T, H, W) uint8: identity of each pixel; 0 for background.
         own: (T, N + 1) pixels that identity i would cover if it were alone and the picture had no borders.
@@ -88,9 +88,9 @@ class Scene:
 
 
 def walk_phases(picture: Image, amplitude: float = 0.1) -> tuple[Image, ...]:
-    """Phases of a gait from one standing person (RGBA): the legs open and close, the body sways.
+    """Make phases of a gait from a standing person (RGBA): the legs open and close, the body sways.
 
-    `amplitude` is how far a foot swings, as a share of the height.
+    `amplitude`: swing of a foot, as a share of the height.
     """
     height = picture.shape[0]
     pad = int(np.ceil(1.2 * amplitude * height))
@@ -106,7 +106,7 @@ def walk_phases(picture: Image, amplitude: float = 0.1) -> tuple[Image, ...]:
     phases = []
     for k in range(_PHASES):
         swing = float(np.sin(2 * np.pi * k / _PHASES)) * amplitude * height
-        # Where each pixel comes from: legs part at the hip, the trunk leans a little against them.
+        # Source of each pixel: the legs part at the hip, and the trunk leans slightly the other way.
         shift = swing * leg * side - 0.12 * swing * trunk
         map_x = (columns - shift).astype(np.float32)
         map_y = np.broadcast_to(rows * height, map_x.shape).astype(np.float32)
@@ -121,12 +121,12 @@ def compose(
     """Draw a scene.
 
     Args:
-        background: (T, H, W, 3) what is behind everybody.
-        actors: who moves before it, in any order.
-        blur_motion: smear what moves fast along its way, as an open shutter does.
+        background: (T, H, W, 3) background frames.
+        actors: the moving actors, in any order.
+        blur_motion: add motion blur to fast actors, as an open shutter does.
 
     Returns:
-        frames (T, H, W, 3), truth (T, H, W), own (T, N + 1), overlap (T, N + 1, N + 1), as in `Scene`. A
+        Frames (T, H, W, 3), truth (T, H, W), own (T, N + 1), overlap (T, N + 1, N + 1), as in `Scene`. A
         pixel belongs to an actor that covers more than half of it, the nearest if several do.
     """
     frames = background.copy()
@@ -153,7 +153,10 @@ def compose(
 def _draw(
     frame: Image, actor: Actor, t: int, blur_motion: bool
 ) -> tuple[int, NDArray[np.intp], NDArray[np.intp]]:
-    """Draws one actor; how many pixels it covers in all, and which of the frame (rows, columns)."""
+    """Draw one actor.
+
+    Returns the number of pixels it covers in total, and its pixels in the frame (rows, columns).
+    """
     picture = actor.pictures[int(actor.phases[t] * len(actor.pictures)) % len(actor.pictures)]
     source_height, source_width = picture.shape[:2]
     scale = float(actor.heights[t]) / source_height
@@ -198,7 +201,7 @@ def _draw(
 
 
 def _smeared(warped: Image, smear: NDArray[np.float64], x0: int, y0: int) -> tuple[Image, int, int]:
-    """The drawn actor averaged along half of its step, a half-open shutter; and its new corner."""
+    """Average a drawn actor along half of its step (a half-open shutter); returns it and its new corner."""
     reach = int(np.ceil(np.abs(smear).max() / 4)) + 1
     wide = np.pad(warped, ((reach, reach), (reach, reach), (0, 0))).astype(np.float32)
     wide[..., :3] *= wide[..., 3:] / np.float32(255)
@@ -213,7 +216,7 @@ def _smeared(warped: Image, smear: NDArray[np.float64], x0: int, y0: int) -> tup
 
 
 def _cast_shadow(frame: Image, x: float, y: float, tall: float) -> None:
-    """Darkens the ground around the feet."""
+    """Darken the ground around the feet."""
     half_width, half_height = max(2, round(0.16 * tall)), max(1, round(0.035 * tall))
     height, width = frame.shape[:2]
     x0, x1 = max(0, int(x) - half_width), min(width, int(x) + half_width + 1)
@@ -227,9 +230,9 @@ def _cast_shadow(frame: Image, x: float, y: float, tall: float) -> None:
 
 
 def filmed(rng: Rng, frames: NDArray[np.uint8], noise: float = 3.0, quality: int = 88) -> NDArray[np.uint8]:
-    """The scene as a camera delivers it: a soft lens, light that flickers, sensor noise and JPEG blocks.
+    """Simulate a camera: a soft lens, flickering light, sensor noise and JPEG blocks.
 
-    They lie over actors and background alike, so that seams of the composition are no cue.
+    They affect actors and background alike, so that seams of the composition are no cue.
     """
     filmed = np.empty_like(frames)
     for t, frame in enumerate(frames):
@@ -241,7 +244,7 @@ def filmed(rng: Rng, frames: NDArray[np.uint8], noise: float = 3.0, quality: int
 
 
 def compressed(frame: Image, quality: int) -> Image:
-    """A frame after JPEG of a quality of 1 to 100."""
+    """Compress a frame with JPEG of quality 1 to 100."""
     _, code = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     decoded = np.asarray(cv2.imdecode(code, cv2.IMREAD_COLOR), np.uint8)
     return np.ascontiguousarray(decoded[..., ::-1])

@@ -1,7 +1,8 @@
 """The synthetic suite: one difficulty per scene (occlusion, cuts, fast, small, similar objects).
 
-Kinds: `plain` has no difficulty and is the baseline of the others. In all of them the first frame is given
-and a bystander walks further back. Scenes take turns between people, kept out of training, and other objects.
+Kinds: `plain` has no difficulty and is the baseline of the others. In all kinds the target is given on the
+first frame, and a bystander walks further back. Scenes alternate between people, kept out of training, and
+other objects.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _TWINS = (3, 4)
 
 @dataclass(frozen=True)
 class _Set:
-    """What the scenes of a kind start from."""
+    """Material that the scenes of a kind are made from."""
 
     pictures: Pictures
     rng: Rng
@@ -34,13 +35,13 @@ class _Set:
 
     @property
     def tall(self) -> float:
-        """How tall the target is, in pixels: nearly half the picture, and not too wide."""
+        """Height of the target in pixels: nearly half the picture, unless that is too wide."""
         height, width = self.size
         shape = self.phases[0].shape
         return float(min(0.46 * height, 0.3 * width * shape[0] / shape[1]))
 
     def backdrop(self, count: int = FRAMES) -> NDArray[np.uint8]:
-        """(T, H, W, 3) of one still picture."""
+        """(T, H, W, 3): one still picture, repeated."""
         return np.repeat(self.pictures.background(self.rng, self.size)[None], count, axis=0)
 
 
@@ -54,7 +55,7 @@ def synthetic_scenes(
 
 
 def synthetic_scene(pictures: Pictures, kind: str, seed: int, index: int, height: int = 480) -> Scene:
-    """The index-th scene of a kind. Scenes of one index have the same target in every kind."""
+    """The index-th scene of a kind. Scenes of the same index have the same target in every kind."""
     casting = np.random.default_rng([seed, index])
     person = index % 2 == 0
     if person:
@@ -65,7 +66,7 @@ def synthetic_scene(pictures: Pictures, kind: str, seed: int, index: int, height
     stage = _Set(pictures, rng, (height, height * 4 // 3), phases, person)
     frames, truth, own, overlap = KINDS[kind](stage)
     if not truth[0].any() or own[0, _TARGET] == 0:
-        raise RuntimeError(f"scene {kind}-{index:02d} of seed {seed}: its target is not there at the start")
+        raise RuntimeError(f"scene {kind}-{index:02d} of seed {seed}: its target is not visible at the start")
     return Scene(f"{kind}-{index:02d}", kind, frames, truth, own, overlap, {_TARGET: 0})
 
 
@@ -80,7 +81,7 @@ def _plain(stage: _Set) -> Made:
 
 
 def _occlusion(stage: _Set) -> Made:
-    """Walks behind a pillar, stays there for a good second, and comes out on the other side."""
+    """The target walks behind a pillar, stays there for over a second, and comes out on the other side."""
     width = stage.size[1]
     target = _target(stage)
     wide = 1.3 * float(max(target.width(t) for t in range(FRAMES))) + 8
@@ -96,7 +97,7 @@ def _occlusion(stage: _Set) -> Made:
 
 
 def _cut(stage: _Set) -> Made:
-    """Another place without the target for a while, then the first one again, seen from elsewhere."""
+    """Another place without the target for a while, then the first one again, from another viewpoint."""
     third = FRAMES // 3
     elsewhere, target = stage.backdrop(third), _target(stage)
     backdrop = stage.backdrop()
@@ -113,20 +114,20 @@ def _cut(stage: _Set) -> Made:
 
 
 def _fast(stage: _Set) -> Made:
-    """Crosses the picture in about ten frames, again and again, smeared by its motion."""
+    """The target crosses the picture in about ten frames, repeatedly, with motion blur."""
     target = _target(stage, pace=float(stage.rng.uniform(0.07, 0.11)))
     return _filmed(stage, compose(stage.backdrop(), [target, _bystander(stage)], blur_motion=True))
 
 
 def _small(stage: _Set) -> Made:
-    """A twentieth of the picture's height."""
+    """The target is a twentieth of the picture's height."""
     tall = max(8.0, stage.size[0] * float(stage.rng.uniform(0.05, 0.065)))
     target = _target(stage, tall=tall, pace=0.006)
     return _filmed(stage, compose(stage.backdrop(), [target, _bystander(stage, tall=0.06)]))
 
 
 def _similar(stage: _Set) -> Made:
-    """Between two that look nearly the same; they go along side by side, and one crosses over."""
+    """The target walks between two look-alikes, and one of them crosses over."""
     width = stage.size[1]
     tall = min(stage.tall, 0.2 * width * stage.phases[0].shape[0] / stage.phases[0].shape[1])
     target = _target(stage, tall=tall)
@@ -145,7 +146,7 @@ def _similar(stage: _Set) -> Made:
 
 
 def _reappear(stage: _Set) -> Made:
-    """Leaves the picture, stays away for over a second, and comes back, at times on the other side."""
+    """The target leaves the picture for over a second, and returns, sometimes on the other side."""
     width = stage.size[1]
     target = _target(stage)
     half = 0.6 * float(max(target.width(t) for t in range(FRAMES))) + 0.02 * width
@@ -158,7 +159,7 @@ def _reappear(stage: _Set) -> Made:
 
 
 def _blur(stage: _Set) -> Made:
-    """The lens loses focus and finds it again, twice."""
+    """The lens loses focus and regains it, twice."""
     frames, *truth = _plain(stage)
     strength = 0.014 * stage.size[0] * np.sin(np.linspace(0, 2 * np.pi, FRAMES)) ** 2
     for t, sigma in enumerate(strength):
@@ -168,7 +169,7 @@ def _blur(stage: _Set) -> Made:
 
 
 def _night(stage: _Set) -> Made:
-    """A sixth of the light, and the noise of a sensor that has too little of it."""
+    """A sixth of the light, with the noise of an underexposed sensor."""
     frames, *truth = _plain(stage)
     for t, frame in enumerate(frames):
         dark = frame.astype(np.float32) / 6
@@ -178,7 +179,7 @@ def _night(stage: _Set) -> Made:
 
 
 def _compression(stage: _Set) -> Made:
-    """JPEG at a twentieth of its usual quality."""
+    """JPEG at a twentieth of the usual quality."""
     frames, *truth = _plain(stage)
     for t, frame in enumerate(frames):
         frames[t] = compressed(frame, 6)
@@ -203,7 +204,7 @@ KINDS: dict[str, Callable[[_Set], Made]] = {
 
 
 def _target(stage: _Set, tall: float | None = None, pace: float = 0.014) -> Actor:
-    """The labelled one, going to and fro within the picture; `pace` in picture widths per frame."""
+    """The labelled target, walking back and forth in the picture; `pace` in picture widths per frame."""
     height, width = stage.size
     rng = stage.rng
     tall = stage.tall if tall is None else tall
@@ -228,7 +229,10 @@ def _target(stage: _Set, tall: float | None = None, pace: float = 0.014) -> Acto
 
 
 def _moved(stage: _Set, actor: Actor, x: NDArray[np.float64], lower: float = 0.0) -> Actor:
-    """The actor on another way across the picture: people step and face it, things float and turn."""
+    """The actor on another path across the picture.
+
+    People step and face forward, other objects float and turn.
+    """
     tall, rng = float(actor.heights.mean()), stage.rng
     steps = np.diff(x, prepend=x[0])
     steps = np.where(np.abs(steps) > 3 * tall, 0.0, steps)
@@ -257,7 +261,7 @@ def _moved(stage: _Set, actor: Actor, x: NDArray[np.float64], lower: float = 0.0
 
 
 def _bystander(stage: _Set, tall: float = 0.26) -> Actor:
-    """Somebody else, further back, who walks across slowly and is never asked for."""
+    """Another person further back, who walks across slowly and is not labelled."""
     height, width = stage.size
     rng = stage.rng
     tall *= height
@@ -279,7 +283,7 @@ def _bystander(stage: _Set, tall: float = 0.26) -> Actor:
 
 
 def _pillar(stage: _Set, middle: float, wide: float) -> Actor:
-    """A strip of another place in front of everything; nobody's pixels."""
+    """A strip of another background in front of everything; its pixels belong to no object."""
     height = stage.size[0]
     strip = stage.pictures.background(stage.rng, (height, max(16, round(wide))))
     opaque = np.full((*strip.shape[:2], 1), 255, np.uint8)
@@ -297,7 +301,7 @@ def _pillar(stage: _Set, middle: float, wide: float) -> Actor:
 
 
 def _tinted(rng: Rng, phases: tuple[Image, ...]) -> Iterator[Image]:
-    """A copy in a slightly different colour, so that the two can be told apart."""
+    """Yield copies in a slightly different colour, so that the two can be told apart."""
     gains = 1 + rng.choice([-1.0, 1.0], 3) * rng.uniform(0.08, 0.16, 3)
     for picture in phases:
         rgb = np.clip(picture[..., :3] * gains, 0, 255).astype(np.uint8)

@@ -241,7 +241,7 @@ def test_observations_are_the_scores_of_the_masks_that_were_given(root: Path) ->
     ("options", "said"),
     [
         ({"suite": "crowds"}, "no suite 'crowds'; available: crowd, synthetic"),
-        ({"suite": "crowd", "height": 20}, "scenes of 20 pixels show nobody"),
+        ({"suite": "crowd", "height": 20}, "scenes of 20 pixels are too small"),
         ({"suite": "crowd", "scenes": 0}, "0 scenes leave nothing to measure"),
         (
             {"suite": "synthetic", "kinds": ["fog"]},
@@ -266,11 +266,11 @@ def test_labels_of_another_size_are_refused(root: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({}, "nothing to measure on"),
-        ({"root": "x", "data": "y"}, "--data without --suite means nothing"),
+        ({}, "nothing to evaluate"),
+        ({"root": "x", "data": "y"}, "--data without --suite has no effect"),
         ({"root": "x", "scenes": 2, "kinds": ["cut"]}, "--scenes, --kind without --suite"),
         ({"suite": "crowd"}, "--suite crowd needs --data"),
-        ({"suite": "crowd", "data": "y", "root": "x"}, "a data set with --suite crowd means nothing"),
+        ({"suite": "crowd", "data": "y", "root": "x"}, "a data set with --suite crowd has no effect"),
         ({"suite": "crowd", "data": "y", "kinds": ["cut"]}, "--kind with --suite crowd"),
         ({"suite": "synthetic", "data": "y", "max_frames": 5}, "--max-frames with --suite synthetic"),
     ],
@@ -347,7 +347,7 @@ def test_the_fit_knows_what_the_probabilities_knew(root: Path, monkeypatch: pyte
 
 def test_nothing_is_fitted_to_masks_that_tell_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.evaluation.suites.pictures.HELD_OUT_PEOPLE", 4)
-    with pytest.raises(UsageError, match="the segmenter tells no probabilities"):
+    with pytest.raises(UsageError, match="the segmenter returns no probabilities"):
         fit_presence(root, Holds(), crowds=1, troubles=0, height=HEIGHT)
 
     class Elsewhere(Doubtful):
@@ -419,5 +419,5 @@ def test_the_fit_is_kept_in_the_weights_file(
     with pytest.raises(SystemExit) as stop:
         fitting.main()
     assert stop.value.code == 2
-    assert "xmem-lite is none" in capsys.readouterr().err
+    assert "which xmem-lite is not" in capsys.readouterr().err
     assert not (tmp_path / "xmem-lite").exists()
