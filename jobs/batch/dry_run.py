@@ -70,12 +70,12 @@ class Forecast:
                 rate = f"{self.frames_per_second:.1f} frames/s"
                 lines.append(f"time: about {time} at {rate}, as in {redacted(self.measured_by)}")
             else:
-                lines.append("time: unknown; no earlier report in the output folder says how fast it is")
+                lines.append("time: unknown; no earlier report in the output folder gives the speed")
         if self.skipped.count:
             lines.append(str(self.skipped))
         lines += [f"wrong: {redacted(text)}" for text in self.wrong[:_MOST_LISTED]]
         if len(self.wrong) > _MOST_LISTED:
-            lines.append(f"... and {len(self.wrong) - _MOST_LISTED} more are wrong")
+            lines.append(f"... and {len(self.wrong) - _MOST_LISTED} more errors")
         return lines
 
 
@@ -138,12 +138,12 @@ def _record(files: Files, there: set[str], job: VideoJob) -> Mapping[str, Any]:
 
 def _origin(job: VideoJob, begun: bool, detector: str | None) -> str:
     if job.spec.prompts is not None:
-        return "in the manifest or of --prompts"
+        return "in the manifest or from --prompts"
     if job.spec.prompts_uri is not None:
         return "in files"
     if begun:
         return "as begun before"
-    return f"found by {detector}" if detector is not None else "without any: nothing to track"
+    return f"found by {detector}" if detector is not None else "none: nothing to track"
 
 
 def _opened(job: VideoJob, settings: WorkerSettings) -> int | str | None:

@@ -122,7 +122,7 @@ def _claim(files: Files, owner: Owner, ours: set[bytes], take_over: bool) -> Non
         for other in _others(files, owner.batch_id):
             if not other.lives():
                 logger.info(
-                    "batch %s on %s ended without a word: its lease is removed", other.batch_id, other.host
+                    "batch %s on %s did not release its lease: lease removed", other.batch_id, other.host
                 )
                 _remove(files, other.batch_id)
                 continue
@@ -130,7 +130,7 @@ def _claim(files: Files, owner: Owner, ours: set[bytes], take_over: bool) -> Non
             if not shared:
                 continue
             if take_over:
-                logger.warning("batch %s on %s loses its lease", other.batch_id, other.host)
+                logger.warning("took over the lease of batch %s on %s", other.batch_id, other.host)
                 _remove(files, other.batch_id)
             elif (
                 other.state == "claiming" and owner.batch_id < other.batch_id and time.monotonic() < deadline
@@ -140,7 +140,7 @@ def _claim(files: Files, owner: Owner, ours: set[bytes], take_over: bool) -> Non
                 raise AnotherRunError(
                     f"batch {other.batch_id} on {other.host} (process {other.pid}, since {other.started}) is "
                     f"tracking {shared} of these {len(ours)} videos into {files.root}: wait until it has "
-                    "ended, or stop it; if it is dead for certain, go on with --take-over"
+                    "ended, or stop it; if it is certainly dead, use --take-over"
                 )
         if not undecided:
             return
@@ -160,9 +160,9 @@ def _others(files: Files, batch_id: str) -> list[Owner]:
         try:
             found.append(Owner(**json.loads(files.read(name))))
         except FileNotFoundError:
-            continue  # ended in this moment
+            continue  # ended just now
         except (ValueError, TypeError):
-            logger.warning("%s is damaged, and not heeded: remove it", files.uri(name))
+            logger.warning("%s is damaged and ignored: remove it", files.uri(name))
     return found
 
 
@@ -178,7 +178,7 @@ def _beat(files: Files, owner: Owner, ended: threading.Event) -> None:
     while not ended.wait(HEARTBEAT_SECONDS):
         try:
             if not files.exists(_name(owner.batch_id, "json")):
-                logger.warning("another run has taken the lease of this one over")
+                logger.warning("another run has taken over the lease of this one")
                 return
             _write(files, replace(owner, alive=time.time()))
         except StoreError as error:  # not fatal: the commits report a folder that cannot be written

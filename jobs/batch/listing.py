@@ -35,8 +35,8 @@ _FOLDERS_REMEMBERED = 256
 # Limit, since a folder may hold a million images beside its videos.
 _MOST_SKIPPED = 1000
 _MOST_NAMED = 8
-_NO_SUFFIX = "no suffix of a video"
-_NO_VIDEO = "prompts or masks of no video here"
+_NO_SUFFIX = "not a video suffix"
+_NO_VIDEO = "prompts or masks without a video"
 
 
 @dataclass
@@ -167,7 +167,7 @@ class Sidecars:
         except (FileNotFoundError, NotADirectoryError, ImportError, ValueError):
             return frozenset()  # no such folder, or not listable: opening the video reports the error
         except Exception as error:
-            logger.warning("%s cannot be listed, prompts beside its videos are not seen: %s",
+            logger.warning("%s cannot be listed, so prompts beside its videos are ignored: %s",
                            folder, one_line(error))  # fmt: skip
             return frozenset()
         names = (str(entry).rstrip("/").rpartition("/")[2] for entry in entries)
@@ -232,9 +232,9 @@ def _has_video_suffix(name: str) -> bool:
 
 def _nothing(uri: str, is_glob: bool, names: list[str]) -> str:
     if is_glob:
-        return f"{uri} matches no video; check the pattern (`**` reaches into folders)"
+        return f"{uri} matches no video; check the pattern (`**` includes subfolders)"
     if any(n.lower().endswith(IMAGE_SUFFIXES) and not n.endswith(SIDECARS) for n in names):
         hint = "images only; to track a folder of images, name it in a manifest"
     else:
-        hint = f"{len(names)} other files; videos end in .mp4, .mkv, .mov, ... - a glob takes others too"
+        hint = f"{len(names)} other files; videos end in .mp4, .mkv, .mov, ... - a glob accepts others, too"
     return f"{uri} holds no video ({hint})"

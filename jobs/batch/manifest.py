@@ -113,7 +113,7 @@ def load_manifest(
     if errors:
         return jobs
     if not jobs:
-        raise UsageError(f"{uri} names no video; give at least one")
+        raise UsageError(f"{uri} lists no video; give at least one")
     if detector is None and not any(job.spec.prompts_uri or job.spec.prompts for job in jobs):
         raise UsageError(_nothing_to_track(uri, jobs))
     return jobs
@@ -133,7 +133,7 @@ def _all_rows(
             if source.endswith(SIDECARS):
                 continue
             if source.lower().endswith(_NO_VIDEOS):
-                skipped.add(source, "no suffix of a video")
+                skipped.add(source, "not a video suffix")
                 continue
         root = ""
         for row in _rows(source, storage_options, skipped, errors, out):
@@ -177,7 +177,7 @@ def _rows(
     elif _is_file(uri, storage_options):
         path = local_absolute(uri)
         if path.lower().endswith(_NO_VIDEOS):
-            raise UsageError(f"{uri} is no video; a manifest is one of {', '.join(SUFFIXES)}")
+            raise UsageError(f"{uri} is not a video; a manifest is one of {', '.join(SUFFIXES)}")
         yield Row(0, path, prompts_uri=_beside(path, storage_options))
     else:
         own = None if out is None else local_absolute(out)
@@ -237,10 +237,10 @@ def _meant(one: VideoJob, other: VideoJob, explicit: set[str]) -> bool:
 def _twice(source: str, one: VideoJob, line: int, other: VideoJob, other_line: int, ids: Ids) -> str:
     lines = f"lines {line} and {other_line}: " if line else ""
     if generate_stream_id(one.spec.uri) != generate_stream_id(other.spec.uri):
-        what = f"stream id {other.spec.stream_id} is there twice ({one.spec.uri} and {other.spec.uri})"
-        remedy = ", or take --ids relative" if ids == "name" else ""
+        what = f"stream id {other.spec.stream_id} appears twice ({one.spec.uri} and {other.spec.uri})"
+        remedy = ", or use --ids relative" if ids == "name" else ""
         return f"{source} {lines}{what}; give each video another stream_id{remedy}"
-    what = f"video {one.spec.uri} is there twice"
+    what = f"video {one.spec.uri} appears twice"
     return f"{source} {lines}{what}; remove one, or give each a stream_id of its own"
 
 

@@ -84,7 +84,7 @@ def read_rows(
         others += first is not None
         first = first or failure
     if first is not None:
-        more = f"; {others} more {'line is' if others == 1 else 'lines are'} wrong too" if others else ""
+        more = f"; {others} more {'line is' if others == 1 else 'lines are'} invalid, too" if others else ""
         raise UsageError(f"{first}{more}")
 
 
@@ -209,9 +209,9 @@ def _check_columns(uri: str, names: list[str]) -> None:
     if wrong := _misspelt(names):
         raise UsageError(f"{uri}: {wrong}")
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UsageError(f"{uri}: column {twice[0]} is there twice")
+        raise UsageError(f"{uri}: column {twice[0]} appears twice")
     if "uri" not in names:
-        raise UsageError(f"{uri}: no column uri; it is needed, {', '.join(COLUMNS[1:])} are optional")
+        raise UsageError(f"{uri}: no column uri; it is required, {', '.join(COLUMNS[1:])} are optional")
 
 
 def _misspelt(names: Iterable[str]) -> str | None:
@@ -221,9 +221,9 @@ def _misspelt(names: Iterable[str]) -> str | None:
             continue
         plain = name.strip().lower().replace("-", "_").replace(" ", "_")
         if meant := difflib.get_close_matches(plain, COLUMNS, n=1, cutoff=_ALMOST):
-            return f"column {_short(name)} is not known: is {meant[0]} meant? Else rename it"
+            return f"column {_short(name)} is unknown: did you mean {meant[0]}? Otherwise rename it"
         if not plain:
-            return f"a column has no name; allowed are {', '.join(COLUMNS)} and names of your own"
+            return f"a column has no name; allowed are {', '.join(COLUMNS)} and any other names"
     return None
 
 

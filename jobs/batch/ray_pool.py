@@ -60,9 +60,9 @@ class RayPool:
 
     Args:
         scheduler: scheduler with its videos.
-        make_actor: a handle of a new actor of `pipeline.distributed.actors.Tracker`'s methods; it should
-        restart for ever,
-            and never repeat a call (`max_restarts=-1, max_task_retries=0`).
+        make_actor: returns the handle of a new actor with the methods of
+            `pipeline.distributed.actors.Tracker`. It should restart for ever and never repeat a call
+            (`max_restarts=-1, max_task_retries=0`).
         workers: number of actors, or a function that returns it, which is called again as machines come.
         budget: function from an actor's `facts` to bytes of device memory for its streams; None: no limit.
         first: a call that one actor answers before any actor gets a video: a function that makes the call,
@@ -90,7 +90,7 @@ class RayPool:
         gpus: float = 0.0,
     ) -> None:
         if isinstance(workers, int) and workers < 1:
-            raise UsageError(f"{workers} workers are not allowed: give a number from 1")
+            raise UsageError(f"{workers} workers are not allowed: use at least 1")
         self._scheduler = scheduler
         self._make_actor = make_actor
         self._workers = workers

@@ -109,14 +109,14 @@ def plan(videos: int, resources: Resources, model: ModelSettings, options: Batch
         places = sum(cpus // threads for cpus in resources.node_cpus)
         return Plan(options.actors or max(1, min(videos, places)), threads)
     if device != "cuda":
-        raise UsageError(f"device {device!r} is not allowed: cpu or cuda; which GPU, Ray decides")
+        raise UsageError(f"device {device!r} is not allowed: use cpu or cuda (Ray chooses the GPU)")
     places = int(resources.gpus / options.gpu_fraction + 1e-6)
     # With an explicit number, an autoscaling cluster may add machines for actors that wait.
     if places < 1 and not (options.actors and options.address):
         raise UsageError(
             f"device cuda with {options.gpu_fraction:g} of a GPU for each actor is not possible: Ray sees "
-            f"{resources.gpus:g} GPUs; cpu always works, and where machines come as they are needed, "
-            "--actors says how many"
+            f"{resources.gpus:g} GPUs; use device cpu, or --actors on a cluster that adds machines on "
+            "demand"
         )
     return Plan(options.actors or max(1, min(videos, places)), model.threads or 1, options.gpu_fraction)
 
@@ -232,12 +232,12 @@ def run_batch(
     except StoreError as error:
         if report.stopped is None:
             raise
-        logger.warning("the report is not in the output folder: %s", error)
+        logger.warning("the report could not be written to the output folder: %s", error)
     return report
 
 
 class _Stoppable(Scheduler):
-    """A scheduler with a callback for the begin of a stop."""
+    """A scheduler with a callback for the beginning of a stop."""
 
     def __init__(self, options: SchedulerOptions, on_stop: Callable[[], None] | None) -> None:
         super().__init__(options)
@@ -320,8 +320,8 @@ def _wanted(videos: int, chosen: Plan, options: BatchOptions) -> int | Callable[
 
 
 def budget(facts: Mapping[str, Any], share: float) -> int:
-    """Bytes that the states of an actor's streams may take, from its facts, if it has such a share of its
-    device: of what the weights leave, most; libraries and decoders want some too.
+    """Return the device memory for the states of an actor's streams, in bytes, from its facts and its share
+    of the device: most of what the weights leave free; libraries and decoders need the rest.
     """
     usable = int(facts["device_bytes"] * share * _USABLE)
     return max(0, usable - int(facts["weights_bytes"]))

@@ -49,7 +49,7 @@ _PATHS_OF = "XMEM_PATHS_OF"
 _ORIGINALS = "XMEM_ORIGINALS"
 _PATH_OPTIONS = ("--report", "--model")
 _GIVE = "give an absolute path that the cluster's machines share, or a URI such as s3://bucket/folder"
-# These log each package and connection, whatever the level of Ray's own logger.
+# These loggers log each package and connection, whatever the level of Ray's own logger.
 _CHATTY = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -243,7 +243,7 @@ def _explained(error: Exception, address: str, verb: str, job_id: str | None) ->
     text = one_line(error)
     kind = type(error).__name__
     if kind == "AuthenticationError":
-        what = "wants a token" if "equired" in text or "Missing" in text else "does not take this token"
+        what = "requires a token" if "equired" in text or "Missing" in text else "rejects this token"
         return XmemError(f"{address} {what}: {ray_token.HOW}")
     if isinstance(error, ConnectionError) or kind in ("ConnectionError", "ConnectTimeout"):
         return XmemError(f"no Ray cluster answers at {address}: check the address and that it is running")
@@ -287,7 +287,7 @@ def check_paths() -> None:
     host = os.environ.get(_PATHS_OF)
     if host is not None and host != socket.gethostname():
         raise UsageError(
-            f"relative paths of {host} mean nothing on {socket.gethostname()}, where the job runs: {_GIVE}"
+            f"relative paths of {host} are not valid on {socket.gethostname()}, where the job runs: {_GIVE}"
         )
 
 
@@ -312,7 +312,7 @@ class _Paths:
             return given
         if not self._is_here:
             raise UsageError(
-                f"{what} {given} is relative to this machine, and the job runs at {self._address}: {_GIVE}"
+                f"{what} {given} is relative to this machine, but the job runs at {self._address}: {_GIVE}"
             )
         self.changed = True
         return os.path.abspath(expanded(path))
@@ -349,7 +349,7 @@ def _is_this_machine(address: str) -> bool:
     return False
 
 
-# --- what lies on this machine -------------------------------------------------------------------
+# --- files on this machine -----------------------------------------------------------------------
 
 
 def _is_here(uri: str) -> bool:

@@ -19,7 +19,7 @@ TOKEN, _PATH = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 _FILE = "~/.ray/auth_token"
 
 HOW = f"set {TOKEN} or {_PATH} to the cluster's token (`ray get-auth-token` there shows it)"
-"""What to do about a missing or a wrong one."""
+"""Advice for a missing or wrong token."""
 
 
 def enable() -> None:

@@ -211,15 +211,16 @@ def _knock(address: str) -> None:
         ) from error
     if answer.startswith(b"HTTP/1"):  # the head's own port speaks HTTP/2
         raise UsageError(
-            f"what answers at {address} is a web server, perhaps the dashboard: give the head's own port, "
-            f"{host}:6379 as a rule"
+            f"a web server answers at {address}, perhaps the dashboard: give the head's own port, usually "
+            f"{host}:6379"
         )
 
 
 @contextmanager
 def _unprinted(texts: list[str]) -> Iterator[None]:
-    """Collects what this process's libraries write to stderr, below Python: while it is not let in, Ray's
-    says so once a second, and nothing of it in its exception.
+    """Collect what this process's libraries write to stderr below Python.
+
+    Ray's client prints every second why it is rejected, but does not say so in its exception.
     """
     sys.stderr.flush()
     saved = os.dup(2)
@@ -239,15 +240,13 @@ def _explained(error: Exception, address: str | None, printed: str) -> XmemError
     text = one_line(error)
     if address is None:
         return XmemError(
-            f"Ray cannot be started on {socket.gethostname()}: {brief(text)}; where the machine is busy, try "
+            f"Ray cannot be started on {socket.gethostname()}: {brief(text)}; if the machine is busy, try "
             "again later (--debug shows what Ray prints)"
         )
     if type(error).__name__ == "AuthenticationError" or "InvalidAuthToken" in printed:
-        return XmemError(f"the Ray cluster at {address} wants its token: {ray_token.HOW}")
+        return XmemError(f"the Ray cluster at {address} requires its token: {ray_token.HOW}")
     if address == "auto" and isinstance(error, ConnectionError):
         return UsageError("no Ray cluster runs on this machine; give its address, host:6379")
     if isinstance(error, ConnectionError | ValueError):
-        return UsageError(
-            f"what answers at {address} is no Ray cluster's head: give host:6379 ({brief(text)})"
-        )
+        return UsageError(f"no Ray cluster's head answers at {address}: give host:6379 ({brief(text)})")
     return XmemError(f"the Ray cluster at {address} cannot be used: {brief(text)}")

@@ -28,10 +28,10 @@ def death(error: BaseException, machine: str, *, machine_gone: bool) -> str:
         machine_gone: whether the whole machine was lost.
     """
     if machine_gone:
-        return f"its machine ({machine}) went away"
+        return f"its machine ({machine}) was lost"
     text = str(error)
     if type(error).__name__ == "OutOfMemoryError" or "running low on memory" in text:
         return f"Ray ended it, since {machine} ran out of memory: use fewer actors or a smaller --size"
     if type(error).__name__ == "ActorUnavailableError":
-        return f"the worker on {machine} does not answer: its process died, or the machine went away"
+        return f"the worker on {machine} does not answer: its process died, or the machine was lost"
     return f"the worker's process died on {machine}"

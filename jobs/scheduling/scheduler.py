@@ -79,7 +79,7 @@ class Scheduler:
         """Add a video; UsageError if its stream id exists already."""
         stream_id = job.spec.stream_id
         if stream_id in self._videos or stream_id in self._ledger:
-            raise UsageError(f"stream id {stream_id!r} exists twice: each video needs its own")
+            raise UsageError(f"stream id {stream_id!r} appears twice: each video needs its own")
         video = self._videos[stream_id] = Video(job)
         if self._draining:
             self._end(video, "pending")

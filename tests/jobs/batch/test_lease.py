@@ -107,7 +107,7 @@ def test_the_heartbeat_goes_on_and_stops_when_the_lease_was_taken(
         while running(files)[0].alive == first:
             time.sleep(0.02)
         with lease(files, "theirs", ["a"], take_over=True):
-            while "taken the lease" not in caplog.text:
+            while "taken over the lease" not in caplog.text:
                 time.sleep(0.02)
             assert [owner.batch_id for owner in running(files)] == ["theirs"]
 

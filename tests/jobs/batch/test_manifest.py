@@ -77,13 +77,13 @@ def test_what_a_folder_or_a_glob_skips_is_named_with_the_reason(
     skipped = Skipped()
     load_manifest(tmp_path, skipped=skipped)
     assert skipped.files == [
-        (f"{tmp_path}/deep/b.jpg", "no suffix of a video"),
-        (f"{tmp_path}/notes.txt", "no suffix of a video"),
-        (f"{tmp_path}/d.masks.png", "prompts or masks of no video here"),
+        (f"{tmp_path}/deep/b.jpg", "not a video suffix"),
+        (f"{tmp_path}/notes.txt", "not a video suffix"),
+        (f"{tmp_path}/d.masks.png", "prompts or masks without a video"),
     ]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}: 3 files skipped: b.jpg, notes.txt (no suffix of a video); d.masks.png (prompts or "
-        "masks of no video here)"
+        f"{tmp_path}: 3 files skipped: b.jpg, notes.txt (not a video suffix); d.masks.png (prompts or "
+        "masks without a video)"
     ]
     skipped = Skipped()
     load_manifest(f"{tmp_path}/*", skipped=skipped)
@@ -92,7 +92,7 @@ def test_what_a_folder_or_a_glob_skips_is_named_with_the_reason(
     load_manifest(f"{tmp_path}/*.mp4")
     assert caplog.records == []
     for i in range(2000):
-        skipped.add(f"s3://b/{i}.jpg", "no suffix of a video")
+        skipped.add(f"s3://b/{i}.jpg", "not a video suffix")
     assert (skipped.count, len(skipped.files)) == (2002, 1000)
     assert str(skipped).endswith("; and 1994 more, see the report")
 
@@ -363,7 +363,7 @@ def test_every_format_says_the_same(tmp_path: Path, write: Callable[[Path], Path
         ({}, "line 2: uri None is not allowed"),
         ({"uri": " "}, "line 2: uri ' ' is not allowed"),
         ({"uri": 7}, "line 2: uri 7 is not allowed"),
-        ({"uri": "a.mp4", "promts": "x.json"}, "line 2: column 'promts' is not known: is prompts meant"),
+        ({"uri": "a.mp4", "promts": "x.json"}, "line 2: column 'promts' is unknown: did you mean prompts"),
         ({"uri": "a.mp4", "stream_id": "a b"}, "line 2: stream id 'a b' is not allowed"),
         ({"uri": "a.mp4", "stream_id": 5}, "line 2: stream id 5 is not allowed"),
         ({"uri": "a.mp4", "priority": 0}, "line 2: priority 0 is not allowed: give a number above 0"),
@@ -390,16 +390,16 @@ def test_all_wrong_rows_are_counted(tmp_path: Path) -> None:
     source = manifest(tmp_path, {"uri": 1}, {"uri": "a.mp4", "prompts": BOX}, "nonsense", {"uri": ""})
     message = refused(source)
     assert "m.jsonl line 1: uri 1" in message
-    assert message.endswith("; 2 more lines are wrong too")
+    assert message.endswith("; 2 more lines are invalid, too")
 
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("", "no column uri"),
-        ("video,prompts\na.mp4,\n", "no column uri; it is needed, stream_id, prompts, priority are"),
+        ("video,prompts\na.mp4,\n", "no column uri; it is required, stream_id, prompts, priority are"),
         ("prompts\na.json\n", "no column uri"),
-        ("uri,uri\na,b\n", "column uri is there twice"),
+        ("uri,uri\na,b\n", "column uri appears twice"),
         ("uri,prompts\na.mp4,a.json\nb.mp4\n", "line 3: 1 cells where the header names 2"),
         ("uri,prompts\na.mp4,a.json,b.json\n", "line 2: 3 cells where the header names 2"),
         ('uri\n"a.mp4\n', "line 2: not CSV"),
@@ -429,17 +429,17 @@ def test_a_file_that_is_something_else_is_named(tmp_path: Path) -> None:
 def test_the_same_stream_or_video_twice_names_both_lines(tmp_path: Path) -> None:
     first = {"uri": "a.mp4", "prompts": BOX}
     message = refused(manifest(tmp_path, first, {"uri": "b.mp4"}, "", {"uri": "./x/../a.mp4"}))
-    assert f"lines 1 and 4: video {tmp_path}/a.mp4 is there twice" in message
+    assert f"lines 1 and 4: video {tmp_path}/a.mp4 appears twice" in message
     rows = [{"uri": u, "stream_id": "s", "prompts": BOX} for u in ("a.mp4", "b.mp4")]
     message = refused(manifest(tmp_path, {"uri": "c.mp4"}, *rows))
-    assert "lines 2 and 3: stream id s is there twice" in message
+    assert "lines 2 and 3: stream id s appears twice" in message
     assert f"{tmp_path}/b.mp4" in message
     message = refused(manifest(tmp_path, {"uri": "a.mp4"}, {"uri": "a.mp4", "stream_id": "s"}))
     assert "lines 1 and 2" in message
     # Credentials are no part of what a video is, nor of what is said about it.
     rows = [{"uri": f"ftp://me:{word}@host/a.mp4", "prompts": BOX} for word in ("secret1", "secret2")]
     message = refused(manifest(tmp_path, *rows))
-    assert "ftp://host/a.mp4 is there twice" in message
+    assert "ftp://host/a.mp4 appears twice" in message
     assert "secret" not in message
 
 
@@ -500,7 +500,7 @@ def test_what_a_shell_makes_of_a_glob(tmp_path: Path) -> None:
     assert [Path(job.spec.uri).name for job in jobs] == ["a.mp4", "b.mkv", "c.dat"]
     assert jobs[0].spec.prompts_uri == f"{tmp_path}/a.prompts.json"
     assert [Path(uri).name for uri, _ in skipped.files] == ["notes.txt"]
-    with pytest.raises(UsageError, match=r"video .*a\.mp4 is there twice"):
+    with pytest.raises(UsageError, match=r"video .*a\.mp4 appears twice"):
         load_manifest([str(tmp_path / "a.mp4"), str(tmp_path / "*.mp4")])
 
 
@@ -530,9 +530,7 @@ def test_ids_of_names_alone_must_be_unique(tmp_path: Path) -> None:
     found = load_manifest(tmp_path, ids="name", detector="motion")
     assert [job.spec.stream_id for job in found] == ["a", "b"]
     (tmp_path / "y" / "a.avi").write_text("x")
-    with pytest.raises(
-        UsageError, match=r"stream id a is there twice \(.*x/a.mp4 and .*\); .*--ids relative"
-    ):
+    with pytest.raises(UsageError, match=r"stream id a appears twice \(.*x/a.mp4 and .*\); .*--ids relative"):
         load_manifest(tmp_path, ids="name", detector="motion")
 
 
@@ -552,7 +550,7 @@ def test_columns_of_ones_own_go_along(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["prompt", "Priority", "stream-id", "streamid", "URI"])
 def test_columns_that_are_almost_ours_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "m.csv").write_text(f"uri,{name}\na.mp4,x\n")
-    assert f"column '{name}' is not known: is " in refused(tmp_path / "m.csv")
+    assert f"column '{name}' is unknown: did you mean " in refused(tmp_path / "m.csv")
 
 
 def test_all_that_is_wrong_at_once(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_machines_go_and_come(
     assert all(committed(tmp_path, n) == 40 for n in names)
     assert len(set(machines)) == 2
     said = [r.getMessage() for r in caplog.records if "worker 1" in r.getMessage()]
-    assert any("process died" in text or "went away" in text for text in said)
+    assert any("process died" in text or "was lost" in text for text in said)
     assert all("\n" not in text for text in said)
     assert all(len(text) < 200 for text in said)
     assert "raylet" not in capsys.readouterr().out

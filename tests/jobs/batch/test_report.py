@@ -71,9 +71,9 @@ def test_it_says_what_became_of_each_video(tmp_path: Path) -> None:
 
 def test_it_names_the_files_that_were_skipped(tmp_path: Path) -> None:
     skipped = Skipped()
-    skipped.add("s3://key:secret@host/notes.txt", "no suffix of a video")
+    skipped.add("s3://key:secret@host/notes.txt", "not a video suffix")
     document = json.loads("".join(report(tmp_path, skipped=skipped).to_json()))
-    first = [{"uri": "s3://host/notes.txt", "reason": "no suffix of a video"}]
+    first = [{"uri": "s3://host/notes.txt", "reason": "not a video suffix"}]
     assert document["skipped"] == {"files": 1, "first": first}
 
 

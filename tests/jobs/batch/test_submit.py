@@ -308,7 +308,7 @@ def test_an_unknown_job_is_a_usage_error(head: RayHead, xmem: Xmem, arguments: t
 
 
 @pytest.mark.parametrize(
-    ("token", "said"), [(None, "wants a token"), ("wrong-token", "does not take this token")]
+    ("token", "said"), [(None, "requires a token"), ("wrong-token", "rejects this token")]
 )
 def test_a_missing_or_wrong_token_gives_one_clear_line(
     head: RayHead, away: Path, videos: Path, token: str | None, said: str, tmp_path: Path
@@ -326,7 +326,7 @@ def test_a_wrong_token_of_a_driver_gives_one_clear_line(
     done = xmem_alone(*batch, away=away, cwd=videos, token="wrong-token")
     assert done.returncode == 1
     assert done.stderr == (
-        f"xmem: error: the Ray cluster at {head.address} wants its token: {ray_token.HOW}\n"
+        f"xmem: error: the Ray cluster at {head.address} requires its token: {ray_token.HOW}\n"
     )
 
 
@@ -334,7 +334,7 @@ def test_addresses_where_no_ray_answers(head: RayHead, xmem: Xmem, tmp_path: Pat
     batch = ("list.csv", "--out", tmp_path, "--prompts", "shared.json", "--address")
     for command, address, said in [
         ("run", "127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1"),
-        ("run", head.dashboard.removeprefix("http://"), "is a web server, perhaps the dashboard"),
+        ("run", head.dashboard.removeprefix("http://"), ", perhaps the dashboard: give the head"),
         ("run", head.dashboard, "give auto, host:6379 or ray://host:10001"),
         ("submit", "http://127.0.0.1:1", "no Ray cluster answers at http://127.0.0.1:1"),
         ("submit", head.address, "give the dashboard's"),
@@ -414,7 +414,9 @@ def test_relative_paths_are_made_absolute_for_a_cluster_of_this_machine(
         monkeypatch.setenv(name, value)
     check_paths()
     monkeypatch.setattr("socket.gethostname", lambda: "head-0")
-    with pytest.raises(UsageError, match="mean nothing on head-0, where the job runs: give an absolute path"):
+    with pytest.raises(
+        UsageError, match="are not valid on head-0, where the job runs: give an absolute path"
+    ):
         check_paths()
 
 
@@ -435,7 +437,7 @@ def test_relative_paths_are_refused_for_a_cluster_elsewhere(
     ]:
         given: dict[str, Any] = {"videos": "s3://b/in", "out": "/shared/out", **changes}
         with pytest.raises(
-            UsageError, match=rf"is relative to this machine, and the job runs at {address}: g"
+            UsageError, match=rf"is relative to this machine, but the job runs at {address}: g"
         ):
             jobs.submit(given.pop("videos"), options, **given)
     assert cluster.given == {}

@@ -606,7 +606,7 @@ def test_drained_streams_are_in_the_store_and_go_on_another_time(seed: int, step
 def test_a_video_comes_once() -> None:
     scheduler = Scheduler(OPTIONS)
     scheduler.add(VideoJob(StreamSpec("a", "a.mp4")))
-    with pytest.raises(UsageError, match="'a' is there twice"):
+    with pytest.raises(UsageError, match="'a' appears twice"):
         scheduler.add(VideoJob(StreamSpec("a", "b.mp4")))
     with pytest.raises(UsageError, match="depth 0"):
         SchedulerOptions(depth=0)
