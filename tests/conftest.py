@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Beside other workers of pytest-xdist one thread each; tests and their processes that want more say so.
+# One thread per worker of pytest-xdist; tests and their processes that need more set it.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# All Rays of a process have one token: Ray keeps the first that it read, also for a Ray started later.
+# All Rays of a process share one token: Ray keeps the first that it read, also for a Ray started later.
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 from support.needs import needs
@@ -21,13 +21,13 @@ from support.servers import s3_server  # noqa: F401
 # Before any test imports torch: see `xmem_core.openmp`.
 import xmem_core as _core  # noqa: F401
 
-# A busy machine is no fault of the code: no test is judged by the clock.
+# Test machines may be busy, so no test has a deadline.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests by what they need; on pytest-xdist's workers, files whose tests take long come first."""
+    """Mark tests by their needs; on pytest-xdist's workers, run the files with long tests first."""
     long: set[Path] = set()
     for item in items:
         if not isinstance(item, pytest.Function):
@@ -41,12 +41,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items.sort(key=lambda item: item.path not in long)
 
 
-# torch is imported by the fixtures: most of the tests do without it.
+# torch is imported by the fixtures: most tests do not need it.
 
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """One thread: with small tensors several only wait for each other, and bits depend on their number."""
+    """Use one thread: with small tensors more threads only wait, and last bits depend on their number."""
     from support.threads import torch_threads
 
     with torch_threads(1):
@@ -55,7 +55,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The file of a tiny model, see `tiny.tiny_weights`."""
+    """Path of a tiny model's weights, see `tiny.tiny_weights`."""
     from support.tiny import tiny_weights
 
     return tiny_weights(tmp_path_factory.mktemp("model"))

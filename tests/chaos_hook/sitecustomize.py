@@ -1,11 +1,11 @@
-"""Kills the process it is loaded into, at moments that a test chose: put this folder on PYTHONPATH.
+"""Kills the process that loads it at moments chosen by a test: put this folder on PYTHONPATH.
 
-The folder named by XMEM_KILLS holds files `<number>.<phase>`. The lowest number is the kill that comes next:
-whichever process reaches its phase removes the file, so that only one dies of it, and kills itself with
-SIGKILL. Phases of a tracker's process: decode (a frame came out of the decoder), track (before a step),
-snapshot (before one is stored), stored (after that), commit (before a chunk's files), between (its events are
-written, its tracks are not) and committed. Phase driver is reached by the process that drives the batch, some
-time after the kill's turn has come.
+The folder named by XMEM_KILLS has files `<number>.<phase>`. The lowest number is the next kill: the first
+process to reach its phase removes the file, so that no other process dies of it, and kills itself with
+SIGKILL. Phases of a tracker process: decode (the decoder returned a frame), track (before a step), snapshot
+(before one is stored), stored (after that), commit (before a chunk's files are written), between (after the
+events file, before the tracks file) and committed. The phase driver is reached by the process that drives the
+batch, some time after the kill's turn has come.
 """
 
 import os
@@ -31,13 +31,13 @@ def _reach(phase: str) -> None:
     name = _due()
     if name is None or not name.endswith("." + phase):
         return
-    # Most of the time not at once: kills are to fall anywhere in a video.
+    # Usually not at once: kills should hit any position in a video.
     if random.random() > 0.15:
         return
     try:
         os.unlink(os.path.join(FOLDER, name))
     except FileNotFoundError:
-        return  # somebody else died of it
+        return  # another process has died of it
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -1,4 +1,4 @@
-"""Random shapes with the edges that trip mask code: at the border, with holes, in pieces, empty, full."""
+"""Random shapes with the edge cases of mask code: at the border, with holes, in pieces, empty, full."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""J and F by their definitions, pixel by pixel and distance by distance: slow, and plainly right."""
+"""J and F by definition, pixel by pixel: slow and simple."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def plain_j(mask: np.ndarray, truth: np.ndarray) -> float:
 
 
 def plain_outline(mask: np.ndarray) -> list[tuple[int, int]]:
-    """Pixels unlike their right, lower or lower right neighbour, as far as these exist."""
+    """Pixels that differ from their right, lower or lower right neighbour, where these exist."""
     height, width = mask.shape
     found = []
     for y in range(height):

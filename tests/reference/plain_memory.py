@@ -1,7 +1,7 @@
-"""What the memory must do, as plainly as it can be said: lists of elements, float64, no cleverness.
+"""Reference implementation of the memory: lists of elements in float64, as simple as possible.
 
-Written from the description of the model alone, as an oracle for `xmem_core.memory.Memory`. An element
-holds its own values in a dict, so "an object has no value here" is the absence of an entry and nothing else.
+Written from the description of the model alone, as an oracle for `xmem_core.memory.Memory`. An element has
+its values in a dict, so an object without a value is simply a missing entry.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class WholeFrame:
     elements: list[Element]
 
     def is_given_for(self, object_id: int) -> bool:
-        """Whether a user's mask of this object, alive and not doubted, is on this frame."""
+        """Whether the frame has a user's mask of this object, which is alive and not doubted."""
         return object_id in self.given and self.elements[0].tells(object_id)
 
     @property
@@ -74,8 +74,8 @@ def weighted(values: list[Vector], weights: list[float]) -> Vector:
 @dataclass
 class PlainMemory:
     """Attributes:
-    closest_call: smallest difference, apart from exact ties, that ever decided between two elements. Where
-        it is down at fp32's precision the fp32 memory may rightly decide otherwise.
+    closest_call: smallest difference, except exact ties, that ever decided between two elements. Near fp32's
+        precision, the fp32 memory may legitimately decide otherwise.
     """
 
     config: MemoryConfig
@@ -99,7 +99,7 @@ class PlainMemory:
         """(C_k, P), (C_k, P) -> (O, C_v, P)"""
         pool = self.pool()
         out = []
-        for object_id in [None, *self.objects]:  # the use of elements is counted as if nothing were barred
+        for object_id in [None, *self.objects]:  # use counts ignore barred elements
             columns = []
             for j in range(query_key.shape[1]):
                 mine = [e for e in pool if object_id is None or e.tells(object_id)]
@@ -123,7 +123,7 @@ class PlainMemory:
         return np.stack(out)
 
     def _note(self, falling: list[float], cut: int) -> None:
-        """The difference between the last one taken and the first one left out."""
+        """Record the difference between the last element taken and the first one not taken."""
         if cut < len(falling) and falling[cut - 1] != falling[cut]:
             self.closest_call = min(self.closest_call, abs(falling[cut - 1] - falling[cut]))
 
@@ -155,8 +155,8 @@ class PlainMemory:
             self._consolidate()
 
     def _keep_or_let_go(self, leaving_working: list[WholeFrame]) -> list[WholeFrame]:
-        """Frames leave working memory, into the permanent store if they are given; returns the given ones
-        that are kept nowhere as they were.
+        """Move frames out of working memory, into the permanent store if they are prompted; return the
+        prompted ones that are not kept whole.
         """
         let_go = []
         for frame in leaving_working:
@@ -195,7 +195,7 @@ class PlainMemory:
         count = min(self.config.num_prototypes, most // len(batches)) or 1
         limit = max(0, most - count * len(batches))
         if len(self.long_term) > limit:
-            # Python's sort is stable: of equals the older one leaves.
+            # Python's sort is stable: among equals the older element is removed.
             by_usage = sorted(self.long_term, key=lambda e: e.usage)
             leaving = len(self.long_term) - limit
             self._note([e.usage for e in by_usage], leaving)
@@ -215,7 +215,7 @@ class PlainMemory:
         values = {}
         for object_id in picked.values:
             mine = [c for c in candidates if c.tells(object_id)]
-            if not mine:  # then it doesn't tell of it either
+            if not mine:  # then it has no information about it either
                 values[object_id] = np.zeros_like(picked.values[object_id])
                 continue
             own = softmax([similarity(c, picked.key, picked.selection) for c in mine])

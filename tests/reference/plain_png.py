@@ -1,4 +1,4 @@
-"""A PNG writer of every depth and kind, one row and one value after the other."""
+"""A PNG writer for every bit depth and colour type, row by row and value by value."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def plain_png(
     palette: Sequence[tuple[int, int, int]] | None = None,
     extra: Sequence[tuple[bytes, bytes]] = (),
 ) -> bytes:
-    """`values` (H x W, or H x W x channels) as a PNG; `extra` chunks go before the pixels."""
+    """Encode `values` (H x W, or H x W x channels) as a PNG; `extra` chunks come before the pixels."""
     height, width = values.shape[:2]
     rows = b"".join(b"\0" + _packed(row.ravel().tolist(), depth) for row in values)
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([depth, kind, 0, 0, 0])

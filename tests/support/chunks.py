@@ -14,8 +14,10 @@ NO_EVENTS = events_table([])
 
 
 def rows(first: int, last: int, salt: int = 0) -> pa.Table:
-    """Two objects on frames `first`..`last`, the second out of sight on every third; `salt` changes the "
-    "masks."""
+    """Two objects on frames `first`..`last`, the second out of sight on every third frame.
+
+    `salt` changes the masks.
+    """
     records = []
     for frame in range(first, last + 1):
         common: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""HTTP proxy that injects faults of networks and overloaded stores, by seed and request count.
+"""HTTP proxy that injects network and overload faults, determined by seed and request count.
 
 It runs in front of a real S3 server and keeps the Host header, so that signatures stay valid. Requests are
 counted by method and path, and the seed and that count alone decide whether a rule applies: the same requests
@@ -35,15 +35,15 @@ class Rule:
     """A fault and the requests that it applies to.
 
     Args:
-        act: "drop": not forwarded. "lose": forwarded, and the answer withheld. "late": forwarded `seconds`
-            later, answered at once. "truncate": half of the answer's body, then the connection is cut.
-            "stall": half of the body, then nothing more. "shorten": half of the body as a complete answer.
-            "slow": the body takes `seconds`.
-        answer: what the client gets instead, for the first three: a status, the end of its connection,
-            or nothing for as long as the proxy runs.
+        act: "drop": not forwarded. "lose": forwarded, but the response is withheld. "late": forwarded
+            `seconds` later, responded to at once. "truncate": half of the response's body, then the
+            connection is cut. "stall": half of the body, then nothing. "shorten": half of the body as a
+            complete response. "slow": the body takes `seconds`.
+        answer: response for the first three acts: a status, the end of the connection, or nothing for as long
+            as the proxy runs.
         method, path: regular expressions; the path is unquoted, has no query, and is searched.
-        skip, count: of the requests that match, let so many pass first, then disturb so many; None: all.
-        share: of those, the share that is disturbed, by chance.
+        skip, count: of the matching requests, let the first `skip` pass, then disturb `count`; None: all.
+        share: probability with which each of those is disturbed.
     """
 
     act: Act
@@ -64,7 +64,7 @@ class Rule:
 
 
 def storm(share: float, *, hang: bool = False, **which: Any) -> tuple[Rule, ...]:
-    """Faults of all kinds for about that share of requests; those that hang cost their timeout each."""
+    """Faults of all kinds for about this share of requests; those that hang cost their timeout each."""
     kinds: list[tuple[Act, int | Answer, str]] = [
         ("drop", 500, ""),
         ("drop", 503, ""),
@@ -92,7 +92,7 @@ class Happened:
 
     Attributes:
         requests: (method, unquoted path, status that the client got or the fault's name).
-        faults: how often each fault struck, by "<fault> <method>".
+        faults: number of injected faults, by "<fault> <method>".
         late: (path, status) of late requests that have arrived.
         sent: bytes of bodies that went to clients.
     """
@@ -111,11 +111,11 @@ class Proxy:
     """A running proxy. Rules can be replaced at any time; the first that applies is used.
 
     Args:
-        endpoint: of the server, http://host:port.
-        rules: what goes wrong.
-        seed: for rules with a share.
+        endpoint: URL of the server, http://host:port.
+        rules: the faults.
+        seed: seed for rules with a share.
         latency: seconds added to every request.
-        bandwidth: bytes per second of all answers' bodies together; None: as fast as it goes.
+        bandwidth: bytes per second of all responses' bodies together; None: unlimited.
     """
 
     def __init__(
@@ -259,7 +259,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that go away in the middle are what this is about: nothing to report."""
+        """Ignore clients that disconnect: they are part of these tests."""
 
 
 class _Gone(Exception):  # noqa: N818 - the connection is to be cut
@@ -273,7 +273,7 @@ class _Handler(BaseHTTPRequestHandler):
     owner: Proxy
 
     def log_message(self, *_: Any) -> None:
-        """Quiet: what happened is counted."""
+        """Log nothing: requests are counted."""
 
     def handle_one_request(self) -> None:
         try:

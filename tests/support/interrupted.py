@@ -8,7 +8,7 @@ from pipeline.tracking.stream_tracker import StreamTracker
 
 
 class InterruptedRunError(Exception):
-    """What `stop_at` raises."""
+    """Raised by `stop_at`."""
 
 
 def stop_at(frame: int) -> Callable[[StreamTracker], None]:

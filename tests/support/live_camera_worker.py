@@ -1,7 +1,7 @@
 """A hub with real cameras and the bundled network, in its own process: python live_camera_worker.py OUT SIZE.
 
-Reads one JSON list [method, arguments...] per line, answers with one JSON line: `LiveHub`'s methods, and
-"exposition" for what Prometheus would read.
+Reads one JSON list [method, arguments...] per line and responds with one JSON line: `LiveHub`'s methods, and
+"exposition" for the Prometheus metrics.
 """
 
 import json
@@ -19,7 +19,7 @@ from pipeline.live.spec import LiveSettings, LiveSpec  # noqa: E402
 from pipeline.tracking.settings import TrackSettings  # noqa: E402
 from xmem_core import MemoryConfig  # noqa: E402
 
-# Full within a minute, so that what grows after that is a leak.
+# Full within a minute, so that growth after that is a leak.
 MEMORY = MemoryConfig(max_long_term_elements=1000, num_prototypes=32)
 
 

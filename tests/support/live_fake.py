@@ -29,7 +29,7 @@ class FakeStatus:
 class FakeFeed:
     """Shows `frame_at(i)` for ever; `url` is fake://host?fps=N&count=N, count 0 for no end.
 
-    With scene=walk something walks through it again and again, as in `drawn_scene`.
+    With scene=walk an object walks through the picture repeatedly, as in `drawn_scene`.
     """
 
     codec, container = "none", "fake"

@@ -1,4 +1,4 @@
-"""A hub in a process of its own, to be killed: python live_hub_worker.py OUT [name=value ...].
+"""A hub in a separate process, to be killed: python live_hub_worker.py OUT [name=value ...].
 
 Reads one JSON list [method, arguments...] per line, answers with one JSON line. Fake cameras, small network.
 """

@@ -45,7 +45,7 @@ class Reader:
         return taken
 
     def until(self, kind: str, reason: str | None = None, limit: int = 3000) -> Frame:
-        """Read up to the first frame with such an event."""
+        """Read up to the first frame with an event of this kind."""
         for _ in range(limit):
             (frame,) = self.take(1)
             if any(e.kind == kind and reason in (None, e.reason) for e in frame.losses):

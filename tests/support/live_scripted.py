@@ -1,4 +1,4 @@
-"""A camera that shows given pictures, each with a time of its own, as far as the test lets it. No threads."""
+"""A camera that shows given pictures with their own timestamps, as far as the test allows. No threads."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class ScriptedFeed:
     """Shows `picture(frame_index)` at 10 frames a second of its own time.
 
     Attributes:
-        allowed: frames below this number may be read; nothing comes then.
-        trailing_losses: what the test puts there.
+        allowed: frames below this number may be read; then no more arrive.
+        trailing_losses: set by the test.
     """
 
     codec, container = "none", "scripted"

@@ -1,8 +1,7 @@
 """What a test needs, read from its code: other processes, Ray, an S3 server, an RTSP camera.
 
-`conftest.py` marks each test by this, so that `-m "not ray and not process"` leaves out what it should
-without anybody having to mark a test by hand. A test needs what its function, its fixtures and the helpers
-under `tests/` that these call need.
+`conftest.py` marks each test accordingly, so that `-m "not ray and not process"` works without marking tests
+by hand. A test needs what its function, its fixtures and the helpers under `tests/` that these call need.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _OF_MODULES = {
     "multiprocessing": "process",
     "ray": "ray",
 }
-# Helpers and functions of the project whose own code does not show it.
+# Helpers and functions of the project whose code does not show their needs.
 _OF_NAMES = {
     "seaweedfs": "s3",
     "Camera": "rtsp",
@@ -34,7 +33,7 @@ _OF_NAMES = {
 
 @functools.cache
 def needs(function: Any) -> frozenset[str]:
-    """The markers of a test function or a fixture: of `process`, `ray`, `s3` and `rtsp` those that apply."""
+    """Return the markers of a test function or fixture, of `process`, `ray`, `s3` and `rtsp`."""
     found: set[str] = set()
     seen: set[int] = set()
     ahead = [inspect.unwrap(function)]
@@ -51,7 +50,7 @@ def needs(function: Any) -> frozenset[str]:
 
 @functools.cache
 def _direct(thing: Any) -> tuple[frozenset[str], tuple[Any, ...]]:
-    """What a function or class needs by itself, and the functions and classes of the tests that it uses."""
+    """Return the direct needs of a function or class, and the test functions and classes it uses."""
     markers: set[str] = set()
     used: list[Any] = []
     for value in _mentioned(thing):
@@ -75,7 +74,7 @@ def _is_ours(thing: FunctionType | type) -> bool:
 
 
 def _mentioned(thing: Any) -> Iterator[Any]:
-    """What the code of a function, or of all methods of a class, mentions; imports as names of modules."""
+    """Yield what the code of a function, or of all methods of a class, refers to; imports as module names."""
     if isinstance(thing, type):
         yield from thing.__mro__[1:]
         for member in vars(thing).values():

@@ -1,4 +1,4 @@
-"""The example plugins of tests/plugins as an installed package, and processes that have it."""
+"""Installs the example plugins of tests/plugins as a package, and runs processes that have it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ PACKAGE = ROOT / "tests" / "plugins" / "xmem_example_plugins"
 
 
 def install(folder: Path) -> Path:
-    """Install the package with pip, without a network, into a new folder that a Python path may hold."""
+    """Install the package with pip, offline, into a new folder for PYTHONPATH."""
     source, target = folder / "source", folder / "installed"
-    # From a copy: setuptools leaves build folders beside what it packs.
+    # From a copy: setuptools leaves build folders beside the sources.
     shutil.copytree(PACKAGE, source, ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info"))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
     offline = ["--no-deps", "--no-build-isolation", "--target", str(target), str(source)]

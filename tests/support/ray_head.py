@@ -37,7 +37,7 @@ class RayHead:
 
 @contextlib.contextmanager
 def ray_head(cpus: int = 2) -> Iterator[RayHead]:
-    """A head on free local ports, in a session and a folder of its own, that asks everybody for `TOKEN`."""
+    """Start a head on free local ports, in its own session and folder, that requires `TOKEN`."""
     folder = Path(tempfile.mkdtemp(prefix="rh-", dir="/tmp"))  # socket names in it must stay short
     gcs, dashboard, agent, client = free_ports(4)
     command = [
@@ -50,7 +50,7 @@ def ray_head(cpus: int = 2) -> Iterator[RayHead]:
     command += ["--node-ip-address=127.0.0.1", f"--port={gcs}", f"--num-cpus={cpus}", "--num-gpus=0"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
     command += [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"]
-    command += ["--min-worker-port=0", "--max-worker-port=0"]  # any: the default range holds our ports
+    command += ["--min-worker-port=0", "--max-worker-port=0"]  # any: the default range includes our ports
     command += [f"--object-store-memory={100 * 2**20}", f"--temp-dir={folder / 't'}"]
     log = folder / "log"
     with log.open("wb") as output:
@@ -59,7 +59,7 @@ def ray_head(cpus: int = 2) -> Iterator[RayHead]:
         )
     try:
         _wait(process, f"http://127.0.0.1:{dashboard}", log)
-        # Ray names its machine by an address of its own choice; workers must be asked under it.
+        # Ray chooses the address of its machine; workers must be reached under it.
         yield RayHead(f"http://127.0.0.1:{dashboard}", f"{_own_address(log)}:{gcs}")
     finally:
         process.terminate()
@@ -73,7 +73,10 @@ def ray_head(cpus: int = 2) -> Iterator[RayHead]:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what points at this checkout; jobs' `python` is this interpreter."""
+    """This process's environment without variables that refer to this checkout.
+
+    Jobs' `python` is this interpreter.
+    """
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "PYTHONPATH"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     threads = {"OMP_NUM_THREADS": "1", "AWS_EC2_METADATA_DISABLED": "true"}
@@ -103,7 +106,7 @@ def _own_address(log: Path) -> str:
 
 
 def _session(leader: int) -> list[int]:
-    """All processes of a session: Ray gives some of its own another process group."""
+    """All processes of a session: Ray puts some into other process groups."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

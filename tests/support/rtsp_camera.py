@@ -23,7 +23,7 @@ _START_SECONDS = 60.0
 
 
 def missing() -> str | None:
-    """Why there can be no camera on this machine; None if there can."""
+    """Return why there can be no camera on this machine; None if there can."""
     if not Path(SYSTEM_PYTHON).exists():
         return f"{SYSTEM_PYTHON} is missing"
     found = subprocess.run([SYSTEM_PYTHON, "-c", _NEEDED], capture_output=True, check=False)
@@ -37,9 +37,9 @@ class Camera:
 
     Args:
         mounts: paths and the clips that they loop: {"/live": [clip]}.
-        port: to listen on; 0 takes a free one.
-        user: "name:password" to ask for.
-        transport: "tcp" or "udp": it offers nothing else, as VLC's server only does UDP.
+        port: port to listen on; 0 takes a free one.
+        user: "name:password" to require.
+        transport: "tcp" or "udp": offer nothing else, as VLC's server offers only UDP.
         repeat: send parameter sets before every slice of a keyframe, as some cameras do.
     """
 
@@ -62,7 +62,7 @@ class Camera:
         self.start()
 
     def start(self, mounts: dict[str, list[Path]] | None = None) -> None:
-        """Start (again), on the same port; with other clips if they are given."""
+        """Start (again) on the same port; with other clips if given."""
         if mounts:
             self._mounts = [f"{path}={','.join(map(str, clips))}" for path, clips in mounts.items()]
         command = [*self._command, "--port", str(self.port), *self._mounts]
@@ -81,7 +81,7 @@ class Camera:
         return f"rtsp://{user + '@' if user else ''}127.0.0.1:{self.port}{path}"
 
     def tell(self, line: str) -> None:
-        """One of the lines that rtsp_server.py understands."""
+        """Send one of the commands that rtsp_server.py understands."""
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.write(line + "\n")
@@ -94,7 +94,7 @@ class Camera:
         self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """At once, as a power cut would."""
+        """Kill the server at once, as a power cut would."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -117,7 +117,7 @@ class Camera:
 
 @contextlib.contextmanager
 def camera(*clips: Path, **more: Any) -> Iterator[Camera]:
-    """A camera that shows clips at /live; skips the test where there can be none."""
+    """Start a camera that shows clips at /live; skips the test if there can be none."""
     if why := missing():
         pytest.skip(why)
     with Camera({"/live": list(clips)}, **more) as made:
@@ -125,17 +125,17 @@ def camera(*clips: Path, **more: Any) -> Iterator[Camera]:
 
 
 Mangle = Callable[[int, bytes], bytes | None]
-"""Gets a media frame's channel and content; gives what is sent instead, None for nothing."""
+"""Takes a media frame's channel and content; returns what is sent instead, or None for nothing."""
 
 
 class Proxy:
     """Stands between a client and a camera, TCP only; a context manager.
 
     Attributes:
-        swallow: nothing goes through any more, and connections stay open as long as it is set.
+        swallow: while set, nothing passes, but connections stay open.
         refuse: new connections are closed at once.
         mangle: changes media on its way to the client.
-        connections: made so far.
+        connections: number of connections made so far.
     """
 
     def __init__(self, target: int, *, tls: ssl.SSLContext | None = None) -> None:
@@ -156,7 +156,7 @@ class Proxy:
         return f"{scheme}://127.0.0.1:{self.port}{path}"
 
     def cut(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         ends, self._open = self._open, []
         for end in ends:
             with contextlib.suppress(OSError):
@@ -219,7 +219,7 @@ class Proxy:
                 end.shutdown(socket.SHUT_RDWR)
 
     def _mangled(self, data: bytes) -> tuple[bytes, bytes]:
-        """What is incomplete, and what goes on."""
+        """Return the incomplete rest, and the bytes to pass on."""
         out = b""
         while data:
             if data[:1] == b"$":

@@ -3,14 +3,14 @@
     /usr/bin/python3 rtsp_server.py --port 8554 /live=clip.mp4 /other=clip2.mp4
 
 GStreamer's Python bindings belong to the system's interpreter, so tests run this as a child process (see
-`rtsp_camera.py`) and talk to it by lines: it says `ready PORT`, and takes on its standard input
+`rtsp_camera.py`) and exchange lines with it: it prints `ready PORT`, and reads from standard input
 
-    clip N      go on with the N-th clip of the path (`/live=a.mp4,b.mp4`), in the same connection
+    clip N      continue with the N-th clip of the path (`/live=a.mp4,b.mp4`), in the same connection
     jump S      add S seconds to all timestamps from now on
-    pause       send nothing more, keep the connections;   resume
+    pause       send nothing more, but keep the connections;   resume
     rate F      play F times as fast, timestamps included
 
-Timestamps go on rising when a clip starts over. Each client starts at the clip's first picture.
+Timestamps keep increasing when a clip starts over. Each client starts at the clip's first picture.
 """
 
 # Run by an interpreter that has neither this project nor its packages: only the standard library and gi.
@@ -40,7 +40,7 @@ LAUNCH = (  # parameter sets once per keyframe, from the parser: the payloader p
 
 
 class Controls:
-    """What the lines on standard input have set; read by every feeder."""
+    """Values set by lines on standard input; read by every feeder."""
 
     clip = 0
     jump = 0.0
@@ -113,7 +113,10 @@ class Factory(GstRtspServer.RTSPMediaFactory):  # type: ignore[misc,unused-ignor
 
 
 def read_clip(path: str) -> list[tuple[bytes, int, int, bool]]:
-    """A clip's access units in decode order: bytes, pts from 0 and duration in ns, whether a keyframe."""
+    """Read a clip's access units in decode order.
+
+    Bytes, pts from 0 and duration in ns, whether a keyframe.
+    """
     pipeline = Gst.parse_launch(
         f'filesrc location="{path}" ! qtdemux ! h264parse config-interval=-1 '
         "! video/x-h264,stream-format=byte-stream,alignment=au ! appsink name=sink sync=false"
@@ -127,7 +130,7 @@ def read_clip(path: str) -> list[tuple[bytes, int, int, bool]]:
         units.append((buffer.extract_dup(0, buffer.get_size()), buffer.pts, key))
     pipeline.set_state(Gst.State.NULL)
     if not units:
-        raise SystemExit(f"{path}: no H.264 in there")
+        raise SystemExit(f"{path}: no H.264 stream")
     times = sorted(pts for _, pts, _ in units)
     step = (times[-1] - times[0]) // max(1, len(times) - 1) or Gst.SECOND // 25
     return [(data, pts - times[0], step, key) for data, pts, key in units]
@@ -179,7 +182,7 @@ def main() -> None:
 
 
 def protect(server: Any, factories: list[Any], user: str, password: str) -> None:
-    """Let in only who knows the password."""
+    """Require the password."""
     auth = GstRtspServer.RTSPAuth()
     auth.set_supported_methods(GstRtsp.RTSPAuthMethod.DIGEST)
     token = GstRtspServer.RTSPToken()

@@ -24,10 +24,10 @@ class Film:
     """A simulated video.
 
     Args:
-        chunks: its length.
-        kills_at: the chunk during which it kills its worker, every time. fails_at: or fails only.
-        flaky: chunk -> how many times it fails before it succeeds.
-        bad: how opening it always fails.
+        chunks: number of chunks.
+        kills_at: the chunk during which it kills its worker, every time. fails_at: or only fails.
+        flaky: chunk -> number of failures before it succeeds.
+        bad: failure of every attempt to open it.
     """
 
     name: str
@@ -123,7 +123,7 @@ class World:
             self.boot(budget)
 
     def complete(self, number: int) -> None:
-        """The first call of a worker is executed and answered."""
+        """Execute and complete the first call of a worker."""
         machine = self.machines[number]
         action = machine.calls.popleft()
         film = self.films[name_of(action)]
@@ -205,7 +205,10 @@ class World:
     # --- time ------------------------------------------------------------------------------------
 
     def step(self) -> bool:
-        """Ask, then complete a call of a random worker, or let time pass. False: nothing can happen."""
+        """Ask for actions, then complete a call of a random worker, or let time pass.
+
+        False if nothing can happen.
+        """
         self.ask()
         busy = [n for n, m in self.machines.items() if m.calls]
         if busy:

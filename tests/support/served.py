@@ -1,4 +1,4 @@
-"""`xmem serve` as a child process in a session of its own, with a tiny model."""
+"""`xmem serve` as a child process in its own session, with a tiny model."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from support.ray_head import _session as processes_of
 from support.servers import free_ports
 from support.tiny import tiny_weights
 
-PATIENCE = 300.0  # of a busy machine
+PATIENCE = 300.0  # for a busy machine
 TOKEN = "a-token-for-tests-0123456789"
 HUB, REPLICA = "ray::Live", "ray::ServeReplica:xmem-live"
 
 
 class Service:
-    """`xmem serve` in a session of its own; started again at the same place.
+    """`xmem serve` in its own session; can be restarted with the same folder.
 
     Args:
         cameras: port on this machine on which cameras are allowed; None: no cameras are allowed.
@@ -104,7 +104,7 @@ class Service:
             time.sleep(0.1)
 
     def get(self, path: str) -> Any:
-        """The answer's JSON; None if there is no answer."""
+        """The response's JSON; None if there is no response."""
         answer = self.client.get(path)
         return answer.json() if answer.status_code == 200 else None
 

@@ -32,12 +32,12 @@ class S3Server:
 
     @property
     def options(self) -> dict[str, Any]:
-        """fsspec's storage options for it."""
+        """fsspec storage options of the server."""
         return {"key": ACCESS_KEY, "secret": SECRET_KEY, "client_kwargs": {"endpoint_url": self.endpoint}}
 
     @property
     def environment(self) -> dict[str, str]:
-        """The same for a child process that is given none: what botocore reads from the environment."""
+        """The same as environment variables that botocore reads, for child processes."""
         return {
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
@@ -46,7 +46,7 @@ class S3Server:
         }
 
     def uri(self, name: str) -> str:
-        """The URI of a folder in its bucket."""
+        """URI of a folder in the server's bucket."""
         return f"s3://{BUCKET}/{name}"
 
 
@@ -75,7 +75,7 @@ def seaweedfs() -> Iterator[S3Server]:
             _wait(process, server, log)
             yield server
         finally:
-            process.kill()  # its data is thrown away; an orderly end takes it 20 seconds
+            process.kill()  # its data is temporary; an orderly end takes 20 seconds
             process.wait()
             for port in [*ports.values(), *(p + 10000 for p in ports.values())]:
                 for leftover in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
@@ -84,7 +84,7 @@ def seaweedfs() -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    """One S3 server for all tests of a run; each test takes a folder of its own in the bucket."""
+    """One S3 server for all tests of a run; each test uses its own folder in the bucket."""
     with seaweedfs() as server:
         yield server
 
@@ -112,7 +112,7 @@ def _identities() -> dict[str, Any]:
 
 
 def _wait(process: subprocess.Popen[bytes], server: S3Server, log: Path) -> None:
-    """Until the server answers and takes a first object: its volumes come up after its port does."""
+    """Wait until the server accepts a first object: its volumes come up after its port."""
     import s3fs
 
     deadline = time.monotonic() + _START_SECONDS

@@ -63,7 +63,7 @@ def square(height: int, width: int, top: int, left: int, side: int) -> NDArray[n
 
 
 def frame_at(index: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]:
-    """Coloured noise, the same for an index, with two squares moving over it."""
+    """Coloured noise, fixed per index, with two squares moving over it."""
     rng = np.random.default_rng(index % 97)
     image = rng.integers(60, 120, (height, width, 3), dtype=np.uint8)
     image[square(height, width, index % (height // 2), 4, 14)] = (220, 40, 40)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def listeners(pids: Iterable[int]) -> set[tuple[str, str, int]]:
-    """(command, address, port) of each; an IPv4 address within IPv6 is told as IPv4."""
+    """(command, address, port) of each; IPv4 addresses embedded in IPv6 are returned as IPv4."""
     listening = _listening()
     found = set()
     for pid in pids:

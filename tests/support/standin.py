@@ -2,13 +2,14 @@
 
 A video's behaviour is given in its URI, `standin://?chunks=5&kill=2`:
 
-- chunks: its length. ms: how long one takes.
+- chunks: number of chunks. ms: time per chunk.
 - kill, fail, boom: the chunk at which the process dies, the chunk fails, or the method raises.
 - once: only the first time.
-- meet: its chunks wait until so many workers have been started.
-- bad: opening it fails; bad=permanent for good.
+- meet: its chunks wait until this many workers have been started.
+- bad: opening it fails; bad=permanent: permanently.
 
-Chunks are committed as files that are created and never overwritten, so a chunk done twice shows.
+Chunks are committed as files that are created and never overwritten, so a chunk that is tracked twice is
+detected.
 """
 
 from __future__ import annotations

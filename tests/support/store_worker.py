@@ -1,4 +1,4 @@
-"""A writer in a process of its own, to be killed or raced.
+"""A writer in a separate process, to be killed or raced.
 
 python store_worker.py ROOT END CHUNK SALT [OPTIONS] commits frames 0..END - 1 as a tracker would (prepare,
 committed, snapshots, record) once it reads "go", and prints the next frame after each chunk. PYTHONPATH

@@ -1,4 +1,4 @@
-"""A tiny network with random weights: the whole algorithm at a cost that property tests can pay."""
+"""A tiny network with random weights: the whole algorithm, cheap enough for property tests."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ TINY = ModelConfig(
     default_size=48,
 )
 SHORT_MEMORY = MemoryConfig(mem_every=2, min_mid_term_frames=2, max_mid_term_frames=4, num_prototypes=8)
-"""Consolidates every few frames, so that a short clip has all three memories."""
+"""Consolidates every few frames, so that a short clip uses all three memories."""
 CAPPED_MEMORY = replace(SHORT_MEMORY, max_long_term_elements=40)
-"""Forgets too, before a short clip ends."""
+"""Also evicts elements before a short clip ends."""
 
 
 def tiny_model(seed: int = 0) -> XMem:
-    """The network, in eval mode. Its masks mean nothing, but they depend on all that came before."""
+    """The network, in eval mode. Its masks are meaningless, but depend on all previous input."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return XMem(TINY).eval()
 
 
 def tiny_weights(folder: Path, seed: int = 0) -> str:
-    """The network as a file that `load_model` takes."""
+    """Path of the network's weights, as a file for `load_model`."""
     path = folder / f"tiny-{seed}.safetensors"
     save_weights(tiny_model(seed), path)
     return str(path)

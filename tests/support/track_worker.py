@@ -1,6 +1,6 @@
-"""Tracks a video in a process of its own, to be killed: python track_worker.py JSON.
+"""Tracks a video in a separate process, to be killed: python track_worker.py JSON.
 
-JSON: the arguments of `pipeline.tracking.track.track`, prompts as the content of a prompts file. Says "go"
+JSON: the arguments of `pipeline.tracking.track.track`, prompts as the content of a prompts file. Prints "go"
 once it is loaded.
 """
 

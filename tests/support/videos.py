@@ -1,4 +1,4 @@
-"""Test videos, made on the spot: coloured shapes moving over a texture, in many containers and codecs.
+"""Generated test videos: coloured shapes moving over a texture, in many containers and codecs.
 
 `make_video` writes one; `truncate` and `corrupt` damage a copy of one. Everything is seeded, so a call with
 the same arguments draws the same pictures.
@@ -35,7 +35,7 @@ ENCODERS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to encode: the codec, its frame types, its timestamps.
+    """Encoding options: codec, frame types, timestamps.
 
     `pts` are in units of `time_base`, one per frame; without them frame i has pts `start_pts + i * step`.
     `rotation` is the display matrix's angle in degrees, counter-clockwise, as FFmpeg counts it.
@@ -74,7 +74,7 @@ def scene(index: int, width: int = 160, height: int = 120) -> Image:
 
 
 def shapes(index: int, width: int, height: int) -> dict[str, tuple[int, int]]:
-    """Where the shapes are in picture `index`, (x, y): upper left corners, and the disc's centre."""
+    """Positions of the shapes in picture `index`, (x, y): upper left corners, and the disc's centre."""
     side = max(4, min(width, height) // 5)
     across, down = max(1, width - side), max(1, height - side)
     return {
@@ -102,11 +102,11 @@ def make_video(
     height: int = 120,
     **recipe: Any,
 ) -> Path:
-    """Write a video and return its path; the suffix says which container, `recipe` is a `Recipe`'s fields.
+    """Write a video and return its path; the suffix selects the container, `recipe` has fields of `Recipe`.
 
     Args:
-        path: where to; .mp4, .mkv, .avi, .ts, .webm, .mov, ...
-        images: that many pictures of `scene`, or the pictures themselves (H x W x 3 uint8 RGB).
+        path: output file; .mp4, .mkv, .avi, .ts, .webm, .mov, ...
+        images: number of pictures of `scene`, or the pictures themselves (H x W x 3 uint8 RGB).
     """
     plan = Recipe(**recipe)
     pictures = [scene(i, width, height) for i in range(images)] if isinstance(images, int) else list(images)
@@ -147,7 +147,7 @@ def make_images(folder: str | Path, count: int = 8, suffix: str = "jpg", **size:
 
 
 def truncate(source: str | Path, target: str | Path, keep: float) -> Path:
-    """Copy the first `keep` (0..1) of a file."""
+    """Copy the first share `keep` (0..1) of a file."""
     data = Path(source).read_bytes()
     Path(target).write_bytes(data[: int(len(data) * keep)])
     return Path(target)
@@ -177,7 +177,7 @@ def damage_packets(
 ) -> Path:
     """Copy a file with the payload of the given video packets (in decode order) overwritten by noise.
 
-    The first `spared` (0..1) of each is left alone: then there is a picture, patched up.
+    The first share `spared` (0..1) of each is kept: then the decoder outputs a concealed picture.
     """
     spans: list[tuple[int, int]] = []
     with av.open(str(source)) as container:

@@ -1,5 +1,4 @@
-"""Writers that are killed at any moment, and writers that race: what is committed is whole, once, and "
-"one's own."""
+"""Writers that are killed at any moment, and concurrent writers: commits are complete, unique and unmixed."""
 
 from __future__ import annotations
 
@@ -108,8 +107,10 @@ def test_killed_at_any_moment_and_resumed_it_is_the_undisturbed_run(tmp_path: Pa
 def test_of_two_racing_writers_each_name_has_one(
     where: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """Two processes with other rows: each file is wholly the one's or the other's, the loser says so and "
-    "stops."""
+    """Two processes with different rows: each file is entirely from one of them.
+
+    The loser reports it and stops.
+    """
     options = None
     root = str(tmp_path / "out")
     if where == "s3":

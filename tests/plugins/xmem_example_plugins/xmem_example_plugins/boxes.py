@@ -1,11 +1,11 @@
-"""An object is the diamond in its box: no better than it sounds, but always the same."""
+"""Box segmenter `diamond`: the mask is the diamond inscribed in the box."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 class Diamond:
-    """The pixels no farther from the box's middle than its corners are from its sides' middles."""
+    """Masks the pixels of the diamond through the midpoints of the box's sides."""
 
     def segment(self, frame: NDArray[np.uint8], box: tuple[int, int, int, int]) -> NDArray[np.bool_]:
         x, y, width, height = box

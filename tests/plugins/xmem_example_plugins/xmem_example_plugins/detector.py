@@ -1,4 +1,4 @@
-"""What is bright, and has been for a few frames."""
+"""Detector `bright`: detects bright regions that persist for a few frames."""
 
 import json
 
@@ -12,7 +12,7 @@ _PATIENCE = 3
 
 
 class Bright:
-    """Its memory is for how many frames there has been something bright."""
+    """Its state is the number of frames for which there has been something bright."""
 
     def __init__(self) -> None:
         self._frames = 0
@@ -30,7 +30,7 @@ class Bright:
         return json.dumps({"bright_frames": self._frames}).encode()
 
     def from_bytes(self, blob: bytes) -> None:
-        memory = json.loads(blob)  # its errors are ValueErrors
+        memory = json.loads(blob)  # JSON errors are ValueErrors
         if not isinstance(memory, dict) or type(memory.get("bright_frames")) is not int:
-            raise ValueError("these bytes are no memory of this detector")
+            raise ValueError("these bytes are not a state of this detector")
         self._frames = memory["bright_frames"]

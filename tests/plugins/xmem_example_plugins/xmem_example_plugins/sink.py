@@ -1,4 +1,4 @@
-"""A JSON file per range, in the folder that XMEM_JSON_FILES names."""
+"""Sink that writes one JSON file per range into the folder named by XMEM_JSON_FILES."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 
 class JsonFiles:
-    """Replaces what it holds of a range, and drops a stream that begins again."""
+    """Replaces the rows of a repeated range, and removes a stream that is started over."""
 
     def __init__(self) -> None:
         self._folder = Path(os.environ["XMEM_JSON_FILES"])
@@ -25,10 +25,10 @@ class JsonFiles:
             begins, ends = (int(part) for part in old.stem.split("-"))
             if old != new and (first == 0 or (begins <= last and first <= ends)):
                 old.unlink()
-        part.replace(new)  # whole or not at all, and last: whoever dies before is called again
+        part.replace(new)  # atomic, and the last step: after a crash before it, commit is called again
 
     def read(self, stream_id: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """What it holds of a stream: for its conformance test."""
+        """Return the stored rows of a stream, for the conformance check."""
         ranges = [json.loads(path.read_text()) for path in self._files(stream_id)]
         tracks = [_without_time(row) for held in ranges for row in held["tracks"]]
         return tracks, [_without_time(row) for held in ranges for row in held["events"]]
@@ -38,4 +38,4 @@ class JsonFiles:
 
 
 def _without_time(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name != "wall_time"}  # a text, in JSON
+    return {name: value for name, value in row.items() if name != "wall_time"}  # JSON has it as text

@@ -1,4 +1,4 @@
-"""squares://WIDTHxHEIGHT/FRAMES: a bright square that walks over a dark, textured ground."""
+"""Source squares://WIDTHxHEIGHT/FRAMES: a bright square that moves over a dark, textured background."""
 
 import re
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ _URI = re.compile(r"squares://(\d{2,4})x(\d{2,4})/(\d{1,6})")
 
 
 class Squares:
-    """Knows every frame without the ones before it, so that reading may begin anywhere."""
+    """Computes each frame independently, so that reading can start anywhere."""
 
     def open(self, uri: str, start: int) -> Iterator[Frame]:
         match = _URI.fullmatch(uri)
         if match is None:
-            raise SourceError(f"{uri}: not understood; give squares://WIDTHxHEIGHT/FRAMES")
+            raise SourceError(f"{uri}: invalid URI; give squares://WIDTHxHEIGHT/FRAMES")
         width, height, count = (int(text) for text in match.groups())
         return (_frame(index, width, height) for index in range(start, count))
 
