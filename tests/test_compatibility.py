@@ -1,4 +1,4 @@
-"""Output folders and snapshots that an earlier version wrote are read, queried and resumed."""
+"""Output folders and snapshots of an earlier version can be read, queried and resumed."""
 
 from __future__ import annotations
 

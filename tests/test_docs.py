@@ -1,4 +1,4 @@
-"""The documents tell the truth where a machine can tell: links, paths, options of commands, imports."""
+"""The documents' links, paths, command options and imports are valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The programs of `examples/` run as they stand. The one on Ray Data is run by the tests of its stage."""
+"""The programs of `examples/` run unchanged. The one for Ray Data is run by the tests of its stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of rooms: which package may import which, read from the sources, so that no import has to run.
+"""The table of rooms: which package may import which, checked in the sources without importing them.
 
 Each rule is a function over a checkout that returns its violations, one line each: file, line, rule. The
 tests run the rules on this checkout, and on small made-up ones that break them.

@@ -1,4 +1,4 @@
-"""The files of infra/: of the pinned versions, valid by their schemas, saying commands that exist.
+"""The files of infra/: pinned versions, valid schemas, existing commands.
 
 Nothing is started: no cluster and no container daemon is needed. Each check is tried on a broken copy too.
 """

@@ -1,4 +1,4 @@
-"""infra/monitoring and the RayService: valid, of the pinned versions, and speaking of metrics that exist."""
+"""infra/monitoring and the RayService: valid, pinned versions, existing metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wheel: what it holds, and that it works in an environment that has never seen this checkout."""
+"""The wheel: its content, and that it works in an environment without this checkout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a batch costs beside tracking, and what bad files cost the good ones. Part of `make bench`.
+"""Overhead of a batch beyond tracking, and the effect of bad files on the others. Part of `make bench`.
 
 Overhead: steady-state frames/s of `xmem batch` on one video (decoding, rows, Parquet, snapshots, Ray), over
 the bare loop of `VideoSegmenter.step` on frames decoded beforehand, equal threads, taking turns on the same

@@ -1,4 +1,4 @@
-"""A video of 10,000 frames: does a frame cost the same, and the process take the same, near the end?
+"""Time per frame and process size near the end of a video of 10,000 frames, compared with an early part.
 
 Long-term memory is full from about frame 2,000 on; from then on nothing may grow. The video is a real clip
 played forwards and backwards again and again (`--clip`, by default the demo's), tracked chunk by chunk as a

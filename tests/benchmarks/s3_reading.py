@@ -1,4 +1,4 @@
-"""How to read a video over S3: which cache, which block size. Prints a table; needs no network.
+"""Reading a video over S3: compares caches and block sizes. Prints a table; needs no network.
 
 A real SeaweedFS behind a proxy that adds latency and limits the bandwidth of all connections together; a real
 H.264 video in MP4, with its index at the end (as cameras and most encoders write it) and at the start.

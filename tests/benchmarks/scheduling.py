@@ -1,4 +1,4 @@
-"""What scheduling costs: many videos on a local Ray, tracked by a stand-in that does no arithmetic. Part of
+"""Scheduling overhead: many videos on a local Ray with a tracker that does no arithmetic. Part of
 `make bench`.
 
 Chunks/s over the whole run, workers' starts left aside, and how much the driver's resident memory grows. Real

@@ -1,4 +1,4 @@
-"""The public face: which names there are, what each loads, and the same under the name `xmem_pipeline`."""
+"""The public face: its names, what each imports, and the alias `xmem_pipeline`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fused trunk against the one that it is made of."""
+"""The fused trunk gives the results of the unfused one."""
 
 from __future__ import annotations
 

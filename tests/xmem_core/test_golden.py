@@ -1,4 +1,4 @@
-"""The published model, case by case: what the authors' implementation computed, from the same weights."""
+"""The published model: results of the authors' implementation with the same weights, case by case."""
 
 from __future__ import annotations
 

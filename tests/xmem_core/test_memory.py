@@ -1,4 +1,4 @@
-"""The memory against a plain oracle, its caps, and what may never be read."""
+"""The memory compared with a simple oracle: reads, caps, and barred elements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How OpenMP's threads wait: what libgomp itself says when torch loads it, and what users may set."""
+"""OpenMP's wait policy as reported by libgomp when torch loads it, and the user's own settings."""
 
 from __future__ import annotations
 

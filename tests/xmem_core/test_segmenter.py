@@ -1,4 +1,4 @@
-"""One step of a tracker: what goes in, what comes out, what stays unchanged when something is wrong."""
+"""One step of a segmenter: input, output, and an unchanged state after errors."""
 
 from __future__ import annotations
 

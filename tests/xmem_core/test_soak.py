@@ -1,4 +1,4 @@
-"""A stream without an end: memory stays within its caps and the process within its size."""
+"""An endless stream: memory stays within its caps, and the process does not grow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tracker state as bytes: complete at any frame, and never silently damaged."""
+"""Serialised tracker states: complete at any frame, and never silently damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names, files and downloads of weights; nothing is ever unpickled."""
+"""Weights: names, files, downloads, and no unpickling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objects looked for around where they were: where that is, and that nothing else is seen or changed."""
+"""Search windows around objects' last positions: their placement, and that nothing else is affected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches on a real local Ray: each good video as if tracked alone, each bad one named, nothing lost."""
+"""Batches on a real local Ray: good videos give the same rows as alone, bad ones are reported."""
 
 from __future__ import annotations
 

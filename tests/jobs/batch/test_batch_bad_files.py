@@ -1,4 +1,4 @@
-"""Sixty files, 5 % of them no videos: the good ones finish, the bad ones are named with their causes."""
+"""Sixty files, 5 % of them not videos: the good ones finish, the bad ones are reported with causes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk that becomes full under a batch: it stops as a whole, nobody is to blame, and it goes on later."""
+"""A disk that fills up during a batch: the batch stops, no video is blamed, and it can be resumed."""
 
 from __future__ import annotations
 

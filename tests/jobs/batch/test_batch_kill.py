@@ -1,4 +1,4 @@
-"""Batches whose trackers (in every phase) and drivers are killed: nothing is lost, nothing doubled.
+"""Batches whose trackers (in every phase) and drivers are killed: no rows are lost or duplicated.
 
 `make chaos` sets XMEM_CHAOS, the number of kills.
 """

@@ -1,4 +1,4 @@
-"""A batch through plugins: trackers on Ray find source, box segmenter and sink by their entry points."""
+"""A batch with plugins: trackers on Ray find source, box segmenter and sink by their entry points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leases: who has which streams of an output folder, and that the dead hold nobody up."""
+"""Leases on the streams of an output folder; leases of dead runs do not block others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manifests: what counts as a video, whose prompts it gets, and what is said about rows that are wrong."""
+"""Manifests: listing of videos, assignment of prompts, and errors of invalid rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Machines that come and go while a pool runs: raylets of a made-up cluster, on this machine."""
+"""Machines that join and leave while a pool runs: raylets of a simulated cluster on this machine."""
 
 from __future__ import annotations
 

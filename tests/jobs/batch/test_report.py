@@ -1,4 +1,4 @@
-"""The report of a batch: what a program reads from it, and that it is written whole."""
+"""The report of a batch: its content, and that it is written atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--storage-options`: what may be given, and that no value shows in a message."""
+"""`--storage-options`: accepted forms, and that no value appears in a message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches on a cluster: a real Ray head with dashboard and token, to which the code travels."""
+"""Batches on a cluster: a real Ray head with dashboard and token, to which the code is shipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: exit codes, one line of error, what is printed where; on a tiny network."""
+"""The command line: exit codes, one-line errors, stdout and stderr; on a tiny network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`xmem batch`: what its options mean, what it prints where, how it ends; once for real, and interrupted."""
+"""`xmem batch`: options, output, exit codes; one real run, interrupted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `xmem serve` refuses before anything is started."""
+"""Requests that `xmem serve` refuses before anything is started."""
 
 from __future__ import annotations
 

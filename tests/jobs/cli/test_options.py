@@ -1,4 +1,4 @@
-"""Every option of tracking is offered by every command, alike, but for a short list of exceptions."""
+"""Every command offers every tracking option in the same way, except for a short list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people see of a batch: bars on a terminal, lines elsewhere."""
+"""Batch progress: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Ray that we start: who reaches it, and who is let in."""
+"""A local Ray started by xmem: listening addresses and authentication."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Ray's failures are shortened to, and that a Ray that does not start is tried again."""
+"""Condensed Ray errors, and retries of a Ray that does not start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SQL over output folders, on disk, memory:// and a real S3 server; and what it refuses."""
+"""SQL over output folders on disk, memory:// and a real S3 server, and refused statements."""
 
 from __future__ import annotations
 

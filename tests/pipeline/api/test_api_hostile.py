@@ -1,4 +1,4 @@
-"""Everything that somebody may send who means no good: refused, each time, and never with a fault of ours."""
+"""Hostile requests: all are refused, none causes an internal error."""
 
 from __future__ import annotations
 

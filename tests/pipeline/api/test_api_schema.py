@@ -1,4 +1,4 @@
-"""Schemathesis makes requests, good and bad, of what the OpenAPI page says: none may find a fault of ours."""
+"""Schemathesis makes valid and invalid requests from the OpenAPI schema; none causes an internal error."""
 
 from __future__ import annotations
 

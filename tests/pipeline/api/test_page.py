@@ -1,4 +1,4 @@
-"""The page in a real browser: it lists streams, and shows one live with its objects."""
+"""The page in a real browser: lists the streams, and shows one live with its objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that send half a head or half a body, over real sockets: they go, and honest ones are answered."""
+"""Clients that send half a head or half a body over real sockets are disconnected; others are served."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An exception's text for messages of one line."""
+"""One-line texts of exceptions."""
 
 from __future__ import annotations
 

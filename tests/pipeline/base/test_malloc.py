@@ -1,4 +1,4 @@
-"""The allocator's settings, in processes of their own."""
+"""Allocator settings, in separate processes."""
 
 from __future__ import annotations
 

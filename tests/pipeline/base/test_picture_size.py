@@ -1,4 +1,4 @@
-"""Pictures that are too large: refused by what their headers say, before anything is decoded."""
+"""Pictures that are too large are refused by their headers, before anything is decoded."""
 
 from __future__ import annotations
 

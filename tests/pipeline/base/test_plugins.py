@@ -1,4 +1,4 @@
-"""Plugins by name: made anew each time; of one that cannot be used, a line says which, why, what to do."""
+"""Plugins by name: created anew each time; errors name the plugin, the cause and the remedy."""
 
 from __future__ import annotations
 

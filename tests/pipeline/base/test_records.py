@@ -1,4 +1,4 @@
-"""The plain data: what is refused when it is built, and tables that are sorted, typed and complete."""
+"""Data classes: validation, and tables that are sorted, typed and complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Credentials leave records, messages and logs; what identifies a video stays."""
+"""Redaction: credentials are removed, the rest of a URI is kept."""
 
 from __future__ import annotations
 

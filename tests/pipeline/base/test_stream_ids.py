@@ -1,4 +1,4 @@
-"""Stream ids: what is allowed, and what is made from a source's name."""
+"""Stream ids: validation, and generation from a source's name."""
 
 import re
 from pathlib import Path

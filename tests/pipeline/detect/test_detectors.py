@@ -1,4 +1,4 @@
-"""Detections, the look-up of detectors by name, and the check that authors of detectors can run."""
+"""Detections, look-up of detectors by name, and the conformance check for detectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which detections become objects, and which objects are given up: by a detector that does as told."""
+"""Which detections become objects, and which objects are given up, with a scripted detector."""
 
 from __future__ import annotations
 

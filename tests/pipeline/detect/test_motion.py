@@ -1,4 +1,4 @@
-"""The motion detector on drawn scenes: what it finds, what it leaves alone, what it remembers."""
+"""The motion detector on drawn scenes: detections, non-detections, and saved state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trackers in real Ray actors: any order of actors, killed processes, the same rows."""
+"""Trackers in real Ray actors: the same rows for any assignment and after killed processes."""
 
 from __future__ import annotations
 

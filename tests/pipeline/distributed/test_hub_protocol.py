@@ -1,4 +1,4 @@
-"""The hub that the API asks: `Hub` names methods of `LiveHub`, with the same parameters."""
+"""The protocol `Hub` has the same methods and parameters as `LiveHub`."""
 
 from __future__ import annotations
 

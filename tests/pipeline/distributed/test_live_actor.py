@@ -1,4 +1,4 @@
-"""A live hub in a real Ray actor: found by its name, killed, and back with its streams by itself."""
+"""A live hub in a real Ray actor: found by name, killed, and restarted with its streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TrackVideos: a batch of videos in, a line per video out; a real Ray Data pipeline over it."""
+"""TrackVideos: one output row per video, called directly and in a real Ray Data pipeline."""
 
 from __future__ import annotations
 

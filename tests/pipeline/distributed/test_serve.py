@@ -1,4 +1,4 @@
-"""The application in a real Ray Serve, in front of a stand-in for the hub in a real actor."""
+"""The application in a real Ray Serve, in front of a fake hub in a real actor."""
 
 from __future__ import annotations
 

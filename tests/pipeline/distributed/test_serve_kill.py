@@ -1,4 +1,4 @@
-"""`xmem serve` with a real camera; its hub, its replica and the whole of it are killed without warning."""
+"""`xmem serve` with a real camera while its hub, its replica and the whole service are killed."""
 
 from __future__ import annotations
 

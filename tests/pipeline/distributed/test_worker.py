@@ -1,4 +1,4 @@
-"""Chunks of several streams in one process: any cut and any hand-over give the rows of one pass."""
+"""Chunks of several streams in one process: any split and any transfer give the rows of one pass."""
 
 from __future__ import annotations
 

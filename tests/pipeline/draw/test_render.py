@@ -1,4 +1,4 @@
-"""Overlays: the right pixels in the right colours, the source's timing, and whole files or none."""
+"""Overlays: pixels, colours, the source's timing, and atomic output files."""
 
 import colorsys
 import itertools

@@ -1,4 +1,4 @@
-"""What files and cameras have in common: events of objects, what sinks get, how a range is committed.
+"""Common behaviour of files and cameras: events of objects, calls of sinks, commits of ranges.
 
 The same pictures, prompts and detections go through a `StreamTracker` and through a `LiveTracker`.
 """

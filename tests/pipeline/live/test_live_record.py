@@ -1,4 +1,4 @@
-"""What a live stream keeps: its record, snapshots, spec and recent past."""
+"""Stored data of a live stream: record, snapshots, spec and recent results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A busy street: the detector has filled every place, and a user asks for an object of their own."""
+"""A busy street: the detector has reached the limit of objects, and a user prompts another one."""
 
 from __future__ import annotations
 

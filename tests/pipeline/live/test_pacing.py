@@ -1,4 +1,4 @@
-"""Which frames come too late or too often, and how fast they come, by a clock of the test's own."""
+"""Pacing with a simulated clock: late and surplus frames, and measured rates."""
 
 from __future__ import annotations
 

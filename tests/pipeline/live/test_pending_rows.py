@@ -1,4 +1,4 @@
-"""What waits for the next file: losses by reason, frames that failed, files without gaps that add up."""
+"""Pending rows: losses by reason, failed frames, files without gaps and with correct totals."""
 
 from __future__ import annotations
 

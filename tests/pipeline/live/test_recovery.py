@@ -1,4 +1,4 @@
-"""What a live stream goes on from: nothing, a snapshot, or one that the committed files know better than."""
+"""Recovery of a live stream: without a snapshot, from one, and from one older than the committed files."""
 
 from __future__ import annotations
 

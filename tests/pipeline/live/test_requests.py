@@ -1,4 +1,4 @@
-"""Requests of a live stream: what is allowed, given what is tracked and what waits; and their progress."""
+"""Requests to a live stream: validation against tracked objects and pending requests, and progress."""
 
 from __future__ import annotations
 

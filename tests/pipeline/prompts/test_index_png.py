@@ -1,4 +1,4 @@
-"""Index PNGs of every depth and kind give back the very values that were written."""
+"""Index PNGs of every bit depth and colour type decode to the written values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts as users give them: what the JSON Schema says and what the code says are the same thing."""
+"""Prompts files: the JSON Schema and the code accept the same documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts as masks of their frame: sizes, overlaps, boxes, polygons, and what is kept of them."""
+"""Prompts resolved to masks of their frame: sizes, overlaps, boxes, polygons, and stored results."""
 
 from __future__ import annotations
 

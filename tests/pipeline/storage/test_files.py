@@ -1,4 +1,4 @@
-"""File operations: what disks and object stores do when they are full, forbidden, contested or lacking."""
+"""File operations on disks and object stores that are full, forbidden, contested or missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store behind a network that fails: every request survives every fault, or fails as one line."""
+"""A store behind a faulty network: every request succeeds or fails with a one-line error."""
 
 from __future__ import annotations
 

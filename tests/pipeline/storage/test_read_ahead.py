@@ -1,4 +1,4 @@
-"""Reading ahead: always the file's own bytes, few requests in order, little waste out of order."""
+"""Read-ahead: correct bytes, few requests when in order, little waste when out of order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What plugin authors run: it passes a real plugin package and refuses plugins that are broken."""
+"""Conformance checks: they pass a real plugin package and fail broken plugins."""
 
 from __future__ import annotations
 

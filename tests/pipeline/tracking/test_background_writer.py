@@ -1,4 +1,4 @@
-"""The writing thread: order, bounds, and a failure that cannot be overlooked."""
+"""The background writer: order, bounded queue, and failures that are raised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predicted memory against measured: states tensor by tensor, workspace as PyTorch's allocator sees it."""
+"""Predicted and measured memory: states by tensor, workspace by PyTorch's allocator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of tracking: defined once, flat in records as before, under the same limits everywhere."""
+"""Tracking settings: defined once, flat in records as before, with the same limits everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Snapshots come back whole or not at all."""
+"""Snapshots are restored completely or rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""10,000 frames as a batch tracks them: the process is as large at the end as when memory was full."""
+"""10,000 frames in a batch: the process does not grow after memory is full."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One stream end to end on a tiny network: rows, events, resume after any interruption, refusals."""
+"""One stream end to end on a tiny network: rows, events, resuming after any interruption, refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams whose objects are found by a detector: the same rows whatever interrupts them."""
+"""Streams with a detector: the same rows after any interruption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One stream where something goes wrong: nothing is lost, doubled, mixed up, or wrongly called finished."""
+"""Failures of a stream: no rows are lost, duplicated or mixed up, none is wrongly marked finished."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a bucket into a bucket, against a real S3 server: the same rows as on a disk, whoever dies when."""
+"""From bucket to bucket with a real S3 server: the same rows as on a disk, whichever process dies."""
 
 from __future__ import annotations
 

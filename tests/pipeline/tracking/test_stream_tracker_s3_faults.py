@@ -1,4 +1,4 @@
-"""From a bucket into a bucket over a network that fails: the same frames, the same rows, the same bytes."""
+"""From bucket to bucket over a faulty network: the same frames, rows and bytes."""
 
 from __future__ import annotations
 

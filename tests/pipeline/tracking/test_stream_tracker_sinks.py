@@ -1,4 +1,4 @@
-"""Sinks beside the store: whoever dies when, each committed range reached them, with the rows of Parquet."""
+"""Sinks receive every committed range with the rows of Parquet, whichever process dies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Parquet files of a chunk: the same rows are the same bytes, and the footer tells what is inside."""
+"""Parquet files of chunks: equal rows give equal bytes, and the footer describes the content."""
 
 import hashlib
 import os

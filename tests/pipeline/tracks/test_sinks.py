@@ -1,4 +1,4 @@
-"""Sinks: found by name, called for every range before it is committed, never passed over."""
+"""Sinks: found by name, and called for every range before it is committed."""
 
 from __future__ import annotations
 

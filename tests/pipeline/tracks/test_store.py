@@ -1,4 +1,4 @@
-"""The store's promises, on a local disk, file://, memory:// and a real S3 server."""
+"""The store's guarantees on a local disk, file://, memory:// and a real S3 server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of images as a video."""
+"""Image folders as videos."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The packet index: what it predicts, and that it refuses timestamps that can't be trusted."""
+"""The packet index: its predictions, and rejection of unreliable timestamps."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Decoding ahead: order, bounds, errors that stay, threads that end."""
+"""Prefetching: order, bounds, persistent errors, ended threads."""
 
 from __future__ import annotations
 

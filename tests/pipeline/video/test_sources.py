@@ -1,4 +1,4 @@
-"""Opening and decoding videos: right pixels, right times, the same frames from wherever decoding starts."""
+"""Opening and decoding videos: pixels, timestamps, and equal frames from any starting point."""
 
 import itertools
 import logging

@@ -1,4 +1,4 @@
-"""Narrowing: the channels that do something stay, and stay connected."""
+"""Narrowing keeps the strongest channels, and their connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the suites measure, on label maps and scenes of which every figure is known beforehand."""
+"""The suites' measures on label maps and scenes with known results."""
 
 from __future__ import annotations
 

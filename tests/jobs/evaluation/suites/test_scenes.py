@@ -1,4 +1,4 @@
-"""The composed scenes: exact truth, the same for a seed, and what each kind promises."""
+"""Composed scenes: exact truth, reproducible by seed, and the properties of each kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running a suite: the report's figures for segmenters of known faults, and the command line."""
+"""Suite runs: the report's figures for segmenters with known faults, and the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keyframes that come in several packets are put together again."""
+"""Keyframes that arrive in several packets are joined."""
 
 from __future__ import annotations
 

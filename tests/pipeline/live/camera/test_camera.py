@@ -1,4 +1,4 @@
-"""Live streams from a real RTSP server (GStreamer), and what happens when it, or the network, fails."""
+"""Live streams from a real RTSP server (GStreamer), and failures of the server or the network."""
 
 from __future__ import annotations
 

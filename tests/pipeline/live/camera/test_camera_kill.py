@@ -1,4 +1,4 @@
-"""Live streams over many faults: always back, books even, nothing piling up. XMEM_CHAOS says how many."""
+"""Live streams over many faults: recovery, correct counts, no leaks. XMEM_CHAOS sets the number."""
 
 from __future__ import annotations
 

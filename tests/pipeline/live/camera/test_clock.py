@@ -1,4 +1,4 @@
-"""Times of live frames: rising whatever cameras say, near the truth where they tell it."""
+"""Timestamps of live frames: increasing whatever cameras send, and accurate if cameras send the time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ledger adds up, from any number of threads, and over restarts."""
+"""The ledger's counts add up, with any number of threads and after restarts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the relay lets pass of RTSP, and that it passes the same however the bytes arrive."""
+"""RTSP messages that the relay passes on, independently of how the bytes are split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queue between camera and tracker: bounded, in order, and nothing vanishes without an event."""
+"""The queue between camera and tracker: bounded, ordered, with an event for every lost frame."""
 
 from __future__ import annotations
 

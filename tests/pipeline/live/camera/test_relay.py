@@ -1,4 +1,4 @@
-"""The guarded way to a camera: real FFmpeg, a real relay, cameras that redirect, passwords that stay in."""
+"""Guarded connections: real FFmpeg, a real relay, cameras that redirect, passwords that stay private."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which transport a camera's media takes: found out, remembered, and named where it is the trouble."""
+"""The transport of a camera's media: detected, remembered, and named in errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which URLs of cameras are let through: a corpus of hostile ones, and what is left of the friendly ones."""
+"""Allowed camera URLs: a corpus of hostile URLs, and parsing of valid ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a stream fits: by its own size and objects, by what was measured, and with the right numbers."""
+"""Admission of streams: by size and objects, by measured times, with the right numbers in messages."""
 
 from __future__ import annotations
 

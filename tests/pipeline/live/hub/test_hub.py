@@ -1,4 +1,4 @@
-"""Live streams through a hub: fake cameras at a rate, a small network, real files."""
+"""Live streams in a hub, with fake cameras, a small network and real files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Live streams from real cameras through a hub: outages, another size, the motion detector."""
+"""Live streams from real cameras in a hub: outages, a changed size, the motion detector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Four cameras on one hub, each killed, frozen, replaced, black-holed and cut off again and again.
+"""Four cameras on one hub, each killed, frozen, replaced, black-holed and disconnected repeatedly.
 
 XMEM_CHAOS=100 does that 200 times in all, and judges how long each took to be back.
 """

@@ -1,4 +1,4 @@
-"""Processes with live streams that are killed without warning: objects, numbers and requests outlive them."""
+"""Killed processes with live streams: objects, frame numbers and requests survive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a hub's settings mean for one of its streams."""
+"""Effect of a hub's settings on its streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real clip looped over RTSP for minutes, people found and followed: memory stays flat, the books are even.
+"""A real clip looped over RTSP for minutes with detection: memory stays flat, counts add up.
 
 XMEM_SOAK_SECONDS says for how long; 600 by default.
 """

@@ -1,4 +1,4 @@
-"""What a hub keeps of a stream: tries, times and requests that are trusted no more."""
+"""A hub's bookkeeping of a stream: retries, times, and distrusted requests."""
 
 from __future__ import annotations
 

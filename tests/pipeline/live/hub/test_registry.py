@@ -1,4 +1,4 @@
-"""The durable list of a hub's streams: what is in it, who may read it, entries that are of no use."""
+"""The durable list of a hub's streams: content, file permissions, unusable entries."""
 
 from __future__ import annotations
 

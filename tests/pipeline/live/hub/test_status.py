@@ -1,4 +1,4 @@
-"""What is told of a stream that is not open, opening, open, waiting, paused and removed."""
+"""Status of a stream that is not open, opening, open, waiting, paused and removed."""
 
 from __future__ import annotations
 

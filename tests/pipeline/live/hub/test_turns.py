@@ -1,4 +1,4 @@
-"""Which stream is tracked next, by a clock of the test's own: promised rates are kept, the others go on."""
+"""Scheduling of streams with a simulated clock: guaranteed rates are kept, the others progress."""
 
 from __future__ import annotations
 
