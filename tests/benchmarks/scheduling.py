@@ -1,5 +1,4 @@
-"""Scheduling overhead: many videos on a local Ray with a tracker that does no arithmetic. Part of
-`make bench`.
+"""Scheduling overhead: many videos on a local Ray with a tracker that does no arithmetic (`make bench`).
 
 Chunks/s over the whole run, workers' starts left aside, and how much the driver's resident memory grows. Real
 chunks take seconds; this says how many workers one driver can keep busy. Beside it, the scheduler alone: the
