@@ -64,6 +64,6 @@ def test_detect_needs_no_prompts(clip: Path, tmp_path: Path, capsys: pytest.Capt
 def test_an_unknown_detector_is_one_line(clip: Path, tmp_path: Path, capsys: Any) -> None:
     assert call(clip, tmp_path / "out", "--detect", "emotion") == 2
     lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("xmem: error: ")]
-    assert lines == ["xmem: error: no detector 'emotion'; available: motion"]
+    assert lines == ["xmem: error: no detector 'emotion'; available: motion, file:PATH"]
     assert call(clip, tmp_path / "out", "--detect", "motion", "--max-objects", "0") == 2
     assert "max_objects=0 is not allowed: a whole number from 1 to 256" in capsys.readouterr().err

@@ -146,11 +146,11 @@ def test_the_check_lets_good_detectors_pass(make: Any) -> None:
     ("make", "complaint"),
     [
         (Forgetful, "a second detector found something else on frame"),
-        (Gullible, "from_bytes took"),
+        (Gullible, "from_bytes accepted"),
         (Painter, "the frame was changed on frame 0"),
         (Outside, "reaches outside"),
-        (Tuples, "a tuple, no list"),
-        (Boxes, "detect gave tuple"),
+        (Tuples, "a tuple, not a list"),
+        (Boxes, "detect returned tuple"),
         (Dice, "a second detector found something else on frame 0"),
     ],
 )

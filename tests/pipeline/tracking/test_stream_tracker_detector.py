@@ -327,7 +327,7 @@ def test_an_unknown_detector_is_said_before_anything_is_removed(
 ) -> None:
     run(video, tmp_path, model, max_frames=6)
     before = files(tmp_path, "tracks", "events", "streams")
-    with pytest.raises(UsageError, match="no detector 'emotion'; available: motion"):
+    with pytest.raises(UsageError, match="no detector 'emotion'; available: motion, file:PATH"):
         run(video, tmp_path, model, detector="emotion", restart=True)
     assert files(tmp_path, "tracks", "events", "streams") == before
 
