@@ -29,7 +29,7 @@ pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to
 
 
 def anchors(page: Path) -> set[str]:
-    """As GitHub makes them of headings."""
+    """Anchors as GitHub makes them from headings."""
     headings = re.findall(r"^#+ (.*)$", FENCED.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
@@ -48,7 +48,7 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 
 @pages
 def test_paths_exist(page: Path) -> None:
-    """Those in code spans that begin with a folder of this repository."""
+    """Paths in code spans that begin with a folder of this repository."""
     folders = ("xmem_core", "pipeline", "jobs", "infra", "tests", "examples", "docs")
     for span in re.findall(r"`([^`\n]+)`", FENCED.sub("", page.read_text())):
         path = span.split()[0]
@@ -142,6 +142,6 @@ def test_options_in_text_exist(page: Path) -> None:
 
 
 def test_the_guides_show_commands() -> None:
-    """Otherwise the tests above would see nothing."""
+    """Otherwise the tests above would check nothing."""
     shown = [words[0] for page in PAGES for words in lines(page)]
     assert {"track", "batch", "serve", "query", "render", "evaluate"} <= set(shown)

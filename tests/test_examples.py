@@ -32,7 +32,7 @@ def clip(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs an example in this process as `python examples/NAME ARGUMENTS` would; its lines."""
+    """Run an example in this process as `python examples/NAME ARGUMENTS` would; returns its lines."""
 
     def ran(name: str, *arguments: object) -> list[str]:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
@@ -130,7 +130,7 @@ def test_zones(run: Any) -> None:
 
 
 def test_questions(run: Any, tmp_path: Path) -> None:
-    """To an output folder that is part of the tests: 40 frames of a walk, with detected objects."""
+    """Query an output folder of the tests: 40 frames of a walk, with detected objects."""
     folder = Path(__file__).parent / "golden" / "before_rooms" / "whole"
     lines = run("questions.py", folder)
     titles = [line for line in lines if not line.startswith(" ")]

@@ -212,7 +212,7 @@ def circles(root: Path) -> list[str]:
 
 
 def only_some_import(package: str, rooms: tuple[str, ...]) -> Callable[[Path], list[str]]:
-    """A rule: only some rooms import a package."""
+    """A rule: only some rooms may import a package."""
 
     def rule(root: Path) -> list[str]:
         return [
@@ -246,7 +246,7 @@ def the_core_imports_little(root: Path) -> list[str]:
 
 
 def pure_rooms(root: Path) -> list[str]:
-    """Rooms of pure logic import nothing that waits, runs beside or tells the time."""
+    """Rooms of pure logic import nothing that waits, runs concurrently or reads clocks."""
     return [
         f"{module.path}:{each.line}: {each.name} is imported by {module.room}, a room of pure logic"
         for module in modules(root)
@@ -257,7 +257,7 @@ def pure_rooms(root: Path) -> list[str]:
 
 
 def imports_are_absolute(root: Path) -> list[str]:
-    """Imports name the whole module."""
+    """Imports use the full name of the module."""
     return [
         f"{module.path}:{each.line}: relative import {each.name}: write the whole name"
         for module in modules(root)
@@ -267,7 +267,7 @@ def imports_are_absolute(root: Path) -> list[str]:
 
 
 def rooms_say_what_they_are(root: Path) -> list[str]:
-    """A room's __init__ holds a docstring and no code; that of a package of rooms may resolve names."""
+    """A room's __init__ has a docstring and no code; that of a package of rooms may resolve names."""
     found = []
     for module in modules(root):
         if not module.path.endswith("__init__.py"):

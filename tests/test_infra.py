@@ -41,7 +41,7 @@ def cluster(name: str) -> dict[str, Any]:
 
 
 def manifest(name: str) -> dict[str, Any]:
-    """The one document of a file; tests may change it."""
+    """The single document of a file; tests may change it."""
     (loaded,) = yaml.safe_load_all((INFRA / "k8s" / name).read_text())
     return copy.deepcopy(loaded)  # anchors make parts of it the same object
 
@@ -113,7 +113,7 @@ def test_manifests_have_the_pinned_ray(name: str) -> None:
     ],
 )
 def test_another_version_is_found(image: str) -> None:
-    """2.60.0 there and 2.59.0 here do not talk; an image without a registry cannot be pulled."""
+    """Ray 2.60.0 and 2.59.0 are incompatible; an image without a registry cannot be pulled."""
     assert wrong_images([image]) == [image]
 
 
@@ -121,7 +121,7 @@ def test_another_version_is_found(image: str) -> None:
 
 
 def cluster_errors(config: dict[str, Any]) -> list[str]:
-    """What the schema that ray ships, and the launcher's own preparation of the file, find wrong with it."""
+    """Errors found by Ray's schema and by the launcher's own preparation of the file."""
     import jsonschema
     import ray.autoscaler
     from ray.autoscaler._private.util import prepare_config, validate_config
@@ -163,7 +163,7 @@ def test_broken_cluster_files_are_refused(name: str, change: Callable[[Any], Any
 
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_a_cluster_is_behind_its_token(name: str) -> None:
-    """Whoever reaches an open cluster's ports can run anything on it."""
+    """Anybody who reaches an open cluster's ports can run code on it."""
     config = cluster(name)
     (mounted,) = config["file_mounts"]
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
@@ -200,7 +200,7 @@ def test_gpu_machines_come_and_go() -> None:
 
 
 def manifest_errors(document: dict[str, Any]) -> list[str]:
-    """What infra/k8s/schema.json finds wrong, and what no schema can say."""
+    """Errors found by infra/k8s/schema.json, and those that no schema can express."""
     import jsonschema
 
     schema = json.loads((INFRA / "k8s" / "schema.json").read_text())
@@ -335,7 +335,7 @@ def test_start_parameters_are_options_of_ray_start(name: str) -> None:
 
 
 def xmem_commands() -> dict[str, str]:
-    """Every xmem command that a file of infra/ runs or tells its reader to run, by where it stands."""
+    """Every xmem command that a file of infra/ runs or tells its reader to run, with its position."""
     found = {"rayjob.yaml, entrypoint": manifest("rayjob.yaml")["spec"]["entrypoint"]}
     for path in sorted(INFRA.rglob("*")):
         if path.suffix in (".yaml", ".sh", ".py") or path.name == "Dockerfile":
@@ -346,7 +346,7 @@ def xmem_commands() -> dict[str, str]:
 
 
 def command_error(line: str) -> str | None:
-    """What the command line's own parser says to it; None if it would be run."""
+    """The error of the command line's own parser; None if it is accepted."""
     import typer
 
     from jobs.cli.app import app
@@ -375,7 +375,7 @@ def actors_of(command: str) -> int:
 
 
 def test_a_batch_asks_for_the_gpus_that_may_come() -> None:
-    """From none at the start: a cluster grows only for actors that wait."""
+    """With no workers at the start, a cluster grows only for actors that wait."""
     from jobs.batch.run import BatchOptions, plan
     from jobs.cluster.connection import Resources
     from pipeline.tracking.settings import ModelSettings
@@ -454,7 +454,7 @@ def copied(text: str) -> list[str]:
 
 
 def ignored(path: str, rules: str) -> bool:
-    """Whether a .dockerignore keeps a path out; the last rule that fits decides."""
+    """Whether a .dockerignore excludes a path; the last matching rule decides."""
     out = False
     for rule in rules.splitlines():
         rule = rule.strip()
@@ -545,7 +545,7 @@ def test_shell_of_the_dockerfile_is_shell(tmp_path: Path) -> None:
 
 
 def test_the_requirements_are_the_projects(tmp_path: Path) -> None:
-    """The line that makes them is run as it stands."""
+    """The line that creates them is run unchanged."""
     runs = [i.rest for i in instructions(DOCKERFILE.read_text()) if i.word == "RUN" and i.stage == "base"]
     (line,) = (r for r in runs if "requirements.txt" in r)
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())

@@ -32,7 +32,7 @@ def load(name: str) -> Any:
 
 
 def sample_names() -> set[str]:
-    """Of all metrics that there are when a stream is followed."""
+    """Names of all metrics while a stream is running."""
 
     async def text() -> bytes:
         hub = StandInHub()
@@ -46,7 +46,7 @@ def sample_names() -> set[str]:
 
 
 def unknown_metrics(expression: str) -> set[str]:
-    """Names in an expression of PromQL that no metric has."""
+    """Names in a PromQL expression that no metric has."""
     words = set(re.findall(r"\bxmem_[a-z0-9_]+", expression))
     return words - sample_names()
 
@@ -178,7 +178,7 @@ def test_the_rayservices_application_can_be_built() -> None:
 
 @pytest.mark.parametrize("name", ["compose.yaml", "prometheus.yml", "alerts.yml"])
 def test_files_hold_no_key_twice(name: str) -> None:
-    """YAML readers take the last one and say nothing."""
+    """YAML readers silently take the last one."""
 
     class Strict(yaml.SafeLoader):  # type: ignore[misc]
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:

@@ -61,7 +61,7 @@ def test_it_holds_the_packages_and_the_checkpoint_and_nothing_else(wheel: Path) 
 
 
 def required(wheel: Path) -> dict[str, importlib.metadata.Distribution]:
-    """The installed packages that the wheel declares it needs, and what those need, by name."""
+    """The installed packages that the wheel requires, and their requirements, by name."""
     with zipfile.ZipFile(wheel) as file:
         (name,) = (n for n in file.namelist() if n.endswith(".dist-info/METADATA"))
         metadata = importlib.metadata.PathDistribution(zipfile.Path(file, name.removesuffix("METADATA")))
@@ -119,7 +119,7 @@ def tracks_a_clip(bin_folder: Path, tmp_path: Path) -> None:
 
 
 def test_installed_into_a_clean_environment_it_tracks_a_clip(wheel: Path, tmp_path: Path) -> None:
-    """The environment holds the wheel and what it declares, linked from here, and nothing else of here."""
+    """The environment has the wheel and its requirements, linked from here, and nothing else."""
     clean = tmp_path / "clean"
     venv.create(clean)
     python = clean / "bin" / "python"
@@ -142,7 +142,7 @@ def test_installed_into_a_clean_environment_it_tracks_a_clip(wheel: Path, tmp_pa
 @pytest.mark.soak
 @pytest.mark.timeout(1500)
 def test_with_everything_installed_by_pip_it_tracks_a_clip(wheel: Path, tmp_path: Path) -> None:
-    """The same with every dependency resolved and installed by pip, which takes minutes."""
+    """The same with every requirement resolved and installed by pip, which takes minutes."""
     venv.create(tmp_path / "clean", with_pip=True)
     python = tmp_path / "clean" / "bin" / "python"
     constraints = ROOT / "constraints.txt"

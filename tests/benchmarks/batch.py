@@ -45,7 +45,7 @@ def boxes(count: int) -> dict[str, Any]:
 
 
 def bare(video: Path, objects: int, threads: int) -> float:
-    """Frames/s of the bare loop after the first WARM frames; results are left where they are."""
+    """Frames/s of the bare loop after the first WARM frames; results are not fetched."""
     torch.set_num_threads(threads)
     with open_source(str(video)) as source:
         images = [f.image for f in source.frames()]
@@ -63,7 +63,7 @@ def bare(video: Path, objects: int, threads: int) -> float:
 
 
 def xmem_batch(videos: Path, out: Path, prompts: Path, *options: str, expected: int = 0) -> float:
-    """Runs the command; seconds it took."""
+    """Run the command and return the seconds it took."""
     command = [sys.executable, "-m", "jobs.cli", "batch", str(videos), "--out", str(out)]
     started = time.perf_counter()
     done = subprocess.run(
@@ -75,7 +75,7 @@ def xmem_batch(videos: Path, out: Path, prompts: Path, *options: str, expected: 
 
 
 def batch_rate(video: Path, prompts: Path, threads: int) -> float:
-    """Frames/s of a batch of one video between the commits of frame WARM and of the last whole chunk."""
+    """Frames/s of a batch of one video, between the commits of frame WARM and of the last full chunk."""
     with tempfile.TemporaryDirectory() as folder:
         options = ("--threads", str(threads), "--chunk-frames", str(CHUNK))
         xmem_batch(video, Path(folder), prompts, *options)
@@ -86,7 +86,7 @@ def batch_rate(video: Path, prompts: Path, threads: int) -> float:
 
 
 def overhead(frames: int, objects: int, threads: int, rounds: int) -> dict[str, float]:
-    """Rates of both and their ratio, each the median of `rounds` that take turns."""
+    """Rates of both and their ratio, as medians of `rounds` alternating runs."""
     with tempfile.TemporaryDirectory() as folder:
         video = make_video(Path(folder) / "clip.mp4", frames, width=768, height=576)
         prompts = Path(folder) / "prompts.json"
@@ -107,7 +107,7 @@ def overhead(frames: int, objects: int, threads: int, rounds: int) -> dict[str, 
 
 
 def bad_files(frames: int, rounds: int) -> dict[str, float]:
-    """Frames/s of 57 good videos alone, and among 60 of which 3 are bad."""
+    """Frames/s of 57 good videos alone, and among 60 files of which 3 are bad."""
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         clean, mixed = folder / "clean", folder / "mixed"
@@ -140,7 +140,7 @@ def bad_files(frames: int, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the figures as JSON."""
+    """Print the results as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--objects", type=int, default=3)

@@ -54,7 +54,7 @@ def demo_clip() -> Path:
 
 
 def lengthen(clip: Path, target: Path, frames: int) -> None:
-    """The clip forwards and backwards until it has so many frames."""
+    """The clip forwards and backwards, repeated up to this number of frames."""
     with open_source(str(clip)) as source:
         images = [f.image for f in source.frames()]
     there_and_back = images + images[-2:0:-1]
@@ -71,7 +71,7 @@ def lengthen(clip: Path, target: Path, frames: int) -> None:
 
 
 class Pass:
-    """The video as one stream of a worker, chunk by chunk."""
+    """The video as a stream of a worker, tracked chunk by chunk."""
 
     def __init__(self, worker: Worker, name: str, video: Path, prompts: dict[str, Any]) -> None:
         self._worker, self._name = worker, name
@@ -80,7 +80,7 @@ class Pass:
         self.position = status.next_frame
 
     def chunk(self) -> float:
-        """Track the next one; seconds a frame."""
+        """Track the next chunk; returns seconds per frame."""
         begun = self.position
         report = self._worker.track(FrameChunk(self._name, begun, begun + CHUNK - 1))
         assert report.failure is None, report.failure
@@ -89,7 +89,7 @@ class Pass:
         return report.seconds / CHUNK
 
     def until(self, frame: int) -> list[int]:
-        """Track up to a frame; resident bytes after every chunk."""
+        """Track up to a frame; returns resident bytes after every chunk."""
         sizes = []
         while self.position < frame:
             self.chunk()
@@ -100,7 +100,7 @@ class Pass:
 def course(
     video: Path, frames: int, out: Path, prompts: dict[str, Any], threads: int
 ) -> tuple[list[tuple[float, float]], list[int], list[int]]:
-    """Seconds a frame (early, late) of the chunks that took turns; resident bytes early and late."""
+    """Seconds per frame (early, late) of alternating chunks, and resident bytes early and late."""
     if frames < EARLY + 2 * COMPARED:
         raise ValueError(f"{frames} frames are too few to compare: at least {EARLY + 2 * COMPARED}")
     worker = Worker(WorkerSettings.of(str(out), threads=threads, chunk_frames=CHUNK))
@@ -126,7 +126,7 @@ def course(
 def figures(
     seconds: list[tuple[float, float]], before: list[int], after: list[int]
 ) -> dict[str, float | list[float]]:
-    """Milliseconds a frame and megabytes early and late, and how late compares with early."""
+    """Milliseconds per frame and megabytes, early and late, with their ratios."""
     ratios = [late / early for early, late in seconds]
     early, late = (1000 * statistics.median(part) for part in zip(*seconds, strict=True))
     mb = [statistics.fmean(part) / 1e6 for part in (before, after)]
@@ -142,7 +142,7 @@ def figures(
 
 
 def measure(frames: int, threads: int, clip: Path | None = None, boxes: str | None = None) -> dict[str, Any]:
-    """The figures of a run in a process of its own: what was loaded here before does not count."""
+    """Results of a run in a separate process, so that earlier memory use does not count."""
     command = [sys.executable, __file__, "--inside", "--frames", str(frames), "--threads", str(threads)]
     command += ["--clip", str(clip)] if clip else []
     command += ["--boxes", boxes] if boxes else []
@@ -152,7 +152,7 @@ def measure(frames: int, threads: int, clip: Path | None = None, boxes: str | No
 
 
 def main() -> None:
-    """Print the figures as JSON."""
+    """Print the results as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frames", type=int, default=10_000)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)

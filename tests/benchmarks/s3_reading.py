@@ -35,7 +35,7 @@ REPEATS = 4
 
 
 class Cached(Location):
-    """A location whose files are read through a given cache."""
+    """A location whose files are read through the given cache."""
 
     cache = "growing"
 
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def make_clips(folder: Path, video: str | None) -> list[Path]:
-    """H.264 in MP4 with the index at the end, and at the start: the video several times over."""
+    """H.264 in MP4 with the index at the end, and at the start: the video repeated several times."""
     encoded = folder / "encoded.mp4"
     if video is not None and Path(video).suffix == ".mp4":
         encoded = Path(video)
@@ -151,7 +151,7 @@ def as_cached(location: Location, cache: str) -> Location:
 
 
 def one_pass(location: Location, cache: str, block: int) -> int:
-    """All packets of the video stream; decoding them costs the same with every cache."""
+    """Read all packets of the video stream, without decoding, which costs the same with every cache."""
     with decoding.opened(as_cached(location, cache), threads=1, strict=False, block_size=block) as session:
         count = sum(1 for packet in session.container.demux(session.stream) if packet.size)
         session.check_reading()
@@ -159,7 +159,7 @@ def one_pass(location: Location, cache: str, block: int) -> int:
 
 
 def resume(location: Location, cache: str, block: int, times: list[float]) -> Iterator[Any]:
-    """What a run does that goes on in the middle, up to its first frame."""
+    """The reads of a run that resumes half-way, up to its first frame."""
     source = VideoFile(as_cached(location, cache), threads=1, block_size=block)
     middle = (source.frame_count or 0) // 2
     frames = source.frames(middle, previous_pts_seconds=times[middle - 1])
@@ -169,7 +169,7 @@ def resume(location: Location, cache: str, block: int, times: list[float]) -> It
 
 
 def first_frame(location: Location, cache: str, block: int) -> Iterator[Any]:
-    """What every video costs at least."""
+    """The reads that every video needs."""
     frames = VideoFile(as_cached(location, cache), threads=1, block_size=block).frames()
     next(frames)
     return frames

@@ -37,7 +37,7 @@ CHUNK = 100
 
 
 class Nothing:
-    """Tracks videos of so many chunks at no cost. Where a released one is, is in a file, like a snapshot."""
+    """Tracks videos of so many chunks at no cost. Released videos store their progress in a file."""
 
     def __init__(self, folder: str, chunks: int) -> None:
         self.folder = Path(folder)
@@ -45,11 +45,11 @@ class Nothing:
         self.at: dict[str, int] = {}
 
     def facts(self) -> dict[str, Any]:
-        """Process and node, as far as the pool asks for them."""
+        """Process and node, as far as the pool needs them."""
         return {"pid": os.getpid(), "node_id": ray.get_runtime_context().get_node_id()}
 
     def open(self, spec: StreamSpec, state: bytes | None = None) -> StreamStatus:
-        """Where it was released, or at the start."""
+        """Open at the released position, or at the start."""
         try:
             self.at[spec.stream_id] = int((self.folder / spec.stream_id).read_text())
         except FileNotFoundError:
@@ -57,7 +57,7 @@ class Nothing:
         return StreamStatus(spec.stream_id, self.at[spec.stream_id], state_bytes=1)
 
     def track(self, ref: FrameChunk) -> ChunkReport:
-        """Nothing, in no time."""
+        """Track nothing, at once."""
         at = self.at[ref.stream_id]
         if at != ref.first:
             return ChunkReport(ref.stream_id, "refused", next_frame=at)
@@ -66,18 +66,18 @@ class Nothing:
         return ChunkReport(ref.stream_id, outcome, at, CHUNK, at, 0, 0.001)  # type: ignore[arg-type]
 
     def release(self, stream_id: str, to_store: bool = True) -> None:
-        """Remember where it is."""
+        """Store the position."""
         (self.folder / stream_id).write_text(str(self.at.pop(stream_id)))
 
     def close(self, stream_id: str) -> None:
-        """Forget it."""
+        """Forget the stream."""
         self.at.pop(stream_id, None)
 
 
 def with_ray(
     videos: int, chunks: int, actors: int, settings: SchedulerOptions, profile: bool
 ) -> dict[str, Any]:
-    """The whole way: scheduler, pool, Ray, and back."""
+    """Scheduler, pool and Ray together."""
     os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
     ray.init(
         num_cpus=actors,
@@ -143,7 +143,7 @@ def with_ray(
 
 
 def alone(videos: int, chunks: int, workers: int) -> dict[str, Any]:
-    """The scheduler in a made-up world, which costs about as much as it does."""
+    """The scheduler in a simulated world, which costs about as much itself."""
     options = SchedulerOptions(chunk_frames=CHUNK)
     gc.collect()
     empty = resident_bytes()
@@ -175,7 +175,7 @@ def alone(videos: int, chunks: int, workers: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the figures as JSON."""
+    """Print the results as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--videos", type=int, default=10_000)
     parser.add_argument("--chunks", type=int, default=10)

@@ -86,7 +86,7 @@ def whole(video: Path, frames: int, objects: int, warm: int, threads: int) -> fl
 
 
 def command(video: Path, boxes: Sequence[str], threads: int, frames: int | None) -> tuple[float, float]:
-    """Frames per second of `xmem track`, as it says and by the clock."""
+    """Frames per second of `xmem track`, as it reports and by the clock."""
     with tempfile.TemporaryDirectory() as out:
         arguments = [sys.executable, "-m", "jobs.cli", "track", str(video), "--out", out]
         arguments += [part for box in boxes for part in ("--box", box)]

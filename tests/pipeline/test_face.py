@@ -54,7 +54,7 @@ NAMES = [
 
 
 def python(program: str, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A program in `cwd`, which is searched for modules before this checkout, as for `python script.py`."""
+    """Run a program in `cwd`, which precedes this checkout on the module path, as for `python script.py`."""
     (cwd / "program.py").write_text(program)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
@@ -112,7 +112,7 @@ def test_a_name_loads_what_it_needs_and_no_more(tmp_path: Path, names: str, with
 
 
 def shadow(folder: Path) -> None:
-    """A user's own package called `pipeline`."""
+    """A user's own package named `pipeline`."""
     (folder / "pipeline").mkdir()
     (folder / "pipeline" / "__init__.py").write_text("MINE = True\n")
     (folder / "pipeline" / "base.py").write_text("raise RuntimeError('the wrong package')\n")

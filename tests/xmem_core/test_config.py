@@ -10,7 +10,7 @@ from xmem_core.config import MemoryConfig, ModelConfig
 
 
 def test_the_defaults_are_the_published_ones() -> None:
-    """But for corrections, which the published code has none of."""
+    """Except for corrections, which the published code does not have."""
     memory = dataclasses.asdict(MemoryConfig())
     assert memory == {
         "mem_every": 5,

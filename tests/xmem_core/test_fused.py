@@ -18,7 +18,7 @@ needs_operators = pytest.mark.skipif(not can_fuse(), reason="this PyTorch or CPU
 
 
 def trunk(dtype: torch.dtype) -> EfficientNetLite0Trunk:
-    """Random weights, and norms whose statistics are those of random pictures."""
+    """Random weights, with norms that have the statistics of random pictures."""
     torch.manual_seed(3)
     network = EfficientNetLite0Trunk()
     with torch.no_grad():
@@ -32,7 +32,7 @@ def trunk(dtype: torch.dtype) -> EfficientNetLite0Trunk:
 
 
 def test_this_machine_can_fuse() -> None:
-    """The PyTorch that constraints.txt pins has the operators: where it has not, speed is lost silently."""
+    """The PyTorch pinned in constraints.txt has the operators; without them, speed is lost silently."""
     assert can_fuse()
 
 
@@ -125,7 +125,7 @@ def test_the_published_trunk_is_left_alone() -> None:
 def test_without_the_operators_nothing_is_fused(
     fault: type[Exception] | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Another PyTorch may lack them, want other arguments, or compute something else."""
+    """Another PyTorch may lack them, take other arguments, or compute something else."""
 
     def forward(self: FusedConv2d, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
         if fault is not None:

@@ -38,7 +38,7 @@ MAX_USAGE, MAX_SENSORY = 1e-4, 1e-3
 
 @dataclass
 class Run:
-    """What our implementation made of a case, beside the arrays it has to equal."""
+    """Results of our implementation for a case, beside the arrays to compare with."""
 
     golden: dict[str, NDArray[np.generic]]
     labels: NDArray[np.int32]
@@ -68,7 +68,7 @@ def run(request: pytest.FixtureRequest, models: dict[int, XMem]) -> Run:
 
 
 def follow(case: str, models: dict[int, XMem], **changes: int) -> Run:
-    """Run a case, with other memory settings than its own where `changes` says so."""
+    """Run a case, with memory settings changed by `changes`."""
     with np.load(GOLDEN / f"{case}.npz", allow_pickle=False) as file:
         golden = {name: file[name] for name in file.files}
     options = json.loads(str(golden["config"]))
@@ -102,7 +102,7 @@ def test_sizes_are_equal(run: Run) -> None:
 
 @dataclass
 class Distance:
-    """How far a run is from its golden."""
+    """Differences of a run from its golden."""
 
     mean: float
     high_quantile: float

@@ -44,7 +44,7 @@ OPERATIONS = st.tuples(st.sampled_from(KINDS), st.frozensets(st.sampled_from(IDS
 
 
 class Pair:
-    """The memory and the oracle, fed with the same numbers."""
+    """The memory and the oracle, with the same input."""
 
     def __init__(self, config: MemoryConfig, positions: int, seed: int) -> None:
         self.config = config
@@ -83,7 +83,7 @@ class Pair:
         return torch.cat(got).double(), expected
 
     def poison(self) -> None:
-        """NaN wherever nothing is stored: whoever reads there shows it."""
+        """NaN in all unused elements, so that a read from them is detected."""
         free = torch.ones(self.memory.capacity, dtype=torch.bool)
         free[self.memory._used_rows()] = False
         for column in (*self.memory._columns.values(), *self.memory._values.values()):
@@ -224,7 +224,7 @@ def test_of_one_objects_corrections_the_newest_stay_whole_and_the_others_are_con
 
 
 def given_one_by_one(config: MemoryConfig, objects: int, removed: tuple[int, ...] = ()) -> Memory:
-    """Objects 1, 2, ... given 4 memory frames apart; those of `removed` leave before the next comes."""
+    """Objects 1, 2, ... prompted 4 memory frames apart; those of `removed` are removed before the next."""
     memory = Memory(config, 2, KEY_DIM, VALUE_DIM)
     for k in range(objects):
         ids = tuple(i for i in range(1, k + 2) if i not in removed or i == k + 1)
@@ -236,12 +236,12 @@ def given_one_by_one(config: MemoryConfig, objects: int, removed: tuple[int, ...
 
 
 def whole(memory: Memory) -> list[int]:
-    """Times of all frames that are kept as they were and that a living object was given on."""
+    """Times of all frames that are kept whole and on which a living object was prompted."""
     return [f.time for f in (*memory.permanent_frames, *memory.frames) if f.given]
 
 
 def test_of_more_given_objects_than_places_none_loses_its_given_frame() -> None:
-    """Eight objects, each given once: before, the second to fourth had nothing left of their masks."""
+    """Eight objects, each prompted once: earlier, the second to fourth had lost their masks."""
     memory = given_one_by_one(small_config(max_long_term_elements=1000, max_permanent_frames=5), 8)
     long_term = memory._columns["time"][memory.long_term.used].tolist()
     assert len(memory.permanent_frames) == 4
@@ -365,7 +365,7 @@ def test_what_is_doubted_of_one_object_is_read_for_the_others() -> None:
 
 
 def test_spans_of_doubt_do_not_pile_up() -> None:
-    """Half of what comes is doubted at once, on and on; spans are dropped with the frames they are about."""
+    """Half of the frames are doubted at once, continuously; spans are dropped with their frames."""
     memory = Memory(small_config(), 2, KEY_DIM, VALUE_DIM)
     for start in range(0, 400, 2):
         fill_frames(memory, 2, start=start)

@@ -237,7 +237,7 @@ def test_folded_batch_norms_compute_the_same(backbone: str) -> None:
 
 
 def imagenet_checkpoint(trunk: EfficientNetLite0Trunk) -> dict[str, Tensor]:
-    """The trunk's tensors under the classifier's names (`_blocks.3._bn1.weight`), and a head besides."""
+    """The trunk's tensors under the classifier's names (`_blocks.3._bn1.weight`), with a head."""
     state = {"_fc.weight": torch.zeros(1000, 1280)}
     for name, tensor in trunk.state_dict().items():
         *modules, last = name.split(".")

@@ -26,7 +26,7 @@ def python(program: str, **given: str) -> subprocess.CompletedProcess[str]:
 
 
 def spin_count(done: subprocess.CompletedProcess[str]) -> str:
-    """How often libgomp's threads look for work before they sleep, as it said when it was loaded."""
+    """Number of times libgomp's threads spin before they sleep, as reported when it was loaded."""
     found = re.findall(r"GOMP_SPINCOUNT = '(\w+)'", done.stderr)
     assert len(found) == 1, done.stderr
     return str(found[0])

@@ -91,7 +91,7 @@ def test_a_sure_mask_scores_higher_than_a_doubtful_one() -> None:
 
 
 def fitted() -> PresenceConstants:
-    """What comes with the bundled weights."""
+    """The constants of the bundled weights."""
     numbers = load_model("xmem-lite").config.presence
     assert numbers is not None
     return PresenceConstants.from_list(numbers)

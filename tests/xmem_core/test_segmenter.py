@@ -173,7 +173,7 @@ def test_a_prompt_for_all_objects_needs_no_reading_where_nothing_is_forgotten(
 def make_it_show(
     monkeypatch: pytest.MonkeyPatch, segmenter: VideoSegmenter, masks: dict[int, NDArray[np.bool_]]
 ) -> None:
-    """The network then paints these masks, whatever the frame; nothing for other objects."""
+    """Makes the network return these masks for any frame, and nothing for other objects."""
     decode = segmenter._decode
 
     def painted(state: TrackerState, *args: Any, **options: Any) -> torch.Tensor:
@@ -194,7 +194,7 @@ def make_it_show(
 def test_what_a_prompt_contradicts_is_forgotten(
     masks: dict[int, NDArray[np.bool_]], forget: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody else's label comes to where 1 is shown, or 1 is given elsewhere, or both change places."""
+    """Another label moves to the position of 1, or 1 is prompted elsewhere, or both swap places."""
     segmenter = VideoSegmenter(small_model(), replace(SMALL_MEMORY, forget_contradicted=forget))
     make_it_show(monkeypatch, segmenter, {1: MASK, 2: OTHER})
     state, _ = follow(segmenter, {0: Prompt({1: MASK, 2: OTHER})}, 6)
@@ -211,7 +211,7 @@ def test_what_a_prompt_contradicts_is_forgotten(
 
 
 def test_the_sensory_memory_of_who_is_contradicted_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the frame is decoded again without what is doubted: two readings with that, one alone."""
+    """And the frame is decoded again without the doubted elements: two reads with them, one without."""
     segmenter = VideoSegmenter(small_model(), SMALL_MEMORY)
     make_it_show(monkeypatch, segmenter, {1: MASK, 2: OTHER})
     seen: list[torch.Tensor] = []
@@ -233,7 +233,7 @@ def test_the_sensory_memory_of_who_is_contradicted_begins_anew(monkeypatch: pyte
 
 
 def test_what_a_prompt_confirms_or_leaves_alone_is_not_forgotten() -> None:
-    """Nor does looking leave a trace: not in use counts, not in the sensory memory."""
+    """Looking leaves no trace, in use counts or in the sensory memory."""
     keeping = VideoSegmenter(small_model(), replace(SMALL_MEMORY, forget_contradicted=False))
     asking = VideoSegmenter(small_model(), SMALL_MEMORY)
     state, _ = follow(asking, {0: Prompt({1: MASK, 2: OTHER})}, 6)
@@ -448,7 +448,7 @@ def test_the_label_map_is_the_argmax_at_the_frames_size() -> None:
 
 
 def test_tracking_answers_to_the_frame(segmenter: VideoSegmenter) -> None:
-    """Neither constant nor blind: other frames give other masks, equal ones the same."""
+    """Neither constant nor blind: different frames give different masks, equal ones the same."""
     state, _ = follow(segmenter, {0: Prompt({1: MASK})}, 5)
     blob = state.to_bytes()
     a, b, c = (

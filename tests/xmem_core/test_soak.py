@@ -27,7 +27,7 @@ SNAPSHOT_EVERY = 500
 
 @dataclass
 class Course:
-    """Figures of a run."""
+    """Results of a run."""
 
     resident: dict[int, int]  # frame -> bytes
     seconds: list[float]

@@ -67,7 +67,7 @@ def test_a_state_that_went_through_bytes_before_every_frame_gives_the_same_bytes
 
 
 def tracked(segmenter: VideoSegmenter, frames: int) -> TrackerState:
-    """A state after some frames with two objects, consolidations among them."""
+    """A state after some frames with two objects and some consolidations."""
     state = segmenter.new_state()
     for t in range(frames):
         ids = {0: frozenset({1}), 3: frozenset({7})}.get(t)
@@ -218,7 +218,7 @@ def test_a_poisoned_state_refuses_everything(segmenter: VideoSegmenter) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [0, 64])
 def test_the_bundled_model_computes_the_same_bits_after_bytes(dtype: torch.dtype, window: int) -> None:
-    """Whether tensors lie channels first or last changes the last bits of convolutions."""
+    """The memory layout of tensors (channels first or last) changes the last bits of convolutions."""
     segmenter = VideoSegmenter(load_model(), MemoryConfig(mem_every=2, search_window=window), dtype=dtype)
     height, width = 96, 144
     prompt = Prompt({i: square(height, width, 8, 12 + 50 * (i - 1), 30) for i in (1, 2)})

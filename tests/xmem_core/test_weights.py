@@ -82,7 +82,7 @@ def test_the_config_of_a_published_checkpoint_is_read_from_its_shapes(config: Mo
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
-    """A `.pth` as the authors publish them, but narrow: a state dict without a word about its shape."""
+    """A `.pth` as published by the authors, but narrow: a state dict without its configuration."""
     with torch.device("meta"):
         shapes = XMem(ModelConfig(key_dim=8, value_dim=16, hidden_dim=0)).state_dict()
     state = fill(shapes)
@@ -251,7 +251,7 @@ def test_another_networks_weights_name_their_first_faults(changes: dict[str, Any
 
 
 class Evil:
-    """Runs code when it is unpickled."""
+    """Runs code when unpickled."""
 
     def __init__(self, witness: Path) -> None:
         self.witness = witness
@@ -337,7 +337,7 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
 
 @dataclass
 class Release:
-    """A server on this machine in the release's place."""
+    """A local server in place of the release's."""
 
     content: bytes
     sent: int | None = None  # breaks off after so many bytes

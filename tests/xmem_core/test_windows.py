@@ -24,7 +24,7 @@ HEIGHT, WIDTH = 192, 256
 
 
 def plane(*boxes: tuple[int, int, int, int], value: float = 0.9) -> Tensor:
-    """Probabilities on 24 x 32 cells, in boxes of pixels: top, left, height, width."""
+    """Probabilities on 24 x 32 cells, from boxes in pixels: top, left, height, width."""
     found = torch.zeros(GRID[0] * STRIDE, GRID[1] * STRIDE)
     for top, left, height, width in boxes:
         found[top : top + height, left : left + width] = value
@@ -147,7 +147,7 @@ def model() -> XMem:
 
 @pytest.fixture(scope="module")
 def inputs(model: XMem) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
-    """Features of an image of 8 x 10 cells, readouts and sensory memories of three objects."""
+    """Features of an image of 8 x 10 cells, with readouts and sensory memories of three objects."""
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         scales = model.encode_key(torch.randn(1, 3, 8 * STRIDE, 10 * STRIDE, generator=g)).scales

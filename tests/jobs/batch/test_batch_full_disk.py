@@ -31,7 +31,7 @@ def _ray() -> Iterator[None]:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with 512 KiB."""
+    """A separate file system of 512 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
@@ -42,7 +42,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def parquet(out: Path) -> dict[str, tuple[int, int]]:
-    """Frames and rows of each stream that has some."""
+    """Frames and rows of each stream that has any."""
     ask = "select stream_id, max(frame_index) + 1 as frames, count(*) as n from tracks group by all"
     if not list(out.glob("tracks/*/*.parquet")):
         return {}

@@ -62,7 +62,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, videos: Path, model: str) -> dict[str, bytes]:
-    """What a single process writes, one video after the other."""
+    """The files that a single process writes, one video at a time."""
     out = tmp_path_factory.mktemp("undisturbed")
     for i in range(VIDEOS):
         (video,) = videos.glob(f"v{i}.m*")

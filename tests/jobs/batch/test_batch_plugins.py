@@ -17,7 +17,7 @@ PROMPTS = {"version": 1, "objects": [{"id": 4, "box": [0, 20, 20, 20]}]}
 
 
 def test_a_batch_through_plugins(tmp_path: Path) -> None:
-    """One of its videos is none; the others' rows are in Parquet and in the sink."""
+    """One file is not a video; the rows of the others are in Parquet and in the sink."""
     manifest, prompts = tmp_path / "videos.jsonl", tmp_path / "prompts.json"
     videos = {"a": "squares://80x60/9", "b": "squares://64x48/6", "c": "squares://none"}
     lines = [json.dumps({"uri": uri, "stream_id": name}) for name, uri in videos.items()]

@@ -50,7 +50,7 @@ def video(name: str, **traits: object) -> VideoJob:
 
 
 class Run:
-    """A pool of stand-ins over some videos, whose actors the test can get at."""
+    """A pool of fake trackers over some videos, whose actors the test can access."""
 
     def __init__(
         self,

@@ -89,7 +89,7 @@ def test_machines_go_and_come(
 
 @pytest.fixture
 def another_disk(cluster: Any, tmp_path: Path) -> Iterator[Callable[[], str]]:
-    """Adds a machine of one CPU, with an empty disk of its own at `tmp_path / "out"`; returns its node id."""
+    """Add a machine with one CPU and its own empty disk at `tmp_path / "out"`; returns its node id."""
     made: list[str] = []
     ready, over = threading.Event(), threading.Event()
 
@@ -128,7 +128,7 @@ def another_disk(cluster: Any, tmp_path: Path) -> Iterator[Callable[[], str]]:
 def test_a_machine_with_another_disk_at_the_output_folder_is_refused(
     tmp_path: Path, cluster: Any, another_disk: Callable[[], str], tracked_before: bool
 ) -> None:
-    """The second machine's processes live in a mount namespace of their own, with an empty disk at OUT."""
+    """The second machine's processes run in their own mount namespace, with an empty disk at OUT."""
     out = tmp_path / "out"
     out.mkdir()
     video = make_video(tmp_path / "a.mp4", 200, width=64, height=48)

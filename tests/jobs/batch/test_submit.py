@@ -45,7 +45,7 @@ def head() -> Iterator[RayHead]:
 
 @pytest.fixture(scope="module")
 def away(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packages as another machine has them: elsewhere, and with a mark of their own."""
+    """The packages as on another machine: in another place, and with a marker."""
     folder = tmp_path_factory.mktemp("away")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -105,7 +105,7 @@ def xmem(videos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 def xmem_alone(
     *arguments: str | Path, away: Path, cwd: Path, token: str | None = TOKEN, **variables: str
 ) -> Done:
-    """The command in a process of its own: what Ray knows of tokens, it keeps for a process's life."""
+    """The command in a separate process, since Ray keeps its token for the life of a process."""
     return python("-m", "jobs.cli", *arguments, away=away, cwd=cwd, token=token, **variables)
 
 
@@ -377,7 +377,7 @@ def test_when_a_token_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 class Cluster:
-    """Stands in for Ray's client: takes note of what is submitted."""
+    """A fake of Ray's client that records what is submitted."""
 
     def __init__(self, address: str, **options: Any) -> None:
         self.given: dict[str, Any] = {}

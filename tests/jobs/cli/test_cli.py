@@ -279,7 +279,7 @@ def test_an_output_that_cannot_be_written(
 
 
 def test_a_full_disk_ends_with_one_line_and_a_later_run_goes_on(made: Path, tmp_path: Path) -> None:
-    """A file size limit of the process stands in for the disk: the same failing write, on any machine."""
+    """A file size limit of the process stands for a full disk: the same failing write, on any machine."""
     script = (
         "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -385,7 +385,7 @@ def test_help_and_schema(capsys: pytest.CaptureFixture[str]) -> None:
 def test_names_with_spaces_brackets_and_letters_of_all_kinds(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rich would take [/b] for markup, and fail after all the work."""
+    """Rich would treat [/b] as markup, and fail after all the work."""
     folder = tmp_path / "ein [/b] Ördner"
     folder.mkdir(parents=True)
     video = folder / "clip [bold] 走.mp4"

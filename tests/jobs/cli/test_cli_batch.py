@@ -65,7 +65,7 @@ def call(*arguments: str | Path) -> int:
 
 
 class Batch:
-    """Stands in for `run_batch`: takes note of what it is given, and all videos end as they are told to."""
+    """A fake `run_batch` that records its arguments and ends all videos as specified."""
 
     def __init__(self) -> None:
         self.jobs: list[VideoJob] = []
@@ -360,7 +360,7 @@ def test_help_names_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_interrupted_like_by_a_terminal_it_commits_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    """For real, with a Ray of its own: SIGINT to all processes of the group, as Ctrl-C sends it."""
+    """A real run with its own Ray: SIGINT to all processes of the group, as Ctrl-C sends it."""
     model = tiny_weights(tmp_path)
     for name, frames in (("a", 90), ("b", 12)):
         make_video(tmp_path / f"{name}.mp4", frames, width=64, height=48)

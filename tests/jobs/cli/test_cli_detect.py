@@ -29,7 +29,7 @@ def _restored() -> Any:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """10 frames a second; something dark walks in after 1.5 s."""
+    """10 frames per second; a dark object walks in after 1.5 s."""
     pictures = [np.full((96, 128, 3), 150, np.uint8) for _ in range(34)]
     for index in range(16, 34):
         pictures[index][30:70, 5 * (index - 16) : 5 * (index - 16) + 18] = (30, 30, 60)

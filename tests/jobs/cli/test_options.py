@@ -47,7 +47,7 @@ def command_of(path: tuple[str, ...]) -> Any:
 
 
 def another_value(option: Option) -> Any:
-    """One that is allowed and not the default."""
+    """An allowed value that is not the default."""
     given: dict[str, Any] = {
         "model": "xmem",
         "size": 96,
@@ -130,7 +130,7 @@ def test_the_ray_data_stage_takes_every_option() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_serve_run_is_xmem_serve() -> None:
-    """Its options are those of `xmem serve`, by name, and without them it means the same."""
+    """Its options are those of `xmem serve`, by name, with the same defaults."""
     from pipeline.distributed.serve import settings_from
 
     tokens = {"XMEM_API_TOKENS": "a-token-for-tests-0123456789"}

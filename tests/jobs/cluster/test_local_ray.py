@@ -51,14 +51,14 @@ REFUSED_SECONDS = 5.0
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """Ours, of a user who has no token yet, with the least protection that Ray offers."""
+    """The environment of a user without a token, with the weakest protection that Ray offers."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     return {**kept, "HOME": str(home), "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", **more}
 
 
 @contextlib.contextmanager
 def joining(address: str, mark: Path, home: Path, **more: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that connects to a Ray and lets a task of its own touch a file there."""
+    """A process that connects to a Ray and runs a task there that touches a file."""
     command = [sys.executable, "-c", JOINER, address, str(mark)]
     silent = subprocess.DEVNULL
     # Without this variable a client would not even try 127.0.0.1.
@@ -72,7 +72,7 @@ def joining(address: str, mark: Path, home: Path, **more: str) -> Iterator[subpr
 
 
 def assert_guarded(pids: list[int], folder: Path) -> None:
-    """All that these processes listen on is loopback; only who has the token runs a task."""
+    """These processes listen on loopback only, and only clients with the token can run a task."""
     found = listeners(pids)
     assert len(found) > 6, found  # GCS, raylet, object manager, agents, workers
     assert [one for one in found if not is_loopback(one[1])] == []

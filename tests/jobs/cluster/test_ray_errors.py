@@ -41,7 +41,7 @@ def test_a_traceback_is_told_by_what_it_ends_with() -> None:
 
 
 class Starts:
-    """Stands in for `ray.init`: fails so many times as Ray does on a busy machine."""
+    """A fake `ray.init` that fails a number of times, as Ray does on a busy machine."""
 
     def __init__(self, failures: int) -> None:
         self.failures, self.calls = failures, 0

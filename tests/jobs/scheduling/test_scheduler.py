@@ -67,7 +67,7 @@ def expected(film: Film, options: SchedulerOptions) -> str:
 def test_every_video_ends_as_it_deserves(
     seed: int, count: int, workers: int, streams: int, depth: int, quantum: int, lag: bool, accidents: int
 ) -> None:
-    """Poison by crashes and failures, machines that go away: who is good finishes, and nobody else."""
+    """Crashing and failing videos, and lost machines: all good videos finish, and no others."""
     source = random.Random(seed)
     options = SchedulerOptions(
         chunk_frames=10,
@@ -172,7 +172,7 @@ def test_long_videos_do_not_starve_short_ones(seed: int, longs: int, shorts: int
 @settings(max_examples=40)
 @given(seed=st.integers(0, 10**9), workers=st.integers(1, 3))
 def test_short_videos_do_not_starve_a_long_one(seed: int, workers: int) -> None:
-    """However many fresh ones are there, the long one gets every second place that is free."""
+    """However many new videos are waiting, the long one gets every second free place."""
     world = World(
         [Film("long", 60)] + [Film(f"short{i}", 4) for i in range(1000)], OPTIONS, workers, seed=seed
     )
@@ -274,7 +274,7 @@ def test_the_larger_worker_gets_what_only_fits_there() -> None:
 
 
 def test_too_big_for_those_that_are_left_is_not_for_ever() -> None:
-    """The large worker is gone: the video is put off, and ends in the large one's successor."""
+    """The large worker is lost: the video is delayed, and ends on the next large worker."""
     options = SchedulerOptions(chunk_frames=10, quantum=1)
     world = World([Film("big", 5, state_bytes=80), Film("s", 40)], options, workers=1, budget=100)
     while not any(name == "big" for name, _ in world.tracked):
@@ -371,7 +371,7 @@ def test_a_machine_that_goes_away_is_nobodys_fault() -> None:
 
 
 def test_a_machine_that_is_found_to_have_gone_was_nobodys_fault_either() -> None:
-    """The blame is taken back, from those that waited in company and from the one that was alone."""
+    """Blame is withdrawn, from streams that were together and from the one that was alone."""
     for count in (1, 2):
         films = [Film(f"v{i}", 30) for i in range(count)]
         world = World(films, SchedulerOptions(chunk_frames=10, max_tries=2))
@@ -643,7 +643,7 @@ def test_progress_adds_up() -> None:
 
 
 def test_releases_are_few() -> None:
-    """Making room is not for its own sake: one release per quantum and place at most."""
+    """Streams are released only for waiting ones: at most one release per quantum and place."""
     world = World([Film(f"v{i}", 30) for i in range(7)], OPTIONS, workers=2)
     world.run()
     assert 0 < len(world.released) <= 7 * 30 / OPTIONS.quantum

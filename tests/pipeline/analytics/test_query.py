@@ -176,7 +176,7 @@ def test_tracks_without_a_record_still_are_a_stream(local: str) -> None:
 
 @pytest.mark.parametrize("link", ["tracks/stream_id=b", "events/stream_id=b", "streams/b.json"])
 def test_links_are_refused_instead_of_followed(local: str, tmp_path: Path, link: str) -> None:
-    """Neither rows from elsewhere, nor silently fewer rows."""
+    """Neither foreign rows nor silently missing rows."""
     fill(str(tmp_path / "elsewhere"), "b")
     (Path(local) / link).symlink_to(tmp_path / "elsewhere" / link)
     for sql in ("SELECT count(*) FROM tracks", "SELECT * FROM streams"):
@@ -235,7 +235,7 @@ def test_odd_records_hide_no_stream(local: str) -> None:
 
 
 def test_leftovers_are_no_rows(out: Out) -> None:
-    """Events of a chunk that was never committed, temporary files, files of somebody else."""
+    """Events of a chunk that was never committed, temporary files, foreign files."""
     root, options = out
     before = query(root, "SELECT (SELECT count(*) FROM tracks) t, (SELECT count(*) FROM events) e", options)
     files = open_files(root, options)
@@ -524,7 +524,7 @@ def test_a_damaged_chunk_is_named(local: str) -> None:
 
 
 def test_duckdb_alone_reads_the_folder_as_the_layout_promises(local: str) -> None:
-    """Whoever has no xmem at hand: hive partitions and zstd Parquet."""
+    """Readers without xmem: hive partitions and zstd Parquet."""
     code = (
         "import duckdb, sys\n"
         "sql = 'SELECT stream_id, count(*), min(mask_rle) FROM read_parquet(?, hive_partitioning=true) '\n"

@@ -42,7 +42,7 @@ def make_client(hub: StandInHub, *, tokens: bool = True, **settings: Any) -> Tes
 
 @pytest.fixture(scope="module")
 def door() -> Iterator[tuple[TestClient, StandInHub]]:
-    """One for all: starting the application takes longer than most requests."""
+    """One application for all tests, as starting it takes longer than most requests."""
     hub = StandInHub()
     with make_client(hub) as client:
         client.headers.update(BEARER)
@@ -56,7 +56,7 @@ def hub() -> StandInHub:
 
 @pytest.fixture
 def client(door: tuple[TestClient, StandInHub], hub: StandInHub) -> TestClient:
-    """In front of the `hub` of the same test."""
+    """The application in front of the `hub` of the same test."""
     door[1].__dict__ = hub.__dict__
     return door[0]
 
@@ -364,7 +364,7 @@ def test_a_ticket_reads_one_stream_and_nothing_else(hub: StandInHub) -> None:
 
 
 def test_pages_of_other_sites(hub: StandInHub) -> None:
-    """Without tokens, on loopback: what keeps a page that the user happens to look at from using the API."""
+    """Without tokens, on loopback: protection from web pages that the user visits."""
     with make_client(hub, tokens=False, hosts=LOOPBACK_HOSTS) as client:
         client.base_url = "http://127.0.0.1:8000"
         body = {"id": "gate", "url": CAMERA, "detector": "motion"}

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 
 
 class _Forgetful(StandInHub):
-    """Whatever is asked of it, there is a stream to look at, and room for one more."""
+    """For every request there is a stream to read, and capacity for one more."""
 
     async def _begin(self, stream_id: str | None = None) -> None:
         self.specs.pop("old", None)

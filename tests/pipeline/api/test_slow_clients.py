@@ -28,7 +28,7 @@ HALF_BODY = b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\n{"
 
 
 class Echo:
-    """Tells how long a body is, or speaks first over a WebSocket."""
+    """Returns the length of a body, or sends first over a WebSocket."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -95,7 +95,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 def rest(end: socket.socket) -> bytes:
-    """What the server says until it ends the connection; TimeoutError if it does not."""
+    """Bytes from the server until it closes the connection; TimeoutError if it does not."""
     said = b""
     try:
         while data := end.recv(4096):

@@ -67,7 +67,7 @@ def big() -> bytes:
 
 
 def peak_bytes() -> int:
-    """The most that this process ever had in memory."""
+    """Peak memory of this process so far."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -202,7 +202,7 @@ def test_larger_pictures_in_the_midst_of_a_video_are_lost(tmp_path: Path) -> Non
 
 
 def test_a_picture_larger_than_its_container_says_is_not_decoded(tmp_path: Path) -> None:
-    """The size in an MP4's sample entry is the writer's word; the decoder goes by the stream's own."""
+    """The size in an MP4's sample entry may be wrong; the decoder uses the stream's own."""
     video = videos.make_video(tmp_path / "clip.mp4", 8)
     data = bytearray(video.read_bytes())
     at = data.index(b"avc1", data.index(b"stsd")) + 28

@@ -61,7 +61,7 @@ def test_a_detection_fits_only_its_frame() -> None:
 
 
 class EveryBright:
-    """Without memory: the box of what is bright."""
+    """A detector without state: the box of bright pixels."""
 
     def detect(self, frame: Frame) -> list[Detection]:
         bright = frame.image.min(-1) > 200
@@ -76,7 +76,7 @@ class EveryBright:
 
 
 class Counter(EveryBright):
-    """With a memory: every third frame has a thing."""
+    """A detector with state: every third frame has a detection."""
 
     def __init__(self) -> None:
         self.seen = 0

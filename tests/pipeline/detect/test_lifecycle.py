@@ -22,7 +22,7 @@ EACH = FinderSettings(every=1, confirmations=3, max_objects=4, out_of_sight=10)
 
 
 class Scripted:
-    """Says on each frame what the script says; remembers how often it was asked."""
+    """Returns scripted detections on each frame; counts its calls."""
 
     def __init__(self, script: Mapping[int, list[Detection]]) -> None:
         self.script = script
@@ -127,7 +127,7 @@ def test_one_miss_is_forgiven_two_are_not() -> None:
 
 
 def test_a_candidate_is_awaited_where_it_was_going() -> None:
-    """Steps of more than its width: from the second look on its place is known ahead."""
+    """Steps larger than its width: from the second run on its position is predicted."""
     fast = Stream({i: [thing(5 + 9 * i + 2 * i * i, 30)] for i in range(6)})
     assert [fast.step(i) for i in range(6)] == [[], [], [1], [], [], []]
     # Things that flash up here and there are none.
@@ -239,7 +239,7 @@ def test_ids_are_above_all_of_the_prompts_and_never_come_back() -> None:
 
 
 def test_an_object_that_was_removed_is_no_object_there_any_more() -> None:
-    """Removed by a user after the frame before: what is there may begin at once."""
+    """Removed by a user after the previous frame: a detection there may start an object at once."""
     found = thing(40, 30)
     stream = Stream({i: [found] for i in range(5, 9)}, used=(9,))
     assert found.mask is not None
@@ -288,7 +288,7 @@ def test_who_is_unseen_for_longest_makes_room_for_who_waits() -> None:
 
 
 def filled() -> Stream:
-    """Objects 1 to 4 of the detector; 1 is out of sight since frame 7, 3 since frame 5."""
+    """Objects 1 to 4 are detected; 1 is out of sight since frame 7, 3 since frame 5."""
     things = [thing(2 + 20 * i, 30) for i in range(4)]
     stream = Stream(dict.fromkeys(range(6), things), FinderSettings(1, 3, max_objects=4, out_of_sight=40))
     for i in range(10):

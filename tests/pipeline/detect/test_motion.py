@@ -24,7 +24,7 @@ Draw = Callable[[np.ndarray, int], None]
 def scene(
     count: int, draw: Draw | None = None, height: int = HEIGHT, width: int = WIDTH, rate: float = 10
 ) -> Iterator[Frame]:
-    """A textured, slightly noisy scene; `draw(image, index)` puts things into it."""
+    """A textured, slightly noisy scene; `draw(image, index)` adds objects."""
     rng = np.random.default_rng(4)
     coarse = rng.integers(70, 160, (height // 10, width // 10, 3), dtype=np.uint8)
     still = np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)).astype(np.int16)
@@ -36,7 +36,7 @@ def scene(
 
 
 def walker(image: np.ndarray, left: int, top: int = 80, h: int = 60, w: int = 24) -> np.ndarray:
-    """Draws a dark thing, and returns its mask."""
+    """Draw a dark object, and return its mask."""
     mask = np.zeros(image.shape[:2], np.bool_)
     mask[top : top + h, max(0, left) : max(0, left + w)] = True
     image[mask] = (20, 25, 60)
@@ -239,7 +239,7 @@ def test_foreign_and_damaged_bytes_are_refused() -> None:
 
 @pytest.mark.skipif(not VTEST.exists(), reason="the video vtest.avi is not here")
 def test_people_walking_across_a_square() -> None:
-    """Boxes of people who walk there, drawn by hand: found, and nothing on lawn and houses."""
+    """Hand-drawn boxes of walking people: they are detected, and nothing on lawn and houses."""
     from pipeline.video.sources import open_source
 
     # frame -> boxes of people walking free of others, x y w h by eye

@@ -120,7 +120,7 @@ def test_a_killed_actor_comes_back_and_rebuilds_from_the_store(
 
 
 def _persistently(actor: Any, wanted: StreamSpec) -> tuple[StreamStatus, int]:
-    """Opened, and the process's id. Ray reports calls as failed until the actor has been restarted."""
+    """Whether it is open, and the process id. Calls fail until Ray has restarted the actor."""
     for _ in range(100):
         try:
             status, facts = ray.get([actor.open.remote(wanted), actor.facts.remote()])
@@ -134,7 +134,7 @@ def test_an_actor_whose_device_is_beyond_use_dies_and_comes_back(
     actors: list[Any], video: Path, out: Path, one_pass: pa.Table
 ) -> None:
     def break_device(tracker: Any) -> None:
-        """What an illegal access on a GPU does: this call fails, and so would all others."""
+        """Like an illegal access on a GPU: this call fails, and all later ones would."""
 
         def step_many(inputs: Any) -> Any:
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
@@ -162,7 +162,7 @@ def test_an_actor_has_the_threads_it_was_promised(out: Path, model: str) -> None
 
 
 def test_a_hub_on_a_single_machine_takes_the_cpus_that_are_free(out: Path, model: str) -> None:
-    """So `xmem serve` and `serve run` mean the same where no number of threads is given."""
+    """`xmem serve` and `serve run` use the same default number of threads."""
     free = str(max(1, int(ray.available_resources().get("CPU", 1))))
     tracking = TrackSettings.of(model=model)
     settings = HubSettings(str(out), hub="free", tracking=tracking, calibrate=False)
@@ -176,7 +176,7 @@ def test_a_hub_on_a_single_machine_takes_the_cpus_that_are_free(out: Path, model
 def test_an_actors_threads_wait_as_the_driver_says(
     out: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Set before its process is started, so whatever imports torch there comes later."""
+    """Set before its process starts, and thus before anything imports torch there."""
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.setenv("GOMP_SPINCOUNT", "77")
     tracker = tracker_actor(WorkerSettings.of(str(out), model=model, threads=1), num_cpus=0)

@@ -33,7 +33,7 @@ def test_a_live_hub_takes_what_the_api_passes(name: str) -> None:
 
 
 class Handle:
-    """An actor's handle that answers with what it was called with."""
+    """A fake actor handle that returns the arguments of its calls."""
 
     def __getattr__(self, method: str) -> Any:
         return Method(method)

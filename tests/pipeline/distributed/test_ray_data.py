@@ -37,7 +37,7 @@ OTHERS: dict[str, Any] = {"version": 1, "objects": [{"id": 5, "box": [40, 30, 30
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """a.mp4 and b.mkv, of other lengths, and broken.mp4, which is no video."""
+    """a.mp4 and b.mkv, of different lengths, and broken.mp4, which is not a video."""
     folder = tmp_path_factory.mktemp("videos")
     make_video(folder / "a.mp4", FRAMES, width=80, height=60)
     make_video(folder / "b.mkv", FRAMES + 5, width=64, height=48)
@@ -48,7 +48,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long it would have waited."""
+    """Recorded waiting times."""
     waited: list[float] = []
     monkeypatch.setattr("pipeline.distributed.ray_data.time.sleep", waited.append)
     return waited
@@ -140,7 +140,7 @@ def test_a_video_that_was_begun_goes_on(tmp_path: Path, videos: Path, model: str
 
 
 def test_prompts_come_in_every_form(tmp_path: Path, videos: Path, model: str) -> None:
-    """The dict as Arrow gives it back: every field that any row has, lists as arrays."""
+    """The dict as Arrow returns it: every field that any row has, lists as arrays."""
     objects = [{"id": 7, "box": None, "polygons": np.array([np.array(SQUARE[0])], object), "category": None}]
     through_arrow = {"version": 1, "objects": np.array(objects, object), "remove": None}
     given = [str(videos / "others.json"), json.dumps(OTHERS), through_arrow, None, "", float("nan")]

@@ -39,7 +39,7 @@ CAMERA = "rtsp://root:hunter2@10.20.0.31/h264"
 
 
 def start_hub(name: str) -> Any:
-    """The actor's process cannot import what lies beside the tests: the class travels as a whole."""
+    """The actor's process cannot import modules beside the tests: the class is pickled by value."""
     ray.cloudpickle.register_pickle_by_value(live_standin)
     try:
         options = {"name": name, "namespace": NAMESPACE, "max_concurrency": 50, "num_cpus": 0}
@@ -54,7 +54,7 @@ def start_hub(name: str) -> Any:
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[str]:
-    """Its address."""
+    """The service's address."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -107,7 +107,7 @@ def test_who_has_no_token_stays_outside(service: str) -> None:
 
 
 def test_clients_that_send_half_a_request_keep_nobody_out(service: str) -> None:
-    """As many bodies as the replica has slots, and more heads than may wait: the oldest make room."""
+    """As many bodies as the replica has slots, and more heads than may wait: the oldest are closed."""
     port = int(service.rpartition(":")[2])
     head = b"POST /v1/streams HTTP/1.1\r\nHost: 127.0.0.1\r\n" + f"Authorization: Bearer {TOKEN}\r\n".encode()
     with contextlib.ExitStack() as stack:

@@ -23,14 +23,14 @@ ANOTHER = {"prompts": {"objects": [{"id": 9, "box": [90, 60, 40, 40]}]}}
 
 
 class Watcher:
-    """What the API told about a stream's frames, over all lives of the service."""
+    """A stream's frames as reported by the API, over all restarts of the service."""
 
     def __init__(self, service: Service, stream_id: str) -> None:
         self.service, self.path = service, f"/v1/streams/{stream_id}"
         self.seen: dict[tuple[int, int], datetime] = {}
 
     def look(self) -> datetime | None:
-        """When the newest frame was."""
+        """Time of the newest frame."""
         answer = self.service.get(f"{self.path}/tracks?limit=2000")
         if not answer or not answer["tracks"]:
             return None
@@ -44,7 +44,7 @@ class Watcher:
         return max(index for index, _ in self.seen)
 
     def goes_on(self, after: datetime, ids: set[int]) -> None:
-        """Wait for frames from after a time that show these objects and no others."""
+        """Wait for frames newer than a time that show exactly these objects."""
         self.service.until(lambda: (when := self.look()) and when > after)
         self.service.until(lambda: {o["id"] for o in self.status()["objects"]} == ids)
 
@@ -53,7 +53,7 @@ class Watcher:
         return found
 
     def durable(self) -> None:
-        """Wait until what was there just now is in a committed file."""
+        """Wait until the current frames are in a committed file."""
         reached = self.status()["next_frame"]
         self.service.until(
             lambda: (s := self.service.get(self.path)) and (s["committed_frames"] or 0) >= reached

@@ -43,7 +43,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one_pass(tmp_path_factory: pytest.TempPathFactory, video: Path, model: str) -> pa.Table:
-    """The rows of a single pass, all in one chunk."""
+    """The rows of a single pass with one chunk."""
     out = tmp_path_factory.mktemp("one-pass")
     track(
         video,
@@ -384,7 +384,7 @@ def test_nothing_of_an_error_or_a_spec_shows_credentials() -> None:
 def test_a_stream_from_another_kind_of_cpu_keeps_its_precision(
     tmp_path: Path, video: Path, model: str, one_pass: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Begun in float32 where there is no bfloat16, gone on with where there is, beside a new stream."""
+    """Begun in float32 on a machine without bfloat16, resumed on one with it, beside a new stream."""
     options = workers(tmp_path, model, dtype="auto")
     monkeypatch.setattr("pipeline.tracking.segmenters.has_bfloat16", lambda: False)
     first = Worker(options)

@@ -46,7 +46,7 @@ ROTATE = 1000.0
 
 
 class OneThing:
-    """A detector: one thing on the first frame, and nothing else."""
+    """A detector with one detection on the first frame only."""
 
     def detect(self, frame: Frame) -> list[Detection]:
         seen = frame.frame_index == 0
@@ -91,7 +91,7 @@ def dog(frame: int, **more: Any) -> dict[str, Any]:
 
 
 class Journal:
-    """In which order things were done, as (what, first frame); and a sink that keeps what it gets."""
+    """The order of calls, as (what, first frame); and a sink that keeps the rows it gets."""
 
     def __init__(self) -> None:
         self.done: list[tuple[str, int | None]] = []
@@ -146,7 +146,7 @@ def step_all(stream: StreamTracker | LiveTracker, segmenter: VideoSegmenter) -> 
 
 
 class Camera:
-    """A live stream with a clock of its own."""
+    """A live stream with a simulated clock."""
 
     def __init__(self, out: Path, segmenter: VideoSegmenter, sinks: Sinks | None, **more: Any) -> None:
         values: dict[str, Any] = {"detector": "one-thing", "prompts": {"objects": [dog(0, category="dog")]}}
@@ -177,7 +177,7 @@ class Camera:
         step_all(self.tracker, self.segmenter)
 
     def rotate(self) -> None:
-        """It is time for a file, and a snapshot; returns once they are written."""
+        """Let a file and a snapshot become due; returns once they are written."""
         self.clock += 2 * ROTATE
         self.tracker.tick()
         self.written()
@@ -257,7 +257,7 @@ def test_sinks_get_each_range_once_as_it_is_committed(
 def test_a_file_asks_once_whether_it_is_the_owner_and_a_camera_each_time(
     tmp_path: Path, images: Path, segmenter: VideoSegmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before any sink. A run of the same settings has the same rows of a file; of a camera, others."""
+    """Before any sink. A second run of a file has the same rows; a second run of a camera has others."""
     done = {}
     for kind in KINDS:
         journal = Journal()
@@ -278,7 +278,7 @@ def test_a_file_asks_once_whether_it_is_the_owner_and_a_camera_each_time(
 def stale(
     kind: str, images: Path, out: Path, segmenter: VideoSegmenter, sinks: Sinks
 ) -> Iterator[Callable[[], None]]:
-    """A stream with four tracked frames of which none is committed; the call that commits them."""
+    """A stream with four tracked frames, none of them committed; returns the call that commits them."""
     if kind == "file":
         with file_tracker(images, out, segmenter, sinks) as stream:
             while stream.next_frame < 4:
@@ -310,7 +310,7 @@ def test_a_writer_whose_stream_is_started_over_reaches_no_sink(
 def test_of_two_processes_that_follow_a_camera_the_later_one_owns_it(
     tmp_path: Path, segmenter: VideoSegmenter
 ) -> None:
-    """The first one was thought dead: its rows reach neither sink nor store, and the second one goes on."""
+    """The first run was thought dead: its rows reach neither sink nor store, and the second one continues."""
     first, second = Journal(), Journal()
     asleep = Camera(tmp_path, segmenter, first.sinks)
     asleep.show(4)

@@ -35,7 +35,7 @@ VISIBLE, GONE, LATER = 38, 50, 60
 
 
 def street(index: int) -> np.ndarray:
-    """Eight things come out from behind something at frame 15, walk to the right, and vanish at frame 42."""
+    """Eight objects appear at frame 15, walk to the right, and vanish at frame 42."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(100, 140, (23, 29, 3), dtype=np.uint8)
     image = np.asarray(cv2.resize(coarse, SIZE[::-1], interpolation=cv2.INTER_CUBIC)).copy()
@@ -60,7 +60,7 @@ class Awaited:
 
 
 def readme_change() -> Any:
-    """The body of README's own PATCH with prompts."""
+    """The body of the README's PATCH with prompts."""
     (body,) = re.findall(r"""-X PATCH \$U/street -d '(\{"prompts".*\})'""", README.read_text())
     return json.loads(body)
 
@@ -94,7 +94,7 @@ def test_a_users_box_is_taken_where_detected_objects_hold_every_place(tmp_path: 
         assert client.post("/v1/streams", json=new).status_code == 201
 
         def shown(frames: int) -> list[int]:
-            """Let the camera show so many frames; the objects that are tracked then."""
+            """Let the camera show this number of frames; returns the objects tracked then."""
             until(lambda: feeds)[0].allowed = frames
             until(lambda: hub.status("street")["ledger"]["tracked"] == frames)
             return [o["id"] for o in hub.status("street")["objects"]]

@@ -28,7 +28,7 @@ def segmenter() -> VideoSegmenter:
 
 @pytest.fixture
 def store(tmp_path: Path, segmenter: VideoSegmenter) -> StreamStore:
-    """With a snapshot of frame 5, in which 1 (a dog) and 2 are tracked."""
+    """A stream with a snapshot of frame 5, in which 1 (a dog) and 2 are tracked."""
     state = segmenter.new_state()
     masks = {1: square(48, 64, 4, 4, 14), 2: square(48, 64, 20, 30, 14)}
     segmenter.step(state, frame_at(0, 48, 64), Prompt(masks))

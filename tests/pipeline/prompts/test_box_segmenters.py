@@ -20,7 +20,7 @@ from pipeline.testing.boxes import check_box_segmenter
 
 
 def scene(noise: float = 6, height: int = 120, width: int = 160) -> tuple[np.ndarray, np.ndarray]:
-    """A figure (body and head) on a two-coloured ground, all of it noisy."""
+    """A figure (body and head) on a two-coloured, noisy background."""
     rng = np.random.default_rng(3)
     image = np.empty((height, width, 3), np.uint8)
     image[:70], image[70:] = (170, 170, 165), (90, 120, 60)

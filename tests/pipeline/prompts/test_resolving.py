@@ -21,7 +21,7 @@ HEIGHT, WIDTH = 12, 16
 
 
 class WholeBox:
-    """Takes the box for the object, and remembers what it was asked."""
+    """Uses the box as mask, and records its calls."""
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
@@ -165,7 +165,7 @@ def test_an_ellipse_is_taken_where_the_segmenter_finds_nothing() -> None:
 
 
 def plain_polygon(points: list[tuple[float, float]], height: int, width: int) -> np.ndarray:
-    """Even-odd, one pixel centre after the other: how often does a ray to the left cross the outline?"""
+    """Even-odd rule, pixel by pixel: counts how often a ray to the left crosses the outline."""
     mask = np.zeros((height, width), np.bool_)
     for py in range(height):
         for px in range(width):

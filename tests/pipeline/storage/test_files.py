@@ -124,7 +124,7 @@ def test_of_many_threads_one_creates(files: Files) -> None:
 
 
 def test_a_file_uploaded_in_parts_is_created_exclusively_too(s3_server: Any) -> None:
-    """s3fs sends large files in parts, and the condition with the last request; here from 10 MB on."""
+    """s3fs uploads large files in parts, with the condition on the last request; here from 10 MB on."""
     files = open_files(s3_server.uri(secrets.token_hex(6)), s3_server.options)
     assert isinstance(files, RemoteFiles)
     pipe_file = files._fs.pipe_file
@@ -191,7 +191,7 @@ def test_a_file_size_limit_counts_as_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_a_folder_one_may_not_write_to() -> None:
-    """In a child that gives up root's rights: root may write everywhere."""
+    """In a child process without root's rights: root may write everywhere."""
     code = (
         "import os, secrets, sys\n"
         "sys.path.insert(0, 'tests')\n"
@@ -299,7 +299,7 @@ def test_the_sweep_takes_only_what_dead_writers_left(tmp_path: Path) -> None:
 
 
 def outside(tmp_path: Path) -> Path:
-    """A folder that is not the output folder, with a file in it."""
+    """A folder outside the output folder, with a file in it."""
     folder = tmp_path / "outside"
     folder.mkdir()
     (folder / "frames-000000000000.parquet").write_bytes(b"theirs")
@@ -369,7 +369,7 @@ def test_the_output_folder_itself_may_be_a_link(tmp_path: Path) -> None:
 def test_a_link_that_comes_while_a_file_is_written_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the look at the folder and the file's appearing there, the folder becomes a link."""
+    """The folder becomes a link between the check and the creation of the file."""
     theirs, link, calls = outside(tmp_path), os.link, []
     folder = tmp_path / "out/tracks/stream_id=cam-1"
 
@@ -416,7 +416,7 @@ def test_without_operations_below_open_folders_links_are_refused_by_name(
 
 
 class Fake(MemoryFileSystem):  # type: ignore[misc]
-    """An object store whose answers to a conditional write are scripted."""
+    """An object store with scripted responses to conditional writes."""
 
     protocol = "fake"
     cachable = False
@@ -432,7 +432,7 @@ class Fake(MemoryFileSystem):  # type: ignore[misc]
 
 
 class ServerError(Exception):
-    """What client libraries raise: the HTTP status somewhere inside."""
+    """Errors as client libraries raise them: with the HTTP status somewhere inside."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"status {status}\nof a server")
@@ -501,7 +501,7 @@ def test_a_failing_request_is_tried_again_and_then_one_line(monkeypatch: pytest.
 
 
 def test_an_upload_that_landed_though_its_answer_was_lost_is_success(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client library sends the request again and is told that the name is taken: by our own bytes."""
+    """The client library repeats the request and finds the name taken, by our own bytes."""
     store = StreamStore(f"memory://{secrets.token_hex(6)}", "cam-1")
     create = store._files.create
     monkeypatch.setattr(store._files, "create", lambda *a: (create(*a), create(*a))[1])

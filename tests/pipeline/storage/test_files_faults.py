@@ -44,7 +44,7 @@ FAULTS = {
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses of milliseconds; a hanging upload is given up after a second."""
+    """Delays of milliseconds; a hanging upload is given up after a second."""
     monkeypatch.setattr(retries, "ATTEMPTS", Attempts(7, 0.01, 0.05))
     monkeypatch.setattr("pipeline.storage.remote_files._UPLOAD_SECONDS", 1)
 
@@ -57,7 +57,7 @@ def proxy(s3_server: S3Server) -> Iterator[Proxy]:
 
 @pytest.fixture
 def folder(s3_server: S3Server, request: pytest.FixtureRequest) -> str:
-    """Named after the test: which requests a storm strikes depends on their names."""
+    """A folder named after the test: the names determine which requests a storm hits."""
     return s3_server.uri("faults-" + "".join(c if c.isalnum() else "-" for c in request.node.name))
 
 
@@ -187,7 +187,7 @@ def test_what_cannot_help_is_not_tried_again(s3_server: S3Server, proxy: Proxy, 
 
 
 def test_a_late_create_changes_nothing(proxy: Proxy, shaky: Files, sure: Files) -> None:
-    """The first attempt arrives after the second, or after somebody else's file."""
+    """The first attempt arrives after the second, or after another writer's file."""
     sure.create("checked", b"")
     proxy.set(Rule("late", 503, method="PUT", path="mine", seconds=1))
     assert shaky.create("mine", DATA)
@@ -218,7 +218,7 @@ def test_a_late_replace_undoes_none_that_came_after_it(proxy: Proxy, shaky: File
 def test_a_late_restart_removes_nothing_of_the_run_after_it(
     s3_server: S3Server, folder: str, proxy: Proxy
 ) -> None:
-    """The record that announces a restart arrives once more when the stream is under way again."""
+    """The record that announces a restart arrives again after the stream has continued."""
     options = proxy.options(s3_server.options)
     store = StreamStore(folder, "cam", options)
     store.commit(0, 9, rows(0, 9), events(0))
@@ -238,7 +238,7 @@ def test_a_late_restart_removes_nothing_of_the_run_after_it(
 
 
 def work(store: StreamStore, chunks: int = 8) -> None:
-    """What a tracker does to its store."""
+    """The writes of a tracker to its store."""
     store.prepare()
     store.committed()
     store.write_record({"state": "running", "frames": 0})

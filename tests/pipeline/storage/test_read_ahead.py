@@ -13,7 +13,7 @@ DATA = bytes(i * 7 % 251 for i in range(1000))
 
 
 class Fetches:
-    """Gives bytes of a file and notes which; fails where told to."""
+    """Returns bytes of a file and records which; fails where specified."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data

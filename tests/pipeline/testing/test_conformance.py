@@ -117,7 +117,7 @@ def picture(index: int) -> np.ndarray[Any, Any]:
 
 
 class Good:
-    """Frames of noise, a loss in the middle, no times on some."""
+    """Frames of noise, with a loss, and some without timestamps."""
 
     def open(self, uri: str, start: int) -> Iterator[Frame]:
         if uri != URI:
@@ -146,7 +146,7 @@ class NumbersFromTheReading(Good):
 
 
 class OneFrameLate(Good):
-    """Numbered right, but the picture is that of the frame before: a seek that went wrong."""
+    """Correct numbers, but the picture of the previous frame: a wrong seek."""
 
     def open(self, uri: str, start: int) -> Iterator[Frame]:
         for frame in super().open(uri, start):
@@ -169,7 +169,7 @@ class LossesOnlyFromTheStart(Good):
 
 
 class OneBuffer(Good):
-    """Fast, and wrong as soon as anybody keeps a frame."""
+    """Fast, but wrong if a frame is kept."""
 
     def open(self, uri: str, start: int) -> Iterator[Frame]:
         buffer = np.zeros((18, 24, 3), np.uint8)
@@ -219,7 +219,7 @@ class Moody(Good):
 
 
 class OneReading(Good):
-    """The position is the source's and not the reading's."""
+    """The position belongs to the source and not to the reading."""
 
     def __init__(self) -> None:
         self.position = 0
@@ -334,7 +334,7 @@ def test_a_source_that_reads_what_it_should_not() -> None:
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_the_built_in_sources_would_pass(tmp_path: Path, kind: str) -> None:
-    """The checks ask for nothing that decoding real files does not give."""
+    """The checks demand nothing that decoding real files does not fulfil."""
     if kind == "file":
         path = make_video(tmp_path / "clip.mkv", 80, width=48, height=32, b_frames=2, gop=8)
     else:
@@ -351,7 +351,7 @@ def test_the_built_in_sources_would_pass(tmp_path: Path, kind: str) -> None:
 
 
 class Table:
-    """What sinks of several processes write to: rows by stream, range and kind."""
+    """The storage that sinks of several processes write to: rows by stream, range and kind."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[str, int, int, str, dict[str, Any]]] = []
@@ -384,7 +384,7 @@ class Appending(Replacing):
 
 
 class FirstWins(Replacing):
-    """Skips what it knows: then Parquet has other rows, on a GPU."""
+    """Skips known ranges: then Parquet has other rows, on a GPU."""
 
     def commit(self, stream_id: str, first: int, last: int, tracks: pa.Table, events: pa.Table) -> None:
         if not any(row[:3] == (stream_id, first, last) for row in self.table.rows):
@@ -397,7 +397,7 @@ class MixesStreams(Replacing):
 
 
 class NeverForgets(Replacing):
-    """Replaces ranges, and keeps the later ones of a stream that was started over."""
+    """Replaces ranges, but keeps later ones of a stream that was started over."""
 
     def void(self, row: Any, stream_id: str, first: int, last: int) -> bool:
         return bool(row[0] == stream_id and first <= row[4]["frame_index"] <= last)
@@ -409,7 +409,7 @@ class TracksOnly(Replacing):
 
 
 class Buffering(Replacing):
-    """Writes a range when the next one comes, and dies with the last one in its hands."""
+    """Writes a range when the next one comes, so the last one is lost when it dies."""
 
     def __init__(self, table: Table) -> None:
         super().__init__(table)
@@ -539,7 +539,7 @@ class TooWide(WholeBox):
 
 
 class Forgetful:
-    """Remembers how many frames it saw, and leaves that out of its bytes."""
+    """Counts frames, but does not serialize the count."""
 
     def __init__(self) -> None:
         self.seen = 0

@@ -39,7 +39,7 @@ WIDE_MEMORY = MemoryConfig(
 
 
 def _state_bytes(state: TrackerState) -> int:
-    """Bytes of all storages that the state reaches, each counted once."""
+    """Bytes of all storages that the state refers to, each counted once."""
     found: dict[int, int] = {}
     seen: set[int] = set()
 
@@ -71,7 +71,7 @@ def _is_within(predicted: int, state: TrackerState) -> bool:
 
 
 def _peak(run: Callable[[], object]) -> int:
-    """How far the allocator's bytes rise while `run` runs, inside PyTorch's kernels too."""
+    """Increase of the allocator's bytes while `run` runs, including PyTorch's kernels."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         run()
@@ -104,7 +104,7 @@ def _track(
     size: int | None,
     frames: int,
 ) -> tuple[TrackerState, int]:
-    """A state after that many frames, the objects having come one a frame; and the steps' highest peak."""
+    """A state after that many frames, with one new object per frame; and the steps' highest peak."""
     segmenter = VideoSegmenter(model, memory, size=size)
     state = segmenter.new_state()
     peak = 0

@@ -38,7 +38,7 @@ class Found:
 
 @dataclass
 class Finder:
-    """Finds and gives up what it is told to."""
+    """Finds and gives up objects as scripted."""
 
     finds: list[Found] = field(default_factory=list)
     gives_up: list[int] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Scene:
         return self.objects.prompt(frame_of(index), resolve(asked, frame_of(index), self.boxes))
 
     def step(self, index: int, masks: Any) -> Any:
-        """Track a frame; the ids and categories of its records."""
+        """Track a frame; returns ids and categories of its records."""
         frame = frame_of(index)
         result = self.segmenter.step(self.objects.state, frame.image, Prompt(masks) if masks else None)
         return [(r.object_id, r.category) for r in self.objects.seen(frame, result)]

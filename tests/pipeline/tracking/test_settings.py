@@ -193,7 +193,7 @@ def test_every_option_is_explained_and_has_a_name_of_its_own() -> None:
 
 
 def test_the_keywords_of_track_are_the_options() -> None:
-    """The one other place in which a new option is written, for type checkers and editors."""
+    """The only other place to add a new option to, for type checkers and editors."""
     hints = get_type_hints(TrackOptions)
     memory = hints.pop("memory")
     assert MemoryConfig in get_args(memory)

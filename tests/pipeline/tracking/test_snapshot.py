@@ -42,7 +42,7 @@ def test_without_a_finder_it_is_written_as_ever() -> None:
 
 @pytest.mark.parametrize("snapshot", [SNAPSHOT, WITH_FINDER])
 def test_any_changed_byte_is_noticed(snapshot: Snapshot) -> None:
-    """Its facts as well as the tracker's state: a category that reads differently would change rows."""
+    """The checksum covers the metadata, too: a wrong category would change rows."""
     blob = snapshot.to_bytes()
     unnoticed = []
     for position in range(len(blob)):

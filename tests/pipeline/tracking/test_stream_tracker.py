@@ -49,7 +49,7 @@ FRAMES = 33
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With B-frames and a start that is not 0, 159 x 121: odd sizes and no multiple of 16."""
+    """With B-frames and a nonzero start, 159 x 121: odd sizes, not a multiple of 16."""
     folder = tmp_path_factory.mktemp("video")
     return make_video(folder / "clip.mkv", FRAMES, width=158, height=122, b_frames=2, start_pts=10, gop=8)
 
@@ -500,7 +500,7 @@ def test_a_failed_commit_surfaces_and_a_later_run_goes_on(
 def test_a_second_writer_stops_or_writes_the_same(
     tmp_path: Path, undisturbed: Path, video: Path, model: str
 ) -> None:
-    """Two runs at once on one stream: deterministic, so both may finish; never a row too many or too few."""
+    """Two simultaneous runs of a stream: both may finish, with exactly the same rows."""
     environment = dict(os.environ, PYTHONPATH=f"{WORKER.parents[2]}")
     with (
         _start(video, tmp_path, model, environment) as one,
@@ -592,7 +592,7 @@ def _start(
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     tmp_path: Path, undisturbed: Path, video: Path, model: str
 ) -> None:
-    """SIGKILL at seeded moments, again and again, until a run comes through."""
+    """SIGKILL at seeded moments, repeatedly, until a run completes."""
     environment = dict(os.environ, PYTHONPATH=f"{WORKER.parents[2]}")
     rng = random.Random(5)
     kills, rounds = 0, 0
@@ -622,7 +622,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
 def test_killed_while_starting_over_it_ends_with_the_same_bytes(
     tmp_path: Path, undisturbed: Path, video: Path, model: str
 ) -> None:
-    """A restart that came half-way is finished by the next run, which was not asked for one."""
+    """An interrupted restart is completed by the next run, even without --restart."""
     environment = dict(os.environ, PYTHONPATH=f"{WORKER.parents[2]}")
     rng = random.Random(11)
     run(video, tmp_path, model)

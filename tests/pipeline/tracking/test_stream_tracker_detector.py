@@ -55,7 +55,7 @@ PROMPTS: dict[str, Any] = {
 
 
 def picture(index: int) -> np.ndarray:
-    """160 x 120: a still texture; one dark thing walks through after 1.5 s, another one 1.2 s later."""
+    """160 x 120: a static texture; one dark object walks through after 1.5 s, another 1.2 s later."""
     rng = np.random.default_rng(3)
     coarse = rng.integers(90, 170, (12, 16, 3), dtype=np.uint8)
     image = np.asarray(cv2.resize(coarse, (160, 120), interpolation=cv2.INTER_CUBIC)).copy()
@@ -67,7 +67,7 @@ def picture(index: int) -> np.ndarray:
 
 
 def walk(folder: Path, frames: int, **recipe: Any) -> Path:
-    """`picture` as a video of 10 frames a second."""
+    """`picture` as a video at 10 frames per second."""
     pictures = [picture(i) for i in range(frames)]
     return make_video(folder / "walk.mkv", pictures, rate=10, time_base=Fraction(1, 10), **recipe)
 
@@ -132,7 +132,7 @@ def test_what_walks_in_becomes_an_object_beside_those_of_prompts(undisturbed: Pa
 
 
 def test_things_that_walk_through_come_and_go(tmp_path: Path) -> None:
-    """With the bundled network, whose masks mean something."""
+    """With the bundled network, whose masks are meaningful."""
     run(walk(tmp_path, 72), tmp_path / "out", "xmem-lite", prompts=None, memory=MemoryConfig())
     happened = events(tmp_path / "out")
     assert [(e["kind"], e["object_id"]) for e in happened] == [
@@ -333,7 +333,7 @@ def test_an_unknown_detector_is_said_before_anything_is_removed(
 
 
 class OneBox:
-    """A plugin: a box on every frame, until it breaks."""
+    """A plugin: a box on every frame, until it fails."""
 
     breaks_at = 1000
 

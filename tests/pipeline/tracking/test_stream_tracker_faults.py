@@ -67,7 +67,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, video: Path, model: st
 
 
 def run(video: Path, out: Path, model: str, /, stop: int | None = None, **changes: Any) -> Any:
-    """`track` with small settings; `stop` interrupts it when so many frames are tracked."""
+    """`track` with small settings; `stop` interrupts it after this number of tracked frames."""
 
     def on_frame(stream: StreamTracker) -> None:
         if stream.next_frame == stop:
@@ -112,7 +112,7 @@ def record(out: Path) -> dict[str, Any]:
 
 
 def test_short_lives_take_snapshots_too(tmp_path: Path, undisturbed: Path, video: Path, model: str) -> None:
-    """Killed more often than snapshots are due, it would repeat ever more and get nowhere."""
+    """If killed more often than snapshots are due, it would only repeat frames and make no progress."""
     run(video, tmp_path, model, stop=8)
     run(video, tmp_path, model, stop=12)
     assert snapshots(tmp_path) == [10]
@@ -134,7 +134,7 @@ def test_repeated_frames_take_the_snapshots_that_were_lost(
 
 
 def test_a_snapshot_of_another_run_is_not_taken(tmp_path: Path, video: Path, model: str) -> None:
-    """Rows and record deleted by hand, the snapshots left: they hold other objects."""
+    """Rows and record deleted by hand, but not the snapshots, which have other objects."""
     others = PromptSet.from_record(OTHERS)
     run(video, tmp_path / "clean", model, prompts=others)
     run(video, tmp_path / "out", model)
@@ -163,7 +163,7 @@ def test_a_snapshot_that_cannot_be_written_is_a_failure_after_its_rows(
 
 
 def test_damage_before_a_keyframe_is_told_of_after_a_seek_to_it(tmp_path: Path, model: str) -> None:
-    """The frame before frame 70 is patched up, which is reported with frame 70; resumed there, too."""
+    """The frame before frame 70 is concealed, which is reported with frame 70; also when resumed there."""
     clean = make_video(tmp_path / "clean.mp4", 90, gop=10)
     broken = damage_packets(clean, tmp_path / "broken.mp4", [69], spared=0.5)
     settings: dict[str, Any] = {
@@ -211,7 +211,7 @@ def test_frames_and_rows_of_the_record_are_the_committed_ones(
 def test_what_committed_nothing_binds_nobody(
     tmp_path: Path, undisturbed: Path, video: Path, model: str, first_try: dict[str, Any]
 ) -> None:
-    """A mask of the wrong size, corrected, is no other stream."""
+    """A corrected mask, after one of the wrong size, does not make another stream."""
     if "stop" in first_try:
         run(video, tmp_path, model, **first_try)
     else:
@@ -262,7 +262,7 @@ def test_a_wrong_request_to_start_over_removes_nothing(
 
 
 def test_two_runs_with_other_settings_at_once_do_not_mix(tmp_path: Path, video: Path, model: str) -> None:
-    """The other one begins, and ends, before this one has committed anything."""
+    """The other run begins and ends before this one has committed anything."""
 
     def meanwhile(stream: StreamTracker) -> None:
         if stream.next_frame == 3:
@@ -293,7 +293,7 @@ def test_a_stream_started_over_elsewhere_gets_no_record_of_the_old_run(
 def test_a_chunk_that_is_late_for_the_restart_does_not_stop_the_new_run(
     tmp_path: Path, video: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a slow disk: the old run's second chunk appears when the restart has removed everything."""
+    """As on a slow disk: the old run's second chunk appears after the restart has removed everything."""
     run(video, tmp_path, model, stop=7)
     restart = StreamStore.restart
     late = tmp_path / "tracks" / "stream_id=cam" / "frames-000000000005.parquet"
@@ -328,7 +328,7 @@ def test_removing_what_is_not_tracked_is_a_warning(tmp_path: Path, video: Path, 
 def test_a_commit_that_fails_is_never_passed_over(
     tmp_path: Path, undisturbed: Path, video: Path, model: str, monkeypatch: pytest.MonkeyPatch, first: int
 ) -> None:
-    """20 is the very last chunk: the run has tracked everything by then."""
+    """20 is the last chunk: the run has tracked everything by then."""
     commit = StreamStore.commit
 
     def failing(self: StreamStore, begin: int, *rest: Any) -> bool:
@@ -394,7 +394,7 @@ def test_a_video_that_ends_before_its_rows_do_is_not_finished(
 def test_streams_lose_nothing_by_one_that_fails(
     tmp_path: Path, undisturbed: Path, video: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One fails when its input is asked for, another when it takes its result; the frame is not lost."""
+    """One stream fails at its input, another at its result; no frame is lost."""
     late = {"frame": 12, "id": 9, "box": [900, 9, 9, 9]}
     good, no_input, no_result = (
         tracker(video, tmp_path / name, model, prompts)

@@ -27,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def xmem(server: S3Server, *arguments: str | Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, which finds the server as users have it found: by environment."""
+    """The command in a separate process, which finds the server by environment variables, as for users."""
     environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[3]), **server.environment)
     done = subprocess.run(
         [sys.executable, "-m", "jobs.cli", *map(str, arguments)],

@@ -79,7 +79,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bucket(s3_server: S3Server, made: Path) -> str:
-    """A folder of the bucket with the clip and the pictures."""
+    """A folder of the bucket with the clip and the images."""
     folder = s3_server.uri("faulty-sources")
     fs = fsspec.filesystem("s3", **s3_server.options)
     fs.pipe_file(f"{folder}/clip.mp4", (made / "clip.mp4").read_bytes())
@@ -95,14 +95,14 @@ def proxy(s3_server: S3Server) -> Iterator[Proxy]:
 
 
 def noisy(count: int) -> list[NDArray[np.uint8]]:
-    """Pictures that compress badly: FFmpeg reads 256 KiB at a time, and a test needs many reads."""
+    """Pictures that compress poorly: FFmpeg reads 256 KiB at a time, and a test needs many reads."""
     rng = np.random.default_rng(1)
     pictures = [scene(i, 320, 240).astype(np.int16) for i in range(count)]
     return [np.clip(p + rng.integers(-30, 30, p.shape), 0, 255).astype(np.uint8) for p in pictures]
 
 
 def seen(source: VideoSource, start: int = 0, previous: float | None = None) -> list[Any]:
-    """Of each frame its number, time, pixels and losses; then what was lost at the end."""
+    """Number, time, pixels and losses of each frame; then the losses at the end."""
     frames = source.frames(start, previous_pts_seconds=previous)
     found: list[Any] = [(f.frame_index, f.pts_seconds, f.image.tobytes(), f.losses) for f in frames]
     return [*found, source.trailing_losses]
@@ -172,7 +172,7 @@ def test_a_video_that_cannot_be_read_on_has_not_ended(
 def test_wherever_a_new_start_fails_it_says_so(
     reads: int, s3_server: S3Server, proxy: Proxy, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Opening, indexing, seeking or decoding: none of them takes a failing network for a damaged video."""
+    """Opening, indexing, seeking and decoding do not take a failing network for a damaged video."""
     monkeypatch.setattr(retries, "ATTEMPTS", Attempts(2, 0.01))
     options = proxy.options(s3_server.options)
     with open_source(f"{bucket}/clip.mp4", storage_options=options, block_size=BLOCK) as source:
@@ -314,7 +314,7 @@ def test_tracked_through_a_storm_it_is_byte_for_byte_the_undisturbed_run(
 def test_of_two_runs_on_one_stream_one_stops(
     s3_server: S3Server, proxy: Proxy, short: Path, model: str, undisturbed: dict[str, bytes]
 ) -> None:
-    """Both have opened the stream before either commits; they differ in what decides the rows."""
+    """Both have opened the stream before either commits; their settings differ."""
     out = s3_server.uri("faulty-two-runs")
     options = proxy.options(s3_server.options)
     proxy.set(*storm(0.2))
@@ -399,7 +399,7 @@ def test_credentials_are_nowhere(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of the keys, of a signed URL and of an endpoint with a password: in no file, log, repr or traceback."""
+    """The keys, a signed URL and an endpoint with a password: in no file, log, repr or traceback."""
     for name in ("pipeline", "jobs", "xmem_core"):
         caplog.set_level(logging.DEBUG, name)
     texts: list[str] = []

@@ -75,7 +75,7 @@ class Kept:
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a damaged picture in it, so that there are events too."""
+    """With a damaged picture in it, so that there are events, too."""
     folder = tmp_path_factory.mktemp("video")
     clean = make_video(folder / "clean.mp4", FRAMES, width=80, height=60, gop=6)
     return damage_packets(clean, folder / "clip.mp4", [14], spared=0.5)
@@ -83,7 +83,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder in which the plugin keeps its calls, in other processes and in this one."""
+    """The folder in which the plugin records its calls, in other processes and in this one."""
     folder = tmp_path / "kept"
     folder.mkdir()
     monkeypatch.setenv("KEPT", str(folder))
@@ -92,7 +92,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that a Python path needs to hold for the sink "kept" to be installed."""
+    """A folder for PYTHONPATH in which the sink "kept" is installed."""
     folder = tmp_path_factory.mktemp("plugin")
     (folder / "kept_sink.py").write_text(textwrap.dedent(PLUGIN))
     info = folder / "kept_sink-1.0.dist-info"
@@ -103,7 +103,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Kept:
-    """Keeps what it gets, in this process."""
+    """Keeps the rows it gets, in this process."""
 
     def __init__(self, fail_at: int | None = None) -> None:
         self.calls: list[tuple[str, int, int, pa.Table, pa.Table]] = []
@@ -134,7 +134,7 @@ def run(video: Path, out: Path, model: str, sinks: Sinks | None, stop: int | Non
 
 
 def committed(out: Path) -> dict[tuple[int, int], tuple[list[Any], list[Any]]]:
-    """What Parquet holds: rows and events of each range."""
+    """Content of Parquet: rows and events of each range."""
     found = {}
     for path in sorted((out / "tracks" / "stream_id=cam").glob("*.parquet")):
         meta = {k.decode(): v.decode() for k, v in pq.read_schema(path).metadata.items()}
@@ -206,7 +206,7 @@ def test_a_range_whose_commit_fails_is_given_again(
 def test_a_range_that_somebody_else_has_committed_is_not_given(
     tmp_path: Path, video: Path, model: str
 ) -> None:
-    """A run that was thought dead wakes up: its rows must not replace newer ones in the sink."""
+    """A run that was thought dead continues: its rows must not replace newer ones in the sink."""
     asleep, awake = Kept(), Kept()
     with tracker(video, tmp_path, model, Sinks({"kept": asleep})) as stream:
         executor = Executor(stream._segmenter)
@@ -261,7 +261,7 @@ def start(
 
 
 def kept_calls(kept: Path) -> list[Any]:
-    """The calls whose rows the sink kept, as `given` gives them."""
+    """The calls whose rows the sink kept, in the form of `given`."""
     found = []
     for path in kept.glob("*.tracks"):
         _, first, last, _ = path.stem.split("-")
@@ -271,7 +271,7 @@ def kept_calls(kept: Path) -> list[Any]:
 
 
 def go_on(video: Path, out: Path, model: str) -> None:
-    """Take the run up again, in this process."""
+    """Resume the run in this process."""
     names: dict[str, Any] = {}
     exec(PLUGIN, names)
     run(video, out, model, Sinks({"kept": names["Kept"]()}))

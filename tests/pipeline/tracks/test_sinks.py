@@ -17,7 +17,7 @@ from pipeline.tracks.sinks import Sink, Sinks, load_sink
 
 
 class Kept:
-    """Keeps what it gets."""
+    """Keeps the rows it gets."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int, int, pa.Table, pa.Table]] = []

@@ -62,7 +62,7 @@ def track(kind: str, first: int, stream_id: str = "cam-1") -> str:
 
 
 def fill(output: Output, stream_id: str = "cam-1", ends: tuple[int, ...] = (10, 20, 25)) -> StreamStore:
-    """Commits chunks that end before the frames given; events in every second one."""
+    """Commit chunks that end before the given frames; events in every second one."""
     store = output.store(stream_id)
     first = 0
     for i, end in enumerate(ends):
@@ -190,7 +190,7 @@ def test_killed_between_tracks_and_replacing_leftover_events(
 
 
 def test_the_loser_of_a_race_does_not_touch_the_winners_events(output: Output) -> None:
-    """Both wrote events before either had the tracks; whoever gets the tracks file decides."""
+    """Both wrote events before either had written the tracks; the tracks file decides."""
     fill(output)
     loser, winner = output.store(), output.store()
     loser.committed()
@@ -450,7 +450,7 @@ def test_a_writer_still_at_work_stops_when_its_stream_is_restarted(output: Outpu
 
 @pytest.mark.parametrize("before", ["events", "tracks"])
 def test_a_commit_in_the_middle_of_a_restart_is_taken_back(output: Output, before: str) -> None:
-    """The restart removes everything after the writer has looked, and before it has written."""
+    """The restart removes everything after the writer's check and before its write."""
     old = fill(output)
     create = old._files.create
 

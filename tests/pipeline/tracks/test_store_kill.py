@@ -49,7 +49,7 @@ def content(root: str, *folders: str, options: dict[str, Any] | None = None) -> 
 
 
 def check_whole(root: str, options: dict[str, Any] | None = None) -> int:
-    """Every visible file can be read, tracks have no gap, and each has its events; the next frame."""
+    """Every visible file is readable, tracks have no gap and their events; returns the next frame."""
     store = StreamStore(root, "cam-1", options)
     seen = content(root, "tracks", "events", "state", "streams", options=options)
     for name, data in seen.items():

@@ -20,7 +20,7 @@ class Packet:
 
 
 def group(start: int) -> list[Packet]:
-    """An open GOP of four: the keyframe, two leading pictures shown before it, and two after."""
+    """An open GOP of four: the keyframe, two leading pictures shown before it, and two after it."""
     return [
         Packet(start + 2, start, 900, is_keyframe=True),
         Packet(start, start + 1, 30),

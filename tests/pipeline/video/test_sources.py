@@ -279,7 +279,7 @@ def test_a_source_remembers_what_it_delivered_itself(
 
 @pytest.mark.usefixtures("seek_early")
 def test_a_time_that_does_not_fit_forbids_seeking(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Had an earlier packet yielded no frame, frame 79 would carry another packet's time."""
+    """If an earlier packet had yielded no frame, frame 79 would have another packet's time."""
     path = str(videos.make_video(tmp_path / "clip.mp4", **SMALL))
     whole = decode(open_source(path))
     caplog.set_level(logging.DEBUG, "pipeline.video")
@@ -352,7 +352,7 @@ def test_damage_that_shows_before_it_is_flagged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", [0.55, 0.6, 0.65, 0.7, 0.75, 0.8])
 def test_damage_in_the_last_packets(tmp_path: Path, keep: float) -> None:
-    """At the end of the stream FFmpeg's threads swallow errors, and pictures with them."""
+    """At the end of the stream FFmpeg's threads swallow errors and pictures."""
     good = videos.make_video(tmp_path / "good.ts", 100, width=320, height=240, b_frames=2, gop=30)
     bad = str(videos.truncate(good, tmp_path / "bad.ts", keep))
     with open_source(bad, threads=1) as source:
@@ -489,7 +489,7 @@ def test_what_is_certainly_no_video_is_told_from_what_cannot_be_read(tmp_path: P
 
 
 def test_raw_streams_have_no_times(tmp_path: Path) -> None:
-    """As README says: frames are numbered, `pts_seconds` is unknown."""
+    """As documented: frames are numbered, `pts_seconds` is unknown."""
     path = videos.make_video(tmp_path / "raw.h264", 20, b_frames=2, gop=8)
     source = open_source(str(path))
     assert [(f.frame_index, f.pts_seconds) for f in source.frames()] == [(i, None) for i in range(20)]
@@ -540,7 +540,7 @@ def test_ffmpeg_never_prints(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
 
 
 class BrokenFileSystem(MemoryFileSystem):  # type: ignore[misc]
-    """memory:// under another name, whose connection breaks where told to."""
+    """memory:// under another name, with a connection that breaks where specified."""
 
     protocol = "broken"
     store: ClassVar[dict[str, Any]] = {}
@@ -661,7 +661,7 @@ def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
 
 
 class Countdown:
-    """A source plugin: as many frames as the URI says, the frame's number in every pixel."""
+    """A source plugin: as many frames as the URI says, with the frame's number in every pixel."""
 
     def open(self, uri: str, start: int) -> Iterator[Frame]:
         for i in range(start, int(uri.split("://")[1])):
@@ -725,7 +725,7 @@ print(max(sizes[1:]) - sizes[0])
 
 
 def test_memory_does_not_grow(tmp_path: Path) -> None:
-    """300 frames of 640x480 are 264 MiB as RGB: keeping any noticeable share of them would show."""
+    """300 frames of 640x480 are 264 MiB as RGB: keeping a noticeable share of them would show."""
     path = videos.make_video(tmp_path / "clip.mp4", 300, width=640, height=480, b_frames=2, rotation=90)
     done = subprocess.run([sys.executable, "-c", SOAK, str(path)], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 60

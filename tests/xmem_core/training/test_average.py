@@ -42,7 +42,7 @@ def test_the_mean_of_three(files: list[str], tmp_path: Path) -> None:
 def test_the_command_writes_a_model_without_presence(
     files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That was fitted to other weights' probabilities."""
+    """The constants were fitted to other weights' probabilities."""
     out = tmp_path / "new" / "mean.safetensors"
     monkeypatch.setattr("sys.argv", ["average", "--out", str(out), *files[:2]])
     main()

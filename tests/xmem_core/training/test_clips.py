@@ -106,7 +106,7 @@ def test_painting_over_a_hole_as_wide_as_the_picture(columns: slice) -> None:
 
 @pytest.mark.parametrize("at", [32, 3, 61])  # also where it is half outside
 def test_what_moves_is_smeared_along_its_way(at: float) -> None:
-    """A square that goes 12 pixels a frame with the shutter open half the time: 6 pixels, 3 to each side."""
+    """A square moves 12 pixels per frame with the shutter open half the time: 6 pixels, 3 to each side."""
     poses = tuple(pose_matrix((20, 20), (at + 12.0 * t, 30.0), 1) for t in (-1, 0, 1))
     red = Sprite((flat_sprite(20, 20, (255, 0, 0)),), poses, (1.0,) * 3, 7)
     sharp, own = render(empty_scene(3), [red], (64, 64))
@@ -428,7 +428,7 @@ def test_people_stand_on_ground_that_moves_with_the_camera(library: Library) -> 
 
 
 def test_crowds_cross_hide_and_come_back(library: Library) -> None:
-    """Over many scenes: people get hidden in the middle and are seen again; others only come later."""
+    """Over many scenes: people are occluded in the middle and seen again; others only enter later."""
     returned = newcomers = 0
     for seed in range(60):
         sprites, people = crowd_scene(library, np.random.default_rng(seed), 4, 64, (STAY,) * 4)
@@ -442,7 +442,7 @@ def test_crowds_cross_hide_and_come_back(library: Library) -> None:
 
 
 def test_some_leave_a_crowd_and_others_come_after_them(library: Library) -> None:
-    """Over many scenes of the pace of neighbouring frames, in which otherwise nearly all stay."""
+    """Over many scenes at the pace of neighbouring frames, in which otherwise nearly all stay."""
     left, came = [], []
     for leave in (False, True):
         gone = new = 0
@@ -464,7 +464,7 @@ def test_some_leave_a_crowd_and_others_come_after_them(library: Library) -> None
 
 
 def test_people_who_keep_together_stay_within_reach_of_one_another() -> None:
-    """Before, they are all over the frame; then a group is as wide as a person or two is tall, to the end."""
+    """At first they are all over the frame; later a group is as wide as one or two people are tall."""
     before, after = [], []
     for seed in range(50):
         rng = np.random.default_rng(seed)
@@ -499,7 +499,7 @@ def test_those_who_pass_are_not_of_the_group() -> None:
 
 
 def test_some_come_to_where_somebody_left() -> None:
-    """They come in about when the other leaves; others come to anywhere."""
+    """They enter about when another leaves, to the same place; others enter anywhere."""
     taken = came = 0
     for seed in range(200):
         rng = np.random.default_rng(seed)
@@ -618,7 +618,7 @@ def test_hidden_sprites_vanish_only_from_middle_frames(library: Library) -> None
 
 
 def test_newcomers_stay_background(library: Library) -> None:
-    """Whoever is not on frame 0 is nobody's, also if he comes later."""
+    """Objects that are not on frame 0 are unlabelled, even if they enter later."""
     late = Sprite((flat_sprite(30, 30, (250, 0, 0)),), (None, STAY, STAY), (1.0,) * 3, 2)
     there = Sprite(
         (flat_sprite(12, 12, (0, 0, 250)),), (pose_matrix((12, 12), (50, 50), 1),) * 3, (0.0,) * 3, 1

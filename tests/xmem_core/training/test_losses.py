@@ -10,7 +10,7 @@ from xmem_core.training.losses import bootstrapped_cross_entropy, dice_loss, har
 
 
 def plain_cross_entropy(logits: np.ndarray, labels: np.ndarray, fraction: float) -> float:
-    """Pixel by pixel: -log softmax of the true class; the hardest of each image; the mean of the images."""
+    """Pixel by pixel: -log softmax of the true class; the hardest of each image; the mean over images."""
     means = []
     for image, truth in zip(logits, labels, strict=True):
         losses = []

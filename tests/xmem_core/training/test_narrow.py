@@ -41,7 +41,7 @@ WRITERS = [
 
 @torch.no_grad()
 def with_dead_channels(wide: ModelConfig) -> XMem:
-    """A wide network of which no more channels do anything than a narrow one has."""
+    """A wide network in which only as many channels are used as a narrow one has."""
     torch.manual_seed(3)
     model = XMem(wide).eval()
     # The gate over positions takes means over channels, which those that do nothing would change.

@@ -75,7 +75,7 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
-    """Lets `action` happen in the middle of a step."""
+    """Runs `action` in the middle of a step."""
     plain = Trainer.step
 
     def stepping(self: Trainer, number: int, batch: Batch) -> dict[str, float]:
@@ -261,7 +261,7 @@ def test_no_pictures_is_said_before_anything_is_written(tmp_path: Path) -> None:
 
 
 def test_published_weights_have_the_frozen_statistics(undisturbed: Path) -> None:
-    """The last step keeps the value encoder's statistics: their average is no use to what was trained so."""
+    """The last step keeps the value encoder's statistics, since the weights were trained with them."""
     newest = undisturbed / "checkpoint-00000006"
     own, averaged = load_file(newest / "model.safetensors"), load_file(newest / "averaged.safetensors")
     name = "value_encoder.bn1.running_mean"
@@ -401,7 +401,7 @@ def test_frames_see_only_what_is_before_them() -> None:
     ],
 )
 def test_training_computes_what_tracking_computes(settings: dict[str, Any], plan: Plan) -> None:
-    """From the same pixels: colours' order and scaling, masks, memory, readout, gates, aggregation."""
+    """From the same pixels: channel order and scaling, masks, memory, readout, gates, aggregation."""
     model = tiny_model(1)
     rng = np.random.default_rng(2)
     frames = rng.integers(0, 256, (4, 64, 80, 3), dtype=np.uint8)
@@ -465,7 +465,7 @@ def test_aged_frames_are_run_but_not_learnt_from() -> None:
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_every_weight_learns_after_aged_frames(bf16: bool) -> None:
-    """Autocast keeps cast weights: those cast without gradients would be used, and learn nothing."""
+    """Autocast keeps cast weights: those cast without gradients would be used, and not trained."""
     images, masks = clip_inputs(frames=5)
     plan = Plan(((), (0,), (0, 1), (0, 2), (0, 3)), (True,) * 5)
 

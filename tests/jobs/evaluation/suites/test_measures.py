@@ -41,7 +41,7 @@ def squares(ways: Mapping[int, Sequence[int | None]], top: dict[int, int] | None
 
 
 def tally_of(scene: Scene, predicted: dict[int, np.ndarray] | None = None) -> Tally:
-    """The truth of identity 1 as prediction, but on the frames for which another mask of it is given."""
+    """The truth of identity 1 as prediction, except on frames for which another mask is given."""
     tally = Tally(scene)
     for t, truth in enumerate(scene.truth):
         mask = (predicted or {}).get(t, truth == 1)

@@ -37,7 +37,7 @@ def pictures(root: Path) -> Pictures:
 def still(
     identity: int, colour: tuple[int, int, int], x: float, y: float, depth: float, side: int = 8
 ) -> Actor:
-    """An opaque square on two frames, its feet's middle at (x, y)."""
+    """An opaque square on two frames, standing at (x, y)."""
     return Actor(
         identity=identity,
         pictures=(flat_sprite(side, side, colour),),

@@ -38,7 +38,7 @@ HEIGHT = 48
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """The tensors here are so small that threads only wait for one another."""
+    """The tensors here are so small that more threads would only wait."""
     with torch_threads(1):
         yield
 
@@ -49,7 +49,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Holds:
-    """Keeps every mask where it was given, for ever."""
+    """Keeps every mask where it was given."""
 
     def __init__(self) -> None:
         self.states: list[dict[int, np.ndarray]] = []
@@ -68,7 +68,7 @@ class Holds:
 
 
 class Knows:
-    """Gives the truth, with probabilities of 0.75 inside and 0.125 outside of masks."""
+    """Returns the truth, with probabilities of 0.75 inside and 0.125 outside of masks."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene, self.t = scene, -1
@@ -304,7 +304,7 @@ def test_the_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 class Doubtful(Holds):
-    """Stands still, and its probabilities say so: the longer ago its mask was given, the lower."""
+    """Keeps masks in place, with probabilities that decrease with the age of the mask."""
 
     def new_state(self) -> dict[int, np.ndarray]:
         self.ages: dict[int, int] = {}
@@ -323,7 +323,7 @@ class Doubtful(Holds):
 
 
 class Fitted(Doubtful):
-    """Tells a presence too, the same for all."""
+    """Also returns a presence, the same for all objects."""
 
     def step(self, state: Any, frame: np.ndarray, prompt: Any = None) -> Any:
         result = super().step(state, frame, prompt)

@@ -43,7 +43,7 @@ def test_continues(codec: str, data: bytes, expected: bool) -> None:
 
 
 def sliced(folder: Path) -> tuple[list[Any], list[np.ndarray[Any, Any]]]:
-    """Packets of pictures in four slices each, as RTSP gives them, and the pictures."""
+    """Packets of pictures with four slices each, as received over RTSP, and the pictures."""
     clip = make_video(folder / "sliced.ts", 24, gop=6, options={"slices": "4"})
     with av.open(str(clip)) as container:
         packets = [p for p in container.demux(video=0) if p.size]
@@ -53,7 +53,7 @@ def sliced(folder: Path) -> tuple[list[Any], list[np.ndarray[Any, Any]]]:
 
 
 def in_pieces(packet: Any) -> list[Any]:
-    """A keyframe's packet as two, cut between slices."""
+    """A keyframe's packet split into two, between slices."""
     data = bytes(packet)
     slices = [m.start() for m in re.finditer(rb"\x00\x00\x01[\x65\x25\x45]", data)]
     assert len(slices) == 4

@@ -39,14 +39,14 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def shared(clips: dict[str, Path]) -> Iterator[Camera]:
-    """A camera that no test harms."""
+    """A shared camera that no test disturbs."""
     with camera(clips["plain"], clips["large"]) as made:
         yield made
 
 
 @pytest.fixture
 def own(clips: dict[str, Path]) -> Iterator[Camera]:
-    """A camera of the test's own."""
+    """A camera for one test."""
     with camera(clips["plain"], clips["large"]) as made:
         yield made
 
@@ -58,7 +58,7 @@ def thumbnails(width: int, height: int) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def shown_number(frame: Frame) -> int:
-    """Which picture of the clip a frame is."""
+    """Index of the clip's picture that a frame shows."""
     height, width = frame.size
     errors = np.abs(thumbnails(width, height) - frame.image[::4, ::4]).mean(axis=(1, 2, 3))
     best = int(np.argmin(errors))
@@ -95,7 +95,7 @@ def test_b_frames_come_in_the_order_shown(clips: dict[str, Path]) -> None:
 
 
 def test_a_real_clip(tmp_path: Path) -> None:
-    """People in a street, 768x576: every picture as a decoder of the file gives it, to the bit."""
+    """People in a street, 768x576: every picture is bit-identical to the decoded file."""
     if not REAL.exists():
         pytest.skip(f"{REAL} is not on this machine")
     with av.open(str(REAL)) as container:
@@ -222,7 +222,7 @@ def test_another_size_in_the_same_connection(own: Camera) -> None:
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0])
 def test_clocks_that_jump(own: Camera, jump: float) -> None:
-    """RTP's timestamps are changed on the way: a server's own pipeline would wait for a jump to come true."""
+    """RTP timestamps are changed on the way: a server's pipeline would wait out a jump."""
 
     def shift(channel: int, data: bytes) -> bytes:
         if channel != 0:
@@ -272,7 +272,7 @@ def test_a_camera_that_lies_about_the_time(shared: Camera) -> None:
 
 
 def test_nothing_is_shown_before_a_keyframe(shared: Camera) -> None:
-    """The first keyframe's packets are lost on the way: the nine pictures after it cannot be decoded."""
+    """The first keyframe's packets are lost: the next nine pictures cannot be decoded."""
     seen = {"keyframes": 0}
 
     def without_the_first_keyframe(channel: int, data: bytes) -> bytes | None:
@@ -332,7 +332,7 @@ def digest(image: Any) -> str:
 
 
 def decoded(clip: Path) -> list[str]:
-    """Of each picture."""
+    """Keys of the pictures."""
     with av.open(str(clip)) as container:
         return [digest(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
 
@@ -351,7 +351,7 @@ def test_keyframes_that_come_in_pieces_are_whole(sliced: Path) -> None:
 
 
 def test_nothing_is_shown_between_damage_and_the_next_keyframe(sliced: Path) -> None:
-    """One slice is lost on the way: only that picture is damaged, but what comes after it is made of it."""
+    """One slice is lost: only that picture is damaged, but the following ones are predicted from it."""
     pictures = decoded(sliced)
     lost: list[bytes] = []
     stamps: dict[bytes, int] = {}

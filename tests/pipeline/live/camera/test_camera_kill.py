@@ -38,7 +38,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 class Victim(threading.Thread):
-    """A stream with a camera and a network of its own, and a reader that never rests."""
+    """A stream with its own camera and network, and a reader that reads continuously."""
 
     def __init__(self, clips: list[Path], seed: int, faults: int) -> None:
         super().__init__(daemon=True)
@@ -77,7 +77,7 @@ class Victim(threading.Thread):
             self.camera.kill()
 
     def _fault(self, kind: str) -> float:
-        """Do harm, and heal it; when that was."""
+        """Inject a fault and undo it; returns when."""
         connections = self.source.status().connections
         lasts = self.random.uniform(0.2, 3.0)
         if kind in ("kill", "replace"):
@@ -167,13 +167,13 @@ def test_killed_frozen_replaced_and_cut_off_again_and_again(clips: list[Path]) -
 
 
 def live_threads() -> list[str]:
-    """Of live sources; other modules' tests may have left threads of their own kinds."""
+    """Threads of live sources; other modules' tests may have left other threads."""
     return [t.name for t in threading.enumerate() if t.name.startswith(("xmem-live", "xmem-relay"))]
 
 
 @pytest.mark.chaos
 def test_reconnects_leave_nothing_behind(clips: list[Path]) -> None:
-    """Killed connections by the dozen: threads, sockets and memory stay where they were."""
+    """Dozens of killed connections: threads, sockets and memory do not grow."""
     rounds = 15 if not CHAOS else 200
     with camera(clips[0]) as made, Proxy(made.port) as proxy:
         for guard in (None, UrlGuard(["127.0.0.1"], ports=[proxy.port])):
@@ -197,7 +197,7 @@ def test_reconnects_leave_nothing_behind(clips: list[Path]) -> None:
 
 @pytest.mark.parametrize("state", ["nothing", "connecting", "streaming", "stalled", "waiting"])
 def test_killed_at_any_time_it_ends(clips: list[Path], state: str) -> None:
-    """Closing, in whatever state a source is, ends its threads and gives back its files."""
+    """Closing a source in any state ends its threads and releases its files."""
     with camera(clips[0]) as made, Proxy(made.port) as proxy:
         chosen = options(open_seconds=1.5, first_backoff_seconds=30.0, most_backoff_seconds=30.0)
         before = os.listdir("/proc/self/fd")

@@ -21,7 +21,7 @@ def at(seconds: float, utc_offset: float = 0.0) -> Arrival:
 
 
 def steady(clock: LiveClock, count: int, start: float = 0.0, raw: float = 7.0) -> list[Stamp]:
-    """Frames on time, from `start` on."""
+    """Punctual frames, from `start` on."""
     return [clock.stamp(raw + i * STEP, at(start + i * STEP)) for i in range(count)]
 
 
@@ -68,7 +68,7 @@ def test_a_reconnect_takes_the_time_it_takes() -> None:
 
 
 def test_how_late_frames_were_before_an_outage_is_not_carried_on() -> None:
-    """Connection after connection ends with frames that come ever later; the next one is on time again."""
+    """Several connections end with ever later frames; the next one is on time again."""
     clock, now = LiveClock(), 0.0
     for _ in range(20):
         for i in range(50):

@@ -106,7 +106,7 @@ def test_lines_that_are_no_headers_do_not_pass() -> None:
 
 
 def test_media_too_short_to_be_any_is_swallowed() -> None:
-    """FFmpeg would take its content for the beginning of a message."""
+    """FFmpeg would take its content for the start of a message."""
     assert replies().feed(b"$\x00\x00\x07RTSP/1." + OK) == OK
     assert replies().feed(b"$\x00\x00\x00" + MEDIA) == MEDIA
 

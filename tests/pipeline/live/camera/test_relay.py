@@ -31,7 +31,7 @@ Answer = Callable[[str, dict[str, str]], bytes | None]
 
 
 class FakeCamera:
-    """Answers each request as it is told to; a context manager. Keeps the requests it got."""
+    """Responds to each request as specified; a context manager. Records the requests."""
 
     def __init__(self, answer: Answer, address: str = "127.0.0.1") -> None:
         self._answer = answer
@@ -101,7 +101,7 @@ def guarded(port: int, **changes: Any) -> LiveOptions:
 
 
 def failure(source: LiveSource) -> str:
-    """Why the first connection failed."""
+    """Failure of the first connection."""
     source.start()
     pause = threading.Event()
     for _ in range(round(PATIENCE / 0.02)):
@@ -118,14 +118,14 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def protected(clip: Path) -> Iterator[Camera]:
-    """A camera that asks for a password, by digest."""
+    """A camera that requires a password, by digest."""
     with camera(clip, user="admin:h@nter-2") as made:
         yield made
 
 
 @pytest.mark.parametrize("step", ["OPTIONS", "DESCRIBE", "SETUP", "PLAY"])
 def test_a_redirect_is_not_followed(step: str) -> None:
-    """The place it leads to is asked nothing, whichever request is answered by it."""
+    """The redirect target gets no request, whichever request is redirected."""
     with FakeCamera(lambda method, headers: reply(headers)) as elsewhere:
 
         def answer(method: str, headers: dict[str, str]) -> bytes:
@@ -149,7 +149,7 @@ def test_a_redirect_is_not_followed(step: str) -> None:
 
 
 def test_ffmpeg_alone_would_follow_it() -> None:
-    """What the relay is for: without it, this version of FFmpeg asks whoever the camera names."""
+    """The reason for the relay: without it, this version of FFmpeg connects wherever the camera redirects."""
     with FakeCamera(lambda method, headers: reply(headers, "404 Not Found")) as elsewhere:
         there = f"Location: rtsp://127.0.0.1:{elsewhere.port}/inside"
         with (
@@ -231,7 +231,7 @@ def test_a_wrong_password_is_said_and_not_shown(protected: Camera, caplog: pytes
 
 
 def test_a_camera_at_an_ipv6_address() -> None:
-    """FFmpeg gets as far as asking for a port of that family, over the relay."""
+    """FFmpeg gets as far as requesting a port of that family, over the relay."""
 
     def answer(method: str, headers: dict[str, str]) -> bytes:
         if method == "DESCRIBE":
@@ -313,7 +313,7 @@ def test_closing_a_relay_that_nobody_used() -> None:
 
 
 def test_a_client_that_does_not_read_slows_the_camera_and_fills_no_memory() -> None:
-    """The camera sends media for as long as it is taken; the relay holds a few hundred kilobytes at most."""
+    """The camera sends as fast as it is read; the relay holds a few hundred kilobytes at most."""
     sent = {"bytes": 0}
     frame = b"$\x00\x10\x00" + bytes(4096)
     listener = socket.create_server(("127.0.0.1", 0))

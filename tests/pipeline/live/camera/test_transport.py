@@ -97,7 +97,7 @@ def test_a_transport_that_the_camera_does_not_offer_is_named(clip: Path, only: s
 
 
 def test_media_from_another_address_of_the_host_is_hinted_at() -> None:
-    """The camera agrees to everything, and its packets come from 127.0.0.2: FFmpeg takes none of them."""
+    """The camera agrees to everything, but its packets come from 127.0.0.2: FFmpeg accepts none."""
     sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sender.bind(("127.0.0.2", 0))
 

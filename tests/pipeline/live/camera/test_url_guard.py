@@ -217,7 +217,7 @@ def test_the_hostile_are_refused(url: str) -> None:
 
 
 def test_the_corpus_is_not_refused_for_its_spelling_alone() -> None:
-    """The same address, plainly written, passes where it is named."""
+    """The same address in plain form is allowed by its network."""
     assert guard("127.0.0.1/32").check("rtsp://127.0.0.1/").addresses
     with pytest.raises(UrlRefusedError):
         guard("127.0.0.1/32").check("rtsp://127.1/")
@@ -268,7 +268,7 @@ def test_a_network_that_translates_needs_both_named() -> None:
 
 
 def test_a_name_is_looked_up_once_and_only_its_addresses_are_kept() -> None:
-    """A name that changes its mind after the check changes nothing: nobody asks it again."""
+    """A name whose addresses change after the check has no effect: it is not resolved again."""
     answers = iter([["10.20.0.7"], ["127.0.0.1"]])
     asked: list[str] = []
 
@@ -354,7 +354,7 @@ def test_whatever_comes_is_refused_or_in_the_named_networks(text: str) -> None:
     st.text(alphabet=":/@[]%#?.0127x\\ab", max_size=30),
 )
 def test_two_readers_never_differ(head: str, tail: str) -> None:
-    """What is let through, the standard library reads the same."""
+    """Accepted URLs are parsed alike by the standard library."""
     from urllib.parse import urlsplit
 
     for url in (head + tail, f"rtsp://{head}10.20.0.7{tail}"):

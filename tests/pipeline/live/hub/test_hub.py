@@ -91,7 +91,7 @@ def world(tmp_path: Path, segmenter: VideoSegmenter) -> Iterator[World]:
 
 
 def tracked(hub: LiveHub, name: str = "cam", more: int = 10) -> int:
-    """Wait until so many more frames have been tracked."""
+    """Wait until this number of further frames has been tracked."""
     until(lambda: hub.status(name)["ledger"]["received"])  # as far as earlier runs came
     goal: int = hub.status(name)["ledger"]["tracked"] + more
     until(lambda: hub.status(name)["ledger"]["tracked"] >= goal)
@@ -239,7 +239,7 @@ def test_a_pause_lets_frames_pass_and_outlives_the_hub(world: World) -> None:
 
 
 class Slow:
-    """A segmenter that takes its time."""
+    """A slow segmenter."""
 
     def __init__(self, inner: VideoSegmenter, seconds: float) -> None:
         self._inner, self._seconds = inner, seconds
@@ -297,7 +297,7 @@ def test_the_rate_asked_for_is_kept(world: World) -> None:
 
 
 def test_a_promised_rate_comes_before_streams_without_one(world: World, segmenter: VideoSegmenter) -> None:
-    """Eight streams, and time for six frames a second: two of them are promised to one stream."""
+    """Eight streams, and time for six frames per second: two of them are guaranteed to one stream."""
     hub = world.hub(segmenter=Slow(segmenter, 0.15))
     expected = {"expected_height": HEIGHT, "expected_width": WIDTH, "max_objects": 1}
     hub.add(spec("promised", settings={"fps": 2, **expected}))
@@ -314,7 +314,7 @@ def test_a_promised_rate_comes_before_streams_without_one(world: World, segmente
 
 
 class Poison(Slow):
-    """Fails on frames of one stream, those with a marked first pixel, as often as it is told."""
+    """Fails on frames of one stream, those with a marked first pixel, a number of times."""
 
     def __init__(self, inner: VideoSegmenter) -> None:
         super().__init__(inner, 0)

@@ -51,7 +51,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 class Feeds:
-    """Makes the hub's sources, and knows them."""
+    """Creates the hub's sources and keeps references to them."""
 
     def __init__(self) -> None:
         self.sources: dict[str, LiveSource] = {}
@@ -69,7 +69,7 @@ class Feeds:
 
 
 class Victim(threading.Thread):
-    """A stream of the hub whose camera and network fail, one fault after the other."""
+    """A stream of the hub whose camera and network fail in turn."""
 
     def __init__(
         self, hub: LiveHub, feeds: Feeds, name: str, clips: list[Path], kinds: list[str], seed: int
@@ -105,7 +105,7 @@ class Victim(threading.Thread):
         self.camera.kill()
 
     def _fault(self, kind: str) -> datetime:
-        """Do harm, and heal it; when that was."""
+        """Inject a fault and undo it; returns when."""
         lasts = self.random.uniform(0.2, 2.5)
         self.connections = self._source().connections
         if kind in ("kill", "replace"):
@@ -129,7 +129,7 @@ class Victim(threading.Thread):
         return datetime.now(UTC)
 
     def _await_frame(self, healed: datetime, kind: str) -> None:
-        """Until a frame was tracked that was taken after the fault."""
+        """Wait until a frame captured after the fault has been tracked."""
         begun = time.monotonic()
         if kind not in ("freeze", "the start"):
             while self._source().connections == self.connections:

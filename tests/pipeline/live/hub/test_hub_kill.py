@@ -19,7 +19,7 @@ WORKER = Path(__file__).parents[3] / "support" / "live_hub_worker.py"
 
 
 class Process:
-    """A hub in a process of its own."""
+    """A hub in a separate process."""
 
     def __init__(self, out: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

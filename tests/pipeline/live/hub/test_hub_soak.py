@@ -42,7 +42,7 @@ STRICT = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"
 
 
 class Hub:
-    """The worker, talked to by lines."""
+    """The worker process, controlled by lines."""
 
     def __init__(self, out: Path, log: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **STRICT}
@@ -69,7 +69,7 @@ class Hub:
         return answer
 
     def resident(self) -> int:
-        """Bytes."""
+        """Resident bytes."""
         return resident_bytes(self.process.pid)
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ def hub_at(out: Path, log: Path) -> Iterator[Hub]:
 
 
 def as_h264(source: Path, target: Path) -> Path:
-    """What cameras send; picture by picture, as the whole clip is a gigabyte."""
+    """Pictures of the camera, one by one, as the whole clip takes a gigabyte."""
     with av.open(str(source)) as read, av.open(str(target), "w") as written:
         video = read.streams.video[0]
         rate = Fraction(video.average_rate or 10)
@@ -118,7 +118,7 @@ def the_clip(folder: Path) -> Path:
 
 
 def counted(exposition: str) -> dict[str, Any]:
-    """The ledger as Prometheus reads it."""
+    """The ledger from the Prometheus metrics."""
     book: dict[str, Any] = {"dropped": {}, "corrupt": {}}
     for line in exposition.splitlines():
         if found := re.fullmatch(r"xmem_frames_(\w+)\{([^}]*)\} (\S+)", line):

@@ -54,7 +54,7 @@ def test_what_cannot_be_used_here_is_kept_for_where_it_can(tmp_path: Path) -> No
 
 
 def test_secrets_of_entries_of_no_use_are_kept(tmp_path: Path) -> None:
-    """As after going back to an older version that does not know a setting."""
+    """As after a downgrade to a version that does not know a setting."""
     out, secrets = tmp_path / "out", tmp_path / "secrets"
     listed(out, secrets).save([cam("a", "rtsp://u:s3cret@10.0.0.1/a")])
     good = stored(out)

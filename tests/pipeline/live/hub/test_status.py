@@ -26,7 +26,7 @@ def stream() -> HubStream:
 
 
 def opened(state: str = "streaming", *, paused: bool = False, **more: Any) -> Any:
-    """A tracker as far as a status looks at one."""
+    """A fake tracker with the properties that a status reads."""
     ledger = Ledger(LedgerCounts(10, 6, {"too old": 1}, {"damaged": 2}))
     feed = SimpleNamespace(state=state, failure="no route")
     source = SimpleNamespace(status=lambda: feed, ledger=ledger, width=64, height=48)

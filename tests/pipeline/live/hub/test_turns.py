@@ -17,7 +17,7 @@ QUEUE = 4
 
 @dataclass
 class Stream:
-    """A camera whose newest frames wait, as in `LiveQueue`, and the pace that picks some of them."""
+    """A camera whose newest frames wait, as in `LiveQueue`, with the pace that selects some of them."""
 
     name: str
     fps: float | None
@@ -71,7 +71,7 @@ def test_a_promise_is_kept_beside_many_without() -> None:
 
 @pytest.mark.parametrize("slow", [0.05, 0.5, 1.5])
 def test_promises_of_different_rates_are_all_kept(slow: float) -> None:
-    """Together they take 80 %; frames of a stream without a promise hold them up again and again."""
+    """Together they take 80 %; frames of a stream without a guarantee delay them repeatedly."""
     streams = [
         Stream("a", 10.0, 0.02),
         Stream("b", 2.0, 0.15),
@@ -86,7 +86,7 @@ def test_promises_of_different_rates_are_all_kept(slow: float) -> None:
 
 
 def test_nobody_starves_where_promises_turn_out_too_dear() -> None:
-    """They would take 150 % of the time: it is shared, and a tenth is left for who was promised nothing."""
+    """They would take 150 % of the time: it is shared, and a tenth is left for the other streams."""
     streams = [
         Stream("a", 5.0, 0.2),
         Stream("b", 2.5, 0.2),
