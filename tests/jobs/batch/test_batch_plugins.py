@@ -34,7 +34,7 @@ def test_a_batch_through_plugins(tmp_path: Path) -> None:
     )
     assert done.returncode == 1, done.stderr
     assert "2 of 3 videos finished" in done.stderr
-    assert "squares://none: not understood" in done.stderr
+    assert "squares://none: invalid URI" in done.stderr
     stored = query(out, "select stream_id, frame_index, mask_rle from tracks order by all").to_pylist()
     assert [(row["stream_id"], row["frame_index"]) for row in stored] == [
         *(("a", i) for i in range(9)),

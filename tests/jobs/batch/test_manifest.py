@@ -404,7 +404,7 @@ def test_all_wrong_rows_are_counted(tmp_path: Path) -> None:
         ("uri,prompts\na.mp4,a.json,b.json\n", "line 2: 3 cells where the header names 2"),
         ('uri\n"a.mp4\n', "line 2: not CSV"),
         ('uri,prompts\n\n"a\nb.mp4",x.txt\n', "line 4: prompts 'x.txt'"),
-        ("uri\n", "names no video"),
+        ("uri\n", "lists no video"),
     ],
 )
 def test_a_wrong_csv_is_named(tmp_path: Path, text: str, complaint: str) -> None:
