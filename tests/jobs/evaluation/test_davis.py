@@ -288,7 +288,7 @@ def test_a_folder_of_another_layout_is_refused(tmp_path: Path, good: Path) -> No
 
 def test_unknown_clips_and_too_few_frames_are_refused(good: Path) -> None:
     assert "no clip 'b'" in (message := refused(good, clips=["a", "b"]))
-    assert "available: a" in message
+    assert "there are: a" in message
     assert "at least 3" in refused(good, max_frames=2)
     (good / "JPEGImages/480p/a/00003.jpg").unlink()
     (good / "JPEGImages/480p/a/00002.jpg").unlink()
