@@ -275,9 +275,9 @@ def run(
         progress(_announcement(data, found, plans))
     scores = []
     for number, (clip, truth, plan) in enumerate(zip(found, truths, plans, strict=True), 1):
-        before = None if folder is None else folder.finished(clip.name)
+        before = None if folder is None else _finished(folder, clip.name)
         if before is not None:
-            score = ClipScore.from_record(before)
+            score = before
         else:
             score = _evaluate_clip(clip, segmenter, data, truth, plan, folder)
             if folder is not None:
@@ -295,6 +295,15 @@ def run(
         if progress is not None:
             progress(f"{target}: the masks, packed")
     return EvaluationReport(tuple(scores))
+
+
+def _finished(folder: MaskFolder, clip: str) -> ClipScore | None:
+    """The score of a clip that an earlier run finished; None if there is none that can be read."""
+    record = folder.finished(clip)
+    try:
+        return None if record is None else ClipScore.from_record(record)
+    except (LookupError, TypeError, ValueError):
+        return None
 
 
 def _announcement(data: DataSet, clips: Sequence[Clip], plans: Sequence[Mapping[str, frozenset[int]]]) -> str:

@@ -31,6 +31,11 @@ class Ensemble:
             raise ValueError("an ensemble without segmenters: give at least one")
         self._members = [_Member(s, m) for s in segmenters for m in ((False, True) if flip else (False,))]
 
+    @property
+    def device(self) -> torch.device:
+        """The first segmenter's device."""
+        return self._members[0].segmenter.device
+
     def new_state(self) -> list[TrackerState]:
         """A state for each member."""
         return [member.segmenter.new_state() for member in self._members]

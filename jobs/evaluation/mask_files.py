@@ -66,7 +66,9 @@ class MaskFolder:
                 raise
             raise UsageError(f"--masks-out {self.folder} cannot be used: {error}") from error
 
-    def _compare(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    def _compare(self, found: Any, wanted: Mapping[str, Any]) -> None:
+        if not isinstance(found, dict):
+            raise ValueError(f"{_OWN}/{_SETTINGS} holds no settings")
         for name in sorted(set(found) | set(wanted)):
             if found.get(name) != wanted.get(name):
                 raise UsageError(
@@ -114,7 +116,8 @@ class MaskFolder:
 
     def zip(self) -> Path:
         """Pack all masks into `<folder>.zip`, as the data set's server wants them."""
-        target = self.folder.with_name(self.folder.resolve().name + ".zip")
+        folder = self.folder.resolve()  # it may be given as `.`
+        target = folder.with_name(f"{folder.name}.zip")
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
         with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
             for path in sorted(self._masks.rglob("*.png")):

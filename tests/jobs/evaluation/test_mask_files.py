@@ -120,6 +120,24 @@ def test_an_interrupted_run_goes_on_with_the_clip_that_was_not_finished(tmp_path
     assert [(clip.name, clip.j, clip.frames) for clip in report.clips] == [(n, 1.0, 4) for n in "abc"]
     again = run(root, Replay(), masks_out=out)
     assert again == report
+    for damage in ("{", "[]", '{"name": "b"}'):
+        (out / ".evaluation" / "b.json").write_text(damage)
+        replay = Replay(TWO)
+        assert run(root, replay, masks_out=out).j == 1.0
+        assert len(replay.states) == 1
+    (out / ".evaluation" / "settings.json").write_text("[]")
+    with pytest.raises(UsageError, match="holds no settings"):
+        run(root, Replay(), masks_out=out)
+
+
+def test_a_zip_lies_beside_the_folder_however_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_clip(tmp_path / "set", "a", ONE)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run(tmp_path / "set", Replay(ONE), masks_out=".", zipped=True)
+    assert (tmp_path / "here.zip").is_file()
 
 
 def test_results_of_another_kind_are_not_mixed(tmp_path: Path) -> None:
@@ -146,6 +164,7 @@ def test_results_of_another_kind_are_not_mixed(tmp_path: Path) -> None:
 def test_an_ensemble_of_one_is_that_one_and_of_mirrored_frames_is_symmetric() -> None:
     segmenter = VideoSegmenter(small_model(), SMALL_MEMORY)
     ids = {7: mask_of(48, 64, 4, 6, 14), 2: mask_of(48, 64, 24, 30, 16)}
+    assert Ensemble([segmenter]).device == segmenter.device
     alone, one, both = segmenter.new_state(), Ensemble([segmenter]), Ensemble([segmenter], flip=True)
     state, pair, mirrored = one.new_state(), both.new_state(), both.new_state()
     for t in range(4):
