@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,8 +27,16 @@ settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
 
 
+_with_ray: set[Path] = set()
+"""Files with tests that use `local_ray`."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by their needs; on pytest-xdist's workers, run the files with long tests first."""
+    """Mark tests by their needs.
+
+    On pytest-xdist's workers, files with tests that use `local_ray` come first, so that each worker starts it
+    once; then those whose tests take long.
+    """
     long: set[Path] = set()
     for item in items:
         if not isinstance(item, pytest.Function):
@@ -35,13 +44,41 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = (f.func for group in item._fixtureinfo.name2fixturedefs.values() for f in group)
         for marker in sorted({m for function in (item.function, *fixtures) for m in needs(function)}):
             item.add_marker(marker)
+        if "local_ray" in item.fixturenames:
+            item.add_marker("ray")
+            _with_ray.add(item.path)
         if any(item.get_closest_marker(name) for name in ("slow", "chaos", "ray")):
             long.add(item.path)
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: item.path not in long)
+        items.sort(key=lambda item: (item.path not in _with_ray, item.path not in long))
 
 
-# torch is imported by the fixtures: most tests do not need it.
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.path not in _with_ray:
+        _stop_ray()
+
+
+def pytest_sessionfinish() -> None:
+    _stop_ray()
+
+
+def _stop_ray() -> None:
+    """Stop the Ray of `local_ray`: other tests start one themselves, or expect that none runs."""
+    if shared := sys.modules.get("support.shared_ray"):
+        shared.stop()
+
+
+# torch and ray are imported by the fixtures: most tests do not need them.
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """A Ray with three CPUs in this process, without dashboard; see `support.shared_ray`."""
+    from support import shared_ray
+
+    shared_ray.start()
+    yield
+    shared_ray.clear()
 
 
 @pytest.fixture(scope="module")

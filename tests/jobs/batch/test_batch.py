@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.dataset as ds
 import pytest
 from support.servers import S3Server
+from support.shared_ray import CPUS
 from support.tiny import tiny_weights
 from support.videos import make_images, make_video, truncate
 
 from jobs.batch.manifest import load_manifest
 from jobs.batch.report import BatchReport
 from jobs.batch.run import BatchOptions, Plan, budget, plan, run_batch
-from jobs.cluster.connection import Resources, connected
+from jobs.cluster.connection import Resources
 from jobs.scheduling.actions import Progress, Running
 from jobs.scheduling.video_job import VideoJob
 from pipeline.analytics.query import query
@@ -28,22 +28,14 @@ from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking.settings import ModelSettings
 from pipeline.tracking.track import track
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 BOX: dict[str, Any] = {
     "version": 1,
     "objects": [{"frame": 0, "id": 1, "box": [10, 10, 30, 30], "category": "shape"}],
 }
 CHUNK = 8
 ONE = BatchOptions(actors=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _local_ray() -> Iterator[None]:
-    root = Path(__file__).parents[3]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{root}{os.pathsep}{root / 'tests'}")
-        with connected() as resources:
-            assert sum(resources.node_cpus) >= 1
-            yield
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +112,7 @@ def test_every_good_video_is_tracked_as_by_itself_and_every_bad_one_is_named(
         assert rows(out, summary.stream_id) == rows(alone, summary.stream_id)
         assert [r["frame_index"] for r in rows(out, summary.stream_id)] == list(range(frames))
     assert report.frames == 45
-    assert 1 <= report.workers <= os.cpu_count()  # type: ignore[operator]
+    assert 1 <= report.workers <= CPUS
     assert seen[-1][0].finished == 3
     assert seen[-1][1] == []
     assert {len(running) <= 8 for _, running in seen} == {True}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 from support.tiny import tiny_weights
 from support.videos import damage_packets, make_video, truncate
 
@@ -16,14 +14,9 @@ from jobs.batch.run import BatchOptions, run_batch
 from pipeline.analytics.query import query
 from pipeline.distributed.messages import WorkerSettings
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 FRAMES = 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def test_five_percent_bad_files_among_sixty(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 from support.tiny import tiny_weights
 from support.videos import make_video
 
@@ -18,15 +17,10 @@ from jobs.cli.app import main
 from pipeline.analytics.query import query
 from pipeline.distributed.messages import WorkerSettings
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 VIDEOS, FRAMES = 6, 40
 PROMPTS = {"version": 1, "objects": [{"id": 1, "polygons": [[5, 5, 40, 5, 40, 40, 5, 40]]}]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,28 +20,9 @@ from jobs.scheduling.video_job import VideoJob
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.distributed.messages import StreamSpec
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 OPTIONS = SchedulerOptions(chunk_frames=CHUNK, quantum=3, backoff_seconds=0.05)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _local_ray() -> Iterator[None]:
-    # Workers find the stand-in and this checkout.
-    root = Path(__file__).parents[3]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{root}{os.pathsep}{root / 'tests'}")
-        _start()
-        yield
-        ray.shutdown()
-
-
-def _start() -> None:
-    ray.init(
-        num_cpus=3,
-        include_dashboard=False,
-        object_store_memory=100 * 2**20,
-        log_to_driver=False,
-        configure_logging=False,
-    )
 
 
 def video(name: str, **traits: object) -> VideoJob:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,9 @@ from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.track import track
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 CHUNK = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    ray.init(num_cpus=3, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

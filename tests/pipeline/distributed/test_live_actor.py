@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,10 @@ from pipeline.live.spec import LiveSettings, LiveSpec
 from pipeline.tracking.settings import TrackSettings
 from xmem_core import MemoryConfig
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 PATIENCE = 60.0
 MEMORY = MemoryConfig(mem_every=2, max_mid_term_frames=4, min_mid_term_frames=2, num_prototypes=4, top_k=8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def until(what: Callable[[], Any]) -> Any:

@@ -53,14 +53,11 @@ def start_hub(name: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[str]:
+def service(local_ray: None) -> Iterator[str]:
     """The service's address."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    patch = pytest.MonkeyPatch()
-    patch.setenv(slow_clients.VARIABLE, slow_clients.CALLBACK)
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
     try:
         hub = start_hub("hub-one")
         serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -68,10 +65,8 @@ def service() -> Iterator[str]:
         serve.run(application(api, HubPlace("hub-one")), name="xmem-live", route_prefix="/")
         yield f"http://127.0.0.1:{port}"
         del hub
-        serve.shutdown()
     finally:
-        ray.shutdown()
-        patch.undo()
+        serve.shutdown()
 
 
 def test_a_stream_from_post_to_websocket(service: str) -> None:
