@@ -78,7 +78,7 @@ def test_what_a_request_leaves_out_is_the_services_own(hub: StandInHub) -> None:
     with make_client(hub, streams=own, detectors=("motion", "people")) as client:
         answer = add(client, detector="people", settings={"max_objects": 3})
         assert answer.status_code == 201, answer.text
-        assert "there are motion, people" in add(client, "b", detector="cars").text
+        assert "available are motion, people" in add(client, "b", detector="cars").text
     assert hub.specs["gate"].settings == replace(own, finder=FinderSettings(every=9, max_objects=3))
 
 
