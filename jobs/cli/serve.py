@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +20,9 @@ from pipeline.tracking.settings import NOT_LIVE, TrackSettings
 
 if TYPE_CHECKING:
     from pipeline.api.tokens import TokenSet
+    from pipeline.live.hub.webhook import WebhookSettings
+
+_WEBHOOK_SECRET = "XMEM_WEBHOOK_SECRET"
 
 
 @tracking_options(without=NOT_LIVE)
@@ -56,6 +60,16 @@ def serve(
         str, typer.Option(help="Name of the hub; one process per output folder and name.")
     ] = "default",
     secrets: Annotated[str | None, typer.Option(help="Folder in which camera passwords are stored.")] = None,
+    webhook: Annotated[
+        str | None, typer.Option(help="URL to which events of zones and lines are pushed.")
+    ] = None,
+    webhook_secret_file: Annotated[
+        str | None,
+        typer.Option(
+            help="File with the secret that signs the webhook's requests. Default: variable "
+            "XMEM_WEBHOOK_SECRET."
+        ),
+    ] = None,
     replicas: Annotated[int, typer.Option(help="Number of processes that answer requests.")] = 1,
     address: Annotated[
         str | None,
@@ -67,6 +81,7 @@ def serve(
 ) -> None:
     """Track live cameras and serve their streams, pictures and mask records over HTTP."""
     tokens = _tokens(token_file, insecure_loopback, host)
+    pushed = _webhook(webhook, webhook_secret_file)
     networks = tuple(allow_network or ())
     if address is None:  # a cluster may have plugins that this machine lacks
         from pipeline.tracking.plugins import check_plugins
@@ -94,6 +109,7 @@ def serve(
         hub=hub,
         secrets=secrets,
         gpus=gpus,
+        webhook=pushed,
     )
     if not networks:
         say("no network is allowed (--allow-network): all cameras will be refused")
@@ -138,6 +154,28 @@ def _run(application: object, place: object, host: str, port: int, out: str) -> 
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _webhook(url: str | None, secret_file: str | None) -> WebhookSettings | None:
+    """The webhook's settings; UsageError for a URL without a secret and the reverse."""
+    from pipeline.live.hub.webhook import WebhookSettings
+
+    if url is None:
+        if secret_file is not None:
+            raise UsageError("--webhook-secret-file without --webhook: give the URL, too")
+        return None
+    if secret_file is None:
+        secret = os.environ.get(_WEBHOOK_SECRET, "").strip()
+        if not secret:
+            raise UsageError(
+                f"--webhook needs a secret to sign with: set {_WEBHOOK_SECRET}, or give --webhook-secret-file"
+            )
+        return WebhookSettings(url, secret)
+    try:
+        return WebhookSettings(url, Path(secret_file).expanduser().read_text(encoding="utf-8").strip())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise UsageError(f"webhook secret file {secret_file}: {reason}") from error
 
 
 def _tokens(token_file: str | None, insecure: bool, host: str) -> TokenSet | None:

@@ -36,6 +36,7 @@ from pipeline.distributed.replica_router import FailFastRouter
 from pipeline.live.camera.options import LiveOptions
 from pipeline.live.camera.url_guard import UrlGuard
 from pipeline.live.hub.settings import HubSettings
+from pipeline.live.hub.webhook import WebhookSettings
 from pipeline.live.recent import LiveView
 from pipeline.tracking.settings import NOT_LIVE, TrackSettings, track_options
 
@@ -198,6 +199,7 @@ def live_settings(
     hub: str = "default",
     secrets: str | None = None,
     gpus: float = 0.0,
+    webhook: WebhookSettings | None = None,
 ) -> tuple[ApiSettings, HubPlace]:
     """Make the settings of the API and of the hub behind it, for both `xmem serve` and `serve run`.
 
@@ -206,7 +208,7 @@ def live_settings(
         tracking: model, memory and sinks of the hub; its detector settings and box segmenter are defaults for
             streams.
         api: settings of the API, including allowed networks and the maximum number of streams.
-        hub, secrets: see `HubSettings`.
+        hub, secrets, webhook: see `HubSettings`.
         gpus: share of a GPU to reserve; 0 with a cuda device means a whole one.
     """
     streams = replace(
@@ -219,6 +221,7 @@ def live_settings(
         options=camera_options(api),
         max_streams=api.max_streams,
         secrets=secrets,
+        webhook=webhook,
     )
     gpus = gpus or float(tracking.model.device.startswith("cuda"))
     return replace(api, streams=streams), HubPlace(live_actor_name(hub), settings, gpus=gpus)

@@ -22,6 +22,7 @@ from pipeline.live.spec import LiveSettings
 from pipeline.live.zones import LiveZones
 from pipeline.tracking.committer import Committer
 from pipeline.tracking.objects import TrackedObjects
+from pipeline.zones.events import ZONE_EVENTS
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class LiveCommitter:
         facts: returns the source's fields of the record.
         received_fps: returns the recent rate of received frames per second.
         now: seconds, by the stream's clock.
+        told: called in the background after events of zones were committed, with the file's first frame.
 
     Attributes:
         previous: as above; set by the tracker.
@@ -66,12 +68,14 @@ class LiveCommitter:
         facts: Callable[[], Mapping[str, Any]],
         received_fps: Callable[[], float],
         now: float,
+        told: Callable[[int], None] | None = None,
     ) -> None:
         self.previous = previous
         self._stream_id, self._settings, self._run = stream_id, settings, run
         self._committer, self._record, self._unwritten = committer, record, unwritten
         self._objects, self._requests = objects, requests
         self._facts, self._received_fps, self._zones = facts, received_fps, zones
+        self._told = told
         self._rotated_at = self._snapshot_at = now
         self._snapshot_tracked = unwritten.tracked
         self._snapshot_applied = requests.applied
@@ -131,9 +135,12 @@ class LiveCommitter:
         books = Books(next_frame, counts, content.rows, self._objects.living(), *self.previous)
         reserved, facts = next_frame + self.ahead(), self._facts()
         zones = self._zones.keep(next_frame)
+        told = self._told if any(e.kind in ZONE_EVENTS for e in content.events) else None
 
         def committed() -> None:
             self._record.committed(books, frames=reserved, facts=facts, zones=zones)
+            if told is not None:
+                told(content.first)
 
         self._committer.commit(content.first, content.last, content.records, content.events, committed)
 

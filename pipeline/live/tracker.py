@@ -75,6 +75,7 @@ class LiveTracker(Closing):
         view: receives the results of each tracked frame.
         sinks: receive the rows before the store does.
         distrusted: reasons, by request number, why a request must not be applied: it failed before.
+        told: called in the background after events of zones were committed, with the file's first frame.
 
     Attributes:
         record: the stream record, with the committed state.
@@ -99,12 +100,13 @@ class LiveTracker(Closing):
         view: LiveView | None = None,
         sinks: Sinks | None = None,
         distrusted: Mapping[int, str] | None = None,
+        told: Callable[[int], None] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.spec = spec
         self.view = view or LiveView()
         self.settings = settings
-        self._now = now
+        self._now, self._told = now, told
         boxes = load_box_segmenter(spec.settings.box_segmenter)
         self._failure: BaseException | None = None
         self._pending: _Pending | None = None
@@ -171,6 +173,7 @@ class LiveTracker(Closing):
             facts=lambda: live_facts(self.spec, self.settings, self.source.uri, self.source),
             received_fps=lambda: self.rates()["received_fps"],
             now=self._now(),
+            told=self._told,
         )
         if restored.finder is not None:
             restored.finder.reserve([record.ids_reserved - 1, *self.state.object_ids])

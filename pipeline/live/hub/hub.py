@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -30,6 +31,7 @@ from pipeline.live.hub.settings import HubSettings
 from pipeline.live.hub.status import metrics_of, state_of, status_of
 from pipeline.live.hub.stream import HubStream
 from pipeline.live.hub.turns import Turn, Turns
+from pipeline.live.hub.webhook import Webhook
 from pipeline.live.recent import LiveView
 from pipeline.live.spec import LiveSpec
 from pipeline.live.tracker import LiveFeed, LiveTracker, OpenFeed
@@ -100,6 +102,10 @@ class LiveHub(Closing):
             self._streams[spec.stream_id] = self._new(spec)
         for name, error in self._unusable.items():
             logger.error("stream %s: %s", name, error)
+        self._webhook: Webhook | None = None
+        if settings.webhook is not None:
+            options = settings.out_storage_options
+            self._webhook = Webhook(settings.webhook, settings.out, settings.hub, options)
         self._thread = threading.Thread(target=self._run, name="xmem-hub-tracking", daemon=True)
         self._thread.start()
 
@@ -301,6 +307,8 @@ class LiveHub(Closing):
                 self._close_one(stream, stream.tracker, RUNNING)
         for stream in streams:
             stream.view.close()
+        if self._webhook is not None:
+            self._webhook.close()
 
     # --- the tracking thread ---------------------------------------------------------------------
 
@@ -426,6 +434,8 @@ class LiveHub(Closing):
         except Exception as error:
             self._note(stream, error)
         else:
+            if self._webhook is not None:
+                self._webhook.watch(stream.spec.stream_id, tracker.record.books.frames)
             stream.opened_at = time.monotonic()
             stream.tracker = tracker
         finally:
@@ -462,6 +472,7 @@ class LiveHub(Closing):
             view=stream.view,
             sinks=self._sinks,
             distrusted=stream.distrusted,
+            told=None if self._webhook is None else partial(self._webhook.notify, spec.stream_id),
         )
 
     def _live_source(self, spec: LiveSpec, ledger: Ledger) -> LiveFeed:

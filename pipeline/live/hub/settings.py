@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.live.camera.options import LiveOptions
+from pipeline.live.hub.webhook import WebhookSettings
 from pipeline.live.spec import LiveSettings, LiveSpec
 from pipeline.tracking.settings import DetectorSettings, TrackSettings
 
@@ -31,6 +32,7 @@ class HubSettings:
         kept_records: recent mask records per stream.
         secrets: folder for URLs with credentials, see `pipeline.live.hub.registry`.
         first_backoff_seconds, most_backoff_seconds: between tries to open a stream that failed.
+        webhook: where events of zones are pushed to; None: nowhere.
         calibrate: measure a frame's time before the first stream is admitted.
     """
 
@@ -46,6 +48,7 @@ class HubSettings:
     first_backoff_seconds: float = 1.0
     most_backoff_seconds: float = 60.0
     calibrate: bool = True
+    webhook: WebhookSettings | None = None
     out_storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def source_options(self, chosen: LiveSettings) -> LiveOptions:

@@ -34,6 +34,20 @@ def test_nobody_is_let_in_by_mistake(
     assert "token number 1" in text
 
 
+def test_a_webhook_needs_a_secret(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XMEM_API_TOKENS", "a-token-for-tests-0123456789")
+    monkeypatch.delenv("XMEM_WEBHOOK_SECRET", raising=False)
+    assert "--webhook needs a secret" in said(capsys, "--webhook", "https://a/b")
+    file = tmp_path / "secret"
+    file.write_text("short\n")
+    assert "too short" in said(capsys, "--webhook", "https://a/b", "--webhook-secret-file", str(file))
+    assert "give the URL" in said(capsys, "--webhook-secret-file", str(file))
+    monkeypatch.setenv("XMEM_WEBHOOK_SECRET", "long-enough-0123456789")
+    assert "an http or https URL" in said(capsys, "--webhook", "rtsp://a/b")
+
+
 def test_a_window_that_is_none_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,12 +15,14 @@ import pytest
 from support.live_books import Committed
 from support.live_fake import HEIGHT, WIDTH, FakeFeed
 from support.small_net import SMALL_MEMORY, small_model, square
+from support.webhook_receiver import SECRET, receiver
 
 from pipeline.analytics.query import query
 from pipeline.base.errors import PromptError, SettingsConflictError, UsageError, XmemError
 from pipeline.live.camera.ledger import Ledger
 from pipeline.live.hub.capacity import Load
 from pipeline.live.hub.hub import HubSettings, LiveHub
+from pipeline.live.hub.webhook import WebhookSettings
 from pipeline.live.recent import LiveView
 from pipeline.live.spec import LiveSettings, LiveSpec
 from pipeline.tracking.settings import TrackSettings
@@ -599,6 +601,17 @@ def test_a_store_that_hangs_stops_no_other_stream(world: World, monkeypatch: pyt
 
 
 WHOLE = {"name": "whole", "units": "share", "polygon": [[0, 0], [1, 0], [1, 1], [0, 1]]}
+
+
+def test_zone_events_are_pushed_once_they_are_committed(world: World) -> None:
+    with receiver() as got:
+        hub = world.hub(webhook=WebhookSettings(got.url, SECRET, 0.01, 0.02))
+        hub.add(spec(zones={"zones": [WHOLE], "gap_seconds": 60}))
+        got.until(lambda: bool(got.events))
+    (event,) = got.events
+    assert (event["kind"], event["name"], event["object_id"]) == ("zone_entered", "whole", 1)
+    committed = query(world.out, "SELECT frame_index FROM events WHERE kind = 'zone_entered'").to_pylist()
+    assert [row["frame_index"] for row in committed] == [event["frame_index"]]
 
 
 def test_zones_make_events_and_outlive_a_hub(world: World) -> None:
