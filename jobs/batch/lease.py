@@ -177,7 +177,9 @@ def _streams(files: Files, batch_id: str) -> set[bytes]:
 def _beat(files: Files, owner: Owner, ended: threading.Event) -> None:
     while not ended.wait(HEARTBEAT_SECONDS):
         try:
-            if not files.exists(_name(owner.batch_id, "json")):
+            # Not the .json file: a write that began before the other run removed it may bring it back.
+            if not files.exists(_name(owner.batch_id, "streams")):
+                files.remove(_name(owner.batch_id, "json"))
                 logger.warning("another run has taken over the lease of this one")
                 return
             _write(files, replace(owner, alive=time.time()))

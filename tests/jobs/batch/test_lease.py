@@ -112,6 +112,20 @@ def test_the_heartbeat_goes_on_and_stops_when_the_lease_was_taken(
             assert [owner.batch_id for owner in running(files)] == ["theirs"]
 
 
+def test_a_heartbeat_during_a_take_over_does_not_renew_the_lease(
+    files: Files, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(jobs.batch.lease, "HEARTBEAT_SECONDS", 0.05)
+    with lease(files, "mine", ["a"]):
+        # The other run removed both files, but a heartbeat under way wrote the first one again.
+        files.remove("running/mine.streams")
+        deadline = time.monotonic() + 60
+        while "taken over the lease" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert running(files) == []
+
+
 def test_of_many_that_start_at_the_same_moment_one_goes_on(files: Files) -> None:
     ready, over = threading.Barrier(4), threading.Event()
     won: list[str] = []
