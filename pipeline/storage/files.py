@@ -61,6 +61,21 @@ class Files(ABC):
         """Sorted names of the files in a folder, relative to the root; empty if there is no such folder."""
 
     @abstractmethod
+    def sizes(self, folder: str, recursive: bool = False) -> dict[str, int]:
+        """The same files with their sizes in bytes, by name."""
+
+    @abstractmethod
+    def folders(self, folder: str) -> list[str]:
+        """Names (without those of their parents, sorted) of the folders in a folder."""
+
+    @abstractmethod
+    def part(self, name: str, start: int, end: int) -> bytes:
+        """Bytes `start` to `end` (exclusive) of a file, which must have them, in one request.
+
+        FileNotFoundError if there is none.
+        """
+
+    @abstractmethod
     def remove(self, name: str) -> None:
         """Remove a file; no error if there is none."""
 

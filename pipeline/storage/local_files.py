@@ -105,7 +105,30 @@ class LocalFiles(Files):
         return False
 
     def names(self, folder: str, recursive: bool = False) -> list[str]:
-        found: list[str] = []
+        return sorted(name for name, _ in self._found(folder, recursive, sized=False))
+
+    def sizes(self, folder: str, recursive: bool = False) -> dict[str, int]:
+        return dict(sorted(self._found(folder, recursive, sized=True)))
+
+    def folders(self, folder: str) -> list[str]:
+        with self._reporting("list", folder), suppress(FileNotFoundError), self._listing(folder) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    raise self._linked(f"{folder}/{entry.name}")
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        return []
+
+    def part(self, name: str, start: int, end: int) -> bytes:
+        with self._reporting("read", name), self._opened(name) as file:
+            file.seek(start)
+            data = file.read(end - start)
+            if len(data) != end - start:
+                raise StoreError(f"cannot read {self.uri(name)}: it ends before byte {end}")
+            return data
+
+    def _found(self, folder: str, recursive: bool, sized: bool) -> list[tuple[str, int]]:
+        """Files with their sizes, or 0 where these are not asked for."""
+        found: list[tuple[str, int]] = []
         with self._reporting("list", folder), suppress(FileNotFoundError), self._listing(folder) as entries:
             for entry in entries:
                 name = f"{folder}/{entry.name}"
@@ -113,10 +136,10 @@ class LocalFiles(Files):
                     # Silently missing rows would be worse than an error.
                     raise self._linked(name)
                 if entry.is_file(follow_symlinks=False):
-                    found.append(name)
+                    found.append((name, entry.stat(follow_symlinks=False).st_size if sized else 0))
                 elif recursive and entry.is_dir(follow_symlinks=False):
-                    found += self.names(name, recursive=True)
-        return sorted(found)
+                    found += self._found(name, True, sized)
+        return found
 
     def remove(self, name: str) -> None:
         with (

@@ -91,19 +91,40 @@ class RemoteFiles(Files):
         return self._attempt("read", name, look)
 
     def names(self, folder: str, recursive: bool = False) -> list[str]:
-        def look() -> list[str]:
+        return list(self.sizes(folder, recursive))
+
+    def sizes(self, folder: str, recursive: bool = False) -> dict[str, int]:
+        def look() -> list[tuple[str, int]]:
             path = self._full(folder)
             try:
                 if recursive:
-                    return list(self._fs.find(path))
-                return [str(e["name"]) for e in self._fs.ls(path, detail=True) if e["type"] == "file"]
+                    found = self._fs.find(path, detail=True).values()
+                else:
+                    found = [e for e in self._fs.ls(path, detail=True) if e["type"] == "file"]
             except FileNotFoundError:
                 return []
+            return [(str(e["name"]), int(e["size"] or 0)) for e in found]
 
         # Some servers list a placeholder for the folder itself.
-        prefix = self._full("").lstrip("/")
-        found = [p.lstrip("/").removeprefix(prefix) for p in self._attempt("list", folder, look)]
-        return sorted(n for n in found if n.startswith(folder + "/") and not n.endswith("/"))
+        found = [(self._relative(path), size) for path, size in self._attempt("list", folder, look)]
+        return dict(sorted((n, s) for n, s in found if n.startswith(folder + "/") and not n.endswith("/")))
+
+    def folders(self, folder: str) -> list[str]:
+        def look() -> list[str]:
+            try:
+                entries = self._fs.ls(self._full(folder), detail=True)
+            except FileNotFoundError:
+                return []
+            return [str(e["name"]) for e in entries if e["type"] == "directory"]
+
+        found = [self._relative(path).rstrip("/") for path in self._attempt("list", folder, look)]
+        return sorted(n.rpartition("/")[2] for n in found if n.startswith(folder + "/"))
+
+    def part(self, name: str, start: int, end: int) -> bytes:
+        def fetch() -> bytes:
+            return _whole(self._fs.cat_file(self._full(name), start=start, end=end), end - start)
+
+        return self._attempt("read", name, fetch)
 
     def remove(self, name: str) -> None:
         def remove() -> None:
@@ -117,6 +138,9 @@ class RemoteFiles(Files):
 
     def _full(self, name: str) -> str:
         return f"{self._path}/{name}"
+
+    def _relative(self, path: str) -> str:
+        return path.lstrip("/").removeprefix(self._full("").lstrip("/"))
 
     def _size(self, name: str) -> int:
         return int(self._fs.info(self._full(name))["size"])

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import secrets
+import shutil
 import subprocess
 import sys
 import threading
@@ -178,8 +179,13 @@ def test_tracks_without_a_record_still_are_a_stream(local: str) -> None:
 def test_links_are_refused_instead_of_followed(local: str, tmp_path: Path, link: str) -> None:
     """Neither foreign rows nor silently missing rows."""
     fill(str(tmp_path / "elsewhere"), "b")
+    if link.startswith("events"):
+        fill(local, "b")
+        shutil.rmtree(Path(local) / link)
     (Path(local) / link).symlink_to(tmp_path / "elsewhere" / link)
-    for sql in ("SELECT count(*) FROM tracks", "SELECT * FROM streams"):
+    for sql in (f"SELECT count(*) FROM {link.partition('/')[0]}", "SELECT * FROM streams"):
+        if link.startswith("events") and "streams" in sql:
+            continue  # it reads none
         with pytest.raises(
             StoreError, match=rf"{link} is a symbolic link, and links inside an output folder"
         ):
@@ -355,7 +361,9 @@ def test_a_damaged_file_is_a_store_error_and_not_rows(local: str, damage: str) -
     else:
         data[200] ^= 0xFF
     path.write_bytes(data)
-    with pytest.raises(StoreError, match=r"/out cannot be read .*restore that file from a copy") as caught:
+    with pytest.raises(
+        StoreError, match=r"frames-000000000010\.parquet cannot be read \(.*restore that file from a copy"
+    ) as caught:
         query(local, "SELECT * FROM tracks")
     assert "\n" not in str(caught.value)
     assert query(local, "SELECT count(*) n FROM events")["n"].to_pylist() == [2]

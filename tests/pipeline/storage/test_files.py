@@ -509,3 +509,16 @@ def test_an_upload_that_landed_though_its_answer_was_lost_is_success(monkeypatch
     assert store.committed() == CommittedRange(10, 1)
     with pytest.raises(AnotherWriterError):
         StreamStore(store.root, "cam-1").commit(0, 9, rows(0, 9, salt=1), NO_EVENTS)
+
+
+def test_sizes_folders_and_parts(files: Files) -> None:
+    files.create("tracks/a/one", b"12345")
+    files.create("tracks/b/two", b"123")
+    files.create("tracks/three", b"1")
+    assert files.sizes("tracks") == {"tracks/three": 1}
+    assert files.sizes("tracks", recursive=True) == {"tracks/a/one": 5, "tracks/b/two": 3, "tracks/three": 1}
+    assert files.folders("tracks") == ["a", "b"]
+    assert files.folders("none") == []
+    assert files.part("tracks/a/one", 1, 4) == b"234"
+    with pytest.raises(FileNotFoundError):
+        files.part("tracks/a/none", 0, 1)

@@ -1,0 +1,105 @@
+"""Which chunk files an output folder has, listed when they are first needed and stream by stream."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from pipeline.base.errors import StoreError, UsageError
+from pipeline.base.stream_ids import is_stream_id
+from pipeline.storage.files import Files
+from pipeline.tracks.layout import MEND, chunk_first, chunk_folder, chunk_name
+
+_PARTITION = "stream_id="
+_ONE_BY_ONE = 32
+"""Up to so many streams are listed folder by folder, more in one listing of everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A committed chunk.
+
+    Args:
+        stream_id: its stream.
+        first: its first frame.
+        following: the first frame of the next chunk; None for the newest.
+        size: bytes of its tracks file.
+    """
+
+    stream_id: str
+    first: int
+    following: int | None
+    size: int
+
+
+class Listing:
+    """The chunks of an output folder. Each stream's are listed once, so that they do not change afterwards.
+
+    Args:
+        files: the output folder.
+
+    Raises:
+        UsageError: it is not an output folder.
+    """
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self._lock = threading.Lock()
+        self._known: dict[str, list[Chunk]] = {}
+        names = files.folders("tracks")
+        found = (name.removeprefix(_PARTITION) for name in names if name.startswith(_PARTITION))
+        self.tracked = [stream_id for stream_id in found if is_stream_id(stream_id)]
+        self._recorded: list[str] | None = None
+        if not self.tracked and not self.recorded:
+            raise UsageError(
+                f"{files.root} is no output folder of xmem: nothing in it under tracks/ or streams/"
+            )
+
+    @property
+    def recorded(self) -> list[str]:
+        """Ids of the streams that have a record, sorted."""
+        if self._recorded is None:
+            names = (name.rpartition("/")[2] for name in self.files.names("streams"))
+            ids = (name.removesuffix(".json") for name in names if name.endswith(".json"))
+            self._recorded = [stream_id for stream_id in ids if is_stream_id(stream_id)]
+        return self._recorded
+
+    @property
+    def streams(self) -> list[str]:
+        """Ids of all streams, sorted."""
+        return sorted({*self.tracked, *self.recorded})
+
+    def chunks(self, stream_ids: Iterable[str] | None = None) -> dict[str, list[Chunk]]:
+        """The chunks of some or all streams, by stream, ascending; streams without tracks are left out."""
+        with self._lock:
+            wanted = self.tracked if stream_ids is None else [s for s in self.tracked if s in {*stream_ids}]
+            unknown = [stream_id for stream_id in wanted if stream_id not in self._known]
+            if len(unknown) > _ONE_BY_ONE:
+                found = self.files.sizes("tracks", recursive=True)
+                self._keep(unknown, found)
+            else:
+                for stream_id in unknown:
+                    self._keep([stream_id], self.files.sizes(chunk_folder("tracks", stream_id)))
+            return {stream_id: self._known[stream_id] for stream_id in wanted if self._known[stream_id]}
+
+    def _keep(self, stream_ids: Iterable[str], sizes: Mapping[str, int]) -> None:
+        by_stream: dict[str, dict[int, int]] = {stream_id: {} for stream_id in stream_ids}
+        for name, size in sizes.items():
+            _, partition, *rest = name.split("/")
+            chunks = by_stream.get(partition.removeprefix(_PARTITION))
+            first = chunk_first(name)
+            if chunks is not None and len(rest) == 1 and first is not None:
+                chunks[first] = size
+        for stream_id, chunks in by_stream.items():
+            firsts = sorted(chunks)
+            self._known[stream_id] = [
+                Chunk(stream_id, first, following, chunks[first])
+                for first, following in zip(firsts, [*firsts[1:], None], strict=False)
+            ]
+
+    def check_begins(self, chunks: list[Chunk]) -> None:
+        """StoreError if the first file of a stream is missing."""
+        if chunks and chunks[0].first != 0:
+            missing = self.files.uri(chunk_name("tracks", chunks[0].stream_id, 0))
+            raise StoreError(f"{missing} is missing, though files of later frames exist: {MEND}")

@@ -1,0 +1,379 @@
+"""What DuckDB reads instead of files: a pyarrow dataset that opens only the chunk files a statement needs.
+
+pyarrow's own dataset opens every file with a scanner of its own, reads 64 KB for its footer, and keeps what
+it read of it. This one knows the store's layout. The frames of a file follow from its name and that of the
+next, so that conditions on `stream_id` and `frame_index` choose files before any is opened. Files are read side
+by side, each in one or two reads; the checksum of each page is verified; nothing of them is kept. A file that
+is missing in the middle of a stream, that another program wrote or that is damaged is named in a StoreError.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from pipeline.analytics.listing import Chunk, Listing
+from pipeline.base.errors import StoreError
+from pipeline.storage.files import Files
+from pipeline.storage.local_files import LocalFiles
+from pipeline.tracks.layout import MEND, chunk_footer, chunk_name
+
+if TYPE_CHECKING:
+
+    class _Source(ds.Dataset):  # type: ignore[misc]
+        obj: Any
+
+else:
+    try:
+        # DuckDB 2 asks its own wrapper of a dataset how many rows there may be. A dataset that is its own
+        # wrapper can answer; without an answer DuckDB assumes one row, and builds joins' hash tables from it.
+        from duckdb._sources.pyarrow import PyArrowDatasetSource
+
+        class _Source(ds.Dataset, PyArrowDatasetSource):
+            pass
+
+    except ImportError:
+        _Source = ds.Dataset
+
+_TAIL_BYTES = 1 << 13
+_WHOLE_BYTES = 1 << 20
+"""A file on a store that is no larger is fetched in one request."""
+_FILES_PER_TASK = 16
+_ROWS_PER_TASK = 1 << 16
+_LOCAL_THREADS = min(8, (os.cpu_count() or 1) + 1)
+_REMOTE_THREADS = 16
+_TASKS_AHEAD = 2
+"""Tasks per thread that are begun before their rows are asked for."""
+_GUESSED_ROWS = 1_000_000
+"""Rows of a stream, for the plans of joins. Too many does no harm: what is joined to tracks is smaller."""
+_TIMES = {"pts_seconds", "wall_time"}
+_PRUNING = {"stream_id", "frame_index", *_TIMES}
+
+
+class ChunkDataset(_Source):
+    """The rows of all chunks as a dataset of pyarrow, for DuckDB.
+
+    Args:
+        listing: the output folder.
+        kind: "tracks" or "events".
+        schema: of the rows, without `stream_id`, which comes first.
+    """
+
+    def __init__(self, listing: Listing, kind: str, schema: pa.Schema) -> None:
+        # Neither base's __init__ is run: pyarrow's refuses to be, DuckDB's keeps the object that it wraps.
+        self.obj = self
+        self._declared: Any = None
+        self._listing = listing
+        self._files = listing.files
+        self._kind = kind
+        self._schema = pa.schema([pa.field("stream_id", pa.string()), *schema])
+        self.failure: StoreError | None = None
+        self.only: frozenset[str] | None = None
+        self.files_read = 0
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._schema
+
+    def rows(self) -> int:
+        """About how many rows there are, without listing them."""
+        return _GUESSED_ROWS * max(1, len(self._listing.tracked))
+
+    def accepts(self, predicate: Any) -> bool:
+        """Whether DuckDB leaves a condition to this dataset: what chooses files. It is faster at the rest."""
+        named = set(re.findall(r'"(\w+)"|(\w+)', predicate.fragment()))
+        if not any(name in _PRUNING for pair in named for name in pair):
+            return False
+        from duckdb._sources.nodes import Untranslatable
+        from duckdb._sources.to_arrow import to_arrow
+
+        try:
+            to_arrow(predicate, self._schema)
+        except Untranslatable:
+            return False
+        return True
+
+    def scanner(
+        self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None, **_: Any
+    ) -> Scan:
+        """A scan of some columns of the rows that fulfil `filter`."""
+        names = self._schema.names if columns is None else list(columns)
+        return Scan(self, names, filter)
+
+    def batches(self, names: Sequence[str], condition: pc.Expression | None) -> Iterator[pa.RecordBatch]:
+        """The rows, by stream and frame. An error is kept in `failure`: DuckDB passes on only its text."""
+        try:
+            yield from self._batches(names, condition)
+        except StoreError as error:
+            self.failure = error
+            raise
+
+    def _batches(self, names: Sequence[str], condition: pc.Expression | None) -> Iterator[pa.RecordBatch]:
+        local = isinstance(self._files, LocalFiles)
+        threads = _LOCAL_THREADS if local else _REMOTE_THREADS
+        waiting: deque[Future[list[pa.RecordBatch]]] = deque()
+        pool = ThreadPoolExecutor(threads)
+        try:
+            for chunks, exact in self._tasks(condition, _FILES_PER_TASK if local else 1):
+                left = None if exact else condition
+                waiting.append(pool.submit(self._read_all, chunks, names, left))
+                if len(waiting) > threads * _TASKS_AHEAD:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _tasks(self, condition: pc.Expression | None, most: int) -> Iterator[tuple[list[Chunk], bool]]:
+        """Chunks to read together, and whether all of their rows fulfil the condition."""
+        task: list[Chunk] = []
+        last = True
+        for chunk, exact in self._needed(condition):
+            if task and (len(task) >= most or exact != last):
+                yield task, last
+                task = []
+            task.append(chunk)
+            last = exact
+        if task:
+            yield task, last
+
+    def _needed(self, condition: pc.Expression | None) -> Iterator[tuple[Chunk, bool]]:
+        ids = [s for s in self._listing.tracked if self.only is None or s in self.only]
+        fields = _fields(condition, self._schema)
+        exact: set[str] = set()
+        if condition is not None:
+            ids, exact = self._chosen(condition, fields, {s: ds.field("stream_id") == s for s in ids})
+        everything = len(ids) == len(self._listing.tracked)
+        for stream_id, chunks in self._listing.chunks(None if everything else ids).items():
+            self._listing.check_begins(chunks)
+            if condition is None or fields <= {"stream_id"}:
+                yield from ((chunk, condition is None or stream_id in exact) for chunk in chunks)
+            else:
+                known = {str(i): _frames(chunk) for i, chunk in enumerate(chunks)}
+                some, whole = self._chosen(condition, fields, known)
+                yield from ((chunks[int(i)], i in whole) for i in some)
+
+    def _chosen(
+        self, condition: pc.Expression, fields: set[str], known: Mapping[str, pc.Expression]
+    ) -> tuple[list[str], set[str]]:
+        """What may have rows that fulfil the condition, and of what all rows do for certain."""
+        some = _satisfying(condition, self._schema, known)
+        if not fields <= {"stream_id", "frame_index"}:  # the others may be null, which no negation finds
+            return some, set()
+        return some, {*some} - {*_satisfying(~condition, self._schema, {key: known[key] for key in some})}
+
+    def _read_all(
+        self, chunks: Sequence[Chunk], names: Sequence[str], condition: pc.Expression | None
+    ) -> list[pa.RecordBatch]:
+        needed = [*names, *sorted(_fields(condition, self._schema) - {*names})]
+        schema = pa.schema([self._schema.field(name) for name in needed])
+        batches = [batch for chunk in chunks for batch in self._read(chunk, schema, condition)]
+        if condition is None:
+            return batches
+        table = pa.Table.from_batches(batches, schema).filter(condition).select(list(names))
+        return [batch for batch in table.to_batches() if batch.num_rows]
+
+    def _read(
+        self, chunk: Chunk, schema: pa.Schema, condition: pc.Expression | None
+    ) -> Iterator[pa.RecordBatch]:
+        name = chunk_name(self._kind, chunk.stream_id, chunk.first)
+        uri = self._files.uri(name)
+        try:
+            file = _open(self._files, name, chunk.size if self._kind == "tracks" else None)
+            _check(file.metadata, self._kind, chunk, uri, self._files)
+            there = {n for n in file.schema_arrow.names if n in schema.names and n != "stream_id"}
+            timed = bool(_fields(condition, self._schema) & _TIMES)
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                if timed and not self._may_hold(condition, file.metadata.row_group(group), chunk):
+                    continue
+                if there:
+                    table = file.read_row_group(group, columns=sorted(there), use_threads=False)
+                    if table.num_rows != rows:
+                        raise pa.ArrowInvalid(f"{table.num_rows} rows instead of {rows}")
+                else:
+                    table = None
+                columns = [_column(field, table, rows, chunk.stream_id) for field in schema]
+                yield pa.RecordBatch.from_arrays(columns, schema=schema)
+        except FileNotFoundError:
+            if self._kind == "events":  # a copy, which can be lost or not be written yet
+                events = chunk_footer(self._files, chunk.stream_id, chunk.first).events
+                columns = [_column(field, events, events.num_rows, chunk.stream_id) for field in schema]
+                yield pa.RecordBatch.from_arrays(columns, schema=schema)
+                return
+            raise StoreError(
+                f"{uri} cannot be read, it has vanished: if no run is starting this stream over just now, "
+                "restore that file from a copy"
+            ) from None
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(
+                f"{uri} cannot be read ({' '.join(str(error).split())}): restore that file from a copy, or "
+                f"leave the stream out (WHERE stream_id <> '{chunk.stream_id}')"
+            ) from error
+        self.files_read += 1
+
+    def _may_hold(self, condition: Any, group: Any, chunk: Chunk) -> bool:
+        """Whether a row group may have rows that fulfil a condition on times, by its statistics."""
+        known = _frames(chunk)
+        for index in range(group.num_columns):
+            column = group.column(index)
+            stats = column.statistics if column.path_in_schema in _TIMES else None
+            if stats is not None and stats.has_min_max and stats.null_count == 0:
+                field = ds.field(column.path_in_schema)
+                known = known & (field >= stats.min) & (field <= stats.max)
+        return bool(_satisfying(condition, self._schema, {"0": known}))
+
+
+class Scan:
+    """A scan of a `ChunkDataset`; what DuckDB needs of pyarrow's Scanner."""
+
+    def __init__(self, dataset: ChunkDataset, names: Sequence[str], condition: pc.Expression | None) -> None:
+        self.dataset = dataset
+        self.projected_schema = pa.schema([dataset.schema.field(name) for name in names])
+        self._condition = condition
+
+    def to_reader(self) -> pa.RecordBatchReader:
+        """The rows, read as they are asked for."""
+        batches = self.dataset.batches(self.projected_schema.names, self._condition)
+        return pa.RecordBatchReader.from_batches(self.projected_schema, batches)
+
+
+def _fields(condition: pc.Expression | None, schema: pa.Schema) -> set[str]:
+    """Columns that an expression may name. pyarrow tells only its text, where strings may look like names."""
+    if condition is None:
+        return set()
+    words = set(re.findall(r"\w+", str(condition)))
+    return {name for name in schema.names if name in words}
+
+
+def _satisfying(condition: pc.Expression, schema: pa.Schema, known: Mapping[str, pc.Expression]) -> list[str]:
+    """Those of which a row may fulfil the condition, given what is known of all of their rows."""
+    if not known:
+        return []
+    dataset = ds.FileSystemDataset.from_paths(
+        list(known),
+        schema=schema,
+        format=ds.ParquetFileFormat(),
+        filesystem=pyarrow.fs.LocalFileSystem(),  # it opens none of them
+        partitions=list(known.values()),
+    )
+    return [fragment.path for fragment in dataset.get_fragments(filter=condition)]
+
+
+def _frames(chunk: Chunk) -> pc.Expression:
+    frames = ds.field("frame_index")
+    known = (ds.field("stream_id") == chunk.stream_id) & (frames >= chunk.first)
+    return known if chunk.following is None else known & (frames < chunk.following)
+
+
+def _open(files: Files, name: str, size: int | None) -> pq.ParquetFile:
+    """A Parquet file whose footer is read once, and of whose pages only those that are asked for.
+
+    Args:
+        size: its size, if it was listed; None: it is small, and may be a link.
+    """
+    source: Any
+    if isinstance(files, LocalFiles) and size is not None:
+        source = pa.OSFile(files.arrow(name)[1])
+        size = source.size()
+        tail = source.read_at(min(size, _TAIL_BYTES), max(0, size - _TAIL_BYTES))
+    elif size is None or size <= _WHOLE_BYTES:
+        tail = files.read(name) if size is None else files.part(name, 0, size)
+        source = pa.BufferReader(tail)
+    else:
+        tail = files.part(name, max(0, size - _TAIL_BYTES), size)
+        source = pa.PythonFile(_Ranges(files, name, size), mode="r")
+    if len(tail) < 12 or tail[-4:] != b"PAR1":
+        raise pa.ArrowInvalid("its end is missing")
+    footer = int.from_bytes(tail[-8:-4], "little") + 8
+    metadata = None
+    if footer <= len(tail):
+        metadata = pq.read_metadata(pa.BufferReader(tail))
+    return pq.ParquetFile(
+        source,
+        metadata=metadata,
+        # Ranges that lie beside each other become one request; on a disk it would only copy.
+        pre_buffer=isinstance(source, pa.PythonFile),
+        page_checksum_verification=True,
+    )
+
+
+class _Ranges:
+    """A file on a store of which parts are read, one request each."""
+
+    closed = False
+
+    def __init__(self, files: Files, name: str, size: int) -> None:
+        self._files, self._name, self._size, self._at = files, name, size, 0
+
+    def size(self) -> int:
+        return self._size
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, count: int = -1) -> bytes:
+        end = self._size if count < 0 else min(self._size, self._at + count)
+        data = self._files.part(self._name, self._at, end) if end > self._at else b""
+        self._at = max(self._at, end)
+        return data
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _check(metadata: Any, kind: str, chunk: Chunk, uri: str, files: Files) -> None:
+    """StoreError if a file is not what its name says, or if the next one is missing."""
+    meta = metadata.metadata or {}
+    try:
+        stream_id = meta[b"xmem.stream_id"].decode()
+        first, last = int(meta[b"xmem.first"]), int(meta[b"xmem.last"])
+    except (KeyError, ValueError):
+        raise StoreError(
+            f"{uri} is no {kind} file of xmem, though it is named like one: move it out of the output folder"
+        ) from None
+    if (stream_id, first) != (chunk.stream_id, chunk.first) or last < first:
+        raise StoreError(
+            f"{uri} holds frames {first}..{last} of stream {stream_id!r}, not what its name says: {MEND}"
+        )
+    if chunk.following is None or last + 1 == chunk.following:
+        return
+    if last + 1 > chunk.following:
+        following = files.uri(chunk_name("tracks", chunk.stream_id, chunk.following))
+        raise StoreError(f"{following} begins before frame {last + 1}, where the file before it ends: {MEND}")
+    missing = files.uri(chunk_name("tracks", chunk.stream_id, last + 1))
+    raise StoreError(f"{missing} is missing, though files of later frames exist: {MEND}")
+
+
+def _column(field: pa.Field, table: pa.Table | None, rows: int, stream_id: str) -> pa.Array:
+    if field.name == "stream_id":
+        return pa.repeat(stream_id, rows)
+    if table is None or field.name not in table.column_names:
+        return pa.nulls(rows, field.type)
+    column = table[field.name]
+    if column.type != field.type:
+        column = column.cast(field.type)
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

@@ -1,0 +1,175 @@
+"""Which files a statement opens, and that damaged, missing and foreign files are named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.chunks import NO_EVENTS, events, rows
+
+from pipeline.analytics import query as module
+from pipeline.analytics.query import query
+from pipeline.analytics.scan import ChunkDataset
+from pipeline.base.errors import StoreError
+from pipeline.storage.opening import open_files
+from pipeline.tracks.layout import chunk_name
+from pipeline.tracks.store import StreamStore
+
+STREAMS, FILES, FRAMES = ("cam-1", "cam-2", "door-1"), 6, 5
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Three streams of six files of five frames with two rows each."""
+    for stream_id in STREAMS:
+        store = StreamStore(tmp_path / "out", stream_id)
+        for first in range(0, FILES * FRAMES, FRAMES):
+            last = first + FRAMES - 1
+            store.commit(first, last, rows(first, last), events(first) if first == 10 else NO_EVENTS)
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """The names of the files that were opened since it was last asked."""
+    names: list[str] = []
+    read = ChunkDataset._read
+
+    def note(self: ChunkDataset, chunk: Any, *arguments: Any) -> Any:
+        names.append(f"{chunk.stream_id}/{chunk.first}")
+        return read(self, chunk, *arguments)
+
+    monkeypatch.setattr(ChunkDataset, "_read", note)
+
+    def since() -> list[str]:
+        found = sorted(names)
+        names.clear()
+        return found
+
+    return since
+
+
+def chunk(out: Path, stream_id: str, first: int) -> Path:
+    return out / chunk_name("tracks", stream_id, first)
+
+
+@pytest.mark.parametrize(
+    ("where", "expected", "count"),
+    [
+        ("stream_id = 'cam-1' AND frame_index = 7", ["cam-1/5"], 2),
+        ("frame_index BETWEEN 8 AND 11 AND stream_id < 'cam-2'", ["cam-1/10", "cam-1/5"], 8),
+        ("frame_index >= 28", ["cam-1/25", "cam-2/25", "door-1/25"], 12),
+        ("stream_id IN ('cam-2', 'none') AND frame_index < 3", ["cam-2/0"], 6),
+        ("stream_id = 'none'", [], 0),
+        ("stream_id = 'cam-1' AND (frame_index < 2 OR frame_index > 28)", ["cam-1/0", "cam-1/25"], 6),
+        ("NOT (frame_index > 4) AND stream_id > 'cam-1'", ["cam-2/0", "door-1/0"], 20),
+    ],
+)  # fmt: skip
+def test_only_the_files_of_the_frames_asked_for_are_opened(
+    out: Path, opened: Callable[[], list[str]], where: str, expected: list[str], count: int
+) -> None:
+    found = query(out, f"SELECT count(*) AS n FROM tracks WHERE {where}")
+    assert found["n"].to_pylist() == [count]
+    assert opened() == expected
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "pts_seconds BETWEEN 0.2 AND 0.5",
+        "pts_seconds > 0.9 OR pts_seconds < 0.1",
+        "wall_time < TIMESTAMPTZ '2024-05-06 07:08:10+00'",
+        "area > 12 AND frame_index <> 3",
+        "category = 'dog' AND stream_id = 'cam-1'",
+        "stream_id LIKE '%-1'",
+        "category IS NULL AND pts_seconds >= 0.5",
+        "frame_index IN (1, 17)",
+    ],
+)
+def test_conditions_choose_the_rows_that_they_choose_in_a_table(out: Path, where: str) -> None:
+    with module.connect(out) as connection:
+        connection.execute("CREATE TABLE plain AS FROM tracks")
+        expected, found = (
+            connection.sql(f"SELECT * FROM {name} WHERE {where} ORDER BY ALL").to_arrow_table().to_pylist()
+            for name in ("plain", "tracks")
+        )
+    assert found == expected
+    assert 0 < len(found) < 2 * len(STREAMS) * FILES * FRAMES
+
+
+def test_a_stream_is_listed_by_itself(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = type(open_files(out))
+    listed: list[str] = []
+    sizes = files.sizes
+
+    def note(self: Any, folder: str, recursive: bool = False) -> dict[str, int]:
+        listed.append(folder)
+        return sizes(self, folder, recursive)
+
+    monkeypatch.setattr(files, "sizes", note)
+    query(out, "SELECT count(*) FROM tracks WHERE stream_id = 'cam-2'")
+    assert listed == ["tracks/stream_id=cam-2"]
+
+
+def test_joins_build_their_hash_tables_of_the_smaller_side(out: Path) -> None:
+    plan = query(
+        out, "EXPLAIN SELECT count(*) FROM tracks JOIN (SELECT 'cam-1' AS stream_id) USING (stream_id)"
+    )
+    text = plan["explain_value"][0].as_py()
+    assert "3,000,000" in text or "3000000" in text, text
+
+
+def test_a_missing_file_in_the_middle_is_named(out: Path) -> None:
+    chunk(out, "cam-2", 10).unlink()
+    message = r"cam-2/frames-000000000010\.parquet is missing, though files of later frames exist"
+    with pytest.raises(StoreError, match=message):
+        query(out, "SELECT count(*) FROM tracks")
+    assert query(out, "SELECT count(*) n FROM tracks WHERE stream_id <> 'cam-2'")["n"].to_pylist() == [120]
+
+
+def test_a_missing_first_file_is_named(out: Path) -> None:
+    chunk(out, "cam-2", 0).unlink()
+    with pytest.raises(StoreError, match=r"cam-2/frames-000000000000\.parquet is missing"):
+        query(out, "SELECT count(*) FROM tracks")
+
+
+def test_a_foreign_file_under_our_name_is_named(out: Path) -> None:
+    pq.write_table(pa.table({"area": [1]}), chunk(out, "cam-1", 30))
+    with pytest.raises(StoreError, match=r"frames-000000000030\.parquet is no tracks file of xmem"):
+        query(out, "SELECT sum(area) FROM tracks")
+    chunk(out, "cam-1", 30).write_bytes(chunk(out, "cam-2", 25).read_bytes())
+    with pytest.raises(
+        StoreError, match=r"000030\.parquet holds frames 25\.\.29 of stream 'cam-2', not what"
+    ):
+        query(out, "SELECT sum(area) FROM tracks")
+
+
+def test_a_flipped_byte_is_found_in_every_column_that_is_read(out: Path) -> None:
+    path = chunk(out, "door-1", 15)
+    data = bytearray(path.read_bytes())
+    column = pq.read_metadata(path).row_group(0).column(7)
+    assert column.path_in_schema == "area"
+    data[column.data_page_offset + column.total_compressed_size - 1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(
+        StoreError, match=r"door-1/frames-000000000015\.parquet cannot be read .*CRC checksum"
+    ):
+        query(out, "SELECT sum(area) FROM tracks")
+    assert query(out, "SELECT sum(frame_index) s FROM tracks WHERE stream_id = 'door-1'").num_rows == 1
+
+
+def test_a_lost_events_file_is_read_from_its_tracks_file(out: Path) -> None:
+    before = query(out, "FROM events WHERE stream_id = 'cam-1'").to_pylist()
+    (out / chunk_name("events", "cam-1", 10)).unlink()
+    assert query(out, "FROM events WHERE stream_id = 'cam-1'").to_pylist() == before
+    assert len(before) == 2
+
+
+def test_a_limit_ends_the_reading(out: Path) -> None:
+    with module.connect(out) as connection:
+        for _ in range(20):
+            assert len(connection.sql("SELECT stream_id FROM tracks LIMIT 1").fetchall()) == 1
