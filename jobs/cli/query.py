@@ -14,7 +14,12 @@ from pipeline.base.errors import UsageError, XmemError
 
 def query(
     folder: Annotated[str, typer.Argument(help="Output folder of `xmem track` or `xmem batch`.")],
-    sql: Annotated[str, typer.Argument(help="SQL query over the views tracks, events and streams.")],
+    sql: Annotated[
+        str,
+        typer.Argument(
+            help="SQL query over the views tracks, events, streams, objects, frames, gaps, files."
+        ),
+    ],
     fmt: Annotated[
         str, typer.Option("--format", help="Output format: table, csv, json or parquet.")
     ] = "table",

@@ -25,12 +25,14 @@ class Chunk:
         first: its first frame.
         following: the first frame of the next chunk; None for the newest.
         size: bytes of its tracks file.
+        is_first: whether the stream has no file of earlier frames.
     """
 
     stream_id: str
     first: int
     following: int | None
     size: int
+    is_first: bool = False
 
 
 class Listing:
@@ -94,7 +96,7 @@ class Listing:
         for stream_id, chunks in by_stream.items():
             firsts = sorted(chunks)
             self._known[stream_id] = [
-                Chunk(stream_id, first, following, chunks[first])
+                Chunk(stream_id, first, following, chunks[first], first == firsts[0])
                 for first, following in zip(firsts, [*firsts[1:], None], strict=False)
             ]
 

@@ -19,6 +19,7 @@ from pipeline.analytics.formats import format_result
 from pipeline.analytics.listing import Listing
 from pipeline.analytics.scan import ChunkDataset
 from pipeline.analytics.streams import STREAMS_SCHEMA, streams_table
+from pipeline.analytics.views import GAPS_SQL, OBJECTS_SQL, FileDataset, FrameDataset
 from pipeline.base.errors import UsageError
 from pipeline.base.records import EVENTS_SCHEMA, TRACKS_SCHEMA
 from pipeline.storage.opening import open_files
@@ -26,6 +27,7 @@ from pipeline.tracks.reader import TrackReader, records_by_frame
 
 __all__ = ["STREAMS_SCHEMA", "TrackReader", "connect", "format_result", "query", "records_by_frame"]
 
+VIEWS = "tracks, events, streams, objects, frames, gaps, files"
 _SETTINGS = (
     "autoinstall_known_extensions=false",
     "autoload_known_extensions=false",
@@ -39,7 +41,7 @@ _SETTINGS = (
 def connect(
     root: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
 ) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection with the views `tracks`, `events` and `streams` over an output folder.
+    """A DuckDB connection with views over an output folder (docs/query.md).
 
     `tracks` and `events` have the columns of `TRACKS_SCHEMA` and `EVENTS_SCHEMA` after `stream_id` (text,
     always); `streams` those of `STREAMS_SCHEMA`: `next_frame` counts the committed frames, `settings`,
@@ -95,7 +97,7 @@ def query(
     with connection:
         for name, table in (tables or {}).items():
             connection.register(name, table)
-        views = ", ".join(("tracks", "events", "streams", *(tables or {})))
+        views = ", ".join((VIEWS, *(tables or {})))
         try:
             return connection.sql(statements[0]).to_arrow_table()
         except duckdb.Error as error:
@@ -109,15 +111,19 @@ def _connect(listing: Listing, with_streams: bool) -> tuple[duckdb.DuckDBPyConne
     connection = duckdb.connect(":memory:")
     for setting in _SETTINGS:
         connection.execute(f"SET {setting}")
-    datasets = [
-        ChunkDataset(listing, "tracks", TRACKS_SCHEMA),
-        ChunkDataset(listing, "events", EVENTS_SCHEMA),
-    ]
-    for name, dataset in zip(("tracks", "events"), datasets, strict=True):
+    datasets = {
+        "tracks": ChunkDataset(listing, "tracks", TRACKS_SCHEMA),
+        "events": ChunkDataset(listing, "events", EVENTS_SCHEMA),
+        "frames": FrameDataset(listing),
+        "files": FileDataset(listing),
+    }
+    for name, dataset in datasets.items():
         connection.register(name, dataset)
+    connection.execute(OBJECTS_SQL)
+    connection.execute(GAPS_SQL)
     if with_streams:
         connection.register("streams", streams_table(listing))
-    return connection, datasets
+    return connection, list(datasets.values())
 
 
 def _names_streams(sql: str) -> bool:

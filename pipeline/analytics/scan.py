@@ -2,9 +2,9 @@
 
 pyarrow's own dataset opens every file with a scanner of its own, reads 64 KB for its footer, and keeps what
 it read of it. This one knows the store's layout. The frames of a file follow from its name and that of the
-next, so that conditions on `stream_id` and `frame_index` choose files before any is opened. Files are read side
-by side, each in one or two reads; the checksum of each page is verified; nothing of them is kept. A file that
-is missing in the middle of a stream, that another program wrote or that is damaged is named in a StoreError.
+next, so that conditions on `stream_id` and `frame_index` choose files before any is opened. Files are read in
+parallel, each in one or two reads; the checksum of each page is verified; nothing of them is kept. A file
+that is missing in the middle of a stream, that another program wrote or that is damaged is a StoreError.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -77,9 +78,9 @@ class ChunkDataset(_Source):
         self._files = listing.files
         self._kind = kind
         self._schema = pa.schema([pa.field("stream_id", pa.string()), *schema])
+        self._strict = True
         self.failure: StoreError | None = None
         self.only: frozenset[str] | None = None
-        self.files_read = 0
 
     @property
     def schema(self) -> pa.Schema:
@@ -155,7 +156,8 @@ class ChunkDataset(_Source):
             ids, exact = self._chosen(condition, fields, {s: ds.field("stream_id") == s for s in ids})
         everything = len(ids) == len(self._listing.tracked)
         for stream_id, chunks in self._listing.chunks(None if everything else ids).items():
-            self._listing.check_begins(chunks)
+            if self._strict:
+                self._listing.check_begins(chunks)
             if condition is None or fields <= {"stream_id"}:
                 yield from ((chunk, condition is None or stream_id in exact) for chunk in chunks)
             else:
@@ -186,11 +188,18 @@ class ChunkDataset(_Source):
     def _read(
         self, chunk: Chunk, schema: pa.Schema, condition: pc.Expression | None
     ) -> Iterator[pa.RecordBatch]:
-        name = chunk_name(self._kind, chunk.stream_id, chunk.first)
-        uri = self._files.uri(name)
-        try:
-            file = _open(self._files, name, chunk.size if self._kind == "tracks" else None)
-            _check(file.metadata, self._kind, chunk, uri, self._files)
+        with self._reporting(chunk):
+            try:
+                file = open_chunk_file(self._files, self._kind, chunk)
+            except FileNotFoundError:
+                if self._kind != "events":
+                    raise
+                # The events file is a copy, which can be lost.
+                events = chunk_footer(self._files, chunk.stream_id, chunk.first).events
+                columns = [_column(field, events, events.num_rows, chunk.stream_id) for field in schema]
+                yield pa.RecordBatch.from_arrays(columns, schema=schema)
+                return
+            check_chunk_file(file.metadata, self._kind, chunk, self._files)
             there = {n for n in file.schema_arrow.names if n in schema.names and n != "stream_id"}
             timed = bool(_fields(condition, self._schema) & _TIMES)
             for group in range(file.num_row_groups):
@@ -205,12 +214,14 @@ class ChunkDataset(_Source):
                     table = None
                 columns = [_column(field, table, rows, chunk.stream_id) for field in schema]
                 yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    @contextmanager
+    def _reporting(self, chunk: Chunk) -> Iterator[None]:
+        """Failures to read a chunk's file as a StoreError that names it."""
+        uri = self._files.uri(chunk_name(self._kind, chunk.stream_id, chunk.first))
+        try:
+            yield
         except FileNotFoundError:
-            if self._kind == "events":  # a copy, which can be lost or not be written yet
-                events = chunk_footer(self._files, chunk.stream_id, chunk.first).events
-                columns = [_column(field, events, events.num_rows, chunk.stream_id) for field in schema]
-                yield pa.RecordBatch.from_arrays(columns, schema=schema)
-                return
             raise StoreError(
                 f"{uri} cannot be read, it has vanished: if no run is starting this stream over just now, "
                 "restore that file from a copy"
@@ -220,7 +231,6 @@ class ChunkDataset(_Source):
                 f"{uri} cannot be read ({' '.join(str(error).split())}): restore that file from a copy, or "
                 f"leave the stream out (WHERE stream_id <> '{chunk.stream_id}')"
             ) from error
-        self.files_read += 1
 
     def _may_hold(self, condition: Any, group: Any, chunk: Chunk) -> bool:
         """Whether a row group may have rows that fulfil a condition on times, by its statistics."""
@@ -276,12 +286,15 @@ def _frames(chunk: Chunk) -> pc.Expression:
     return known if chunk.following is None else known & (frames < chunk.following)
 
 
-def _open(files: Files, name: str, size: int | None) -> pq.ParquetFile:
-    """A Parquet file whose footer is read once, and of whose pages only those that are asked for.
+def open_chunk_file(files: Files, kind: str, chunk: Chunk) -> pq.ParquetFile:
+    """A chunk's file, whose footer is read once, and of whose pages only those that are asked for.
 
-    Args:
-        size: its size, if it was listed; None: it is small, and may be a link.
+    Raises:
+        FileNotFoundError: there is none. StoreError, OSError, pyarrow.ArrowException: it cannot be read.
     """
+    name = chunk_name(kind, chunk.stream_id, chunk.first)
+    # An events file was not listed: it is small, and may be a link, which `read` refuses.
+    size = chunk.size if kind == "tracks" else None
     source: Any
     if isinstance(files, LocalFiles) and size is not None:
         source = pa.OSFile(files.arrow(name)[1])
@@ -345,8 +358,9 @@ class _Ranges:
         self.closed = True
 
 
-def _check(metadata: Any, kind: str, chunk: Chunk, uri: str, files: Files) -> None:
+def check_chunk_file(metadata: Any, kind: str, chunk: Chunk, files: Files) -> None:
     """StoreError if a file is not what its name says, or if the next one is missing."""
+    uri = files.uri(chunk_name(kind, chunk.stream_id, chunk.first))
     meta = metadata.metadata or {}
     try:
         stream_id = meta[b"xmem.stream_id"].decode()
