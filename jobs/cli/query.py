@@ -11,6 +11,10 @@ import typer
 
 from pipeline.base.errors import UsageError, XmemError
 
+# Options of the commands that print a result.
+FormatOption = Annotated[str, typer.Option("--format", help="Output format: table, csv, json or parquet.")]
+OutputOption = Annotated[str | None, typer.Option("--output", "-o", help="Output file. Default: stdout.")]
+
 
 def query(
     folder: Annotated[str, typer.Argument(help="Output folder of `xmem track` or `xmem batch`.")],
@@ -20,12 +24,8 @@ def query(
             help="SQL query over the views tracks, events, streams, objects, frames, gaps, files."
         ),
     ],
-    fmt: Annotated[
-        str, typer.Option("--format", help="Output format: table, csv, json or parquet.")
-    ] = "table",
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", help="Output file. Default: stdout.")
-    ] = None,
+    fmt: FormatOption = "table",
+    output: OutputOption = None,
 ) -> None:
     """Run an SQL query (DuckDB) on an output folder."""
     from pipeline.analytics.query import query as ask

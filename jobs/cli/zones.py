@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.query import check_format, write_result
+from jobs.cli.query import FormatOption, OutputOption, check_format, write_result
 
 
 def zones(
@@ -24,12 +24,8 @@ def zones(
         typer.Option("--stream-id", help="Stream id or pattern to read; repeatable. Default: all."),
     ] = None,
     period: Annotated[float, typer.Option("--period", help="Seconds of a row of occupancy and flow.")] = 60.0,
-    fmt: Annotated[
-        str, typer.Option("--format", help="Output format: table, csv, json or parquet.")
-    ] = "table",
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", help="Output file. Default: stdout.")
-    ] = None,
+    fmt: FormatOption = "table",
+    output: OutputOption = None,
 ) -> None:
     """Ask who was in a zone, for how long, and who crossed a line."""
     from pipeline.analytics.zones import SUMMARY, query_zones

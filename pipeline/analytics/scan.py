@@ -80,7 +80,6 @@ class ChunkDataset(_Source):
         self._schema = pa.schema([pa.field("stream_id", pa.string()), *schema])
         self._strict = True
         self.failure: StoreError | None = None
-        self.only: frozenset[str] | None = None
 
     @property
     def schema(self) -> pa.Schema:
@@ -149,7 +148,7 @@ class ChunkDataset(_Source):
             yield task, last
 
     def _needed(self, condition: pc.Expression | None) -> Iterator[tuple[Chunk, bool]]:
-        ids = [s for s in self._listing.tracked if self.only is None or s in self.only]
+        ids = self._listing.tracked
         fields = _fields(condition, self._schema)
         exact: set[str] = set()
         if condition is not None:
