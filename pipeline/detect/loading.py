@@ -6,7 +6,7 @@ from pipeline.base.errors import UsageError
 from pipeline.base.plugins import load_plugin
 from pipeline.detect.protocol import ENTRY_POINT_GROUP, Detector
 
-_BUILT_IN = ["motion", "file:PATH"]
+_BUILT_IN = ["motion", "people", "file:PATH"]
 
 
 def load_detector(name: str = "motion") -> Detector:
@@ -25,6 +25,10 @@ def load_detector(name: str = "motion") -> Detector:
         from pipeline.detect.file_detector import FileDetector
 
         return FileDetector(argument)
+    if name == "people":
+        from pipeline.detect.people import PeopleDetector
+
+        return PeopleDetector()
     if name == "motion":
         from pipeline.detect.motion import MotionDetector
 

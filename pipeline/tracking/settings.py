@@ -66,8 +66,8 @@ class DetectorSettings:
     """The detector that finds new objects, and when these start and end.
 
     Args:
-        name: detector that finds new objects: motion, file:PATH (detections in MOT text or CSV), or the name
-            of an installed plugin. Default: none.
+        name: detector that finds new objects: people, motion, file:PATH (detections in MOT text or CSV), or
+            the name of an installed plugin. Default: none.
         finder: when detected objects start and end.
     """
 

@@ -201,7 +201,10 @@ def test_a_plugin_is_found_by_its_name_and_made_anew_each_time() -> None:
         ("useless", "'useless' .test_detectors:NOT_A_DETECTOR. lacks one of the methods"),
         ("broken", "cannot be loaded: RuntimeError: no weights; repair"),
         ("gone", "cannot be loaded: AttributeError"),
-        ("missing", "no detector 'missing'; available: motion, file:PATH, broken, counter, gone, useless"),
+        (
+            "missing",
+            "no detector 'missing'; available: motion, people, file:PATH, broken, counter, gone, useless",
+        ),
     ],
 )
 def test_plugins_that_cannot_be_used_are_named(name: str, complaint: str) -> None:
