@@ -11,6 +11,7 @@ from rich.console import Console
 
 from jobs.cli.options import SAID_BY_SIZE, tracking_options
 from jobs.cli.terminal import console, fetch_model
+from pipeline.base.errors import UsageError
 from pipeline.tracking.settings import TrackSettings, dtype_name, track_options
 
 _NOT_EVALUATED = SAID_BY_SIZE | {
@@ -29,6 +30,22 @@ def evaluate(
             help="Folder of a data set: DAVIS, YouTube-VOS, Long-time Video, LVOS, MOSE, or clips with "
             "frames and masks. Which one it is follows from its layout."
         ),
+    ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            "--tracking",
+            metavar="TRUTH",
+            help="Score the committed tracks of the output folder given as the argument against true boxes: "
+            "MOT text or CSV, frame,id,x,y,w,h with frames from 1. Frames without boxes are not scored.",
+        ),
+    ] = None,
+    stream: Annotated[
+        str | None, typer.Option(help="With --tracking: the stream, where the folder has several.")
+    ] = None,
+    first_frame: Annotated[int, typer.Option(help="With --tracking: first frame_index to score.")] = 0,
+    last_frame: Annotated[
+        int | None, typer.Option(help="With --tracking: last frame_index to score.")
     ] = None,
     suite: Annotated[
         str | None,
@@ -95,7 +112,10 @@ def evaluate(
     *,
     tracking: TrackSettings,
 ) -> None:
-    """Evaluate a model: J and F on a labelled data set, or a suite of composed scenes."""
+    """Evaluate a model (J and F on a labelled data set, a suite of composed scenes), or committed tracks."""
+    if truth is not None:
+        _tracks(truth, root, suite or data, stream, first_frame, last_frame, as_json)
+        return
     from jobs.evaluation.davis import EvaluationReport, Segmenter, run
     from jobs.evaluation.ensemble import Ensemble
     from jobs.evaluation.suites.report import SuiteReport
@@ -155,3 +175,25 @@ def evaluate(
         typer.echo(json.dumps(report.to_json(), indent=2))
     else:
         Console(highlight=False).print(report.table())
+
+
+def _tracks(
+    truth: str,
+    out: str | None,
+    stray: str | None,
+    stream: str | None,
+    first: int,
+    last: int | None,
+    as_json: bool,
+) -> None:
+    from jobs.evaluation.identities import evaluate_tracking
+
+    if out is None or stray is not None:
+        raise UsageError(
+            "--tracking TRUTH needs the output folder of tracking, and neither --suite nor --data"
+        )
+    scores = evaluate_tracking(truth, out, stream_id=stream, first=first, last=last)
+    if as_json:
+        typer.echo(json.dumps(scores.to_json(), indent=2))
+    else:
+        Console(highlight=False).print(scores.table())
