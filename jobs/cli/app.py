@@ -57,7 +57,8 @@ for command in (
     query_cli.schema,
     serve_cli.serve,
 ):
-    app.command()(command)
+    takes_sql = command in (query_cli.query, zones_cli.zones)
+    app.command(cls=query_cli.QueryCommand if takes_sql else None)(command)
 app.command()(exchange_cli.export)
 app.command(name="import")(exchange_cli.import_tracks)
 

@@ -4,26 +4,49 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from pipeline.base.errors import UsageError, XmemError
 
 # Options of the commands that print a result.
-FormatOption = Annotated[str, typer.Option("--format", help="Output format: table, csv, json or parquet.")]
+FormatOption = Annotated[
+    str, typer.Option("--format", help="Output format: table, vertical, csv, json or parquet.")
+]
 OutputOption = Annotated[str | None, typer.Option("--output", "-o", help="Output file. Default: stdout.")]
+
+
+class QueryCommand(TyperCommand):
+    """A command whose arguments may be SQL that begins with a comment (`-- ...`)."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # No option has white space in its name. SQL may as well begin with a blank.
+        return super().parse_args(ctx, [f" {a}" if re.match(r"--(\s|[^=]*\s)", a) else a for a in args])
 
 
 def query(
     folder: Annotated[str, typer.Argument(help="Output folder of `xmem track` or `xmem batch`.")],
     sql: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            help="SQL query over the views tracks, events, streams, objects, frames, gaps, files."
+            help="SQL query over the views tracks, events, streams, objects, frames, gaps, files; "
+            "-: read it from stdin."
         ),
-    ],
+    ] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", "-f", help="File with the SQL query. -: stdin.")
+    ] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory for sorting, joining and grouping, such as 2GB. Default: 80 % of the machine's."
+        ),
+    ] = None,
     fmt: FormatOption = "table",
     output: OutputOption = None,
 ) -> None:
@@ -31,7 +54,24 @@ def query(
     from pipeline.analytics.query import query as ask
 
     check_format(fmt)
-    write_result(ask(folder, sql), fmt, output)
+    statement = _statement(sql, file)
+    write_result(ask(folder, statement, memory_limit=memory_limit), fmt, output)
+
+
+def _statement(sql: str | None, file: str | None) -> str:
+    """The statement of an argument, a file or stdin."""
+    if (sql is None) == (file is None):
+        given = "both a query and --file are" if sql is not None else "no query is"
+        raise UsageError(f"{given} given: give SQL as an argument, --file FILE, or - to read it from stdin")
+    if "-" in (sql, file):
+        return sys.stdin.read()
+    if file is None:
+        return sql or ""
+    try:
+        return Path(file).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+        raise UsageError(f"--file {file} cannot be read: {reason}") from error
 
 
 def check_format(fmt: str) -> None:
@@ -39,7 +79,7 @@ def check_format(fmt: str) -> None:
     from pipeline.analytics.formats import FORMATS
 
     if fmt not in FORMATS:
-        raise UsageError(f"--format {fmt!r} is not allowed: table, csv, json or parquet")
+        raise UsageError(f"--format {fmt!r} is not allowed: {', '.join(FORMATS)}")
 
 
 def write_result(result: Any, fmt: str, output: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Query results as a terminal table, CSV, JSON or Parquet."""
+"""Query results as a table, one column per line, CSV, JSON or Parquet."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 
 from pipeline.base.errors import UsageError
 
-FORMATS = ("table", "csv", "json", "parquet")
+FORMATS = ("table", "vertical", "csv", "json", "parquet")
 MAX_TABLE_ROWS = 200
+MAX_VERTICAL_LINES = 1000
 _MAX_CELL = 60
 _BATCH_ROWS = 4096
 _UNBOUNDED = 1_000_000
@@ -28,10 +29,13 @@ def format_result(table: pa.Table, fmt: str, out: IO[Any]) -> None:
 
     Args:
         table: of `query`.
-        fmt: "table" (for people: at most `MAX_TABLE_ROWS` rows and 60 characters a cell, it says what it left
-            out), "csv" (with a header, nulls empty), "json" (one array with an object a row) or "parquet".
+        fmt: "table" (at most `MAX_TABLE_ROWS` rows and 60 characters a cell), "vertical" (a line for each
+            column of a row, whole values, about `MAX_VERTICAL_LINES` lines), "csv" (with a header, nulls
+            empty), "json" (one array with an object a row) or "parquet". The first two say how many rows
+            they left out, and on a terminal how many there are.
         out: a text stream; for Parquet a binary one. Times are ISO 8601 in UTC, whole numbers exact. A table
-            fits the width of a terminal; in a pipe or file each row is one line of plain characters.
+            that is wider than the terminal is written vertically; in a pipe or file each of its rows is one
+            line of plain characters.
 
     Raises:
         UsageError: no such format.
@@ -39,6 +43,8 @@ def format_result(table: pa.Table, fmt: str, out: IO[Any]) -> None:
     table = _distinct_names(table)
     if fmt == "table":
         _write_table(table, out)
+    elif fmt == "vertical":
+        _write_vertical(table, out)
     elif fmt == "csv":
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(table.schema.names)
@@ -111,7 +117,8 @@ def _write_table(table: pa.Table, out: IO[str]) -> None:
 
     console = Console(file=out)
     style = box.HEAVY_HEAD
-    if not console.is_terminal:
+    terminal = console.is_terminal
+    if not terminal:
         # A pipe or file has no width: rich would assume 80 columns, and fold or cut cells to fit.
         console, style = Console(file=out, width=_UNBOUNDED), box.ASCII
     shown = Table(box=style, show_edge=False, pad_edge=False)
@@ -121,19 +128,49 @@ def _write_table(table: pa.Table, out: IO[str]) -> None:
         shown.add_column(Text(field.name), justify="right" if right else "left", overflow="fold")
     for row in _rows(table.slice(0, MAX_TABLE_ROWS)):
         shown.add_row(*[Text(_shorten(value)) for value in row])
+    if terminal and console.measure(shown, options=console.options.update(width=_UNBOUNDED)).maximum > (
+        console.width
+    ):
+        _write_vertical(table, out)
+        return
     console.print(shown)
-    rows = table.num_rows
-    if rows > MAX_TABLE_ROWS:
-        console.print(
-            f"{rows - MAX_TABLE_ROWS} of {rows} rows left out: add LIMIT, or use --format csv",
-            markup=False,
-            soft_wrap=True,
-        )
+    _write_count(console, table.num_rows, min(table.num_rows, MAX_TABLE_ROWS))
+
+
+def _write_vertical(table: pa.Table, out: IO[str]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=out)
+    if not console.is_terminal:
+        console = Console(file=out, width=_UNBOUNDED)
+    names = table.schema.names
+    widest = max((len(name) for name in names), default=0)
+    shown = min(table.num_rows, max(1, MAX_VERTICAL_LINES // (len(names) + 1)))
+    for number, row in enumerate(_rows(table.slice(0, shown)), start=1):
+        console.print(f"row {number}".ljust(widest, "-"), style="dim", markup=False, highlight=False)
+        for name, value in zip(names, row, strict=True):
+            text = " ".join(_cell(value).split())
+            console.print(Text(f"{name.ljust(widest)}  {text}".rstrip()), soft_wrap=True)
+    _write_count(console, table.num_rows, shown)
+
+
+def _write_count(console: Any, rows: int, shown: int) -> None:
+    """How many rows there are, on a terminal, and how many of them were left out."""
+    if shown < rows:
+        text = f"{rows - shown} of {rows} rows left out: add LIMIT, or use --format csv"
+    elif console.is_terminal:
+        text = f"{rows} row{'' if rows == 1 else 's'}"
+    else:
+        return
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(_csv_cell(value))
 
 
 def _shorten(value: Any) -> str:
-    text = "" if value is None else str(_csv_cell(value))
-    if isinstance(value, float):
-        text = f"{value:.6g}"
+    text = f"{value:.6g}" if isinstance(value, float) else _cell(value)
     text = " ".join(text.split())
     return text if len(text) <= _MAX_CELL else text[: _MAX_CELL - 3] + "..."

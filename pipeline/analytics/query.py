@@ -64,16 +64,21 @@ def query(
     storage_options: Mapping[str, Any] | None = None,
     *,
     tables: Mapping[str, pa.Table] | None = None,
+    memory_limit: str | None = None,
 ) -> pa.Table:
     """The result of one SQL statement over the views of `connect`.
 
     Args:
         tables: further views by name, such as those of `pipeline.analytics.zones.zone_views`.
+        memory_limit: how much memory DuckDB may take for sorting, joining and grouping, such as "2GB"; none:
+            80 % of the machine's. What is read at a time and the result come on top of it.
 
     Raises:
-        UsageError: the folder is not an output folder, or DuckDB rejects the statement; includes its message.
+        UsageError: the folder is not an output folder, DuckDB rejects the statement (its message is
+            included), or the memory limit is not a size or too small for the statement.
         StoreError: the folder or a file in it cannot be read.
     """
+    limit = _checked_limit(memory_limit)
     allowed = (
         duckdb.StatementType.SELECT,
         duckdb.StatementType.EXPLAIN,
@@ -93,7 +98,7 @@ def query(
             f"query: {statements[0].type.name} is not allowed, an output folder is only read: use SELECT"
         )
     # It costs two reads for each stream.
-    connection, datasets = _connect(listing, with_streams=_names_streams(sql))
+    connection, datasets = _connect(listing, _names_streams(sql), limit)
     with connection:
         for name, table in (tables or {}).items():
             connection.register(name, table)
@@ -104,11 +109,29 @@ def query(
             failure = next((dataset.failure for dataset in datasets if dataset.failure), None)
             if failure is not None:
                 raise failure from error
+            if isinstance(error, duckdb.OutOfMemoryException):
+                given = "of this machine" if limit is None else f"limit of {limit}"
+                raise UsageError(
+                    f"query: the statement needs more memory than the {given}: read fewer streams or frames "
+                    "in one statement, or give a higher --memory-limit"
+                ) from error
             raise UsageError(f"query: {_first_lines(error)} (views: {views})") from error
 
 
-def _connect(listing: Listing, with_streams: bool) -> tuple[duckdb.DuckDBPyConnection, list[ChunkDataset]]:
+def _checked_limit(memory_limit: str | None) -> str | None:
+    if memory_limit is not None and not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]i?B", memory_limit, re.IGNORECASE):
+        raise UsageError(
+            f"memory limit {memory_limit!r} is not a size: give a number with a unit, such as 500MB or 2GB"
+        )
+    return memory_limit
+
+
+def _connect(
+    listing: Listing, with_streams: bool, memory_limit: str | None = None
+) -> tuple[duckdb.DuckDBPyConnection, list[ChunkDataset]]:
     connection = duckdb.connect(":memory:")
+    if memory_limit is not None:
+        connection.execute(f"SET memory_limit = '{memory_limit}'")
     for setting in _SETTINGS:
         connection.execute(f"SET {setting}")
     datasets = {

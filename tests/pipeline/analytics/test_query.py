@@ -451,6 +451,38 @@ def test_a_table_in_a_pipe_has_a_line_per_row_of_plain_characters() -> None:
     assert len(header) == len(rule) == len(first) > 200
 
 
+class Terminal(io.StringIO):
+    """A terminal, whose width `COLUMNS` says."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    for name, value in {"COLUMNS": "60", "LINES": "20", "TERM": "dumb", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    return Terminal()
+
+
+def test_a_terminal_is_told_how_many_rows_there_are(terminal: Terminal) -> None:
+    format_result(pa.table({"id": [1, 2, 3]}), "table", terminal)
+    assert terminal.getvalue().splitlines()[-1].split() == ["3", "rows"]
+
+
+def test_what_is_wider_than_the_terminal_is_written_vertically(terminal: Terminal) -> None:
+    wide = pa.table({f"a_long_column_name_{i}": [i] * 500 for i in range(9)} | {"who": ["x" * 90] * 500})
+    format_result(wide, "table", terminal)
+    lines = terminal.getvalue().splitlines()
+    assert lines[0].startswith("row 1-")
+    assert lines[1].split() == ["a_long_column_name_0", "0"]
+    assert lines[10].split() == ["who", "x" * 90]
+    assert " ".join(lines[-1].split()) == "410 of 500 rows left out: add LIMIT, or use --format csv"
+    assert len(lines) == 90 * 11 + 1
+
+
 def test_two_columns_of_one_name_get_two_names(local: str) -> None:
     sql = (
         "SELECT a.frame_index, b.frame_index FROM tracks a JOIN tracks b ON b.frame_index = a.frame_index + 1"
@@ -467,7 +499,9 @@ def test_two_columns_of_one_name_get_two_names(local: str) -> None:
 
 
 def test_an_unknown_format_says_which_there_are() -> None:
-    with pytest.raises(UsageError, match="format 'xml' is not known: use table, csv, json, parquet"):
+    with pytest.raises(
+        UsageError, match="format 'xml' is not known: use table, vertical, csv, json, parquet"
+    ):
         format_result(RESULT, "xml", io.StringIO())
 
 
