@@ -1,4 +1,4 @@
-"""What a model does with a state on one frame: the interface that `VideoSegmenter` drives, and XMem's.
+"""`ModelSteps`: the parts of a step that depend on the network, and XMem's implementation of them.
 
 `VideoSegmenter` checks input, schedules memory frames, applies prompts and corrections, and aggregates; it
 knows no network. A `ModelSteps` prepares the image, reads memory and decodes, and remembers.

@@ -1,4 +1,4 @@
-"""The `xmem train` command: trains a model from a configuration file."""
+"""Training runs: reads the configuration, starts or resumes a run in its folder, writes the weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several segmenters as one: sizes and mirrored frames whose probabilities are averaged."""
+"""Ensembles: several sizes and mirrored frames, tracked side by side, with averaged probabilities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of results: masks as the servers want them, scores of finished clips, a zip file.
+"""Results folder of an evaluation: masks for benchmark servers, scores of finished clips, a zip file.
 
 DIR/<clip>/<frame>.png            or DIR/Annotations/<clip>/... for YouTube-VOS and LVOS
 DIR/scores/<clip>/<frame>.npz     with --save-scores: `probabilities` (O + 1, H, W) uint8, `object_ids`

@@ -1,4 +1,4 @@
-"""Highest memory over a span of time: a GPU's, or this process's."""
+"""Peak memory over a span of time, of a GPU or of this process."""
 
 from __future__ import annotations
 

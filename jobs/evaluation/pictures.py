@@ -1,4 +1,4 @@
-"""Frames and masks of a data set: reading both, and writing masks as palette PNGs."""
+"""Frames and masks of a data set: reading both, writing masks as palette PNGs."""
 
 from __future__ import annotations
 

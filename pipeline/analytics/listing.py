@@ -1,4 +1,4 @@
-"""Which chunk files an output folder has, listed when they are first needed and stream by stream."""
+"""Listing of an output folder's chunk files: on first use, one stream at a time where few are needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What DuckDB reads instead of files: a pyarrow dataset that opens only the chunk files a statement needs.
+"""Pyarrow dataset of chunk files for DuckDB, which opens only the files that a statement needs.
 
 pyarrow's own dataset opens every file with a scanner of its own, reads 64 KB for its footer, and keeps what
 it read of it. This one knows the store's layout. The frames of a file follow from its name and that of the

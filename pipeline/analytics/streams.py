@@ -1,4 +1,4 @@
-"""The table behind the view `streams`: a row per stream, of its record and its newest file."""
+"""The table behind the view `streams`: one row per stream, from its record and its newest file."""
 
 from __future__ import annotations
 

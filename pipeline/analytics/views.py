@@ -1,4 +1,4 @@
-"""The views that are made of `tracks` and `events`: `objects`, `frames`, `files` and `gaps`."""
+"""Views derived from `tracks` and `events`: `objects`, `frames`, `files` and `gaps`."""
 
 from __future__ import annotations
 

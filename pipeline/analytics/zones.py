@@ -1,4 +1,4 @@
-"""Views over an output folder that zones and lines make: visits, crossings, occupancy and the like.
+"""Views of zones and lines over an output folder: visits, crossings, occupancy and others.
 
     zones = load_zones("zones.json")
     query_zones("tracks", zones, "SELECT zone, count(*) AS visits FROM visits GROUP BY ALL")

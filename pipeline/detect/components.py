@@ -1,4 +1,4 @@
-"""Connected components of a mask: which belong to the object, and which to look-alikes.
+"""Connected components of a mask: those that belong to the object, and those on look-alikes.
 
 An object moves little from frame to frame. The connected part of its mask that overlaps its previous position
 is its home, together with parts close by: a pole may cut a person in two. All other parts are strays.

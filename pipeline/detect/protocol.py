@@ -1,4 +1,4 @@
-"""Detector protocol and loading.
+"""Detector protocol: what a detector is given, and the detections that it returns.
 
 A detector gets a stream's frames in order and returns detections. It does not know which objects are already
 tracked; `pipeline.detect.lifecycle` matches the two. A detector may have a state (the built-in "motion"

@@ -1,4 +1,4 @@
-"""Settings of detected objects: when they are started and given up."""
+"""Settings of detected objects: when they are started and when they are given up."""
 
 from __future__ import annotations
 

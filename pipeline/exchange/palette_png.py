@@ -1,4 +1,4 @@
-"""PNGs with a palette, as DAVIS has its annotations: pixel values are object ids."""
+"""Palette PNGs as in DAVIS: pixel values are object ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Zones and lines over mask tracks: their file, and one incremental engine for files and live streams.
+"""Zones and lines over mask tracks: the `zones.json` file, and one engine for files and live streams.
 
 May use: base, storage, tracks.
 """

@@ -1,4 +1,4 @@
-"""ZoneEngine: rows of one stream frame by frame to visits, crossings and encounters.
+"""ZoneEngine: turns the rows of one stream, frame by frame, into visits, crossings and encounters.
 
 One engine serves files and live streams. It gets the rows in the order of their frames, in pieces of any
 size, and the removals of objects; the pieces do not change the answer. Three rules:

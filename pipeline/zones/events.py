@@ -1,4 +1,4 @@
-"""Events and the zone engine: removals and losses from events, and events from what the engine finds."""
+"""Conversion between events and the zone engine: removals and losses in, zone events out."""
 
 from __future__ import annotations
 

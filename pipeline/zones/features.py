@@ -1,4 +1,4 @@
-"""Features of single rows: inside a zone or not, distance from a line, position in metres."""
+"""Per-row features: share of the mask in a zone, distance from a line, position in metres."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Occupancy: counts of a stream's zones and lines by periods of time."""
+"""Occupancy: how many objects each zone held and each line counted, per period of time."""
 
 from __future__ import annotations
 

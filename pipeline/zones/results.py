@@ -1,4 +1,4 @@
-"""What the engine finds: visits, crossings, encounters and motion, as values and as Arrow tables."""
+"""Results of the zone engine: visits, crossings, encounters and motion, as values and as Arrow tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows: mask records in columns, as the engine takes them."""
+"""Rows: mask records in columns, the input of the zone engine."""
 
 from __future__ import annotations
 
