@@ -1,7 +1,7 @@
 """A hub with real cameras and the bundled network, in its own process: python live_camera_worker.py OUT SIZE.
 
-Reads one JSON list [method, arguments...] per line and responds with one JSON line: `LiveHub`'s methods, and
-"exposition" for the Prometheus metrics.
+Reads one JSON list [method, arguments...] per line and responds with one JSON line: "add", "status", "remove",
+"tracks" of a stream, and "exposition" for the Prometheus metrics.
 """
 
 import json
@@ -15,12 +15,33 @@ sys.path[:0] = [str(Path(__file__).parents[2])]
 from pipeline.api.metrics import metrics_text  # noqa: E402
 from pipeline.base.errors import XmemError  # noqa: E402
 from pipeline.live.hub.hub import HubSettings, LiveHub  # noqa: E402
+from pipeline.live.recent import LiveView  # noqa: E402
 from pipeline.live.spec import LiveSettings, LiveSpec  # noqa: E402
 from pipeline.tracking.settings import TrackSettings  # noqa: E402
 from xmem_core import MemoryConfig  # noqa: E402
 
 # Full within a minute, so that growth after that is a leak.
 MEMORY = MemoryConfig(max_long_term_elements=1000, num_prototypes=32)
+
+
+def respond(hub: LiveHub, method: str, arguments: list[Any]) -> Any:
+    """Call the method. Named one by one, so that mypy sees a change of the hub."""
+    match method:
+        case "add":
+            values = arguments[0]
+            values["settings"] = LiveSettings.from_dict(values.get("settings", {}))
+            return hub.add(LiveSpec(**values))
+        case "status":
+            return hub.status(arguments[0])
+        case "tracks":
+            stream_id, since, limit = arguments
+            return hub.view(stream_id, LiveView.tracks, since, limit)
+        case "remove":
+            stream_id, wait = arguments
+            return hub.remove(stream_id, wait)
+        case "exposition":
+            return metrics_text(hub.list(), hub.capacity()).decode()
+    raise ValueError(f"method {method!r} is not one of add, status, tracks, remove, exposition")
 
 
 def main() -> None:
@@ -30,18 +51,10 @@ def main() -> None:
     )
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    answer: Any
     for line in sys.stdin:
         method, *arguments = json.loads(line)
         try:
-            if method == "add":
-                values = arguments[0]
-                values["settings"] = LiveSettings.from_dict(values.get("settings", {}))
-                answer = hub.add(LiveSpec(**values))
-            elif method == "exposition":
-                answer = metrics_text(hub.list(), hub.capacity()).decode()
-            else:
-                answer = getattr(hub, method)(*arguments)
+            answer = respond(hub, method, arguments)
         except XmemError as error:
             answer = {"error": str(error)}
         sys.stdout.write(json.dumps(answer) + "\n")
