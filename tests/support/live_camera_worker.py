@@ -1,7 +1,7 @@
 """A hub with real cameras and the bundled network, in its own process: python live_camera_worker.py OUT SIZE.
 
-Reads one JSON list [method, arguments...] per line and responds with one JSON line: "add", "status", "remove",
-"tracks" of a stream, and "exposition" for the Prometheus metrics.
+Reads one JSON list [method, arguments...] per line and responds with one JSON line: "add", "status",
+"remove", "tracks" of a stream, and "exposition" for the Prometheus metrics.
 """
 
 import json
