@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.detect.protocol import Detection, Detector
     from pipeline.distributed.ray_data import TrackVideos
     from pipeline.draw.render import render
+    from pipeline.plots.stream_report import plot
     from pipeline.prompts.box_segmenters import BoxSegmenter
     from pipeline.prompts.files import PromptSet, gather_prompts, load_prompts
     from pipeline.tracking.settings import CommitSettings, DetectorSettings, ModelSettings, TrackSettings
@@ -76,6 +77,7 @@ __all__ = [
     "load_zones",
     "open_source",
     "open_tracks",
+    "plot",
     "query",
     "query_zones",
     "render",
@@ -100,6 +102,7 @@ if not TYPE_CHECKING:
         "detect.protocol": ("Detection", "Detector"),
         "distributed.ray_data": ("TrackVideos",),
         "draw.render": ("render",),
+        "plots.stream_report": ("plot",),
         "prompts.box_segmenters": ("BoxSegmenter",),
         "prompts.files": ("PromptSet", "gather_prompts", "load_prompts"),
         "tracking.settings": (

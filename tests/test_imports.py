@@ -33,6 +33,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "pipeline.zones": ("pipeline.tracks",),
     "pipeline.analytics": ("pipeline.zones",),
     "pipeline.draw": ("pipeline.tracks", "pipeline.video"),
+    "pipeline.plots": ("pipeline.analytics", "pipeline.draw"),
     "pipeline.live.camera": ("pipeline.video",),
     "pipeline.live": ("pipeline.tracking", "pipeline.draw", "pipeline.zones", "pipeline.live.camera"),
     "pipeline.live.hub": ("pipeline.live",),
@@ -40,7 +41,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "pipeline.distributed": ("pipeline.api",),
     "pipeline.testing": ("pipeline.tracking",),
     # The public face. It resolves its names lazily and may name every room.
-    "pipeline": ("pipeline.distributed", "pipeline.analytics", "pipeline.draw", "pipeline.testing"),
+    "pipeline": ("pipeline.distributed", "pipeline.plots", "pipeline.testing"),
     "xmem_pipeline": ("pipeline",),
     "jobs": ("xmem_core",),
     "jobs.scheduling": ("pipeline.distributed",),
@@ -51,8 +52,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "jobs.cli": (
         "jobs.batch",
         "jobs.evaluation.suites",
-        "pipeline.analytics",
-        "pipeline.draw",
+        "pipeline.plots",
         "pipeline.exchange",
     ),
 }

@@ -11,6 +11,7 @@ import typer
 from jobs.cli import batch as batch_cli
 from jobs.cli import evaluate as evaluate_cli
 from jobs.cli import exchange as exchange_cli
+from jobs.cli import plot as plot_cli
 from jobs.cli import query as query_cli
 from jobs.cli import render as render_cli
 from jobs.cli import serve as serve_cli
@@ -52,6 +53,7 @@ for command in (
     query_cli.query,
     zones_cli.zones,
     render_cli.render,
+    plot_cli.plot,
     evaluate_cli.evaluate,
     train_cli.train,
     query_cli.schema,

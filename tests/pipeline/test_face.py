@@ -45,6 +45,7 @@ NAMES = [
     "load_zones",
     "open_source",
     "open_tracks",
+    "plot",
     "query",
     "query_zones",
     "render",
