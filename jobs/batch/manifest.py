@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from jobs.batch.listing import SIDECARS, Sidecars, Skipped, has_wildcard, root_o
 from jobs.batch.manifest_file import SUFFIXES, Row, absolute, check_prompts_name, is_manifest, read_rows
 from jobs.scheduling.video_job import VideoJob
 from pipeline.base.errors import SourceError, UsageError
+from pipeline.base.joined_uris import joined_uri
 from pipeline.base.redaction import redacted
 from pipeline.base.stream_ids import expanded, generate_stream_id, named_stream_id, relative_stream_id
 from pipeline.distributed.messages import StreamSpec
@@ -51,8 +52,10 @@ def load_manifest(
 
     Args:
         source: path or fsspec URI of a folder (its videos, at any depth), a glob, a single video, or a
-            manifest: .jsonl, .csv or .parquet with columns uri (required), stream_id, prompts and priority;
-            other columns are stored in the stream record. Relative paths in a manifest are relative to it.
+            manifest: .jsonl, .csv or .parquet with columns uri (required), stream_id, sequence, prompts and
+            priority; other columns are stored in the stream record. Rows of one sequence are the files of
+            one stream of that name, in their order; prompts, priority and other columns are those of its
+            first row. Relative paths in a manifest are relative to it.
             Or a list of these, for instance from a shell's glob: sidecars and other files that are not
             videos are left out.
         prompts: prompts file or masks for videos without their own; validated here.
@@ -89,7 +92,7 @@ def load_manifest(
     seen: dict[str, int] = {}
     explicit: set[str] = set()
     skipped = Skipped() if skipped is None else skipped
-    for root, row in _all_rows(sources, storage_options, skipped, errors, out):
+    for root, row in _joined(_all_rows(sources, storage_options, skipped, errors, out), uri, errors):
         generated = generate_stream_id(row.uri)
         stream_id = row.stream_id or _made(row.uri, root, ids)
         wanted = (row.prompts_uri, row.prompts)
@@ -139,6 +142,32 @@ def _all_rows(
         for row in _rows(source, storage_options, skipped, errors, out):
             root = root or _root(source, row)
             yield root, row
+
+
+def _joined(
+    rows: Iterable[tuple[str, Row]], source: str, errors: list[str] | None
+) -> Iterator[tuple[str, Row]]:
+    """The rows, with one for each sequence after all others."""
+    sequences: dict[str, list[tuple[str, Row]]] = {}
+    for root, row in rows:
+        if row.sequence is None:
+            yield root, row
+        else:
+            sequences.setdefault(row.sequence, []).append((root, row))
+    for name, files in sequences.items():
+        root, first = files[0]
+        try:
+            for _, row in files[1:]:
+                if row.prompts is not None or row.prompts_uri is not None:
+                    raise UsageError("its prompts belong to its first row, with frames numbered through")
+            video = joined_uri([row.uri for _, row in files])
+        except UsageError as error:
+            wrong = f"{source} line {row.line}: sequence {name!r}: {error}"
+            if errors is None:
+                raise UsageError(wrong) from error
+            errors.append(wrong)
+            continue
+        yield root, replace(first, uri=video, stream_id=name)
 
 
 def _root(source: str, row: Row) -> str:

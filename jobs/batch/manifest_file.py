@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.base.errors import PromptError, UsageError, one_line
+from pipeline.base.joined_uris import joined_parts, joined_uri
 from pipeline.base.redaction import redacted
 from pipeline.base.stream_ids import expanded, validate_stream_id
 from pipeline.prompts.resolving import PromptSet
 from pipeline.storage.filesystems import connect
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
-COLUMNS = ("uri", "stream_id", "prompts", "priority")
+COLUMNS = ("uri", "stream_id", "sequence", "prompts", "priority")
 PROMPT_SUFFIXES = (".json", ".png")
 _BATCH_ROWS = 4096
 _SHOWN = 80
@@ -34,6 +35,7 @@ class Row:
     Args:
         line: line number, from 1; for Parquet, the row's number.
         uri: absolute URI of the video.
+        sequence: rows with the same one are files of one recording, in their order.
         prompts_uri, prompts: at most one of them is set.
         extra: the other columns, as plain data.
     """
@@ -45,6 +47,7 @@ class Row:
     prompts: Mapping[str, Any] | None = None
     priority: float | None = None
     extra: Mapping[str, Any] | None = None
+    sequence: str | None = None
 
 
 def is_manifest(uri: str) -> bool:
@@ -90,6 +93,8 @@ def read_rows(
 
 def absolute(uri: str, base: str) -> str:
     """Make a URI or path in the manifest at `base` absolute; relative paths are relative to the manifest."""
+    if (files := joined_parts(uri)) is not None:
+        return joined_uri([absolute(file, base) for file in files])
     if "://" in uri or "::" in uri or uri.startswith(("/", "~")):
         return expanded(uri) if uri.startswith("~") else uri
     head, scheme, path = _split(base)
@@ -235,16 +240,23 @@ def _checked(manifest: str, line: int, given: Mapping[str, Any]) -> Row:
     uri = given.get("uri")
     if not isinstance(uri, str) or not uri.strip() or "\0" in uri:
         raise UsageError(f"{where}: uri {_short(uri)} is not allowed: give the video's path or URI as text")
-    stream_id = given.get("stream_id")
-    if stream_id is not None:
-        try:
-            validate_stream_id(stream_id)
-        except UsageError as error:
-            raise UsageError(f"{where}: {error}") from None
+    stream_id, sequence = given.get("stream_id"), given.get("sequence")
+    for name, value in (("stream id", stream_id), ("sequence", sequence)):
+        if value is not None:
+            try:
+                validate_stream_id(value)
+            except UsageError as error:
+                raise UsageError(f"{where}: {str(error).replace('stream id', name, 1)}") from None
+    if sequence is not None and stream_id not in (None, sequence):
+        raise UsageError(
+            f"{where}: stream_id {stream_id!r} in the sequence {sequence!r}: the stream of a sequence has "
+            "its name; leave stream_id out"
+        )
     prompts_uri, prompts = _prompts(where, manifest, given.get("prompts"))
     priority = _priority(where, given.get("priority"))
     extra = {name: _plain(value) for name, value in given.items() if name not in COLUMNS} or None
-    return Row(line, absolute(uri.strip(), manifest), stream_id, prompts_uri, prompts, priority, extra)
+    video = absolute(uri.strip(), manifest)
+    return Row(line, video, stream_id, prompts_uri, prompts, priority, extra, sequence)
 
 
 def _plain(value: Any) -> Any:

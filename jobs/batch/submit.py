@@ -384,7 +384,8 @@ def _shipped_manifest(videos: str, folder: Path, number: int = 0) -> str:
     with open(folder / name, "w", encoding="utf-8") as file:
         for row in read_rows(videos):
             prompts = row.prompts or row.prompts_uri
-            given = {"stream_id": row.stream_id, "prompts": prompts, "priority": row.priority}
+            given: dict[str, Any] = {"stream_id": row.stream_id, "sequence": row.sequence}
+            given |= {"prompts": prompts, "priority": row.priority}
             line = (
                 dict(row.extra or {}) | {"uri": row.uri} | {k: v for k, v in given.items() if v is not None}
             )

@@ -13,7 +13,7 @@ from pipeline.base.redaction import redacted
 
 
 def render(
-    video: Annotated[str, typer.Argument(help="The tracked video.")],
+    video: Annotated[str, typer.Argument(help="The tracked video; of several joined: 'join:a.mp4;b.mp4'.")],
     folder: Annotated[str, typer.Argument(help="Output folder of `xmem track`.")],
     output: Annotated[
         str, typer.Option("--output", "-o", help="Overlay video to write: .mp4, .mkv, .webm, ...")

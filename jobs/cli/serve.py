@@ -115,6 +115,8 @@ def serve(
         say("no network is allowed (--allow-network): all cameras will be refused")
     # Read at start by Ray's processes, including Serve's HTTP proxy.
     os.environ.setdefault(slow_clients.VARIABLE, slow_clients.CALLBACK)
+    # On a busy machine the proxy takes longer to start than Ray Serve waits by default (5 s).
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     with connected(address, gpus=tracking.model.device.startswith("cuda")):
         _run(application(api, place, replicas=replicas), place, host, port, out)
 

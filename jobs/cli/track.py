@@ -11,14 +11,19 @@ from rich.text import Text
 
 from jobs.cli.options import tracking_options
 from jobs.cli.terminal import SPEAK_EVERY_S, console, fetch_model, frame_bar, say, short_name
+from pipeline.base.errors import UsageError
 from pipeline.base.redaction import redacted
 from pipeline.tracking.settings import TrackSettings
 
 
 @tracking_options()
 def track(
-    video: Annotated[
-        str, typer.Argument(help="A video file or a folder of images: a path or any fsspec URI.")
+    videos: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="VIDEO...",
+            help="A video file or a folder of images: a path or any fsspec URI. With --join several files.",
+        ),
     ],
     out: Annotated[str, typer.Option(help="Output folder: a path or any fsspec URI.")],
     masks: Annotated[
@@ -39,6 +44,10 @@ def track(
         str | None,
         typer.Option(help="Name of the stream in the output folder. Default: derived from the video's URI."),
     ] = None,
+    join: Annotated[
+        bool,
+        typer.Option("--join", help="The videos are the pieces of one recording, in this order: one stream."),
+    ] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Delete this stream's rows and start over.")
     ] = False,
@@ -49,13 +58,19 @@ def track(
 
     An interrupted stream is resumed by the same command; a finished stream is left unchanged.
     """
+    from pipeline.base.joined_uris import joined_uri
     from pipeline.base.malloc import keep_freed_memory
     from pipeline.prompts.resolving import gather_prompts
     from pipeline.tracking.stream_tracker import FINISHED, StreamTracker
     from pipeline.tracking.track import track as track_video
 
+    if len(videos) > 1 and not join:
+        raise UsageError(
+            f"{len(videos)} videos: --join tracks them as one stream, `xmem batch` each as its own"
+        )
+    video = joined_uri(videos)
     keep_freed_memory()
-    shown = redacted(video)
+    shown = redacted(videos[0]) + (f" and {len(videos) - 1} more" if len(videos) > 1 else "")
     asked = gather_prompts(
         masks=masks or [], files=prompts or [], boxes=box or [], max_pixels=tracking.commit.max_pixels
     )
@@ -63,7 +78,7 @@ def track(
     already_done = False
     fetch_model(tracking.model.name)
     max_frames = tracking.commit.max_frames
-    with frame_bar(short_name(video)) as (progress, task):
+    with frame_bar(short_name(videos[0])) as (progress, task):
 
         def on_open(stream: StreamTracker) -> None:
             nonlocal already_done, started

@@ -10,6 +10,7 @@ import unicodedata
 from urllib.parse import unquote, urlsplit
 
 from pipeline.base.errors import UsageError
+from pipeline.base.joined_uris import joined_parts
 from pipeline.base.redaction import redacted
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -38,8 +39,13 @@ def generate_stream_id(uri: str) -> str:
 
     Local paths are made absolute, and user name, password and signature are removed from URIs, so the id does
     not depend on the working directory, a new password or a freshly signed URL. The hash begins with a
-    letter, so that no reader of hive partitions takes the id for a number or a date.
+    letter, so that no reader of hive partitions takes the id for a number or a date. Joined files are named
+    after the first.
     """
+    if (files := joined_parts(uri)) is not None:
+        digest = hashlib.sha256("\n".join(map(generate_stream_id, files)).encode()).hexdigest()
+        first = unquote(urlsplit(files[0]).path) if "://" in files[0] else files[0]
+        return f"{_stem(first)}-{_letter(digest)}{digest[1:_HASH_LENGTH]}"
     # "#" begins a fragment only in web addresses: in a bucket it is part of the name.
     parts = urlsplit(uri, allow_fragments=uri.lower().startswith(("http://", "https://", "rtsp")))
     if "://" not in uri or parts.scheme in ("file", "local"):

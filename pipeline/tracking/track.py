@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import torch
 
 from pipeline.base.errors import SourceError, XmemError
+from pipeline.base.joined_uris import joined_uri
 from pipeline.prompts.resolving import PromptSet
 from pipeline.storage.failures import Failure
 from pipeline.tracking.executor import Begun, Executor, OnFrame, begun_with
@@ -22,7 +23,7 @@ from pipeline.video.sources import open_source
 
 
 def track(
-    video: str | os.PathLike[str],
+    video: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     prompts: PromptSet | None = None,
     *,
@@ -40,7 +41,8 @@ def track(
     Called again with the same arguments, it resumes where it was interrupted. Finished streams are unchanged.
 
     Args:
-        video: path or fsspec URI of a video or a folder of images.
+        video: path or fsspec URI of a video or a folder of images; or several video files, in order, that
+            are the pieces of one recording.
         out: path or fsspec URI of the output folder, which may hold other streams.
         prompts: what to track; may be left out when resuming, or with a detector.
         stream_id: id of the stream. Default: made from the video's name and location.
@@ -57,7 +59,7 @@ def track(
     Raises:
         XmemError: one of `pipeline.base.errors`; committed rows are kept.
     """
-    uri = os.fspath(video)
+    uri = joined_uri([video] if isinstance(video, str | os.PathLike) else video)
     chosen = (settings or TrackSettings()).with_options(options)
     check_device(chosen.model.device)
     store = StreamStore(out, stream_id or generate_stream_id(uri), out_storage_options)

@@ -24,10 +24,12 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from pipeline.base.joined_uris import joined_parts
 from pipeline.base.picture_size import MAX_PIXELS
 from pipeline.base.records import Event, Frame
 from pipeline.storage.locations import BLOCK_BYTES, locate, scheme_of
 from pipeline.video.image_folder import ImageFolder
+from pipeline.video.joined_video import JoinedVideo
 from pipeline.video.plugin_video import PluginVideo, find_plugin
 from pipeline.video.video_file import VideoFile
 
@@ -85,8 +87,8 @@ def open_source(
     """Open a video and decode its first frame.
 
     Args:
-        uri: a path or fsspec URI of a video file or a folder of images, or a URI whose scheme a plugin
-            reads.
+        uri: a path or fsspec URI of a video file or a folder of images, a URI whose scheme a plugin
+            reads, or several files as one, see `pipeline.base.joined_uris.joined_uri`.
         threads: number of decoding threads; 0 lets FFmpeg choose. Frames are the same with any number.
         storage_options: options for the fsspec file system.
         block_size: largest range read of a remote file, in bytes; three times as much may be kept in memory.
@@ -100,6 +102,13 @@ def open_source(
         NotAVideoError: the file could be read but is not a video, or has no decodable frame.
         SourceError: the input cannot be read now.
     """
+    if (parts := joined_parts(uri)) is not None:
+
+        def open_file(part: str) -> VideoFile:
+            location = locate(part, storage_options)
+            return VideoFile(location, threads=threads, block_size=block_size, max_pixels=max_pixels)
+
+        return JoinedVideo(uri, parts, open_file, storage_options)
     if plugin := find_plugin(scheme_of(uri)):
         return PluginVideo(uri, plugin)
     location = locate(uri, storage_options)

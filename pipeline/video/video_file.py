@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 SEEK_FROM = 64
 """Below this frame number, building an index for seeking is not worthwhile."""
+_ALL = 1 << 40
 
 
 class _Misprediction(Exception):  # noqa: N818 - a signal within this module
@@ -99,6 +100,15 @@ class VideoFile(OpenedVideo):
         if previous_pts_seconds is None and self._delivered and self._delivered[0] == start - 1:
             previous_pts_seconds = self._delivered[1]
         return self._frames(start, previous_pts_seconds)
+
+    def indexed_times(self) -> list[float] | None:
+        """The `pts_seconds` of all frames as the packet index predicts them; None if there is no index."""
+        if self.damaged or not self._indexable:
+            return None
+        index = self._index_reaching(_ALL)
+        if index is None or not index.complete:
+            return None
+        return [float(pts * self._time_base) for pts in index.order]
 
     def __repr__(self) -> str:
         return f"VideoFile({self._name!r}, {self.width}x{self.height}, {self.codec} in {self.container})"

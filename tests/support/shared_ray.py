@@ -33,6 +33,7 @@ def start() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{_TESTS.parent}{os.pathsep}{_TESTS}")
         patch.setenv(slow_clients.VARIABLE, slow_clients.CALLBACK)  # read by proxies of Ray Serve only
+        patch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # as `xmem serve` sets it
         connection._start(
             {
                 "address": "local",

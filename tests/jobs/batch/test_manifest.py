@@ -22,6 +22,7 @@ from jobs.batch.manifest import load_manifest
 from jobs.batch.manifest_file import absolute
 from jobs.scheduling.video_job import VideoJob
 from pipeline.base.errors import UsageError
+from pipeline.base.joined_uris import joined_parts
 from pipeline.base.stream_ids import generate_stream_id, relative_stream_id
 from pipeline.distributed.messages import StreamSpec
 
@@ -397,7 +398,10 @@ def test_all_wrong_rows_are_counted(tmp_path: Path) -> None:
     ("text", "complaint"),
     [
         ("", "no column uri"),
-        ("video,prompts\na.mp4,\n", "no column uri; it is required, stream_id, prompts, priority are"),
+        (
+            "video,prompts\na.mp4,\n",
+            "no column uri; it is required, stream_id, sequence, prompts, priority",
+        ),
         ("prompts\na.json\n", "no column uri"),
         ("uri,uri\na,b\n", "column uri appears twice"),
         ("uri,prompts\na.mp4,a.json\nb.mp4\n", "line 3: 1 cells where the header names 2"),
@@ -562,3 +566,44 @@ def test_all_that_is_wrong_at_once(tmp_path: Path) -> None:
     assert [error.partition("m.jsonl ")[2].partition(":")[0] for error in errors] == [
         "line 1", "line 3", "line 4", "lines 2 and 5"
     ]  # fmt: skip
+
+
+def test_rows_of_a_sequence_are_one_stream(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"uri": "10.mp4", "sequence": "yard", "prompts": BOX, "priority": 2, "site": "north"},
+        {"uri": "other.mp4", "prompts": BOX},
+        {"uri": "9.mp4", "sequence": "gate", "prompts": "gate.json"},
+        {"uri": "11;a.mp4", "sequence": "yard"},
+    ]
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text("\n".join(json.dumps(line) for line in lines))
+    other, yard, gate = load_manifest(manifest)
+    assert yard.spec.stream_id == "yard"
+    assert joined_parts(yard.spec.uri) == [f"{tmp_path}/10.mp4", f"{tmp_path}/11;a.mp4"]
+    assert (yard.spec.prompts, yard.priority, yard.spec.extra) == (BOX, 2, {"site": "north"})
+    assert (gate.spec.stream_id, gate.spec.uri) == ("gate", f"{tmp_path}/9.mp4")
+    assert other.spec.uri == f"{tmp_path}/other.mp4"
+    # As a report names it, for a later run.
+    manifest.write_text(json.dumps({"uri": yard.spec.uri, "stream_id": "yard", "prompts": BOX}))
+    assert load_manifest(manifest)[0].spec.uri == yard.spec.uri
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ([{"sequence": "a b"}], "sequence 'a b' is not allowed: use 1 to 128 of the characters"),
+        (
+            [{"sequence": "yard", "stream_id": "gate"}],
+            "stream of a sequence has its name; leave stream_id out",
+        ),
+        ([{"sequence": "yard"}, {"sequence": "yard", "prompts": BOX}], "its prompts belong to its first row"),
+        ([{"sequence": "yard"}, {"sequence": "yard", "uri": "0.mp4"}], "0.mp4 is given twice"),
+    ],
+)
+def test_a_wrong_sequence_is_named(tmp_path: Path, rows: list[dict[str, Any]], complaint: str) -> None:
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text("\n".join(json.dumps({"uri": f"{i}.mp4", **row}) for i, row in enumerate(rows)))
+    assert complaint in refused(manifest, detector="motion")
+    errors: list[str] = []
+    load_manifest(manifest, detector="motion", errors=errors)
+    assert any(complaint in error for error in errors)

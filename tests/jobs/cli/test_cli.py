@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from support.tiny import tiny_weights
-from support.videos import make_images, make_video, truncate
+from support.videos import make_images, make_video, scene, truncate
 
 from jobs.cli.app import main
 from pipeline.analytics.query import query
@@ -571,3 +571,22 @@ def test_render_from_python_is_what_the_command_does(made: Path, tmp_path: Path)
     )
     assert (tmp_path / "python.mp4").read_bytes() == (tmp_path / "cli.mp4").read_bytes()
     assert cv2.imread(str(tmp_path / "sheet.png")) is not None
+
+
+def test_pieces_of_a_recording_are_one_stream(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pieces = [make_video(tmp_path / f"{name}.mp4", [scene(i) for i in range(8 * at, 8 * at + 8)])
+              for at, name in enumerate(("a", "b;c"))]  # fmt: skip
+    assert track(made, tmp_path / "no", pieces[1], video=pieces[0]) == 2
+    assert "2 videos: --join tracks them as one stream, `xmem batch` each as its own" in error_line(capsys)
+    assert track(made, tmp_path / "out", pieces[1], "--join", "--max-frames", "11", video=pieces[0]) == 0
+    assert track(made, tmp_path / "out", pieces[1], "--join", video=pieces[0]) == 0  # goes on
+    capsys.readouterr()
+    assert (
+        call("query", tmp_path / "out", "SELECT frame_index FROM frames ORDER BY ALL", "--format", "csv") == 0
+    )
+    assert capsys.readouterr().out.split() == ["frame_index", *map(str, range(16))]
+    video = "join:" + ";".join(str(p).replace(";", "%3B") for p in pieces)
+    assert call("render", video, tmp_path / "out", "-o", tmp_path / "overlay.mp4") == 0
+    assert "16 frames written" in capsys.readouterr().err

@@ -130,7 +130,7 @@ def test_on_a_cluster_a_killed_driver_is_not_even_missed(tmp_path: Path) -> None
         watcher = Watcher(service, "cam")
         service.until(lambda: service.get("/readyz"))
         new = {"id": "cam", "url": made.url(), "prompts": PROMPTS}
-        assert service.client.post("/v1/streams", json=new).status_code == 201
+        service.until(lambda: service.client.post("/v1/streams", json=new).status_code == 201)
         watcher.goes_on(datetime.now(UTC), {3})
         service.until(lambda: b"serving" in service.log.read_bytes())
         service.kill()
@@ -154,7 +154,7 @@ def test_a_killed_raylet_ends_all_of_it_and_the_same_command_goes_on(tmp_path: P
         watcher = Watcher(service, "cam")
         service.until(lambda: service.get("/readyz"))
         new = {"id": "cam", "url": made.url(), "prompts": PROMPTS}
-        assert service.client.post("/v1/streams", json=new).status_code == 201
+        service.until(lambda: service.client.post("/v1/streams", json=new).status_code == 201)
         watcher.goes_on(datetime.now(UTC), {3})
         watcher.durable()
         service.until(lambda: b"serving" in service.log.read_bytes())
