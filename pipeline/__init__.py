@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import xmem_core as _core  # noqa: F401
 
 if TYPE_CHECKING:
+    from pipeline.analytics.archive import Archive, open_archive
     from pipeline.analytics.query import connect, query
     from pipeline.analytics.zones import query_zones, zone_views
     from pipeline.base.errors import (
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnotherWriterError",
+    "Archive",
     "BoxSegmenter",
     "CommitSettings",
     "Detection",
@@ -75,6 +77,7 @@ __all__ = [
     "gather_prompts",
     "load_prompts",
     "load_zones",
+    "open_archive",
     "open_source",
     "open_tracks",
     "plot",
@@ -87,6 +90,7 @@ __all__ = [
 
 if not TYPE_CHECKING:
     _NAMES = {
+        "analytics.archive": ("Archive", "open_archive"),
         "analytics.query": ("connect", "query"),
         "analytics.zones": ("query_zones", "zone_views"),
         "base.errors": (

@@ -34,7 +34,7 @@ def query(
     sql: Annotated[
         str | None,
         typer.Argument(
-            help="SQL query over the views tracks, events, streams, objects, frames, gaps, files; "
+            help="SQL query over the views tracks, events, streams, objects, frames, gaps, files, masks; "
             "-: read it from stdin."
         ),
     ] = None,

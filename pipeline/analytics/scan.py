@@ -285,6 +285,29 @@ def _frames(chunk: Chunk) -> pc.Expression:
     return known if chunk.following is None else known & (frames < chunk.following)
 
 
+def chunk_fragments(listing: Listing, kind: str, schema: pa.Schema) -> ds.Dataset:
+    """All files as a dataset of pyarrow's own; of "events" those that are beside their tracks files.
+
+    Args:
+        schema: of the rows, with `stream_id`.
+    """
+    chunks = [chunk for of_stream in listing.chunks().values() for chunk in of_stream]
+    if kind != "tracks":
+        there = {*listing.files.names(kind, recursive=True)}
+        chunks = [c for c in chunks if chunk_name(kind, c.stream_id, c.first) in there]
+    filesystem, _ = listing.files.arrow(kind)
+    if not isinstance(filesystem, pyarrow.fs.FileSystem):
+        filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem))
+    checked = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    return ds.FileSystemDataset.from_paths(
+        [listing.files.arrow(chunk_name(kind, c.stream_id, c.first))[1] for c in chunks],
+        schema=schema,
+        format=ds.ParquetFileFormat(default_fragment_scan_options=checked),
+        filesystem=filesystem,
+        partitions=[_frames(chunk) for chunk in chunks],
+    )
+
+
 def open_chunk_file(files: Files, kind: str, chunk: Chunk) -> pq.ParquetFile:
     """A chunk's file, whose footer is read once, and of whose pages only those that are asked for.
 

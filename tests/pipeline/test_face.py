@@ -15,6 +15,7 @@ import pipeline
 ROOT = Path(__file__).parents[2]
 NAMES = [
     "AnotherWriterError",
+    "Archive",
     "BoxSegmenter",
     "CommitSettings",
     "Detection",
@@ -43,6 +44,7 @@ NAMES = [
     "gather_prompts",
     "load_prompts",
     "load_zones",
+    "open_archive",
     "open_source",
     "open_tracks",
     "plot",
@@ -96,6 +98,7 @@ def test_type_checkers_see_the_same_names() -> None:
     [
         ("", {"torch", "ray", "av", "cv2", "duckdb", "pyarrow", "numpy"}),
         ("query", {"torch", "ray", "av"}),
+        ("open_archive, Archive", {"torch", "ray", "av"}),
         ("query_zones, zone_views, load_zones", {"torch", "ray", "av"}),
         ("query, connect, open_tracks, gather_prompts, PromptSet, XmemError", {"torch", "ray"}),
         ("TrackSettings, ModelSettings, MemoryConfig, CommitSettings, DetectorSettings", {"torch", "ray"}),

@@ -121,7 +121,7 @@ def test_what_is_refused(local: str, tmp_path: Path) -> None:
         zone_views(local, ZONES, streams=["x"])
     with pytest.raises(UsageError, match="is no output folder"):
         zone_views(tmp_path / "empty", ZONES)
-    with pytest.raises(UsageError, match=r"views: .*files, visits, crossings"):
+    with pytest.raises(UsageError, match=r"views: .*files, masks, visits, crossings"):
         query_zones(local, ZONES, "FROM visitz")
     with pytest.raises(UsageError, match="is not allowed, an output folder is only read"):
         query_zones(local, ZONES, "COPY visits TO 'x.csv'")
