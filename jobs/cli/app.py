@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli import batch as batch_cli
+from jobs.cli import compact as compact_cli
 from jobs.cli import evaluate as evaluate_cli
 from jobs.cli import exchange as exchange_cli
 from jobs.cli import plot as plot_cli
@@ -52,6 +53,7 @@ for command in (
     track_cli.track,
     query_cli.query,
     zones_cli.zones,
+    compact_cli.compact,
     render_cli.render,
     plot_cli.plot,
     evaluate_cli.evaluate,

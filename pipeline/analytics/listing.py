@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,10 @@ from dataclasses import dataclass
 from pipeline.base.errors import StoreError, UsageError
 from pipeline.base.stream_ids import is_stream_id
 from pipeline.storage.files import Files
-from pipeline.tracks.layout import MEND, chunk_first, chunk_folder, chunk_name
+from pipeline.tracks.copies import Copy, load_copies
+from pipeline.tracks.layout import MEND, chunk_folder, chunk_name, chunk_sizes
+
+logger = logging.getLogger(__name__)
 
 _PARTITION = "stream_id="
 _ONE_BY_ONE = 32
@@ -53,6 +57,7 @@ class Listing:
         found = (name.removeprefix(_PARTITION) for name in names if name.startswith(_PARTITION))
         self.tracked = [stream_id for stream_id in found if is_stream_id(stream_id)]
         self._recorded: list[str] | None = None
+        self._copies: dict[str, list[Copy]] | None = None
         if not self.tracked and not self.recorded:
             raise UsageError(
                 f"{files.root} is no output folder of xmem: nothing in it under tracks/ or streams/"
@@ -85,15 +90,29 @@ class Listing:
                     self._keep([stream_id], self.files.sizes(chunk_folder("tracks", stream_id)))
             return {stream_id: self._known[stream_id] for stream_id in wanted if self._known[stream_id]}
 
+    def copies(self, stream_id: str) -> dict[int, Copy]:
+        """The compacted files that hold for chunks of a stream, by the chunks' first frames.
+
+        They are listed after the stream's own files; see `pipeline.tracks.copies`.
+        """
+        chunks = {chunk.first: chunk.size for chunk in self.chunks([stream_id]).get(stream_id, [])}
+        with self._lock:
+            if self._copies is None:
+                found = load_copies(self.files)
+                if found.problem is not None:
+                    logger.warning("%s", found.problem)
+                self._copies = {}
+                for copy in found.files:
+                    if copy.bytes is not None and not copy.void:
+                        for name in copy.chunks:
+                            self._copies.setdefault(name, []).append(copy)
+            of_stream = [c for c in self._copies.get(stream_id, []) if c.matches(stream_id, chunks)]
+        return {first: copy for copy in of_stream for first in copy.chunks[stream_id]}
+
     def _keep(self, stream_ids: Iterable[str], sizes: Mapping[str, int]) -> None:
-        by_stream: dict[str, dict[int, int]] = {stream_id: {} for stream_id in stream_ids}
-        for name, size in sizes.items():
-            _, partition, *rest = name.split("/")
-            chunks = by_stream.get(partition.removeprefix(_PARTITION))
-            first = chunk_first(name)
-            if chunks is not None and len(rest) == 1 and first is not None:
-                chunks[first] = size
-        for stream_id, chunks in by_stream.items():
+        found = chunk_sizes(sizes)
+        for stream_id in stream_ids:
+            chunks = found.get(stream_id, {})
             firsts = sorted(chunks)
             self._known[stream_id] = [
                 Chunk(stream_id, first, following, chunks[first], first == firsts[0])

@@ -5,16 +5,19 @@ it read of it. This one knows the store's layout. The frames of a file follow fr
 next, so that conditions on `stream_id` and `frame_index` choose files before any is opened. Files are read in
 parallel, each in one or two reads; the checksum of each page is verified; nothing of them is kept. A file
 that is missing in the middle of a stream, that another program wrote or that is damaged is a StoreError.
+Where a compacted file has the rows of chunk files as they are listed, it is read in their place.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -27,6 +30,8 @@ from pipeline.analytics.listing import Chunk, Listing
 from pipeline.base.errors import StoreError
 from pipeline.storage.files import Files
 from pipeline.storage.local_files import LocalFiles
+from pipeline.tracks.compaction import copied_frames
+from pipeline.tracks.copies import FOLDER, Copy, copy_path
 from pipeline.tracks.layout import MEND, chunk_footer, chunk_name
 
 if TYPE_CHECKING:
@@ -47,9 +52,13 @@ else:
         _Source = ds.Dataset
 
 _TAIL_BYTES = 1 << 13
+_COPY_TAIL_BYTES = 1 << 18
 _WHOLE_BYTES = 1 << 20
 """A file on a store that is no larger is fetched in one request."""
 _FILES_PER_TASK = 16
+_GROUPS_PER_TASK = 2
+_SPELT_OUT = 50
+"""Up to so many streams are compared one by one, which pyarrow's row groups can be chosen by."""
 _ROWS_PER_TASK = 1 << 16
 _LOCAL_THREADS = min(8, (os.cpu_count() or 1) + 1)
 _REMOTE_THREADS = 16
@@ -69,6 +78,8 @@ class ChunkDataset(_Source):
         kind: "tracks" or "events".
         schema: of the rows, without `stream_id`, which comes first.
     """
+
+    _reads_copies = True
 
     def __init__(self, listing: Listing, kind: str, schema: pa.Schema) -> None:
         # Neither base's __init__ is run: pyarrow's refuses to be, DuckDB's keeps the object that it wraps.
@@ -124,9 +135,8 @@ class ChunkDataset(_Source):
         waiting: deque[Future[list[pa.RecordBatch]]] = deque()
         pool = ThreadPoolExecutor(threads)
         try:
-            for chunks, exact in self._tasks(condition, _FILES_PER_TASK if local else 1):
-                left = None if exact else condition
-                waiting.append(pool.submit(self._read_all, chunks, names, left))
+            for task in self._tasks(names, condition, _FILES_PER_TASK if local else 1):
+                waiting.append(pool.submit(task))
                 if len(waiting) > threads * _TASKS_AHEAD:
                     yield from waiting.popleft().result()
             while waiting:
@@ -134,18 +144,138 @@ class ChunkDataset(_Source):
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _tasks(self, condition: pc.Expression | None, most: int) -> Iterator[tuple[list[Chunk], bool]]:
-        """Chunks to read together, and whether all of their rows fulfil the condition."""
+    def _tasks(
+        self, names: Sequence[str], condition: pc.Expression | None, most: int
+    ) -> Iterator[Callable[[], list[pa.RecordBatch]]]:
+        """What to read, each at once: some chunk files, or some row groups of a compacted file."""
+        copied: dict[str, tuple[Copy, list[tuple[Chunk, bool]]]] = {}
+
+        def own() -> Iterator[tuple[Chunk, bool]]:
+            stream_id, copies = None, {}
+            for chunk, exact in self._needed(condition):
+                if self._reads_copies and chunk.stream_id != stream_id:
+                    stream_id, copies = chunk.stream_id, self._listing.copies(chunk.stream_id)
+                copy = copies.get(chunk.first)
+                if copy is None:
+                    yield chunk, exact
+                else:
+                    copied.setdefault(copy.name, (copy, []))[1].append((chunk, exact))
+
+        yield from self._chunk_tasks(own(), names, condition, most)
+        for copy, chosen in copied.values():
+            try:
+                tasks = self._copy_tasks(copy, chosen, names, condition)
+            except FileNotFoundError:  # a stream in it is started over just now
+                yield from self._chunk_tasks(iter(chosen), names, condition, most)
+            else:
+                yield from tasks
+
+    def _chunk_tasks(
+        self,
+        chosen: Iterator[tuple[Chunk, bool]],
+        names: Sequence[str],
+        condition: pc.Expression | None,
+        most: int,
+    ) -> Iterator[Callable[[], list[pa.RecordBatch]]]:
+        """Chunks to read together: those of which all rows fulfil the condition, or those to filter."""
         task: list[Chunk] = []
         last = True
-        for chunk, exact in self._needed(condition):
+        for chunk, exact in chosen:
             if task and (len(task) >= most or exact != last):
-                yield task, last
+                yield partial(self._read_all, task, names, None if last else condition)
                 task = []
             task.append(chunk)
             last = exact
         if task:
-            yield task, last
+            yield partial(self._read_all, task, names, None if last else condition)
+
+    def _copy_tasks(
+        self,
+        copy: Copy,
+        chosen: Sequence[tuple[Chunk, bool]],
+        names: Sequence[str],
+        condition: pc.Expression | None,
+    ) -> list[Callable[[], list[pa.RecordBatch]]]:
+        """Row groups of a compacted file to read together. FileNotFoundError if it is gone."""
+        with self._reporting_copy(copy):
+            metadata = self._open_copy(copy).metadata
+            self._check_copy(copy, metadata, chosen)
+            wanted = sorted({chunk.stream_id for chunk, _ in chosen})
+            parts = [] if condition is None else [condition]
+            if len(wanted) < len(copy.chunks):  # others may have been started over, or are not asked for
+                stream = ds.field("stream_id")
+                alike = [stream == s for s in wanted]
+                some = reduce(lambda a, b: a | b, alike) if len(alike) <= _SPELT_OUT else stream.isin(wanted)
+                parts.append(some)
+            if len(chosen) == sum(map(len, copy.chunks.values())) and all(exact for _, exact in chosen):
+                parts = []
+            filtered: pc.Expression | None = None
+            groups = [str(i) for i in range(metadata.num_row_groups)]
+            if not parts:
+                some_groups, whole = groups, {*groups}
+            else:
+                filtered = reduce(lambda a, b: a & b, parts)
+                known = {group: _known(metadata.row_group(int(group))) for group in groups}
+                some_groups, whole = self._chosen(filtered, _fields(filtered, self._schema), known)
+        tasks: list[Callable[[], list[pa.RecordBatch]]] = []
+        for exact in (True, False):
+            of_kind = [int(group) for group in some_groups if (group in whole) == exact]
+            left = None if exact else filtered
+            for start in range(0, len(of_kind), _GROUPS_PER_TASK):
+                some_of = of_kind[start : start + _GROUPS_PER_TASK]
+                tasks.append(partial(self._read_copy, copy, metadata, some_of, names, left))
+        return tasks
+
+    def _read_copy(
+        self,
+        copy: Copy,
+        metadata: Any,
+        groups: Sequence[int],
+        names: Sequence[str],
+        condition: pc.Expression | None,
+    ) -> list[pa.RecordBatch]:
+        schema = self._with_needed(names, condition)
+        batches = []
+        with self._reporting_copy(copy):
+            file = self._open_copy(copy, metadata)
+            there = [name for name in schema.names if name in file.schema_arrow.names]
+            for group in groups:
+                rows = metadata.row_group(group).num_rows
+                table = file.read_row_group(group, columns=there, use_threads=False) if there else None
+                columns = [_column(field, table, rows) for field in schema]
+                batches.append(pa.RecordBatch.from_arrays(columns, schema=schema))
+        return _filtered(batches, schema, names, condition)
+
+    def _open_copy(self, copy: Copy, metadata: Any = None) -> pq.ParquetFile:
+        assert copy.bytes is not None
+        size = copy.bytes[0 if self._kind == "tracks" else 1]
+        return _open(self._files, copy_path(self._kind, copy.name), size, _COPY_TAIL_BYTES, metadata)
+
+    def _check_copy(self, copy: Copy, metadata: Any, chosen: Sequence[tuple[Chunk, bool]]) -> None:
+        """StoreError if a compacted file lacks a stream, or if the file after it is missing."""
+        reach = copied_frames(metadata.metadata)
+        for stream_id in sorted({chunk.stream_id for chunk, _ in chosen}):
+            chunks = self._listing.chunks([stream_id])[stream_id]
+            firsts = [chunk.first for chunk in chunks]
+            for _, end in reach[stream_id]:
+                following = bisect_left(firsts, end)
+                if following < len(firsts) and firsts[following] != end:
+                    missing = self._files.uri(chunk_name("tracks", stream_id, end))
+                    raise StoreError(f"{missing} is missing, though files of later frames exist: {MEND}")
+
+    @contextmanager
+    def _reporting_copy(self, copy: Copy) -> Iterator[None]:
+        """Failures to read a compacted file as a StoreError that names it."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            raise StoreError(
+                f"{self._files.uri(copy_path(self._kind, copy.name))} cannot be read "
+                f"({' '.join(str(error).split())}): remove the folder {FOLDER}/, which holds only copies, "
+                "and run `xmem compact` again"
+            ) from error
 
     def _needed(self, condition: pc.Expression | None) -> Iterator[tuple[Chunk, bool]]:
         ids = self._listing.tracked
@@ -176,13 +306,14 @@ class ChunkDataset(_Source):
     def _read_all(
         self, chunks: Sequence[Chunk], names: Sequence[str], condition: pc.Expression | None
     ) -> list[pa.RecordBatch]:
-        needed = [*names, *sorted(_fields(condition, self._schema) - {*names})]
-        schema = pa.schema([self._schema.field(name) for name in needed])
+        schema = self._with_needed(names, condition)
         batches = [batch for chunk in chunks for batch in self._read(chunk, schema, condition)]
-        if condition is None:
-            return batches
-        table = pa.Table.from_batches(batches, schema).filter(condition).select(list(names))
-        return [batch for batch in table.to_batches() if batch.num_rows]
+        return _filtered(batches, schema, names, condition)
+
+    def _with_needed(self, names: Sequence[str], condition: pc.Expression | None) -> pa.Schema:
+        """The columns to read: those asked for, and those of the condition."""
+        needed = [*names, *sorted(_fields(condition, self._schema) - {*names})]
+        return pa.schema([self._schema.field(name) for name in needed])
 
     def _read(
         self, chunk: Chunk, schema: pa.Schema, condition: pc.Expression | None
@@ -233,13 +364,7 @@ class ChunkDataset(_Source):
 
     def _may_hold(self, condition: Any, group: Any, chunk: Chunk) -> bool:
         """Whether a row group may have rows that fulfil a condition on times, by its statistics."""
-        known = _frames(chunk)
-        for index in range(group.num_columns):
-            column = group.column(index)
-            stats = column.statistics if column.path_in_schema in _TIMES else None
-            if stats is not None and stats.has_min_max and stats.null_count == 0:
-                field = ds.field(column.path_in_schema)
-                known = known & (field >= stats.min) & (field <= stats.max)
+        known = _frames(chunk) & _known(group, _TIMES)
         return bool(_satisfying(condition, self._schema, {"0": known}))
 
 
@@ -279,6 +404,30 @@ def _satisfying(condition: pc.Expression, schema: pa.Schema, known: Mapping[str,
     return [fragment.path for fragment in dataset.get_fragments(filter=condition)]
 
 
+def _known(group: Any, names: Set[str] = _PRUNING) -> pc.Expression:
+    """What the statistics of a row group say of some columns."""
+    known = pc.scalar(True)
+    for index in range(group.num_columns):
+        column = group.column(index)
+        stats = column.statistics if column.path_in_schema in names else None
+        if stats is not None and stats.has_min_max and stats.null_count == 0:
+            field = ds.field(column.path_in_schema)
+            known = known & (field >= stats.min) & (field <= stats.max)
+    return known
+
+
+def _filtered(
+    batches: Sequence[pa.RecordBatch],
+    schema: pa.Schema,
+    names: Sequence[str],
+    condition: pc.Expression | None,
+) -> list[pa.RecordBatch]:
+    if condition is None:
+        return list(batches)
+    table = pa.Table.from_batches(batches, schema).filter(condition).select(list(names))
+    return [batch for batch in table.to_batches() if batch.num_rows]
+
+
 def _frames(chunk: Chunk) -> pc.Expression:
     frames = ds.field("frame_index")
     known = (ds.field("stream_id") == chunk.stream_id) & (frames >= chunk.first)
@@ -314,26 +463,33 @@ def open_chunk_file(files: Files, kind: str, chunk: Chunk) -> pq.ParquetFile:
     Raises:
         FileNotFoundError: there is none. StoreError, OSError, pyarrow.ArrowException: it cannot be read.
     """
-    name = chunk_name(kind, chunk.stream_id, chunk.first)
     # An events file was not listed: it is small, and may be a link, which `read` refuses.
     size = chunk.size if kind == "tracks" else None
+    return _open(files, chunk_name(kind, chunk.stream_id, chunk.first), size, _TAIL_BYTES)
+
+
+def _open(files: Files, name: str, size: int | None, tail_bytes: int, metadata: Any = None) -> pq.ParquetFile:
+    """A Parquet file whose footer is within its last `tail_bytes`, as a rule; `metadata` if it was read."""
     source: Any
+    tail = b""
     if isinstance(files, LocalFiles) and size is not None:
         source = pa.OSFile(files.arrow(name)[1])
         size = source.size()
-        tail = source.read_at(min(size, _TAIL_BYTES), max(0, size - _TAIL_BYTES))
+        if metadata is None:
+            tail = source.read_at(min(size, tail_bytes), max(0, size - tail_bytes))
     elif size is None or size <= _WHOLE_BYTES:
         tail = files.read(name) if size is None else files.part(name, 0, size)
         source = pa.BufferReader(tail)
     else:
-        tail = files.part(name, max(0, size - _TAIL_BYTES), size)
+        if metadata is None:
+            tail = files.part(name, max(0, size - tail_bytes), size)
         source = pa.PythonFile(_Ranges(files, name, size), mode="r")
-    if len(tail) < 12 or tail[-4:] != b"PAR1":
-        raise pa.ArrowInvalid("its end is missing")
-    footer = int.from_bytes(tail[-8:-4], "little") + 8
-    metadata = None
-    if footer <= len(tail):
-        metadata = pq.read_metadata(pa.BufferReader(tail))
+    if metadata is None:
+        if len(tail) < 12 or tail[-4:] != b"PAR1":
+            raise pa.ArrowInvalid("its end is missing")
+        footer = int.from_bytes(tail[-8:-4], "little") + 8
+        if footer <= len(tail):
+            metadata = pq.read_metadata(pa.BufferReader(tail))
     return pq.ParquetFile(
         source,
         metadata=metadata,
@@ -404,8 +560,8 @@ def check_chunk_file(metadata: Any, kind: str, chunk: Chunk, files: Files) -> No
     raise StoreError(f"{missing} is missing, though files of later frames exist: {MEND}")
 
 
-def _column(field: pa.Field, table: pa.Table | None, rows: int, stream_id: str) -> pa.Array:
-    if field.name == "stream_id":
+def _column(field: pa.Field, table: pa.Table | None, rows: int, stream_id: str | None = None) -> pa.Array:
+    if field.name == "stream_id" and stream_id is not None:
         return pa.repeat(stream_id, rows)
     if table is None or field.name not in table.column_names:
         return pa.nulls(rows, field.type)

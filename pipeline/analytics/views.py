@@ -82,6 +82,8 @@ FROM events WHERE kind IN ('dropped', 'corrupt', 'gap', 'reconnect', 'restart')
 class FrameDataset(ChunkDataset):
     """A row for every committed frame, also for those without objects, which have no rows in `tracks`."""
 
+    _reads_copies = False
+
     def __init__(self, listing: Listing) -> None:
         super().__init__(listing, "tracks", FRAMES_SCHEMA)
         self._rates: dict[str, float | None] = {}
@@ -151,6 +153,8 @@ class FrameDataset(ChunkDataset):
 
 class FileDataset(ChunkDataset):
     """A row for every tracks file, which says what is wrong with it instead of failing."""
+
+    _reads_copies = False
 
     def __init__(self, listing: Listing) -> None:
         super().__init__(listing, "tracks", FILES_SCHEMA)

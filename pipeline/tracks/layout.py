@@ -4,15 +4,18 @@ OUT/tracks/stream_id=<id>/frames-<first:012d>.parquet
 OUT/events/stream_id=<id>/frames-<first:012d>.parquet
 OUT/state/<id>/<next_frame:012d>.safetensors
 OUT/streams/<id>.json
+OUT/compacted/...                                      copies of rows, see `pipeline.tracks.copies`
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.base.errors import StoreError
+from pipeline.base.stream_ids import is_stream_id
 from pipeline.storage.files import Files
 from pipeline.tracks.chunk_file import ChunkFooter, read_footer
 
@@ -35,6 +38,17 @@ def chunk_first(name: str) -> int | None:
     """The first frame in a chunk's file name; None if it is not the name of a chunk."""
     match = _CHUNK.fullmatch(name.rpartition("/")[2])
     return int(match[1]) if match else None
+
+
+def chunk_sizes(sizes: Mapping[str, int]) -> dict[str, dict[int, int]]:
+    """Bytes of chunk files by stream and first frame, from what `Files.sizes` lists; without other files."""
+    found: dict[str, dict[int, int]] = {}
+    for name, size in sizes.items():
+        _, partition, *rest = name.split("/")
+        stream_id, first = partition.removeprefix("stream_id="), chunk_first(name)
+        if first is not None and len(rest) == 1 and stream_id != partition and is_stream_id(stream_id):
+            found.setdefault(stream_id, {})[first] = size
+    return found
 
 
 def list_chunks(files: Files, stream_id: str, kind: str = "tracks") -> list[int]:

@@ -33,6 +33,7 @@ from pipeline.base.redaction import redacted
 from pipeline.base.stream_ids import generate_stream_id, validate_stream_id
 from pipeline.storage.opening import open_files
 from pipeline.tracks.chunk_file import ChunkFooter, check_chunk, events_bytes, tracks_bytes
+from pipeline.tracks.copies import withdraw_stream
 from pipeline.tracks.layout import (
     MEND,
     RECORD_VERSION,
@@ -289,12 +290,15 @@ class StreamStore:
         self._remove_all()
 
     def _remove_all(self) -> None:
+        withdraw_stream(self._files, self.stream_id)
         for kind in ("tracks", "events"):
             # Until none is listed: a writer at work may have added one since the listing (see `commit`).
             while firsts := list_chunks(self._files, self.stream_id, kind):
                 for first in reversed(firsts):
                     self._files.remove(chunk_name(kind, self.stream_id, first))
             self._files.remove_empty_folder(chunk_folder(kind, self.stream_id))
+        # Again: copies may have been planned before the rows were gone.
+        withdraw_stream(self._files, self.stream_id)
         for frame in self._snapshots():
             self._files.remove(self._snapshot_name(frame))
         self._files.remove_empty_folder(f"state/{self.stream_id}")

@@ -112,7 +112,7 @@ def test_a_stream_is_listed_by_itself(out: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(files, "sizes", note)
     query(out, "SELECT count(*) FROM tracks WHERE stream_id = 'cam-2'")
-    assert listed == ["tracks/stream_id=cam-2"]
+    assert listed == ["tracks/stream_id=cam-2", "compacted"]
 
 
 def test_joins_build_their_hash_tables_of_the_smaller_side(out: Path) -> None:

@@ -1,0 +1,398 @@
+"""Compacted copies: no row is lost or there twice, whoever writes, restarts or is killed meanwhile."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from support.chunks import NO_EVENTS, events, rows
+from support.recorded import recorded
+
+from pipeline.analytics.query import query
+from pipeline.analytics.scan import ChunkDataset
+from pipeline.base.errors import StoreError, UsageError
+from pipeline.storage.opening import open_files
+from pipeline.tracks import compaction
+from pipeline.tracks.compaction import compact
+from pipeline.tracks.copies import copy_path, is_withdrawn, load_copies, plan_name
+from pipeline.tracks.layout import chunk_name
+from pipeline.tracks.store import StreamStore
+
+STREAMS, CHUNKS, FRAMES = ("cam-1", "cam-2", "door-1"), 6, 5
+TESTS = Path(__file__).parents[2]
+
+
+def fill(
+    root: str | Path, stream_id: str, first: int = 0, chunks: int = CHUNKS, salt: int = 0, **more: Any
+) -> None:
+    """Chunks of five frames with two rows each; two events in each second one."""
+    store = StreamStore(root, stream_id, more.get("options"))
+    for start in range(first, first + chunks * FRAMES, FRAMES):
+        last = start + FRAMES - 1
+        store.commit(start, last, rows(start, last, salt), events(start, salt) if start % 2 else NO_EVENTS)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    for stream_id in STREAMS:
+        fill(tmp_path / "out", stream_id)
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """The chunk files that were read by themselves since it was last asked."""
+    names: list[str] = []
+    read = ChunkDataset._read
+
+    def note(self: ChunkDataset, chunk: Any, *arguments: Any) -> Any:
+        names.append(f"{chunk.stream_id}/{chunk.first}")
+        return read(self, chunk, *arguments)
+
+    monkeypatch.setattr(ChunkDataset, "_read", note)
+
+    def since() -> list[str]:
+        found = sorted(names)
+        names.clear()
+        return found
+
+    return since
+
+
+def answer(out: str | Path, options: dict[str, Any] | None = None) -> list[list[dict[str, Any]]]:
+    """All rows of both views."""
+    return [query(out, f"FROM {kind} ORDER BY ALL", options).to_pylist() for kind in ("tracks", "events")]
+
+
+def plain(out: Path, kind: str = "tracks") -> list[tuple[Any, ...]]:
+    """What DuckDB finds by itself in the compacted folder: stream, rows, sum of frame numbers."""
+    sql = "SELECT stream_id, count(*), sum(frame_index)::BIGINT FROM read_parquet(?) GROUP BY 1 ORDER BY 1"
+    found = list((out / "compacted" / kind).glob("*.parquet"))
+    return duckdb.execute(sql, [str(out / "compacted" / kind / "*.parquet")]).fetchall() if found else []
+
+
+def expected(out: Path, kind: str = "tracks") -> list[tuple[Any, ...]]:
+    sql = f"SELECT stream_id, count(*) n, sum(frame_index)::BIGINT s FROM {kind} GROUP BY 1 ORDER BY 1"
+    return [tuple(row.values()) for row in query(out, sql).to_pylist()]
+
+
+def test_the_rows_are_read_from_few_files_and_are_the_same(
+    out: Path, opened: Callable[[], list[str]]
+) -> None:
+    before = answer(out)
+    assert len(opened()) == 2 * len(STREAMS) * CHUNKS
+    own = {path: path.read_bytes() for path in out.rglob("frames-*.parquet")}
+    done = compact(out, file_bytes=12_000)
+    assert (done.chunks, done.rows, done.skipped) == (18, 180, {})
+    assert 1 < done.files < 18
+    assert len(list((out / "compacted" / "tracks").iterdir())) == done.files
+    assert answer(out) == before
+    assert opened() == []
+    assert {path: path.read_bytes() for path in out.rglob("frames-*.parquet")} == own
+    again = compact(out)
+    assert (again.files, again.chunks) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "stream_id = 'cam-2'",
+        "stream_id = 'cam-1' AND frame_index = 7",
+        "frame_index BETWEEN 8 AND 11",
+        "stream_id LIKE 'cam%' AND area > 12",
+        "pts_seconds > 0.9 OR stream_id = 'none'",
+        "wall_time < TIMESTAMPTZ '2024-05-06 07:08:10+00'",
+        "stream_id IN ('door-1', 'cam-1') AND category IS NULL",
+    ],
+)
+def test_conditions_choose_the_rows_that_they_choose_without(out: Path, where: str) -> None:
+    sql = f"SELECT * FROM tracks WHERE {where} ORDER BY ALL"
+    before = query(out, sql).to_pylist()
+    compact(out, file_bytes=12_000)
+    assert query(out, sql).to_pylist() == before
+    assert before
+
+
+def test_other_readers_find_each_row_once(out: Path) -> None:
+    compact(out, file_bytes=12_000)
+    fill(out, "cam-1", CHUNKS * FRAMES, 2)
+    compact(out)
+    assert plain(out) == expected(out)
+    assert plain(out, "events") == expected(out, "events")
+    table = ds.dataset(out / "compacted" / "tracks").to_table()
+    assert table.num_rows == sum(count for _, count, _ in expected(out))
+    assert table.schema.names[:2] == ["stream_id", "frame_index"]
+    for path in (out / "compacted" / "tracks").iterdir():
+        found = pq.read_table(path, columns=["stream_id", "frame_index", "object_id"]).to_pylist()
+        assert [*map(tuple, map(dict.values, found))] == sorted(map(tuple, map(dict.values, found)))
+
+
+def test_what_is_committed_later_is_read_beside_the_copies(
+    out: Path, opened: Callable[[], list[str]]
+) -> None:
+    compact(out)
+    fill(out, "cam-2", CHUNKS * FRAMES, 2)
+    fill(out, "new", 0, 1)
+    found = {row[0]: row[1] for row in expected(out)}
+    assert found == {"cam-1": 60, "cam-2": 80, "door-1": 60, "new": 10}
+    assert opened() == ["cam-2/30", "cam-2/35", "new/0"]
+    assert compact(out).chunks == 3
+    assert plain(out) == expected(out)
+
+
+def test_only_row_groups_of_the_streams_asked_for_are_read(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "_ROWS_PER_GROUP", 30)
+    compact(out)
+    groups: list[Any] = []
+    monkeypatch.setattr(ChunkDataset, "_read_copy", recorded(ChunkDataset._read_copy, groups, 3))
+    sql = "SELECT count(*) n FROM tracks WHERE stream_id = 'cam-2'"
+    assert query(out, sql)["n"].to_pylist() == [60]
+    assert sum(map(len, groups)) == 2, "of six"
+    groups.clear()
+    assert query(out, sql + " AND frame_index < 3")["n"].to_pylist() == [6]
+    assert sum(map(len, groups)) == 1
+
+
+def test_a_stream_that_is_started_over_leaves_no_copies(out: Path) -> None:
+    compact(out)
+    StreamStore(out, "cam-1").restart()
+    assert plain(out) == [], "the one file had its rows"
+    fill(out, "cam-1", 0, CHUNKS, salt=3)
+    areas = "SELECT area FROM tracks WHERE stream_id = 'cam-1' AND object_id = 1 ORDER BY frame_index"
+    new = rows(0, CHUNKS * FRAMES - 1, 3).to_pylist()
+    assert query(out, areas)["area"].to_pylist() == [row["area"] for row in new if row["object_id"] == 1]
+    compact(out)
+    assert plain(out) == expected(out)
+    assert query(out, areas)["area"].to_pylist() == [row["area"] for row in new if row["object_id"] == 1]
+
+
+@pytest.mark.parametrize("when", ["planned", "read", "written"])
+def test_a_stream_that_is_started_over_while_it_is_compacted(
+    out: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    content = compaction._content
+    seen: list[str] = []
+
+    def meanwhile(*arguments: Any) -> Any:
+        found = None if when == "planned" else content(*arguments)
+        if not seen:
+            seen.append(when)
+            StreamStore(out, "cam-1").restart()
+            fill(out, "cam-1", 0, CHUNKS, salt=3)  # files of the same names, with other rows
+        return content(*arguments) if found is None else found
+
+    if when == "written":
+
+        def after(*arguments: Any) -> bool:
+            if not seen:
+                seen.append(when)
+                StreamStore(out, "cam-1").restart()
+                fill(out, "cam-1", 0, CHUNKS, salt=3)
+            return is_withdrawn(*arguments)
+
+        monkeypatch.setattr(compaction, "is_withdrawn", after)
+    else:
+        monkeypatch.setattr(compaction, "_content", meanwhile)
+    compact(out)
+    compact(out)
+    assert seen == [when]
+    new = rows(0, CHUNKS * FRAMES - 1, 3)["mask_rle"].to_pylist()
+    sql = "SELECT mask_rle FROM {} WHERE stream_id = 'cam-1' ORDER BY frame_index, object_id"
+    assert query(out, sql.format("tracks"))["mask_rle"].to_pylist() == new
+    copied = duckdb.execute(
+        sql.format("read_parquet(?)"), [str(out / "compacted/tracks/*.parquet")]
+    ).fetchall()
+    assert [mask for (mask,) in copied] == new
+    assert plain(out) == expected(out)
+
+
+def test_a_stream_that_was_removed_by_hand(out: Path) -> None:
+    compact(out)
+    for kind in ("tracks", "events"):
+        shutil.rmtree(out / kind / "stream_id=cam-2")
+    assert [row[0] for row in expected(out)] == ["cam-1", "door-1"]
+    compact(out)
+    assert plain(out) == expected(out)
+
+
+def test_a_missing_file_is_named_and_other_streams_are_compacted(
+    out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (out / chunk_name("tracks", "cam-2", 10)).unlink()
+    with caplog.at_level(logging.WARNING):
+        done = compact(out)
+    assert [*done.skipped] == ["cam-2"]
+    assert done.chunks == 12
+    assert "cam-2/frames-000000000010.parquet is missing" in caplog.text
+    assert [row[0] for row in plain(out)] == ["cam-1", "door-1"]
+    with pytest.raises(StoreError, match=r"cam-2/frames-000000000010\.parquet is missing"):
+        expected(out)
+
+
+def test_a_file_that_is_missing_behind_the_copies_is_named(out: Path) -> None:
+    compact(out)
+    fill(out, "cam-2", CHUNKS * FRAMES, 2)
+    (out / chunk_name("tracks", "cam-2", CHUNKS * FRAMES)).unlink()
+    with pytest.raises(StoreError, match=r"cam-2/frames-000000000030\.parquet is missing"):
+        expected(out)
+
+
+def test_a_damaged_copy_is_named_and_can_be_removed(out: Path) -> None:
+    before = answer(out)
+    compact(out)
+    (path,) = (out / "compacted" / "tracks").iterdir()
+    data = bytearray(path.read_bytes())
+    data[200] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(
+        StoreError,
+        match=r"000001-0000\.parquet cannot be read .*: remove the folder compacted/, which holds only",
+    ):
+        answer(out)
+    path.unlink()
+    assert answer(out) == before
+    compact(out)
+    assert (answer(out), plain(out)) == (before, expected(out))
+    shutil.rmtree(out / "compacted")
+    assert answer(out) == before
+
+
+def test_a_damaged_plan_is_named_and_its_files_are_not_read(
+    out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = answer(out)
+    compact(out)
+    (out / plan_name(1)).write_text('{"format_ver')
+    with caplog.at_level(logging.WARNING):
+        assert answer(out) == before
+    assert "plans/000001.json is damaged: remove the folder compacted/" in caplog.text
+    with pytest.raises(StoreError, match=r"000001\.json is damaged"):
+        compact(out)
+    (out / plan_name(1)).write_text(json.dumps({"format_version": 9, "files": []}))
+    with pytest.raises(StoreError, match=r"has format version 9, and this xmem reads 1: upgrade it"):
+        compact(out)
+
+
+def test_links_in_the_folder_are_refused(out: Path, tmp_path: Path) -> None:
+    compact(out)
+    os.rename(out / "compacted", tmp_path / "elsewhere")
+    (out / "compacted").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="compacted is a symbolic link"):
+        answer(out)
+
+
+def test_a_folder_without_tracks(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no output folder of xmem"):
+        compact(tmp_path)
+    with pytest.raises(UsageError, match="file size of 0 bytes is not allowed"):
+        compact(tmp_path, file_bytes=0)
+
+
+KILLED = """
+import os, signal, sys
+from pipeline.storage.local_files import LocalFiles
+from pipeline.tracks.compaction import compact
+create, left = LocalFiles.create, [int(sys.argv[2])]
+def killed(self, *arguments):
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    return create(self, *arguments)
+LocalFiles.create = killed
+compact(sys.argv[1], file_bytes=12_000)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("creations", [1, 2, 4])
+def test_a_compaction_that_was_killed_is_finished_by_the_next(out: Path, creations: int) -> None:
+    """Killed with a plan, with events without their tracks, and between two files."""
+    before = answer(out)
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(out), str(creations)], env=environment, timeout=120
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert len(load_copies(open_files(out)).files) > 1, "planned"
+    assert answer(out) == before
+    there = {(stream, count) for stream, count, _ in plain(out)}
+    assert all(count <= 60 for _, count in there)
+    fill(out, "cam-1", CHUNKS * FRAMES, 2)
+    compact(out, file_bytes=12_000)
+    assert plain(out) == expected(out)
+    assert plain(out, "events") == expected(out, "events")
+    assert not list((out / ".tmp").iterdir())
+
+
+def test_compactions_beside_a_writer_and_a_reader(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    fill(out, "a", 0, 2)
+    failures: list[BaseException] = []
+    stop = threading.Event()
+
+    def repeat(act: Callable[[], object]) -> None:
+        try:
+            while not stop.is_set():
+                act()
+        except BaseException as error:
+            failures.append(error)
+
+    def read() -> None:
+        found = query(
+            out, "SELECT count(*) n, count(DISTINCT (frame_index, object_id)) d FROM tracks"
+        ).to_pylist()[0]
+        assert found["n"] == found["d"], found
+
+    threads = [
+        threading.Thread(target=repeat, args=(act,))
+        for act in (lambda: compact(out, file_bytes=5000), lambda: compact(out, file_bytes=9000), read)
+    ]
+    for thread in threads:
+        thread.start()
+    fill(out, "a", 2 * FRAMES, 40)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    fill(out, "a", 42 * FRAMES, 2)
+    compact(out)
+    assert plain(out) == expected(out) == [("a", 440, sum(2 * f for f in range(44 * FRAMES)))]
+
+
+@pytest.mark.parametrize("store", ["memory", pytest.param("s3", marks=pytest.mark.s3)])
+def test_on_a_store(request: pytest.FixtureRequest, store: str) -> None:
+    options: dict[str, Any] = {}
+    root = f"memory://{secrets.token_hex(6)}/out"
+    if store == "s3":
+        server = request.getfixturevalue("s3_server")
+        root, options = server.uri(f"c-{secrets.token_hex(6)}"), server.options
+    for stream_id in ("a", "b"):
+        fill(root, stream_id, 0, 3, options=options)
+    before = answer(root, options)
+    assert compact(root, options).chunks == 6
+    assert answer(root, options) == before
+    files = open_files(root, options)
+    table = pq.read_table(pa.BufferReader(files.read(copy_path("tracks", "000001-0000"))))
+    assert table.num_rows == len(before[0])
+    StreamStore(root, "a", options).restart()
+    assert [
+        row["stream_id"] for row in query(root, "SELECT DISTINCT stream_id FROM tracks", options).to_pylist()
+    ] == ["b"]
+    assert files.names("compacted/tracks") == []
