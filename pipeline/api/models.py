@@ -188,7 +188,11 @@ class NewStream(_Request):
     id: Annotated[StreamId | None, Field(description="Default: derived from the URL.")] = None
     prompts: Prompts | None = None
     detector: Annotated[
-        str | None, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", max_length=64, examples=["motion"])
+        str | None,
+        # Whether the name is allowed is the service's decision; names of files follow a colon.
+        Field(
+            pattern=r"^[a-z0-9][a-z0-9_-]{0,63}(:[^\x00-\x1f\x7f]+)?$", max_length=1000, examples=["motion"]
+        ),
     ] = None
     settings: StreamSettings = StreamSettings()
     zones: Annotated[dict[str, Any] | None, Field(description=_ZONES)] = None
@@ -425,8 +429,3 @@ def clean(value: Any) -> Any:
 
 def _is_counts(key: Any, value: Any) -> bool:
     return key == "mask_rle" and isinstance(value, str) and _COUNTS.fullmatch(value) is not None
-
-
-def is_detector_name(text: str) -> bool:
-    """Whether a text is a valid detector name in a request."""
-    return re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", text) is not None

@@ -19,7 +19,7 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -193,6 +193,16 @@ def options_of(cls: Any) -> tuple[Option, ...]:
     with `option=False` in their metadata, which users do not set.
     """
     return tuple(_walk(cls, ()))
+
+
+def recorded(settings: Any, options: Iterable[Option]) -> dict[str, Any]:
+    """Values by flat name, as records hold them.
+
+    Options with the metadata `later`, which are younger than the first records, are left out while they are
+    None: older records and their digests still match.
+    """
+    values = ((option, option.of(settings)) for option in options)
+    return {o.name: value for o, value in values if value is not None or not o.metadata.get("later")}
 
 
 def _of(settings: Any) -> tuple[Option, ...]:

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.base.records import Frame
 from pipeline.base.redaction import shareable
+from pipeline.detect.boxes import pixel_box
 from pipeline.detect.protocol import Detection
-from pipeline.prompts.box_segmenters import Box
 from pipeline.storage.locations import locate, read_error
 
 _MAGIC = b"xmem-file-detector-1\n"
@@ -46,6 +46,9 @@ class FileDetector:
     Args:
         uri: path or URI of the file; see the module's docstring for its format.
 
+    Attributes:
+        categories: empty if no detection of the file has a class, else None.
+
     Raises:
         UsageError: the file cannot be read, or a line of it is wrong; the message names the line.
     """
@@ -60,6 +63,10 @@ class FileDetector:
         self._frames: dict[int, list[_Row]] = {}
         for frame_index, row in _parsed(content, uri):
             self._frames.setdefault(frame_index, []).append(row)
+        rows = [row for rows in self._frames.values() for row in rows]
+        # A class may be rare: that the file has none of it is no mistake, unless it has no classes at all.
+        named = any(row.category is not None for row in rows)
+        self.categories: tuple[str, ...] | None = None if named or not rows else ()
 
     def detect(self, frame: Frame) -> list[Detection]:
         """The frame's detections in the file's order, boxes in whole pixels and cut at the frame's edge.
@@ -70,7 +77,7 @@ class FileDetector:
         height, width = frame.size
         found = []
         for row in self._frames.get(frame.frame_index, ()):
-            box = _inside(row.box, width, height)
+            box = pixel_box(row.box, width, height)
             if box is None:
                 x, y, w, h = row.box
                 raise XmemError(
@@ -156,11 +163,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _inside(box: tuple[float, float, float, float], width: int, height: int) -> Box | None:
-    """The box in whole pixels, cut at the frame's edge; None if nothing of it is inside."""
-    x, y, w, h = box
-    left, top = max(0, round(x)), max(0, round(y))
-    right, bottom = min(width, max(round(x + w), round(x) + 1)), min(height, max(round(y + h), round(y) + 1))
-    return (left, top, right - left, bottom - top) if left < right and top < bottom else None

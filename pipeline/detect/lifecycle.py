@@ -272,7 +272,8 @@ class ObjectFinder:
                 f"the detector {name} failed on frame {frame.frame_index}: {type(error).__name__}: "
                 f"{one_line(error)}; committed rows are kept"
             ) from error
-        return found
+        wanted = self._settings.wanted
+        return found if wanted is None else [d for d in found if d.category in wanted]
 
     def _confirm(self, unknown: list[Detection], frame: Frame) -> list[tuple[_Candidate, Detection]]:
         """Match detections with candidates; return the confirmed ones."""

@@ -85,6 +85,8 @@ class MotionDetector:
     Frames without timestamps are taken to be 0.2 seconds apart.
     """
 
+    categories: tuple[str, ...] = ()
+
     def __init__(self, settings: MotionSettings | None = None) -> None:
         self._settings = settings or MotionSettings()
         self._scene: _Scene | None = None

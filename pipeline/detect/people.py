@@ -33,9 +33,10 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.base.errors import UsageError, one_line
 from pipeline.base.records import Frame
+from pipeline.detect.boxes import suppressed
 from pipeline.detect.frozen_graph import float_constants
 from pipeline.detect.protocol import Detection, Look
-from pipeline.detect.ssdlite import SSDLite, folded_weights, people_in, suppressed
+from pipeline.detect.ssdlite import SSDLite, folded_weights, people_in
 from pipeline.detect.tiles import Rotation, is_cut, thumbnail_of, tiles_of
 from pipeline.prompts.box_segmenters import Box
 from xmem_core.weights import cache_folder
@@ -73,6 +74,8 @@ class PeopleDetector:
     Raises:
         UsageError: the weights are not installed; the message has the command that installs them.
     """
+
+    categories: tuple[str, ...] = (CATEGORY,)
 
     def __init__(self, settings: PeopleSettings | None = None) -> None:
         self._settings = settings or PeopleSettings()

@@ -99,6 +99,9 @@ class Detector(Protocol):
 
     `to_bytes` serializes the detector's state. After `from_bytes` the detector behaves like the one that was
     serialized. `from_bytes` raises ValueError on bytes that are damaged or of another kind.
+
+    A detector may have an attribute `categories`, a tuple of all classes that it knows (empty: its detections
+    have no class). Classes that are asked of it are then checked when it is loaded.
     """
 
     def detect(self, frame: Frame) -> list[Detection]: ...
@@ -106,6 +109,12 @@ class Detector(Protocol):
     def to_bytes(self) -> bytes: ...
 
     def from_bytes(self, blob: bytes) -> None: ...
+
+
+def categories_of(detector: Detector) -> tuple[str, ...] | None:
+    """The classes that a detector knows; None if it does not say."""
+    categories = getattr(detector, "categories", None)
+    return None if categories is None else tuple(categories)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.base.errors import UsageError
 from pipeline.base.setting_fields import check, setting
 
 
@@ -19,12 +20,27 @@ class FinderSettings:
             the detector starts no new objects.
         out_of_sight: frames without a mask after which a detected object ends; a fifth of that while
             `max_objects` is reached.
+        classes: classes whose detections may start objects, separated by commas, such as person,car. Default:
+            all detections may, those without a class included.
     """
 
     every: int = setting(5, least=1, most=100_000, flat="detect_every")
     confirmations: int = setting(3, least=1, most=1000, flat="detect_confirmations")
     max_objects: int = setting(8, least=1, most=256)
     out_of_sight: int = setting(250, least=1, most=10_000_000, flat="out_of_sight_frames")
+    classes: str | None = setting(None, flat="detect_classes", later=True)
 
     def __post_init__(self) -> None:
         check(self)
+        if self.classes is not None and not all(part.strip() for part in self.classes.split(",")):
+            raise UsageError(
+                f"detect_classes={self.classes!r} is not allowed: give names of classes, separated by "
+                "commas, such as person,car"
+            )
+
+    @property
+    def wanted(self) -> frozenset[str] | None:
+        """The classes whose detections may start objects; None: all."""
+        if self.classes is None:
+            return None
+        return frozenset(part.strip() for part in self.classes.split(","))

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.detect.boxes import suppressed
+
 SIDE = 300
 """Height and width of the network's input, in pixels."""
 
@@ -165,34 +167,6 @@ def decoded(codes: Tensor, anchors: Tensor) -> Tensor:
     y, x = y / 10 * height + top + height / 2, x / 10 * width + left + width / 2
     h, w = (h / 5).exp() * height, (w / 5).exp() * width
     return torch.stack((y - h / 2, x - w / 2, y + h / 2, x + w / 2), -1)
-
-
-def suppressed(
-    boxes: NDArray[np.float32], scores: NDArray[np.float32], iou: float, most: int | None = None
-) -> list[int]:
-    """Greedy non-maximum suppression.
-
-    Args:
-        boxes: N x 4, top, left, bottom, right (or left, top, right, bottom).
-        scores: N.
-        iou: boxes that overlap a better one by more are left out.
-        most: maximum number of boxes kept.
-
-    Returns:
-        Indices of the kept boxes, best first; of equal scores the lower index first.
-    """
-    kept: list[int] = []
-    sizes = np.maximum(boxes[:, 2] - boxes[:, 0], 0) * np.maximum(boxes[:, 3] - boxes[:, 1], 0)
-    order = np.argsort(-scores, kind="stable")
-    while order.size and (most is None or len(kept) < most):
-        best, rest = int(order[0]), order[1:]
-        kept.append(best)
-        low = np.maximum(boxes[rest, :2], boxes[best, :2])
-        high = np.minimum(boxes[rest, 2:], boxes[best, 2:])
-        shared = np.maximum(high - low, 0).prod(-1)
-        union = sizes[rest] + sizes[best] - shared
-        order = rest[shared <= iou * union]
-    return kept
 
 
 def picture_tensor(picture: NDArray[np.uint8]) -> Tensor:

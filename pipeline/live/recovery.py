@@ -54,18 +54,22 @@ def restore(
         StoreError: the folder cannot be read. UsageError: there is no such detector.
     """
 
+    def fresh() -> ObjectFinder | None:
+        device = str(segmenter.device)
+        return new_finder(spec.detector, spec.settings.finder, lambda: boxes, device=device)
+
     def validated(blob: bytes) -> tuple[LiveSnapshot, TrackerState, ObjectFinder | None]:
         snapshot = LiveSnapshot.from_bytes(blob)
         if snapshot.stream.run != run_of(segmenter):
             raise ValueError("it was taken with another model, memory or size")
-        finder = new_finder(spec.detector, spec.settings.finder, lambda: boxes)
+        finder = fresh()
         state = restored_state(snapshot.stream, segmenter, finder)
         return snapshot, state, finder
 
     previous = (books.pts_seconds, books.wall_time)
     found = store.load_snapshot(books.frames, validated)
     if found is None:
-        finder = new_finder(spec.detector, spec.settings.finder, lambda: boxes)
+        finder = fresh()
         return Restored(segmenter.new_state(), finder, previous, lost=tuple(books.objects))
     snapshot, state, finder = found[1]
     lost = tuple(i for i in books.objects if i not in state.object_ids)

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pipeline.base.errors import PromptError, UsageError
 from pipeline.base.redaction import redacted
-from pipeline.base.setting_fields import MAX_SIZE, MIN_SIZE, check, from_flat, options_of, setting
+from pipeline.base.setting_fields import MAX_SIZE, MIN_SIZE, check, from_flat, options_of, recorded, setting
 from pipeline.base.stream_ids import validate_stream_id
 from pipeline.detect.settings import FinderSettings
 from pipeline.live.camera.options import Transport
@@ -66,7 +66,7 @@ class LiveSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a flat, JSON-ready dict that `from_dict` accepts."""
-        return {option.name: option.of(self) for option in options_of(LiveSettings)}
+        return recorded(self, options_of(LiveSettings))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LiveSettings:

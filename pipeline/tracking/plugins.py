@@ -22,6 +22,8 @@ def check_plugins(tracking: TrackSettings, detectors: Iterable[str] = ()) -> Non
     """
     load_box_segmenter(tracking.commit.box_segmenter)
     Sinks.load(tracking.commit.sinks)
-    own = () if tracking.detector.name is None else (tracking.detector.name,)
-    for name in (*own, *detectors):
-        load_detector(name)
+    device, own = tracking.model.device, tracking.detector
+    if own.name is not None:
+        load_detector(own.name, device=device, classes=own.finder.classes)
+    for name in detectors:
+        load_detector(name, device=device)

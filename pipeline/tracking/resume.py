@@ -100,7 +100,10 @@ def open_stream(
         PromptError: there is nothing to track. UsageError: there is no such detector.
         StoreError: the folder cannot be read or written, or holds a damaged record.
     """
-    detector = None if settings.detector.name is None else load_detector(settings.detector.name)
+    chosen = settings.detector
+    detector = None
+    if chosen.name is not None:
+        detector = load_detector(chosen.name, device=settings.model.device, classes=chosen.finder.classes)
     prompts = given
     if restart:
         # Errors in the first frame's prompts must be found before anything is removed.
@@ -196,7 +199,14 @@ def resume(
     def finder() -> ObjectFinder | None:
         ids = opened.prompts.object_ids
         chosen = settings.detector
-        return new_finder(chosen.name, chosen.finder, boxes, ids, loaded.pop() if loaded else None)
+        return new_finder(
+            chosen.name,
+            chosen.finder,
+            boxes,
+            ids,
+            device=settings.model.device,
+            detector=loaded.pop() if loaded else None,
+        )
 
     def validated(blob: bytes) -> Resumed:
         snapshot = Snapshot.from_bytes(blob)
@@ -238,6 +248,8 @@ def new_finder(
     settings: FinderSettings,
     boxes: Callable[[], BoxSegmenter],
     used_ids: Iterable[int] = (),
+    *,
+    device: str = "cpu",
     detector: Detector | None = None,
 ) -> ObjectFinder | None:
     """A finder in its initial state, with its own detector; None without a detector.
@@ -246,11 +258,13 @@ def new_finder(
         name: name of the detector; see `load_detector`.
         boxes: returns the box segmenter for the detector's boxes.
         used_ids: object ids that prompts use, now or later.
+        device: device of detectors with a network.
         detector: an unused detector of that name, if one is loaded already.
     """
     if name is None:
         return None
-    return ObjectFinder(detector or load_detector(name), settings, boxes(), used_ids)
+    detector = detector or load_detector(name, device=device, classes=settings.classes)
+    return ObjectFinder(detector, settings, boxes(), used_ids)
 
 
 def restored_state(

@@ -13,7 +13,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from pipeline.base.picture_size import MAX_PIXELS
-from pipeline.base.setting_fields import MAX_SIZE, MIN_SIZE, Option, check, from_flat, options_of, setting
+from pipeline.base.setting_fields import (
+    MAX_SIZE,
+    MIN_SIZE,
+    Option,
+    check,
+    from_flat,
+    options_of,
+    recorded,
+    setting,
+)
 from pipeline.detect.settings import FinderSettings
 from xmem_core.config import MemoryConfig
 
@@ -66,8 +75,8 @@ class DetectorSettings:
     """The detector that finds new objects, and when these start and end.
 
     Args:
-        name: detector that finds new objects: people, motion, file:PATH (detections in MOT text or CSV), or
-            the name of an installed plugin. Default: none.
+        name: detector that finds new objects: people, motion, file:PATH (detections in MOT text or CSV),
+            onnx:FILE (an exported detection network), or the name of an installed plugin. Default: none.
         finder: when detected objects start and end.
     """
 
@@ -87,7 +96,7 @@ class CommitSettings:
         snapshot_chunks: commits between two snapshots of the tracker's state.
         max_frames: stop after this many frames. Default: the end of the video.
         max_pixels: reject pictures with more pixels than this (width x height) before they are decoded.
-        box_segmenter: plugin that converts boxes to masks: grabcut, ellipse, or an installed plugin's name.
+        box_segmenter: plugin that converts boxes to masks: grabcut, or an installed plugin's name.
         sinks: plugin that also receives the rows, by name; repeatable.
     """
 
@@ -121,6 +130,7 @@ class TrackOptions(TypedDict, total=False):
     detect_confirmations: int
     max_objects: int
     out_of_sight_frames: int
+    detect_classes: str | None
     chunk_frames: int
     snapshot_chunks: int
     max_frames: int | None
@@ -189,7 +199,7 @@ class TrackSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Flat, JSON-ready dict for the stream record. Device and sinks are not included."""
-        values = {o.name: o.of(self) for o in _RECORDED}
+        values = recorded(self, _RECORDED)
         first = {"model": values.pop("model"), "model_fingerprint": self.model_fingerprint}
         return {**first, "memory": self.memory.to_dict(), **values}
 

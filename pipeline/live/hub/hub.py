@@ -123,7 +123,8 @@ class LiveHub(Closing):
         if self.settings.options.guard is not None:
             self.settings.options.guard.parse(spec.url)
         if spec.detector is not None:
-            load_detector(spec.detector)
+            device = self.settings.tracking.model.device
+            load_detector(spec.detector, device=device, classes=spec.settings.finder.classes)
         self._capacity.prepare(spec)
         with self._listing:
             with self._lock:

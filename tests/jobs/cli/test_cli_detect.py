@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.onnx_models import model_of
+from support.onnx_models import picture as onnx_picture
 from support.tiny import tiny_weights
 from support.videos import make_video
 
@@ -61,9 +63,33 @@ def test_detect_needs_no_prompts(clip: Path, tmp_path: Path, capsys: pytest.Capt
     assert "nothing to do" in capsys.readouterr().err
 
 
+def test_an_exported_network_finds_objects_with_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = [
+        onnx_picture(96, 128, red=(4 + 4 * at, 10, 24, 40), blue=(100 - 4 * at, 50, 20, 30))
+        for at in range(10)
+    ]
+    video = make_video(tmp_path / "moving.mkv", pictures)
+    network = "onnx:" + str(model_of("yolov8", tmp_path / "net.onnx"))
+    out = tmp_path / "out"
+    options = ("--stream-id", "s", "--detect-every", "1")
+    assert call(video, out, *options, "--detect", network, "--detect-classes", "blue,green") == 0
+    added = query(out, "select detail from events where reason = 'detector'").to_pylist()
+    # The random weights may lose an object, which is then found again.
+    assert {json.loads(each["detail"])["category"] for each in added} == {"blue"}
+    assert query(out, "select distinct category from tracks").to_pylist() == [{"category": "blue"}]
+
+    assert call(video, tmp_path / "other", "--detect", network, "--detect-classes", "bus") == 2
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("xmem: error: ")]
+    assert lines == [
+        f"xmem: error: detector {network!r} has no class 'bus': its classes are red, green, blue"
+    ]
+
+
 def test_an_unknown_detector_is_one_line(clip: Path, tmp_path: Path, capsys: Any) -> None:
     assert call(clip, tmp_path / "out", "--detect", "emotion") == 2
     lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("xmem: error: ")]
-    assert lines == ["xmem: error: no detector 'emotion'; available: motion, file:PATH"]
+    assert lines == ["xmem: error: no detector 'emotion'; available: motion, people, file:PATH, onnx:FILE"]
     assert call(clip, tmp_path / "out", "--detect", "motion", "--max-objects", "0") == 2
     assert "max_objects=0 is not allowed: a whole number from 1 to 256" in capsys.readouterr().err

@@ -31,8 +31,8 @@ WITHOUT = {
     "serve": {"full_size", "detector", "chunk_frames", "snapshot_chunks", "max_frames", "max_pixels"},
     "evaluate": {
         "full_size", "detector", "detect_every", "detect_confirmations", "max_objects", "out_of_sight_frames",
-        "chunk_frames", "snapshot_chunks", "max_frames", "max_pixels", "box_segmenter", "sinks",
-        "size",
+        "detect_classes", "chunk_frames", "snapshot_chunks", "max_frames", "max_pixels", "box_segmenter",
+        "sinks", "size",
     },
 }  # fmt: skip
 # Figures of different machines are compared, and not all have bfloat16.
@@ -59,6 +59,7 @@ def another_value(option: Option) -> Any:
         "box_segmenter": "ellipse",
         "sinks": ("one", "two"),
         "detector": "motion",
+        "detect_classes": "person,car",
     }
     if option.name in given:
         return given[option.name]

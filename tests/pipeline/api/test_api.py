@@ -82,6 +82,28 @@ def test_what_a_request_leaves_out_is_the_services_own(hub: StandInHub) -> None:
     assert hub.specs["gate"].settings == replace(own, finder=FinderSettings(every=9, max_objects=3))
 
 
+def test_a_detector_with_a_file_is_one_that_was_allowed(hub: StandInHub) -> None:
+    allowed = "onnx:/models/yolo 11.onnx"
+    with make_client(hub, detectors=("motion", allowed)) as client:
+        answer = add(client, detector=allowed, settings={"detect_classes": "person,car"})
+        assert answer.status_code == 201, answer.text
+        for other in (
+            "onnx:/models/other.onnx",
+            "onnx:",
+            "onnx",
+            "file:/etc/passwd",
+            allowed + "\n",
+            "a" * 65,
+        ):
+            refused = add(client, "b", detector=other)
+            assert refused.status_code == 422, other
+        named = add(client, "b", detector="file:/etc/passwd").json()
+        assert "'file:/etc/passwd' is not allowed: available are motion, onnx:" in named["message"]
+        assert add(client, "b", settings={"detect_classes": "person,"}).status_code == 422
+    assert hub.specs["gate"].detector == allowed
+    assert hub.specs["gate"].settings.finder.wanted == frozenset({"person", "car"})
+
+
 def test_no_answer_holds_a_cameras_password(client: TestClient) -> None:
     texts = [add(client).text, add(client).text, client.get("/v1/streams").text]
     texts += [client.get("/v1/streams/gate").text, client.get("/metrics").text]

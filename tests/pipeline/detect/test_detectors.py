@@ -203,7 +203,8 @@ def test_a_plugin_is_found_by_its_name_and_made_anew_each_time() -> None:
         ("gone", "cannot be loaded: AttributeError"),
         (
             "missing",
-            "no detector 'missing'; available: motion, people, file:PATH, broken, counter, gone, useless",
+            "no detector 'missing'; available: motion, people, file:PATH, onnx:FILE, broken, counter, gone, "
+            "useless",
         ),
     ],
 )

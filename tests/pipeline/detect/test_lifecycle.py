@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,16 @@ class Stream:
         self.finder = ObjectFinder(self.detector, self.settings, LeftHalf(), self.used)
         self.finder.from_bytes(blob)
         assert self.finder.to_bytes() == blob
+
+
+def test_only_wanted_classes_start_objects() -> None:
+    dog, cat, unknown = thing(5, 5, category="dog"), thing(50, 5, category="cat"), thing(90, 5)
+    script = {i: [dog, cat, unknown] for i in range(4)}
+    stream = Stream(script, replace(EACH, classes="cat, bird"))
+    assert [stream.step(i) for i in range(4)] == [[], [], [1], []]
+    assert [new.category for _, new in stream.started] == ["cat"]
+    stream = Stream(script)
+    assert [len(stream.step(i)) for i in range(4)] == [0, 0, 3, 0]
 
 
 def test_a_thing_is_an_object_once_it_was_found_often_enough() -> None:
@@ -404,7 +415,7 @@ def test_a_detector_that_fails_is_one_clear_error() -> None:
 @pytest.mark.parametrize("wrong", ["every", "confirmations", "max_objects", "out_of_sight"])
 def test_settings_out_of_range(wrong: str) -> None:
     with pytest.raises(UsageError, match=f"{wrong}[a-z_]*=0 is not allowed"):
-        FinderSettings(**{wrong: 0})
+        replace(EACH, **{wrong: 0})  # type: ignore[arg-type]
 
 
 @settings(max_examples=60)

@@ -15,13 +15,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from support.onnx_models import exported, ultralytics_metadata, with_metadata
 
 from pipeline.base.errors import UsageError
 from pipeline.base.records import Frame
 from pipeline.detect import people
+from pipeline.detect.onnx_detector import OnnxDetector, OnnxSettings
 from pipeline.detect.people import PeopleDetector, PeopleSettings
 from pipeline.detect.protocol import Detection, PartialDetector
-from pipeline.detect.ssdlite import SSDLite, anchors, folded_weights, people_in, picture_tensor, suppressed
+from pipeline.detect.ssdlite import SIDE, SSDLite, anchors, folded_weights, people_in, picture_tensor
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "people"
 PICTURES = ("astronaut", "camera", "crowd")
@@ -80,20 +82,43 @@ def test_boxes_and_scores_equal_those_of_tensorflow(name: str) -> None:
     np.testing.assert_allclose(kept, goldens[f"{name}/boxes"][: len(kept)], atol=1e-4)
 
 
+class _AsYolo(torch.nn.Module):
+    """The network with the input and output of a YOLOv8 export, 1 x 5 x N."""
+
+    def __init__(self, network: SSDLite) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        boxes, scores = self.network(image * 2 - 1)
+        top, left, bottom, right = (boxes * SIDE).unbind(-1)
+        rows = [(left + right) / 2, (top + bottom) / 2, right - left, bottom - top, scores]
+        return torch.stack(rows, 1)
+
+
+@needs_weights
+def test_an_onnx_export_of_the_network_finds_the_same_people(tmp_path: Path) -> None:
+    network = people.load_network()
+    image = np.asarray(cv2.resize(picture("crowd"), (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.uint8)
+    content = exported(_AsYolo(network), (torch.zeros(1, 3, SIDE, SIDE),))
+    path = tmp_path / "people.onnx"
+    path.write_bytes(with_metadata(content, ultralytics_metadata(("person",))))
+    found = OnnxDetector(str(path), settings=OnnxSettings(iou=0.6)).detect(Frame(image, 0, None))
+
+    boxes, scores = people_in(network, image, least=0.3)
+    assert len(found) == len(scores) > 1
+    np.testing.assert_allclose([d.score for d in found], scores, atol=1e-4)
+    assert {d.category for d in found} == {"person"}
+    for detection, (top, left, bottom, right) in zip(found, boxes * SIDE, strict=True):
+        x, y, w, h = detection.bounds
+        assert np.abs(np.subtract((x, y, x + w, y + h), (left, top, right, bottom))).max() < 0.51
+
+
 def test_anchors_tile_the_picture() -> None:
     found = anchors()
     assert found.shape == (1917, 4)
     np.testing.assert_allclose(found[0], (0.5 / 19 - 0.05, 0.5 / 19 - 0.05, 0.1, 0.1), atol=1e-6)
     np.testing.assert_allclose(found[-1, 2:], np.sqrt(0.95), atol=1e-6)
-
-
-def test_suppression_keeps_the_best_of_what_overlaps() -> None:
-    boxes = np.array([(0, 0, 10, 10), (1, 1, 11, 11), (20, 0, 30, 10), (0, 0, 10, 10)], np.float32)
-    scores = np.array([0.5, 0.9, 0.7, 0.5], np.float32)
-    assert suppressed(boxes, scores, iou=0.5) == [1, 2]
-    assert suppressed(boxes, scores, iou=0.7) == [1, 2, 0]
-    assert suppressed(boxes, scores, iou=0.7, most=1) == [1]
-    assert suppressed(boxes[:0], scores[:0], iou=0.5) == []
 
 
 def test_a_graph_of_another_network_is_refused() -> None:

@@ -70,6 +70,7 @@ def test_frames_as_they_are_have_no_size_in_a_record() -> None:
         ({"chunk_frames": 5}, "chunk_frames was 8, now 5"),
         ({"detect_every": 7}, "detect_every was 2, now 7"),
         ({"out_of_sight_frames": 9}, "out_of_sight_frames was 6, now 9"),
+        ({"detect_classes": "person,car"}, "detect_classes was None, now 'person,car'"),
         ({"detector": "people"}, "detector was 'motion', now 'people'"),
         ({"top_k": 9}, "memory.top_k was 8, now 9"),
         ({"threads": 2}, "threads was 1, now 2"),
@@ -97,6 +98,18 @@ def test_a_live_streams_settings_are_read_and_written_as_before() -> None:
     settings = LiveSettings.from_dict(old)
     assert settings.to_dict() == old
     assert settings.finder == FinderSettings(every=2)
+
+
+def test_classes_are_recorded_once_they_are_given() -> None:
+    assert "detect_classes" not in TrackSettings.of(detector="people").to_dict()
+    given = TrackSettings.of(size=96, detector="people", detect_classes="person, car")
+    assert given.to_dict()["detect_classes"] == "person, car"
+    assert TrackSettings.from_dict(given.to_dict()) == given
+    assert given.detector.finder.wanted == frozenset({"person", "car"})
+    live = LiveSettings(finder=FinderSettings(classes="car"))
+    assert LiveSettings.from_dict(live.to_dict()) == live
+    with pytest.raises(UsageError, match=r"detect_classes='car,,bus' is not allowed: give names"):
+        TrackSettings.of(detect_classes="car,,bus")
 
 
 def test_a_record_names_the_segmenter_that_tracks() -> None:
@@ -224,7 +237,8 @@ def test_files_and_cameras_have_the_same_limits() -> None:
     files = {o.name: o for o in track_options()}
     shared = [o for o in options_of(LiveSettings) if o.name in files]
     assert {o.name for o in shared} == {
-        "size", "detect_every", "detect_confirmations", "max_objects", "out_of_sight_frames", "box_segmenter"
+        "size", "detect_every", "detect_confirmations", "max_objects", "out_of_sight_frames",
+        "detect_classes", "box_segmenter",
     }  # fmt: skip
     for option in shared:
         other = files[option.name]

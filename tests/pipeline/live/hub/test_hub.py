@@ -413,6 +413,13 @@ def test_a_stream_that_cannot_be_opened_says_why_and_is_tried_again(world: World
     tracked(hub)
 
 
+def test_a_class_that_the_detector_does_not_have_is_refused(world: World) -> None:
+    hub = world.hub()
+    with pytest.raises(UsageError, match="'motion' has no class 'person': its detections have no class"):
+        hub.add(spec(detector="motion", settings={"detect_classes": "person"}))
+    assert hub.list() == []
+
+
 def test_a_camera_that_ends_is_tried_again(world: World) -> None:
     hub = world.hub()
     hub.add(spec("cam", "fake://x?fps=40&count=15", settings={"policy": "every"}))
