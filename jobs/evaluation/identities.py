@@ -1,8 +1,8 @@
 """Scores committed tracks against the true boxes of a multi-object tracking benchmark.
 
-Definitions are those of TrackEval, on the frames that the truth covers: MOTA, ID switches, fragmentations,
-recall, precision and mostly tracked (CLEAR MOT, at a box IoU of 0.5), IDF1 (at 0.5), and HOTA (mean over IoU
-0.05 to 0.95).
+Definitions are those of TrackEval (its figures are in the tests), on the frames that the truth covers: MOTA,
+ID switches, fragmentations, recall, precision and mostly tracked (CLEAR MOT, at a box IoU of 0.5), IDF1 (at
+0.5), and HOTA (mean over IoU 0.05 to 0.95).
 """
 
 from __future__ import annotations
@@ -193,6 +193,8 @@ def _clear(frames: _Frames, people: int) -> tuple[int, int, int, NDArray[np.floa
     switches = 0
     for rows, columns, ious in frames:
         present[rows] += 1
+        if not ious.size:
+            continue  # as in TrackEval, a frame without any track (or truth) breaks no track
         gain = ious + _KEPT * (before[rows][:, None] == columns[None, :])
         gain[ious < _IOU - _TINY] = 0
         pairs = [(r, c) for r, c in assignment(gain) if gain[r, c] > 0]

@@ -1,4 +1,4 @@
-"""Scores of tracks against true boxes: cases computed by hand, and errors in one line."""
+"""Scores of tracks against true boxes: computed by hand, those of TrackEval, and errors in one line."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pipeline.base.records import EVENTS_SCHEMA, MaskRecord, tracks_table
 from pipeline.tracks.store import StreamStore
 
 BOX, ELSEWHERE = (0.0, 0.0, 10.0, 10.0), (50.0, 50.0, 10.0, 10.0)
+GOLDEN = Path(__file__).parents[2] / "golden" / "trackeval"
 CLOSE = (0.0, 0.0, 10.0, 8.0)  # IoU 0.8 with BOX
 
 
@@ -31,10 +32,10 @@ def test_perfect_tracks_have_full_scores() -> None:
 
 def test_a_switch_a_gap_and_a_ghost_are_counted() -> None:
     true = {frame: {1: BOX} for frame in range(10)}
-    # Track 1 on frames 0 to 5, nothing on 6, track 2 on 7 to 9; a ghost on 0 and 1.
+    # Track 1 on frames 0 to 5, a ghost on 0 and 6, track 2 on 7 to 9.
     found = {frame: {1: BOX} for frame in range(6)} | {frame: {2: BOX} for frame in (7, 8, 9)}
     found[0] = {1: BOX, 5: ELSEWHERE}
-    found[1] = {1: BOX, 5: ELSEWHERE}
+    found[6] = {5: ELSEWHERE}
     scores = score_boxes(true, found)
     assert (scores.id_switches, scores.fragmentations) == (1, 1)
     assert scores.recall == pytest.approx(90)
@@ -62,6 +63,18 @@ def test_frames_that_the_truth_lacks_are_not_scored() -> None:
     assert (scores.precision, scores.tracks) == (100, 1)
     empty = score_boxes({3: {1: BOX}}, {})
     assert (empty.idf1, empty.hota, empty.mota, empty.recall, empty.precision) == (0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("case", range(6))
+def test_scores_equal_those_of_trackeval(case: int) -> None:
+    golden = json.loads((GOLDEN / "cases.json").read_text())[case]
+    true, found = (
+        {frame: {row[0]: tuple(row[1:]) for row in rows} for frame, rows in enumerate(golden[name])}
+        for name in ("true", "found")
+    )
+    scores = score_boxes(true, found).to_json()
+    for name, expected in golden["scores"].items():
+        assert scores[name] == pytest.approx(expected, abs=1e-9), name
 
 
 @pytest.mark.parametrize("seed", range(20))
