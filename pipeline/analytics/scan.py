@@ -53,13 +53,13 @@ else:
 
 _TAIL_BYTES = 1 << 13
 _COPY_TAIL_BYTES = 1 << 18
+_SMALL_BYTES = 1 << 17
 _WHOLE_BYTES = 1 << 20
 """A file on a store that is no larger is fetched in one request."""
 _FILES_PER_TASK = 16
 _GROUPS_PER_TASK = 2
 _SPELT_OUT = 50
 """Up to so many streams are compared one by one, which pyarrow's row groups can be chosen by."""
-_ROWS_PER_TASK = 1 << 16
 _LOCAL_THREADS = min(8, (os.cpu_count() or 1) + 1)
 _REMOTE_THREADS = 16
 _TASKS_AHEAD = 2
@@ -330,7 +330,7 @@ class ChunkDataset(_Source):
                 yield pa.RecordBatch.from_arrays(columns, schema=schema)
                 return
             check_chunk_file(file.metadata, self._kind, chunk, self._files)
-            there = {n for n in file.schema_arrow.names if n in schema.names and n != "stream_id"}
+            there = {n for n in file.metadata.schema.names if n in schema.names and n != "stream_id"}
             timed = bool(_fields(condition, self._schema) & _TIMES)
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
@@ -471,24 +471,28 @@ def open_chunk_file(files: Files, kind: str, chunk: Chunk) -> pq.ParquetFile:
 def _open(files: Files, name: str, size: int | None, tail_bytes: int, metadata: Any = None) -> pq.ParquetFile:
     """A Parquet file whose footer is within its last `tail_bytes`, as a rule; `metadata` if it was read."""
     source: Any
-    tail = b""
+    whole: bytes | None = None
     if isinstance(files, LocalFiles) and size is not None:
-        source = pa.OSFile(files.arrow(name)[1])
+        source = pa.OSFile(files.path(name))
         size = source.size()
-        if metadata is None:
-            tail = source.read_at(min(size, tail_bytes), max(0, size - tail_bytes))
+        if size <= _SMALL_BYTES:  # costs less than its end, and then parts of it
+            whole = source.read()
+        elif metadata is None:
+            tail = source.read_at(tail_bytes, max(0, size - tail_bytes))
     elif size is None or size <= _WHOLE_BYTES:
-        tail = files.read(name) if size is None else files.part(name, 0, size)
-        source = pa.BufferReader(tail)
+        whole = files.read(name) if size is None else files.part(name, 0, size)
     else:
+        source = pa.PythonFile(_Ranges(files, name, size), mode="r")
         if metadata is None:
             tail = files.part(name, max(0, size - tail_bytes), size)
-        source = pa.PythonFile(_Ranges(files, name, size), mode="r")
+    if whole is not None:
+        source = pa.BufferReader(whole)
+        tail = whole
     if metadata is None:
         if len(tail) < 12 or tail[-4:] != b"PAR1":
             raise pa.ArrowInvalid("its end is missing")
         footer = int.from_bytes(tail[-8:-4], "little") + 8
-        if footer <= len(tail):
+        if whole is None and footer <= len(tail):
             metadata = pq.read_metadata(pa.BufferReader(tail))
     return pq.ParquetFile(
         source,

@@ -17,16 +17,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs
-import pyarrow.parquet as pq
 
+from pipeline.analytics.listing import Chunk, Listing
 from pipeline.analytics.query import query
+from pipeline.analytics.scan import check_chunk_file, open_chunk_file
 from pipeline.base.errors import StoreError, UsageError
 from pipeline.storage.files import Files
 from pipeline.storage.opening import open_files
-from pipeline.tracks.chunk_file import ChunkFooter
-from pipeline.tracks.layout import MEND, chunk_footer, chunk_name, list_chunks, load_record
-from pipeline.tracks.reader import stream_ids
+from pipeline.tracks.chunk_file import ChunkFooter, parse_footer
+from pipeline.tracks.layout import MEND, chunk_name, load_record
 from pipeline.zones.config import ZoneSet, matches
 from pipeline.zones.engine import ZoneEngine
 from pipeline.zones.events import removals_and_losses
@@ -132,7 +131,8 @@ def zone_views(
     if not period_seconds > 0:
         raise UsageError(f"period of {period_seconds} s is not allowed: more than 0")
     files = open_files(root, storage_options)
-    ids = stream_ids(files)
+    listing = Listing(files)
+    ids = listing.tracked
     if not ids:
         raise UsageError(f"{files.root} is no output folder of xmem: nothing in it under tracks/")
     zones.check_streams(ids)
@@ -143,7 +143,7 @@ def zone_views(
     for stream_id in ids:
         mine = zones.of_stream(stream_id)
         if (mine.zones or mine.lines or mine.near) and (not streams or matches(stream_id, streams)):
-            for name, table in _stream_views(files, stream_id, mine, period_seconds, inside).items():
+            for name, table in _stream_views(listing, stream_id, mine, period_seconds, inside).items():
                 parts[name].append(table)
     return {name: pa.concat_tables(tables) for name, tables in parts.items()}
 
@@ -186,7 +186,7 @@ VIEWS = tuple(_SCHEMAS)
 
 
 def _stream_views(
-    files: Files, stream_id: str, zones: ZoneSet, period_seconds: float, inside: bool
+    listing: Listing, stream_id: str, zones: ZoneSet, period_seconds: float, inside: bool
 ) -> dict[str, pa.Table]:
     occupancy = Occupancy(period_seconds)
     engine = ZoneEngine(zones, occupancy=occupancy, keep_motion=True)
@@ -195,10 +195,10 @@ def _stream_views(
     crossings: list[Crossing] = []
     encounters: list[Encounter] = []
     present: list[dict[str, Any]] = []
-    rate = _rate(files, stream_id)
+    rate = _rate(listing.files, stream_id)
     last: Moment | None = None
     next_frame, live = 0, False
-    for footer, table in _chunks(files, stream_id, zones.needs_masks):
+    for footer, table in _chunks(listing, stream_id, zones.needs_masks):
         rows = Rows.from_table(table)
         if len(rows) and last is None:
             live = rows.moments[0].wall_time is not None
@@ -237,49 +237,35 @@ def _stream_views(
     }
 
 
-def _chunks(files: Files, stream_id: str, with_masks: bool) -> Iterator[tuple[ChunkFooter, pa.Table]]:
+def _chunks(listing: Listing, stream_id: str, with_masks: bool) -> Iterator[tuple[ChunkFooter, pa.Table]]:
     """Footers and rows of a stream's tracks files in order. StoreError if one is missing or damaged."""
     columns = [*COLUMNS, *(["mask_rle"] if with_masks else [])]
+    files = listing.files
 
-    def read(first: int) -> tuple[ChunkFooter, pa.Table]:
-        name = chunk_name("tracks", stream_id, first)
-        footer = chunk_footer(files, stream_id, first)
-        filesystem, path = files.arrow(name)
+    def read(chunk: Chunk) -> tuple[ChunkFooter, pa.Table]:
+        uri = files.uri(chunk_name("tracks", chunk.stream_id, chunk.first))
         try:
-            with _opened(filesystem, path) as file:
-                parquet = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=True)
-                return footer, parquet.read(columns)
+            file = open_chunk_file(files, "tracks", chunk)
+            check_chunk_file(file.metadata, "tracks", chunk, files)
+            return parse_footer(file.metadata, uri), file.read(columns, use_threads=False)
         except FileNotFoundError:
-            raise StoreError(f"{files.uri(name)} has vanished: is another run starting over?") from None
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise StoreError(f"{files.uri(name)} is damaged: {MEND}") from error
+            raise StoreError(f"{uri} has vanished: is another run starting over?") from None
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            raise StoreError(f"{uri} is damaged: {MEND}") from error
 
-    expected = 0
+    chunks = listing.chunks([stream_id]).get(stream_id, [])
+    listing.check_begins(chunks)
     with ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="xmem-zones") as pool:
-        firsts = list_chunks(files, stream_id)
-        waiting = [pool.submit(read, first) for first in firsts[:_READ_AHEAD]]
-        rest = iter(firsts[_READ_AHEAD:])
+        waiting = [pool.submit(read, chunk) for chunk in chunks[:_READ_AHEAD]]
+        rest = iter(chunks[_READ_AHEAD:])
         try:
             while waiting:
-                footer, table = waiting.pop(0).result()
-                if footer.first != expected:
-                    raise StoreError(
-                        f"stream {stream_id} in {files.root}: the file of frames {expected}..."
-                        f"{footer.first - 1} is missing: {MEND}"
-                    )
-                expected = footer.last + 1
-                waiting += [pool.submit(read, first) for first in [next(rest, None)] if first is not None]
-                yield footer, table
+                found = waiting.pop(0).result()
+                waiting += [pool.submit(read, chunk) for chunk in [next(rest, None)] if chunk is not None]
+                yield found
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def _opened(filesystem: Any, path: str) -> Any:
-    """An open file of a pyarrow or fsspec file system."""
-    if isinstance(filesystem, pyarrow.fs.FileSystem):
-        return filesystem.open_input_file(path)
-    return filesystem.open(path, "rb")
 
 
 def _rate(files: Files, stream_id: str) -> float | None:

@@ -156,7 +156,11 @@ class LocalFiles(Files):
             os.rmdir(place.name, dir_fd=place.folder)
 
     def arrow(self, name: str) -> tuple[Any, str]:
-        return pyarrow.fs.LocalFileSystem(), str(self._folder / name)
+        return pyarrow.fs.LocalFileSystem(), self.path(name)
+
+    def path(self, name: str) -> str:
+        """Path of a file on this machine."""
+        return os.path.join(self.root, name)
 
     def sweep(self, owner: str) -> None:
         with suppress(OSError), self._listing(TEMP_FOLDER) as entries:

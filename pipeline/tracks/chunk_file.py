@@ -86,10 +86,18 @@ def read_footer(tail: Callable[[int], bytes], uri: str) -> ChunkFooter:
     if size > len(data):
         data = tail(size)
     try:
-        footer = pq.read_metadata(pa.BufferReader(data))
-        meta = {key.decode(): value.decode() for key, value in (footer.metadata or {}).items()}
+        metadata = pq.read_metadata(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError("its footer cannot be read") from error
+    return parse_footer(metadata, uri)
+
+
+def parse_footer(metadata: pq.FileMetaData, uri: str) -> ChunkFooter:
+    """A tracks file's footer, of its Parquet metadata. Raises as `read_footer`."""
+    try:
+        meta = {key.decode(): value.decode() for key, value in (metadata.metadata or {}).items()}
         version = int(meta[_META + "format_version"])
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+    except (KeyError, ValueError) as error:
         raise ValueError("its footer cannot be read") from error
     if version > FORMAT_VERSION:
         raise StoreError(
@@ -104,7 +112,7 @@ def read_footer(tail: Callable[[int], bytes], uri: str) -> ChunkFooter:
         events = _events_of(json.loads(meta[_META + "events"]))
     except (KeyError, ValueError, TypeError, pa.ArrowException) as error:
         raise ValueError("its footer is not that of a tracks file") from error
-    return ChunkFooter(stream_id, first, last, int(footer.num_rows), events)
+    return ChunkFooter(stream_id, first, last, int(metadata.num_rows), events)
 
 
 def _canonical(what: str, table: pa.Table, schema: pa.Schema) -> pa.Table:

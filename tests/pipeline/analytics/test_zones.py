@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.recorded import recorded
 from support.walks import Walk, random_walk, record, walked_folder
 
+from pipeline.analytics import zones as zones_module
+from pipeline.analytics.listing import Chunk
+from pipeline.analytics.scan import open_chunk_file
 from pipeline.analytics.zones import SUMMARY, VIEWS, query_zones, zone_views
 from pipeline.base.errors import StoreError, UsageError
 from pipeline.base.records import Event
+from pipeline.storage.local_files import LocalFiles
 from pipeline.zones.config import parse_zones
 from pipeline.zones.engine import ZoneEngine
 from pipeline.zones.results import Crossing, Visit
@@ -129,11 +134,22 @@ def test_what_is_refused(local: str, tmp_path: Path) -> None:
         zone_views(local, ZONES, period_seconds=0)
 
 
+def test_each_file_is_opened_once(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+    for name in ("read", "tail", "part"):
+        monkeypatch.setattr(LocalFiles, name, recorded(getattr(LocalFiles, name), opened, 1))
+    monkeypatch.setattr(zones_module, "open_chunk_file", recorded(open_chunk_file, opened, 2))
+    zone_views(local, ZONES)
+    chunks = [chunk for chunk in opened if isinstance(chunk, Chunk)]
+    assert len(chunks) == len({(c.stream_id, c.first) for c in chunks}) > 1
+    assert all(name.startswith("streams/") for name in opened if isinstance(name, str))
+
+
 def test_missing_and_damaged_files_are_named(local: str) -> None:
     files = sorted(Path(local, "tracks", "stream_id=gate-1").iterdir())
     data = files[1].read_bytes()
     files[1].unlink()
-    with pytest.raises(StoreError, match=r"stream gate-1 .*: the file of frames \d+\.\.\.\d+ is missing"):
+    with pytest.raises(StoreError, match=rf"{files[1].name} is missing, though files of later frames exist"):
         zone_views(local, ZONES)
     at = data.find(b"PAR1", 4)
     files[1].write_bytes(data[:50] + bytes([data[50] ^ 1]) + data[51:at] + data[at:])
