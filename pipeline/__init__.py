@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.detect.protocol import Detection, Detector
     from pipeline.distributed.ray_data import TrackVideos
     from pipeline.draw.render import render
+    from pipeline.live.remembered import StreamMemory, stream_memory, write_thumbnails
     from pipeline.plots.stream_report import plot
     from pipeline.prompts.box_segmenters import BoxSegmenter
     from pipeline.prompts.files import PromptSet, gather_prompts, load_prompts
@@ -65,6 +66,7 @@ __all__ = [
     "Source",
     "SourceError",
     "StoreError",
+    "StreamMemory",
     "StreamSummary",
     "TrackReader",
     "TrackSettings",
@@ -84,7 +86,9 @@ __all__ = [
     "query",
     "query_zones",
     "render",
+    "stream_memory",
     "track",
+    "write_thumbnails",
     "zone_views",
 ]
 
@@ -106,6 +110,7 @@ if not TYPE_CHECKING:
         "detect.protocol": ("Detection", "Detector"),
         "distributed.ray_data": ("TrackVideos",),
         "draw.render": ("render",),
+        "live.remembered": ("StreamMemory", "stream_memory", "write_thumbnails"),
         "plots.stream_report": ("plot",),
         "prompts.box_segmenters": ("BoxSegmenter",),
         "prompts.files": ("PromptSet", "gather_prompts", "load_prompts"),

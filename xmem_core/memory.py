@@ -179,6 +179,10 @@ class Memory:
         used = getattr(self, region).used
         return self._columns["use"][used] / self._columns["life"][used]
 
+    def times(self, region: str) -> Tensor:
+        """Times of the elements of `working`, `permanent` or `long_term`, (n,)."""
+        return self._columns["time"][getattr(self, region).used]
+
     # --- reading ---------------------------------------------------------------------------------
 
     def read(

@@ -12,6 +12,7 @@ from jobs.cli import batch as batch_cli
 from jobs.cli import compact as compact_cli
 from jobs.cli import evaluate as evaluate_cli
 from jobs.cli import exchange as exchange_cli
+from jobs.cli import memory as memory_cli
 from jobs.cli import plot as plot_cli
 from jobs.cli import query as query_cli
 from jobs.cli import render as render_cli
@@ -56,6 +57,7 @@ for command in (
     compact_cli.compact,
     render_cli.render,
     plot_cli.plot,
+    memory_cli.memory,
     evaluate_cli.evaluate,
     train_cli.train,
     query_cli.schema,

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from pipeline.analytics.query import query
 from pipeline.analytics.zones import query_zones
 from pipeline.base.errors import UsageError
-from pipeline.storage.opening import open_files
 from pipeline.tracks.masks import rle_to_mask
-from pipeline.tracks.reader import stream_ids
+from pipeline.tracks.reader import chosen_stream
 from pipeline.zones.config import ZoneSet
 
 Clock = Literal["wall", "seconds", "frames"]
@@ -136,7 +135,7 @@ def load_stream(
     Raises:
         UsageError: no such stream, or no committed frames in the range. StoreError: files cannot be read.
     """
-    name = _stream(root, stream_id, storage_options)
+    name = chosen_stream(root, stream_id, storage_options)
 
     def ask(sql: str) -> pa.Table:
         return query(root, sql, storage_options)
@@ -260,23 +259,6 @@ def zone_occupancy(
         name: (np.array([b for b, _ in pairs]), np.array([m for _, m in pairs]))
         for name, pairs in found.items()
     }
-
-
-def _stream(
-    root: str | os.PathLike[str], stream_id: str | None, storage_options: Mapping[str, Any] | None
-) -> str:
-    files = open_files(root, storage_options)
-    ids = stream_ids(files)
-    if not ids:
-        raise UsageError(f"{files.root} is no output folder of xmem: nothing in it under tracks/")
-    some = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
-    if stream_id is None:
-        if len(ids) > 1:
-            raise UsageError(f"{files.root} has {len(ids)} streams: choose one with --stream-id: {some}")
-        return ids[0]
-    if stream_id not in ids:
-        raise UsageError(f"no tracks of stream {stream_id!r} in {files.root}: it has {some}")
-    return stream_id
 
 
 def _clock(rows: pa.Table, frames: pa.Table) -> tuple[Clock, tuple[NDArray[np.float64], NDArray[np.float64]]]:

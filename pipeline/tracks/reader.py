@@ -119,6 +119,25 @@ def stream_ids(files: Files) -> list[str]:
     return sorted(name.removeprefix("stream_id=") for name in names)
 
 
+def chosen_stream(
+    root: str | os.PathLike[str], stream_id: str | None, storage_options: Mapping[str, Any] | None = None
+) -> str:
+    """The stream that is asked for; by default the only one of the folder. UsageError if there is none."""
+    files = open_files(root, storage_options)
+    ids = stream_ids(files)
+    if not ids:
+        raise UsageError(f"{files.root} is no output folder of xmem: nothing in it under tracks/")
+    if stream_id is None:
+        if len(ids) > 1:
+            raise UsageError(
+                f"{files.root} has {len(ids)} streams: choose one with --stream-id: {_some(ids)}"
+            )
+        return ids[0]
+    if stream_id not in ids:
+        raise UsageError(f"no tracks of stream {stream_id!r} in {files.root}: it has {_some(ids)}")
+    return stream_id
+
+
 def records_by_frame(
     root: str | os.PathLike[str],
     stream_id: str,

@@ -32,6 +32,7 @@ NAMES = [
     "Source",
     "SourceError",
     "StoreError",
+    "StreamMemory",
     "StreamSummary",
     "TrackReader",
     "TrackSettings",
@@ -51,7 +52,9 @@ NAMES = [
     "query",
     "query_zones",
     "render",
+    "stream_memory",
     "track",
+    "write_thumbnails",
     "zone_views",
 ]
 

@@ -1,0 +1,167 @@
+"""Lists what a stream's newest snapshot remembers: of files and cameras, without the model or the video."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import cv2
+
+from pipeline.base.errors import StoreError, UsageError
+from pipeline.base.picture_size import MAX_PIXELS
+from pipeline.draw.frames import frames_with_tracks, records_of
+from pipeline.draw.output_file import finished_file
+from pipeline.draw.overlay import overlay
+from pipeline.live.snapshot import LiveSnapshot
+from pipeline.storage.opening import open_files
+from pipeline.tracking.snapshot import Snapshot
+from pipeline.tracks.layout import load_record
+from pipeline.tracks.reader import TrackReader, chosen_stream
+from pipeline.tracks.store import StreamStore
+from pipeline.video.sources import open_source
+from xmem_core.contents import Kind, contents
+from xmem_core.state import TrackerState
+
+THUMBNAIL_SIDE = 320
+"""Longer side of thumbnails, in pixels."""
+
+
+@dataclass(frozen=True)
+class RememberedFrame:
+    """One frame in one region of the memory, see `xmem_core.contents.MemoryEntry`.
+
+    Args:
+        frame_index: None on live streams, which do not track every frame that they number.
+        age: tracked frames since then; 0: the last frame of the snapshot.
+        kind: working, permanent or long_term.
+        elements: number of elements that are remembered of it.
+        objects: ids of the objects that may read them.
+        given: ids of the objects that were prompted on the frame.
+        use: mean use of the elements in a frame that read them.
+    """
+
+    frame_index: int | None
+    age: int
+    kind: Kind
+    elements: int
+    objects: tuple[int, ...]
+    given: tuple[int, ...]
+    use: float
+
+
+@dataclass(frozen=True)
+class StreamMemory:
+    """The memory of a stream in its newest usable snapshot.
+
+    Args:
+        stream_id: id of the stream.
+        next_frame: the snapshot is of the frames before this one.
+        live: whether it is a camera's.
+        objects: category by id of the living objects.
+        frames: what is remembered, the oldest first.
+    """
+
+    stream_id: str
+    next_frame: int
+    live: bool
+    objects: Mapping[int, str | None]
+    frames: tuple[RememberedFrame, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        return asdict(self) | {"objects": [{"id": i, "category": c} for i, c in self.objects.items()]}
+
+
+def stream_memory(
+    out: str | os.PathLike[str],
+    stream_id: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> StreamMemory:
+    """What a stream remembers, from its newest usable snapshot.
+
+    Args:
+        out: output folder of tracking.
+        stream_id: its stream; may be left out if there is one only.
+
+    Raises:
+        UsageError: there is no such stream, or it has no snapshot. StoreError: the folder cannot be read.
+    """
+    name = chosen_stream(out, stream_id, storage_options)
+    store = StreamStore(out, name, storage_options)
+    found = store.load_snapshot(store.committed(newest_only=True).next_frame, _restored)
+    if found is None:
+        raise UsageError(
+            f"stream {name!r} in {store.root} has no usable snapshot: track it with fewer --snapshot-chunks, "
+            "or stop it earlier (--max-frames)"
+        )
+    _, (snapshot, live, state) = found
+    last = snapshot.next_frame - 1
+    categories = dict(snapshot.categories)
+    frames = []
+    for entry in contents(state.memory):
+        age = state.time - entry.time
+        index = None if live else last - age
+        facts = (entry.kind, entry.elements, entry.objects, entry.given, round(entry.use, 6))
+        frames.append(RememberedFrame(index, age, *facts))
+    objects = {i: categories.get(i) for i in state.object_ids}
+    return StreamMemory(name, snapshot.next_frame, live, objects, tuple(frames))
+
+
+def write_thumbnails(
+    memory: StreamMemory,
+    out: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    video: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    out_storage_options: Mapping[str, Any] | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> list[str]:
+    """Write a PNG of each remembered frame with its committed masks, and return their URIs.
+
+    Args:
+        folder: where `frame-<index>.png` are written.
+        video: the tracked video; default: the source in the stream's record.
+        storage_options, out_storage_options: for the file systems of the video and of `out`.
+
+    Raises:
+        UsageError: the stream is live, or it is another video. SourceError: the video cannot be read.
+    """
+    if memory.live:
+        raise UsageError(f"{memory.stream_id!r} is a live stream, whose frames are not kept: no thumbnails")
+    if video is None:
+        video = (load_record(open_files(out, out_storage_options), memory.stream_id) or {}).get("source")
+        if not isinstance(video, str):
+            raise StoreError(f"the record of stream {memory.stream_id!r} names no video: give it (--video)")
+    wanted = sorted({frame.frame_index for frame in memory.frames if frame.frame_index is not None})
+    tracks = TrackReader(out, memory.stream_id, out_storage_options).at
+    written: list[str] = []
+    if not wanted:
+        return written
+    with open_source(video, storage_options=storage_options, max_pixels=max_pixels) as source:
+        for frame in frames_with_tracks(source, tracks, wanted[0], wanted[-1]):
+            if frame.frame_index not in wanted:
+                continue
+            image = overlay(frame.image, records_of(tracks, frame))
+            scale = min(1.0, THUMBNAIL_SIDE / max(image.shape[:2]))
+            size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+            small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            _, data = cv2.imencode(".png", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
+            uri = f"{os.fspath(folder).rstrip('/')}/frame-{frame.frame_index:012d}.png"
+            with finished_file(uri, storage_options) as path:
+                path.write_bytes(data.tobytes())
+            written.append(uri)
+    if len(written) < len(wanted):
+        raise UsageError(f"{video} has fewer frames than are remembered: give the tracked video")
+    return written
+
+
+def _restored(blob: bytes) -> tuple[Snapshot, bool, TrackerState]:
+    """A snapshot of either kind, whether it is of a live stream, and its state. ValueError for others."""
+    try:
+        snapshot, live = Snapshot.from_bytes(blob), False
+    except ValueError:
+        snapshot, live = LiveSnapshot.from_bytes(blob).stream, True
+    return snapshot, live, TrackerState.from_bytes(snapshot.tracker)

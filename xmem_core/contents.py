@@ -1,0 +1,72 @@
+"""What a memory holds, frame by frame: for people who look at it, not for reading it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from xmem_core.grouped_memory import GroupedMemory, StreamMemory
+from xmem_core.memory import Memory
+
+Kind = Literal["working", "permanent", "long_term"]
+
+
+@dataclass(frozen=True)
+class MemoryEntry:
+    """The elements of one frame in one region of the memory.
+
+    Args:
+        time: time of the frame, as in `TrackerState.time`.
+        kind: "working": a whole frame that may be consolidated later; "permanent": a whole frame that a
+            prompt was given on; "long_term": prototypes of a consolidated frame.
+        elements: number of elements.
+        objects: ids of the objects that may read them.
+        given: ids of the objects that were prompted on the frame; known of whole frames.
+        use: mean use of the elements in a frame that read them, see `Memory.usage`.
+    """
+
+    time: int
+    kind: Kind
+    elements: int
+    objects: tuple[int, ...]
+    given: tuple[int, ...]
+    use: float
+
+
+def contents(memory: StreamMemory | None) -> list[MemoryEntry]:
+    """The entries of a memory, the oldest first; those of a frame in the order working, permanent, long_term.
+
+    In a grouped memory (Cutie's), each group of objects has entries of its own.
+    """
+    if memory is None:
+        return []
+    parts = memory.groups.values() if isinstance(memory, GroupedMemory) else [memory]
+    return sorted((entry for part in parts for entry in _entries(part)), key=lambda entry: entry.time)
+
+
+def _entries(memory: Memory) -> Iterator[MemoryEntry]:
+    whole: tuple[tuple[Kind, list[tuple[int, tuple[int, ...]]]], ...] = (
+        ("working", [(f.time, f.given) for f in memory.frames]),
+        ("permanent", [(f.time, f.given) for f in memory.permanent_frames]),
+    )
+    for kind, frames in whole:
+        use = memory.usage(kind).view(-1, memory.positions).mean(1)
+        for (time, given), mean in zip(frames, use.tolist(), strict=True):
+            yield MemoryEntry(time, kind, memory.positions, _readers(memory, time), given, mean)
+    times, usage = memory.times("long_term"), memory.usage("long_term")
+    for time in torch.unique(times).tolist():
+        own = times == time
+        readers = _readers(memory, time)
+        yield MemoryEntry(time, "long_term", int(own.sum()), readers, (), float(usage[own].mean()))
+
+
+def _readers(memory: Memory, time: int) -> tuple[int, ...]:
+    """The objects that may read elements of that time."""
+    return tuple(
+        object_id
+        for object_id, first in memory.first_time.items()
+        if time >= first and not any(a <= time <= b for a, b in memory.doubted.get(object_id, ()))
+    )
