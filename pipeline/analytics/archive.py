@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pipeline.analytics.listing import Listing
 from pipeline.analytics.mask_functions import MASKS_SQL, MaskFunctions
 from pipeline.analytics.scan import ChunkDataset, chunk_fragments
+from pipeline.analytics.stream_choice import needed_streams
 from pipeline.analytics.streams import streams_table
 from pipeline.analytics.views import GAPS_SQL, OBJECTS_SQL, FileDataset, FrameDataset
 from pipeline.base.errors import StoreError, UsageError, XmemError
@@ -152,12 +153,16 @@ class Archive:
         """
         parsed = self._parsed(statement)
         self._functions.failure = None
-        for dataset in self._datasets.values():
-            dataset.failure = None
+        chosen = needed_streams(self._connection, statement, self._listing, self._columns)
+        for name, dataset in self._datasets.items():
+            dataset.failure, dataset.only = None, chosen.get(name)
         try:
             return self._connection.sql(parsed).to_arrow_table()
         except duckdb.Error as error:
             raise self._failure(error) from error
+        finally:
+            for dataset in self._datasets.values():
+                dataset.only = None
 
     def pandas(self, statement: str) -> pandas.DataFrame:
         """The result of a statement as a pandas DataFrame. Raises as `arrow`; UsageError without pandas."""
@@ -228,6 +233,11 @@ class Archive:
         if _names_streams(statement):
             self._register_streams()
         return statements[0]
+
+    def _columns(self, view: str) -> list[str]:
+        """Names of a view's columns in lower case."""
+        described = self._connection.execute(f"DESCRIBE {view}").fetchall()
+        return [str(row[0]).lower() for row in described]
 
     def _register_streams(self) -> None:
         """Make the view `streams`. It costs two reads for each stream."""

@@ -91,6 +91,8 @@ class ChunkDataset(_Source):
         self._schema = pa.schema([pa.field("stream_id", pa.string()), *schema])
         self._strict = True
         self.failure: StoreError | None = None
+        self.only: frozenset[str] | None = None
+        """Streams that the statement can need; None: all."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -278,7 +280,7 @@ class ChunkDataset(_Source):
             ) from error
 
     def _needed(self, condition: pc.Expression | None) -> Iterator[tuple[Chunk, bool]]:
-        ids = self._listing.tracked
+        ids = [s for s in self._listing.tracked if self.only is None or s in self.only]
         fields = _fields(condition, self._schema)
         exact: set[str] = set()
         if condition is not None:

@@ -1,0 +1,136 @@
+"""Patterns on `stream_id` and joins with `streams` choose which files are opened, and change no result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.chunks import events, rows
+
+from pipeline.analytics.query import connect, query
+from pipeline.analytics.scan import ChunkDataset
+from pipeline.tracks.store import StreamStore
+
+STREAMS = {"cam-1": "north", "cam-2": "south", "door-1": "north", "Door-2": "south"}
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four streams of one file each, with a manifest's column `site`."""
+    root = tmp_path_factory.mktemp("choice") / "out"
+    for stream_id, site in STREAMS.items():
+        store = StreamStore(root, stream_id)
+        store.commit(0, 4, rows(0, 4), events(0))
+        store.write_record({"state": "finished", "width": 64, "extra": {"site": site}})
+    StreamStore(root, "planned").write_record({"state": "queued", "extra": {"site": "north"}})
+    return root
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    names: set[str] = set()
+    read = ChunkDataset._read
+
+    def note(self: ChunkDataset, chunk: Any, *arguments: Any) -> Any:
+        names.add(f"{self._kind}/{chunk.stream_id}")
+        return read(self, chunk, *arguments)
+
+    monkeypatch.setattr(ChunkDataset, "_read", note)
+    return names
+
+
+def tables(out: Path, sql: str) -> list[dict[str, Any]]:
+    """The result over tables that hold the views' rows, where nothing is left out."""
+    with connect(out) as connection:
+        for view in ("tracks", "events", "streams", "objects", "masks"):
+            connection.execute(f"CREATE TEMP TABLE {view}_rows AS FROM {view}")
+        for view in ("tracks", "events", "streams", "objects", "masks"):
+            connection.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS FROM {view}_rows")
+        found: list[dict[str, Any]] = connection.sql(sql).to_arrow_table().to_pylist()
+        return found
+
+
+@pytest.mark.parametrize(
+    ("sql", "streams"),
+    [
+        ("FROM tracks WHERE stream_id LIKE 'cam-%' AND area > 0", "cam-1 cam-2"),
+        ("FROM tracks WHERE stream_id NOT LIKE '%-1' AND stream_id ILIKE 'door%'", "Door-2"),
+        (
+            "FROM tracks t WHERE lower(t.stream_id) LIKE 'door%' OR t.stream_id = 'cam-2'",
+            "cam-2 door-1 Door-2",
+        ),
+        ("FROM tracks WHERE regexp_matches(stream_id, '^cam-[2-9]$')", "cam-2"),
+        ("FROM tracks WHERE stream_id GLOB 'cam*' AND NOT starts_with(stream_id, 'cam-2')", "cam-1"),
+        ("FROM masks WHERE stream_id LIKE 'door%'", "door-1"),
+        ("FROM objects WHERE split_part(stream_id, '-', 2) = '2'", "cam-2 Door-2"),
+        (
+            "WITH few AS (FROM tracks WHERE stream_id LIKE 'cam-1') "
+            "FROM few a JOIN few b USING (frame_index)",
+            "cam-1",
+        ),
+        (
+            "SELECT t.*, site FROM tracks t JOIN streams s USING (stream_id) WHERE s.site = 'north'",
+            "cam-1 door-1",
+        ),
+        (
+            "SELECT t.* FROM tracks t JOIN streams ON streams.stream_id = t.stream_id "
+            "WHERE site LIKE 'so%' AND t.stream_id LIKE 'cam%' AND width = 64",
+            "cam-2",
+        ),
+        ("FROM streams s JOIN tracks t USING (stream_id) WHERE site IS NULL OR site = 'x'", ""),
+        ("FROM tracks WHERE stream_id LIKE 'nothing%'", ""),
+    ],
+)  # fmt: skip
+def test_only_the_files_of_the_streams_that_can_match_are_opened(
+    out: Path, opened: set[str], sql: str, streams: str
+) -> None:
+    found = query(out, f"SELECT * FROM ({sql}) ORDER BY ALL").to_pylist()
+    assert opened == {f"tracks/{stream_id}" for stream_id in streams.split()}
+    assert found == tables(out, f"SELECT * FROM ({sql}) ORDER BY ALL")
+    assert bool(found) == bool(streams)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        # the table is there twice
+        "FROM tracks a JOIN tracks b USING (frame_index, object_id) WHERE a.stream_id LIKE 'cam-1'",
+        "SELECT * FROM tracks WHERE stream_id LIKE 'cam-1' UNION ALL FROM tracks",
+        "SELECT stream_id, (SELECT count(*) FROM objects) FROM tracks WHERE stream_id LIKE 'cam-1'",
+        # not a condition that each row must fulfil
+        "FROM tracks WHERE stream_id LIKE 'cam-1' OR area = 14",
+        "SELECT stream_id LIKE 'cam-1' AS is_it, count(*) AS n FROM tracks GROUP BY 1",
+        # something else of that name
+        "WITH tracks AS (SELECT 'cam-1x' AS stream_id FROM streams) "
+        "FROM tracks WHERE stream_id LIKE 'cam-1%'",
+        "FROM (SELECT 'x' || stream_id AS stream_id FROM tracks) WHERE stream_id LIKE 'xcam%'",
+        "FROM tracks t(a, b, c, stream_id) WHERE t.stream_id IS NULL OR t.stream_id::VARCHAR LIKE '2024%'",
+        # a null fulfils it, and an outer join makes nulls
+        "SELECT s.stream_id, t.area FROM streams s LEFT JOIN tracks t ON s.stream_id = t.stream_id "
+        "WHERE coalesce(t.stream_id, 'cam-1') LIKE 'cam-1'",
+        "SELECT s.stream_id, t.area FROM streams s LEFT JOIN tracks t ON s.stream_id = t.stream_id "
+        "WHERE t.stream_id IS NULL OR t.stream_id LIKE 'cam-1'",
+        "SELECT s.stream_id, t.area FROM streams s LEFT JOIN tracks t USING (stream_id) WHERE site LIKE 'n%'",
+        # conditions on other columns that only look like it
+        "FROM tracks t JOIN events e USING (frame_index) WHERE e.stream_id LIKE 'cam-1'",
+        "SELECT t.* FROM tracks t JOIN streams s ON t.stream_id >= s.stream_id WHERE s.site LIKE 'n%'",
+    ],
+)
+def test_where_it_would_change_the_result_nothing_is_left_out(out: Path, sql: str) -> None:
+    found = query(out, f"SELECT * FROM ({sql}) ORDER BY ALL").to_pylist()
+    assert found == tables(out, f"SELECT * FROM ({sql}) ORDER BY ALL")
+    assert found
+
+
+def test_a_volatile_condition_leaves_nothing_out(out: Path, opened: set[str]) -> None:
+    query(out, "SELECT count(*) FROM tracks WHERE stream_id LIKE 'cam-%' OR random() > 2 OR stream_id < 'a'")
+    assert len(opened) == len(STREAMS)
+
+
+def test_a_choice_ends_with_its_statement(out: Path, opened: set[str]) -> None:
+    from pipeline import open_archive
+
+    with open_archive(out) as archive:
+        archive.arrow("SELECT count(*) FROM tracks WHERE stream_id LIKE 'cam-%'")
+        assert archive.arrow("SELECT count(DISTINCT stream_id) n FROM tracks")["n"].to_pylist() == [4]
