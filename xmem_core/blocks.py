@@ -7,16 +7,47 @@ per-object channels is the sum of the convolutions over each part.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def conv_shared(conv: nn.Conv2d, shared: Tensor, own: Tensor) -> Tensor:
-    """`conv` of cat(shared, own) for every object, without repeating the work on what is shared.
+class SplitConv2d(nn.Module):
+    """A convolution of cat(shared, own) as the sum of two, which `conv_shared` applies. Only for inference.
 
     Args:
         conv: takes C_s + C_o channels.
+        shared: C_s.
+    """
+
+    def __init__(self, conv: nn.Conv2d, shared: int) -> None:
+        super().__init__()
+        self.shared = _part(conv, slice(0, shared), bias=conv.bias)
+        self.own = _part(conv, slice(shared, None), bias=None)
+
+
+def _part(conv: nn.Conv2d, channels: slice, bias: Tensor | None) -> nn.Conv2d:
+    """The convolution over a part of the input channels, with weights in the same layout."""
+    nhwc = conv.weight.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if nhwc else torch.contiguous_format
+    weight = conv.weight[:, channels].contiguous(memory_format=layout)
+    part = copy.copy(conv)
+    parameters = {"weight": weight, "bias": bias}
+    part._parameters = {
+        name: None if tensor is None else nn.Parameter(tensor, requires_grad=False)
+        for name, tensor in parameters.items()
+    }
+    part.in_channels = weight.shape[1]
+    return part
+
+
+def conv_shared(conv: nn.Module, shared: Tensor, own: Tensor) -> Tensor:
+    """`conv` of cat(shared, own) for every object, without repeating the work on what is shared.
+
+    Args:
+        conv: a convolution that takes C_s + C_o channels, whole or split after C_s.
         shared: (B, C_s, h, w), the image's.
         own: (B, O, C_o, h, w), the objects'.
 
@@ -24,6 +55,10 @@ def conv_shared(conv: nn.Conv2d, shared: Tensor, own: Tensor) -> Tensor:
         (B, O, C, h, w)
     """
     b, o = own.shape[:2]
+    if isinstance(conv, SplitConv2d):
+        for_each: Tensor = conv.own(own.flatten(0, 1))
+        return for_each.view(b, o, *for_each.shape[1:]).add_(conv.shared(shared).unsqueeze(1))
+    assert isinstance(conv, nn.Conv2d)
     split = shared.shape[1]
     from_shared = F.conv2d(shared, conv.weight[:, :split], conv.bias, conv.stride, conv.padding)
     each = own.flatten(0, 1)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xmem_core.backbones import EfficientNetLite0Trunk, MaskTrunk, key_trunk
-from xmem_core.blocks import FeatureFusion, GatedUpdate, SensoryUpdate, UpBlock
+from xmem_core.blocks import FeatureFusion, GatedUpdate, SensoryUpdate, SplitConv2d, UpBlock
 from xmem_core.config import ModelConfig
 
 # Probabilities are clamped to [eps, 1 - eps] before the logit.
@@ -231,6 +231,19 @@ class XMem(nn.Module):
         for up in (decoder.up_16_8, decoder.up_8_4):
             convs.append((up.skip_conv, up.skip_conv.in_channels))
         return [(conv.weight, n) for conv, n in convs if isinstance(conv, nn.Conv2d)]
+
+    def split_shared(self) -> None:
+        """Hold the convolutions of cat(shared, own) as two, in place: their weights are then not cut on every
+        call. Only for inference: the state dict's names change.
+        """
+        f16_dim = self.key_encoder.channels[0]
+        for fuser in (self.value_encoder.fuser, self.decoder.fuser):
+            block = fuser.block1
+            block.conv1 = SplitConv2d(block.conv1, f16_dim)  # type: ignore[assignment]
+            if block.downsample is not None:
+                block.downsample = SplitConv2d(block.downsample, f16_dim)  # type: ignore[assignment]
+        encoder = self.value_encoder
+        encoder.conv1 = SplitConv2d(encoder.conv1, 3)  # type: ignore[assignment]
 
     def load_backbone(self, path: str | Path) -> None:
         """Start the key encoder from an ImageNet EfficientNet-Lite0 checkpoint (for training).

@@ -25,6 +25,7 @@ from xmem_core.presence import PresenceConstants, presence_scores
 from xmem_core.state import TrackerState
 from xmem_core.steps import Features, ModelSteps, Network, XMemSteps, padding
 from xmem_core.windows import STRIDE
+from xmem_core.winograd import use_winograd
 
 MAX_OBJECT_ID = 2**31 - 1
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -206,23 +207,29 @@ class VideoSegmenter:
         self.memory_config = steps.resolve(memory_config or MemoryConfig(), model.config, self.device)
         network = copy.deepcopy(model).eval().requires_grad_(False)
         layout = torch.channels_last
-        if not self.config.published:
+        on_cpu = self.device.type == "cpu"
+        if isinstance(network, XMem):
             fold_batch_norms(network)
-        elif self.device.type == "cpu":
-            # No fusing or folding for published networks: where several objects saturate, aggregation turns
-            # a difference in the last bit of a probability into 0.4 of a logit, and other kernels or folded
-            # norms differ from the authors' results in more last bits.
+        elif on_cpu:
+            # No folding for Cutie: where several objects saturate, aggregation turns a difference in the last
+            # bit of a probability into 0.4 of a logit, and other kernels or folded norms differ from the
+            # authors' results in more last bits.
             layout = torch.contiguous_format
         for parameter in network.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=layout)
+        if on_cpu and isinstance(network, XMem):
+            network.split_shared()
         if dtype != torch.float32:
             # Autocast caches casts of trained parameters only, so it would cast these on every call.
             for module in network.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     module.to(dtype)
-        if dtype == torch.bfloat16 and self.device.type == "cpu" and isinstance(network, XMem):
-            fuse_trunk(network)
+        if on_cpu and isinstance(network, XMem):
+            if dtype == torch.bfloat16:
+                fuse_trunk(network)
+            elif dtype == torch.float32:
+                use_winograd(network)
         self._network = network
         self._steps = steps(network, self.memory_config, self.device, dtype, layout)
 

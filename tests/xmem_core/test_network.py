@@ -15,6 +15,7 @@ from xmem_core.blocks import (
     GatedUpdate,
     ResidualBlock,
     SensoryUpdate,
+    SplitConv2d,
     conv_shared,
     gated_update,
 )
@@ -71,6 +72,20 @@ def test_a_shared_convolution_is_the_convolution_of_the_concatenation() -> None:
     shared, own = seeded(2, 4, 9, 8), seeded(2, 3, 3, 9, 8, seed=1)
     with torch.no_grad():
         assert_same(conv_shared(conv, shared, own).flatten(0, 1), conv(repeated(shared, own)))
+        assert_same(conv_shared(SplitConv2d(conv, 4), shared, own).flatten(0, 1), conv(repeated(shared, own)))
+
+
+def test_a_split_convolution_keeps_the_layout_and_leaves_the_whole_one_alone() -> None:
+    conv = nn.Conv2d(7, 5, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    split = SplitConv2d(conv, 4)
+    assert conv.weight.shape[1] == conv.in_channels == 7
+    for part, channels in ((split.shared, 4), (split.own, 3)):
+        assert part.weight.shape == (5, channels, 3, 3)
+        assert part.in_channels == channels
+        assert part.weight.is_contiguous(memory_format=torch.channels_last)
+    assert split.own.bias is None
+    assert split.shared.bias is not None
+    assert torch.equal(split.shared.bias, conv.bias)
 
 
 @pytest.mark.parametrize("out_dim", [7, 6])  # with and without `downsample`
