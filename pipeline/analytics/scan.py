@@ -53,11 +53,12 @@ else:
 
 _TAIL_BYTES = 1 << 13
 _COPY_TAIL_BYTES = 1 << 18
-_SMALL_BYTES = 1 << 17
+_SMALL_BYTES = 1 << 15
 _WHOLE_BYTES = 1 << 20
 """A file on a store that is no larger is fetched in one request."""
 _FILES_PER_TASK = 16
 _GROUPS_PER_TASK = 2
+_WORTH_SKIPPING = 1 << 13
 _SPELT_OUT = 50
 """Up to so many streams are compared one by one, which pyarrow's row groups can be chosen by."""
 _LOCAL_THREADS = min(8, (os.cpu_count() or 1) + 1)
@@ -115,6 +116,11 @@ class ChunkDataset(_Source):
         except Untranslatable:
             return False
         return True
+
+    def stream(self, columns: Sequence[int] | None, filters: Sequence[Any]) -> tuple[object, bool]:
+        """DuckDB's entry: a stream of the rows that fulfil all of its filters."""
+        found: tuple[object, bool] = super().stream(columns, [_prunable(node) for node in filters])
+        return found
 
     def scanner(
         self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None, **_: Any
@@ -336,7 +342,9 @@ class ChunkDataset(_Source):
             timed = bool(_fields(condition, self._schema) & _TIMES)
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
-                if timed and not self._may_hold(condition, file.metadata.row_group(group), chunk):
+                # Few rows are filtered in less time than their statistics are compared.
+                skippable = timed and rows >= _WORTH_SKIPPING
+                if skippable and not self._may_hold(condition, file.metadata.row_group(group), chunk):
                     continue
                 if there:
                     table = file.read_row_group(group, columns=sorted(there), use_threads=False)
@@ -404,6 +412,28 @@ def _satisfying(condition: pc.Expression, schema: pa.Schema, known: Mapping[str,
         partitions=list(known.values()),
     )
     return [fragment.path for fragment in dataset.get_fragments(filter=condition)]
+
+
+def _prunable(node: Any) -> Any:
+    """A filter of DuckDB, equal to the given one, that statistics can be compared with.
+
+    A NaN is greater than all numbers, so that DuckDB's "x > 1" becomes "x > 1 or x is NaN", of which no
+    statistics say that it is false. "Not x <= 1" is as true for a NaN, and for a null as unknown.
+    """
+    from duckdb._sources.nodes import Binary, Unary
+
+    opposite = {">": "<=", ">=": "<"}
+    if isinstance(node, Binary) and node.op in ("AND", "OR"):
+        return Binary(node.op, _prunable(node.left), _prunable(node.right))
+    if isinstance(node, Unary):
+        return Unary(node.op, _prunable(node.operand))
+    if (
+        isinstance(node, Binary)
+        and node.op in opposite
+        and getattr(node.left, "parts", ())[:1] == ("pts_seconds",)
+    ):
+        return Unary("NOT", Binary(opposite[node.op], node.left, node.right))
+    return node
 
 
 def _known(group: Any, names: Set[str] = _PRUNING) -> pc.Expression:

@@ -1,0 +1,221 @@
+"""Questions to a made-up archive: `xmem query`, with and without copies, against plain DuckDB and Polars.
+
+Each answer comes from a process of its own and is compared with the others. Seconds are of the process (wall
+and CPU), without its start; megabytes are what it read (from the page cache, too) and the most that it held.
+Then the same on a SeaweedFS, with the number of requests.
+
+    PYTHONPATH=.:tests python tests/benchmarks/query.py [FOLDER] [--streams 100] [--files 20] [--rows 1000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import fsspec
+from archive import Archive, Writer, into_folder
+from support.faults import Happened, faulty
+from support.servers import seaweedfs
+
+from pipeline.analytics.query import query
+from pipeline.tracks.compaction import compact
+
+QUESTIONS = {
+    "rows per category": "SELECT category, count(*) AS n FROM {tracks} GROUP BY 1 ORDER BY 1",
+    "longest dwell": (
+        "SELECT stream_id, object_id, max(frame_index) - min(frame_index) AS n FROM {tracks} "
+        "WHERE area > 0 GROUP BY 1, 2 ORDER BY n DESC, 1, 2 LIMIT 10"
+    ),
+    "pattern of ids": (
+        "SELECT count(*) AS n, sum(area)::BIGINT AS m FROM {tracks} WHERE stream_id LIKE '{site}-%'"
+    ),
+    "objects of a stream": (
+        "SELECT object_id, count(*) AS n, max(area) AS m FROM {tracks} "
+        "WHERE stream_id = '{stream}' AND area > 0 GROUP BY 1 ORDER BY 1"
+    ),
+    "a zone, five minutes": (
+        "SELECT count(DISTINCT object_id) AS n FROM {tracks} WHERE stream_id = '{stream}' "
+        "AND frame_index BETWEEN {first} AND {first} + 7500 AND centroid_x BETWEEN 400 AND 800 "
+        "AND centroid_y BETWEEN 200 AND 500"
+    ),
+    "ten seconds of all": "SELECT count(*) AS n FROM {tracks} WHERE pts_seconds BETWEEN 100 AND 110",
+}
+JOINED = "SELECT count(*) AS n FROM tracks JOIN streams USING (stream_id) WHERE site = '{site}'"
+"""Plain readers have no view `streams`."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, help="default: a temporary one")
+    for name, default in (("streams", 100), ("files", 20), ("rows", 1000)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        child(*given.child)
+        return
+    size = Archive(given.streams, given.files, given.rows)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary) / "archive"
+        if not folder.exists():
+            Writer(into_folder(folder)).write(size)
+        on_disk(folder, size)
+    on_s3(Archive(min(size.streams, 20), min(size.files, 5), size.rows))
+
+
+def statements(size: Archive) -> dict[str, str]:
+    """The questions, but for the name of the table."""
+    stream = size.stream_id(size.streams // 2)
+    known = {"stream": stream, "site": stream.partition("-")[0], "first": size.frames * (size.files // 2)}
+    return {name: sql.format(tracks="{tracks}", **known) for name, sql in QUESTIONS.items()} | {
+        "join with streams": JOINED.format(**known)
+    }
+
+
+def on_disk(folder: Path, size: Archive) -> None:
+    small = sum(path.stat().st_size for path in folder.glob("tracks/*/*.parquet"))
+    row(
+        f"{size.streams} streams, {size.streams * size.files} files of {size.rows} rows, {small / 1e6:.0f} MB"
+    )
+    answers: dict[str, Any] = {}
+    ways: tuple[str, ...] = ("xmem", "duckdb")
+    if importlib.util.find_spec("polars"):
+        ways = (*ways, "polars")
+    else:
+        row("polars is not installed and left out")
+    row(f"{'':22}{'':18}{'seconds':>9}{'CPU':>8}{'MB read':>9}{'MB held':>9}")
+    for layout in ("small files", "compacted"):
+        if layout == "compacted":
+            began = time.monotonic()
+            done = compact(folder)
+            copies = sum(path.stat().st_size for path in folder.glob("compacted/*/*.parquet"))
+            row(f"compacted into {done.files} files, {copies / 1e6:.0f} MB, {time.monotonic() - began:.1f} s")
+        for name, sql in statements(size).items():
+            for way in ways:
+                if way != "xmem" and "{tracks}" not in sql:
+                    continue
+                source = str(folder)
+                if way != "xmem":
+                    source += (
+                        "/tracks/*/*.parquet" if layout == "small files" else "/compacted/tracks/*.parquet"
+                    )
+                found = asked(way, sql, source)
+                assert answers.setdefault(name, found["answer"]) == found["answer"], (name, way)
+                row(
+                    f"{name:22}{way + ', ' + layout:18.18}{found['seconds']:9.2f}{found['cpu']:8.2f}"
+                    f"{found['read'] / 1e6:9.1f}{found['held'] / 1e6:9.0f}"
+                )
+
+
+def asked(way: str, sql: str, source: str) -> dict[str, Any]:
+    """An answer from a process of its own: the better of two by CPU time."""
+    command = [sys.executable, __file__, "--child", way, sql, source]
+    found = [
+        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        for _ in range(2)
+    ]
+    best: dict[str, Any] = min(found, key=lambda one: one["cpu"])
+    return best
+
+
+def child(way: str, sql: str, source: str) -> None:
+    """Answers one question, and prints what it cost."""
+    ask = {"xmem": by_xmem, "duckdb": by_duckdb, "polars": by_polars}[way](sql, source)
+    read, began, cpu = read_bytes(), time.monotonic(), time.process_time()
+    answer = ask()
+    cost = {
+        "answer": answer,
+        "seconds": time.monotonic() - began,
+        "cpu": time.process_time() - cpu,
+        "read": read_bytes() - read,
+        "held": most_held(),
+    }
+    row(json.dumps(cost, default=str))
+
+
+def by_xmem(sql: str, source: str) -> Callable[[], Any]:
+    return lambda: query(source, sql.format(tracks="tracks")).to_pylist()
+
+
+def by_duckdb(sql: str, source: str) -> Callable[[], Any]:
+    hive = ", hive_partitioning = true, hive_types = {'stream_id': VARCHAR}" if has_folders(source) else ""
+    table = f"read_parquet('{source}'{hive})"
+
+    def ask() -> Any:
+        relation = duckdb.sql(sql.format(tracks=table))
+        assert relation is not None
+        return relation.to_arrow_table().to_pylist()
+
+    return ask
+
+
+def by_polars(sql: str, source: str) -> Callable[[], Any]:
+    import polars
+
+    def ask() -> Any:
+        tracks = polars.scan_parquet(source, hive_partitioning=has_folders(source))
+        return polars.SQLContext(tracks=tracks).execute(sql.format(tracks="tracks")).collect().to_dicts()
+
+    return ask
+
+
+def has_folders(source: str) -> bool:
+    """Whether a glob's files lie in folders of streams."""
+    return "/*/" in source
+
+
+def read_bytes() -> int:
+    """Bytes that this process has read from files."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("rchar")).split()[1])
+
+
+def most_held() -> int:
+    """The most memory that this process has held, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+
+
+def on_s3(size: Archive) -> None:
+    with seaweedfs() as server, faulty(server.endpoint) as proxy:
+        root = server.uri(f"archive-{secrets.token_hex(4)}")
+        fs = fsspec.filesystem("s3", **server.options)
+        Writer(lambda name, data: fs.pipe_file(f"{root}/{name}", data)).write(size)
+        options = proxy.options(server.options)
+        row(f"S3: {size.streams} streams, {size.streams * size.files} files of {size.rows} rows")
+        row(f"{'':22}{'':18}{'seconds':>9}{'requests':>9}{'MB sent':>9}")
+        answers: dict[str, Any] = {}
+        for layout in ("small files", "compacted"):
+            if layout == "compacted":
+                compact(root, server.options)
+            for name, sql in statements(size).items():
+                proxy.happened = Happened()
+                began = time.monotonic()
+                answer = query(root, sql.format(tracks="tracks"), options).to_pylist()
+                seconds = time.monotonic() - began
+                assert answers.setdefault(name, answer) == answer, name
+                row(
+                    f"{name:22}{'xmem, ' + layout:18.18}{seconds:9.2f}{len(proxy.happened.requests):9d}"
+                    f"{proxy.happened.sent / 1e6:9.2f}"
+                )
+
+
+def row(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    main()
