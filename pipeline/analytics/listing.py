@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 _PARTITION = "stream_id="
 _ONE_BY_ONE = 32
-"""Up to so many streams are listed folder by folder, more in one listing of everything."""
+"""Up to so many streams are listed folder by folder; more, or all, in one listing of everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Listing:
         with self._lock:
             wanted = self.tracked if stream_ids is None else [s for s in self.tracked if s in {*stream_ids}]
             unknown = [stream_id for stream_id in wanted if stream_id not in self._known]
-            if len(unknown) > _ONE_BY_ONE:
+            if len(unknown) > _ONE_BY_ONE or len(unknown) == len(self.tracked) > 1:
                 found = self.files.sizes("tracks", recursive=True)
                 self._keep(unknown, found)
             else:

@@ -184,3 +184,11 @@ def test_row_groups_of_other_times_are_skipped(out: Path, monkeypatch: pytest.Mo
     sql = "SELECT count(*) AS n FROM tracks WHERE pts_seconds BETWEEN 0.41 AND 0.5"
     assert query(out, sql)["n"].to_pylist() == [2 * 2 * len(STREAMS)]
     assert len(read) == len(STREAMS), "of six files of each stream"
+
+
+def test_all_streams_are_listed_at_once(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = type(open_files(out))
+    listed: list[Any] = []
+    monkeypatch.setattr(files, "sizes", recorded(files.sizes, listed, 1))
+    assert query(out, "SELECT count(*) AS n FROM tracks")["n"].to_pylist() == [180]
+    assert listed == ["tracks", "compacted"]
