@@ -49,9 +49,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "jobs.batch": ("jobs.scheduling", "jobs.cluster"),
     "jobs.evaluation": ("pipeline.tracking",),
     "jobs.evaluation.suites": ("jobs.evaluation", "xmem_core.training"),
+    "jobs.training": ("jobs.evaluation", "xmem_core.training"),
     "jobs.cli": (
         "jobs.batch",
         "jobs.evaluation.suites",
+        "jobs.training",
         "pipeline.plots",
         "pipeline.exchange",
     ),

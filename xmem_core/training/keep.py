@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from safetensors import safe_open
@@ -19,17 +19,34 @@ from torch import Tensor
 from xmem_core.config import ModelConfig
 from xmem_core.network import XMem
 from xmem_core.training.narrow import narrow
-from xmem_core.training.settings import TrainConfig
 
-# Settings that do not affect the weights.
-_FREE = {"threads", "workers", "max_hours", "log_every", "checkpoint_every", "device"}
-# Settings that must be equal to resume from a checkpoint. Others may change on purpose, to end a run sooner
-# or to change its curriculum; the result then differs from an unchanged run.
-_FIXED = {"model", "seed"}
 # Number of checkpoints kept: the newest, and the one before in case a full disk or power cut damages it.
 _KEPT = 2
 
 log = logging.getLogger(__name__)
+
+
+class RunConfig(Protocol):
+    """Settings of a run, as checkpoints hold them."""
+
+    FREE: ClassVar[frozenset[str]]
+    """Settings that do not affect the weights."""
+    FIXED: ClassVar[frozenset[str]]
+    """Settings that must be equal to resume from a checkpoint. Others may change on purpose, to end a run
+    sooner or to change its curriculum; the result then differs from an unchanged run."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self: ...
+
+
+class Stateful(Protocol):
+    """An optimizer, or what else a run must restore to continue exactly."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
 class DamagedCheckpointError(ValueError):
@@ -41,8 +58,8 @@ def save_checkpoint(
     step: int,
     model: XMem,
     averaged: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
+    optimizer: Stateful,
+    config: RunConfig,
 ) -> Path:
     """Write out/checkpoint-<step> atomically, then remove all but it and the one before."""
     final = out / f"checkpoint-{step:08d}"
@@ -88,8 +105,8 @@ def resume_from(
     out: Path,
     model: XMem,
     averaged: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
+    optimizer: Stateful,
+    config: RunConfig,
 ) -> int:
     """Load the newest undamaged checkpoint and return its step; 0 if there are no checkpoints.
 
@@ -117,8 +134,8 @@ def load_checkpoint(
     path: Path,
     model: XMem,
     averaged: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
+    optimizer: Stateful,
+    config: RunConfig,
 ) -> int:
     """Load model, averaged weights and optimizer, all or none; returns the number of completed steps.
 
@@ -128,9 +145,9 @@ def load_checkpoint(
     """
     state = _read_state(path)
     # Through the class, so that settings added since then have their defaults.
-    before, now = TrainConfig.from_dict(state["config"]).to_dict(), config.to_dict()
-    differing = sorted(k for k in now if k not in _FREE and before[k] != now[k])
-    if fixed := [k for k in differing if k in _FIXED]:
+    before, now = type(config).from_dict(state["config"]).to_dict(), config.to_dict()
+    differing = sorted(k for k in now if k not in config.FREE and before[k] != now[k])
+    if fixed := [k for k in differing if k in config.FIXED]:
         raise ValueError(
             f"{path} was made with another {' and '.join(fixed)}: use the same, another output folder, "
             "or start over without resuming"

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _check_numbers(settings: Any) -> None:
+def check_numbers(settings: Any) -> None:
     """Check types of values from JSON or a command line; ValueError names the first wrong one."""
     for each in fields(settings):
         value = getattr(settings, each.name)
@@ -71,7 +71,7 @@ class Phase:
     smeared: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
+        check_numbers(self)
         if self.aged < 0:
             raise ValueError(f"aged={self.aged} is not allowed: must be 0 frames or more")
         if not isinstance(self.mixture, list | tuple) or not all(_is_number(w) for w in self.mixture):
@@ -119,6 +119,11 @@ class TrainConfig:
             is the standard deviation of EfficientNet-Lite0's features.
     """
 
+    FREE: ClassVar[frozenset[str]] = frozenset(
+        {"threads", "workers", "max_hours", "log_every", "checkpoint_every", "device"}
+    )
+    FIXED: ClassVar[frozenset[str]] = frozenset({"model", "seed"})
+
     model: ModelConfig = field(default_factory=ModelConfig.lite)
     phases: tuple[Phase, ...] = (Phase(),)
     seed: int = 0
@@ -147,7 +152,7 @@ class TrainConfig:
     feature_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_numbers(self)
+        check_numbers(self)
         starts = [p.from_step for p in self.phases]
         if not starts or starts[0] != 0 or sorted(set(starts)) != starts:
             raise ValueError(

@@ -267,7 +267,7 @@ def train(
         publish_weights(out / "weights-ema.safetensors", config.model, trainer.averaged)
         plot_losses(out / "log.jsonl", out / "loss.png")
 
-    with _StopSignals() as stop, (out / "log.jsonl").open("a") as log_file:
+    with StopSignals() as stop, (out / "log.jsonl").open("a") as log_file:
         for step, batch in enumerate(batches(config, data_root, first, config.steps), first):
             result = trainer.step(step, batch)
             failures = 0 if math.isfinite(result["loss"] + result["grad"]) else failures + 1
@@ -299,12 +299,12 @@ def train(
     return out / "weights-ema.safetensors"
 
 
-class _StopSignals:
+class StopSignals:
     """While entered, SIGTERM and SIGINT only set `asked`; has no effect outside the main thread."""
 
     asked = False
 
-    def __enter__(self) -> _StopSignals:
+    def __enter__(self) -> StopSignals:
         self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):

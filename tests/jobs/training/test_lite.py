@@ -12,7 +12,7 @@ from support.pictures import write_pictures
 from support.tiny import TINY
 
 from jobs.cli import app as cli
-from jobs.cli.training import main, parse_settings, run
+from jobs.training.lite import parse_settings, run
 from pipeline.base.errors import UsageError
 from xmem_core import VideoSegmenter, load_model
 from xmem_core.network import XMem
@@ -92,25 +92,6 @@ def test_requests_that_cannot_work_are_usage_errors(tmp_path: Path, config: str,
         run(config, root, out, {"init": str(wrong)})
 
 
-def test_the_module_runs_as_a_program(
-    tmp_path: Path,
-    config: str,
-    start: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    root, out = str(write_pictures(tmp_path / "data")), tmp_path / "out"
-    arguments = ["jobs.cli.training", "--config", config, "--data", root, "--out", str(out), "--init", start]
-    monkeypatch.setattr("sys.argv", [*arguments, "--set", "steps=1", "--set", "log_every=1"])
-    main()
-    assert steps_logged(out) == [1]
-    monkeypatch.setattr("sys.argv", [*arguments, "--set", "steps=none"])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 2
-    assert "training settings" in capsys.readouterr().err
-
-
 @pytest.mark.usefixtures("_logging_restored")
 def test_xmem_train_goes_on_and_its_weights_can_be_tracked_with(
     tmp_path: Path, config: str, start: str, capsys: pytest.CaptureFixture[str]
@@ -177,7 +158,7 @@ def test_without_a_file_the_recipe_is_used_and_imagenet_only_to_start(
         return Path(out)
 
     monkeypatch.setattr(trainer, "train", instead)
-    monkeypatch.setattr("jobs.cli.training._installed_backbone", lambda: "imagenet.pth")
+    monkeypatch.setattr("jobs.training.lite._installed_backbone", lambda: "imagenet.pth")
     out = tmp_path / "out"
     run(None, "data", str(out), {"steps": 3000})
     run(None, "data", str(out), {"init": "w.safetensors"})

