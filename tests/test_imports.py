@@ -38,6 +38,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "pipeline.live": ("pipeline.tracking", "pipeline.draw", "pipeline.zones", "pipeline.live.camera"),
     "pipeline.live.hub": ("pipeline.live",),
     "pipeline.api": ("pipeline.live.hub",),
+    "pipeline.annotate": ("pipeline.api", "pipeline.exchange"),
     "pipeline.distributed": ("pipeline.api",),
     "pipeline.testing": ("pipeline.tracking",),
     # The public face. It resolves its names lazily and may name every room.
@@ -56,6 +57,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "jobs.training",
         "pipeline.plots",
         "pipeline.exchange",
+        "pipeline.annotate",
     ),
 }
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.cli import annotate as annotate_cli
 from jobs.cli import batch as batch_cli
 from jobs.cli import compact as compact_cli
 from jobs.cli import evaluate as evaluate_cli
@@ -52,6 +53,7 @@ def _common(
 
 for command in (
     track_cli.track,
+    annotate_cli.annotate,
     query_cli.query,
     zones_cli.zones,
     compact_cli.compact,

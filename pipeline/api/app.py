@@ -7,31 +7,25 @@ time. Nothing here imports Ray; `pipeline.distributed.serve` runs this applicati
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import AsyncIterator
-from importlib.resources import files
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Path, Query, Request, Response, Security, WebSocket
-from fastapi.exceptions import RequestValidationError
+from fastapi import APIRouter, FastAPI, Path, Query, Response, Security, WebSocket
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
-from starlette.exceptions import HTTPException
 
 from pipeline.api import models
 from pipeline.api.following import BOUNDARY, follow, pictures
-from pipeline.api.guard import FAULT, ApiGuard, problem
+from pipeline.api.guard import ApiGuard
 from pipeline.api.metrics import CONTENT_TYPE, metrics_text
-from pipeline.api.service import ApiSettings, Hub, HubUnavailableError, RefusedError, Service, status_of
-from pipeline.base.errors import UsageError, XmemError
-from pipeline.base.redaction import redacted
+from pipeline.api.responses import handle_errors, page_file
+from pipeline.api.service import ApiSettings, Hub, Service
+from pipeline.base.errors import UsageError
 from pipeline.base.stream_ids import generate_stream_id
 from pipeline.live.camera.url_guard import Resolver, system_resolver
 from pipeline.live.recent import LiveView
 from pipeline.live.spec import JPEG_QUALITIES, JPEG_SIDES, LivePrompts, LiveSpec
 from pipeline.zones.config import parse_zones
-
-log = logging.getLogger(__name__)
 
 VERSION = "1"
 
@@ -224,49 +218,11 @@ def create_routes(hub: Hub, settings: ApiSettings, *, resolver: Resolver = syste
         redoc_url=None,
         lifespan=lifespan,
     )
-    _handle_errors(app)
+    handle_errors(app)
     app.include_router(_router(service))
     app.include_router(_live_router(service))
     _public_routes(app, service)
     return app
-
-
-def _handle_errors(app: FastAPI) -> None:
-    def answer(request: Request, status: int, code: str, message: str) -> JSONResponse:
-        request_id = getattr(request.state, "request_id", "")
-        headers = {"Retry-After": "2"} if status in (429, 503) else None
-        return JSONResponse(problem(code, message, request_id), status, headers=headers)
-
-    @app.exception_handler(XmemError)
-    @app.exception_handler(RefusedError)
-    async def refused(request: Request, error: Exception) -> JSONResponse:
-        status, code = status_of(error)
-        message = str(error)
-        if status == 503 and not isinstance(error, HubUnavailableError):
-            log.warning("%s %s: %s", request.method, request.url.path, redacted(message))
-        return answer(request, status, code, message.splitlines()[0] if message else code)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        # The request's content is not repeated: it may contain a camera's password.
-        first = error.errors()[0]
-        where = ".".join(str(part)[:40] for part in first.get("loc", ())[:8])
-        more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
-        status = 400 if first.get("type") == "json_invalid" else 422
-        return answer(request, status, "invalid", f"{where}: {first.get('msg', 'not allowed')[:300]}{more}")
-
-    @app.exception_handler(Exception)
-    async def fault(request: Request, error: Exception) -> JSONResponse:
-        return answer(request, 500, "internal", FAULT)  # the guard has logged it
-
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
-        codes = {400: "bad_request", 404: "no_route", 405: "no_method"}
-        response = answer(
-            request, error.status_code, codes.get(error.status_code, "refused"), str(error.detail)
-        )
-        response.headers.update(error.headers or {})
-        return response
 
 
 def _public_routes(app: FastAPI, service: Service) -> None:
@@ -302,13 +258,5 @@ def _public_routes(app: FastAPI, service: Service) -> None:
         ("/page.js", "page.js", "text/javascript"),
         ("/page.css", "page.css", "text/css"),
     ):
-        app.add_api_route(path, _page(name, media_type), include_in_schema=False, methods=["GET"])
-
-
-def _page(name: str, media_type: str) -> Any:
-    content = files("pipeline.api").joinpath("page", name).read_bytes()
-
-    async def page() -> Response:
-        return Response(content, media_type=media_type)
-
-    return page
+        page = page_file("pipeline.api", name, media_type)
+        app.add_api_route(path, page, include_in_schema=False, methods=["GET"])

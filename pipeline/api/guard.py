@@ -12,11 +12,11 @@ import logging
 import re
 import secrets
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
+from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
-from pipeline.api.tokens import TicketOffice, TokenSet
+from pipeline.api.tokens import TicketOffice
 from pipeline.base.redaction import redacted
 from pipeline.base.stream_ids import is_stream_id
 
@@ -27,6 +27,13 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Tokens(Protocol):
+    """What checks the Authorization header: a `TokenSet`, or the `Sessions` of a page."""
+
+    def allows_header(self, header: str | None) -> bool: ...
+
 
 OPEN_PATHS = frozenset({"/", "/page.js", "/page.css", "/healthz", "/readyz", "/openapi.json"})
 """Paths that need no token: they reveal nothing about any stream."""
@@ -68,26 +75,29 @@ class ApiGuard:
 
     Args:
         tokens: accepted tokens; None: no authentication, which only makes sense on loopback.
-        tickets: issues and checks tickets, see `pipeline.api.tokens`.
+        tickets: issues and checks tickets, see `pipeline.api.tokens`; None: there are none.
         hosts: allowed host names in the Host header, without port; None: any. On loopback this prevents
             DNS rebinding, by which a web page could reach the API under its own host name.
         max_body_bytes: maximum size of a request's body.
+        open_paths: paths that need no token.
     """
 
     def __init__(
         self,
         app: App,
         *,
-        tokens: TokenSet | None,
-        tickets: TicketOffice,
+        tokens: Tokens | None,
+        tickets: TicketOffice | None,
         hosts: Iterable[str] | None,
         max_body_bytes: int,
+        open_paths: Collection[str] = OPEN_PATHS,
     ) -> None:
         self._app = app
         self._tokens = tokens
         self._tickets = tickets
         self._hosts = None if hosts is None else frozenset(name.lower() for name in hosts)
         self._max_body_bytes = max_body_bytes
+        self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -131,12 +141,17 @@ class ApiGuard:
         return None
 
     def _known(self, scope: Scope, headers: dict[str, str]) -> bool:
-        if self._tokens is None or scope["path"] in OPEN_PATHS:
+        if self._tokens is None or scope["path"] in self._open_paths:
             return True
         if self._tokens.allows_header(headers.get("authorization")):
             return True
-        match = _TICKETED.fullmatch(scope["path"])
-        if match is None or scope.get("method", "GET") != "GET" or not is_stream_id(match[1]):
+        match = None if self._tickets is None else _TICKETED.fullmatch(scope["path"])
+        if (
+            self._tickets is None
+            or match is None
+            or scope.get("method", "GET") != "GET"
+            or not is_stream_id(match[1])
+        ):
             return False
         given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("ticket", [])
         return len(given) == 1 and self._tickets.allows(given[0], match[1])

@@ -13,8 +13,9 @@ import hmac
 import logging
 import re
 import secrets
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +29,7 @@ TOKENS_VARIABLE = "XMEM_API_TOKENS"
 LEAST_TOKEN = 16
 MOST_TOKEN = 512
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")
+MOST_SESSIONS = 32
 _HEADER = re.compile(r"(?i:bearer) +([^\s]+) *")
 _TICKET = re.compile(r"([1-9]\d{0,11})\.([A-Za-z0-9_-]{43})", re.ASCII)
 
@@ -134,3 +136,50 @@ class TicketOffice:
     def _signature(self, until: int, stream_id: str) -> str:
         digest = hmac.digest(self.key, f"xmem ticket\n{until}\n{stream_id}".encode(), hashlib.sha256)
         return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+class Sessions:
+    """Tokens of browser sessions, each given once for a code in a link.
+
+    A link with a token would let in whoever finds it in a history or a list of processes. A link with a code
+    lets in one browser, once: `exchange` replaces the code. Thread-safe.
+
+    Args:
+        on_code: called with each new code, at first and after each exchange.
+    """
+
+    def __init__(self, on_code: Callable[[str], None] = lambda code: None) -> None:
+        self._salt = secrets.token_bytes(16)
+        self._digests: list[bytes] = []
+        self._lock = threading.Lock()
+        self._on_code = on_code
+        self.code = secrets.token_urlsafe(24)
+
+    def announce(self) -> None:
+        """Pass on the code that is valid now."""
+        self._on_code(self.code)
+
+    def exchange(self, code: str) -> str | None:
+        """The token of a new session for the valid code, which is replaced; None for any other text."""
+        with self._lock:
+            if not hmac.compare_digest(code.encode("utf-8", "surrogatepass"), self.code.encode()):
+                return None
+            self.code = secrets.token_urlsafe(24)
+            token = secrets.token_urlsafe(32)
+            self._digests = [*self._digests[1 - MOST_SESSIONS :], self._digest(token)]
+        self.announce()
+        return token
+
+    def allows_header(self, header: str | None) -> bool:
+        """Whether an Authorization header has the form `Bearer TOKEN` with the token of a session."""
+        match = _HEADER.fullmatch(header or "")
+        if match is None or len(match[1]) > MOST_TOKEN:
+            return False
+        digest = self._digest(match[1])
+        found = False
+        for known in list(self._digests):
+            found |= hmac.compare_digest(known, digest)
+        return found
+
+    def _digest(self, token: str) -> bytes:
+        return hmac.digest(self._salt, token.encode("utf-8", "surrogatepass"), hashlib.sha256)

@@ -90,6 +90,18 @@ class PromptSet:
         """The frames that have objects or removals, in order."""
         return sorted({*self.objects, *self.removals})
 
+    def first_difference(self, other: PromptSet) -> int | None:
+        """The first frame on which the two sets differ; None if they are equal."""
+        frames = sorted({*self.frames, *other.frames})
+        return next(
+            (
+                f
+                for f in frames
+                if self.at(f) != other.at(f) or sorted(self.removals_at(f)) != sorted(other.removals_at(f))
+            ),
+            None,
+        )
+
     def is_empty(self) -> bool:
         """Whether there are no objects at all."""
         return not any(self.objects.values())

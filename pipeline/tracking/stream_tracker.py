@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.closeable import Closing
 from pipeline.base.errors import SourceError
-from pipeline.base.records import Frame
+from pipeline.base.records import Frame, MaskRecord
 from pipeline.prompts.box_segmenters import BoxSegmenter
 from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking.chunk_rows import ChunkRows
@@ -79,6 +79,9 @@ class StreamTracker(Closing):
         sinks: receive each chunk before it is committed to the store.
         extra: user data for the stream record, JSON-ready; None: the data of the record.
 
+    Attributes:
+        latest: mask records of the frame that was accepted last; empty if the frame had rows already.
+
     Raises:
         SettingsConflictError: the folder holds this stream with other settings, prompts or another video.
         PromptError: there is nothing to track.
@@ -114,6 +117,7 @@ class StreamTracker(Closing):
         self._failure: BaseException | None = None
         self._ended = False
         self._exhausted = False
+        self.latest: tuple[MaskRecord, ...] = ()
         try:
             self._open(prompts, extra, restart, snapshot)
         except BaseException:
@@ -367,6 +371,7 @@ class StreamTracker(Closing):
     def _take(self, frame: Frame, result: StepResult) -> None:
         records = self._objects.seen(frame, result, recorded=self._rows.is_new(frame))
         self._rows.tracked(frame, records, len(result.object_ids))
+        self.latest = tuple(records)
         self._previous_pts = frame.pts_seconds
 
     # --- committing ------------------------------------------------------------------------------

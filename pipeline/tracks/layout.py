@@ -21,6 +21,7 @@ from pipeline.tracks.chunk_file import ChunkFooter, read_footer
 
 RECORD_VERSION = 1
 MEND = "restore it from a copy, or start this stream over with --restart"
+_SNAPSHOT = re.compile(r"(\d{12,18})\.safetensors")
 _CHUNK = re.compile(r"frames-(\d{12,18})\.parquet")
 
 
@@ -76,6 +77,17 @@ def chunk_footer(files: Files, stream_id: str, first: int) -> ChunkFooter:
             f"name says: {MEND}"
         )
     return footer
+
+
+def snapshot_name(stream_id: str, next_frame: int) -> str:
+    """The name of the snapshot of a stream's state before frame `next_frame`."""
+    return f"state/{stream_id}/{next_frame:012d}.safetensors"
+
+
+def list_snapshots(files: Files, stream_id: str) -> list[int]:
+    """The frames before which a stream has a snapshot, ascending."""
+    names = files.names(f"state/{stream_id}")
+    return sorted(int(m[1]) for name in names if (m := _SNAPSHOT.fullmatch(name.rpartition("/")[2])))
 
 
 def record_name(stream_id: str) -> str:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -41,8 +40,10 @@ from pipeline.tracks.layout import (
     chunk_footer,
     chunk_name,
     list_chunks,
+    list_snapshots,
     load_record,
     record_name,
+    snapshot_name,
 )
 
 __all__ = ["CommittedRange", "StreamStore", "generate_stream_id", "validate_stream_id"]
@@ -51,7 +52,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 RESTARTING = "restarting"
-_SNAPSHOT = re.compile(r"(\d{12,18})\.safetensors")
 _FOOTER_THREADS = 16
 
 
@@ -73,6 +73,7 @@ class StreamStore:
         root: the output folder, a local path or any fsspec URI.
         stream_id: see `validate_stream_id`; UsageError if it is not allowed.
         storage_options: passed to the fsspec file system.
+        snapshots: number of snapshots that are kept.
     """
 
     def __init__(
@@ -80,9 +81,12 @@ class StreamStore:
         root: str | os.PathLike[str],
         stream_id: str,
         storage_options: Mapping[str, Any] | None = None,
+        *,
+        snapshots: int = 2,
     ) -> None:
         self.stream_id = validate_stream_id(stream_id)
         self._files = open_files(root, storage_options)
+        self._kept_snapshots = snapshots
         self._next_frame: int | None = None
         self._last_name: str | None = None
 
@@ -224,11 +228,12 @@ class StreamStore:
 
     # Snapshots
 
-    def save_snapshot(self, next_frame: int, blob: bytes, keep: int = 2) -> None:
+    def save_snapshot(self, next_frame: int, blob: bytes, keep: int | None = None) -> None:
         """Saves the tracker's state after frames 0..next_frame - 1; keeps the newest `keep` up to it.
 
         Snapshots of later frames are removed: they are unusable, or rows were removed since.
         """
+        keep = self._kept_snapshots if keep is None else keep
         if next_frame < 0 or keep < 1:
             raise ValueError(f"snapshot of frame {next_frame}, keep {keep}: need next_frame >= 0, keep >= 1")
         self._files.replace(self._snapshot_name(next_frame), blob, self.stream_id)
@@ -352,11 +357,10 @@ class StreamStore:
         return f"{missing} is missing, though files of later frames exist: {MEND}"
 
     def _snapshot_name(self, next_frame: int) -> str:
-        return f"state/{self.stream_id}/{next_frame:012d}.safetensors"
+        return snapshot_name(self.stream_id, next_frame)
 
     def _snapshots(self) -> list[int]:
-        names = self._files.names(f"state/{self.stream_id}")
-        return sorted(int(m[1]) for name in names if (m := _SNAPSHOT.fullmatch(name.rpartition("/")[2])))
+        return list_snapshots(self._files, self.stream_id)
 
     def _load_record(self) -> dict[str, Any] | None:
         return load_record(self._files, self.stream_id)

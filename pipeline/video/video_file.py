@@ -110,6 +110,22 @@ class VideoFile(OpenedVideo):
             return None
         return [float(pts * self._time_base) for pts in index.order]
 
+    def expected_pts_seconds(self, frame_index: int) -> float | None:
+        """Time of a frame according to the packet index, without decoding.
+
+        With the time of frame `start - 1`, `frames(start)` seeks to a keyframe. On files whose packets do
+        not match their frames one to one, decoding finds other times.
+
+        Returns:
+            None if the file cannot be indexed, is damaged, or has fewer frames.
+        """
+        if frame_index < 0 or self.damaged or not self._indexable:
+            return None
+        index = self._index_reaching(frame_index)
+        if index is None or not index.covers(frame_index):
+            return None
+        return _seconds(index.order[frame_index], self._time_base)
+
     def __repr__(self) -> str:
         return f"VideoFile({self._name!r}, {self.width}x{self.height}, {self.codec} in {self.container})"
 

@@ -1,0 +1,346 @@
+"""Annotator: one project, open: its document, the video's pictures, prompts as masks, and tracking."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.annotate.document import Change, Document
+from pipeline.annotate.project import (
+    Project,
+    ProjectHeader,
+    create_header,
+    project_ids,
+    read_header,
+)
+from pipeline.annotate.propagation import Propagation
+from pipeline.base.closeable import Closing
+from pipeline.base.errors import PromptError, SettingsConflictError, SourceError, UsageError
+from pipeline.base.stream_ids import generate_stream_id
+from pipeline.draw.overlay import object_color
+from pipeline.prompts.box_segmenters import load_box_segmenter
+from pipeline.prompts.click_segmenters import Click, load_click_segmenter, segment_clicks
+from pipeline.prompts.files import PromptObject, PromptSet
+from pipeline.prompts.resolving import ResolvedPrompt, resolve
+from pipeline.storage.opening import open_files
+from pipeline.tracking.settings import TrackSettings
+from pipeline.tracks.layout import load_record
+from pipeline.tracks.masks import mask_to_rle, rle_to_mask
+from pipeline.video.random_access import FrameAccess
+from pipeline.video.sources import open_source
+
+log = logging.getLogger(__name__)
+
+_RESOLVED_KEPT = 64
+
+
+class Annotator(Closing):
+    """An open project. Thread-safe.
+
+    Args:
+        video: path or URI of the video; None: that of the project in the output folder.
+        out: path or URI of the output folder.
+        stream_id: the stream in it. Default: made from the video's URI, or the only project of the folder.
+        settings: tracking settings; those of a project that exists must be the same.
+        click_segmenter: name of the plugin that turns clicks into masks.
+        storage_options, out_storage_options: of the file systems of video and output.
+
+    Raises:
+        UsageError: there is no such project, or it is of other settings or another video.
+        SourceError: the video cannot be opened. StoreError: the folder cannot be read or written.
+    """
+
+    def __init__(
+        self,
+        video: str | None,
+        out: str,
+        stream_id: str | None = None,
+        settings: TrackSettings | None = None,
+        *,
+        click_segmenter: str = "grabcut",
+        storage_options: Mapping[str, Any] | None = None,
+        out_storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._clicks = load_click_segmenter(click_segmenter)
+        self._files = open_files(out, out_storage_options)
+        if video is None:
+            stream_id = stream_id or self._only_project()
+        self.stream_id = stream_id or generate_stream_id(str(video))
+        header = read_header(self._files, self.stream_id)
+        if header is None and video is None:
+            raise UsageError(f"{self._files.root} has no annotation of stream {self.stream_id!r}")
+        self.video = str(video if video is not None else header.video if header is not None else "")
+        asked = settings or TrackSettings()
+        source = open_source(self.video, storage_options=storage_options, max_pixels=asked.commit.max_pixels)
+        self.frames = FrameAccess(source)
+        try:
+            if header is None:
+                header = self._begin(asked)
+            self._check(header, None if video is None else settings)
+            self.settings = _asked(header.settings).with_options({"device": asked.model.device})
+            first = Document()
+            if header.imported is not None:
+                first = Document.of_prompts(PromptSet.from_record(dict(header.imported)))
+            self.project = Project(self._files, self.stream_id, first)
+            self._boxes = load_box_segmenter(self.settings.commit.box_segmenter)
+            self.propagation = Propagation(
+                self.video,
+                header.fingerprint,
+                self._files,
+                self.stream_id,
+                self.settings,
+                storage_options=storage_options,
+                out_storage_options=out_storage_options,
+            )
+        except BaseException:
+            self.frames.close()
+            raise
+        self._resolved: OrderedDict[tuple[int, tuple[PromptObject, ...]], ResolvedPrompt] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Stop tracking and close the video; everything that was acknowledged is stored."""
+        self.propagation.close()
+        self.frames.close()
+
+    # --- opening ---------------------------------------------------------------------------------
+
+    def _only_project(self) -> str:
+        ids = project_ids(self._files)
+        if not ids:
+            raise UsageError(
+                f"{self._files.root} has no annotation to go on with: give the video, and the folder as --out"
+            )
+        if len(ids) > 1:
+            raise UsageError(
+                f"{self._files.root} has annotations of {', '.join(ids[:5])}: choose one with --stream-id"
+            )
+        return ids[0]
+
+    def _begin(self, settings: TrackSettings) -> ProjectHeader:
+        if settings.detector.name is not None:
+            raise UsageError("the annotator tracks what it is shown: leave out --detect")
+        source = self.frames.source
+        record = load_record(self._files, self.stream_id)
+        imported = None
+        if record is not None:
+            # `xmem track` was here before: its prompts and settings are what is corrected.
+            if record.get("source_fingerprint") != source.fingerprint:
+                raise SettingsConflictError(
+                    f"{self._files.root} holds stream {self.stream_id!r} of another video: give another "
+                    "--stream-id or --out"
+                )
+            if record["settings"].get("detector") is not None:
+                raise SettingsConflictError(
+                    f"stream {self.stream_id!r} was tracked with a detector, and only streams of prompts can "
+                    "be annotated: give another --stream-id or --out"
+                )
+            settings = TrackSettings.from_dict(record["settings"]).with_options(
+                {"device": settings.model.device}
+            )
+            imported = record["prompts"]
+        asked = {**settings.to_dict(), "full_size": settings.model.full_size}
+        header = ProjectHeader(source.uri, source.fingerprint, asked, imported)
+        create_header(self._files, self.stream_id, header)
+        return header
+
+    def _check(self, header: ProjectHeader, settings: TrackSettings | None) -> None:
+        if self.frames.source.fingerprint != header.fingerprint:
+            raise SettingsConflictError(
+                f"{self.video} is not the video that was annotated in {self._files.root}: its content has "
+                "changed; give another --stream-id or --out"
+            )
+        if settings is not None and header.imported is None:
+            differing = settings.differences(_asked(header.settings).to_dict())
+            if differing:
+                raise SettingsConflictError(
+                    f"stream {self.stream_id!r} was annotated with other settings: {'; '.join(differing)}; "
+                    "use the same, or another --stream-id or --out"
+                )
+
+    # --- pictures and masks ----------------------------------------------------------------------
+
+    @property
+    def root(self) -> str:
+        """The output folder."""
+        return self._files.root
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the video's first frame."""
+        return self.frames.source.height, self.frames.source.width
+
+    def jpeg(self, frame_index: int, quality: int = 90) -> bytes:
+        """A frame as JPEG.
+
+        Raises:
+            UsageError: the video has no such frame. SourceError: it cannot be read.
+        """
+        image = self.frames.at(frame_index).image
+        done, data = cv2.imencode(
+            ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+        )
+        if not done:
+            raise SourceError(f"frame {frame_index} of {self.video} cannot be encoded")
+        return bytes(np.asarray(data).tobytes())
+
+    def masks(self, frame_index: int) -> list[dict[str, Any]]:
+        """The masks to show on a frame: those of its prompts, and tracked ones of the other objects.
+
+        Returns:
+            dicts with id, rle (None: out of sight), size, area, score, presence, and source: prompt, tracked
+            or stale (of prompts that have changed since).
+        """
+        document = self.project.document
+        prompts = document.prompt_set()
+        found = self.propagation.rows(prompts, frame_index)
+        shown: dict[int, dict[str, Any]] = {}
+        for record in found.records if found is not None else ():
+            assert found is not None
+            shown[record.object_id] = {
+                "id": record.object_id,
+                "rle": record.mask_rle,
+                "size": [record.frame_height, record.frame_width],
+                "area": record.area,
+                "score": record.score,
+                "presence": record.presence,
+                "source": "stale" if found.stale else "tracked",
+            }
+        if prompts.at(frame_index):
+            resolved = self._resolve(frame_index, prompts)
+            for object_id, mask in resolved.masks.items():
+                shown[object_id] = {
+                    "id": object_id,
+                    "rle": mask_to_rle(mask),
+                    "size": list(mask.shape),
+                    "area": int(mask.sum()),
+                    "score": None,
+                    "presence": None,
+                    "source": "prompt",
+                }
+        for object_id in document.removals.get(frame_index, ()):
+            if object_id not in document.prompts.get(frame_index, {}):
+                shown.pop(object_id, None)
+        return [shown[i] for i in sorted(shown) if i in document.objects]
+
+    def click(
+        self,
+        frame_index: int,
+        clicks: Sequence[Click],
+        previous: NDArray[np.bool_] | None,
+    ) -> NDArray[np.bool_]:
+        """The mask of clicks; PromptError if they do not fit the frame."""
+        image = self.frames.at(frame_index).image
+        with self._lock:  # OpenCV's random generator is one for the process
+            return segment_clicks(self._clicks, image, clicks, previous)
+
+    def mask(self, counts: Any, what: str) -> NDArray[np.bool_]:
+        """A mask given as COCO counts of the video's size.
+
+        Raises:
+            PromptError: the counts are damaged or cover another number of pixels.
+        """
+        try:
+            return rle_to_mask(counts, *self.size)
+        except ValueError as error:
+            raise PromptError(f"{what}: {error}") from None
+
+    def _resolve(self, frame_index: int, prompts: PromptSet) -> ResolvedPrompt:
+        entries = prompts.at(frame_index)
+        with self._lock:
+            known = self._resolved.get((frame_index, entries))
+            if known is not None:
+                self._resolved.move_to_end((frame_index, entries))
+                return known
+        frame = self.frames.at(frame_index)
+        with self._lock:
+            found = resolve(entries, frame, self._boxes)
+            self._resolved[frame_index, entries] = found
+            while len(self._resolved) > _RESOLVED_KEPT:
+                self._resolved.popitem(last=False)
+            return found
+
+    # --- edits -----------------------------------------------------------------------------------
+
+    def edit(self, changes: Sequence[Change]) -> None:
+        """Apply an edit; durable when it returns.
+
+        Raises:
+            UsageError, PromptError: it does not fit the document, or its masks do not fit their frame.
+        """
+        before = self.project.document
+        after = before.changed(changes)
+        prompts = after.prompt_set()
+        for frame_index in after.prompts:
+            if after.prompts[frame_index] != before.prompts.get(frame_index):
+                self._resolve(frame_index, prompts)
+        self.project.edit(changes)
+
+    def propagate(self, until: int | None = None) -> None:
+        """Track the present prompts, see `Propagation.start`."""
+        self.propagation.start(self.project.document.prompt_set(), until)
+
+    @property
+    def tracked(self) -> int:
+        """Number of frames, from 0 on, that are tracked with the present prompts."""
+        return self.propagation.tracked(self.project.document.prompt_set())
+
+    # --- state -----------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Everything the page shows besides pictures and masks, JSON-ready."""
+        document, source = self.project.document, self.frames.source
+        prompts = document.prompt_set()
+        status = self.propagation.status
+        return {
+            "video": {
+                "name": self.video.rstrip("/").rpartition("/")[2],
+                "width": source.width,
+                "height": source.height,
+                "frames": self.frames.frame_count,
+                "rate": source.rate,
+            },
+            "stream_id": self.stream_id,
+            "edits": self.project.edits,
+            "can_undo": self.project.can_undo,
+            "can_redo": self.project.can_redo,
+            "next_id": document.next_id,
+            "objects": [
+                {
+                    "id": i,
+                    "category": o.category,
+                    "colour": o.colour or "#{:02x}{:02x}{:02x}".format(*object_color(i)),
+                    "hidden": o.hidden,
+                    "locked": o.locked,
+                    "prompts": sorted(f for f, by_id in document.prompts.items() if i in by_id),
+                    "removals": sorted(f for f, ids in document.removals.items() if i in ids),
+                }
+                for i, o in sorted(document.objects.items())
+            ],
+            "tracked": self.propagation.tracked(prompts),
+            "available": self.propagation.available(),
+            "published": self.propagation.is_published(prompts),
+            "propagation": {
+                "state": status.state,
+                "position": status.position,
+                "until": status.until,
+                "rate": status.rate,
+                "message": status.message,
+            },
+        }
+
+
+def _asked(stored: Mapping[str, Any]) -> TrackSettings:
+    """Settings as asked for: a size of None is the model's default, unless frames are not resized."""
+    given = dict(stored)
+    full_size = bool(given.pop("full_size", False))
+    settings = TrackSettings.from_dict(given)
+    return replace(settings, model=replace(settings.model, full_size=full_size))

@@ -1,0 +1,186 @@
+"""The annotator's HTTP application: its page, and the requests that the page makes, behind an `ApiGuard`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path as FilePath
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Path, Response
+
+from pipeline.annotate import models
+from pipeline.annotate.annotator import Annotator
+from pipeline.api.guard import LOOPBACK_HOSTS, ApiGuard
+from pipeline.api.responses import handle_errors, page_file
+from pipeline.api.service import RefusedError
+from pipeline.api.tokens import Sessions
+from pipeline.base.errors import UsageError
+from pipeline.exchange.export import export
+from pipeline.prompts.click_segmenters import Click
+from pipeline.tracks.masks import mask_to_rle
+
+MAX_BODY_BYTES = 8 * 2**20
+"""Room for a mask of many runs; the largest one of a 4K frame that a hand can draw is far smaller."""
+
+PAGE = {
+    "/": ("pipeline.annotate", "index.html", "text/html"),
+    "/annotate.css": ("pipeline.annotate", "annotate.css", "text/css"),
+    "/page.css": ("pipeline.api", "page.css", "text/css"),
+    **{
+        f"/{name}.js": ("pipeline.annotate", f"{name}.js", "text/javascript")
+        for name in ("annotate", "server", "masks", "stage", "timeline")
+    },
+}
+"""Path: package, file in its folder `page`, media type."""
+
+FrameIndex = Annotated[int, Path(ge=0, le=2**53)]
+ObjectId = Annotated[int, Path(ge=1, le=2**31 - 1)]
+Answer = dict[str, Any]
+
+
+def create_app(annotator: Annotator, sessions: Sessions, hosts: tuple[str, ...] = LOOPBACK_HOSTS) -> ApiGuard:
+    """Create the ASGI application.
+
+    Args:
+        annotator: the project; closed by the caller.
+        sessions: gives a token for the code in the link.
+        hosts: allowed values of the Host header.
+    """
+    app = FastAPI(title="xmem annotate", docs_url=None, redoc_url=None, openapi_url=None)
+    handle_errors(app)
+    app.include_router(_router(annotator, sessions))
+    for path, (package, name, media_type) in PAGE.items():
+        app.add_api_route(path, page_file(package, name, media_type), methods=["GET"])
+    return ApiGuard(
+        app,
+        tokens=sessions,
+        tickets=None,
+        hosts=hosts,
+        max_body_bytes=MAX_BODY_BYTES,
+        open_paths={*PAGE, "/v1/session"},
+    )
+
+
+def _router(annotator: Annotator, sessions: Sessions) -> APIRouter:
+    # Plain functions: FastAPI runs them in threads, so that decoding and writing hold up nobody.
+    router = APIRouter(prefix="/v1")
+
+    @router.post("/session")
+    def session(body: models.Code) -> Answer:
+        token = sessions.exchange(body.code)
+        if token is None:
+            raise RefusedError(403, "used", "this link was used already, or is an older one: take the newest")
+        return {"token": token}
+
+    @router.get("/state")
+    def state() -> Answer:
+        return annotator.state()
+
+    @router.get("/frames/{frame}.jpg")
+    def picture(frame: FrameIndex) -> Response:
+        return Response(annotator.jpeg(frame), media_type="image/jpeg")
+
+    @router.get("/frames/{frame}/masks")
+    def masks(frame: FrameIndex) -> Answer:
+        return {"frame": frame, "masks": annotator.masks(frame)}
+
+    @router.post("/objects")
+    def add_object(body: models.NewObject) -> Answer:
+        object_id = annotator.project.document.next_id
+        annotator.edit([{"op": "object", "id": object_id, "category": body.category, "colour": body.colour}])
+        return {"id": object_id, "state": annotator.state()}
+
+    @router.patch("/objects/{object_id}")
+    def change_object(object_id: ObjectId, body: models.ObjectChange) -> Answer:
+        if object_id not in annotator.project.document.objects:
+            raise RefusedError(404, "not_found", f"there is no object {object_id}")
+        return _edited({"op": "object", "id": object_id, **body.given()})
+
+    @router.delete("/objects/{object_id}")
+    def delete_object(object_id: ObjectId) -> Answer:
+        return _edited({"op": "delete", "id": object_id})
+
+    @router.put("/prompts/{frame}/{object_id}")
+    def prompt(frame: FrameIndex, object_id: ObjectId, body: models.NewPrompt) -> Answer:
+        given: dict[str, Any] = {}
+        if body.box is not None:
+            given["box"] = body.box
+        if body.polygons is not None:
+            given["polygons"] = body.polygons
+        if body.counts is not None:
+            mask = annotator.mask(body.counts, f"object {object_id} on frame {frame}")
+            given["rle"] = {"size": list(annotator.size), "counts": mask_to_rle(mask)}
+        return _edited({"op": "prompt", "frame": frame, "object": {"id": object_id, **given}})
+
+    @router.delete("/prompts/{frame}/{object_id}")
+    def take_prompt(frame: FrameIndex, object_id: ObjectId) -> Answer:
+        return _edited({"op": "unprompt", "frame": frame, "id": object_id})
+
+    @router.put("/removals/{frame}/{object_id}")
+    def remove(frame: FrameIndex, object_id: ObjectId) -> Answer:
+        return _edited({"op": "remove", "frame": frame, "id": object_id})
+
+    @router.delete("/removals/{frame}/{object_id}")
+    def keep(frame: FrameIndex, object_id: ObjectId) -> Answer:
+        return _edited({"op": "keep", "frame": frame, "id": object_id})
+
+    @router.post("/frames/{frame}/clicks")
+    def clicks(frame: FrameIndex, body: models.Clicks) -> Answer:
+        before = None if body.previous is None else annotator.mask(body.previous, "the mask before")
+        mask = annotator.click(frame, [Click(c.x, c.y, c.positive) for c in body.clicks], before)
+        return {"rle": mask_to_rle(mask), "size": list(mask.shape), "area": int(mask.sum())}
+
+    @router.post("/undo")
+    def undo() -> Answer:
+        annotator.project.undo()
+        return annotator.state()
+
+    @router.post("/redo")
+    def redo() -> Answer:
+        annotator.project.redo()
+        return annotator.state()
+
+    @router.post("/propagate")
+    def propagate(body: models.Propagate) -> Answer:
+        annotator.propagate(body.until)
+        return annotator.state()
+
+    @router.post("/pause")
+    def pause() -> Answer:
+        annotator.propagation.pause()
+        return annotator.state()
+
+    @router.get("/export/{fmt}")
+    def exported(fmt: Annotated[str, Path(max_length=20)]) -> Response:
+        name, media_type, content = _export(annotator, fmt)
+        disposition = f'attachment; filename="{name}"'
+        return Response(content, media_type=media_type, headers={"Content-Disposition": disposition})
+
+    def _edited(change: dict[str, Any]) -> Answer:
+        annotator.edit([change])
+        return annotator.state()
+
+    return router
+
+
+def _export(annotator: Annotator, fmt: str) -> tuple[str, str, bytes]:
+    """Name, media type and bytes of an export."""
+    stream_id = annotator.stream_id
+    prompts = annotator.project.document.prompt_set()
+    if fmt == "prompts":
+        text = json.dumps(prompts.to_record(), indent=1) + "\n"
+        return f"{stream_id}.prompts.json", "application/json", text.encode()
+    if fmt not in ("coco", "davis"):
+        raise UsageError(f"format {fmt!r} is not known: use coco, davis or prompts")
+    if not annotator.propagation.is_published(prompts):
+        raise UsageError("the video is not tracked to its end with these prompts: propagate first")
+    with tempfile.TemporaryDirectory(prefix="xmem-export-") as folder:
+        if fmt == "coco":
+            file = FilePath(folder) / "coco.json"
+            export(annotator.root, "coco", file, streams=[stream_id])
+            return f"{stream_id}.coco.json", "application/json", file.read_bytes()
+        export(annotator.root, "davis", FilePath(folder) / "davis", streams=[stream_id])
+        archive = shutil.make_archive(f"{folder}/davis", "zip", FilePath(folder) / "davis")
+        return f"{stream_id}.davis.zip", "application/zip", FilePath(archive).read_bytes()

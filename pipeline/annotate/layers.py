@@ -1,0 +1,121 @@
+"""Tracked rows as the page shows them: those that fit the present prompts, and those of former ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from dataclasses import dataclass
+
+from pipeline.annotate.project import project_folder
+from pipeline.base.errors import StoreError, UsageError
+from pipeline.base.records import MaskRecord
+from pipeline.prompts.files import PromptSet
+from pipeline.storage.files import Files
+from pipeline.tracking.carry_over import stream_identity
+from pipeline.tracks.reader import TrackReader
+
+
+class Layer:
+    """The rows of one stream in one output folder: committed ones, and those of the chunk under way.
+
+    Thread-safe: the tracking thread adds, requests read.
+
+    Args:
+        files: the output folder.
+        stream_id: its stream.
+        prompts: the prompts that its rows come from.
+    """
+
+    def __init__(self, files: Files, stream_id: str, prompts: PromptSet) -> None:
+        self.files, self.prompts = files, prompts
+        self._stream_id = stream_id
+        self._lock = threading.Lock()
+        self._pending: dict[int, tuple[MaskRecord, ...]] = {}
+        self._reader: TrackReader | None = None
+        self.committed = 0
+        self.reload()
+
+    def reload(self) -> None:
+        """Look again at what is committed."""
+        try:
+            reader = TrackReader(self.files.root, self._stream_id)
+        except (UsageError, StoreError):
+            reader = None  # nothing is committed yet
+        with self._lock:
+            self._reader = reader
+            self.committed = 0 if reader is None else reader.next_frame
+            self._pending = {f: r for f, r in self._pending.items() if f >= self.committed}
+
+    def add(self, frame_index: int, records: tuple[MaskRecord, ...]) -> None:
+        """Add the rows of a frame that is not committed yet."""
+        with self._lock:
+            if frame_index >= self.committed:
+                self._pending[frame_index] = records
+
+    @property
+    def available(self) -> int:
+        """Number of frames, from 0 on, that have rows."""
+        with self._lock:
+            frame = self.committed
+            while frame in self._pending:
+                frame += 1
+            return frame
+
+    def at(self, frame_index: int) -> list[MaskRecord] | None:
+        """The rows of a frame; None if it is not tracked."""
+        with self._lock:
+            if frame_index in self._pending:
+                return list(self._pending[frame_index])
+            if self._reader is None or frame_index >= self.committed:
+                return None
+            return self._reader.at(frame_index)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The rows of a frame.
+
+    Args:
+        records: one per object.
+        stale: whether they come from prompts that have changed at this frame or before.
+    """
+
+    records: list[MaskRecord]
+    stale: bool
+
+
+def valid_frames(layer: Layer, prompts: PromptSet) -> int:
+    """Number of frames, from 0 on, whose rows are those of the given prompts."""
+    change = layer.prompts.first_difference(prompts)
+    return layer.available if change is None else min(layer.available, change)
+
+
+def find_rows(layers: list[Layer], prompts: PromptSet, frame_index: int) -> Found | None:
+    """The rows of a frame: valid ones if there are any, else those of the newest layer that has some."""
+    stale = None
+    for layer in layers:
+        records = layer.at(frame_index)
+        if records is None:
+            continue
+        change = layer.prompts.first_difference(prompts)
+        if change is None or frame_index < change:
+            return Found(records, stale=False)
+        stale = stale or Found(records, stale=True)
+    return stale
+
+
+def work_folder(stream_id: str, prompts: PromptSet) -> str:
+    """The folder, in the output folder, in which a stream is tracked with the given prompts."""
+    text = json.dumps(prompts.to_record(), sort_keys=True)
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()
+    return f"{project_folder(stream_id)}/work/{digest}"
+
+
+def read_layer(files: Files, stream_id: str) -> Layer | None:
+    """The layer of an output folder; None if it holds no usable stream."""
+    try:
+        identity = stream_identity(files, stream_id)
+    except (StoreError, UsageError):
+        return None
+    return None if identity is None else Layer(files, stream_id, identity.prompts)

@@ -1,0 +1,63 @@
+"""Bodies of the annotator's requests; unknown fields are refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FrameIndex = Annotated[int, Field(ge=0, le=2**53)]
+ObjectId = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Counts = Annotated[list[Annotated[int, Field(ge=0, le=2**40)]], Field(max_length=4_000_000)]
+"""Run lengths of a mask down its columns, background first, as COCO's uncompressed counts."""
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Code(_Body):
+    code: Annotated[str, Field(max_length=200)]
+
+
+class NewObject(_Body):
+    category: Annotated[str, Field(max_length=200)] | None = None
+    colour: Annotated[str, Field(max_length=7)] | None = None
+
+
+class ObjectChange(_Body):
+    category: Annotated[str, Field(max_length=200)] | None = None
+    colour: Annotated[str, Field(max_length=7)] | None = None
+    hidden: bool | None = None
+    locked: bool | None = None
+
+    def given(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+
+class NewPrompt(_Body):
+    """Exactly one of box, polygons and counts."""
+
+    box: Annotated[list[Number], Field(min_length=4, max_length=4)] | None = None
+    polygons: (
+        Annotated[list[Annotated[list[Number], Field(max_length=20_000)]], Field(max_length=200)] | None
+    ) = None
+    counts: Counts | None = None
+
+
+class ClickPoint(_Body):
+    x: Annotated[int, Field(ge=0, le=2**20)]
+    y: Annotated[int, Field(ge=0, le=2**20)]
+    positive: bool = True
+
+
+class Clicks(_Body):
+    """Clicks in their order, and the mask that they correct."""
+
+    clicks: Annotated[list[ClickPoint], Field(min_length=1, max_length=200)]
+    previous: Counts | None = None
+
+
+class Propagate(_Body):
+    until: FrameIndex | None = None

@@ -1,0 +1,426 @@
+// The annotator: keeps the page in step with the server. What is shown as saved is stored there durably.
+
+import { SignedOut, ask, download, picture, signIn } from "./server.js";
+import { counts, decode } from "./masks.js";
+import { Stage } from "./stage.js";
+import { drawTimeline, frameAt } from "./timeline.js";
+
+const part = (id) => document.getElementById(id);
+const TOOLS = ["click", "box", "polygon", "brush", "eraser"];
+const BUSY = ["loading", "running", "publishing"];
+
+let state = null;
+let frame = 0;
+let selected = null;
+let clicks = [];        // of the selected object on this frame
+let base = null;        // mask that they correct, as counts
+let playing = false;
+let wanted = null;      // frame that is asked for while another one is on its way
+let loading = false;
+let seen = "";          // what the masks on the stage were made from
+const stage = new Stage(part("canvas"), { box, polygon, mask, click });
+
+// --- the server --------------------------------------------------------------------------------
+
+let working = 0;
+
+// Ask for a change. The notice says "Saved" only once the answer is here.
+async function change(path, method, body) {
+  working++;
+  say("Saving …");
+  try {
+    const answer = await ask(path, { method, body });
+    take(answer.state ?? answer);
+    say("Saved");
+    return answer;
+  } catch (error) {
+    fail(error);
+    return null;
+  } finally {
+    working--;
+    await showFrame(frame, true);
+  }
+}
+
+function say(text, bad = false) {
+  part("notice").textContent = text;
+  part("notice").classList.toggle("bad", bad);
+}
+
+function fail(error) {
+  if (error instanceof SignedOut) {
+    part("signed-out").hidden = false;
+    part("main").hidden = true;
+    part("why").textContent = error.message;
+  }
+  say(error.message, true);
+}
+
+function take(next) {
+  state = next;
+  if (selected !== null && !state.objects.some((object) => object.id === selected)) selected = null;
+  if (selected === null && state.objects.length) selected = state.objects[0].id;
+  draw();
+}
+
+async function poll() {
+  if (!document.hidden && !working) {
+    try {
+      take(await ask("v1/state"));
+      if (part("notice").classList.contains("bad") && state.propagation.state !== "failed") say("");
+      if (state.propagation.state === "failed") say(state.propagation.message, true);
+      await showFrame(frame);
+    } catch (error) {
+      fail(error);
+      if (error instanceof SignedOut) return;
+    }
+  }
+  setTimeout(poll, BUSY.includes(state?.propagation.state) ? 300 : 1200);
+}
+
+// --- pictures ----------------------------------------------------------------------------------
+
+function last() { return Math.max(1, state?.video.frames ?? 1) - 1; }
+
+// The newest wish wins: while one picture is on its way, those in between are left out.
+async function showFrame(index, again = false) {
+  wanted = Math.min(last(), Math.max(0, index));
+  const key = () => `${wanted} ${state.edits} ${state.tracked} ${state.available}`;
+  if (wanted === frame && stage.image && key() === seen && !again) return;
+  if (loading) return;
+  loading = true;
+  try {
+    do {
+      const target = wanted;
+      const made = key();
+      const same = target === frame && stage.image;
+      const [image, found] = await Promise.all([same ? stage.image : picture(target), ask(`v1/frames/${target}/masks`)]);
+      if (target !== frame) forgetClicks();
+      frame = target;
+      seen = made;
+      const known = new Map(state.objects.map((object) => [object.id, object]));
+      stage.show(image, found.masks.filter((m) => known.has(m.id)).map((m) => ({ ...m, ...look(known.get(m.id)) })));
+      draw();
+    } while (wanted !== frame);
+  } catch (error) {
+    wanted = frame;
+    playing = false;
+    fail(error);
+  } finally {
+    loading = false;
+  }
+}
+
+function look(object) { return { colour: object.colour, hidden: object.hidden }; }
+
+function forgetClicks() {
+  clicks = [];
+  base = null;
+  stage.clicks = clicks;
+}
+
+async function play() {
+  playing = !playing;
+  draw();
+  const pause = 1000 / Math.min(30, (state.video.rate ?? 25) * Number(part("speed").value));
+  while (playing && frame < last()) {
+    const begun = performance.now();
+    await showFrame(frame + 1);
+    await new Promise((done) => setTimeout(done, Math.max(0, pause - (performance.now() - begun))));
+  }
+  playing = false;
+  draw();
+}
+
+function go(index) {
+  playing = false;
+  showFrame(index);
+}
+
+function jump(direction) {
+  const frames = [...new Set(state.objects.flatMap((object) => [...object.prompts, ...object.removals]))].sort((a, b) => a - b);
+  const next = direction > 0 ? frames.find((f) => f > frame) : frames.findLast((f) => f < frame);
+  if (next !== undefined) go(next);
+}
+
+// --- pointing ----------------------------------------------------------------------------------
+
+async function subject() {
+  if (selected !== null && state.objects.some((object) => object.id === selected)) return selected;
+  const answer = await change("v1/objects", "POST", { category: null });
+  if (answer) select(answer.id);
+  return selected;
+}
+
+async function prompt(body) {
+  const at = frame;
+  const id = await subject();
+  if (id !== null) await change(`v1/prompts/${at}/${id}`, "PUT", body);
+}
+
+function box(given) {
+  forgetClicks();
+  prompt({ box: given });
+}
+
+function polygon(points) {
+  forgetClicks();
+  prompt({ polygons: [points] });
+}
+
+function mask(given, any) {
+  forgetClicks();
+  if (any) prompt({ counts: given });
+  else if (selected !== null) takePrompt();
+}
+
+async function click(point) {
+  const at = frame;
+  const id = await subject();
+  if (id === null) return;
+  if (!clicks.length) base = stage.mine() ? counts(stage.mine(), stage.height, stage.width) : null;
+  if (!clicks.length && !base && !point.positive) {
+    say("The first click goes onto the object; those beside it (right button) take away.", true);
+    return;
+  }
+  clicks = [...clicks, point];
+  stage.clicks = clicks;
+  stage.draw();
+  // A mask that is corrected by negative clicks only has no click on the object yet: its middle is one.
+  const given = clicks.some((c) => c.positive) ? clicks : [middle(), ...clicks];
+  try {
+    const found = await ask(`v1/frames/${at}/clicks`, { method: "POST", body: { clicks: given, previous: base } });
+    if (at !== frame || id !== selected) return;
+    const pixels = decode(found.rle, ...found.size);
+    await prompt({ counts: counts(pixels, ...found.size) });
+  } catch (error) {
+    fail(error);
+  }
+}
+
+// The pixel of the selected object's mask that is nearest to its mean.
+function middle() {
+  const pixels = stage.mine();
+  let [x, y, area] = [0, 0, 0];
+  pixels.forEach((value, i) => { if (value) { x += i % stage.width; y += Math.floor(i / stage.width); area++; } });
+  let [best, far] = [0, Infinity];
+  pixels.forEach((value, i) => {
+    const distance = (i % stage.width - x / area) ** 2 + (Math.floor(i / stage.width) - y / area) ** 2;
+    if (value && distance < far) [best, far] = [i, distance];
+  });
+  return { x: best % stage.width, y: Math.floor(best / stage.width), positive: true };
+}
+
+function takePrompt() {
+  forgetClicks();
+  if (state.objects.find((object) => object.id === selected)?.prompts.includes(frame)) {
+    change(`v1/prompts/${frame}/${selected}`, "DELETE");
+  }
+}
+
+function removeHere() {
+  const object = state.objects.find((each) => each.id === selected);
+  if (!object) return;
+  change(`v1/removals/${frame}/${object.id}`, object.removals.includes(frame) ? "DELETE" : "PUT");
+}
+
+function choose(tool) {
+  stage.tool = tool;
+  stage.cancel();
+  forgetClicks();
+  draw();
+}
+
+function select(id) {
+  if (id !== selected) forgetClicks();
+  selected = id;
+  draw();
+}
+
+// --- propagation and export --------------------------------------------------------------------
+
+function propagate(until = null) {
+  if (BUSY.includes(state.propagation.state)) change("v1/pause", "POST");
+  else change("v1/propagate", "POST", { until });
+}
+
+function toNext() {
+  const from = state.tracked;
+  const frames = state.objects.flatMap((object) => object.prompts).filter((f) => f > from);
+  propagate(frames.length ? Math.min(...frames) : null);
+}
+
+async function save(format) {
+  try {
+    say(`Downloading ${await download(`v1/export/${format}`)}`);
+  } catch (error) {
+    fail(error);
+  }
+}
+
+// --- drawing -----------------------------------------------------------------------------------
+
+let drawnObjects = "";
+
+function draw() {
+  if (!state) return;
+  part("main").dataset.edits = String(state.edits);
+  document.title = `${state.video.name} – xmem annotate`;
+  part("video").textContent = state.video.name;
+  part("scrub").max = String(last());
+  if (document.activeElement !== part("scrub") || !loading) part("scrub").value = String(frame);
+  part("scrub").setAttribute("aria-valuetext", `frame ${frame} of ${last()}`);
+  part("frame").textContent = `${frame} / ${last()}`;
+  part("time").textContent = state.video.rate ? `${(frame / state.video.rate).toFixed(2)} s` : "";
+  part("play").textContent = playing ? "Pause" : "Play";
+  part("undo").disabled = !state.can_undo;
+  part("redo").disabled = !state.can_redo;
+  for (const tool of TOOLS) part(`tool-${tool}`).setAttribute("aria-pressed", String(stage.tool === tool));
+  part("canvas").dataset.tool = stage.tool;
+  const own = state.objects.find((object) => object.id === selected);
+  stage.selected = selected;
+  stage.colour = own?.colour ?? "#ffffff";
+  part("take").disabled = !own?.prompts.includes(frame);
+  part("remove").disabled = !own;
+  part("remove").textContent = own?.removals.includes(frame) ? "Keep from here" : "End here";
+  drawProgress();
+  drawObjects();
+  part("hint").hidden = state.objects.length > 0;
+  drawTimeline(part("timeline"), state, frame, selected);
+}
+
+function drawProgress() {
+  const run = state.propagation;
+  const busy = BUSY.includes(run.state);
+  const total = last() + 1;
+  part("propagate").textContent = busy ? "Pause" : "Propagate";
+  part("next").disabled = busy;
+  part("progress").max = total;
+  part("progress").value = state.tracked;
+  const rate = run.rate ? `, ${run.rate.toFixed(1)} frames/s` : "";
+  const words = {
+    loading: "Loading the network …",
+    running: `Tracking frame ${run.position ?? 0} of ${total}${rate}`,
+    publishing: "Writing the rows …",
+  };
+  const rest = state.published ? `All ${total} frames are tracked and written`
+    : state.available > state.tracked ? `Changed from frame ${state.tracked} on: propagate again`
+    : state.tracked ? `${state.tracked} of ${total} frames are tracked` : "Nothing is tracked yet";
+  part("doing").textContent = words[run.state] ?? rest;
+  for (const id of ["coco", "davis"]) part(id).disabled = !state.published;
+}
+
+function drawObjects() {
+  const key = JSON.stringify([state.objects, selected, frame, stage.masks.map((m) => [m.id, m.area, m.source])]);
+  if (key === drawnObjects || part("objects").contains(document.activeElement) && document.activeElement.tagName === "INPUT") return;
+  drawnObjects = key;
+  const focused = document.activeElement?.dataset?.key;
+  part("objects").replaceChildren(...state.objects.map((object) => {
+    const item = document.createElement("li");
+    item.className = object.id === selected ? "selected" : "";
+    const shown = stage.masks.find((each) => each.id === object.id);
+    const button = element("button", { type: "button", className: "name", onclick: () => select(object.id) });
+    button.dataset.key = `name ${object.id}`;
+    button.setAttribute("aria-pressed", String(object.id === selected));
+    button.append(element("b", { textContent: String(object.id) }), ` ${object.category ?? "no category"}`);
+    const what = { prompt: "given here", tracked: shown?.area ? "tracked" : "out of sight", stale: "outdated" }[shown?.source];
+    button.append(element("small", { textContent: `${what ?? "not here"}${shown?.area ? ` · ${shown.area} px` : ""}` }));
+    const colour = element("input", { type: "color", value: object.colour, onchange: (event) => edit(object.id, { colour: event.target.value }) });
+    colour.setAttribute("aria-label", `Colour of object ${object.id}`);
+    const hide = tiny(object.hidden ? "Show" : "Hide", `object ${object.id}`, () => edit(object.id, { hidden: !object.hidden }));
+    const lock = tiny(object.locked ? "Unlock" : "Lock", `object ${object.id}`, () => edit(object.id, { locked: !object.locked }));
+    const drop = tiny("Delete", `object ${object.id} with all its prompts`, () => change(`v1/objects/${object.id}`, "DELETE"));
+    const rename = element("input", { type: "text", value: object.category ?? "", maxLength: 200, placeholder: "category" });
+    rename.setAttribute("aria-label", `Category of object ${object.id}`);
+    rename.onchange = () => { edit(object.id, { category: rename.value || null }); rename.blur(); };
+    const line = element("div", { className: "line" });
+    line.append(colour, rename, hide, lock, drop);
+    item.append(button, line);
+    return item;
+  }));
+  if (focused) part("objects").querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
+}
+
+function edit(id, values) { return change(`v1/objects/${id}`, "PATCH", values); }
+
+function element(name, values) { return Object.assign(document.createElement(name), values); }
+
+function tiny(text, about, onclick) {
+  const button = element("button", { type: "button", textContent: text, onclick });
+  button.setAttribute("aria-label", `${text} ${about}`);
+  return button;
+}
+
+// --- controls ----------------------------------------------------------------------------------
+
+const ACTIONS = {
+  play, propagate: () => propagate(), next: toNext, take: takePrompt, remove: removeHere,
+  undo: () => { forgetClicks(); change("v1/undo", "POST"); },
+  redo: () => { forgetClicks(); change("v1/redo", "POST"); },
+  back: () => go(frame - 1), forward: () => go(frame + 1),
+  "prompt-back": () => jump(-1), "prompt-forward": () => jump(1),
+  add: async () => { const answer = await change("v1/objects", "POST", { category: null }); if (answer) select(answer.id); },
+  help: () => part("keys").showModal(),
+  coco: () => save("coco"), davis: () => save("davis"), prompts: () => save("prompts"),
+};
+for (const [id, action] of Object.entries(ACTIONS)) part(id).addEventListener("click", () => action());
+for (const tool of TOOLS) part(`tool-${tool}`).addEventListener("click", () => choose(tool));
+part("scrub").addEventListener("input", () => go(Number(part("scrub").value)));
+part("size").addEventListener("input", () => { stage.brush = Number(part("size").value); stage.draw(); });
+part("opacity").addEventListener("input", () => { stage.opacity = Number(part("opacity").value); stage.draw(); });
+part("timeline").addEventListener("pointerdown", (event) => {
+  part("timeline").setPointerCapture(event.pointerId);
+  go(frameAt(part("timeline"), state, event));
+});
+part("timeline").addEventListener("pointermove", (event) => { if (event.buttons) go(frameAt(part("timeline"), state, event)); });
+window.addEventListener("resize", () => draw());
+
+const KEYS = {
+  ArrowLeft: () => go(frame - 1), ArrowRight: () => go(frame + 1),
+  "Shift+ArrowLeft": () => go(frame - 10), "Shift+ArrowRight": () => go(frame + 10),
+  Home: () => go(0), End: () => go(last()), " ": play,
+  ",": () => jump(-1), ".": () => jump(1),
+  c: () => choose("click"), b: () => choose("box"), o: () => choose("polygon"), p: () => choose("brush"), e: () => choose("eraser"),
+  "[": () => resize(-2), "]": () => resize(2), n: () => ACTIONS.add(), h: () => hideSelected(), x: removeHere,
+  Delete: takePrompt, Enter: () => stage.finishPolygon(), Escape: () => stage.cancel(),
+  g: () => propagate(), "Shift+G": toNext, "Ctrl+z": () => ACTIONS.undo(), "Ctrl+Shift+Z": () => ACTIONS.redo(),
+  "Ctrl+y": () => ACTIONS.redo(), "?": () => ACTIONS.help(),
+};
+
+function resize(by) {
+  part("size").value = String(Number(part("size").value) + by);
+  part("size").dispatchEvent(new Event("input"));
+}
+
+function hideSelected() {
+  const object = state.objects.find((each) => each.id === selected);
+  if (object) edit(object.id, { hidden: !object.hidden });
+}
+
+document.addEventListener("keydown", (event) => {
+  const typing = event.target.matches("input[type=text], input[type=color], select, textarea") || part("keys").open;
+  if (typing || !state) return;
+  if ((event.key === " " || event.key === "Enter") && event.target.matches("button, summary")) return;
+  const shift = event.shiftKey && event.key !== "?" ? "Shift+" : "";
+  const name = (event.ctrlKey || event.metaKey ? "Ctrl+" : "") + shift + event.key;
+  const number = /^[1-9]$/.test(event.key) ? state.objects[Number(event.key) - 1] : null;
+  if (number) select(number.id);
+  else if (KEYS[name]) KEYS[name]();
+  else return;
+  event.preventDefault();
+});
+
+async function begin() {
+  try {
+    await signIn();
+    take(await ask("v1/state"));
+    part("main").hidden = false;
+    stage.setSize(state.video.width, state.video.height);
+    await showFrame(0, true);
+    poll();
+  } catch (error) {
+    fail(error);
+  }
+}
+
+begin();

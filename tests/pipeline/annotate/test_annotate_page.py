@@ -1,0 +1,264 @@
+"""The annotator's page in a real browser, and what its server refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import httpx2 as httpx
+import pytest
+from support.annotating import served_annotator
+from support.browser import Page, chromium, open_page
+from support.videos import make_video, shapes
+from support.written import files
+
+from pipeline.annotate.annotator import Annotator
+from pipeline.api.tokens import Sessions
+from pipeline.tracking.settings import TrackSettings
+from pipeline.tracking.track import track
+
+FRAMES = 24
+WIDTH, HEIGHT = 160, 120
+SETTINGS = TrackSettings.of(chunk_frames=10, threads=1)
+HOSTILE = "<img src=x onerror=document.title='broken'>"
+
+in_chromium = pytest.mark.skipif(chromium() is None, reason="no Chromium: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_video(tmp_path_factory.mktemp("video") / "v.mp4", FRAMES, width=WIDTH, height=HEIGHT))
+
+
+@pytest.fixture
+def annotator(video: str, tmp_path: Path) -> Iterator[Annotator]:
+    with Annotator(video, str(tmp_path / "out"), "v", SETTINGS) as opened:
+        yield opened
+
+
+class Hand:
+    """Mouse and keys on the page; positions are pixels of the video."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    def _at(self, x: float, y: float) -> tuple[float, float]:
+        box = self.page.value(
+            "(({left, top, width, height}) => [left, top, width, height])"
+            "(document.getElementById('canvas').getBoundingClientRect())"
+        )
+        return box[0] + x * box[2] / WIDTH, box[1] + y * box[3] / HEIGHT
+
+    def _mouse(self, kind: str, x: float, y: float, button: str) -> None:
+        pressed = 1 if kind != "mouseReleased" else 0
+        self.page.do(
+            "Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, clickCount=1, buttons=pressed
+        )
+
+    def drag(self, *way: tuple[float, float], button: str = "left") -> None:
+        points = [self._at(*point) for point in way]
+        self._mouse("mousePressed", *points[0], button)
+        for point in points[1:]:
+            self._mouse("mouseMoved", *point, button)
+        self._mouse("mouseReleased", *points[-1], button)
+
+    def key(self, key: str, modifiers: int = 0) -> None:
+        for kind in ("keyDown", "keyUp"):
+            self.page.do("Input.dispatchKeyEvent", type=kind, key=key, modifiers=modifiers)
+
+    def press(self, name: str) -> None:
+        self.page.value(f"document.getElementById('{name}').click()")
+
+    def saved(self, edits: int) -> None:
+        self.page.wait_for(
+            f"document.getElementById('notice').textContent === 'Saved' && "
+            f"document.getElementById('main').dataset.edits === '{edits}'"
+        )
+
+    def says(self, text: str) -> None:
+        self.page.wait_for(f"document.getElementById('doing').textContent.startsWith({text!r})")
+
+    def frame(self, frame: int) -> None:
+        self.page.value(
+            f"(scrub => {{ scrub.value = '{frame}'; scrub.dispatchEvent(new Event('input')); }})"
+            "(document.getElementById('scrub'))"
+        )
+        self.page.wait_for(f"document.getElementById('frame').textContent.startsWith('{frame} /')")
+
+
+def middle(shape: str, frame: int) -> tuple[int, int]:
+    x, y = shapes(frame, WIDTH, HEIGHT)[shape]
+    return x + 12, y + 12
+
+
+@in_chromium
+def test_point_track_correct_and_go_on(annotator: Annotator, video: str, tmp_path: Path) -> None:
+    with served_annotator(annotator) as (address, sessions), open_page(tmp_path) as page:
+        hand = Hand(page)
+        link = f"{address}/#code={sessions.code}"
+        page.open(link)
+        page.wait_for("!document.getElementById('main').hidden")
+        page.wait_for("document.getElementById('canvas').width > 300")
+        assert page.value("location.hash") == ""
+        hand.drag(middle("square", 0))
+        hand.saved(2)
+        (shown,) = annotator.masks(0)
+        assert 0.8 < shown["area"] / 24**2 < 1.2  # the click found the square
+        page.screenshot(tmp_path / "clicked.png")
+        hand.press("propagate")
+        hand.says(f"All {FRAMES} frames are tracked and written")
+        first = files(tmp_path / "out")
+
+        hand.frame(12)
+        page.wait_for("document.body.innerText.includes('tracked ·')")
+        hand.key("b")
+        x, y = middle("disc", 12)
+        hand.drag((x - 16, y - 16), (x + 14, y + 14))  # the same object, elsewhere
+        hand.saved(3)
+        hand.says("Changed from frame 12 on")
+        hand.key("n")
+        hand.saved(4)
+        hand.key("o")
+        for point in ((100, 10), (140, 10), (140, 40)):
+            hand.drag(point)
+        hand.key("Enter")
+        hand.saved(5)
+        hand.key("p")
+        hand.drag((100, 60), (130, 70))
+        hand.saved(6)
+        hand.key("e")
+        hand.drag((130, 12), (138, 36))
+        hand.saved(7)
+        page.screenshot(tmp_path / "corrected.png")
+        hand.key("z", modifiers=2)
+        hand.saved(8)
+        hand.press("propagate")
+        hand.says(f"All {FRAMES} frames are tracked and written")
+        assert files(tmp_path / "out") != first
+        hand.key("?", modifiers=8)
+        page.wait_for("document.getElementById('keys').open")
+        page.screenshot(tmp_path / "keys.png")
+        assert page.errors == []
+
+    # The browser is closed; another one opens the newest link.
+    (tmp_path / "again").mkdir()
+    with served_annotator(annotator) as (address, sessions), open_page(tmp_path / "again", 1280, 720) as page:
+        page.open(f"{address}/#code=an-older-one")
+        page.wait_for("!document.getElementById('signed-out').hidden")
+        page.errors.clear()  # the refusal
+        page.open("about:blank")
+        page.open(f"{address}/#code={sessions.code}")
+        hand = Hand(page)
+        page.wait_for("document.querySelectorAll('#objects li').length === 2")
+        page.value(
+            f"(input => {{ input.value = {HOSTILE!r}; input.dispatchEvent(new Event('change')); }})"
+            "(document.querySelector('#objects input[type=text]'))"
+        )
+        hand.saved(9)
+        page.wait_for(f"document.querySelector('#objects .name').textContent.includes({HOSTILE!r})")
+        assert "broken" not in page.value("document.title")
+        hand.press("propagate")
+        hand.says(f"All {FRAMES} frames are tracked and written")
+        page.screenshot(tmp_path / "again.png")
+        assert page.errors == []
+    prompts = annotator.project.document.prompt_set()
+    assert sorted(prompts.objects) == [0, 12]
+    track(video, tmp_path / "other", prompts, stream_id="v", settings=SETTINGS)
+    assert files(tmp_path / "out") == files(tmp_path / "other")
+    picture = cv2.imread(str(tmp_path / "corrected.png"))
+    assert picture is not None
+    assert picture.std() > 5
+
+
+@pytest.fixture
+def served(annotator: Annotator) -> Iterator[tuple[str, Sessions]]:
+    with served_annotator(annotator) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def signed_in(address: str, sessions: Sessions) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=address, timeout=60) as client:
+        token = client.post("/v1/session", json={"code": sessions.code}).json()["token"]
+        client.headers["Authorization"] = f"Bearer {token}"
+        yield client
+
+
+def test_who_is_let_in(served: tuple[str, Sessions]) -> None:
+    address, sessions = served
+    with httpx.Client(base_url=address, timeout=60) as client:
+        page = client.get("/")
+        assert page.status_code == 200
+        assert "default-src 'none'; script-src 'self'" in page.headers["content-security-policy"]
+        for path in ("/v1/state", "/v1/frames/0.jpg", "/v1/export/coco", "/openapi.json", "/docs"):
+            assert client.get(path).status_code == 401, path
+        assert client.get("/v1/state", headers={"Authorization": "Bearer nope"}).status_code == 401
+        code = sessions.code
+        assert client.post("/v1/session", json={"code": "x" * 32}).status_code == 403
+        foreign = {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}
+        assert client.post("/v1/session", json={"code": code}, headers=foreign).status_code == 403
+        elsewhere = {"Host": "evil.example"}
+        assert client.post("/v1/session", json={"code": code}, headers=elsewhere).status_code == 421
+        answer = client.post("/v1/session", json={"code": code})
+        assert answer.status_code == 200
+        assert sessions.code != code
+        again = client.post("/v1/session", json={"code": code})
+        assert again.status_code == 403  # a link opens one session
+        assert "used already" in again.json()["message"]
+        client.headers["Authorization"] = f"Bearer {answer.json()['token']}"
+        assert client.get("/v1/state").status_code == 200
+        assert client.get("/v1/state", headers=foreign).status_code == 403
+        assert client.get("/v1/state", headers={"Origin": "http://evil.example"}).status_code == 403
+
+
+def test_what_is_refused(served: tuple[str, Sessions], annotator: Annotator) -> None:
+    with signed_in(*served) as client:
+        client.post("/v1/objects", json={"category": "square"})
+        whole = WIDTH * HEIGHT
+
+        def refused(method: str, path: str, status: int, said: str, body: Any = None) -> None:
+            answer = client.request(method, f"/v1/{path}", json=body)
+            assert answer.status_code == status, answer.text
+            assert said in answer.json()["message"]
+
+        refused("PUT", "prompts/0/1", 422, "none of box", {})
+        refused("PUT", "prompts/0/1", 422, "box and polygons", {"box": [1, 1, 9, 9], "polygons": [[0] * 6]})
+        refused("PUT", "prompts/0/1", 422, "no pixel inside", {"box": [900, 900, 10, 10]})
+        refused("PUT", "prompts/0/1", 422, "not the 19200", {"counts": [5, 5]})
+        refused("PUT", "prompts/0/1", 422, "empty", {"counts": [whole]})
+        refused("PUT", "prompts/0/1", 422, "19200", {"counts": [0, 2**39]})
+        refused("PUT", "prompts/0/7", 422, "no object 7", {"counts": [0, whole]})
+        refused("PUT", f"prompts/{FRAMES}/1", 422, "no frame", {"box": [1, 1, 9, 9]})
+        refused("PATCH", "objects/1", 422, "owner", {"colour": "#123456", "owner": "me"})
+        refused("PATCH", "objects/9", 404, "no object 9", {"hidden": True})
+        refused("POST", "frames/0/clicks", 422, "positive", {"clicks": [{"x": 1, "y": 1, "positive": False}]})
+        refused("POST", "frames/0/clicks", 422, "outside", {"clicks": [{"x": 500, "y": 1}]})
+        refused("GET", f"frames/{FRAMES}.jpg", 422, "no frame")
+        refused("GET", "export/coco", 422, "propagate first")
+        refused("GET", "export/zip", 422, "not known")
+        refused("POST", "propagate", 422, "nothing to track", {})
+        answer = client.put(
+            "/v1/prompts/0/1", content=b"[" * (9 * 2**20), headers={"Content-Type": "application/json"}
+        )
+        assert answer.status_code == 413
+        assert annotator.project.edits == 1
+
+
+def test_exports(served: tuple[str, Sessions], annotator: Annotator) -> None:
+    with signed_in(*served) as client:
+        client.post("/v1/objects", json={"category": "square"})
+        x, y = shapes(0, WIDTH, HEIGHT)["square"]
+        assert client.put("/v1/prompts/0/1", json={"box": [x - 2, y - 2, 28, 28]}).status_code == 200
+        client.post("/v1/propagate", json={})
+        deadline = time.monotonic() + 120
+        while not client.get("/v1/state").json()["published"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        coco = client.get("/v1/export/coco")
+        assert coco.headers["content-disposition"] == 'attachment; filename="v.coco.json"'
+        assert len(coco.json()["annotations"]) == FRAMES
+        assert client.get("/v1/export/davis").content[:2] == b"PK"

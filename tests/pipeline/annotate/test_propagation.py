@@ -1,0 +1,186 @@
+"""Rows written through the annotator are those of `track` with the same prompts, byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.annotating import AnnotateProcess, propagated, until
+from support.tiny import tiny_weights
+from support.videos import make_video
+from support.written import files
+
+from pipeline.annotate.annotator import Annotator
+from pipeline.base.errors import SettingsConflictError, UsageError
+from pipeline.prompts.files import PromptSet
+from pipeline.storage.opening import open_files
+from pipeline.tracking.carry_over import carry_over
+from pipeline.tracking.settings import TrackSettings
+from pipeline.tracking.track import track
+
+FRAMES, CHUNK = 30, 8
+SQUARE = {"op": "prompt", "frame": 0, "object": {"id": 1, "box": [10, 10, 40, 40]}}
+CORRECTION = {"op": "prompt", "frame": 20, "object": {"id": 1, "box": [60, 40, 40, 40]}}
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_video(tmp_path_factory.mktemp("video") / "v.mp4", FRAMES, gop=10))
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> TrackSettings:
+    weights = tiny_weights(tmp_path_factory.mktemp("weights"))
+    return TrackSettings.of(model=weights, chunk_frames=CHUNK, threads=1)
+
+
+@pytest.fixture
+def annotator(video: str, settings: TrackSettings, tmp_path: Path) -> Iterator[Annotator]:
+    with Annotator(video, str(tmp_path / "out"), "v", settings) as opened:
+        opened.edit([{"op": "object", "id": 1, "category": "square"}, SQUARE])
+        yield opened
+
+
+def tracked_by_track(video: str, prompts: PromptSet, settings: TrackSettings, out: Path) -> dict[str, bytes]:
+    track(video, out, prompts, stream_id="v", settings=settings)
+    return files(out)
+
+
+def test_rows_are_those_of_track(
+    annotator: Annotator, video: str, settings: TrackSettings, tmp_path: Path
+) -> None:
+    propagated(annotator, 13)  # in the middle of a chunk
+    assert not files(tmp_path / "out")  # nothing is published before the end
+    propagated(annotator)
+    first = annotator.project.document.prompt_set()
+    assert files(tmp_path / "out") == tracked_by_track(video, first, settings, tmp_path / "first")
+    before = files(tmp_path / "out")
+
+    annotator.edit([CORRECTION])
+    second = annotator.project.document.prompt_set()
+    assert annotator.tracked == 20  # what is before the correction is still valid
+    assert [m["source"] for m in annotator.masks(19)] == ["tracked"]
+    assert [m["source"] for m in annotator.masks(20)] == ["prompt"]
+    assert [m["source"] for m in annotator.masks(21)] == ["stale"]
+    assert files(tmp_path / "out") == before  # readers still see the whole former result
+    propagated(annotator)
+    after = files(tmp_path / "out")
+    assert after == tracked_by_track(video, second, settings, tmp_path / "second")
+    same = [after[name] == before[name] for name in sorted(after) if name.startswith("tracks")]
+    assert same[:3] == [True, True, False]  # chunks of frames 0 to 7, 8 to 15, 16 to 23
+
+    annotator.project.undo()
+    assert annotator.tracked == FRAMES  # the former result is there still
+    propagated(annotator)
+    assert files(tmp_path / "out") == before
+    # `track` takes the published stream for its own: there is nothing left to do.
+    summary = track(video, tmp_path / "out", first, stream_id="v", settings=settings)
+    assert summary.tracked == 0
+
+
+def test_a_removal_and_a_second_object(
+    annotator: Annotator, video: str, settings: TrackSettings, tmp_path: Path
+) -> None:
+    annotator.edit(
+        [
+            {"op": "object", "id": 2},
+            {"op": "prompt", "frame": 9, "object": {"id": 2, "polygons": [[80, 20, 120, 20, 120, 60]]}},
+            {"op": "remove", "frame": 22, "id": 1},
+        ]
+    )
+    propagated(annotator)
+    prompts = annotator.project.document.prompt_set()
+    assert files(tmp_path / "out") == tracked_by_track(video, prompts, settings, tmp_path / "other")
+    assert [m["id"] for m in annotator.masks(15)] == [1, 2]
+    assert [m["id"] for m in annotator.masks(22)] == [2]
+
+
+def test_a_new_prompt_keeps_rows_and_states_before_it(
+    annotator: Annotator, settings: TrackSettings, tmp_path: Path
+) -> None:
+    propagated(annotator)
+    annotator.edit([CORRECTION])
+    (work,) = (tmp_path / "out" / "annotate" / "v" / "work").iterdir()
+    target = open_files(str(tmp_path / "target"))
+    prompts = annotator.project.document.prompt_set()
+    assert carry_over(open_files(str(work)), target, "v", prompts) == 16
+    kept = files(tmp_path / "target", "tracks", "events")
+    assert kept == {n: b for n, b in files(work, "tracks", "events").items() if n in kept}
+    assert len(kept) == 4
+    summary = track(annotator.video, tmp_path / "target", prompts, stream_id="v", settings=settings)
+    assert summary.tracked == FRAMES - 16  # from the state before the chunk of the correction
+
+
+def test_what_track_wrote_is_corrected(video: str, settings: TrackSettings, tmp_path: Path) -> None:
+    prompts = PromptSet.from_record({"version": 1, "objects": [SQUARE["object"]]})
+    track(video, tmp_path / "out", prompts, stream_id="v", settings=settings)
+    with Annotator(video, str(tmp_path / "out"), "v") as annotator:
+        assert annotator.tracked == FRAMES
+        assert annotator.state()["published"]
+        annotator.edit([CORRECTION])
+        propagated(annotator)
+        corrected = annotator.project.document.prompt_set()
+        assert files(tmp_path / "out") == tracked_by_track(video, corrected, settings, tmp_path / "other")
+
+
+def test_going_on(annotator: Annotator, video: str, settings: TrackSettings, tmp_path: Path) -> None:
+    propagated(annotator, 20)
+    annotator.close()
+    out = str(tmp_path / "out")
+    with pytest.raises(UsageError, match="no annotation of stream 'w'"):
+        Annotator(None, out, "w")
+    with pytest.raises(SettingsConflictError, match="chunk_frames was 8, now 9"):
+        Annotator(video, out, "v", settings.with_options({"chunk_frames": 9}))
+    with Annotator(None, out) as again:
+        assert again.tracked == 16  # whole chunks
+        assert again.project.can_undo
+        propagated(again)
+        prompts = again.project.document.prompt_set()
+    assert files(tmp_path / "out") == tracked_by_track(video, prompts, settings, tmp_path / "other")
+
+
+def test_a_video_that_changes(settings: TrackSettings, tmp_path: Path) -> None:
+    video = make_video(tmp_path / "v.mp4", FRAMES)
+    with Annotator(str(video), str(tmp_path / "out"), "v", settings) as annotator:
+        annotator.edit([{"op": "object", "id": 1}, SQUARE])
+        make_video(video, FRAMES + 1)
+        annotator.propagate()
+        until(lambda: annotator.propagation.status.state == "failed")
+        assert "has changed since it was first annotated" in str(annotator.propagation.status.message)
+        video.unlink()
+        annotator.propagate()
+        until(lambda: "no such file" in str(annotator.propagation.status.message).lower())
+        assert annotator.project.edits == 1  # the prompts are still there
+    make_video(video, FRAMES + 1)
+    with pytest.raises(SettingsConflictError, match="its content has changed"):
+        Annotator(str(video), str(tmp_path / "out"), "v", settings)
+
+
+def test_killed_while_it_tracks(video: str, settings: TrackSettings, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--model", settings.model.name, "--chunk", str(CHUNK), "--threads", "1", "--stream-id", "v"]
+    first = AnnotateProcess(tmp_path / "first.log", video, "--out", str(out), *options)
+    try:
+        assert first.ask("POST", "objects", category="square")["id"] == 1
+        saved = first.ask("PUT", "prompts/0/1", box=[10, 10, 40, 40])
+        first.ask("POST", "propagate", until=FRAMES)
+        work: list[Any] = until(lambda: list(out.glob("annotate/v/work/*/tracks/*/frames-*8.parquet")))
+        shown = first.ask("PUT", "prompts/25/1", box=[60, 40, 40, 40])
+    finally:
+        first.kill()
+    assert work
+    assert shown["edits"] == saved["edits"] + 1
+    again = AnnotateProcess(tmp_path / "again.log", str(out))
+    try:
+        state = again.ask("GET", "state")
+        assert state["objects"] == shown["objects"]
+        assert state["edits"] == shown["edits"]
+        assert state["tracked"] >= CHUNK
+        again.ask("POST", "propagate", until=None)
+        until(lambda: again.ask("GET", "state")["published"])
+        prompts = PromptSet.from_record(again.ask("GET", "export/prompts"))
+    finally:
+        again.kill()
+    assert files(out) == tracked_by_track(video, prompts, settings, tmp_path / "other")
