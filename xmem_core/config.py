@@ -41,6 +41,7 @@ class ModelConfig:
         sensory_mid_dim: channels to which the decoder's scales are brought before the sensory update.
         default_size: shorter side of the network's input, in pixels, that the model was trained for.
         default_search_window: used where `MemoryConfig.search_window` is None.
+        default_least_area: used where `MemoryConfig.least_area` is None.
         presence: constants of `StepResult.presence`, from `PresenceConstants.to_list`; None if none were
             fitted to the weights.
 
@@ -60,6 +61,7 @@ class ModelConfig:
     default_size: int = 480
     # Excluded from comparison and fingerprint: these affect how a model is used, not its weights.
     default_search_window: int | None = field(default=None, repr=False, compare=False)
+    default_least_area: float | None = field(default=None, repr=False, compare=False)
     presence: tuple[float, ...] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -73,10 +75,10 @@ class ModelConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.presence is not None:
             object.__setattr__(self, "presence", tuple(PresenceConstants.from_list(self.presence).to_list()))
-        no_number = ("key_backbone", "default_search_window", "presence")
+        no_number = ("key_backbone", "default_search_window", "default_least_area", "presence")
         _require_whole(self, *(f.name for f in fields(self) if f.name not in no_number))
-        # MemoryConfig has the check for this value.
-        MemoryConfig(search_window=self.default_search_window)
+        # MemoryConfig has the checks for these values.
+        MemoryConfig(search_window=self.default_search_window, least_area=self.default_least_area)
         for name in ("value_stem", "key_dim", "sensory_mid_dim"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a width is at least 1")
         # The channel gates of CBAM work at a sixteenth of these two widths.
@@ -103,6 +105,7 @@ class ModelConfig:
             sensory_mid_dim=64,
             default_size=384,
             default_search_window=192,
+            default_least_area=0.7,
         )
 
     @property
@@ -245,11 +248,14 @@ class MemoryConfig:
         forget_contradicted: when a prompt contradicts most of an object's mask, stop reading what was
             stored for the object since its last prompt or since it was last out of sight. False: only the
             prompted frame is affected, as published.
-
         stagger_updates: number of frames between two memory frames on which Cutie's decoder updates the
             sensory memory, evenly spread; from mem_every on, all. Default: 5. XMem does not have it.
         buffer_tokens: elements that leave long-term memory beyond those that must, once it is full. Default,
             as published: 2000 for Cutie, or a fifth of max_long_term_elements if that is less; 0 for XMem.
+        least_area: a small object (under 16 cells of 16 x 16 pixels) counts as hidden on a frame on which its
+            mask has less than this share of its usual area: it does not read what is stored of that frame,
+            and there is no deep update for it. 0: no object does, as published; default: the model's. None
+            means the model's `default_least_area`: 0 for the published models. Cutie does not have it.
 
     Raises:
         ValueError: a number is out of range, or two settings contradict each other.
@@ -268,14 +274,19 @@ class MemoryConfig:
     forget_contradicted: bool = True
     stagger_updates: int | None = None
     buffer_tokens: int | None = None
+    least_area: float | None = None
 
     def __post_init__(self) -> None:
-        optional = ("max_mid_term_frames", "search_window", "stagger_updates", "buffer_tokens")
+        optional = ("max_mid_term_frames", "search_window", "stagger_updates", "buffer_tokens", "least_area")
         no_number = ("enable_long_term", "forget_contradicted", *optional)
         _require_whole(self, *(f.name for f in fields(self) if f.name not in no_number))
         if self.stagger_updates is not None:
             _require_whole(self, "stagger_updates")
             _require(self.stagger_updates >= 1, "stagger_updates", self.stagger_updates, "at least 1")
+        if self.least_area is not None:
+            share = self.least_area
+            number = isinstance(share, int | float) and not isinstance(share, bool)
+            _require(number and 0 <= share < 1, "least_area", share, "0 to less than 1, or None")
         if self.search_window is not None:
             _require_whole(self, "search_window")
             _require(
@@ -336,7 +347,7 @@ class MemoryConfig:
         return cls(**values)
 
 
-_ADDED_LATER = ("stagger_updates", "buffer_tokens")
+_ADDED_LATER = ("stagger_updates", "buffer_tokens", "least_area")
 """Settings of `MemoryConfig` that older versions did not have."""
 
 

@@ -46,12 +46,17 @@ class CutieSteps(ModelSteps[Cutie, PixelFeatures]):
                 f"deep_update_every={settings.deep_update_every} is not allowed: each of Cutie's memory "
                 "frames is a deep update; leave it out, see stagger_updates"
             )
+        if settings.least_area:
+            raise ValueError(
+                f"least_area={settings.least_area} is not allowed: Cutie has no such setting; leave it out"
+            )
         stagger, buffer = settings.stagger_updates, settings.buffer_tokens
         if buffer is None:
             buffer = min(_BUFFER_TOKENS, settings.max_long_term_elements // _BUFFER_SHARE)
         return replace(
             settings,
             search_window=None,
+            least_area=None,
             stagger_updates=_STAGGER_UPDATES if stagger is None else stagger,
             buffer_tokens=buffer,
         )

@@ -342,6 +342,26 @@ class Memory:
         spans = [(a, min(b, after)) for a, b in spans] + [(after + 1, int(time.max()))]
         self.doubted[object_id] = [(a, b) for a, b in spans if bool(((time >= a) & (time <= b)).any())]
 
+    def bar_last(self, object_ids: Iterable[int]) -> None:
+        """Bar objects from reading the elements of the newest frame, on which they are not wholly visible.
+
+        Other objects still read them. Frames in a row make one span, and spans without elements in memory
+        are dropped.
+        """
+        barred = list(object_ids)
+        if not barred:
+            return
+        newest = self.frames[-1].time
+        before = self.frames[-2].time if len(self.frames) > 1 else newest
+        time = self._columns["time"][self._used_rows()]
+        for object_id in barred:
+            spans = list(self.doubted.get(object_id, ()))
+            if spans and spans[-1][1] >= before:
+                spans[-1] = (spans[-1][0], newest)
+            else:
+                spans.append((newest, newest))
+            self.doubted[object_id] = [(a, b) for a, b in spans if bool(((time >= a) & (time <= b)).any())]
+
     def _not_given(self, object_id: int, after: int) -> None:
         """Remove the object from `given` of frames later than `after`."""
         for frames in (self.frames, self.permanent_frames):

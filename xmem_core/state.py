@@ -43,6 +43,8 @@ class TrackerState:
             a model that does not read them.
         windows: search windows on the next frame, by object id; an object without one is searched everywhere.
         sure: time at which an object was last prompted or stored as out of sight, by object id.
+        areas: usual area of an object's mask, in pixels of the network's input, by object id; kept only with
+            a `least_area`.
     """
 
     def __init__(self, memory_config: MemoryConfig, model_fingerprint: str, size: int | None) -> None:
@@ -59,6 +61,7 @@ class TrackerState:
         self.masks: Tensor | None = None
         self.windows: dict[int, Window] = {}
         self.sure: dict[int, int] = {}
+        self.areas: dict[int, float] = {}
         self.poisoned: str | None = None
 
     @property
@@ -97,6 +100,7 @@ class TrackerState:
         for i in gone:
             self.windows.pop(i, None)
             self.sure.pop(i, None)
+            self.areas.pop(i, None)
         if self.hidden is not None:
             self.hidden = self.hidden[stay] if stay else None
         if self.masks is not None:
@@ -120,6 +124,8 @@ class TrackerState:
         }
         if self.windows:
             facts["windows"] = [[i, *window.to_json()] for i, window in self.windows.items()]
+        if self.areas:
+            facts["areas"] = [[i, area] for i, area in self.areas.items()]
         if self.memory is not None:
             parts, facts["memory"] = self.memory.export()
             tensors.update({f"memory.{name}": t for name, t in parts.items()})
@@ -163,6 +169,7 @@ class TrackerState:
                 state.memory = restore_memory(parts, facts["memory"], state.memory_config, device)
             state.windows = {int(i): Window.from_json(rest) for i, *rest in facts.get("windows", ())}
             state.sure = {int(i): int(time) for i, time in facts.get("sure", ())}
+            state.areas = {int(i): float(area) for i, area in facts.get("areas", ())}
             if "hidden" in tensors:
                 state.hidden = tensors["hidden"].to(device)
             if "masks" in tensors:

@@ -26,6 +26,7 @@ def test_the_defaults_are_the_published_ones() -> None:
         "forget_contradicted": True,
         "stagger_updates": None,
         "buffer_tokens": None,
+        "least_area": None,
     }
     model = ModelConfig()
     assert (model.key_dim, model.value_dim, model.hidden_dim) == (64, 512, 64)
@@ -117,7 +118,7 @@ def test_an_unknown_name_is_named_with_the_known_ones(kind: type[ModelConfig] | 
 def test_settings_that_older_versions_did_not_have_are_told_only_where_they_are_set() -> None:
     """Records, digests of snapshots and states of those versions hold neither."""
     plain, changed = MemoryConfig(), MemoryConfig(stagger_updates=3, buffer_tokens=0)
-    assert not {"stagger_updates", "buffer_tokens"} & set(plain.to_dict())
+    assert not {"stagger_updates", "buffer_tokens", "least_area"} & set(plain.to_dict())
     assert "stagger" not in repr(plain)
     assert changed.to_dict() == plain.to_dict() | {"stagger_updates": 3, "buffer_tokens": 0}
     assert repr(changed) == repr(plain)[:-1] + ", stagger_updates=3, buffer_tokens=0)"

@@ -364,6 +364,31 @@ def test_what_is_doubted_of_one_object_is_read_for_the_others() -> None:
     assert memory.doubted == {}
 
 
+def test_a_frame_on_which_an_object_was_hidden_is_read_for_the_others_only() -> None:
+    memory = Memory(small_config(max_mid_term_frames=9), 2, KEY_DIM, VALUE_DIM)
+    for t in range(7):
+        fill_frames(memory, 1, (1, 2), start=t)
+        memory.bar_last([1] if t in (2, 3, 5) else [])
+    assert memory.doubted == {1: [(2, 3), (5, 5)]}
+    tensors, facts = memory.export()
+    assert Memory.restore(tensors, facts, memory.config).doubted == memory.doubted
+    query = memory._columns["key"][memory.working.used][2 * 5 : 2 * 6].T
+    first, second = memory.read(query, torch.ones_like(query))
+    assert not torch.equal(first, second)
+    memory.bar_last([2])
+    memory.doubt(1, 1)
+    assert memory.doubted == {1: [(2, 6)], 2: [(6, 6)]}
+
+
+def test_spans_of_hidden_frames_leave_with_their_elements() -> None:
+    config = small_config(enable_long_term=False, max_mid_term_frames=3)
+    memory = Memory(config, 2, KEY_DIM, VALUE_DIM)
+    for t in range(30):
+        fill_frames(memory, 1, start=t)
+        memory.bar_last([1] if t % 2 else [])
+    assert len(memory.doubted[1]) <= 2
+
+
 def test_spans_of_doubt_do_not_pile_up() -> None:
     """Half of the frames are doubted at once, continuously; spans are dropped with their frames."""
     memory = Memory(small_config(), 2, KEY_DIM, VALUE_DIM)

@@ -16,9 +16,11 @@ from support.small_net import MODELS, SMALL, SMALL_MEMORY, frame_at, small_model
 
 from xmem_core import MemoryConfig, PoisonedStateError, Prompt, TrackerState, VideoSegmenter, network
 from xmem_core import segmenter as segmenter_module
+from xmem_core import steps as steps_module
 from xmem_core.corrections import contradicted
 from xmem_core.memory import Memory
 from xmem_core.segmenter import StepResult, model_fingerprint
+from xmem_core.steps import XMemSteps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -695,3 +697,94 @@ def test_a_failure_before_anything_changed_poisons_nothing(
     with pytest.raises(RuntimeError, match="out of memory"):
         segmenter.step(state, frame_at(3))
     assert state.to_bytes() == before
+
+
+# --- hidden objects ------------------------------------------------------------------------------------
+
+
+def planes_of(*areas: int) -> torch.Tensor:
+    """(O + 1, 20, 20) probabilities in which each object has so many pixels."""
+    planes = torch.zeros(len(areas) + 1, 400)
+    for k, area in enumerate(areas, 1):
+        planes[k, :area] = 0.9
+    return planes.view(-1, 20, 20)
+
+
+def hidden(segmenter: VideoSegmenter, state: TrackerState, given: set[int], *areas: int) -> list[int]:
+    steps = segmenter._steps
+    assert isinstance(steps, XMemSteps)
+    ids, planes = tuple(range(1, len(areas) + 1)), planes_of(*areas)[1:]
+    steps.look_next(state, ids, planes)
+    return steps.hidden_objects(state, ids, planes, given)
+
+
+def test_an_object_is_hidden_while_its_mask_has_lost_a_share_of_its_usual_area() -> None:
+    segmenter = VideoSegmenter(small_model(), replace(SMALL_MEMORY, least_area=0.7))
+    state = segmenter.new_state()
+    assert hidden(segmenter, state, {1, 2}, 100, 50) == []
+    assert hidden(segmenter, state, set(), 71, 50) == []
+    assert hidden(segmenter, state, set(), 60, 0) == [1, 2]
+    assert state.areas[2] == 50  # out of sight
+    # A smaller mask that stays becomes the usual one; a prompt says at once what is usual.
+    assert [hidden(segmenter, state, set(), 60) for _ in range(40)][-1] == []
+    assert hidden(segmenter, state, {1}, 20) == []
+    assert state.areas[1] == 20
+
+
+def test_a_large_object_is_never_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps_module, "_LARGE", 100)
+    segmenter = VideoSegmenter(small_model(), replace(SMALL_MEMORY, least_area=0.7))
+    state = segmenter.new_state()
+    assert hidden(segmenter, state, {1, 2}, 105, 99) == []
+    assert hidden(segmenter, state, set(), 9, 9) == [2]
+
+
+def test_a_hidden_object_learns_nothing_and_the_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = {0: Prompt({1: MASK, 2: OTHER})}
+
+    def tracked(hidden: list[int]) -> TrackerState:
+        segmenter = VideoSegmenter(small_model(), replace(SMALL_MEMORY, least_area=0.5))
+        monkeypatch.setattr(
+            segmenter._steps, "hidden_objects", lambda state, *rest: hidden if state.time else []
+        )
+        return follow(segmenter, prompts, 3)[0]
+
+    learnt, blind = tracked([]), tracked([1])
+    assert isinstance(learnt.memory, Memory)
+    assert isinstance(blind.memory, Memory)
+    assert learnt.memory.doubted == {}
+    assert blind.memory.doubted == {1: [(2, 2)]}
+    assert learnt.hidden is not None
+    assert blind.hidden is not None
+    assert not torch.equal(learnt.hidden[0], blind.hidden[0])
+    assert torch.equal(learnt.hidden[1], blind.hidden[1])
+
+
+def test_hidden_objects_are_the_same_ones_after_bytes() -> None:
+    segmenter = VideoSegmenter(small_model(), replace(SMALL_MEMORY, least_area=0.95))
+    prompt = Prompt({1: MASK, 2: OTHER})
+    one, two = segmenter.new_state(), segmenter.new_state()
+    barred = False
+    for t in range(12):
+        two = TrackerState.from_bytes(two.to_bytes())
+        for state in (one, two):
+            segmenter.step(state, frame_at(t), prompt if t == 0 else None)
+        assert isinstance(one.memory, Memory)
+        barred = barred or bool(one.memory.doubted)
+    assert barred
+    assert one.to_bytes() == two.to_bytes()
+
+
+@pytest.mark.parametrize(("given", "default", "used"), [(None, 0.7, 0.7), (0, 0.7, None), (0.5, None, 0.5)])
+def test_a_models_least_area_is_the_default(
+    given: float | None, default: float | None, used: float | None
+) -> None:
+    model = small_model()
+    model.config = replace(model.config, default_least_area=default)
+    assert VideoSegmenter(model, MemoryConfig(least_area=given)).memory_config.least_area == used
+
+
+@pytest.mark.parametrize("value", [1, -0.1, True, "0.7"])
+def test_a_least_area_is_a_share(value: object) -> None:
+    with pytest.raises(ValueError, match="least_area"):
+        MemoryConfig(least_area=value)  # type: ignore[arg-type]

@@ -56,6 +56,7 @@ def another_value(option: Option) -> Any:
         "deep_update_every": 6,
         "min_mid_term_frames": 4,
         "search_window": 160,
+        "least_area": 0.5,
         "box_segmenter": "ellipse",
         "sinks": ("one", "two"),
         "detector": "motion",
