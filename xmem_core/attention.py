@@ -22,6 +22,8 @@ _COARSE_GROUP = 8
 # then differs from a search in float32 alone by a millionth of the weights on average, 4 millionths at most
 # (xmem-lite, 9,000 elements); with 1.3 by 5 % at single queries.
 _CANDIDATES = 1.6
+# Candidates that all readers share, as a multiple of what one needs, where some may not read all elements.
+_SHARED = 2
 
 
 class Searchable(NamedTuple):
@@ -107,6 +109,7 @@ def search(
     query_selection: Tensor,
     top_k: int,
     barred: Sequence[Tensor | None],
+    wanted: Sequence[Tensor | None] | None = None,
 ) -> list[tuple[Tensor, Tensor]]:
     """Find the elements that each query reads and their weights, computing scores once for all readers.
 
@@ -116,13 +119,15 @@ def search(
         query_key, query_selection: (C_k, P)
         top_k: maximum number of elements that a query reads.
         barred: a reader's forbidden elements, (N,) bool, or None; one entry per reader.
+        wanted: queries whose result is used, (P,) bool, or None for all; one entry per reader. At the others a
+            reader with forbidden elements may get fewer elements than there are.
 
     Returns:
         per reader weights (P, k) and indices (P, k), as `top_k_weights` gives them.
     """
     positions = query_key.shape[1]
     block = _CPU_BLOCK if query_key.device.type == "cpu" else positions
-    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in barred]
+    found: list[list[tuple[Tensor, Tensor]]] = []
     for start in range(0, positions, block):
         part = slice(start, start + block)
         key, selection = query_key[:, part].float(), query_selection[:, part].float()
@@ -130,13 +135,74 @@ def search(
             scores = _coarse_scores(memory, key, selection)
         else:
             scores = _scores(memory, key, selection)
-        for reader, bar in zip(found, barred, strict=True):
-            seen = scores if bar is None else scores.masked_fill(bar, float("-inf"))
-            if isinstance(memory, CoarselySearchable):
-                reader.append(_refined(memory, seen, key, selection, top_k, bar))
-            else:
-                reader.append(top_k_weights(seen, top_k))
-    return [(torch.cat([w for w, _ in parts]), torch.cat([i for _, i in parts])) for parts in found]
+        own = [None if rows is None else rows[part] for rows in wanted or (None,) * len(barred)]
+        found.append(_read_by_each(_Queries(memory, scores, key, selection), top_k, barred, own))
+    return [(torch.cat([w for w, _ in parts]), torch.cat([i for _, i in parts])) for parts in zip(*found, strict=True)]
+
+
+class _Queries(NamedTuple):
+    """Some queries and their scores.
+
+    Attributes:
+        memory: the N elements.
+        scores: (P, N), exact or, of coarsely searchable elements, in bfloat16.
+        key, selection: (C_k, P)
+    """
+
+    memory: Searchable | CoarselySearchable
+    scores: Tensor
+    key: Tensor
+    selection: Tensor
+
+    def at(self, rows: Tensor) -> _Queries:
+        """The queries of these rows of the scores."""
+        return _Queries(self.memory, self.scores[rows], self.key[:, rows], self.selection[:, rows])
+
+    def candidates(self, top_k: int, share: int = 1) -> tuple[Tensor, Tensor, int]:
+        """Exact scores and indices, (P, n) each, of `share` times as many elements as a reader needs, which is
+        the third value; in the order of `scores`, the best first.
+        """
+        coarse = isinstance(self.memory, CoarselySearchable)
+        need = min(math.ceil(_CANDIDATES * top_k) if coarse else top_k, self.scores.shape[1])
+        many = min(share * need, self.scores.shape[1])
+        best, index = _best(self.scores, many, _COARSE_GROUP if coarse else _GROUP)
+        if isinstance(self.memory, CoarselySearchable):
+            distance = F.embedding(index, self.memory.key) - self.key.T.unsqueeze(1)  # P, n, C_k
+            best = distance.square_().mul_(self.selection.T.unsqueeze(1)).sum(2).neg_()
+            best *= self.memory.scale[index]
+        return best, index, need
+
+
+def _read_by_each(
+    queries: _Queries, top_k: int, barred: Sequence[Tensor | None], wanted: Sequence[Tensor | None]
+) -> list[tuple[Tensor, Tensor]]:
+    """`search` for one block of queries.
+
+    Readers that may not read everything choose among common candidates. Only where too few of these are left
+    for a reader, its elements are searched again.
+    """
+    scores, index, need = queries.candidates(top_k, 1 if all(bar is None for bar in barred) else _SHARED)
+    found = []
+    for bar, rows in zip(barred, wanted, strict=True):
+        if bar is None:
+            weights, place = top_k_weights(scores[:, :need], top_k)
+            found.append((weights, index.gather(1, place)))
+            continue
+        out = bar[index]
+        weights, place = top_k_weights(scores.masked_fill(out, float("-inf")), top_k)
+        chosen = index.gather(1, place)
+        few = (~out).sum(1) < min(need, int((~bar).sum()))
+        if rows is not None:
+            few &= rows
+        again = few.nonzero().flatten()
+        if len(again):
+            rest = queries.at(again)
+            rest.scores.masked_fill_(bar, float("-inf"))
+            own, own_index, _ = rest.candidates(top_k)
+            own_weights, place = top_k_weights(own.masked_fill_(bar[own_index], float("-inf")), top_k)
+            weights[again], chosen[again] = own_weights, own_index.gather(1, place)
+        found.append((weights, chosen))
+    return found
 
 
 def _coarse_scores(memory: CoarselySearchable, query_key: Tensor, query_selection: Tensor) -> Tensor:
@@ -144,26 +210,6 @@ def _coarse_scores(memory: CoarselySearchable, query_key: Tensor, query_selectio
     q, e = query_key, query_selection
     query = torch.cat([q * e, e, (e * (q * q)).sum(0, keepdim=True)])
     return query.T.to(torch.bfloat16) @ memory.product
-
-
-def _refined(
-    memory: CoarselySearchable,
-    coarse: Tensor,
-    query_key: Tensor,
-    query_selection: Tensor,
-    top_k: int,
-    bar: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """`top_k_weights` in float32 among the best elements by coarse scores, (P, N)."""
-    count = min(math.ceil(_CANDIDATES * top_k), coarse.shape[1])
-    index = _best(coarse, count, _COARSE_GROUP)[1]
-    distance = F.embedding(index, memory.key) - query_key.T.unsqueeze(1)  # P, count, C_k
-    scores = distance.square_().mul_(query_selection.T.unsqueeze(1)).sum(2).neg_()
-    scores *= memory.scale[index]
-    if bar is not None:
-        scores.masked_fill_(bar[index], float("-inf"))
-    weights, place = top_k_weights(scores, top_k)
-    return weights, index.gather(1, place)
 
 
 def readout(weights: Tensor, values: Tensor) -> Tensor:

@@ -186,7 +186,13 @@ class Memory:
     # --- reading ---------------------------------------------------------------------------------
 
     def read(
-        self, query_key: Tensor, query_selection: Tensor, *, coarse: bool = False, count_use: bool = True
+        self,
+        query_key: Tensor,
+        query_selection: Tensor,
+        *,
+        coarse: bool = False,
+        count_use: bool = True,
+        wanted: Mapping[int, Tensor] | None = None,
     ) -> Tensor:
         """Read every object's value at every query position, and count the use of what was read.
 
@@ -195,6 +201,8 @@ class Memory:
             query_selection: (C_k, P)
             coarse: find candidates in bfloat16 and select the best of them in float32.
             count_use: False for a read that produces no mask.
+            wanted: object id -> query positions at which the object's value is used, (P,) bool; elsewhere,
+                and for objects without an entry, it may be inexact. None: everywhere, for all objects.
 
         Returns:
             (O, C_v, P), in the order of `first_time`.
@@ -215,7 +223,14 @@ class Memory:
         }
         readers = [everything, *sorted(set(validity.values()) - {everything})]
         barred = [None if valid == everything else _barred(seen.time, *valid) for valid in readers]
-        found = search(seen.elements, query_key, query_selection, self.config.top_k, barred)
+        used = None
+        if wanted is not None and any(bar is not None for bar in barred):
+            nowhere = torch.zeros(query_key.shape[1], dtype=torch.bool, device=self.device)
+            used = [
+                torch.stack([wanted.get(i, nowhere) for i in validity if validity[i] == valid] or [nowhere]).any(0)
+                for valid in readers
+            ]
+        found = search(seen.elements, query_key, query_selection, self.config.top_k, barred, wanted=used)
         rows = seen.rows
         if count_use:
             self._count_use(rows, *found[0])

@@ -22,7 +22,7 @@ from xmem_core.cutie import Cutie, PixelFeatures
 from xmem_core.memory import Memory
 from xmem_core.network import KeyFeatures, XMem, aggregate
 from xmem_core.state import TrackerState
-from xmem_core.windows import STRIDE, covered, decode_in_windows, looked_for, next_window, whole
+from xmem_core.windows import STRIDE, covered, decode_in_windows, inside, looked_for, next_window, whole
 
 Network = XMem | Cutie
 """A network that `VideoSegmenter` can track with."""
@@ -181,8 +181,11 @@ class XMemSteps(ModelSteps[XMem, KeyFeatures]):
             cells = covered(windows.values(), grid).to(self.device)
             read = key.new_zeros((len(ids), self.network.config.value_dim, key.shape[1]))
             if places:
+                wanted = None
+                if state.memory.doubted:
+                    wanted = {ids[k]: inside(window, grid).to(self.device).flatten()[cells] for k, window in windows.items()}
                 found = state.memory.read(
-                    key[:, cells], selection[:, cells], coarse=self.coarse, count_use=count_use
+                    key[:, cells], selection[:, cells], coarse=self.coarse, count_use=count_use, wanted=wanted
                 )
                 read.index_copy_(2, cells, found)
             with self.autocast():

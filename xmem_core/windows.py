@@ -128,12 +128,19 @@ def _around(first: int, end: int, size: int, cells: int) -> tuple[int, int]:
     return min(max((first + end - size) // 2, 0), cells - size), size
 
 
+def inside(window: Window, grid: tuple[int, int]) -> Tensor:
+    """Cells in the window, (h, w) bool."""
+    cells = torch.zeros(grid, dtype=torch.bool)
+    window.cut(cells).fill_(True)
+    return cells
+
+
 def covered(windows: Iterable[Window], grid: tuple[int, int]) -> Tensor:
     """Cells in any of the windows, as sorted indices into the flattened grid."""
-    inside = torch.zeros(grid, dtype=torch.bool)
+    cells = torch.zeros(grid, dtype=torch.bool)
     for window in windows:
-        window.cut(inside).fill_(True)
-    return inside.flatten().nonzero().flatten()
+        window.cut(cells).fill_(True)
+    return cells.flatten().nonzero().flatten()
 
 
 def decode_in_windows(
