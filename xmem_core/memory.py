@@ -201,8 +201,8 @@ class Memory:
             query_selection: (C_k, P)
             coarse: find candidates in bfloat16 and select the best of them in float32.
             count_use: False for a read that produces no mask.
-            wanted: object id -> query positions at which the object's value is used, (P,) bool; elsewhere,
-                and for objects without an entry, it may be inexact. None: everywhere, for all objects.
+            wanted: object id -> query positions at which the object's value is read, (P,) bool; elsewhere,
+                and for objects without an entry, it is 0. None: everywhere, for all objects.
 
         Returns:
             (O, C_v, P), in the order of `first_time`.
@@ -223,19 +223,28 @@ class Memory:
         }
         readers = [everything, *sorted(set(validity.values()) - {everything})]
         barred = [None if valid == everything else _barred(seen.time, *valid) for valid in readers]
-        used = None
-        if wanted is not None and any(bar is not None for bar in barred):
+        used: list[Tensor | None] = [None] * len(readers)
+        if wanted is not None:
             nowhere = torch.zeros(query_key.shape[1], dtype=torch.bool, device=self.device)
-            used = [
-                torch.stack([wanted.get(i, nowhere) for i in validity if validity[i] == valid] or [nowhere]).any(0)
-                for valid in readers
-            ]
+            wanted = {i: wanted.get(i, nowhere) for i in self.first_time}
+            for n, bar in enumerate(barred):
+                if bar is not None:
+                    used[n] = torch.stack([wanted[i] for i in wanted if validity[i] == readers[n]]).any(0)
         found = search(seen.elements, query_key, query_selection, self.config.top_k, barred, wanted=used)
         rows = seen.rows
         if count_use:
             self._count_use(rows, *found[0])
         chosen = {valid: (w, rows[best]) for valid, (w, best) in zip(readers, found, strict=True)}
-        out = [sparse_readout(*chosen[validity[i]], value).T for i, value in self._values.items()]
+        out = []
+        for i, value in self._values.items():
+            weights, best = chosen[validity[i]]
+            if wanted is None:
+                out.append(sparse_readout(weights, best, value).T)
+            else:
+                places = wanted[i].nonzero().flatten()
+                own = value.new_zeros((len(weights), self.value_dim))
+                own[places] = sparse_readout(weights[places], best[places], value)
+                out.append(own.T)
         return torch.stack(out)
 
     def _as_readable(self, coarse: bool) -> _Readable:

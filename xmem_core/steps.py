@@ -160,10 +160,8 @@ class XMemSteps(ModelSteps[XMem, KeyFeatures]):
         return F.pad(normalised, padding(size)).contiguous(memory_format=self.layout)
 
     def keeps_update(self, state: TrackerState, deep_update: bool) -> bool:
-        # A synchronised deep update overwrites the decoder's update, which is therefore skipped, unless a
-        # hidden object may need it.
-        skipped = self.settings.deep_update_every < 0 and deep_update
-        return not skipped or self.settings.least_area is not None
+        # A synchronised deep update overwrites the decoder's update, which is therefore skipped.
+        return not (self.settings.deep_update_every < 0 and deep_update)
 
     def predicts(self, known: Sequence[int], given: Collection[int]) -> bool:
         return any(i not in given for i in known)
@@ -181,9 +179,10 @@ class XMemSteps(ModelSteps[XMem, KeyFeatures]):
             cells = covered(windows.values(), grid).to(self.device)
             read = key.new_zeros((len(ids), self.network.config.value_dim, key.shape[1]))
             if places:
-                wanted = None
-                if state.memory.doubted:
-                    wanted = {ids[k]: inside(window, grid).to(self.device).flatten()[cells] for k, window in windows.items()}
+                wanted = {
+                    ids[k]: inside(window, grid).to(self.device).flatten()[cells]
+                    for k, window in windows.items()
+                }
                 found = state.memory.read(
                     key[:, cells], selection[:, cells], coarse=self.coarse, count_use=count_use, wanted=wanted
                 )

@@ -129,6 +129,31 @@ def test_search_finds_for_every_reader_what_the_whole_matrix_shows(queries: int)
     assert found[1][1].min() >= 25
 
 
+@pytest.mark.parametrize("coarse", [False, True])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9, 0.99, 1.0])
+def test_readers_that_share_candidates_find_what_each_would_find_alone(share: float, coarse: bool) -> None:
+    key, shrinkage, query, selection = (t[0] for t in random_inputs(3, 600, 200, 16))
+    g = torch.Generator().manual_seed(5)
+    # The best elements of half of the queries are barred, as those of the newest frame are for a hidden object.
+    best = similarity(*(t.unsqueeze(0) for t in (key, shrinkage, query[:, :100], selection[:, :100])))[0]
+    near = torch.zeros(600).index_add_(0, best.topk(20, dim=0).indices.flatten(), torch.ones(2000)) > 8
+    bars = [None, torch.rand(600, generator=g) < share, near]
+    elements = coarsely_searchable(key.T.contiguous(), shrinkage[0]) if coarse else searchable(key, shrinkage)
+    wanted = torch.arange(200) % 3 > 0
+    together = search(elements, query, selection, 12, bars, wanted=[None, wanted, None])
+    for (weights, index), bar, used in zip(together, bars, (None, wanted, None), strict=True):
+        open_ = bar if bar is None else ~bar
+        rest = torch.arange(600) if open_ is None else open_.nonzero().flatten()
+        alone = searchable(key[:, rest], shrinkage[:, rest])
+        [(expected, place)] = search(alone, query, selection, 12, [None])
+        one, other = torch.zeros(2, 200, 600)
+        one.scatter_add_(1, index, weights)
+        if len(rest):
+            other.scatter_add_(1, rest[place], expected)
+        rows = slice(None) if used is None else used
+        torch.testing.assert_close(one[rows], other[rows], rtol=0, atol=2e-3 if coarse else 1e-5)
+
+
 @pytest.mark.parametrize("queries", [1, 64, 150])
 @pytest.mark.parametrize(("elements", "top_k"), [(900, 6), (40, 30), (20, 30), (3000, 30)])
 def test_a_coarse_search_finds_the_same(queries: int, elements: int, top_k: int) -> None:

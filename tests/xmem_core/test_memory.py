@@ -380,6 +380,22 @@ def test_a_frame_on_which_an_object_was_hidden_is_read_for_the_others_only() -> 
     assert memory.doubted == {1: [(2, 6)], 2: [(6, 6)]}
 
 
+@pytest.mark.parametrize("coarse", [False, True])
+def test_an_object_is_read_only_where_it_is_wanted(coarse: bool) -> None:
+    memory = Memory(small_config(max_mid_term_frames=9), 4, KEY_DIM, VALUE_DIM)
+    for t in range(6):
+        fill_frames(memory, 1, (1, 2, 3), start=t)
+        memory.bar_last([1] if t in (2, 3) else [])
+    query = torch.randn(KEY_DIM, 7, generator=torch.Generator().manual_seed(0))
+    wanted = {1: torch.arange(7) < 3, 2: torch.arange(7) > 4}
+    selection = torch.ones_like(query)
+    everywhere = memory.read(query, selection, coarse=coarse)
+    got = memory.read(query, selection, coarse=coarse, wanted=wanted)
+    for k, i in enumerate((1, 2, 3)):
+        where = wanted.get(i, torch.zeros(7, dtype=torch.bool))
+        assert torch.equal(got[k], everywhere[k] * where)
+
+
 def test_spans_of_hidden_frames_leave_with_their_elements() -> None:
     config = small_config(enable_long_term=False, max_mid_term_frames=3)
     memory = Memory(config, 2, KEY_DIM, VALUE_DIM)
