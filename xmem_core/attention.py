@@ -22,8 +22,6 @@ _COARSE_GROUP = 8
 # then differs from a search in float32 alone by a millionth of the weights on average, 4 millionths at most
 # (xmem-lite, 9,000 elements); with 1.3 by 5 % at single queries.
 _CANDIDATES = 1.6
-# Candidates that all readers share, as a multiple of what one needs, where some may not read all elements.
-_SHARED = 2
 
 
 class Searchable(NamedTuple):
@@ -109,7 +107,9 @@ def search(
     query_selection: Tensor,
     top_k: int,
     barred: Sequence[Tensor | None],
+    *,
     wanted: Sequence[Tensor | None] | None = None,
+    enough: Sequence[int | None] | None = None,
 ) -> list[tuple[Tensor, Tensor]]:
     """Find the elements that each query reads and their weights, computing scores once for all readers.
 
@@ -119,8 +119,11 @@ def search(
         query_key, query_selection: (C_k, P)
         top_k: maximum number of elements that a query reads.
         barred: a reader's forbidden elements, (N,) bool, or None; one entry per reader.
-        wanted: queries whose result is used, (P,) bool, or None for all; one entry per reader. At the others a
-            reader with forbidden elements may get fewer elements than there are.
+        wanted: queries whose result is used, (P,) bool, or None for all; one entry per reader. At the others
+            a reader with forbidden elements may get fewer elements than there are.
+        enough: with how many elements a reader with forbidden ones is content at a query, if these are among
+            the best of all elements; with fewer, its own are searched, which takes about as long as the first
+            search. None: it gets exactly its best `top_k`. One entry per reader.
 
     Returns:
         per reader weights (P, k) and indices (P, k), as `top_k_weights` gives them.
@@ -136,8 +139,12 @@ def search(
         else:
             scores = _scores(memory, key, selection)
         own = [None if rows is None else rows[part] for rows in wanted or (None,) * len(barred)]
-        found.append(_read_by_each(_Queries(memory, scores, key, selection), top_k, barred, own))
-    return [(torch.cat([w for w, _ in parts]), torch.cat([i for _, i in parts])) for parts in zip(*found, strict=True)]
+        queries = _Queries(memory, scores, key, selection)
+        found.append(_read_by_each(queries, top_k, barred, own, enough or (None,) * len(barred)))
+    return [
+        (torch.cat([w for w, _ in parts]), torch.cat([i for _, i in parts]))
+        for parts in zip(*found, strict=True)
+    ]
 
 
 class _Queries(NamedTuple):
@@ -158,49 +165,50 @@ class _Queries(NamedTuple):
         """The queries of these rows of the scores."""
         return _Queries(self.memory, self.scores[rows], self.key[:, rows], self.selection[:, rows])
 
-    def candidates(self, top_k: int, share: int = 1) -> tuple[Tensor, Tensor, int]:
-        """Exact scores and indices, (P, n) each, of `share` times as many elements as a reader needs, which is
-        the third value; in the order of `scores`, the best first.
-        """
+    def candidates(self, top_k: int) -> tuple[Tensor, Tensor]:
+        """Exact scores and indices, (P, n) each, of the elements among which the best `top_k` are."""
         coarse = isinstance(self.memory, CoarselySearchable)
-        need = min(math.ceil(_CANDIDATES * top_k) if coarse else top_k, self.scores.shape[1])
-        many = min(share * need, self.scores.shape[1])
-        best, index = _best(self.scores, many, _COARSE_GROUP if coarse else _GROUP)
+        count = min(math.ceil(_CANDIDATES * top_k) if coarse else top_k, self.scores.shape[1])
+        best, index = _best(self.scores, count, _COARSE_GROUP if coarse else _GROUP)
         if isinstance(self.memory, CoarselySearchable):
             distance = F.embedding(index, self.memory.key) - self.key.T.unsqueeze(1)  # P, n, C_k
             best = distance.square_().mul_(self.selection.T.unsqueeze(1)).sum(2).neg_()
             best *= self.memory.scale[index]
-        return best, index, need
+        return best, index
 
 
 def _read_by_each(
-    queries: _Queries, top_k: int, barred: Sequence[Tensor | None], wanted: Sequence[Tensor | None]
+    queries: _Queries,
+    top_k: int,
+    barred: Sequence[Tensor | None],
+    wanted: Sequence[Tensor | None],
+    enough: Sequence[int | None],
 ) -> list[tuple[Tensor, Tensor]]:
     """`search` for one block of queries.
 
-    Readers that may not read everything choose among common candidates. Only where too few of these are left
-    for a reader, its elements are searched again.
+    Readers with forbidden elements choose among the candidates of all elements. Only where too few of these
+    are left for a reader, it searches its own elements.
     """
-    scores, index, need = queries.candidates(top_k, 1 if all(bar is None for bar in barred) else _SHARED)
+    scores, index = queries.candidates(top_k)
     found = []
-    for bar, rows in zip(barred, wanted, strict=True):
-        if bar is None:
-            weights, place = top_k_weights(scores[:, :need], top_k)
-            found.append((weights, index.gather(1, place)))
-            continue
-        out = bar[index]
-        weights, place = top_k_weights(scores.masked_fill(out, float("-inf")), top_k)
+    for bar, rows, least in zip(barred, wanted, enough, strict=True):
+        seen, few = scores, None
+        if bar is not None:
+            out = bar[index]
+            seen = scores.masked_fill(out, float("-inf"))
+            least = index.shape[1] if least is None else least
+            few = (~out).sum(1) < min(least, int((~bar).sum()))
+            few = few if rows is None else few & rows
+        weights, place = top_k_weights(seen, top_k)
         chosen = index.gather(1, place)
-        few = (~out).sum(1) < min(need, int((~bar).sum()))
-        if rows is not None:
-            few &= rows
-        again = few.nonzero().flatten()
-        if len(again):
-            rest = queries.at(again)
-            rest.scores.masked_fill_(bar, float("-inf"))
-            own, own_index, _ = rest.candidates(top_k)
-            own_weights, place = top_k_weights(own.masked_fill_(bar[own_index], float("-inf")), top_k)
-            weights[again], chosen[again] = own_weights, own_index.gather(1, place)
+        if bar is not None and few is not None and bool(few.any()):
+            again = few.nonzero().flatten()
+            own = queries.at(again)
+            own.scores.masked_fill_(bar, float("-inf"))
+            own_scores, own_index = own.candidates(top_k)
+            own_scores.masked_fill_(bar[own_index], float("-inf"))
+            weights[again], place = top_k_weights(own_scores, top_k)
+            chosen[again] = own_index.gather(1, place)
         found.append((weights, chosen))
     return found
 

@@ -193,6 +193,7 @@ class Memory:
         coarse: bool = False,
         count_use: bool = True,
         wanted: Mapping[int, Tensor] | None = None,
+        enough: int | None = None,
     ) -> Tensor:
         """Read every object's value at every query position, and count the use of what was read.
 
@@ -203,6 +204,8 @@ class Memory:
             count_use: False for a read that produces no mask.
             wanted: object id -> query positions at which the object's value is read, (P,) bool; elsewhere,
                 and for objects without an entry, it is 0. None: everywhere, for all objects.
+            enough: where better elements are of frames that an object is barred from, it is content with so
+                many others (see `search`). None: it reads exactly its own best `top_k`.
 
         Returns:
             (O, C_v, P), in the order of `first_time`.
@@ -230,7 +233,10 @@ class Memory:
             for n, bar in enumerate(barred):
                 if bar is not None:
                     used[n] = torch.stack([wanted[i] for i in wanted if validity[i] == readers[n]]).any(0)
-        found = search(seen.elements, query_key, query_selection, self.config.top_k, barred, wanted=used)
+        least = [enough if spans else None for _, spans in readers]
+        found = search(
+            seen.elements, query_key, query_selection, self.config.top_k, barred, wanted=used, enough=least
+        )
         rows = seen.rows
         if count_use:
             self._count_use(rows, *found[0])

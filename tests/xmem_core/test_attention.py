@@ -134,7 +134,7 @@ def test_search_finds_for_every_reader_what_the_whole_matrix_shows(queries: int)
 def test_readers_that_share_candidates_find_what_each_would_find_alone(share: float, coarse: bool) -> None:
     key, shrinkage, query, selection = (t[0] for t in random_inputs(3, 600, 200, 16))
     g = torch.Generator().manual_seed(5)
-    # The best elements of half of the queries are barred, as those of the newest frame are for a hidden object.
+    # Most best elements of half of the queries are barred, as those of a frame on which an object was hidden.
     best = similarity(*(t.unsqueeze(0) for t in (key, shrinkage, query[:, :100], selection[:, :100])))[0]
     near = torch.zeros(600).index_add_(0, best.topk(20, dim=0).indices.flatten(), torch.ones(2000)) > 8
     bars = [None, torch.rand(600, generator=g) < share, near]
@@ -152,6 +152,24 @@ def test_readers_that_share_candidates_find_what_each_would_find_alone(share: fl
             other.scatter_add_(1, rest[place], expected)
         rows = slice(None) if used is None else used
         torch.testing.assert_close(one[rows], other[rows], rtol=0, atol=2e-3 if coarse else 1e-5)
+
+
+def test_a_reader_content_with_fewer_elements_reads_the_best_that_it_may() -> None:
+    key, shrinkage, query, selection = (t[0] for t in random_inputs(3, 300, 50, 16))
+    scores = similarity(*(t.unsqueeze(0) for t in (key, shrinkage, query, selection)))[0].T
+    bar = torch.arange(300) % 5 < 3
+    elements = searchable(key, shrinkage)
+    [(weights, index)] = search(elements, query, selection, 10, [bar], enough=[3])
+    fewer = 0
+    for row in range(50):
+        best = [i for i in scores[row].topk(10).indices.tolist() if not bar[i]]
+        if len(best) < 3:
+            best = scores[row].masked_fill(bar, -math.inf).topk(10).indices.tolist()
+        fewer += len(best) < 10
+        assert set(index[row][weights[row] > 0].tolist()) <= set(best)
+        expected = torch.softmax(scores[row][best], 0)
+        torch.testing.assert_close(weights[row].sort().values[-len(best) :], expected.sort().values)
+    assert 0 < fewer < 50
 
 
 @pytest.mark.parametrize("queries", [1, 64, 150])
