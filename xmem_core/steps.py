@@ -35,8 +35,8 @@ _AREA_GROWS, _AREA_SHRINKS = 0.1, 0.02
 # is easily taken over by whatever hides the object, while a large object only changes its shape. Without this
 # limit bmx-trees and libby of DAVIS lose 1.6 and 1.5 points of J&F.
 _LARGE = 16 * STRIDE**2
-# With `least_area`, the part of `top_k` that suffices where better elements are of frames on which an object was
-# hidden. With an exact search for each object a frame takes 9 % more CPU time, for nearly the same masks.
+# With `least_area`, the part of `top_k` that suffices where better elements are of frames on which an object
+# was hidden. With an exact search for each object a frame takes 9 % more CPU time, for nearly the same masks.
 _ENOUGH = 3
 
 N = TypeVar("N", bound=Network)
