@@ -7,6 +7,7 @@ by a dense matrix product, and the whole frame is searched. What `xmem_core` doe
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -75,8 +76,16 @@ class DenseMemory(Memory):
     """The memory, read by a dense matrix product with zeros for all but the top k."""
 
     def read(
-        self, query_key: Tensor, query_selection: Tensor, *, coarse: bool = False, count_use: bool = True
+        self,
+        query_key: Tensor,
+        query_selection: Tensor,
+        *,
+        coarse: bool = False,
+        count_use: bool = True,
+        wanted: Mapping[int, Tensor] | None = None,
+        enough: int | None = None,
     ) -> Tensor:
+        assert enough is None, "each object reads its own best elements here"
         rows = self._used_rows()
         columns = {name: column[rows] for name, column in self._columns.items()}
         scores = similarity(
@@ -97,7 +106,10 @@ class DenseMemory(Memory):
             own = everything
             if bool(barred.any()):
                 own = self._weights(scores.masked_fill(barred.unsqueeze(1), float("-inf")))
-            out.append(self._values[i][rows].T @ own)
+            value = self._values[i][rows].T @ own
+            if wanted is not None:
+                value = value * wanted[i] if i in wanted else torch.zeros_like(value)
+            out.append(value)
         return torch.stack(out)
 
     def _weights(self, scores: Tensor) -> Tensor:

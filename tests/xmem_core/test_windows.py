@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -255,7 +256,7 @@ def test_only_windows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(state.memory, Memory)
     read, asked = state.memory.read, []
 
-    def spy(key: Tensor, selection: Tensor, **how: bool) -> Tensor:
+    def spy(key: Tensor, selection: Tensor, **how: Any) -> Tensor:
         asked.append(key.shape[1])
         return read(key, selection, **how)
 
