@@ -19,6 +19,7 @@ from rich.table import Table
 
 from pipeline.base.errors import UsageError
 from pipeline.base.redaction import shareable
+from pipeline.detect.assignment import assignment
 from pipeline.storage.locations import locate, read_error
 from pipeline.tracks.reader import open_tracks
 
@@ -241,39 +242,6 @@ def _hota(frames: _Frames, people: int, tracks: int) -> float:
         associated = (of_alpha * pairs).sum() / max(count, 1)
         values.append(math.sqrt(associated * count / max(total - count, 1)))
     return float(np.mean(values))
-
-
-def assignment(gain: NDArray[np.float64]) -> list[tuple[int, int]]:
-    """The one-to-one pairs of rows and columns with the largest sum (Hungarian method), in order of rows."""
-    if not gain.size:
-        return []
-    if gain.shape[0] > gain.shape[1]:
-        return sorted((r, c) for c, r in assignment(gain.T))
-    cost = gain.max() - gain
-    rows, columns = cost.shape
-    of_row, of_column = np.zeros(rows + 1), np.zeros(columns + 1)
-    holder = np.zeros(columns + 1, np.intp)  # row of each column; rows and columns count from 1 here
-    for row in range(1, rows + 1):
-        holder[0], at = row, 0
-        least, seen = np.full(columns + 1, np.inf), np.zeros(columns + 1, np.bool_)
-        came_from = np.zeros(columns + 1, np.intp)
-        while holder[at]:
-            seen[at] = True
-            reduced = cost[holder[at] - 1] - of_row[holder[at]] - of_column[1:]
-            better = ~seen[1:] & (reduced < least[1:])
-            least[1:][better], came_from[1:][better] = reduced[better], at
-            open_columns = np.where(seen, np.inf, least)
-            open_columns[0] = np.inf
-            following = int(np.argmin(open_columns))
-            step = open_columns[following]
-            of_row[holder[seen]] += step
-            of_column[seen] -= step
-            least[~seen] -= step
-            at = following
-        while at:
-            holder[at] = holder[came_from[at]]
-            at = int(came_from[at])
-    return sorted((int(holder[c]) - 1, c - 1) for c in range(1, columns + 1) if holder[c])
 
 
 def _ious(

@@ -198,11 +198,11 @@ def options_of(cls: Any) -> tuple[Option, ...]:
 def recorded(settings: Any, options: Iterable[Option]) -> dict[str, Any]:
     """Values by flat name, as records hold them.
 
-    Options with the metadata `later`, which are younger than the first records, are left out while they are
-    None: older records and their digests still match.
+    Options with the metadata `later`, which are younger than the first records, are left out while they have
+    their default: older records and their digests still match.
     """
     values = ((option, option.of(settings)) for option in options)
-    return {o.name: value for o, value in values if value is not None or not o.metadata.get("later")}
+    return {o.name: value for o, value in values if value != o.default or not o.metadata.get("later")}
 
 
 def _of(settings: Any) -> tuple[Option, ...]:

@@ -1,10 +1,25 @@
 """Lifecycle of detected objects: which detections start objects, and when an object is given up.
 
-The detector runs every few frames. A detection that overlaps a tracked object is matched to it. The others
-are candidates: one that is detected several times in a row, near its expected position, becomes an object
-with a new id. An object that was started here is given up after it has been out of sight for too long, sooner
-if candidates wait for room, or when a prompt needs its place. Objects that a user prompted or corrected stay
-until the user removes them.
+The detector runs every few frames. Each of its detections is matched with the object whose mask, expected
+position and colours it fits best (`pipeline.detect.association`). What follows from a match:
+
+- A detection where the object's mask is confirms the object. One with a small score may confirm, but starts
+  nothing.
+- If the mask is elsewhere than the detection for several looks, the mask is replaced by one of the
+  detection: it has drifted, or spread over a second thing. The tracker then forgets what it learnt there.
+- An object without a mask is sought among the detections of nothing that is tracked, by movement and
+  colours, and goes on there under its own id.
+- An object that several looks in a row search and do not find is given up. So, after a while, is one that is
+  found only together with another one: of two objects on one thing the older stays.
+- The other detections are candidates: one that is detected several times in a row, near its expected
+  position, becomes an object with a new id.
+
+An object that is given up, or that was out of sight for a while, is no longer tracked and holds nobody's
+place, but is remembered: a detection of it continues its id. It is forgotten after it has been out of sight
+for too long. Objects that a user prompted or corrected are left alone: they stay until the user removes them.
+
+Detectors of movement (`Look.instances` is false) confirm, start and find objects again, but do not correct or
+disprove any: what stands still is not detected, and two people who walk together are one detection.
 
 The tracker matches by appearance and may assign a new thing to an existing object that looks like it. For
 objects started here, only the part of the mask that continues from the previous position (its home) counts as
@@ -21,7 +36,7 @@ import json
 import struct
 import zlib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -30,76 +45,72 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import XmemError, one_line
 from pipeline.base.records import Frame
+from pipeline.detect.appearance import Colours, colours_of
+from pipeline.detect.association import FITS, Shown, lost_pairs, share_inside, shown_in, visible_pairs
+from pipeline.detect.candidates import Candidate, confirmed_among, inside
 from pipeline.detect.components import homes_of, without_strays
-from pipeline.detect.protocol import Detection, Detector
+from pipeline.detect.found_object import FoundObject, centre_of, iou, overlap
+from pipeline.detect.protocol import Detection, Detector, Look, look_with
 from pipeline.detect.settings import FinderSettings
 from pipeline.prompts.box_segmenters import Box, BoxSegmenter, inscribed_ellipse
 
-_MAGIC = b"xmem-finder-1\n"
+_MAGIC = b"xmem-finder-2\n"
 # A detection matches a tracked object if this share of it lies on tracked objects ...
 _COVERED = 0.25
 # ... or if it covers this share of one that is not too small beside it.
 _HELD, _CRUMB = 0.5, 0.15
-# Maximum distance of a candidate from its expected position, in its own size, and maximum ratio of sizes.
-_NEAR, _SIZES = 0.8, 3.0
-# Consecutive detector runs that may miss it.
-_MISSES = 1
+# Looks in a row on which a mask must be elsewhere than its detection before it is replaced.
+_DISAGREE = 2
+# An object in another one's detection is missed this often at least, while it keeps its shape.
+_HIDDEN_MISSES = 3
+# Of a matched object's mask, the part in its detection or expected box, enlarged by this share, is tracked.
+_AROUND = 0.25
+# Of two detections that share this much of the smaller one only that with the larger score counts: both are
+# of the same thing, or one is of two things.
+_SAME = 0.7
+# Detections that overlap another one by this share of their area do not show one thing's colours alone.
+_ALONE = 0.15
+# Confirmations after which an object is remembered when it is given up.
+_PROVEN = 2
+# Objects out of sight are no longer tracked, but remembered, after this share of `out_of_sight`.
+_SOON = 5
 
 
 @dataclass(frozen=True)
 class NewObject:
-    """An object to start on the current frame.
+    """An object to start or to correct on the current frame.
 
     Args:
-        object_id: id that is new to the stream.
+        object_id: id that is new to the stream, or that of an object that was started here before.
         mask: H x W bool, without the pixels of other objects.
         category, score: values from the detector.
+        reason: detector (a new object), found_again or drifted.
     """
 
     object_id: int
     mask: NDArray[np.bool_]
     category: str | None
     score: float
+    reason: str = "detector"
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    box: Box
-    step: tuple[float, float]  # movement of the centre between detector runs, x and y
-    hits: int = 1
-    misses: int = 0
+class Decisions:
+    """What is to be done on a frame before it is tracked: first the removals, then the masks.
 
-    @property
-    def centre(self) -> tuple[float, float]:
-        x, y, w, h = self.box
-        return x + w / 2, y + h / 2
+    Args:
+        gone: ids of the objects not to be tracked any more, and why: out_of_sight or unconfirmed.
+        masks: objects to start or to correct.
+    """
 
-    def distance(self, other: Box) -> float:
-        """Distance of a box from the expected position, in mean sizes.
-
-        Infinite if it cannot be the same thing.
-        """
-        (x, y), (_, _, w, h) = self.centre, self.box
-        dx, dy = other[0] + other[2] / 2 - x - self.step[0], other[1] + other[3] / 2 - y - self.step[1]
-        ratio = other[2] * other[3] / (w * h)
-        if not 1 / _SIZES <= ratio <= _SIZES:
-            return float("inf")
-        return float(np.hypot(dx, dy)) * 4 / (w + h + other[2] + other[3])
-
-    def seen(self, box: Box) -> _Candidate:
-        moved = _Candidate(box, (0.0, 0.0)).centre
-        looks = self.misses + 1
-        step = ((moved[0] - self.centre[0]) / looks, (moved[1] - self.centre[1]) / looks)
-        return _Candidate(box, step, self.hits + 1)
-
-    def missed(self) -> _Candidate:
-        return _Candidate(self.box, self.step, self.hits, self.misses + 1)
+    gone: dict[int, str] = field(default_factory=dict)
+    masks: list[NewObject] = field(default_factory=list)
 
 
 class ObjectFinder:
     """Starts and gives up objects of one stream; see the module docstring.
 
-    For each frame, in order: `given_up`, then `look`, then, with the frame tracked, `saw`.
+    For each frame, in order: `look`, then, with the frame tracked, `saw`.
 
     Args:
         detector: a detector used for this stream only.
@@ -120,8 +131,9 @@ class ObjectFinder:
         self._boxes = box_segmenter
         self._next_id = 1
         self._next_look = 0
-        self._candidates: list[_Candidate] = []
-        self._last_seen: dict[int, int] = {}  # of objects started here: frame on which they were visible
+        self._candidates: list[Candidate] = []
+        self._objects: dict[int, FoundObject] = {}  # started here, tracked
+        self._remembered: dict[int, FoundObject] = {}  # started here, no longer tracked
         self._labels: NDArray[np.int32] | None = None  # of the previous frame
         self._labelled: set[int] = set()  # the objects that were tracked on it
         self._waiting = 0  # confirmed candidates without room at the last detector run
@@ -140,12 +152,13 @@ class ObjectFinder:
     @property
     def started(self) -> list[int]:
         """Ids of the tracked objects that were started here and not released since. Thread-safe."""
-        return list(self._last_seen)
+        return list(self._objects)
 
     def release(self, ids: Iterable[int]) -> None:
         """Stop managing objects, because a prompt corrected them or they were removed."""
         released = set(ids)
-        self._last_seen = {i: seen for i, seen in self._last_seen.items() if i not in released}
+        self._objects = {i: found for i, found in self._objects.items() if i not in released}
+        self._remembered = {i: found for i, found in self._remembered.items() if i not in released}
 
     def make_room(self, frame_index: int, count: int, among: Collection[int]) -> dict[int, int]:
         """Choose objects that were started here to be displaced by prompts, and stop managing them.
@@ -163,32 +176,14 @@ class ObjectFinder:
             sight. Fewer than `count` if no more of them were started here.
         """
         visible = set() if self._labels is None else set(np.unique(self._labels).tolist())
-        choice = [i for i in self._last_seen if i in among]
-        choice.sort(key=lambda i: (i in visible, -i if i in visible else self._last_seen[i], i))
-        unseen = {i: frame_index - self._last_seen[i] - 1 for i in choice[:count]}
+        choice = [i for i in self._objects if i in among]
+        choice.sort(key=lambda i: (i in visible, -i if i in visible else self._objects[i].seen, i))
+        unseen = {i: frame_index - self._objects[i].seen - 1 for i in choice[:count]}
         self.release(unseen)
         return unseen
 
-    def given_up(self, frame_index: int) -> list[int]:
-        """Return objects started here that have been out of sight for too long.
-
-        They are no longer managed.
-        """
-        unseen = {i: frame_index - seen for i, seen in self._last_seen.items()}
-        gone = [i for i, frames in unseen.items() if frames > self._settings.out_of_sight]
-        if len(gone) < self._waiting:
-            # Those unseen for longest make room; among equals, the older ones.
-            soon = [i for i, n in unseen.items() if n > self._settings.out_of_sight // 5 and i not in gone]
-            gone += sorted(soon, key=lambda i: (-unseen[i], i))[: self._waiting - len(gone)]
-        for object_id in gone:
-            del self._last_seen[object_id]
-        self._waiting -= min(self._waiting, len(gone))
-        return gone
-
-    def look(
-        self, frame: Frame, live: Collection[int], given: Mapping[int, NDArray[np.bool_]]
-    ) -> list[NewObject]:
-        """Run the detector if it is due, and return the objects to start on this frame.
+    def look(self, frame: Frame, live: Collection[int], given: Mapping[int, NDArray[np.bool_]]) -> Decisions:
+        """Decide what starts, ends and is corrected on a frame, with a run of the detector if it is due.
 
         Args:
             frame: the frame about to be tracked.
@@ -198,42 +193,72 @@ class ObjectFinder:
         Raises:
             XmemError: the detector failed, or violates its protocol.
         """
+        decided = Decisions()
+        self._end_unseen(frame.frame_index, decided)
         if frame.frame_index < self._next_look:
-            return []
-        every = self._settings.every
-        self._next_look = frame.frame_index - frame.frame_index % every + every
-        labels = self._labels_on(frame, live, given)
-        unknown = [d for d in self._detected(frame) if not _is_tracked(d, labels)]
-        confirmed = self._confirm(unknown, frame)
-        room = self._settings.max_objects - len(set(live) | set(given))
-        started: list[NewObject] = []
+            return decided
+        tracked = set(live) - set(decided.gone)
+        labels = self._labels_on(frame, tracked, given)
+        run = _Run(frame, self._detected(frame, self._wanted(frame)), labels, set(given))
+        # What lies on objects of users is theirs.
+        users = np.where(np.isin(labels, list(self._objects)), 0, labels)
+        run.free = [k for k in _distinct(run.look) if not _is_tracked(run.detection(k), users)]
+        self._follow(run, decided)
+        unknown = self._unknown(run)
+        room = self._settings.max_objects - self._settings.kept_for_prompts
+        room -= len((tracked | set(given)) - set(decided.gone))
         self._waiting = 0
-        for candidate, detection in confirmed:
-            # An object started just now may cover the next detection.
-            if _is_tracked(detection, labels):
-                continue
-            if len(started) >= room:
-                self._waiting += 1
-                continue
-            mask = self._mask_of(detection, frame) & (labels == 0)
-            if not mask.any():
-                continue
-            new = NewObject(self._next_id, mask, detection.category, detection.score)
-            self._next_id += 1
-            self._last_seen[new.object_id] = frame.frame_index
-            self._candidates.remove(candidate)
-            labels[mask] = new.object_id
-            started.append(new)
-        return started
+        unknown, room = self._find_again(run, unknown, room, decided)
+        self._start(run, unknown, room, decided)
+        pending = any(c.hits < self._settings.confirmations for c in self._candidates)
+        every = max(1, self._settings.every // (2 if pending else 1))
+        self._next_look = frame.frame_index - frame.frame_index % every + every
+        return decided
 
-    def saw(self, frame_index: int, label_map: NDArray[np.int32], live: Collection[int]) -> None:
-        """Process a tracked frame: H x W labels, and the ids of the tracked objects."""
-        self._labels, self._labelled = label_map, set(live)
-        self._last_seen = {i: seen for i, seen in self._last_seen.items() if i in live}
-        self._homes = homes_of(label_map, self._last_seen, self._homes)
-        for object_id in self._last_seen:
-            if bool((label_map == object_id).any()):
-                self._last_seen[object_id] = frame_index
+    def saw(self, frame_index: int, label_map: NDArray[np.int32], live: Collection[int]) -> NDArray[np.int32]:
+        """Process a tracked frame.
+
+        Args:
+            frame_index: the frame.
+            label_map: H x W, its labels; not changed.
+            live: ids of the tracked objects.
+
+        Returns:
+            the labels without what the tracker gave to objects started here beside their homes.
+        """
+        self._objects = {i: found for i, found in self._objects.items() if i in live}
+        self._homes = homes_of(label_map, self._objects, self._homes)
+        labels = label_map.copy()
+        without_strays(labels, self._objects, self._homes)
+        self._labels, self._labelled = labels, set(live)
+        for object_id, found in self._objects.items():
+            if bool((labels == object_id).any()):
+                self._objects[object_id] = replace(found, seen=frame_index)
+        return labels
+
+    # --- ends ------------------------------------------------------------------------------------
+
+    def _end_unseen(self, frame_index: int, decided: Decisions) -> None:
+        """Give up objects that have been out of sight for long, and forget remembered ones."""
+        limit = self._settings.out_of_sight
+        unseen = {i: frame_index - found.seen for i, found in self._objects.items()}
+        gone = [i for i, frames in unseen.items() if frames > limit]
+        if len(gone) < self._waiting:
+            # Those unseen for longest make room; among equals, the older ones.
+            soon = [i for i, n in unseen.items() if n > limit // _SOON and i not in gone]
+            gone += sorted(soon, key=lambda i: (-unseen[i], i))[: self._waiting - len(gone)]
+        for object_id in gone:
+            self._give_up(object_id, "out_of_sight", decided)
+        self._waiting -= min(self._waiting, len(gone))
+        self._remembered = {
+            i: found for i, found in self._remembered.items() if frame_index - found.seen <= limit
+        }
+
+    def _give_up(self, object_id: int, reason: str, decided: Decisions) -> None:
+        found = self._objects.pop(object_id)
+        if found.hits >= _PROVEN:
+            self._remembered[object_id] = found
+        decided.gone[object_id] = reason
 
     # --- one detector run ------------------------------------------------------------------------
 
@@ -246,8 +271,6 @@ class ObjectFinder:
             labels = np.zeros((height, width), np.int32)
         else:
             labels = self._labels.copy()
-            if self._homes is not None:
-                without_strays(labels, self._last_seen, self._homes)
             if labels.shape != frame.size:
                 resized = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST)
                 labels = np.asarray(resized, np.int32)
@@ -259,11 +282,18 @@ class ObjectFinder:
             labels[mask] = object_id
         return labels
 
-    def _detected(self, frame: Frame) -> list[Detection]:
+    def _wanted(self, frame: Frame) -> list[Box]:
+        """Boxes in which something is looked for: candidates, and objects that were not confirmed lately."""
+        boxes = [candidate.expected() for candidate in self._candidates]
+        unsure = [f for f in (*self._objects.values(), *self._remembered.values()) if f.misses or f.disagreed]
+        boxes += [found.expected(frame.frame_index) for found in unsure]
+        return [inside(box, frame) for box in boxes]
+
+    def _detected(self, frame: Frame, wanted: list[Box]) -> Look:
         name = type(self._detector).__name__
         try:
-            found = list(self._detector.detect(frame))
-            for detection in found:
+            found = look_with(self._detector, frame, wanted)
+            for detection in found.detections:
                 detection.check_fits(frame)
         except XmemError:
             raise
@@ -272,37 +302,174 @@ class ObjectFinder:
                 f"the detector {name} failed on frame {frame.frame_index}: {type(error).__name__}: "
                 f"{one_line(error)}; committed rows are kept"
             ) from error
-        wanted = self._settings.wanted
-        return found if wanted is None else [d for d in found if d.category in wanted]
+        classes = self._settings.wanted
+        if classes is None:
+            return found
+        return replace(found, detections=[d for d in found.detections if d.category in classes])
 
-    def _confirm(self, unknown: list[Detection], frame: Frame) -> list[tuple[_Candidate, Detection]]:
-        """Match detections with candidates; return the confirmed ones."""
-        pairs = sorted(
-            (distance, i, k)
-            for i, candidate in enumerate(self._candidates)
-            for k, detection in enumerate(unknown)
-            if (distance := candidate.distance(detection.bounds)) <= _NEAR
+    # --- objects with a mask ---------------------------------------------------------------------
+
+    def _follow(self, run: _Run, decided: Decisions) -> None:
+        """Match detections with the objects that have a mask, and draw the consequences."""
+        self._objects = {i: f for i, f in self._objects.items() if i not in run.given}
+        run.shown = shown_in(run.labels, list(self._objects))
+        detections = [run.detection(k) for k in run.free]
+        pairs = visible_pairs(
+            self._objects,
+            run.shown,
+            run.labels,
+            detections,
+            lambda at: run.colours(run.free[at]),
+            run.frame.frame_index,
         )
-        follows: dict[int, int] = {}  # detection -> candidate
-        for _, i, k in pairs:
-            if k not in follows and i not in follows.values():
-                follows[k] = i
-        kept, confirmed = [], []
-        for k, detection in enumerate(unknown):
-            if k in follows:
-                candidate = self._candidates[follows[k]].seen(detection.bounds)
-            else:
-                candidate = _Candidate(detection.bounds, (0.0, 0.0))
-            kept.append(candidate)
-            needed = self._settings.confirmations * (2 if _reaches_out(detection.bounds, frame) else 1)
-            if candidate.hits >= needed:
-                confirmed.append((candidate, detection))
-        matched = set(follows.values())
-        for i, candidate in enumerate(self._candidates):
-            if i not in matched and candidate.misses < _MISSES:
-                kept.append(candidate.missed())
-        self._candidates = kept
-        return confirmed
+        run.matched = {object_id: run.free[at] for object_id, at in pairs.items()}
+        apart = [i for i, k in sorted(run.matched.items()) if not self._confirm(run, i, k)]
+        if run.look.instances:
+            for object_id in apart:
+                self._correct(run, object_id, run.matched[object_id], decided)
+            for object_id in sorted(set(run.shown) - set(run.matched)):
+                self._not_detected(run, object_id, decided)
+
+    def _confirm(self, run: _Run, object_id: int, k: int) -> bool:
+        """Confirm an object by its detection, if its mask is there; returns whether it is."""
+        found, detection = self._objects[object_id], run.detection(k)
+        if iou(run.shown[object_id].box, detection.bounds) < FITS:
+            return False
+        clear = run.alone(k) and detection.score >= self._settings.least_score
+        colours = run.colours(k) if clear else None
+        self._objects[object_id] = found.confirmed(detection.bounds, run.frame.frame_index, colours)
+        return True
+
+    def _correct(self, run: _Run, object_id: int, k: int, decided: Decisions) -> None:
+        """An object's mask is not where its detection is: replace it if that goes on."""
+        found, shown, detection = self._objects[object_id], run.shown[object_id], run.detection(k)
+        now, box = run.frame.frame_index, detection.bounds
+        expected = found.expected(now)
+        if iou(shown.box, expected) >= FITS > iou(expected, box):
+            pass  # a detection of part of it, or of two people as one
+        elif self._is_shared(run, object_id, k):
+            self._objects[object_id] = replace(found, misses=0)
+        elif found.disagreed + 1 < _DISAGREE or detection.score < self._settings.least_score:
+            self._objects[object_id] = replace(found, misses=0, disagreed=found.disagreed + 1)
+        else:
+            agreed = [i for i in run.shown if i in self._objects and self._objects[i].frame == now]
+            mask = self._mask_of(detection, run.frame) & ~np.isin(run.labels, [*agreed, *run.given])
+            if not mask.any():
+                return
+            self._objects[object_id] = found.confirmed(box, now, run.colours(k) if run.alone(k) else None)
+            run.labels[run.labels == object_id] = 0
+            run.labels[mask] = object_id
+            category = found.category or detection.category
+            decided.masks.append(NewObject(object_id, mask, category, detection.score, "drifted"))
+
+    def _is_shared(self, run: _Run, object_id: int, k: int) -> bool:
+        """Whether a detection holds another object's mask too: it may be of both, or of the other one."""
+        detection = run.detection(k)
+        return any(
+            share_inside(run.labels, other, shown, detection) >= _HELD
+            and shown.area >= _CRUMB * int(detection.area().sum())
+            and run.matched.get(other, k) == k
+            for other, shown in run.shown.items()
+            if other != object_id and other in self._objects
+        )
+
+    def _not_detected(self, run: _Run, object_id: int, decided: Decisions) -> None:
+        """No detection was matched with an object's mask."""
+        found, shown = self._objects[object_id], run.shown[object_id]
+        x, y = centre_of(shown.box)
+        w, h = found.box[2:]
+        place = inside((round(x - w / 2), round(y - h / 2), w, h), run.frame)
+        if not run.look.covers(place):
+            return
+        hidden = any(
+            share_inside(run.labels, object_id, shown, run.detection(k)) >= _HELD
+            for k in run.matched.values()
+        )
+        shaped = iou(shown.box, found.expected(run.frame.frame_index)) >= FITS
+        limit = self._settings.give_up_looks * (_HIDDEN_MISSES if hidden and shaped else 1)
+        found = self._objects[object_id] = replace(found, misses=found.misses + 1)
+        if found.misses >= limit:
+            self._give_up(object_id, "unconfirmed", decided)
+            run.labels[run.labels == object_id] = 0
+
+    # --- other detections ------------------------------------------------------------------------
+
+    def _unknown(self, run: _Run) -> dict[int, Detection]:
+        """Detections of nothing that is tracked, by position."""
+        labels = run.labels
+        if run.look.instances:
+            labels = labels.copy()
+            for object_id, k in run.matched.items():
+                if object_id in self._objects:
+                    boxes = (
+                        run.detection(k).bounds,
+                        self._objects[object_id].expected(run.frame.frame_index),
+                    )
+                    _keep_inside(labels, object_id, [_enlarged(box) for box in boxes])
+        run.tracked = labels
+        return {
+            k: run.detection(k)
+            for k in run.free
+            if k not in run.matched.values()
+            and run.detection(k).score >= self._settings.least_score
+            and not _is_tracked(run.detection(k), labels)
+        }
+
+    def _find_again(
+        self, run: _Run, unknown: dict[int, Detection], room: int, decided: Decisions
+    ) -> tuple[dict[int, Detection], int]:
+        """Continue lost objects on detections; returns the other detections, and the room that is left."""
+        now = run.frame.frame_index
+        unseen = {i: f for i, f in self._objects.items() if i not in run.shown}
+        lost = {**self._remembered, **unseen}
+        pairs = lost_pairs(lost, unknown, run.colours, now, max(1, self._settings.out_of_sight // _SOON))
+        for object_id, k in sorted(pairs.items()):
+            if object_id in self._remembered and room <= 0:
+                self._waiting += 1
+                continue
+            detection = unknown.pop(k)
+            mask = self._mask_of(detection, run.frame) & (run.tracked == 0)
+            if not mask.any():
+                continue
+            room -= object_id in self._remembered
+            found = lost[object_id].confirmed(detection.bounds, now, run.colours(k) if run.alone(k) else None)
+            self._remembered.pop(object_id, None)
+            self._objects[object_id] = replace(found, seen=now)
+            run.mark(mask, object_id)
+            decided.gone.pop(object_id, None)
+            category = found.category or detection.category
+            decided.masks.append(NewObject(object_id, mask, category, detection.score, "found_again"))
+        return unknown, room
+
+    def _start(self, run: _Run, unknown: dict[int, Detection], room: int, decided: Decisions) -> None:
+        """Start objects from candidates that were detected often enough."""
+        now = run.frame.frame_index
+        least = self._settings.least_score
+        weak = [run.detection(k).bounds for k in run.free if run.detection(k).score < least]
+        self._candidates, confirmed = confirmed_among(
+            self._candidates, list(unknown.values()), weak, run.look, run.frame, self._settings.confirmations
+        )
+        position = {id(detection): k for k, detection in unknown.items()}
+        for candidate, detection in confirmed:
+            # An object started just now may cover the next detection.
+            if _is_tracked(detection, run.tracked):
+                continue
+            if room <= 0:
+                self._waiting += 1
+                continue
+            mask = self._mask_of(detection, run.frame) & (run.tracked == 0)
+            if not mask.any():
+                continue
+            new = NewObject(self._next_id, mask, detection.category, detection.score)
+            self._next_id += 1
+            room -= 1
+            colours = run.colours(position[id(detection)])
+            self._objects[new.object_id] = FoundObject(
+                detection.bounds, now, now, detection.category, colours, hits=1
+            )
+            self._candidates.remove(candidate)
+            run.mark(mask, new.object_id)
+            decided.masks.append(new)
 
     def _mask_of(self, detection: Detection, frame: Frame) -> NDArray[np.bool_]:
         if detection.mask is not None:
@@ -319,8 +486,9 @@ class ObjectFinder:
         facts: dict[str, Any] = {
             "next_id": self._next_id,
             "next_look": self._next_look,
-            "candidates": [asdict(c) for c in self._candidates],
-            "last_seen": list(self._last_seen.items()),
+            "candidates": [c.to_json() for c in self._candidates],
+            "objects": [[i, found.to_json()] for i, found in self._objects.items()],
+            "remembered": [[i, found.to_json()] for i, found in self._remembered.items()],
             "waiting": self._waiting,
             "labelled": sorted(self._labelled),
             "labels": None if self._labels is None else list(self._labels.shape),
@@ -346,20 +514,54 @@ class ObjectFinder:
                 raise ValueError(f"{len(blob)} bytes, {end} expected")
             labels = _unpacked(parts[0], facts["labels"])
             homes = _unpacked(parts[1], facts["homes"])
-            candidates = [
-                _Candidate(_box(c["box"]), (c["step"][0], c["step"][1]), c["hits"], c["misses"])
-                for c in facts["candidates"]
-            ]
+            candidates = [Candidate.from_json(values) for values in facts["candidates"]]
             waiting = int(facts["waiting"])
             labelled = {int(i) for i in facts["labelled"]}
-            last_seen = {int(i): int(seen) for i, seen in facts["last_seen"]}
+            objects, remembered = (
+                {int(i): FoundObject.from_json(values) for i, values in facts[name]}
+                for name in ("objects", "remembered")
+            )
             next_id, next_look = int(facts["next_id"]), int(facts["next_look"])
             self._detector.from_bytes(parts[2])
         except (struct.error, zlib.error, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"damaged or foreign bytes of the object finder: {error}") from error
         self._labels, self._labelled, self._homes = labels, labelled, homes
-        self._candidates, self._last_seen, self._waiting = candidates, last_seen, waiting
+        self._candidates, self._objects, self._remembered = candidates, objects, remembered
+        self._waiting = waiting
         self._next_id, self._next_look = max(self._next_id, next_id), next_look
+
+
+class _Run:
+    """One run of the detector: what it found, and the labels as they are changed by decisions."""
+
+    def __init__(self, frame: Frame, look: Look, labels: NDArray[np.int32], given: Collection[int]) -> None:
+        self.frame, self.look, self.labels, self.given = frame, look, labels, given
+        self.tracked = labels  # without what objects hold of other things
+        self.free: list[int] = []  # positions of the detections that are not of users' objects
+        self.shown: dict[int, Shown] = {}
+        self.matched: dict[int, int] = {}  # object -> position of its detection
+        self._colours: dict[int, Colours] = {}
+
+    def detection(self, k: int) -> Detection:
+        return self.look.detections[k]
+
+    def colours(self, k: int) -> Colours:
+        if k not in self._colours:
+            self._colours[k] = colours_of(self.frame.image, self.detection(k))
+        return self._colours[k]
+
+    def alone(self, k: int) -> bool:
+        """Whether no other detection covers much of a detection."""
+        box = self.detection(k).bounds
+        most = _ALONE * box[2] * box[3]
+        return not any(
+            overlap(box, other.bounds) > most for at, other in enumerate(self.look.detections) if at != k
+        )
+
+    def mark(self, mask: NDArray[np.bool_], object_id: int) -> None:
+        for labels in (self.labels, self.tracked):
+            labels[labels == object_id] = 0
+            labels[mask] = object_id
 
 
 def _packed(labels: NDArray[np.int32] | None) -> bytes:
@@ -368,11 +570,6 @@ def _packed(labels: NDArray[np.int32] | None) -> bytes:
 
 def _unpacked(blob: bytes, shape: list[int] | None) -> NDArray[np.int32] | None:
     return None if shape is None else np.frombuffer(zlib.decompress(blob), np.int32).reshape(shape)
-
-
-def _box(values: list[int]) -> Box:
-    x, y, w, h = (int(v) for v in values)
-    return x, y, w, h
 
 
 def _is_tracked(detection: Detection, labels: NDArray[np.int32]) -> bool:
@@ -391,7 +588,30 @@ def _is_tracked(detection: Detection, labels: NDArray[np.int32]) -> bool:
     return False
 
 
-def _reaches_out(box: Box, frame: Frame) -> bool:
+def _distinct(look: Look) -> list[int]:
+    """Positions of the detections without those that are another one's again, or that are of two at once."""
+    if not look.instances:
+        return list(range(len(look.detections)))
+    kept: list[int] = []
+    for k in sorted(range(len(look.detections)), key=lambda at: (-look.detections[at].score, at)):
+        box = look.detections[k].bounds
+        others = [look.detections[at].bounds for at in kept]
+        if not any(
+            overlap(box, other) >= _SAME * min(box[2] * box[3], other[2] * other[3]) for other in others
+        ):
+            kept.append(k)
+    return sorted(kept)
+
+
+def _enlarged(box: Box) -> Box:
     x, y, w, h = box
-    height, width = frame.size
-    return x <= 1 or y <= 1 or x + w >= width - 1 or y + h >= height - 1
+    dx, dy = round(w * _AROUND / 2), round(h * _AROUND / 2)
+    return x - dx, y - dy, w + 2 * dx, h + 2 * dy
+
+
+def _keep_inside(labels: NDArray[np.int32], object_id: int, boxes: Iterable[Box]) -> None:
+    """Remove the part of an object that is in none of the boxes from the labels."""
+    outside = labels == object_id
+    for x, y, w, h in boxes:
+        outside[max(0, y) : max(0, y + h), max(0, x) : max(0, x + w)] = False
+    labels[outside] = 0

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.records import Frame
-from pipeline.detect.protocol import Detection
+from pipeline.detect.protocol import Detection, Look
+from pipeline.prompts.box_segmenters import Box
 
 _MAGIC = b"xmem-motion-1\n"
 # In squared grey levels, where nothing has been learned yet.
@@ -102,6 +104,10 @@ class MotionDetector:
         masks = [_enlarged(piece, small.shape[1:], frame.size) for piece in pieces]
         scores = [round(min(1.0, 0.5 + piece.motion), 6) for piece in pieces]
         return [Detection(m, score=s) for m, s in zip(masks, scores, strict=True) if m.any()]
+
+    def look(self, frame: Frame, wanted: Sequence[Box] = ()) -> Look:
+        """The detections; not one for each thing, see `Look.instances`. All of the frame is searched."""
+        return Look(self.detect(frame), instances=False)
 
     def to_bytes(self) -> bytes:
         """Serialize the learned scene; a detector restored by `from_bytes` continues bit-identically."""

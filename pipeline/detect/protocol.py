@@ -126,11 +126,15 @@ class Look:
         regions: the parts of the frame that were searched; None: all of it.
         least_share: a region is searched for things whose longer side is at least this share of the region's
             shorter side.
+        instances: whether each detection is of one thing, and every visible thing of its class is detected in
+            the regions. False for movement: what stands still is not detected, and two things that move
+            together are one detection.
     """
 
     detections: list[Detection]
     regions: tuple[Box, ...] | None = None
     least_share: float = 0.0
+    instances: bool = True
 
     def covers(self, box: Box) -> bool:
         """Whether a thing with that box would have been found, had it been visible."""

@@ -13,7 +13,7 @@ class FinderSettings:
     """When detected objects start and end.
 
     Args:
-        every: frames between two runs of the detector.
+        every: frames between two runs of the detector; half as many while a detection is to be confirmed.
         confirmations: detections that are needed before an object is started; twice as many while it touches
             the frame's edge, so that objects are whole when they start.
         max_objects: maximum number of objects at the same time, objects from prompts included. At this number
@@ -22,6 +22,10 @@ class FinderSettings:
             `max_objects` is reached.
         classes: classes whose detections may start objects, separated by commas, such as person,car. Default:
             all detections may, those without a class included.
+        least_score: detections with a smaller score only confirm objects, they start none.
+        give_up_looks: runs of the detector in a row that search where an object is and do not detect it,
+            after which it ends; three times as many while it is inside another object's detection.
+        kept_for_prompts: number of the `max_objects` that the detector leaves free for prompts.
     """
 
     every: int = setting(5, least=1, most=100_000, flat="detect_every")
@@ -29,6 +33,9 @@ class FinderSettings:
     max_objects: int = setting(8, least=1, most=256)
     out_of_sight: int = setting(250, least=1, most=10_000_000, flat="out_of_sight_frames")
     classes: str | None = setting(None, flat="detect_classes", later=True)
+    least_score: float = setting(0.5, least=0.0, most=1.0, flat="detect_score", later=True)
+    give_up_looks: int = setting(4, least=1, most=100_000, later=True)
+    kept_for_prompts: int = setting(0, least=0, most=255, later=True)
 
     def __post_init__(self) -> None:
         check(self)

@@ -96,13 +96,18 @@ class TrackedObjects:
         """Stop tracking an object from this frame on; False if no object of this id is tracked."""
         if object_id not in self.state.object_ids:
             return False
-        self.state.remove_objects([object_id])
         if self.finder is not None:
             self.finder.release([object_id])
+        self._remove(frame, object_id, reason, detail)
+        return True
+
+    def _remove(
+        self, frame: Frame, object_id: int, reason: str, detail: Mapping[str, Any] | None = None
+    ) -> None:
+        self.state.remove_objects([object_id])
         self._events.happened(frame, "object_removed", object_id=object_id, reason=reason, detail=detail)
         self.categories.pop(object_id, None)
         self.changed = True
-        return True
 
     def check_room(self, ids: Collection[int]) -> None:
         """Raise PromptError if prompts for these ids exceed the limit, detected objects not counted."""
@@ -150,16 +155,16 @@ class TrackedObjects:
         """
         if self.finder is None:
             return
-        for object_id in self.finder.given_up(frame.frame_index):
-            if object_id not in masks:
-                self.remove(frame, object_id, "out_of_sight")
-        for new in self.finder.look(frame, self.state.object_ids, masks):
+        decided = self.finder.look(frame, self.state.object_ids, masks)
+        for object_id, reason in decided.gone.items():
+            if object_id not in masks and object_id in self.state.object_ids:
+                self._remove(frame, object_id, reason)
+        for new in decided.masks:
+            kind = "corrected" if new.object_id in self.state.object_ids else "object_added"
             masks[new.object_id] = new.mask
             self.categories[new.object_id] = new.category
             detail = {"score": round(new.score, 4), "category": new.category}
-            self._events.happened(
-                frame, "object_added", object_id=new.object_id, reason="detector", detail=detail
-            )
+            self._events.happened(frame, kind, object_id=new.object_id, reason=new.reason, detail=detail)
             self.changed = True
 
     def seen(self, frame: Frame, result: StepResult, *, recorded: bool = True) -> list[MaskRecord]:
@@ -178,7 +183,7 @@ class TrackedObjects:
             return []  # nothing needs the label map: it stays on the device
         label_map = result.label_map.cpu().numpy()  # once: it may come off a GPU
         if self.finder is not None:
-            self.finder.saw(frame.frame_index, label_map, ids)
+            label_map = self.finder.saw(frame.frame_index, label_map, ids)
         return tracked_records(result, label_map, frame, self.categories) if recorded else []
 
     # --- storage ---------------------------------------------------------------------------------

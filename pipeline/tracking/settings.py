@@ -128,9 +128,12 @@ class TrackOptions(TypedDict, total=False):
     detector: str | None
     detect_every: int
     detect_confirmations: int
+    detect_score: float
+    give_up_looks: int
     max_objects: int
     out_of_sight_frames: int
     detect_classes: str | None
+    kept_for_prompts: int
     chunk_frames: int
     snapshot_chunks: int
     max_frames: int | None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli.app import app
-from jobs.evaluation.identities import assignment, evaluate_tracking, read_truth, score_boxes
+from jobs.evaluation.identities import evaluate_tracking, read_truth, score_boxes
 from pipeline.base.errors import UsageError
 from pipeline.base.records import EVENTS_SCHEMA, MaskRecord, tracks_table
 from pipeline.tracks.store import StreamStore

@@ -19,7 +19,7 @@ from pipeline.detect.settings import FinderSettings
 from pipeline.prompts.box_segmenters import Box
 
 SIZE = (80, 120)
-EACH = FinderSettings(every=1, confirmations=3, max_objects=4, out_of_sight=10)
+EACH = FinderSettings(every=1, confirmations=3, max_objects=4, out_of_sight=10, give_up_looks=1000)
 
 
 class Scripted:
@@ -85,10 +85,11 @@ class Stream:
         self.gone: list[tuple[int, int]] = []
 
     def step(self, index: int, prompts: Mapping[int, np.ndarray] | None = None) -> list[int]:
-        for object_id in self.finder.given_up(index):
+        decided = self.finder.look(blank(index), list(self.masks), prompts or {})
+        for object_id in decided.gone:
             self.gone.append((index, object_id))
             del self.masks[object_id]
-        new = self.finder.look(blank(index), list(self.masks), prompts or {})
+        new = decided.masks
         self.masks.update(prompts or {})
         self.masks.update({n.object_id: n.mask for n in new})
         self.started.extend((index, n) for n in new)
@@ -231,22 +232,18 @@ def test_what_users_ask_for_may_be_anywhere() -> None:
     assert not stream.started
 
 
-def test_ids_are_above_all_of_the_prompts_and_never_come_back() -> None:
+def test_ids_are_above_all_of_the_prompts_and_never_those_of_removed_objects() -> None:
     found = thing(40, 30)
     stream = Stream({i: [found] for i in range(80)}, used=(3, 41))
     for i in range(80):
         stream.step(i)
-        if stream.masks:  # it is lost at once, again and again
-            stream.masks = {k: np.zeros(SIZE, np.bool_) for k in stream.masks}
-            stream.finder.saw(i, labels_of(stream.masks), list(stream.masks))
+        if stream.masks:  # a user removes it at once, again and again
+            stream.finder.release(stream.masks)
+            stream.masks.clear()
+            stream.finder.saw(i, labels_of(stream.masks), [])
     ids = [n.object_id for _, n in stream.started]
     assert ids == list(range(42, 42 + len(ids)))
     assert len(ids) > 5
-    stream.finder.reserve([7, 1000])
-    stream.masks.clear()
-    for i in range(80, 84):
-        stream.step(i)
-    stream.detector.script = {}
 
 
 def test_an_object_that_was_removed_is_no_object_there_any_more() -> None:
@@ -282,9 +279,10 @@ def test_no_more_objects_than_allowed() -> None:
 
 
 def test_who_is_unseen_for_longest_makes_room_for_who_waits() -> None:
-    things = [thing(2 + 20 * i, 30) for i in range(3)]
-    script = {i: things[:2] if i < 8 else [things[2]] for i in range(60)}
-    stream = Stream(script, FinderSettings(1, 3, max_objects=2, out_of_sight=40))
+    things = [thing(2, 30), thing(22, 30), thing(105, 30)]
+    script = {i: things[:2] if i < 4 else things[1:2] if i < 6 else [] for i in range(8)}
+    script |= {i: [things[2]] for i in range(8, 60)}
+    stream = Stream(script, FinderSettings(1, 3, max_objects=2, out_of_sight=40, give_up_looks=1000))
     for i in range(30):
         if i == 4:
             stream.masks[1] = np.zeros(SIZE, np.bool_)
@@ -301,7 +299,10 @@ def test_who_is_unseen_for_longest_makes_room_for_who_waits() -> None:
 def filled() -> Stream:
     """Objects 1 to 4 are detected; 1 is out of sight since frame 7, 3 since frame 5."""
     things = [thing(2 + 20 * i, 30) for i in range(4)]
-    stream = Stream(dict.fromkeys(range(6), things), FinderSettings(1, 3, max_objects=4, out_of_sight=40))
+    stream = Stream(
+        dict.fromkeys(range(6), things),
+        FinderSettings(1, 3, max_objects=4, out_of_sight=40, give_up_looks=1000),
+    )
     for i in range(10):
         for object_id in {5: [3], 7: [1]}.get(i, []):
             stream.masks[object_id] = np.zeros(SIZE, np.bool_)
@@ -393,7 +394,7 @@ def test_another_frame_size() -> None:
     small[15:25, 20:25] = True
     stream.detector.script = {i: [Detection(small)] for i in range(3, 9)}
     for i in range(3, 9):
-        assert stream.finder.look(blank(i, half), list(stream.masks), {}) == []
+        assert stream.finder.look(blank(i, half), list(stream.masks), {}).masks == []
 
 
 class Failing(Scripted):

@@ -12,6 +12,7 @@ from support.small_net import SMALL_MEMORY, frame_at, small_model, square
 
 from pipeline.base.errors import PromptError
 from pipeline.base.records import Event, Frame
+from pipeline.detect.lifecycle import Decisions, NewObject
 from pipeline.live.pending_rows import Unwritten
 from pipeline.live.record import Books
 from pipeline.prompts.box_segmenters import load_box_segmenter
@@ -28,19 +29,15 @@ def segmenter() -> VideoSegmenter:
     return VideoSegmenter(small_model(), SMALL_MEMORY)
 
 
-@dataclass
-class Found:
-    object_id: int
-    mask: Any
-    category: str | None = "cat"
-    score: float = 0.87654
+def found(object_id: int, mask: Any, reason: str = "detector") -> NewObject:
+    return NewObject(object_id, mask, "cat", 0.87654, reason)
 
 
 @dataclass
 class Finder:
     """Finds and gives up objects as scripted."""
 
-    finds: list[Found] = field(default_factory=list)
+    finds: list[NewObject] = field(default_factory=list)
     gives_up: list[int] = field(default_factory=list)
     reserved: set[int] = field(default_factory=set)
     sights: list[tuple[int, list[int]]] = field(default_factory=list)
@@ -57,15 +54,13 @@ class Finder:
     def reserve(self, ids: Iterable[int]) -> None:
         self.reserved |= set(ids)
 
-    def given_up(self, frame_index: int) -> list[int]:
-        return self.gives_up
+    def look(self, frame: Frame, live: Any, masks: Any) -> Decisions:
+        self.started += [new.object_id for new in self.finds]
+        return Decisions(dict.fromkeys(self.gives_up, "out_of_sight"), list(self.finds))
 
-    def look(self, frame: Frame, live: Any, masks: Any) -> list[Found]:
-        self.started += [found.object_id for found in self.finds]
-        return self.finds
-
-    def saw(self, frame_index: int, label_map: Any, live: Iterable[int]) -> None:
+    def saw(self, frame_index: int, label_map: Any, live: Iterable[int]) -> Any:
         self.sights.append((frame_index, list(live)))
+        return label_map
 
 
 class Scene:
@@ -142,7 +137,7 @@ def test_removed_objects_are_gone_at_once(segmenter: VideoSegmenter) -> None:
 
 
 def test_the_finder_brings_objects_and_gives_them_up(segmenter: VideoSegmenter) -> None:
-    finder = Finder([Found(7, square(HEIGHT, WIDTH, 20, 40, 12))])
+    finder = Finder([found(7, square(HEIGHT, WIDTH, 20, 40, 12))])
     scene = Scene(segmenter, finder)
     masks = scene.prompt(0, prompts((1, None)))
     scene.objects.look(frame_of(0), masks)
@@ -157,8 +152,35 @@ def test_the_finder_brings_objects_and_gives_them_up(segmenter: VideoSegmenter) 
     assert scene.told() == [("object_removed", "out_of_sight", 7, None)]
 
 
+def test_the_finder_corrects_an_object_and_starts_one_again_that_it_gave_up(
+    segmenter: VideoSegmenter,
+) -> None:
+    first, second = square(HEIGHT, WIDTH, 20, 40, 12), square(HEIGHT, WIDTH, 4, 4, 12)
+    finder = Finder([found(7, first)])
+    scene = Scene(segmenter, finder)
+    for index, (finds, gone) in enumerate(
+        [
+            ([found(7, first)], []),
+            ([found(7, second, "drifted")], []),
+            ([], [7]),
+            ([found(7, first, "found_again")], []),
+        ]
+    ):
+        finder.finds, finder.gives_up = finds, gone
+        masks: Any = {}
+        scene.objects.look(frame_of(index), masks)
+        scene.step(index, masks)
+    assert [told[:3] for told in scene.told()] == [
+        ("object_added", "detector", 7),
+        ("corrected", "drifted", 7),
+        ("object_removed", "out_of_sight", 7),
+        ("object_added", "found_again", 7),
+    ]
+    assert scene.objects.living() == {7: "cat"}
+
+
 def test_detected_objects_give_way_to_prompts_and_those_of_prompts_do_not(segmenter: VideoSegmenter) -> None:
-    finder = Finder([Found(7, square(HEIGHT, WIDTH, 20, 40, 12))])
+    finder = Finder([found(7, square(HEIGHT, WIDTH, 20, 40, 12))])
     scene = Scene(segmenter, finder)
     masks = scene.prompt(0, prompts((1, None)))
     scene.objects.look(frame_of(0), masks)
@@ -180,7 +202,7 @@ def test_detected_objects_give_way_to_prompts_and_those_of_prompts_do_not(segmen
 
 
 def test_a_detected_object_that_a_user_corrects_is_the_users(segmenter: VideoSegmenter) -> None:
-    finder = Finder([Found(7, square(HEIGHT, WIDTH, 20, 40, 12)), Found(8, square(HEIGHT, WIDTH, 2, 2, 8))])
+    finder = Finder([found(7, square(HEIGHT, WIDTH, 20, 40, 12)), found(8, square(HEIGHT, WIDTH, 2, 2, 8))])
     scene = Scene(segmenter, finder)
     masks: Any = {}
     scene.objects.look(frame_of(0), masks)
@@ -195,7 +217,7 @@ def test_a_detected_object_that_a_user_corrects_is_the_users(segmenter: VideoSeg
 
 
 def test_a_prompt_that_cannot_be_resolved_makes_no_room(segmenter: VideoSegmenter) -> None:
-    finder = Finder([Found(7, square(HEIGHT, WIDTH, 20, 40, 12)), Found(8, square(HEIGHT, WIDTH, 2, 2, 8))])
+    finder = Finder([found(7, square(HEIGHT, WIDTH, 20, 40, 12)), found(8, square(HEIGHT, WIDTH, 2, 2, 8))])
     scene = Scene(segmenter, finder)
     masks: Any = {}
     scene.objects.look(frame_of(0), masks)

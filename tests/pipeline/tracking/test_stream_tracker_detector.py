@@ -242,7 +242,7 @@ def test_without_prompts_and_going_on_without_any(tmp_path: Path, video: Path, m
     run(video, cut, model, prompts=None)
     assert files(cut, "tracks", "events") == files(whole, "tracks", "events")
     assert min(e["object_id"] for e in events(whole)) == 1
-    assert {e["reason"] for e in events(whole)} <= {"detector", "out_of_sight"}
+    assert {e["reason"] for e in events(whole)} <= {"detector", "out_of_sight", "found_again"}
 
 
 def test_snapshots_of_a_detector_that_are_damaged_are_passed_over(
@@ -327,7 +327,7 @@ def test_an_unknown_detector_is_said_before_anything_is_removed(
 ) -> None:
     run(video, tmp_path, model, max_frames=6)
     before = files(tmp_path, "tracks", "events", "streams")
-    with pytest.raises(UsageError, match="no detector 'emotion'; available: motion, file:PATH"):
+    with pytest.raises(UsageError, match="no detector 'emotion'; available: motion, people, file:PATH"):
         run(video, tmp_path, model, detector="emotion", restart=True)
     assert files(tmp_path, "tracks", "events", "streams") == before
 
@@ -340,7 +340,7 @@ class OneBox:
     def detect(self, frame: Frame) -> list[Detection]:
         if frame.frame_index >= self.breaks_at:
             raise RuntimeError("camera model lost")
-        return [Detection(box=(70, 40, 30, 30), category="box", score=0.25)]
+        return [Detection(box=(70, 40, 30, 30), category="box", score=0.75)]
 
     def to_bytes(self) -> bytes:
         return b""
@@ -363,7 +363,7 @@ def test_a_plugins_boxes_become_objects_with_its_category(tmp_path: Path, video:
     run(video, tmp_path, model, detector="one-box", prompts=None, max_frames=12, max_objects=1)
     (event,) = [e for e in events(tmp_path) if e["kind"] == "object_added"]
     assert (event["frame_index"], event["object_id"]) == (4, 1)
-    assert event["detail"] == '{"category": "box", "score": 0.25}'
+    assert event["detail"] == '{"category": "box", "score": 0.75}'
     rows = query(tmp_path, "select distinct object_id, category from tracks").to_pylist()
     assert rows == [{"object_id": 1, "category": "box"}]
 

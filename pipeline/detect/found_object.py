@@ -1,0 +1,119 @@
+"""FoundObject: what is known of an object that a detection started, besides its mask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pipeline.detect.appearance import Colours, blended
+from pipeline.prompts.box_segmenters import Box
+
+# Share that a new measurement has in the velocity and in the colours.
+_VELOCITY, _COLOURS = 0.5, 0.2
+# A thing is not expected further away than so many of its own sizes, however long it is out of sight.
+_FURTHEST = 2.5
+
+
+@dataclass(frozen=True)
+class FoundObject:
+    """An object that a detection started, as of the last detection that confirmed it.
+
+    Args:
+        box: box of the last detection that confirmed it.
+        frame: frame_index of that detection.
+        seen: last frame on which it had a mask.
+        category: its class, if known.
+        colours: its appearance, averaged over confirmations; None: not measured.
+        velocity: movement of the box's centre in pixels per frame, x and y.
+        hits: detections that confirmed it, the first one included.
+        misses: looks in a row that searched where it is and did not confirm it.
+        disagreed: looks in a row on which its mask was not where its detection was.
+    """
+
+    box: Box
+    frame: int
+    seen: int
+    category: str | None = None
+    colours: Colours | None = None
+    velocity: tuple[float, float] = (0.0, 0.0)
+    hits: int = 1
+    misses: int = 0
+    disagreed: int = 0
+
+    @property
+    def size(self) -> float:
+        """Mean side of the box in pixels."""
+        return (self.box[2] + self.box[3]) / 2
+
+    def expected(self, frame_index: int) -> Box:
+        """Where its box should be on a frame; may reach outside the picture."""
+        x, y, w, h = self.box
+        dx, dy = (v * (frame_index - self.frame) for v in self.velocity)
+        far = math.hypot(dx, dy) / (_FURTHEST * self.size)
+        if far > 1:
+            dx, dy = dx / far, dy / far
+        return round(x + dx), round(y + dy), w, h
+
+    def confirmed(self, box: Box, frame_index: int, colours: Colours | None) -> FoundObject:
+        """After a detection that agrees with its mask, or replaces it."""
+        passed = max(1, frame_index - self.frame)
+        old, new = centre_of(self.box), centre_of(box)
+        measured = ((new[0] - old[0]) / passed, (new[1] - old[1]) / passed)
+        if self.hits > 1:
+            vx, vy = (o + _VELOCITY * (n - o) for o, n in zip(self.velocity, measured, strict=True))
+            measured = (vx, vy)
+        if self.colours is not None and colours is not None:
+            colours = blended(self.colours, colours, _COLOURS)
+        return replace(
+            self,
+            box=box,
+            frame=frame_index,
+            colours=self.colours if colours is None else colours,
+            velocity=measured,
+            hits=self.hits + 1,
+            misses=0,
+            disagreed=0,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready dict for `from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> FoundObject:
+        """Build from `to_json`'s output; LookupError, TypeError or ValueError for anything else."""
+        x, y, w, h = (int(v) for v in values["box"])
+        vx, vy = (float(v) for v in values["velocity"])
+        colours, category = values["colours"], values["category"]
+        return cls(
+            box=(x, y, w, h),
+            frame=int(values["frame"]),
+            seen=int(values["seen"]),
+            category=None if category is None else str(category),
+            colours=None if colours is None else tuple(float(v) for v in colours),
+            velocity=(vx, vy),
+            hits=int(values["hits"]),
+            misses=int(values["misses"]),
+            disagreed=int(values["disagreed"]),
+        )
+
+
+def centre_of(box: Box) -> tuple[float, float]:
+    """The middle of a box, x and y."""
+    x, y, w, h = box
+    return x + w / 2, y + h / 2
+
+
+def iou(one: Box, other: Box) -> float:
+    """Intersection over union of two boxes."""
+    shared = overlap(one, other)
+    return shared / (one[2] * one[3] + other[2] * other[3] - shared)
+
+
+def overlap(one: Box, other: Box) -> int:
+    """Number of pixels that two boxes share."""
+    across = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
+    down = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
+    return max(0, across) * max(0, down)

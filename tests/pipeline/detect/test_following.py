@@ -1,0 +1,304 @@
+"""What detections do to tracked objects: confirm, correct, find again, disprove; with a scripted detector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.base.records import Frame
+from pipeline.detect.lifecycle import Decisions, ObjectFinder
+from pipeline.detect.protocol import Detection, Look
+from pipeline.detect.settings import FinderSettings
+from pipeline.prompts.box_segmenters import Box, inscribed_ellipse
+
+HEIGHT, WIDTH = 120, 240
+EACH = FinderSettings(every=1, confirmations=2, out_of_sight=50, give_up_looks=4)
+RED, BLUE = (200, 30, 30), (30, 30, 200)
+
+
+class Scripted:
+    """Returns scripted detections, and says that it searched the given regions."""
+
+    def __init__(
+        self,
+        script: Callable[[int], list[Detection]],
+        regions: tuple[Box, ...] | None = None,
+        instances: bool = True,
+    ) -> None:
+        self.script, self.regions, self.instances = script, regions, instances
+        self.wanted: list[list[Box]] = []
+
+    def detect(self, frame: Frame) -> list[Detection]:
+        return self.script(frame.frame_index)
+
+    def look(self, frame: Frame, wanted: Sequence[Box] = ()) -> Look:
+        self.wanted.append(list(wanted))
+        return Look(self.detect(frame), self.regions, instances=self.instances)
+
+    def to_bytes(self) -> bytes:
+        return b""
+
+    def from_bytes(self, blob: bytes) -> None:
+        pass
+
+
+class Ellipse:
+    """A box segmenter."""
+
+    def segment(self, frame: np.ndarray, box: Box) -> np.ndarray:
+        return inscribed_ellipse(frame.shape, box)
+
+
+def person(x: int, y: int = 40, score: float = 0.9, w: int = 16, h: int = 40, **values: Any) -> Detection:
+    return Detection(box=(x, y, w, h), category="person", score=score, **values)
+
+
+def painted(index: int, things: Sequence[tuple[Box, tuple[int, int, int]]] = ()) -> Frame:
+    image = np.full((HEIGHT, WIDTH, 3), 120, np.uint8)
+    for (x, y, w, h), colour in things:
+        image[y : y + h, x : x + w] = colour
+    return Frame(image, index, index / 10)
+
+
+def mask_of(box: Box) -> np.ndarray:
+    return inscribed_ellipse((HEIGHT, WIDTH), box)
+
+
+def box_of(mask: np.ndarray) -> Box:
+    box = Detection(mask).bounds
+    return box
+
+
+class Stream:
+    """Drives a finder as a stream does; masks stay where they are unless a test moves them."""
+
+    def __init__(self, detector: Scripted, chosen: FinderSettings = EACH) -> None:
+        self.detector, self.chosen = detector, chosen
+        self.finder = ObjectFinder(detector, chosen, Ellipse())
+        self.masks: dict[int, np.ndarray] = {}
+        self.index = 0
+        self.log: list[tuple[int, str, int]] = []
+
+    def step(self, frame: Frame | None = None, given: Mapping[int, np.ndarray] | None = None) -> Decisions:
+        decided = self.finder.look(frame or painted(self.index), list(self.masks), given or {})
+        self.log += [(self.index, reason, i) for i, reason in decided.gone.items()]
+        self.log += [(self.index, new.reason, new.object_id) for new in decided.masks]
+        for object_id in decided.gone:
+            del self.masks[object_id]
+        prompts = {**(given or {}), **{new.object_id: new.mask for new in decided.masks}}
+        for object_id, mask in prompts.items():
+            self.masks = {i: own & ~mask for i, own in self.masks.items()} | {object_id: mask}
+        labels = np.zeros((HEIGHT, WIDTH), np.int32)
+        for object_id, mask in self.masks.items():
+            labels[mask] = object_id
+        self.finder.saw(self.index, labels, list(self.masks))
+        self.index += 1
+        return decided
+
+    def run(self, frames: int) -> list[tuple[int, str, int]]:
+        """Some frames; what was decided on them."""
+        before = len(self.log)
+        for _ in range(frames):
+            self.step()
+        return self.log[before:]
+
+    def lose(self, object_id: int) -> None:
+        self.masks[object_id] = np.zeros((HEIGHT, WIDTH), np.bool_)
+
+    def cut(self) -> None:
+        """Goes on with a finder restored from bytes."""
+        blob = self.finder.to_bytes()
+        self.finder = ObjectFinder(self.detector, self.chosen, Ellipse())
+        self.finder.from_bytes(blob)
+        assert self.finder.to_bytes() == blob
+
+
+def standing(*things: Detection) -> Scripted:
+    return Scripted(lambda index: list(things))
+
+
+def test_a_weak_detection_starts_nothing_but_confirms() -> None:
+    stream = Stream(standing(person(50, score=0.3)))
+    assert stream.run(10) == []
+    stream = Stream(Scripted(lambda index: [person(50, score=0.9 if index < 2 else 0.3)]))
+    assert stream.run(30) == [(1, "detector", 1)]
+    # Without the weak detections it is given up.
+    stream = Stream(Scripted(lambda index: [person(50)] if index < 2 else []))
+    assert stream.run(30) == [(1, "detector", 1), (5, "unconfirmed", 1)]
+
+
+def test_a_mask_that_drifted_off_its_detection_is_replaced_after_two_looks() -> None:
+    stream = Stream(standing(person(50)))
+    stream.run(4)
+    stream.masks[1] = mask_of((56, 64, 12, 16))  # a scrap: its feet
+    assert stream.run(3) == [(6, "drifted", 1)]
+    assert box_of(stream.masks[1]) == (50, 40, 16, 40)
+
+
+def test_an_object_on_two_things_is_cut_back_to_the_one_it_was_and_the_other_one_is_new() -> None:
+    stream = Stream(Scripted(lambda index: [person(50)] if index < 5 else [person(50), person(90)]))
+    stream.run(5)
+    stream.masks[1] |= mask_of((64, 60, 30, 8)) | mask_of((90, 40, 16, 40))  # one connected mask
+    stream.finder.saw(4, np.where(stream.masks[1], 1, 0).astype(np.int32), [1])
+    assert sorted(stream.run(4)) == [(6, "detector", 2), (6, "drifted", 1)]
+    assert box_of(stream.masks[1]) == (50, 40, 16, 40)
+    assert box_of(stream.masks[2])[0] >= 85
+
+
+def test_masks_that_were_exchanged_are_put_right_by_movement_and_colours() -> None:
+    def places(index: int) -> tuple[Box, Box]:
+        return (20 + 4 * index, 40, 16, 40), (180 - 4 * index, 40, 16, 40)
+
+    def script(index: int) -> list[Detection]:
+        return [Detection(box=box, category="person", score=0.9) for box in places(index)]
+
+    stream = Stream(Scripted(script))
+    for index in range(40):
+        red, blue = places(index)
+        if index > 1:
+            # From frame 24 on, after they met, the tracker has them the wrong way round, until it is told.
+            wrong = index >= 24 and not any(reason == "drifted" for _, reason, _ in stream.log)
+            first, second = (blue, red) if wrong else (red, blue)
+            stream.masks = {1: mask_of(first), 2: mask_of(second)}
+            labels = np.where(stream.masks[2], 2, np.where(stream.masks[1], 1, 0)).astype(np.int32)
+            stream.finder.saw(index - 1, labels, [1, 2])
+        stream.step(painted(index, [(red, RED), (blue, BLUE)]))
+    assert [entry for entry in stream.log if entry[1] != "drifted"] == [
+        (1, "detector", 1),
+        (1, "detector", 2),
+    ]
+    assert {i for _, reason, i in stream.log if reason == "drifted"} == {1, 2}
+    assert all(index < 30 for index, reason, _ in stream.log if reason == "drifted")
+
+
+def test_a_lost_object_goes_on_where_it_is_detected_under_its_own_id() -> None:
+    stream = Stream(Scripted(lambda index: [person(50)] if index < 5 else [] if index < 9 else [person(58)]))
+    stream.run(5)
+    stream.lose(1)
+    assert stream.run(6) == [(9, "found_again", 1)]
+    assert box_of(stream.masks[1]) == (58, 40, 16, 40)
+
+
+def test_a_lost_object_is_not_sought_far_away_nor_in_other_colours() -> None:
+    far = Stream(Scripted(lambda index: [person(50)] if index < 5 else [person(150)]))
+    far.run(5)
+    far.lose(1)
+    assert far.run(4) == [(6, "detector", 2)]
+
+    def script(index: int) -> list[Detection]:
+        return [person(50)] if index < 5 else [person(58)]
+
+    other = Stream(Scripted(script))
+    for index in range(8):
+        if index == 5:
+            other.lose(1)
+        (found,) = script(index)
+        other.step(painted(index, [(found.bounds, RED if index < 5 else BLUE)]))
+    assert other.log == [(1, "detector", 1), (7, "detector", 2)]
+
+
+def test_a_given_up_object_holds_no_place_and_keeps_its_id() -> None:
+    def script(index: int) -> list[Detection]:
+        first = [person(50)] if index < 5 or index >= 20 else []
+        return [*first, *([person(150)] if 12 <= index < 16 else [])]
+
+    stream = Stream(Scripted(script), FinderSettings(1, 2, 1, out_of_sight=50, give_up_looks=4))
+    stream.run(12)
+    assert stream.log == [(1, "detector", 1), (8, "unconfirmed", 1)]
+    assert stream.run(6) == [(13, "detector", 2)]
+    # There is room for one object only: it waits until the other one has been given up.
+    assert stream.run(6) == [(19, "unconfirmed", 2), (20, "found_again", 1)]
+
+
+def test_it_is_forgotten_when_it_is_unseen_for_long() -> None:
+    stream = Stream(Scripted(lambda index: [person(50)] if index < 5 or index >= 60 else []))
+    assert stream.run(70) == [(1, "detector", 1), (8, "unconfirmed", 1), (61, "detector", 2)]
+
+
+def test_of_two_objects_on_one_thing_the_older_one_stays() -> None:
+    stream = Stream(standing(person(50), person(90)))
+    stream.run(4)
+    assert set(stream.masks) == {1, 2}
+    stream.detector.script = lambda index: [person(50)]
+    stream.masks[2] = mask_of((54, 66, 8, 10))
+    stream.masks[1] = mask_of((50, 40, 16, 40)) & ~stream.masks[2]
+    happened = stream.run(20)
+    assert [(reason, i) for _, reason, i in happened] == [("unconfirmed", 2)]
+    assert happened[0][0] <= 8
+
+
+def test_two_people_in_one_detection_stay_for_a_while() -> None:
+    stream = Stream(standing(person(50), person(68)))
+    stream.run(4)
+    stream.detector.script = lambda index: [person(50, w=34)]
+    assert stream.run(3 * EACH.give_up_looks - 1) == []
+
+
+def test_what_was_not_searched_was_not_missed() -> None:
+    script: Callable[[int], list[Detection]] = lambda index: [person(50)] if index < 5 else []  # noqa: E731
+    left, right = ((0, 0, 120, 120),), ((120, 0, 120, 120),)
+    assert Stream(Scripted(script, left)).run(20) == [(1, "detector", 1), (8, "unconfirmed", 1)]
+    assert Stream(Scripted(script, right)).run(20) == [(1, "detector", 1)]
+    # A candidate waits for the tile in which it is, and is wanted there.
+    rare = Scripted(lambda index: [person(50)] if index % 3 == 0 else [], right)
+    assert Stream(rare).run(5) == [(3, "detector", 1)]
+    assert rare.wanted[2] == [(50, 40, 16, 40)]
+
+
+def test_movement_disproves_and_corrects_nothing() -> None:
+    things = Scripted(lambda index: [person(50)] if index < 5 else [], instances=False)
+    stream = Stream(things)
+    stream.run(5)
+    stream.masks[1] = mask_of((56, 64, 12, 16))
+    assert stream.run(30) == []
+
+
+def test_objects_of_users_are_left_alone() -> None:
+    stream = Stream(standing(person(50)))
+    stream.step(given={9: mask_of((52, 60, 12, 18))})
+    assert stream.run(30) == []
+    assert box_of(stream.masks[9]) == (52, 60, 12, 18)
+
+
+@pytest.mark.parametrize(("kept", "started"), [(0, 3), (1, 2), (3, 0)])
+def test_some_places_are_kept_for_prompts(kept: int, started: int) -> None:
+    chosen = FinderSettings(1, 2, 3, kept_for_prompts=kept)
+    stream = Stream(standing(person(10), person(60), person(110), person(160)), chosen)
+    assert len(stream.run(10)) == started
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    walks=st.lists(
+        st.tuples(
+            st.integers(0, 220), st.integers(0, 70), st.integers(-5, 5), st.sampled_from([0.3, 0.7, 0.9])
+        ),
+        max_size=4,
+    ),
+    gaps=st.sets(st.integers(0, 29), max_size=12),
+    cuts=st.sets(st.integers(0, 29), max_size=6),
+    every=st.integers(1, 3),
+)
+def test_cut_anywhere_it_decides_the_same(
+    walks: list[tuple[int, int, int, float]], gaps: set[int], cuts: set[int], every: int
+) -> None:
+    def script(index: int) -> list[Detection]:
+        found = [(x + speed * index, y, score) for x, y, speed, score in walks]
+        return [] if index in gaps else [person(x, y, score) for x, y, score in found if 0 <= x <= 220]
+
+    chosen = FinderSettings(every, 2, 3, out_of_sight=12, give_up_looks=2)
+    straight, cut = Stream(Scripted(script), chosen), Stream(Scripted(script), chosen)
+    for index in range(30):
+        if index in cuts:
+            cut.cut()
+        for stream in (straight, cut):
+            stream.step(painted(index, [(d.bounds, RED) for d in script(index)]))
+            if index % 7 == 3 and stream.masks:
+                stream.lose(min(stream.masks))
+    assert straight.log == cut.log
+    assert straight.finder.to_bytes() == cut.finder.to_bytes()
