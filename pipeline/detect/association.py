@@ -40,6 +40,8 @@ _NEAR, _FAR = 0.7, 1.5
 # Colours of a lost object and a detection must be as alike as this, at once and after `long` frames.
 _ALIKE_SOON, _ALIKE_LATE = 0.65, 0.8
 _LOST_SIZES = 2.0
+# An object was confirmed lately if it was within this share of `long` frames.
+_LATELY = 0.2
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,12 @@ def visible_pairs(
     detections: Sequence[Detection],
     colours: Callable[[int], Colours],
     frame_index: int,
+    long: int,
 ) -> dict[int, int]:
     """Which detection each object with a mask has.
+
+    The mask of an object that was not confirmed lately may have moved to another thing: it takes no detection
+    where the object itself cannot be.
 
     Args:
         objects: the objects, by id.
@@ -90,6 +96,7 @@ def visible_pairs(
         detections: the detections.
         colours: returns the colours of a detection, given its position.
         frame_index: the detections' frame.
+        long: frames after which an object may be far from where it is expected, see `reach`.
 
     Returns:
         position of the detection, by object id; objects without one are left out.
@@ -102,6 +109,9 @@ def visible_pairs(
         for k, detection in enumerate(detections):
             box = detection.bounds
             if not may_be(found, detection, _SIZES):
+                continue
+            unsure = frame_index - found.frame > _LATELY * long
+            if unsure and distance(expected, box) > reach(frame_index - found.frame, long):
                 continue
             held = share_inside(labels, object_id, mask, detection)
             by_mask = max(iou(mask.box, box), held / 2)
@@ -142,15 +152,20 @@ def lost_pairs(
             if not may_be(found, detection, _LOST_SIZES):
                 continue
             since = min(1.0, (frame_index - found.seen) / long)
-            reach = _NEAR + since * (_FAR - _NEAR)
+            most = reach(frame_index - found.seen, long)
             away = distance(found.expected(frame_index), detection.bounds)
-            if away > reach:
+            if away > most:
                 continue
             alike = 1.0 if found.colours is None else similarity(found.colours, colours(k))
             if alike < _ALIKE_SOON + since * (_ALIKE_LATE - _ALIKE_SOON):
                 continue
-            gain[row, column] = alike - 0.3 * away / reach
+            gain[row, column] = alike - 0.3 * away / most
     return {ids[row]: positions[column] for row, column in assignment(gain) if gain[row, column] > 0}
+
+
+def reach(frames: int, long: int) -> float:
+    """Distance in its own sizes that an object may have from where it is expected, so many frames later."""
+    return _NEAR + min(1.0, frames / long) * (_FAR - _NEAR)
 
 
 def may_be(found: FoundObject, detection: Detection, ratio: float) -> bool:

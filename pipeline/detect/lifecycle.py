@@ -131,6 +131,7 @@ class ObjectFinder:
         self._boxes = box_segmenter
         self._next_id = 1
         self._next_look = 0
+        self._looked = -1  # frame of the last look
         self._candidates: list[Candidate] = []
         self._objects: dict[int, FoundObject] = {}  # started here, tracked
         self._remembered: dict[int, FoundObject] = {}  # started here, no longer tracked
@@ -153,6 +154,11 @@ class ObjectFinder:
     def started(self) -> list[int]:
         """Ids of the tracked objects that were started here and not released since. Thread-safe."""
         return list(self._objects)
+
+    @property
+    def _long(self) -> int:
+        """Frames after which an object was out of sight for long."""
+        return max(1, self._settings.out_of_sight // _SOON)
 
     def release(self, ids: Iterable[int]) -> None:
         """Stop managing objects, because a prompt corrected them or they were removed."""
@@ -200,6 +206,9 @@ class ObjectFinder:
         tracked = set(live) - set(decided.gone)
         labels = self._labels_on(frame, tracked, given)
         run = _Run(frame, self._detected(frame, self._wanted(frame)), labels, set(given))
+        # Looks between the regular ones confirm, but do not hurry what takes several looks to be disproved.
+        run.regular = frame.frame_index // self._settings.every != self._looked // self._settings.every
+        self._looked = frame.frame_index
         # What lies on objects of users is theirs.
         users = np.where(np.isin(labels, list(self._objects)), 0, labels)
         run.free = [k for k in _distinct(run.look) if not _is_tracked(run.detection(k), users)]
@@ -321,10 +330,11 @@ class ObjectFinder:
             detections,
             lambda at: run.colours(run.free[at]),
             run.frame.frame_index,
+            self._long,
         )
         run.matched = {object_id: run.free[at] for object_id, at in pairs.items()}
         apart = [i for i, k in sorted(run.matched.items()) if not self._confirm(run, i, k)]
-        if run.look.instances:
+        if run.look.instances and run.regular:
             for object_id in apart:
                 self._correct(run, object_id, run.matched[object_id], decided)
             for object_id in sorted(set(run.shown) - set(run.matched)):
@@ -422,7 +432,7 @@ class ObjectFinder:
         now = run.frame.frame_index
         unseen = {i: f for i, f in self._objects.items() if i not in run.shown}
         lost = {**self._remembered, **unseen}
-        pairs = lost_pairs(lost, unknown, run.colours, now, max(1, self._settings.out_of_sight // _SOON))
+        pairs = lost_pairs(lost, unknown, run.colours, now, self._long)
         for object_id, k in sorted(pairs.items()):
             if object_id in self._remembered and room <= 0:
                 self._waiting += 1
@@ -486,6 +496,7 @@ class ObjectFinder:
         facts: dict[str, Any] = {
             "next_id": self._next_id,
             "next_look": self._next_look,
+            "looked": self._looked,
             "candidates": [c.to_json() for c in self._candidates],
             "objects": [[i, found.to_json()] for i, found in self._objects.items()],
             "remembered": [[i, found.to_json()] for i, found in self._remembered.items()],
@@ -521,13 +532,13 @@ class ObjectFinder:
                 {int(i): FoundObject.from_json(values) for i, values in facts[name]}
                 for name in ("objects", "remembered")
             )
-            next_id, next_look = int(facts["next_id"]), int(facts["next_look"])
+            next_id, next_look, looked = (int(facts[name]) for name in ("next_id", "next_look", "looked"))
             self._detector.from_bytes(parts[2])
         except (struct.error, zlib.error, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"damaged or foreign bytes of the object finder: {error}") from error
         self._labels, self._labelled, self._homes = labels, labelled, homes
         self._candidates, self._objects, self._remembered = candidates, objects, remembered
-        self._waiting = waiting
+        self._waiting, self._looked = waiting, looked
         self._next_id, self._next_look = max(self._next_id, next_id), next_look
 
 
@@ -537,6 +548,7 @@ class _Run:
     def __init__(self, frame: Frame, look: Look, labels: NDArray[np.int32], given: Collection[int]) -> None:
         self.frame, self.look, self.labels, self.given = frame, look, labels, given
         self.tracked = labels  # without what objects hold of other things
+        self.regular = True
         self.free: list[int] = []  # positions of the detections that are not of users' objects
         self.shown: dict[int, Shown] = {}
         self.matched: dict[int, int] = {}  # object -> position of its detection

@@ -250,6 +250,31 @@ def test_what_was_not_searched_was_not_missed() -> None:
     assert rare.wanted[2] == [(50, 40, 16, 40)]
 
 
+def test_looks_between_the_regular_ones_do_not_hurry_the_end_of_an_object() -> None:
+    def script(index: int) -> list[Detection]:
+        return [person(50)] if index < 9 else [person(100 + 50 * (index // 2 % 3), 60)]
+
+    chosen = FinderSettings(every=4, confirmations=3, give_up_looks=3)
+    stream = Stream(Scripted(script), chosen)
+    stream.run(40)
+    # Things that flash up here and there are candidates, so every second frame is looked at.
+    assert len(stream.detector.wanted) > 15
+    assert [entry for entry in stream.log if entry[2] == 1] == [(4, "detector", 1), (20, "unconfirmed", 1)]
+
+
+def test_a_mask_that_wandered_off_takes_no_detection_of_another_thing() -> None:
+    stream = Stream(
+        Scripted(lambda index: [person(20)] if index < 5 else [person(180)] if index >= 20 else [])
+    )
+    stream.chosen = FinderSettings(every=1, confirmations=2, out_of_sight=50, give_up_looks=1000)
+    stream.finder = ObjectFinder(stream.detector, stream.chosen, Ellipse())
+    stream.run(10)
+    stream.masks[1] = mask_of((180, 40, 16, 40))  # where another person appears
+    stream.run(20)
+    assert {i for _, reason, i in stream.log if reason == "drifted"} == set()
+    assert stream.finder.to_bytes().count(b'"frame": 4') == 1  # not confirmed since
+
+
 def test_movement_disproves_and_corrects_nothing() -> None:
     things = Scripted(lambda index: [person(50)] if index < 5 else [], instances=False)
     stream = Stream(things)

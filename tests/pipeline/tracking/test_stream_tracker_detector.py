@@ -362,7 +362,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_plugins_boxes_become_objects_with_its_category(tmp_path: Path, video: Path, model: str) -> None:
     run(video, tmp_path, model, detector="one-box", prompts=None, max_frames=12, max_objects=1)
     (event,) = [e for e in events(tmp_path) if e["kind"] == "object_added"]
-    assert (event["frame_index"], event["object_id"]) == (4, 1)
+    assert (event["frame_index"], event["object_id"]) == (2, 1)
     assert event["detail"] == '{"category": "box", "score": 0.75}'
     rows = query(tmp_path, "select distinct object_id, category from tracks").to_pylist()
     assert rows == [{"object_id": 1, "category": "box"}]
