@@ -18,8 +18,8 @@ An object that is given up, or that was out of sight for a while, is no longer t
 place, but is remembered: a detection of it continues its id. It is forgotten after it has been out of sight
 for too long. Objects that a user prompted or corrected are left alone: they stay until the user removes them.
 
-Detectors of movement (`Look.instances` is false) confirm, start and find objects again, but do not correct or
-disprove any: what stands still is not detected, and two people who walk together are one detection.
+Detectors of movement (`Look.instances` is false) only start objects: what stands still is not detected, and
+two people who walk together are one detection. An object ends when it was out of sight for too long.
 
 The tracker matches by appearance and may assign a new thing to an existing object that looks like it. For
 objects started here, only the part of the mask that continues from the previous position (its home) counts as
@@ -54,7 +54,7 @@ from pipeline.detect.protocol import Detection, Detector, Look, look_with
 from pipeline.detect.settings import FinderSettings
 from pipeline.prompts.box_segmenters import Box, BoxSegmenter, inscribed_ellipse
 
-_MAGIC = b"xmem-finder-2\n"
+_MAGIC, _OLD_MAGIC = b"xmem-finder-2\n", b"xmem-finder-1\n"
 # A detection matches a tracked object if this share of it lies on tracked objects ...
 _COVERED = 0.25
 # ... or if it covers this share of one that is not too small beside it.
@@ -132,6 +132,7 @@ class ObjectFinder:
         self._next_id = 1
         self._next_look = 0
         self._looked = -1  # frame of the last look
+        self._instances = False  # whether it detected one thing each
         self._candidates: list[Candidate] = []
         self._objects: dict[int, FoundObject] = {}  # started here, tracked
         self._remembered: dict[int, FoundObject] = {}  # started here, no longer tracked
@@ -212,15 +213,18 @@ class ObjectFinder:
         # What lies on objects of users is theirs.
         users = np.where(np.isin(labels, list(self._objects)), 0, labels)
         run.free = [k for k in _distinct(run.look) if not _is_tracked(run.detection(k), users)]
-        self._follow(run, decided)
+        self._instances = run.look.instances
+        if self._instances:
+            self._follow(run, decided)
         unknown = self._unknown(run)
         room = self._settings.max_objects - self._settings.kept_for_prompts
         room -= len((tracked | set(given)) - set(decided.gone))
         self._waiting = 0
-        unknown, room = self._find_again(run, unknown, room, decided)
+        if self._instances:
+            unknown, room = self._find_again(run, unknown, room, decided)
         self._start(run, unknown, room, decided)
         pending = any(c.hits < self._settings.confirmations for c in self._candidates)
-        every = max(1, self._settings.every // (2 if pending else 1))
+        every = max(1, self._settings.every // (2 if pending and self._instances else 1))
         self._next_look = frame.frame_index - frame.frame_index % every + every
         return decided
 
@@ -233,7 +237,8 @@ class ObjectFinder:
             live: ids of the tracked objects.
 
         Returns:
-            the labels without what the tracker gave to objects started here beside their homes.
+            the labels; where the detector detects things, without what the tracker gave to objects started
+            here beside their homes.
         """
         self._objects = {i: found for i, found in self._objects.items() if i in live}
         self._homes = homes_of(label_map, self._objects, self._homes)
@@ -243,7 +248,7 @@ class ObjectFinder:
         for object_id, found in self._objects.items():
             if bool((labels == object_id).any()):
                 self._objects[object_id] = replace(found, seen=frame_index)
-        return labels
+        return labels if self._instances else label_map
 
     # --- ends ------------------------------------------------------------------------------------
 
@@ -334,7 +339,7 @@ class ObjectFinder:
         )
         run.matched = {object_id: run.free[at] for object_id, at in pairs.items()}
         apart = [i for i, k in sorted(run.matched.items()) if not self._confirm(run, i, k)]
-        if run.look.instances and run.regular:
+        if run.regular:
             for object_id in apart:
                 self._correct(run, object_id, run.matched[object_id], decided)
             for object_id in sorted(set(run.shown) - set(run.matched)):
@@ -473,7 +478,7 @@ class ObjectFinder:
             new = NewObject(self._next_id, mask, detection.category, detection.score)
             self._next_id += 1
             room -= 1
-            colours = run.colours(position[id(detection)])
+            colours = run.colours(position[id(detection)]) if self._instances else None
             self._objects[new.object_id] = FoundObject(
                 detection.bounds, now, now, detection.category, colours, hits=1
             )
@@ -497,6 +502,7 @@ class ObjectFinder:
             "next_id": self._next_id,
             "next_look": self._next_look,
             "looked": self._looked,
+            "instances": self._instances,
             "candidates": [c.to_json() for c in self._candidates],
             "objects": [[i, found.to_json()] for i, found in self._objects.items()],
             "remembered": [[i, found.to_json()] for i, found in self._remembered.items()],
@@ -512,7 +518,7 @@ class ObjectFinder:
     def from_bytes(self, blob: bytes) -> None:
         """Restore the state from `to_bytes`. Raises ValueError on bytes that are damaged or foreign."""
         try:
-            if not blob.startswith(_MAGIC):
+            if not blob.startswith((_MAGIC, _OLD_MAGIC)):
                 raise ValueError("they are of another kind or version")
             head = len(_MAGIC) + 4
             (length,) = struct.unpack_from("<I", blob, len(_MAGIC))
@@ -525,6 +531,8 @@ class ObjectFinder:
                 raise ValueError(f"{len(blob)} bytes, {end} expected")
             labels = _unpacked(parts[0], facts["labels"])
             homes = _unpacked(parts[1], facts["homes"])
+            if blob.startswith(_OLD_MAGIC):
+                facts = _updated(facts, labels)
             candidates = [Candidate.from_json(values) for values in facts["candidates"]]
             waiting = int(facts["waiting"])
             labelled = {int(i) for i in facts["labelled"]}
@@ -533,12 +541,13 @@ class ObjectFinder:
                 for name in ("objects", "remembered")
             )
             next_id, next_look, looked = (int(facts[name]) for name in ("next_id", "next_look", "looked"))
+            instances = bool(facts["instances"])
             self._detector.from_bytes(parts[2])
         except (struct.error, zlib.error, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"damaged or foreign bytes of the object finder: {error}") from error
         self._labels, self._labelled, self._homes = labels, labelled, homes
         self._candidates, self._objects, self._remembered = candidates, objects, remembered
-        self._waiting, self._looked = waiting, looked
+        self._waiting, self._looked, self._instances = waiting, looked, instances
         self._next_id, self._next_look = max(self._next_id, next_id), next_look
 
 
@@ -582,6 +591,24 @@ def _packed(labels: NDArray[np.int32] | None) -> bytes:
 
 def _unpacked(blob: bytes, shape: list[int] | None) -> NDArray[np.int32] | None:
     return None if shape is None else np.frombuffer(zlib.decompress(blob), np.int32).reshape(shape)
+
+
+def _updated(facts: dict[str, Any], labels: NDArray[np.int32] | None) -> dict[str, Any]:
+    """Facts of the previous version, which kept only the last visible frame of an object, as this one's."""
+    last_seen = {int(i): int(seen) for i, seen in facts["last_seen"]}
+    shown = {} if labels is None else shown_in(labels, list(last_seen))
+    objects = {
+        i: FoundObject(shown[i].box if i in shown else (0, 0, 1, 1), seen, seen)
+        for i, seen in last_seen.items()
+    }
+    return {
+        **facts,
+        "candidates": [{**values, "unsearched": 0} for values in facts["candidates"]],
+        "objects": [[i, found.to_json()] for i, found in objects.items()],
+        "remembered": [],
+        "looked": -1,
+        "instances": False,
+    }
 
 
 def _is_tracked(detection: Detection, labels: NDArray[np.int32]) -> bool:

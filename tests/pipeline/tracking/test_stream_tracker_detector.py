@@ -242,7 +242,7 @@ def test_without_prompts_and_going_on_without_any(tmp_path: Path, video: Path, m
     run(video, cut, model, prompts=None)
     assert files(cut, "tracks", "events") == files(whole, "tracks", "events")
     assert min(e["object_id"] for e in events(whole)) == 1
-    assert {e["reason"] for e in events(whole)} <= {"detector", "out_of_sight", "found_again"}
+    assert {e["reason"] for e in events(whole)} <= {"detector", "out_of_sight"}
 
 
 def test_snapshots_of_a_detector_that_are_damaged_are_passed_over(
