@@ -31,7 +31,8 @@ WITHOUT = {
     "serve": {"full_size", "detector", "chunk_frames", "snapshot_chunks", "max_frames", "max_pixels"},
     "evaluate": {
         "full_size", "detector", "detect_every", "detect_confirmations", "max_objects", "out_of_sight_frames",
-        "detect_classes", "chunk_frames", "snapshot_chunks", "max_frames", "max_pixels", "box_segmenter",
+        "detect_classes", "detect_score", "give_up_looks", "kept_for_prompts",
+        "chunk_frames", "snapshot_chunks", "max_frames", "max_pixels", "box_segmenter",
         "sinks", "size",
     },
 }  # fmt: skip
@@ -60,6 +61,7 @@ def another_value(option: Option) -> Any:
         "box_segmenter": "ellipse",
         "sinks": ("one", "two"),
         "detector": "motion",
+        "detect_score": 0.25,
         "detect_classes": "person,car",
     }
     if option.name in given:

@@ -76,21 +76,6 @@ def test_scores_equal_those_of_trackeval(case: int) -> None:
         assert scores[name] == pytest.approx(expected, abs=1e-9), name
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_assignments_are_the_best_of_all(seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    rows, columns = (int(n) for n in generator.integers(1, 6, 2))
-    gain = generator.random((rows, columns)).round(1)
-    wide = gain if rows <= columns else gain.T
-    best = max(
-        sum(wide[r, c] for r, c in enumerate(choice))
-        for choice in itertools.permutations(range(wide.shape[1]), wide.shape[0])
-    )
-    pairs = assignment(gain)
-    assert len({r for r, _ in pairs}) == len({c for _, c in pairs}) == min(rows, columns)
-    assert sum(gain[r, c] for r, c in pairs) == pytest.approx(best)
-
-
 def test_mot_text_and_csv_are_read_and_rows_not_to_be_scored_left_out(tmp_path: Path) -> None:
     path = tmp_path / "gt.txt"
     path.write_text("frame,id,x,y,w,h\n1,4,1,2,3,4\n\n2,5,1,2,3,4,0,-1,-1,-1\n2,6,5,6,7,8,1,-1,-1,-1\n")

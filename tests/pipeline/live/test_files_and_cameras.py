@@ -50,7 +50,7 @@ class OneThing:
 
     def detect(self, frame: Frame) -> list[Detection]:
         seen = frame.frame_index == 0
-        return [Detection(box=(40, 28, 12, 12), category="cat", score=0.25)] if seen else []
+        return [Detection(box=(40, 28, 12, 12), category="cat", score=0.75)] if seen else []
 
     def to_bytes(self) -> bytes:
         return b""
@@ -123,7 +123,12 @@ class Journal:
 
 def file_tracker(images: Path, out: Path, segmenter: VideoSegmenter, sinks: Sinks | None) -> StreamTracker:
     settings = TrackSettings.of(
-        detector="one-thing", detect_confirmations=1, detect_every=1, chunk_frames=4, snapshot_chunks=1
+        detector="one-thing",
+        detect_confirmations=1,
+        detect_every=1,
+        give_up_looks=100,
+        chunk_frames=4,
+        snapshot_chunks=1,
     ).of_segmenter(segmenter, threads=1)
     prompts = {
         "version": 1,
@@ -154,6 +159,7 @@ class Camera:
             {
                 "detect_confirmations": 1,
                 "detect_every": 1,
+                "give_up_looks": 100,
                 "policy": "every",
                 "rotate_seconds": ROTATE,
                 "snapshot_seconds": ROTATE,
@@ -225,7 +231,7 @@ def test_events_say_who_came_was_corrected_and_went(
     events = query(tmp_path, "select * from events order by frame_index, object_id").to_pylist()
     assert told(events) == [
         (0, "object_added", "prompt", 1, {"category": "dog"}),
-        (0, "object_added", "detector", 2, {"score": 0.25, "category": "cat"}),
+        (0, "object_added", "detector", 2, {"score": 0.75, "category": "cat"}),
         (CORRECTED, "corrected", "prompt", 1, None),
         (LARGER, "resized", None, None, {"from": [HEIGHT, WIDTH], "to": [60, 80]}),
         (REMOVED, "object_removed", "requested", 1, None),
