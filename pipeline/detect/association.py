@@ -8,7 +8,7 @@ other, the other two cues tell. An object that has no mask is sought by movement
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,11 +37,13 @@ _SIZES = 3.0
 # Where a lost object is sought: within this many of its sizes of where it is expected, at once and after it
 # has been lost for `long` frames.
 _NEAR, _FAR = 0.7, 1.5
-# Colours of a lost object and a detection must be as alike as this, at once and after `long` frames.
-_ALIKE_SOON, _ALIKE_LATE = 0.65, 0.8
+# Colours of an object and a detection where its mask is not must be as alike as the first, at once, and by
+# the second more after `long` frames ...
+_ALIKE_SOON, _ALIKE_LATER = 0.65, 0.15
+# ... unless the object was detected within this share of `long` frames, and the detection's box overlaps the
+# expected one with this IoU.
+_LATELY, _OVERLAPS = 0.2, 0.3
 _LOST_SIZES = 2.0
-# An object was confirmed lately if it was within this share of `long` frames.
-_LATELY = 0.2
 
 
 @dataclass(frozen=True)
@@ -75,91 +77,62 @@ def share_inside(labels: NDArray[np.int32], object_id: int, shown: Shown, detect
     return int((part & detection.area()).sum()) / shown.area
 
 
-def visible_pairs(
+def matches(
     objects: Mapping[int, FoundObject],
     shown: Mapping[int, Shown],
     labels: NDArray[np.int32],
-    detections: Sequence[Detection],
+    detections: Mapping[int, Detection],
+    certain: Collection[int],
     colours: Callable[[int], Colours],
     frame_index: int,
     long: int,
 ) -> dict[int, int]:
-    """Which detection each object with a mask has.
-
-    The mask of an object that was not confirmed lately may have moved to another thing: it takes no detection
-    where the object itself cannot be.
+    """Which detection each object has. All objects compete for them, those without a mask included.
 
     Args:
         objects: the objects, by id.
-        shown: their masks, for those that have one.
-        labels: H x W, the label map in which they are.
-        detections: the detections.
+        shown: the masks of those that have one.
+        labels: H x W, the label map in which the masks are.
+        detections: the detections, by position.
+        certain: positions of those that may be of an object whose mask is not there. The others (with small
+            scores, or a part of another detection) can only be of an object whose mask is there.
         colours: returns the colours of a detection, given its position.
         frame_index: the detections' frame.
-        long: frames after which an object may be far from where it is expected, see `reach`.
+        long: frames after which an object is sought widely, and must look the more alike.
 
     Returns:
         position of the detection, by object id; objects without one are left out.
     """
-    ids = sorted(i for i in objects if i in shown)
-    gain = np.zeros((len(ids), len(detections)))
-    for row, object_id in enumerate(ids):
-        found, mask = objects[object_id], shown[object_id]
-        expected = found.expected(frame_index)
-        for k, detection in enumerate(detections):
-            box = detection.bounds
-            if not may_be(found, detection, _SIZES):
-                continue
-            unsure = frame_index - found.frame > _LATELY * long
-            if unsure and distance(expected, box) > reach(frame_index - found.frame, long):
-                continue
-            held = share_inside(labels, object_id, mask, detection)
-            by_mask = max(iou(mask.box, box), held / 2)
-            by_motion = iou(expected, box)
-            if max(by_mask, by_motion) < _LEAST:
-                continue
-            value = _MASK * by_mask + _MOTION * by_motion
-            if found.colours is not None:
-                value += _COLOURS * max(0.0, similarity(found.colours, colours(k)) - _ALIKE) / (1 - _ALIKE)
-            gain[row, k] = value * (1 - _BY_SCORE * (1 - detection.score)) + _OLDER * (1 - row / len(ids))
-    return {ids[row]: k for row, k in assignment(gain) if gain[row, k] > 0}
-
-
-def lost_pairs(
-    objects: Mapping[int, FoundObject],
-    detections: Mapping[int, Detection],
-    colours: Callable[[int], Colours],
-    frame_index: int,
-    long: int,
-) -> dict[int, int]:
-    """Which detection each lost object is, if any.
-
-    Args:
-        objects: objects without a mask, by id.
-        detections: detections of nothing that is tracked, by position.
-        colours, frame_index: as for `visible_pairs`.
-        long: frames after which an object is sought widely, and must look the more alike.
-
-    Returns:
-        position of the detection, by object id.
-    """
     ids, positions = sorted(objects), sorted(detections)
     gain = np.zeros((len(ids), len(positions)))
     for row, object_id in enumerate(ids):
-        found = objects[object_id]
+        found, mask = objects[object_id], shown.get(object_id)
         for column, k in enumerate(positions):
             detection = detections[k]
-            if not may_be(found, detection, _LOST_SIZES):
+            box = detection.bounds
+            if not may_be(found, detection, _SIZES if mask is not None else _LOST_SIZES):
                 continue
-            since = min(1.0, (frame_index - found.seen) / long)
-            most = reach(frame_index - found.seen, long)
-            away = distance(found.expected(frame_index), detection.bounds)
-            if away > most:
-                continue
+            by_mask = 0.0
+            if mask is not None:
+                held = share_inside(labels, object_id, mask, detection)
+                by_mask = max(iou(found.moved(mask.box), box), held / 2)
+            passed = frame_index - (found.seen if mask is None else found.frame)
+            expected = found.expected(frame_index)
+            by_motion = max(0.0, 1 - distance(expected, box) / reach(passed, long))
             alike = 1.0 if found.colours is None else similarity(found.colours, colours(k))
-            if alike < _ALIKE_SOON + since * (_ALIKE_LATE - _ALIKE_SOON):
-                continue
-            gain[row, column] = alike - 0.3 * away / most
+            if by_mask >= (_LEAST if k in certain else FITS):
+                # A mask that was not confirmed where it was searched may have moved to another thing.
+                possible = by_motion > 0 or not found.misses
+            elif passed <= _LATELY * long and iou(expected, box) >= _OVERLAPS:
+                possible = k in certain and alike >= _ALIKE
+            else:
+                needed = _ALIKE_SOON + min(1.0, passed / long) * _ALIKE_LATER
+                possible = k in certain and by_motion > 0 and alike >= needed
+            if possible:
+                value = _MASK * by_mask + _MOTION * by_motion
+                value += _COLOURS * max(0.0, alike - _ALIKE) / (1 - _ALIKE)
+                older = _OLDER * (1 - row / len(ids))
+                gain[row, column] = value * (1 - _BY_SCORE * (1 - detection.score)) + older
     return {ids[row]: positions[column] for row, column in assignment(gain) if gain[row, column] > 0}
 
 

@@ -1,22 +1,25 @@
 """Lifecycle of detected objects: which detections start objects, and when an object is given up.
 
-The detector runs every few frames. Each of its detections is matched with the object whose mask, expected
-position and colours it fits best (`pipeline.detect.association`). What follows from a match:
+The detector runs every few frames. Its detections are matched with all objects at once, by mask, expected
+position and colours (`pipeline.detect.association`). What follows from a match:
 
 - A detection where the object's mask is confirms the object. One with a small score may confirm, but starts
   nothing.
-- If the mask is elsewhere than the detection for several looks, the mask is replaced by one of the
-  detection: it has drifted, or spread over a second thing. The tracker then forgets what it learnt there.
-- An object without a mask is sought among the detections of nothing that is tracked, by movement and
-  colours, and goes on there under its own id.
-- An object that several looks in a row search and do not find is given up. So, after a while, is one that is
-  found only together with another one: of two objects on one thing the older stays.
+- If the mask is elsewhere, it has drifted, or spread over a second thing: it is replaced by one of the
+  detection, at once if it is mostly beside it, else if that goes on. The tracker then forgets what it learnt
+  there. A mask inside its detection may be what is not hidden, and is replaced later only.
+- An object without a mask goes on at its detection under its own id.
+- An object that several looks in a row search and do not find is given up; much later if it was detected
+  often and its mask moves on as one thing, since detectors overlook people who stand close together. So,
+  after a while, is one that is found only together with another one: of two objects on one thing the older
+  stays.
 - The other detections are candidates: one that is detected several times in a row, near its expected
   position, becomes an object with a new id.
 
 An object that is given up, or that was out of sight for a while, is no longer tracked and holds nobody's
 place, but is remembered: a detection of it continues its id. It is forgotten after it has been out of sight
-for too long. Objects that a user prompted or corrected are left alone: they stay until the user removes them.
+for too long, and soon if it left the picture. Objects that a user prompted or corrected are left alone: they
+stay until the user removes them.
 
 Detectors of movement (`Look.instances` is false) only start objects: what stands still is not detected, and
 two people who walk together are one detection. An object ends when it was out of sight for too long.
@@ -46,8 +49,8 @@ from numpy.typing import NDArray
 from pipeline.base.errors import XmemError, one_line
 from pipeline.base.records import Frame
 from pipeline.detect.appearance import Colours, colours_of
-from pipeline.detect.association import FITS, Shown, lost_pairs, share_inside, shown_in, visible_pairs
-from pipeline.detect.candidates import Candidate, confirmed_among, inside
+from pipeline.detect.association import FITS, Shown, distance, matches, reach, share_inside, shown_in
+from pipeline.detect.candidates import Candidate, confirmed_among, inside, reaches_out
 from pipeline.detect.components import homes_of, without_strays
 from pipeline.detect.found_object import FoundObject, centre_of, iou, overlap
 from pipeline.detect.protocol import Detection, Detector, Look, look_with
@@ -61,7 +64,14 @@ _COVERED = 0.25
 _HELD, _CRUMB = 0.5, 0.15
 # Looks in a row on which a mask must be elsewhere than its detection before it is replaced.
 _DISAGREE = 2
-# An object in another one's detection is missed this often at least, while it keeps its shape.
+# A mask of which a smaller share is inside its detection is elsewhere, without doubt.
+_ELSEWHERE = 0.4
+# Ratio of the areas of two boxes from which one may be of a part of the other, or of two things.
+_SIZE = 1.5
+# Share of a mask that is inside the detection if the mask is the visible part of it.
+_PART = 0.8
+# An object in another one's detection, or one that was detected often, is missed this many times as often
+# as others before it is given up, while it keeps its size.
 _HIDDEN_MISSES = 3
 # Of a matched object's mask, the part in its detection or expected box, enlarged by this share, is tracked.
 _AROUND = 0.25
@@ -201,7 +211,7 @@ class ObjectFinder:
             XmemError: the detector failed, or violates its protocol.
         """
         decided = Decisions()
-        self._end_unseen(frame.frame_index, decided)
+        self._end_unseen(frame, decided)
         if frame.frame_index < self._next_look:
             return decided
         tracked = set(live) - set(decided.gone)
@@ -212,17 +222,18 @@ class ObjectFinder:
         self._looked = frame.frame_index
         # What lies on objects of users is theirs.
         users = np.where(np.isin(labels, list(self._objects)), 0, labels)
-        run.free = [k for k in _distinct(run.look) if not _is_tracked(run.detection(k), users)]
+        run.free = [k for k in range(len(run.look.detections)) if not _is_tracked(run.detection(k), users)]
+        run.distinct = frozenset(_distinct(run.look))
         self._instances = run.look.instances
         if self._instances:
             self._follow(run, decided)
-        unknown = self._unknown(run)
         room = self._settings.max_objects - self._settings.kept_for_prompts
         room -= len((tracked | set(given)) - set(decided.gone))
         self._waiting = 0
+        self._restrict(run)
         if self._instances:
-            unknown, room = self._find_again(run, unknown, room, decided)
-        self._start(run, unknown, room, decided)
+            room = self._find_again(run, room, decided)
+        self._start(run, self._unknown(run), room, decided)
         pending = any(c.hits < self._settings.confirmations for c in self._candidates)
         every = max(1, self._settings.every // (2 if pending and self._instances else 1))
         self._next_look = frame.frame_index - frame.frame_index % every + every
@@ -247,16 +258,21 @@ class ObjectFinder:
         self._labels, self._labelled = labels, set(live)
         for object_id, found in self._objects.items():
             if bool((labels == object_id).any()):
-                self._objects[object_id] = replace(found, seen=frame_index)
+                # The tracker may have taken something else for an object that was out of sight.
+                again = frame_index - found.seen > self._settings.every
+                misses = max(found.misses, int(again))
+                self._objects[object_id] = replace(found, seen=frame_index, misses=misses)
         return labels if self._instances else label_map
 
     # --- ends ------------------------------------------------------------------------------------
 
-    def _end_unseen(self, frame_index: int, decided: Decisions) -> None:
+    def _end_unseen(self, frame: Frame, decided: Decisions) -> None:
         """Give up objects that have been out of sight for long, and forget remembered ones."""
-        limit = self._settings.out_of_sight
-        unseen = {i: frame_index - found.seen for i, found in self._objects.items()}
-        gone = [i for i, frames in unseen.items() if frames > limit]
+        limit, now = self._settings.out_of_sight, frame.frame_index
+        unseen = {i: now - found.seen for i, found in self._objects.items()}
+        # What left the picture rarely comes back soon, and what comes in there is mostly something else.
+        left = {i for i, n in unseen.items() if n and reaches_out(self._objects[i].box, frame)}
+        gone = [i for i, n in unseen.items() if n > (self._long if i in left and self._instances else limit)]
         if len(gone) < self._waiting:
             # Those unseen for longest make room; among equals, the older ones.
             soon = [i for i, n in unseen.items() if n > limit // _SOON and i not in gone]
@@ -265,7 +281,9 @@ class ObjectFinder:
             self._give_up(object_id, "out_of_sight", decided)
         self._waiting -= min(self._waiting, len(gone))
         self._remembered = {
-            i: found for i, found in self._remembered.items() if frame_index - found.seen <= limit
+            i: found
+            for i, found in self._remembered.items()
+            if now - found.seen <= (self._long if reaches_out(found.box, frame) else limit)
         }
 
     def _give_up(self, object_id: int, reason: str, decided: Decisions) -> None:
@@ -324,58 +342,94 @@ class ObjectFinder:
     # --- objects with a mask ---------------------------------------------------------------------
 
     def _follow(self, run: _Run, decided: Decisions) -> None:
-        """Match detections with the objects that have a mask, and draw the consequences."""
+        """Match detections with the objects, and draw the consequences for those that have a mask."""
         self._objects = {i: f for i, f in self._objects.items() if i not in run.given}
         run.shown = shown_in(run.labels, list(self._objects))
-        detections = [run.detection(k) for k in run.free]
-        pairs = visible_pairs(
-            self._objects,
+        pairs = matches(
+            {**self._remembered, **self._objects},
             run.shown,
             run.labels,
-            detections,
-            lambda at: run.colours(run.free[at]),
+            {k: run.detection(k) for k in run.free},
+            [k for k in run.free if run.is_certain(k, self._settings.least_score)],
+            run.colours,
             run.frame.frame_index,
             self._long,
         )
-        run.matched = {object_id: run.free[at] for object_id, at in pairs.items()}
+        run.matched = {i: k for i, k in pairs.items() if i in run.shown}
+        run.lost = {i: k for i, k in pairs.items() if i not in run.shown}
         apart = [i for i, k in sorted(run.matched.items()) if not self._confirm(run, i, k)]
+        for object_id in apart:
+            self._correct(run, object_id, run.matched[object_id], decided)
         if run.regular:
-            for object_id in apart:
-                self._correct(run, object_id, run.matched[object_id], decided)
             for object_id in sorted(set(run.shown) - set(run.matched)):
                 self._not_detected(run, object_id, decided)
 
     def _confirm(self, run: _Run, object_id: int, k: int) -> bool:
-        """Confirm an object by its detection, if its mask is there; returns whether it is."""
-        found, detection = self._objects[object_id], run.detection(k)
-        if iou(run.shown[object_id].box, detection.bounds) < FITS:
-            return False
-        clear = run.alone(k) and detection.score >= self._settings.least_score
-        colours = run.colours(k) if clear else None
-        self._objects[object_id] = found.confirmed(detection.bounds, run.frame.frame_index, colours)
+        """Confirm an object by its detection, if its mask is there or that can't be told; returns whether."""
+        found, shown, detection = self._objects[object_id], run.shown[object_id], run.detection(k)
+        now, box = run.frame.frame_index, detection.bounds
+        fits, expected = iou(found.moved(shown.box), box) >= FITS, found.expected(now)
+        other_size = not 1 / _SIZE <= box[2] * box[3] / (found.box[2] * found.box[3]) <= _SIZE
+        if not fits and other_size and iou(shown.box, expected) >= FITS > iou(expected, box):
+            # A detection of part of it, or of two things as one.
+            self._objects[object_id] = replace(found, misses=0)
+            return True
+        if not fits:
+            # The mask may be the visible part of something that is partly hidden.
+            held = share_inside(run.labels, object_id, shown, detection)
+            part = held >= _PART and shown.area >= _CRUMB * int(detection.area().sum())
+            if not part or found.disagreed + run.regular >= _DISAGREE * _HIDDEN_MISSES:
+                return False
+        clear = fits and run.alone(k) and detection.score >= self._settings.least_score
+        if fits:
+            # Masks are more exact than detections, but may lack what is hidden.
+            moved = found.moved(shown.box)
+            x, y, w, h = (round((one + other) / 2) for one, other in zip(moved, box, strict=True))
+            box = x, y, w, h
+        confirmed = found.confirmed(box, now, run.colours(k) if clear else None)
+        self._objects[object_id] = (
+            confirmed if fits else replace(confirmed, disagreed=found.disagreed + run.regular)
+        )
+        run.agreed.add(object_id)
         return True
 
     def _correct(self, run: _Run, object_id: int, k: int, decided: Decisions) -> None:
-        """An object's mask is not where its detection is: replace it if that goes on."""
+        """An object's mask is not where its detection is: replace it if that is certain, or goes on."""
         found, shown, detection = self._objects[object_id], run.shown[object_id], run.detection(k)
-        now, box = run.frame.frame_index, detection.bounds
-        expected = found.expected(now)
-        if iou(shown.box, expected) >= FITS > iou(expected, box):
-            pass  # a detection of part of it, or of two people as one
-        elif self._is_shared(run, object_id, k):
+        if self._is_shared(run, object_id, k) or detection.score < self._settings.least_score:
             self._objects[object_id] = replace(found, misses=0)
-        elif found.disagreed + 1 < _DISAGREE or detection.score < self._settings.least_score:
-            self._objects[object_id] = replace(found, misses=0, disagreed=found.disagreed + 1)
-        else:
-            agreed = [i for i in run.shown if i in self._objects and self._objects[i].frame == now]
-            mask = self._mask_of(detection, run.frame) & ~np.isin(run.labels, [*agreed, *run.given])
-            if not mask.any():
-                return
-            self._objects[object_id] = found.confirmed(box, now, run.colours(k) if run.alone(k) else None)
-            run.labels[run.labels == object_id] = 0
-            run.labels[mask] = object_id
-            category = found.category or detection.category
-            decided.masks.append(NewObject(object_id, mask, category, detection.score, "drifted"))
+            return
+        moved = found.confirmed(detection.bounds, run.frame.frame_index, None)
+        self._objects[object_id] = replace(moved, disagreed=found.disagreed + run.regular)
+        elsewhere = share_inside(run.labels, object_id, shown, detection) < _ELSEWHERE
+        if elsewhere or found.disagreed + run.regular >= _DISAGREE:
+            mask = self._free_mask(run, detection)
+            if mask.any():
+                self._place(run, object_id, k, mask, "drifted", decided)
+
+    def _place(
+        self, run: _Run, object_id: int, k: int, mask: NDArray[np.bool_], reason: str, decided: Decisions
+    ) -> None:
+        """Give an object a new mask, that of its detection."""
+        detection, now = run.detection(k), run.frame.frame_index
+        found = self._remembered.pop(object_id, None) or self._objects[object_id]
+        found = found.confirmed(detection.bounds, now, run.colours(k) if run.alone(k) else None)
+        self._objects[object_id] = replace(found, seen=now)
+        run.agreed.add(object_id)
+        run.mark(mask, object_id)
+        decided.gone.pop(object_id, None)
+        category = found.category or detection.category
+        decided.masks.append(NewObject(object_id, mask, category, detection.score, reason))
+
+    def _free_mask(self, run: _Run, detection: Detection) -> NDArray[np.bool_]:
+        """The mask of a detection, without objects that are where their masks are."""
+        return self._mask_of(detection, run.frame) & ~self._certain(run, run.labels)
+
+    def _certain(self, run: _Run, labels: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """H x W, where labels are of users' objects, or of objects that this run confirmed."""
+        unsure = [i for i in self._objects if i not in run.agreed]
+        certain: NDArray[np.bool_] = (labels != 0) & ~np.isin(labels, unsure)
+        return certain
 
     def _is_shared(self, run: _Run, object_id: int, k: int) -> bool:
         """Whether a detection holds another object's mask too: it may be of both, or of the other one."""
@@ -400,61 +454,54 @@ class ObjectFinder:
             share_inside(run.labels, object_id, shown, run.detection(k)) >= _HELD
             for k in run.matched.values()
         )
-        shaped = iou(shown.box, found.expected(run.frame.frame_index)) >= FITS
-        limit = self._settings.give_up_looks * (_HIDDEN_MISSES if hidden and shaped else 1)
-        found = self._objects[object_id] = replace(found, misses=found.misses + 1)
+        now, ratio = run.frame.frame_index, shown.box[2] * shown.box[3] / (found.box[2] * found.box[3])
+        near = distance(found.expected(now), shown.box) <= reach(now - found.frame, self._long)
+        missed = replace(found, misses=found.misses + 1)
+        limit = self._settings.give_up_looks
+        if near and 1 / _SIZE <= ratio <= _SIZE:
+            # It moves on as one thing, so it is where its mask is, whatever the detector sees.
+            moved = found.confirmed(shown.box, now, None)
+            missed = replace(moved, hits=found.hits, misses=found.misses + 1)
+            limit *= _HIDDEN_MISSES if hidden or found.hits >= _HIDDEN_MISSES * limit else 1
+        found = self._objects[object_id] = missed
         if found.misses >= limit:
             self._give_up(object_id, "unconfirmed", decided)
             run.labels[run.labels == object_id] = 0
 
     # --- other detections ------------------------------------------------------------------------
 
+    def _restrict(self, run: _Run) -> None:
+        """What an object holds beside its detection is of another thing."""
+        run.tracked = run.labels.copy()
+        for object_id, k in run.matched.items():
+            if object_id in self._objects:
+                boxes = (run.detection(k).bounds, self._objects[object_id].expected(run.frame.frame_index))
+                _keep_inside(run.tracked, object_id, [_enlarged(box) for box in boxes])
+
     def _unknown(self, run: _Run) -> dict[int, Detection]:
         """Detections of nothing that is tracked, by position."""
-        labels = run.labels
-        if run.look.instances:
-            labels = labels.copy()
-            for object_id, k in run.matched.items():
-                if object_id in self._objects:
-                    boxes = (
-                        run.detection(k).bounds,
-                        self._objects[object_id].expected(run.frame.frame_index),
-                    )
-                    _keep_inside(labels, object_id, [_enlarged(box) for box in boxes])
-        run.tracked = labels
         return {
             k: run.detection(k)
             for k in run.free
             if k not in run.matched.values()
-            and run.detection(k).score >= self._settings.least_score
-            and not _is_tracked(run.detection(k), labels)
+            and run.is_certain(k, self._settings.least_score)
+            and not _is_tracked(run.detection(k), run.tracked)
         }
 
-    def _find_again(
-        self, run: _Run, unknown: dict[int, Detection], room: int, decided: Decisions
-    ) -> tuple[dict[int, Detection], int]:
-        """Continue lost objects on detections; returns the other detections, and the room that is left."""
-        now = run.frame.frame_index
-        unseen = {i: f for i, f in self._objects.items() if i not in run.shown}
-        lost = {**self._remembered, **unseen}
-        pairs = lost_pairs(lost, unknown, run.colours, now, self._long)
-        for object_id, k in sorted(pairs.items()):
+    def _find_again(self, run: _Run, room: int, decided: Decisions) -> int:
+        """Continue lost objects on their detections; returns the room that is left."""
+        certain = np.where(self._certain(run, run.tracked), run.tracked, 0)
+        for object_id, k in sorted(run.lost.items()):
+            if _is_tracked(run.detection(k), certain):
+                continue
             if object_id in self._remembered and room <= 0:
                 self._waiting += 1
                 continue
-            detection = unknown.pop(k)
-            mask = self._mask_of(detection, run.frame) & (run.tracked == 0)
-            if not mask.any():
-                continue
-            room -= object_id in self._remembered
-            found = lost[object_id].confirmed(detection.bounds, now, run.colours(k) if run.alone(k) else None)
-            self._remembered.pop(object_id, None)
-            self._objects[object_id] = replace(found, seen=now)
-            run.mark(mask, object_id)
-            decided.gone.pop(object_id, None)
-            category = found.category or detection.category
-            decided.masks.append(NewObject(object_id, mask, category, detection.score, "found_again"))
-        return unknown, room
+            mask = self._free_mask(run, run.detection(k))
+            if mask.any():
+                room -= object_id in self._remembered
+                self._place(run, object_id, k, mask, "found_again", decided)
+        return room
 
     def _start(self, run: _Run, unknown: dict[int, Detection], room: int, decided: Decisions) -> None:
         """Start objects from candidates that were detected often enough."""
@@ -489,8 +536,10 @@ class ObjectFinder:
     def _mask_of(self, detection: Detection, frame: Frame) -> NDArray[np.bool_]:
         if detection.mask is not None:
             return detection.mask
-        mask = self._boxes.segment(frame.image, detection.bounds)
-        return mask if mask.any() else inscribed_ellipse(frame.size, detection.bounds)
+        box = detection.bounds
+        mask = self._boxes.segment(frame.image, box)
+        found = shown_in(mask.astype(np.int32), [1])
+        return mask if found and iou(found[1].box, box) >= FITS else inscribed_ellipse(frame.size, box)
 
     # --- storage ---------------------------------------------------------------------------------
 
@@ -559,12 +608,19 @@ class _Run:
         self.tracked = labels  # without what objects hold of other things
         self.regular = True
         self.free: list[int] = []  # positions of the detections that are not of users' objects
+        self.distinct: frozenset[int] = frozenset()  # positions of those that are not another one's again
         self.shown: dict[int, Shown] = {}
-        self.matched: dict[int, int] = {}  # object -> position of its detection
+        self.matched: dict[int, int] = {}  # object with a mask -> position of its detection
+        self.lost: dict[int, int] = {}  # object without one -> position of its detection
+        self.agreed: set[int] = set()  # objects that are where their masks are
         self._colours: dict[int, Colours] = {}
 
     def detection(self, k: int) -> Detection:
         return self.look.detections[k]
+
+    def is_certain(self, k: int, least_score: float) -> bool:
+        """Whether a detection may be of something new, or of an object whose mask is elsewhere."""
+        return k in self.distinct and self.detection(k).score >= least_score
 
     def colours(self, k: int) -> Colours:
         if k not in self._colours:

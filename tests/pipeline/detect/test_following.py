@@ -132,11 +132,20 @@ def test_a_weak_detection_starts_nothing_but_confirms() -> None:
     assert stream.run(30) == [(1, "detector", 1), (5, "unconfirmed", 1)]
 
 
-def test_a_mask_that_drifted_off_its_detection_is_replaced_after_two_looks() -> None:
+@pytest.mark.parametrize(
+    ("mask", "at"),
+    [
+        ((57, 50, 18, 38), 5),  # half beside the detection: after two looks
+        ((62, 50, 18, 38), 4),  # mostly beside it: at once
+        ((56, 64, 12, 16), 9),  # a part of it, which may be all that is not hidden: after six
+    ],
+)
+def test_a_mask_that_drifted_off_its_detection_is_replaced(mask: Box, at: int) -> None:
     stream = Stream(standing(person(50)))
     stream.run(4)
-    stream.masks[1] = mask_of((56, 64, 12, 16))  # a scrap: its feet
-    assert stream.run(3) == [(6, "drifted", 1)]
+    stream.masks[1] = mask_of(mask)
+    stream.finder.saw(3, np.where(stream.masks[1], 1, 0).astype(np.int32), [1])
+    assert stream.run(7) == [(at, "drifted", 1)]
     assert box_of(stream.masks[1]) == (50, 40, 16, 40)
 
 
@@ -272,7 +281,47 @@ def test_a_mask_that_wandered_off_takes_no_detection_of_another_thing() -> None:
     stream.masks[1] = mask_of((180, 40, 16, 40))  # where another person appears
     stream.run(20)
     assert {i for _, reason, i in stream.log if reason == "drifted"} == set()
-    assert stream.finder.to_bytes().count(b'"frame": 4') == 1  # not confirmed since
+    assert stream.finder.to_bytes().count(b'"frame": 10') == 1  # it is not expected there
+
+
+def test_an_object_that_was_detected_often_outlives_a_detector_that_is_blind_for_a_while() -> None:
+    def happened(detected: int) -> list[tuple[int, str, int]]:
+        stream = Stream(Scripted(lambda index: [person(20 + index)] if index < detected else []))
+        for index in range(60):
+            if stream.masks:
+                stream.masks[1] = mask_of((20 + index, 40, 16, 40))  # it walks on
+                stream.finder.saw(index - 1, np.where(stream.masks[1], 1, 0).astype(np.int32), [1])
+            stream.step()
+        return stream.log
+
+    assert happened(5) == [(1, "detector", 1), (8, "unconfirmed", 1)]
+    assert happened(20) == [(1, "detector", 1), (31, "unconfirmed", 1)]
+
+
+def test_what_left_the_picture_is_forgotten_soon() -> None:
+    def script(index: int) -> list[Detection]:
+        return [person(max(0, 24 - 4 * index))] if index < 9 else [person(4)] if index >= back else []
+
+    for back, entry in ((16, "found_again"), (40, "detector")):
+        stream = Stream(Scripted(script))
+        for index in range(back + 4):
+            if index == 9:
+                stream.lose(1)
+            stream.step()
+        assert [reason for _, reason, _ in stream.log if reason != "drifted"][-1] == entry
+        assert len({i for _, _, i in stream.log}) == (1 if entry == "found_again" else 2)
+
+
+def test_a_mask_that_turns_up_elsewhere_takes_no_detection_there() -> None:
+    stream = Stream(Scripted(lambda index: [person(50)] if index < 5 else [person(150)] if index > 9 else []))
+    stream.run(5)
+    stream.lose(1)
+    stream.run(4)
+    stream.masks[1] = mask_of((150, 40, 16, 40))  # the tracker takes another person for it
+    happened = stream.run(12)
+    assert (1, "drifted") not in {(i, reason) for _, reason, i in happened}
+    assert ("unconfirmed", 1) in {(reason, i) for _, reason, i in happened}
+    assert 2 in stream.masks
 
 
 def test_movement_disproves_and_corrects_nothing() -> None:
