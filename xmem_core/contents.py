@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from xmem_core.grouped_memory import GroupedMemory, StreamMemory
-from xmem_core.memory import Memory
+from xmem_core.memory import Memory, MemoryFrame
 
 Kind = Literal["working", "permanent", "long_term"]
 
@@ -25,6 +25,7 @@ class MemoryEntry:
         elements: number of elements.
         objects: ids of the objects that may read them.
         given: ids of the objects that were prompted on the frame; known of whole frames.
+        pinned: whether the frame is kept as a whole, see `TrackerState.pin`.
         use: mean use of the elements in a frame that read them, see `Memory.usage`.
     """
 
@@ -33,6 +34,7 @@ class MemoryEntry:
     elements: int
     objects: tuple[int, ...]
     given: tuple[int, ...]
+    pinned: bool
     use: float
 
 
@@ -48,19 +50,20 @@ def contents(memory: StreamMemory | None) -> list[MemoryEntry]:
 
 
 def _entries(memory: Memory) -> Iterator[MemoryEntry]:
-    whole: tuple[tuple[Kind, list[tuple[int, tuple[int, ...]]]], ...] = (
-        ("working", [(f.time, f.given) for f in memory.frames]),
-        ("permanent", [(f.time, f.given) for f in memory.permanent_frames]),
+    whole: tuple[tuple[Kind, list[MemoryFrame]], ...] = (
+        ("working", memory.frames),
+        ("permanent", memory.permanent_frames),
     )
     for kind, frames in whole:
         use = memory.usage(kind).view(-1, memory.positions).mean(1)
-        for (time, given), mean in zip(frames, use.tolist(), strict=True):
-            yield MemoryEntry(time, kind, memory.positions, _readers(memory, time), given, mean)
+        for frame, mean in zip(frames, use.tolist(), strict=True):
+            readers = _readers(memory, frame.time)
+            yield MemoryEntry(frame.time, kind, memory.positions, readers, frame.given, frame.pinned, mean)
     times, usage = memory.times("long_term"), memory.usage("long_term")
     for time in torch.unique(times).tolist():
         own = times == time
         readers = _readers(memory, time)
-        yield MemoryEntry(time, "long_term", int(own.sum()), readers, (), float(usage[own].mean()))
+        yield MemoryEntry(time, "long_term", int(own.sum()), readers, (), False, float(usage[own].mean()))
 
 
 def _readers(memory: Memory, time: int) -> tuple[int, ...]:

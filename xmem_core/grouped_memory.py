@@ -146,6 +146,34 @@ class GroupedMemory:
         if summary is not None and time <= after:
             self.summaries[object_id] = summary.clone()
 
+    def check_forgets(self, first: int, last: int) -> None:
+        """Raise ValueError if an object could read nothing any more without the times `first`..`last`."""
+        for memory in self.groups.values():
+            memory.check_forgets(first, last)
+
+    def forget(self, first: int, last: int) -> None:
+        """Drop the elements of frames with times `first`..`last`. Summaries keep what they accumulated."""
+        for memory in self.groups.values():
+            memory.forget(first, last)
+
+    def pin(self, time: int, pinned: bool = True) -> None:
+        """Keep a frame as a whole in all groups that hold it, or no longer; ValueError as in `Memory.pin`."""
+        whole = {f.time for f in (*self.frames, *self.permanent_frames)}
+        if time not in whole:
+            raise ValueError(f"no whole frame of time {time} is in memory: there are {sorted(whole)}")
+        holders = [
+            memory
+            for memory in self.groups.values()
+            if time in {f.time for f in (*memory.frames, *memory.permanent_frames)}
+        ]
+        for done, memory in enumerate(holders):
+            try:
+                memory.pin(time, pinned)
+            except ValueError:
+                for earlier in holders[:done]:
+                    earlier.pin(time, False)
+                raise
+
     @property
     def doubted(self) -> dict[int, list[tuple[int, int]]]:
         """First and last time of each span that an object may not read, by object."""

@@ -52,11 +52,18 @@ class MemoryFrame:
         time: the frame's time.
         given: objects prompted on the frame, except those removed or doubted since.
         anchor: whether it is the first frame of an empty memory, which always stays in working memory.
+        pinned: whether it is kept as a whole, see `Memory.pin`.
     """
 
     time: int
     given: tuple[int, ...]
     anchor: bool
+    pinned: bool = False
+
+    @property
+    def stays_whole(self) -> bool:
+        """Whether it goes from working memory to the permanent store."""
+        return self.pinned or bool(self.given)
 
     def without(self, object_id: int) -> MemoryFrame:
         """The frame without this object in `given`."""
@@ -392,6 +399,48 @@ class Memory:
                 spans.append((newest, newest))
             self.doubted[object_id] = [(a, b) for a, b in spans if bool(((time >= a) & (time <= b)).any())]
 
+    def check_forgets(self, first: int, last: int) -> None:
+        """Raise ValueError if an object could read nothing any more without the times `first`..`last`."""
+        time = self._columns["time"][self._used_rows()]
+        left = time[(time < first) | (time > last)]
+        for object_id, start in self.first_time.items():
+            spans = self.doubted.get(object_id, ())
+            if bool(_barred(left, start, spans).all()) and not bool(_barred(time, start, spans).all()):
+                raise ValueError(
+                    f"object {object_id} would remember nothing without the times {first} to {last}: forget "
+                    "less, or remove the object"
+                )
+
+    def forget(self, first: int, last: int) -> None:
+        """Drop the elements of frames with times `first`..`last`; see `check_forgets`."""
+        self._readable = None
+        for region in (self.working, self.permanent, self.long_term):
+            time = self._columns["time"][region.used]
+            self._keep(region, torch.nonzero((time < first) | (time > last)).flatten() + region.start)
+        self.frames = [f for f in self.frames if not first <= f.time <= last]
+        self.permanent_frames = [f for f in self.permanent_frames if not first <= f.time <= last]
+
+    def pin(self, time: int, pinned: bool = True) -> None:
+        """Keep a frame as a whole, like those with prompts, which give way to it; or no longer.
+
+        Raises:
+            ValueError: no whole frame of that time is in memory, or the permanent store has no room for one
+                more pinned frame.
+        """
+        whole = [*self.permanent_frames, *self.frames]
+        if time not in [f.time for f in whole]:
+            raise ValueError(
+                f"no whole frame of time {time} is in memory: there are {sorted(f.time for f in whole)}"
+            )
+        others = sum(f.pinned and f.time != time for f in whole)
+        if pinned and others >= self.config.max_permanent_frames - 1:
+            raise ValueError(
+                f"{others} frames are pinned, and max_permanent_frames={self.config.max_permanent_frames} "
+                "leaves no room for more: unpin one"
+            )
+        for frames in (self.frames, self.permanent_frames):
+            frames[:] = [replace(f, pinned=pinned) if f.time == time else f for f in frames]
+
     def _not_given(self, object_id: int, after: int) -> None:
         """Remove the object from `given` of frames later than `after`."""
         for frames in (self.frames, self.permanent_frames):
@@ -430,13 +479,13 @@ class Memory:
         return slice(start, start + self.positions)
 
     def _leave_working(self, taken: list[int]) -> None:
-        """Move frames out of working memory: prompted ones to the permanent store, the others, and those for
-        which it has no room, to long-term memory, if enabled.
+        """Move frames out of working memory: prompted and pinned ones to the permanent store, the others, and
+        those for which it has no room, to long-term memory, if enabled.
         """
-        entering = [self.frames[i] for i in taken if self.frames[i].given]
+        entering = [self.frames[i] for i in taken if self.frames[i].stays_whole]
         store, leaving = self._share_store(entering)
         if self.config.enable_long_term:
-            others = [self._frame_rows(i) for i in taken if not self.frames[i].given]
+            others = [self._frame_rows(i) for i in taken if not self.frames[i].stays_whole]
             # A prompted frame is consolidated separately: among others, few prototypes would be its own.
             self._consolidate([others] * bool(others) + [[self._rows_of(f)] for f in leaving if f.given])
         stayed = [self._rows_of(f) for f in self.permanent_frames if f in store]
@@ -461,7 +510,7 @@ class Memory:
         """Split frames into those that the permanent store keeps and those that must leave, in order.
 
         Frames without a prompted living object go first, then those whose objects were all also prompted on
-        another kept frame, then the others; the oldest first within each kind.
+        another kept frame, then the others; the oldest first within each kind. Pinned frames stay.
         """
         store, leaving = list(self.permanent_frames), []
         whole = [*self.permanent_frames, *self.frames]
@@ -469,7 +518,10 @@ class Memory:
             store.append(frame)
             if len(store) * self.positions > self.permanent.capacity:
                 given = Counter(i for f in whole for i in f.given)
-                least = [0 if not f.given else 1 if all(given[i] > 1 for i in f.given) else 2 for f in store]
+                least = [
+                    3 if f.pinned else 0 if not f.given else 1 if all(given[i] > 1 for i in f.given) else 2
+                    for f in store
+                ]
                 leaver = store.pop(least.index(min(least)))
                 whole.remove(leaver)
                 leaving.append(leaver)
@@ -589,6 +641,8 @@ class Memory:
             "key_dim": self.key_dim,
             "value_dim": self.value_dim,
         }
+        if pinned := [f.time for f in (*self.permanent_frames, *self.frames) if f.pinned]:
+            facts["pinned"] = pinned
         if self.doubted:
             facts["doubted"] = [[i, [list(span) for span in spans]] for i, spans in self.doubted.items()]
         return tensors, facts
@@ -610,9 +664,12 @@ class Memory:
         dtype = next((tensors[f"value.{i}"].dtype for i in objects), torch.float32)
         memory = cls(config, facts["positions"], facts["key_dim"], facts["value_dim"], device, dtype)
         sizes = [int(n) for n in facts["sizes"]]
-        given = _given(facts, objects)
+        given, pinned = _given(facts, objects), {int(time) for time in facts.get("pinned", ())}
         memory.frames, memory.permanent_frames = (
-            [MemoryFrame(int(t), given.get(int(t), ()), bool(anchor)) for t, _, anchor in facts[name]]
+            [
+                MemoryFrame(int(t), given.get(int(t), ()), bool(anchor), int(t) in pinned)
+                for t, _, anchor in facts[name]
+            ]
             for name in ("frames", "permanent_frames")
         )
         if sizes[2] != len(memory.frames) * memory.positions:

@@ -107,6 +107,41 @@ class TrackerState:
             self.masks = self.masks[stay] if stay else None
         self.memory.remove_objects(gone)
 
+    def forget(self, first: int, last: int) -> None:
+        """Forget the frames with times `first`..`last` (inclusive), given masks among them.
+
+        Times are those of `time`; `xmem_core.contents.contents` lists what is remembered. The summaries of
+        Cutie's objects keep what they accumulated.
+
+        Raises:
+            ValueError: an object would remember nothing any more. Nothing is changed then.
+        """
+        self.check_usable()
+        if first > last:
+            raise ValueError(f"times {first} to {last}: the first must not be after the last")
+        if self.memory is not None:
+            self.memory.check_forgets(first, last)
+            self.memory.forget(first, last)
+
+    def pin(self, time: int) -> None:
+        """Keep the frame of a time as a whole for as long as its objects live: it is not consolidated.
+
+        Raises:
+            ValueError: no whole frame of that time is remembered, or too many are pinned (at most
+                `max_permanent_frames` - 1).
+        """
+        self._pin(time, True)
+
+    def unpin(self, time: int) -> None:
+        """Undo `pin`. ValueError: no whole frame of that time is remembered."""
+        self._pin(time, False)
+
+    def _pin(self, time: int, pinned: bool) -> None:
+        self.check_usable()
+        if self.memory is None:
+            raise ValueError(f"no whole frame of time {time} is in memory: nothing is remembered")
+        self.memory.pin(time, pinned)
+
     def to_bytes(self) -> bytes:
         """The complete state as safetensors bytes; tracking resumed from them is bit-identical."""
         self.check_usable()

@@ -45,7 +45,7 @@ def memory(
         table.add_row(
             "" if frame.frame_index is None else str(frame.frame_index),
             str(frame.age),
-            frame.kind.replace("_", "-"),
+            frame.kind.replace("_", "-") + (", pinned" if frame.pinned else ""),
             str(frame.elements),
             ", ".join(map(str, frame.objects)),
             ", ".join(map(str, frame.given)),

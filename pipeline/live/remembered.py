@@ -39,6 +39,7 @@ class RememberedFrame:
         elements: number of elements that are remembered of it.
         objects: ids of the objects that may read them.
         given: ids of the objects that were prompted on the frame.
+        pinned: whether the frame is kept as a whole, see `xmem_core.TrackerState.pin`.
         use: mean use of the elements in a frame that read them.
     """
 
@@ -48,6 +49,7 @@ class RememberedFrame:
     elements: int
     objects: tuple[int, ...]
     given: tuple[int, ...]
+    pinned: bool
     use: float
 
 
@@ -103,7 +105,7 @@ def stream_memory(
     for entry in contents(state.memory):
         age = state.time - entry.time
         index = None if live else last - age
-        facts = (entry.kind, entry.elements, entry.objects, entry.given, round(entry.use, 6))
+        facts = (entry.kind, entry.elements, entry.objects, entry.given, entry.pinned, round(entry.use, 6))
         frames.append(RememberedFrame(index, age, *facts))
     objects = {i: categories.get(i) for i in state.object_ids}
     return StreamMemory(name, snapshot.next_frame, live, objects, tuple(frames))

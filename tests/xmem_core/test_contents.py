@@ -50,6 +50,98 @@ def test_listing_changes_nothing_and_outlives_storage() -> None:
     assert contents(TrackerState.from_bytes(before).memory) == listed
 
 
+def held(state: TrackerState) -> dict[int, list[str]]:
+    """Kinds of the entries by time."""
+    found: dict[int, list[str]] = {}
+    for entry in contents(state.memory):
+        found.setdefault(entry.time, []).append(entry.kind)
+    return found
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.usefixtures("one_thread")
+def test_a_pinned_frame_stays_whole_until_it_is_unpinned(kind: str) -> None:
+    segmenter = VideoSegmenter(MODELS[kind](), SMALL_MEMORY, size=None)
+    plain = tracked(kind)
+    newest = max(e.time for e in contents(plain.memory) if e.kind == "working")
+    state = TrackerState.from_bytes(plain.to_bytes())
+    state.pin(newest)
+    assert all(e.pinned == (e.time == newest) for e in contents(state.memory))
+    for index in range(20, 50):
+        segmenter.step(plain, frame_at(index))
+        segmenter.step(state, frame_at(index))
+        if index == 31:  # a cut
+            state = TrackerState.from_bytes(state.to_bytes())
+    assert "permanent" not in held(plain).get(newest, [])
+    assert set(held(state)[newest]) == {"permanent"}
+    # Unpinned, it gives way to the next frame with a prompt.
+    state.unpin(newest)
+    for index in range(50, 76):
+        masks = {1: square(48, 64, index % 24, 4, 14), 2: square(48, 64, 8, 40, 12)}
+        segmenter.step(state, frame_at(index), Prompt(masks) if index in (50, 56, 62) else None)
+    assert "permanent" not in held(state).get(newest, [])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_cut_changes_nothing_of_a_pinned_state() -> None:
+    segmenter = VideoSegmenter(MODELS["xmem"](), SMALL_MEMORY, size=None)
+    one = tracked("xmem")
+    one.pin(18)
+    other = TrackerState.from_bytes(one.to_bytes())
+    for index in range(20, 40):
+        segmenter.step(one, frame_at(index))
+        segmenter.step(other, frame_at(index))
+        other = TrackerState.from_bytes(other.to_bytes())
+    assert one.to_bytes() == other.to_bytes()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.usefixtures("one_thread")
+def test_a_span_that_is_forgotten_is_gone_and_tracking_goes_on(kind: str) -> None:
+    segmenter = VideoSegmenter(MODELS[kind](), SMALL_MEMORY, size=None)
+    state = tracked(kind)
+    before = held(state)
+    state.forget(5, 12)
+    after = held(state)
+    assert {time for time in before if not 5 <= time <= 12} == set(after) != set(before)
+    assert all(after[time] == before[time] for time in after)
+    restored = TrackerState.from_bytes(state.to_bytes())
+    for index in range(20, 44):
+        results = [segmenter.step(each, frame_at(index)) for each in (state, restored)]
+        assert bool((results[0].label_map == results[1].label_map).all())
+        assert results[0].object_ids == (1, 2)
+    assert not any(5 <= time <= 12 for time in held(state))
+    assert state.to_bytes() == restored.to_bytes()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.usefixtures("one_thread")
+def test_edits_that_cannot_be_made_change_nothing(kind: str) -> None:
+    state = tracked(kind)
+    before = state.to_bytes()
+    with pytest.raises(ValueError, match=r"object [12] would remember nothing without the times 3 to 19"):
+        state.forget(3, 19)
+    with pytest.raises(ValueError, match="times 7 to 6: the first must not be after the last"):
+        state.forget(7, 6)
+    consolidated = min(time for time, kinds in held(state).items() if set(kinds) == {"long_term"})
+    for time in (consolidated, 1000):
+        with pytest.raises(ValueError, match=f"no whole frame of time {time} is in memory: there are"):
+            state.pin(time)
+    assert state.to_bytes() == before
+    whole = sorted({e.time for e in contents(state.memory) if e.kind != "long_term" and e.objects == (1, 2)})
+    if kind == "xmem":
+        for time in whole[:2]:
+            state.pin(time)
+        with pytest.raises(
+            ValueError, match="2 frames are pinned, and max_permanent_frames=3 leaves no room"
+        ):
+            state.pin(whole[2])
+    fresh = VideoSegmenter(MODELS[kind](), SMALL_MEMORY, size=None).new_state()
+    fresh.forget(0, 9)
+    with pytest.raises(ValueError, match="nothing is remembered"):
+        fresh.pin(0)
+
+
 @pytest.mark.usefixtures("one_thread")
 def test_removed_objects_and_spans_that_are_barred_are_not_readers() -> None:
     state = tracked("xmem")
