@@ -13,7 +13,12 @@ def export(
     folder: Annotated[str, typer.Argument(help="Output folder of `xmem track`, `batch` or `serve`.")],
     output: Annotated[str, typer.Option("--output", "-o", help="File or folder to write; must not exist.")],
     fmt: Annotated[
-        str, typer.Option("--format", help="Format: coco, youtube-vis, mot, mots or davis.")
+        str,
+        typer.Option(
+            "--format",
+            help="Format: coco, youtube-vis, mot, mots, davis, burst, cvat, labelstudio, supervision "
+            "or geojson.",
+        ),
     ] = "coco",
     streams: Annotated[
         list[str] | None,

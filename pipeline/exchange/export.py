@@ -5,9 +5,14 @@
     mot           a folder per stream with `gt/gt.txt` and `seqinfo.ini` (MOT16 and later)
     mots          `instances_txt/<stream>.txt` with run lengths (KITTI MOTS, MOTSChallenge)
     davis         `Annotations/<stream>/<frame>.png`, palette PNGs whose values are object ids
+    burst         one JSON file; a sequence per stream, masks by frame and track (BURST, TAO)
+    cvat          `<stream>.xml`, "CVAT for images 1.1", masks with an attribute `track_id`
+    labelstudio   one JSON file; a task per stream, a `videorectangle` with boxes per object
+    supervision   `<stream>.csv` with the columns of `supervision.CSVSink`, and masks
+    geojson       one FeatureCollection; a polygon along the edges of pixels per object and frame
 
-What a format cannot hold is left out: rows of objects out of sight everywhere, masks in mot, scores and
-categories in davis.
+What a format cannot hold is left out: rows of objects out of sight everywhere, masks in mot and labelstudio,
+scores and categories in davis.
 """
 
 from __future__ import annotations
@@ -15,7 +20,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
@@ -23,54 +27,16 @@ from typing import IO, Any
 import numpy as np
 
 from pipeline.base.errors import StoreError, UsageError
-from pipeline.base.records import MaskRecord
+from pipeline.exchange.annotation_tools import write_cvat, write_label_studio
+from pipeline.exchange.burst import write_burst
+from pipeline.exchange.exported import Categories, Count, Exported, Stream, one_size, visible
+from pipeline.exchange.geojson import write_geojson
 from pipeline.exchange.palette_png import MAX_VALUE, palette_png
+from pipeline.exchange.supervision import write_supervision
 from pipeline.storage.opening import open_files
 from pipeline.tracks.layout import load_record
 from pipeline.tracks.masks import label_map_from_rles
 from pipeline.tracks.reader import TrackReader, stream_ids
-
-FORMATS = ("coco", "youtube-vis", "mot", "mots", "davis")
-NO_CATEGORY = "object"
-"""The name that formats get which want a category for each object."""
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What was exported."""
-
-    streams: int
-    frames: int
-    rows: int
-
-
-@dataclass
-class _Stream:
-    """One stream: its reader, and what its record says."""
-
-    stream_id: str
-    reader: TrackReader
-    width: int
-    height: int
-    rate: float | None
-    source: str | None
-
-
-@dataclass
-class _Categories:
-    """Numbers of categories from 1, in the order in which they are met."""
-
-    numbers: dict[str, int] = field(default_factory=dict)
-
-    def number(self, category: str | None) -> int:
-        return self.numbers.setdefault(category or NO_CATEGORY, len(self.numbers) + 1)
-
-
-@dataclass
-class _Count:
-    streams: int = 0
-    frames: int = 0
-    rows: int = 0
 
 
 def export(
@@ -85,7 +51,8 @@ def export(
 
     Args:
         fmt: one of `FORMATS`.
-        output: the file (coco, youtube-vis) or folder (mot, mots, davis) to write; must not exist.
+        output: the file (coco, youtube-vis, burst, labelstudio, geojson) or folder (the others) to write;
+            must not exist.
         streams: ids or patterns of the streams; none: all.
         storage_options: of the output folder `root`.
 
@@ -93,25 +60,18 @@ def export(
         UsageError: the format or a stream is unknown, `output` exists, or the format cannot hold the tracks.
         StoreError: rows cannot be read, or the output not be written; nothing is left of it then.
     """
-    writers: dict[str, Callable[[Iterator[_Stream], Path, _Count], None]] = {
-        "coco": _coco,
-        "youtube-vis": _youtube_vis,
-        "mot": _mot,
-        "mots": _mots,
-        "davis": _davis,
-    }
-    if fmt not in writers:
+    if fmt not in _WRITERS:
         raise UsageError(f"format {fmt!r} is not known: use {', '.join(FORMATS)}")
     target = Path(output)
     if target.exists():
         raise UsageError(f"{target} exists: give a name that is free")
     chosen = list(_streams(root, streams, storage_options))
     partial = target.with_name(f".{target.name}.partial")
-    count = _Count(streams=len(chosen))
+    count = Count(streams=len(chosen))
     try:
         _remove(partial)
         target.parent.mkdir(parents=True, exist_ok=True)
-        writers[fmt](iter(chosen), partial, count)
+        _WRITERS[fmt](iter(chosen), partial, count)
         os.replace(partial, target)
     except OSError as error:
         raise StoreError(f"{target} cannot be written: {error.strerror or error}") from error
@@ -122,7 +82,7 @@ def export(
 
 def _streams(
     root: str | os.PathLike[str], patterns: Sequence[str], options: Mapping[str, Any] | None
-) -> Iterator[_Stream]:
+) -> Iterator[Stream]:
     files = open_files(root, options)
     ids = stream_ids(files)
     if not ids:
@@ -145,7 +105,7 @@ def _streams(
             width, height = (first.frame_width, first.frame_height) if first else (0, 0)
         rate = record.get("rate")
         source = record.get("source")
-        yield _Stream(
+        yield Stream(
             stream_id,
             reader,
             width,
@@ -153,10 +113,6 @@ def _streams(
             float(rate) if isinstance(rate, int | float) else None,
             source if isinstance(source, str) else None,
         )
-
-
-def _visible(rows: Sequence[MaskRecord]) -> list[MaskRecord]:
-    return [r for r in rows if r.mask_rle is not None and r.bbox is not None and r.area > 0]
 
 
 def _remove(path: Path) -> None:
@@ -171,8 +127,8 @@ def _remove(path: Path) -> None:
 # --- coco ----------------------------------------------------------------------------------------
 
 
-def _coco(streams: Iterator[_Stream], path: Path, count: _Count) -> None:
-    categories = _Categories()
+def _coco(streams: Iterator[Stream], path: Path, count: Count) -> None:
+    categories = Categories()
     with path.open("w", encoding="utf-8") as file:
         file.write('{"info": {"description": "tracks of xmem"},\n"images": [')
         spilled = path.with_name(path.name + ".annotations")
@@ -190,7 +146,7 @@ def _coco(streams: Iterator[_Stream], path: Path, count: _Count) -> None:
 
 
 def _coco_rows(
-    streams: Iterator[_Stream], images: IO[str], annotations: IO[str], categories: _Categories, count: _Count
+    streams: Iterator[Stream], images: IO[str], annotations: IO[str], categories: Categories, count: Count
 ) -> None:
     for stream in streams:
         for frame, rows in stream.reader.frames():
@@ -207,7 +163,7 @@ def _coco_rows(
                 "wall_time": None if first.wall_time is None else first.wall_time.isoformat(),
             }
             images.write((",\n" if count.frames > 1 else "\n") + json.dumps(image))
-            for r in _visible(rows):
+            for r in visible(rows):
                 count.rows += 1
                 annotation = {
                     "id": count.rows,
@@ -227,8 +183,8 @@ def _coco_rows(
 # --- youtube-vis ---------------------------------------------------------------------------------
 
 
-def _youtube_vis(streams: Iterator[_Stream], path: Path, count: _Count) -> None:
-    categories = _Categories()
+def _youtube_vis(streams: Iterator[Stream], path: Path, count: Count) -> None:
+    categories = Categories()
     videos: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, stream in enumerate(streams, 1):
@@ -237,7 +193,7 @@ def _youtube_vis(streams: Iterator[_Stream], path: Path, count: _Count) -> None:
         scores: dict[int, list[float]] = {}
         for frame, rows in stream.reader.frames():
             count.frames += 1
-            for r in _visible(rows):
+            for r in visible(rows):
                 count.rows += 1
                 entry = objects.get(r.object_id)
                 if entry is None:
@@ -253,12 +209,7 @@ def _youtube_vis(streams: Iterator[_Stream], path: Path, count: _Count) -> None:
                         "bboxes": [None] * length,
                         "areas": [None] * length,
                     }
-                if (entry["height"], entry["width"]) != (r.frame_height, r.frame_width):
-                    raise UsageError(
-                        f"stream {stream.stream_id}: frame {frame} is {r.frame_width}x{r.frame_height}, "
-                        f"earlier ones {entry['width']}x{entry['height']}: youtube-vis holds one size a "
-                        "video, use coco"
-                    )
+                one_size("youtube-vis", stream, r, (entry["height"], entry["width"]))
                 size = [r.frame_height, r.frame_width]
                 entry["segmentations"][frame] = {"size": size, "counts": r.mask_rle}
                 entry["bboxes"][frame] = list(r.bbox or ())
@@ -290,8 +241,8 @@ def _youtube_vis(streams: Iterator[_Stream], path: Path, count: _Count) -> None:
 # --- mot and mots --------------------------------------------------------------------------------
 
 
-def _mot(streams: Iterator[_Stream], path: Path, count: _Count) -> None:
-    categories = _Categories()
+def _mot(streams: Iterator[Stream], path: Path, count: Count) -> None:
+    categories = Categories()
     path.mkdir()
     for stream in streams:
         folder = path / stream.stream_id / "gt"
@@ -299,7 +250,7 @@ def _mot(streams: Iterator[_Stream], path: Path, count: _Count) -> None:
         with (folder / "gt.txt").open("w", encoding="ascii") as file:
             for frame, rows in stream.reader.frames():
                 count.frames += 1
-                for r in _visible(rows):
+                for r in visible(rows):
                     count.rows += 1
                     box = ",".join(map(str, r.bbox or ()))
                     file.write(f"{frame + 1},{r.object_id},{box},1,{categories.number(r.category)},1\n")
@@ -313,15 +264,15 @@ def _mot(streams: Iterator[_Stream], path: Path, count: _Count) -> None:
     _write_labels(path, categories)
 
 
-def _mots(streams: Iterator[_Stream], path: Path, count: _Count) -> None:
-    categories = _Categories()
+def _mots(streams: Iterator[Stream], path: Path, count: Count) -> None:
+    categories = Categories()
     folder = path / "instances_txt"
     folder.mkdir(parents=True)
     for stream in streams:
         with (folder / f"{stream.stream_id}.txt").open("w", encoding="ascii") as file:
             for frame, rows in stream.reader.frames():
                 count.frames += 1
-                for r in _visible(rows):
+                for r in visible(rows):
                     count.rows += 1
                     number = categories.number(r.category)
                     size = f"{r.frame_height} {r.frame_width}"
@@ -329,7 +280,7 @@ def _mots(streams: Iterator[_Stream], path: Path, count: _Count) -> None:
     _write_labels(path, categories)
 
 
-def _write_labels(path: Path, categories: _Categories) -> None:
+def _write_labels(path: Path, categories: Categories) -> None:
     """Names of the class numbers, one a line from 1 on."""
     (path / "labels.txt").write_text("".join(f"{name}\n" for name in categories.numbers), encoding="utf-8")
 
@@ -337,7 +288,7 @@ def _write_labels(path: Path, categories: _Categories) -> None:
 # --- davis ---------------------------------------------------------------------------------------
 
 
-def _davis(streams: Iterator[_Stream], path: Path, count: _Count) -> None:
+def _davis(streams: Iterator[Stream], path: Path, count: Count) -> None:
     path.mkdir()
     for stream in streams:
         folder = path / "Annotations" / stream.stream_id
@@ -348,7 +299,7 @@ def _davis(streams: Iterator[_Stream], path: Path, count: _Count) -> None:
         for frame in range(stream.reader.next_frame):
             rles: dict[int, str] = {}
             if following is not None and following[0] == frame:
-                rows = _visible(following[1])
+                rows = visible(following[1])
                 size = following[1][0].frame_height, following[1][0].frame_width
                 rles = {r.object_id: str(r.mask_rle) for r in rows}
                 following = next(found, None)
@@ -365,3 +316,18 @@ def _davis(streams: Iterator[_Stream], path: Path, count: _Count) -> None:
             except ValueError as error:
                 raise StoreError(f"stream {stream.stream_id}, frame {frame}: {error}") from error
             (folder / f"{frame:05d}.png").write_bytes(picture)
+
+
+_WRITERS: dict[str, Callable[[Iterator[Stream], Path, Count], None]] = {
+    "coco": _coco,
+    "youtube-vis": _youtube_vis,
+    "mot": _mot,
+    "mots": _mots,
+    "davis": _davis,
+    "burst": write_burst,
+    "cvat": write_cvat,
+    "labelstudio": write_label_studio,
+    "supervision": write_supervision,
+    "geojson": write_geojson,
+}
+FORMATS = tuple(_WRITERS)

@@ -25,7 +25,7 @@ from pycocotools import mask as coco
 from pipeline.base.errors import UsageError
 from pipeline.base.records import Event, MaskRecord, events_table, tracks_table
 from pipeline.base.stream_ids import is_stream_id, named_stream_id
-from pipeline.exchange.export import NO_CATEGORY, Exported
+from pipeline.exchange.exported import NO_CATEGORY, Exported
 from pipeline.prompts.index_png import decode_index_png
 from pipeline.tracks.masks import MAX_OBJECT_ID, mask_to_rle, record_of_mask
 from pipeline.tracks.store import StreamStore

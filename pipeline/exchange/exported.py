@@ -1,0 +1,67 @@
+"""What the writers of all export formats share: streams to export, numbers of categories, counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pipeline.base.errors import UsageError
+from pipeline.base.records import MaskRecord
+from pipeline.tracks.reader import TrackReader
+
+NO_CATEGORY = "object"
+"""The name that formats get which want a category for each object."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was exported."""
+
+    streams: int
+    frames: int
+    rows: int
+
+
+@dataclass
+class Stream:
+    """One stream: its reader, and what its record says."""
+
+    stream_id: str
+    reader: TrackReader
+    width: int
+    height: int
+    rate: float | None
+    source: str | None
+
+
+@dataclass
+class Categories:
+    """Numbers of categories from 1, in the order in which they are met."""
+
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    def number(self, category: str | None) -> int:
+        return self.numbers.setdefault(category or NO_CATEGORY, len(self.numbers) + 1)
+
+
+@dataclass
+class Count:
+    """What has been exported so far."""
+
+    streams: int = 0
+    frames: int = 0
+    rows: int = 0
+
+
+def visible(rows: Sequence[MaskRecord]) -> list[MaskRecord]:
+    """The rows of objects that are in sight."""
+    return [r for r in rows if r.mask_rle is not None and r.bbox is not None and r.area > 0]
+
+
+def one_size(fmt: str, stream: Stream, row: MaskRecord, size: tuple[int, int]) -> None:
+    """UsageError if a row's frame is not of a size (height, width): a format holds one a video."""
+    if (row.frame_height, row.frame_width) != size:
+        raise UsageError(
+            f"stream {stream.stream_id}: frame {row.frame_index} is {row.frame_width}x{row.frame_height}, "
+            f"earlier ones {size[1]}x{size[0]}: {fmt} holds one size a video, use coco"
+        )
