@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 
 from pipeline.api import models
+from pipeline.api.clicking import outline
 from pipeline.api.following import BOUNDARY, follow, pictures
 from pipeline.api.guard import ApiGuard
 from pipeline.api.metrics import CONTENT_TYPE, metrics_text
@@ -78,6 +79,16 @@ def _router(service: Service) -> APIRouter:
         response.headers["Location"] = f"/v1/streams/{added.id}"
         return added
 
+    @router.get("/options", response_model=models.Options, summary="What requests may ask for")
+    async def options() -> models.Options:
+        return models.Options(
+            detectors=list(settings.detectors),
+            networks=list(settings.networks),
+            ports=list(settings.ports),
+            max_streams=settings.max_streams,
+            streams=settings.streams.to_dict(),
+        )
+
     @router.get("/streams", response_model=models.StreamList, summary="List streams")
     async def list_streams() -> models.StreamList:
         return models.StreamList(streams=[models.StreamView.of(s) for s in await service.ask(hub.list())])
@@ -121,6 +132,26 @@ def _router(service: Service) -> APIRouter:
     ) -> JSONResponse:
         rows = await service.about(stream_id, hub.view(stream_id, LiveView.tracks, since, limit))
         return JSONResponse({"stream_id": stream_id, "tracks": models.clean(list(rows))})
+
+    @router.get("/streams/{stream_id}/events", response_model=models.EventList, summary="Recent events")
+    async def events(
+        stream_id: StreamIdPath, limit: Annotated[int, Query(ge=1, le=500)] = 50
+    ) -> models.EventList:
+        """The newest first, since the service was started; lost frames are counted in the status."""
+        happened = await service.about(stream_id, hub.view(stream_id, LiveView.events, limit))
+        return models.EventList.model_validate(
+            {"stream_id": stream_id, "events": models.clean(list(happened))}
+        )
+
+    @router.post(
+        "/streams/{stream_id}/clicks",
+        response_model=models.Outline,
+        summary="Mask of clicks on the newest frame",
+    )
+    async def clicks(stream_id: StreamIdPath, given: models.Clicks) -> models.Outline:
+        """Changes nothing: a prompt with the returned `rle` starts or corrects an object."""
+        jpeg = await service.about(stream_id, hub.view(stream_id, LiveView.jpeg, False, JPEG_SIDES[1], 95))
+        return await service.check(outline, jpeg, given)
 
     @router.get(
         "/streams/{stream_id}/frame.jpg",

@@ -204,8 +204,29 @@ class NewStream(_Request):
         return self
 
 
+class Renaming(_Request):
+    """A tracked object and its category from the next frame on."""
+
+    id: ObjectId
+    category: Annotated[str, Field(min_length=1, max_length=100, examples=["person"])]
+
+
+class ClickPoint(_Request):
+    """A click on a pixel of the newest frame."""
+
+    x: Annotated[int, Field(ge=0, lt=32768)]
+    y: Annotated[int, Field(ge=0, lt=32768)]
+    positive: Annotated[bool, Field(description="Whether the pixel belongs to the object.")] = True
+
+
+class Clicks(_Request):
+    """Clicks on the newest frame, in their order; at least one is positive."""
+
+    clicks: Annotated[list[ClickPoint], Field(min_length=1, max_length=200)]
+
+
 class StreamChange(_Request):
-    """One change: prompts, removals, a pause, or another camera (`url`, `transport` or both).
+    """One change: prompts, removals, a name, a pause, or another camera (`url`, `transport` or both).
 
     A change that was answered survives every restart. With another camera the stream keeps its objects, frame
     numbers and counts.
@@ -216,6 +237,7 @@ class StreamChange(_Request):
             "examples": [
                 {"prompts": {"objects": [{"id": 7, "category": "bag", "box": [40, 60, 32, 20]}]}},
                 {"remove": [3, 4]},
+                {"rename": {"id": 7, "category": "suitcase"}},
                 {"pause": True},
                 {"url": "rtsp://10.20.0.32/h264"},
                 {"transport": "tcp"},
@@ -226,6 +248,7 @@ class StreamChange(_Request):
 
     prompts: Prompts | None = None
     remove: Annotated[list[ObjectId] | None, Field(min_length=1, max_length=1000)] = None
+    rename: Renaming | None = None
     pause: bool | None = None
     url: Annotated[
         CameraUrl | None,
@@ -237,11 +260,11 @@ class StreamChange(_Request):
     @model_validator(mode="after")
     def _one(self) -> Self:
         camera = self.url or self.transport
-        changes = self.prompts, self.remove, self.pause, self.zones, camera
+        changes = self.prompts, self.remove, self.rename, self.pause, self.zones, camera
         if sum(change is not None for change in changes) != 1:
             raise ValueError(
-                "give exactly one of prompts, remove, pause, zones and a camera (url, transport or both): "
-                "each is applied as a whole"
+                "give exactly one of prompts, remove, rename, pause, zones and a camera (url, transport or "
+                "both): each is applied as a whole"
             )
         return self
 
@@ -254,6 +277,8 @@ class StreamChange(_Request):
         if self.url is not None or self.transport is not None:
             url = {} if self.url is None else {"url": self.url.get_secret_value()}
             return {"camera": url | ({} if self.transport is None else {"transport": self.transport})}
+        if self.rename is not None:
+            return {"rename": self.rename.model_dump()}
         return {"remove": list(self.remove)} if self.remove is not None else {"pause": self.pause}
 
 
@@ -335,6 +360,41 @@ class ZonesView(_Answer):
     lines: list[LineCounts] = []
 
 
+class EventView(_Answer):
+    """An event of a stream."""
+
+    kind: str = Field(examples=["object_added"])
+    name: str | None = Field(None, description="The reason; of zones, the name of the zone, line or rule.")
+    frame_index: int = 0
+    pts_seconds: float | None = None
+    wall_time: datetime | float | str | None = None
+    object_id: int | None = None
+    detail: dict[str, Any] = {}
+
+
+class EventList(_Answer):
+    stream_id: str
+    events: list[EventView]
+
+
+class Outline(_Answer):
+    """A mask that clicks give, and the smallest box around it."""
+
+    rle: dict[str, Any] = Field(description="As in a prompt: size (height, width) and counts.")
+    area: int
+    bbox: list[int] = Field(description="x, y, width, height in pixels.")
+
+
+class Options(_Answer):
+    """What requests to this service may ask for."""
+
+    detectors: list[str] = Field(description="Detectors that a stream may name.")
+    networks: list[str] = Field(description="Networks that cameras may be in; none: no camera is allowed.")
+    ports: list[int] = Field(description="Ports that cameras may have.")
+    max_streams: int
+    streams: dict[str, Any] = Field(description="Settings of streams that name none.")
+
+
 class StreamView(_Answer):
     """Status of a stream."""
 
@@ -351,6 +411,8 @@ class StreamView(_Answer):
     lag_seconds: Lag = Lag()
     objects: list[ObjectView] = []
     zones: ZonesView = ZonesView()
+    zones_file: dict[str, Any] = Field({}, description="The content of a zones file with all of its zones.")
+    recent_events: list[EventView] = Field([], description="The newest events, newest first.")
     settings: dict[str, Any] = {}
 
     detector: str | None = None

@@ -61,6 +61,10 @@ class Arrivals:
             if not self._objects.remove(frame, object_id, "requested"):
                 cause = f"no object {object_id} is tracked that could be removed"
                 self._requests.reject(request, cause)
+        if "rename" in request.content:
+            named = request.content["rename"]
+            if not self._objects.rename(frame, named["id"], named["category"]):
+                self._requests.reject(request, f"no object {named['id']} is tracked that could be renamed")
         if "prompts" in request.content:
             try:
                 asked = PromptSet.from_record(request.content["prompts"]).at(0)

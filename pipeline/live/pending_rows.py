@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from pipeline.zones.engine import Removal
 from pipeline.zones.events import removal_of
 
 _LOSSES = ("dropped", "corrupt")
+_MOST_RECENT = 200  # events that viewers have not been shown yet
 _BEGINNINGS = ("object_added", "corrected")
 
 
@@ -61,6 +63,7 @@ class Unwritten:
         self._events: list[Event] = []
         self._losses: dict[tuple[str, str], Event] = {}
         self._removals: list[Removal] = []
+        self._recent: deque[Event] = deque(maxlen=_MOST_RECENT)
         self._mark = 0  # number of events before the frame being tracked
 
     @property
@@ -82,6 +85,7 @@ class Unwritten:
         """Add an event; losses are also counted."""
         if event.kind not in _LOSSES:
             self._events.append(event)
+            self._recent.append(event)
             if (removal := removal_of(event)) is not None:
                 self._removals.append(removal)
             return
@@ -104,6 +108,12 @@ class Unwritten:
         taken, self._removals = self._removals, []
         return taken
 
+    def take_recent(self) -> list[Event]:
+        """Remove and return the newest events since the last call, without losses, for those who watch."""
+        taken = list(self._recent)
+        self._recent.clear()
+        return taken
+
     def begin_frame(self) -> None:
         """Mark the beginning of a frame, to which `take_back` returns."""
         self._mark = len(self._events)
@@ -112,6 +122,7 @@ class Unwritten:
         """Undo the events of a failed frame: its additions did not happen, its removals stay."""
         kept = [e for e in self._events[self._mark :] if e.kind not in _BEGINNINGS]
         self._events[self._mark :] = kept
+        self._recent = deque((e for e in self._recent if e.kind not in _BEGINNINGS), maxlen=_MOST_RECENT)
 
     def add_tracked(self, records: Sequence[MaskRecord]) -> None:
         """Add the records of a tracked frame."""

@@ -44,7 +44,7 @@ def record_json(record: MaskRecord) -> dict[str, Any]:
 
 
 def event_json(event: Event) -> dict[str, Any]:
-    """An event of zones as JSON; `name` is that of the zone, line or rule."""
+    """An event as JSON; `name` is its reason, for events of zones the name of the zone, line or rule."""
     return {
         "kind": event.kind,
         "name": event.reason,
@@ -67,15 +67,23 @@ class LiveView:
         self._changed = threading.Condition()
         self._records: deque[MaskRecord] = deque(maxlen=most_records)
         self._events: deque[Event] = deque(maxlen=_KEPT_EVENTS)
+        self._happened: deque[Event] = deque(maxlen=_KEPT_EVENTS)
         self._newest: tuple[Frame, tuple[MaskRecord, ...]] | None = None
         self._jpegs: OrderedDict[tuple[Any, ...], bytes] = OrderedDict()
         self._drawing = threading.Lock()
         self._closed = False
 
-    def publish(self, frame: Frame, records: list[MaskRecord], events: Sequence[Event] = ()) -> None:
-        """Add a tracked frame, its records, and the events of its zones and lines."""
+    def publish(
+        self,
+        frame: Frame,
+        records: list[MaskRecord],
+        events: Sequence[Event] = (),
+        happened: Sequence[Event] = (),
+    ) -> None:
+        """Add a tracked frame, its records, the events of its zones and lines, and all events up to it."""
         with self._changed:
             self._events.extend(events)
+            self._happened.extend(happened)
             self._newest = (frame, tuple(records))
             self._records.extend(records)
             self._changed.notify_all()
@@ -119,6 +127,17 @@ class LiveView:
             # The rest of a split frame could not be requested.
             taken = [r for r in taken if r.frame_index != wanted[limit].frame_index]
         return [record_json(r) for r in taken]
+
+    def events(self, limit: int = 50) -> list[dict[str, Any]]:
+        """The newest events of every kind but lost frames, newest first, at most `limit`.
+
+        They are those since the stream was opened in this process; all are in the stored events.
+        """
+        if limit < 1:
+            raise UsageError(f"limit={limit} is not allowed: at least 1")
+        with self._changed:
+            kept = list(self._happened)[-limit:]
+        return [event_json(e) for e in reversed(kept)]
 
     def wait(self, after: int, timeout: float) -> dict[str, Any] | None:
         """Wait for a frame after `after`; returns the newest frame's records, or None after the timeout.

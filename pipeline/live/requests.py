@@ -1,4 +1,4 @@
-"""LiveRequests: pending and applied requests (prompts, removals, pauses) of a live stream.
+"""LiveRequests: pending and applied requests (prompts, removals, names, pauses) of a live stream.
 
 A request is durable before it is acknowledged, and applied to a later frame. It is therefore checked against
 the tracked objects as the pending requests before it will change them.
@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 _HIGHEST_ID = 1_000_000_000  # highest id that a request may name; leaves room for new ids above
 _KEPT = 512  # rejections kept
+_KINDS = "prompts, remove, rename and pause"
+_LONGEST_CATEGORY = 100
 
 
 @dataclass(frozen=True)
@@ -99,21 +101,26 @@ class LiveRequests:
                 stored.
         """
         if not isinstance(content, Mapping) or len(content) != 1:
-            raise UsageError("a request is one of prompts, remove and pause")
+            raise UsageError(f"a request is one of {_KINDS}")
         kind, value = next(iter(content.items()))
         if kind == "prompts":
             request = self._record.ask(self._prompts_made(value, size))
         elif kind == "remove":
             ids = self._removals(value)
             request = self._record.ask(lambda free: ({"remove": ids}, ()))
+        elif kind == "rename":
+            named = self._renaming(value)
+            request = self._record.ask(lambda free: ({"rename": named}, ()))
         elif kind == "pause":
             if not isinstance(value, bool):
                 raise UsageError(f"pause={value!r} is not allowed: true or false")
             request = self._record.ask(lambda free: ({"pause": value}, ()))
             self.paused = self._pause_asked(self.paused)
         else:
-            raise UsageError(f"unknown request {str(kind)[:40]!r}: there are prompts, remove and pause")
+            raise UsageError(f"unknown request {str(kind)[:40]!r}: there are {_KINDS}")
         ids = request.object_ids or list(request.content.get("remove", []))
+        if kind == "rename":
+            ids = [named["id"]]
         return {"seq": request.number, "ids": ids}
 
     def begin_with(self, prompts: LivePrompts) -> None:
@@ -163,12 +170,31 @@ class LiveRequests:
             or any(isinstance(i, bool) or not isinstance(i, int) or not 0 < i < 2**31 for i in value)
         ):
             raise UsageError(f"remove={str(value)[:60]!r} is not allowed: a list of object ids")
-        unknown = sorted(set(value) - set(self.promised_ids()) - set(self._tracked.object_ids))
+        self._check_known(value)
+        return sorted(set(value))
+
+    def _renaming(self, value: Any) -> dict[str, Any]:
+        given = value if isinstance(value, Mapping) and set(value) == {"id", "category"} else {}
+        object_id, category = given.get("id"), given.get("category")
+        if (
+            isinstance(object_id, bool)
+            or not isinstance(object_id, int)
+            or not isinstance(category, str)
+            or not 0 < len(category) <= _LONGEST_CATEGORY
+        ):
+            raise UsageError(
+                f'rename={str(value)[:60]!r} is not allowed: {{"id": object, "category": 1 to '
+                f"{_LONGEST_CATEGORY} characters}}"
+            )
+        self._check_known([object_id])
+        return {"id": object_id, "category": category}
+
+    def _check_known(self, ids: Sequence[int]) -> None:
+        unknown = sorted(set(ids) - set(self.promised_ids()) - set(self._tracked.object_ids))
         if unknown:
             raise UsageError(
                 f"no object {unknown[0]} is tracked: there are {sorted(self._tracked.object_ids) or 'none'}"
             )
-        return sorted(set(value))
 
     def _pause_asked(self, before: bool) -> bool:
         asked = [r.content["pause"] for r in self.waiting() if "pause" in r.content]

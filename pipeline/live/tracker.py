@@ -195,8 +195,9 @@ class LiveTracker(Closing):
         """Submit a request, to be applied before the next frame in the order of numbers. Durable on return.
 
         Args:
-            content: one of {"prompts": `LivePrompts` or what they are made of}, {"remove": [ids]} and
-                {"pause": true or false}. Prompts without an id get one that was never used.
+            content: one of {"prompts": `LivePrompts` or what they are made of}, {"remove": [ids]},
+                {"rename": {"id": id, "category": text}} and {"pause": true or false}. Prompts without an id
+                get one that was never used.
 
         Returns:
             {"seq": the request's number, "ids": the ids of its objects}.
@@ -264,7 +265,8 @@ class LiveTracker(Closing):
             self._pending, self._arrivals.applying = None, ()
             self.source.ledger.tracked()
             self._unwritten.add_tracked(records)
-            self.view.publish(frame, records, self.zones.tracked(frame, records))
+            zone_events = self.zones.tracked(frame, records)
+            self.view.publish(frame, records, zone_events, self._unwritten.take_recent())
             took = self._now() - read_at
             if self._pace.tracked(lag, took):
                 self._tell_of_slowness(took)

@@ -109,6 +109,21 @@ class TrackedObjects:
         self.categories.pop(object_id, None)
         self.changed = True
 
+    def rename(self, frame: Frame, object_id: int, category: str) -> bool:
+        """Change an object's category from this frame on; False if no object of this id is tracked.
+
+        A detected object counts as prompted from then on: a detector would name it again.
+        """
+        if object_id not in self.state.object_ids:
+            return False
+        if self.finder is not None:
+            self.finder.release([object_id])
+        detail = {"category": category, "before": self.categories.get(object_id)}
+        self.categories[object_id] = category
+        self._events.happened(frame, "corrected", object_id=object_id, reason="renamed", detail=detail)
+        self.changed = True
+        return True
+
     def check_room(self, ids: Collection[int]) -> None:
         """Raise PromptError if prompts for these ids exceed the limit, detected objects not counted."""
         staying = {*self.state.object_ids, *ids} - (set(self.detected_ids) - set(ids))

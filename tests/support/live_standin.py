@@ -40,6 +40,7 @@ class StandInHub:
         self.specs: dict[str, LiveSpec] = {}
         self.frames: dict[str, list[list[dict[str, Any]]]] = {}
         self.paused: set[str] = set()
+        self.happened: dict[str, list[dict[str, Any]]] = {}
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.down = False
         self.slow = False
@@ -85,6 +86,8 @@ class StandInHub:
         self.requests.append((stream_id, kept))
         if "pause" in content:
             (self.paused.add if content["pause"] else self.paused.discard)(stream_id)
+        if "zones" in content:
+            self.specs[stream_id] = self.specs[stream_id].with_zones(content["zones"])
         if "camera" in content:
             self.specs[stream_id] = self.specs[stream_id].with_camera(content["camera"])
         return {"done": True}
@@ -93,6 +96,7 @@ class StandInHub:
         await self._begin(stream_id)
         answers: dict[Callable[..., Any], Callable[..., Any]] = {
             LiveView.tracks: self._tracks,
+            LiveView.events: self._events,
             LiveView.wait: self._wait,
             LiveView.jpeg: self._jpeg,
         }
@@ -101,6 +105,9 @@ class StandInHub:
     async def _tracks(self, stream_id: str, since: int | None, limit: int) -> Any:
         rows = [row for rows in self.frames[stream_id] for row in rows]
         return [r for r in rows if since is None or r["frame_index"] > since][:limit]
+
+    async def _events(self, stream_id: str, limit: int) -> Any:
+        return self.happened.get(stream_id, [])[:limit]
 
     async def _wait(self, stream_id: str, after_seq: int, timeout: float) -> dict[str, Any] | None:
         self.waits.append(after_seq)
@@ -157,5 +164,8 @@ class StandInHub:
                 {"id": r["object_id"], **{k: r[k] for k in ("category", "score", "presence", "area", "bbox")}}
                 for r in seen
             ],
+            "detector": spec.detector,
+            "zones_file": spec.zones_here.to_json() if spec.zones_here else {},
+            "recent_events": self.happened.get(stream_id, [])[:5],
             "settings": spec.settings.to_dict(),
         }

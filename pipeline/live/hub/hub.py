@@ -267,7 +267,7 @@ class LiveHub(Closing):
         """Read a stream's recent results: `view("gate", LiveView.jpeg, max_side=640)`.
 
         Args:
-            read: `LiveView.tracks`, `LiveView.wait` or `LiveView.jpeg`.
+            read: `LiveView.tracks`, `LiveView.events`, `LiveView.wait` or `LiveView.jpeg`.
             arguments, options: of that method.
 
         Raises:

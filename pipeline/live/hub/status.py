@@ -9,6 +9,8 @@ from pipeline.live.hub.stream import HubStream
 from pipeline.live.recent import LiveView
 from pipeline.live.tracker import LiveTracker
 
+_RECENT_EVENTS = 5
+
 
 def state_of(stream: HubStream) -> str:
     """State of a stream.
@@ -53,6 +55,8 @@ def status_of(stream: HubStream) -> dict[str, Any]:
         "height": 0,
         "objects": [],
         "zones": {"zones": [], "lines": []},
+        "zones_file": spec.zones_here.to_json() if spec.zones_here else {},
+        "recent_events": stream.view.events(_RECENT_EVENTS),
         "requests": {"last": 0, "applied": 0, "rejected": []},
     }
     if tracker is None:

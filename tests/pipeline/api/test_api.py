@@ -169,6 +169,62 @@ def test_zones(client: TestClient, hub: StandInHub) -> None:
     assert answer.status_code == 422
     assert "matches no stream" in answer.json()["message"]
     assert len(hub.requests) == 2
+    shown = client.get("/v1/streams/a").json()["zones_file"]
+    assert shown["zones"][0]["polygon"] == ZONES["zones"][0]["polygon"]
+    assert client.patch("/v1/streams/a", json={"zones": shown}).status_code == 200  # as it was shown
+
+
+def test_rename(client: TestClient, hub: StandInHub) -> None:
+    add(client)
+    answer = client.patch("/v1/streams/gate", json={"rename": {"id": 7, "category": "suitcase"}})
+    assert answer.status_code == 200, answer.text
+    assert hub.requests == [("gate", {"rename": {"id": 7, "category": "suitcase"}})]
+    for wrong in ({"id": 7}, {"id": 0, "category": "x"}, {"id": 7, "category": ""}, {"id": 7, "category": 7}):
+        assert client.patch("/v1/streams/gate", json={"rename": wrong}).status_code == 422
+    assert len(hub.requests) == 1
+
+
+def test_what_requests_may_ask_for(client: TestClient) -> None:
+    options = client.get("/v1/options").json()
+    assert options["detectors"] == ["people", "motion"]
+    assert (options["networks"], options["max_streams"]) == (["10.20.0.0/16"], 64)
+    assert 554 in options["ports"]
+    assert options["streams"]["policy"] == "latest"
+
+
+def test_recent_events(client: TestClient, hub: StandInHub) -> None:
+    add(client)
+    hub.happened["gate"] = [
+        {"kind": "gap", "name": CAMERA, "frame_index": 9, "detail": {"seconds": float("nan")}},
+        {"kind": "object_added", "name": "prompt", "frame_index": 3, "object_id": 1},
+    ]
+    events = client.get("/v1/streams/gate/events").json()["events"]
+    assert [(e["kind"], e["object_id"]) for e in events] == [("gap", None), ("object_added", 1)]
+    assert "hunter2" not in events[0]["name"]
+    assert events[0]["detail"] == {"seconds": None}
+    assert len(client.get("/v1/streams/gate/events", params={"limit": 1}).json()["events"]) == 1
+    assert client.get("/v1/streams/gate").json()["recent_events"] == events
+
+
+def test_clicks_give_a_mask_for_a_prompt(client: TestClient, hub: StandInHub) -> None:
+    add(client)
+    answer = client.post("/v1/streams/gate/clicks", json={"clicks": [{"x": 160, "y": 260}]})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert found["rle"]["size"] == [480, 640]  # of the picture
+    x, y, width, height = found["bbox"]
+    assert abs(x - 100) + abs(y - 120) + abs(width - 130) + abs(height - 290) < 60, found
+    assert 0.7 < found["area"] / (width * height) <= 1
+    prompt = {"objects": [{"category": "bar", "rle": found["rle"]}]}
+    assert client.patch("/v1/streams/gate", json={"prompts": prompt}).status_code == 200
+    for wrong, said in (
+        ([{"x": 900, "y": 3}], "outside"),
+        ([{"x": 9, "y": 3, "positive": False}], "positive"),
+        ([], "clicks"),
+    ):
+        refused = client.post("/v1/streams/gate/clicks", json={"clicks": wrong})
+        assert refused.status_code == 422
+        assert said in refused.json()["message"]
 
 
 def test_another_camera(client: TestClient, hub: StandInHub) -> None:
@@ -231,13 +287,17 @@ def test_tracks(client: TestClient, hub: StandInHub) -> None:
         ("DELETE", "/v1/streams/gate"),
         ("PATCH", "/v1/streams/gate"),
         ("GET", "/v1/streams/gate/tracks"),
+        ("GET", "/v1/streams/gate/events"),
+        ("POST", "/v1/streams/gate/clicks"),
         ("GET", "/v1/streams/gate/frame.jpg"),
         ("GET", "/v1/streams/gate/preview.mjpeg"),
         ("POST", "/v1/streams/gate/ticket"),
     ],
 )
 def test_what_is_not_there(client: TestClient, method: str, path: str) -> None:
-    body = {"pause": True} if method == "PATCH" else None
+    body: Any = {"pause": True} if method == "PATCH" else None
+    if path.endswith("clicks"):
+        body = {"clicks": [{"x": 1, "y": 1}]}
     answer = client.request(method, path, json=body)
     assert answer.status_code == 404
     assert answer.json()["code"] == "not_found"

@@ -82,6 +82,23 @@ def test_events_are_told_with_a_frame_of_the_file() -> None:
     assert [(e.frame_index, e.kind) for e in content.events] == [(5, "gap"), (6, "reconnect")]
 
 
+def test_viewers_are_told_what_happened_once() -> None:
+    unwritten = Unwritten(Books(), 0)
+    unwritten.add(Event(0, "gap"))
+    unwritten.happened(frame(0), "dropped", reason="too old")
+    unwritten.begin_frame()
+    unwritten.happened(frame(1), "object_added", object_id=2)
+    unwritten.take_back()
+    unwritten.begin_frame()
+    unwritten.happened(frame(2), "object_added", object_id=2)
+    assert [(e.frame_index, e.kind) for e in unwritten.take_recent()] == [(0, "gap"), (2, "object_added")]
+    assert unwritten.take_recent() == []
+    unwritten.covered = 3
+    content = unwritten.cut()
+    assert content is not None
+    assert len(content.events) == 3
+
+
 def test_what_a_failed_frame_began_did_not_happen() -> None:
     unwritten = Unwritten(Books(), 0)
     unwritten.happened(frame(0), "object_added", object_id=1)

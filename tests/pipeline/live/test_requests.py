@@ -54,6 +54,18 @@ def test_room_is_reckoned_with_what_waits(tmp_path: Path) -> None:
         requests.ask({"remove": [9]}, SIZE)
 
 
+def test_a_name_is_for_an_object_that_is_there_or_coming(tmp_path: Path) -> None:
+    requests = requests_in(tmp_path, 1)
+    requests.ask({"prompts": prompts(2)}, SIZE)
+    for object_id in (1, 2):
+        asked = requests.ask({"rename": {"id": object_id, "category": "bag"}}, SIZE)
+        assert asked["ids"] == [object_id]
+    assert [r.content.get("rename") for r in requests.waiting()][1:] == [
+        {"id": 1, "category": "bag"},
+        {"id": 2, "category": "bag"},
+    ]
+
+
 def test_detected_objects_take_no_users_place(tmp_path: Path) -> None:
     requests = requests_in(tmp_path, 1, detected=(2, 3))
     requests.ask({"prompts": prompts(4)}, SIZE)
@@ -67,8 +79,12 @@ def test_detected_objects_take_no_users_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "one of prompts, remove and pause"),
-        ({"pause": True, "remove": [1]}, "one of prompts, remove and pause"),
+        ([], "one of prompts, remove, rename and pause"),
+        ({"pause": True, "remove": [1]}, "one of prompts, remove, rename and pause"),
+        ({"rename": {"id": 1}}, "is not allowed"),
+        ({"rename": {"id": True, "category": "x"}}, "is not allowed"),
+        ({"rename": {"id": 1, "category": "x" * 101}}, "1 to 100 characters"),
+        ({"rename": {"id": 9, "category": "x"}}, r"no object 9 is tracked: there are \[1\]"),
         ({"stop": 1}, "unknown request 'stop'"),
         ({"pause": 1}, "pause=1 is not allowed: true or false"),
         ({"remove": []}, "a list of object ids"),

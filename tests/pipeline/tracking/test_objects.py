@@ -136,6 +136,20 @@ def test_removed_objects_are_gone_at_once(segmenter: VideoSegmenter) -> None:
     assert scene.told()[-1] == ("object_removed", "requested", 1, None)
 
 
+def test_a_renamed_object_has_its_name_from_then_on(segmenter: VideoSegmenter) -> None:
+    finder = Finder(started=[1])
+    scene = Scene(segmenter, finder)
+    scene.step(0, scene.prompt(0, prompts((1, "dog"))))
+    finder.started = [1]  # as if it had been detected
+    scene.objects.changed = False
+    assert scene.objects.rename(frame_of(1), 1, "wolf")
+    assert not scene.objects.rename(frame_of(1), 5, "wolf")
+    assert scene.objects.changed
+    assert finder.started == []
+    assert scene.step(1, None) == [(1, "wolf")]
+    assert scene.told()[-1] == ("corrected", "renamed", 1, {"category": "wolf", "before": "dog"})
+
+
 def test_the_finder_brings_objects_and_gives_them_up(segmenter: VideoSegmenter) -> None:
     finder = Finder([found(7, square(HEIGHT, WIDTH, 20, 40, 12))])
     scene = Scene(segmenter, finder)

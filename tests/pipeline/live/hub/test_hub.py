@@ -184,7 +184,9 @@ def test_requests_are_done_and_answered(world: World) -> None:
     tracked(hub)
     assert hub.request("cam", {"prompts": prompts(5)}) == {"seq": 2, "ids": [5]}
     until(lambda: {o["id"] for o in hub.status("cam")["objects"]} == {1, 5})
-    assert hub.request("cam", {"remove": [1]}) == {"seq": 3, "ids": [1]}
+    assert hub.request("cam", {"rename": {"id": 5, "category": "bag"}}) == {"seq": 3, "ids": [5]}
+    until(lambda: {o["category"] for o in hub.status("cam")["objects"]} == {None, "bag"})
+    assert hub.request("cam", {"remove": [1]}) == {"seq": 4, "ids": [1]}
     until(lambda: {o["id"] for o in hub.status("cam")["objects"]} == {5})
     hub.request("cam", {"prompts": {"objects": [{"id": 5, **mask_of(left=20)}]}})
     with pytest.raises(UsageError, match="4 objects would be tracked, 3 are allowed"):
@@ -217,7 +219,13 @@ def test_requests_are_done_and_answered(world: World) -> None:
     hub.remove("cam", wait=PATIENCE)
     committed = Committed(world.out, "cam")
     assert [e["object_id"] for e in committed.of("object_removed")] == [1]
-    assert [e["object_id"] for e in committed.of("corrected")] == [5]
+    assert [(e["object_id"], e["reason"]) for e in committed.of("corrected")] == [
+        (5, "renamed"),
+        (5, "prompt"),
+    ]
+    names = [r["category"] for r in committed.rows if r["object_id"] == 5]
+    assert names == sorted(names, key=lambda name: name is not None)  # from one frame on
+    assert set(names) == {None, "bag"}
 
 
 def test_a_pause_lets_frames_pass_and_outlives_the_hub(world: World) -> None:
@@ -501,6 +509,11 @@ def test_watching(world: World) -> None:
     assert second is not None
     assert second["seq"] > first["seq"]
     tracked(hub, more=20)
+    added = [("object_added", 2), ("object_added", 1)]
+    happened = hub.view("cam", LiveView.events)
+    assert [(e["kind"], e["object_id"]) for e in happened] == added
+    assert hub.status("cam")["recent_events"] == happened
+    assert len(hub.view("cam", LiveView.events, 1)) == 1
     rows = hub.view("cam", LiveView.tracks)
     assert len(rows) == 20
     since = rows[5]["frame_index"]

@@ -1,0 +1,37 @@
+"""Masks of clicks on a picture of a live stream."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from pipeline.api import models
+from pipeline.base.errors import PromptError, XmemError
+from pipeline.prompts.click_segmenters import Click, load_click_segmenter, segment_clicks
+from pipeline.tracks.masks import mask_to_rle
+
+
+def outline(jpeg: bytes, given: models.Clicks) -> models.Outline:
+    """The mask that clicks give on a picture; takes around 0.1 s.
+
+    Args:
+        jpeg: the picture, not scaled down.
+
+    Raises:
+        PromptError: no click is positive, one lies outside the picture, or the mask is empty.
+    """
+    decoded = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    if decoded is None:
+        raise XmemError("the newest frame could not be read: try again")
+    image = np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), np.uint8)
+    points = [Click(c.x, c.y, c.positive) for c in given.clicks]
+    mask = segment_clicks(load_click_segmenter(), image, points)
+    if not mask.any():
+        raise PromptError("the clicks give an empty mask: click on the object")
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    x, y = int(columns[0]), int(rows[0])
+    return models.Outline(
+        rle={"size": list(mask.shape), "counts": mask_to_rle(mask)},
+        area=int(mask.sum()),
+        bbox=[x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1],
+    )
