@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -210,8 +211,8 @@ class StageTrainer:
         return (images - mean) / std, torch.from_numpy(labels).to(device).long()
 
 
-class _Steps(Dataset[Batch]):
-    """This process's share of the batches of all steps."""
+class _Steps(Dataset[Batch | UsageError]):
+    """This process's share of the batches of all steps; the error instead where the data cannot be used."""
 
     def __init__(self, data: StageData, shard: tuple[int, int]) -> None:
         self.data, self.shard = data, shard
@@ -219,23 +220,35 @@ class _Steps(Dataset[Batch]):
     def __len__(self) -> int:
         return self.data.config.last_step
 
-    def __getitem__(self, step: int) -> Batch:
-        return self.data.batch(step, *self.shard)
+    def __getitem__(self, step: int) -> Batch | UsageError:
+        try:
+            return self.data.batch(step, *self.shard)
+        except UsageError as error:  # DataLoader would raise it with a worker's traceback in its message
+            return UsageError(str(error))
 
 
 def _batches(data: StageData, shard: tuple[int, int], first: int) -> Iterator[Batch]:
     """Batches of the steps from `first` on, prepared ahead by the worker processes."""
     workers = data.config.workers
-    return iter(
-        DataLoader(
-            _Steps(data, shard),
-            batch_size=None,
-            sampler=range(first, data.config.last_step),
-            num_workers=workers,
-            collate_fn=_same,
-            multiprocessing_context="spawn" if workers else None,
-        )
+    loader = DataLoader(
+        _Steps(data, shard),
+        batch_size=None,
+        sampler=range(first, data.config.last_step),
+        num_workers=workers,
+        collate_fn=_same,
+        multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=_start_worker if workers else None,
     )
+    for batch in loader:
+        if isinstance(batch, UsageError):
+            raise batch
+        yield batch
+
+
+def _start_worker(number: int) -> None:
+    # Both may go to the whole process group; the trainer writes a checkpoint and then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _same(batch: Any) -> Any:

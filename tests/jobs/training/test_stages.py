@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import logging
+import multiprocessing
 import os
-import socket
+import signal
 import subprocess
-import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from support.tiny import TINY, tiny_weights
 from jobs.cli import app as cli
 from jobs.evaluation.pictures import palette_png
 from jobs.training.imagenet import load_resnets
-from jobs.training.loop import StageTrainer
+from jobs.training.loop import StageTrainer, _batches
 from jobs.training.processes import Group
 from jobs.training.samples import StageData, choose_frames
 from jobs.training.settings import StageConfig, published_stages
@@ -237,6 +239,24 @@ def test_a_mask_of_another_size_or_without_objects_is_refused(tmp_path: Path) ->
         StageData(small("1"), root).batch(0, 0, 1)
 
 
+def test_workers_prepare_the_same_batches_and_outlive_an_interrupt(tmp_path: Path) -> None:
+    root = write_stage_data(tmp_path / "data", frames=3)
+    config = small("1", batch=1, steps=12, workers=1)
+    direct = StageData(config, root)
+    prepared = _batches(direct, (0, 1), 2)
+    for step in range(2, 8):
+        np.testing.assert_array_equal(next(prepared).frames, direct.batch(step, 0, 1).frames)
+        for worker in multiprocessing.active_children():  # as a terminal does, to all processes
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGINT)
+            os.kill(worker.pid, signal.SIGTERM)
+    for path in (root / "BL30K/Annotations").glob("*/*.png"):
+        path.write_bytes(palette_png(square(0, 70, 80)[1]))
+    with pytest.raises(UsageError, match=r"\.png is 80x70, its picture 80x64: .*") as caught:
+        list(prepared)
+    assert "\n" not in str(caught.value)
+
+
 # --- training ------------------------------------------------------------------------------------
 
 
@@ -361,34 +381,29 @@ def test_bfloat16_trains(data: Path, start: str) -> None:
 def test_two_processes_equal_one_with_the_doubled_batch_also_from_a_checkpoint(
     tmp_path: Path, data: Path, start: str
 ) -> None:
-    """Two processes on Gloo have half of the batch each; the run was begun by one process."""
+    """Two processes of torchrun on Gloo have half of the batch each; the run was begun by one process."""
     config = small("3", steps=2)
     alone = train_stages([config], data, tmp_path / "one", StageRun(init=start))
     assert alone is not None
     train_stages([config], data, tmp_path / "two", StageRun(init=start, max_hours=1e-9))
     config.save(tmp_path / "stage.json")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "jobs.cli", "train", "--config", str(tmp_path / "stage.json")]
+    command = [str(Path(sysconfig.get_path("scripts")) / "torchrun"), "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "jobs.cli", "train", "--config", str(tmp_path / "stage.json"), "--set=workers=1"]
     command += ["--data", str(data), "--out", str(tmp_path / "two"), "--init", start]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    running = subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        said = [process.communicate(timeout=300)[0] for process in running]
+        said = running.communicate(timeout=300)[0]
     finally:
-        for process in running:
-            process.kill()
-    assert [p.returncode for p in running] == [0, 0], said
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode == 0, said
     # Adam's step has the size of the learning rate, 1e-3, also where a gradient is hardly more than rounding.
     own, other = load_file(alone), load_file(tmp_path / "two/stage-3/weights.safetensors")
     apart = torch.cat([(own[n].double() - other[n].double()).abs().flatten() for n in own])
