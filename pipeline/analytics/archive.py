@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline.analytics.listing import Listing
 from pipeline.analytics.mask_functions import MASKS_SQL, MaskFunctions
 from pipeline.analytics.scan import ChunkDataset, chunk_fragments
-from pipeline.analytics.stream_choice import needed_streams
+from pipeline.analytics.stream_choice import narrowed, needed_streams
 from pipeline.analytics.streams import streams_table
 from pipeline.analytics.views import GAPS_SQL, OBJECTS_SQL, FileDataset, FrameDataset
 from pipeline.base.errors import StoreError, UsageError, XmemError
@@ -125,7 +125,11 @@ class Archive:
 
     @property
     def connection(self) -> duckdb.DuckDBPyConnection:
-        """The DuckDB connection, for statements of any kind; it keeps tables that are created in it."""
+        """The DuckDB connection, for statements of any kind; it keeps tables that are created in it.
+
+        Its statements choose files by comparisons of `stream_id` (`=`, `IN`, `<`), `sql` and `arrow` by
+        patterns and joins with `streams`, too.
+        """
         self._listing.chunks()  # what is committed from now on is not seen
         self._register_streams()
         return self._connection
@@ -137,9 +141,9 @@ class Archive:
             UsageError: it is not one statement that only reads, or DuckDB rejects it. Failures while its rows
                 are read later are errors of DuckDB.
         """
-        parsed = self._parsed(statement)
+        self._parsed(statement)
         try:
-            return self._connection.sql(parsed)
+            return self._connection.sql(narrowed(self._connection, statement, self._listing, self._columns))
         except duckdb.Error as error:
             raise self._failure(error) from error
 

@@ -3,7 +3,7 @@
 DuckDB offers comparisons with constants to a scan, but neither patterns (LIKE, regular expressions) nor what
 a join with `streams` leaves. Here its own parser gives the statement as a tree. A condition of a WHERE that
 all rows of a view must fulfil, and that names nothing but its `stream_id`, is evaluated over the ids of all
-streams. The statement itself is not changed: what is left out would not have passed its conditions.
+streams: what is left out would not have passed its conditions.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -61,20 +62,70 @@ def needed_streams(
         listing: has all streams.
         columns: gives the names of a view's columns, in lower case.
     """
+    _, found = _parsed_and_found(connection, statement, listing, columns)
+    return {dataset: use.streams for dataset, use in found.items()}
+
+
+def narrowed(
+    connection: duckdb.DuckDBPyConnection,
+    statement: str,
+    listing: Listing,
+    columns: Callable[[str], Sequence[str]],
+) -> str:
+    """The statement with its `needed_streams` as conditions `stream_id IN (...)`, which scans are given.
+
+    They exclude only rows that do not fulfil its own conditions. For statements that are run later.
+    """
+    tree, found = _parsed_and_found(connection, statement, listing, columns)
+    if not found:
+        return statement
+    for use in found.values():
+        alias = use.leaf["alias"] or use.leaf["table_name"]
+        ids = ", ".join(f"'{stream_id}'" for stream_id in sorted(use.streams)) or "''"
+        quoted = str(alias).replace('"', '""')
+        extra = _tree(connection, f'SELECT 1 FROM x WHERE 1 AND "{quoted}".stream_id IN ({ids})')
+        both = extra["statements"][0]["node"]["where_clause"]
+        both["children"][0] = use.select["where_clause"]
+        use.select["where_clause"] = both
+    (text,) = connection.execute("SELECT json_deserialize_sql(?::JSON)", [json.dumps(tree)]).fetchall()[0]
+    return str(text)
+
+
+def _tree(connection: duckdb.DuckDBPyConnection, statement: str) -> Node:
+    (text,) = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [statement]).fetchall()[0]
+    tree: Node = json.loads(text)
+    return tree
+
+
+@dataclass(frozen=True)
+class _Use:
+    """The only use of a dataset in a statement: its table in a SELECT, and the streams that it can need."""
+
+    select: Node
+    leaf: Node
+    streams: frozenset[str]
+
+
+def _parsed_and_found(
+    connection: duckdb.DuckDBPyConnection,
+    statement: str,
+    listing: Listing,
+    columns: Callable[[str], Sequence[str]],
+) -> tuple[Node, dict[str, _Use]]:
+    """A statement's tree, and what it uses of datasets of which it does not need all streams."""
     if not _WORTH.search(statement):
-        return {}
+        return {}, {}
     try:
-        (text,) = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [statement]).fetchall()[0]
-        tree = json.loads(text)
+        tree = _tree(connection, statement)
         if tree["error"]:
-            return {}
-        return _found(connection, tree["statements"][0]["node"], listing.tracked, columns)
+            return {}, {}
+        return tree, _found(connection, tree["statements"][0]["node"], listing.tracked, columns)
     except (
         duckdb.Error,
         KeyError,
         TypeError,
     ):  # another version's tree, or a condition that cannot be evaluated
-        return {}
+        return {}, {}
 
 
 def _found(
@@ -82,12 +133,12 @@ def _found(
     root: Node,
     ids: Sequence[str],
     columns: Callable[[str], Sequence[str]],
-) -> dict[str, frozenset[str]]:
+) -> dict[str, _Use]:
     nodes = list(_nodes(root))
     uses = [DATASETS_OF.get(_table(node), "") for node in nodes if node.get("type") == "BASE_TABLE"]
     if any(str(entry.get("key", "")).lower() in _VIEWS for node in nodes for entry in _entries(node)):
         return {}  # a name of a view that is something else
-    found: dict[str, frozenset[str]] = {}
+    found: dict[str, _Use] = {}
     for node in nodes:
         if node.get("type") != "SELECT_NODE" or not node.get("where_clause"):
             continue
@@ -111,7 +162,7 @@ def _found(
                 if theirs:
                     chosen &= _passing(connection, other, theirs, "streams", ids)
             if len(chosen) < len(ids):
-                found[dataset] = frozenset(chosen)
+                found[dataset] = _Use(node, leaf, frozenset(chosen))
     return found
 
 
@@ -123,10 +174,7 @@ def _passing(
     ids: Sequence[str],
 ) -> set[str]:
     """The streams that fulfil conditions; all if a null would, as outer joins make them."""
-    (text,) = connection.execute(
-        "SELECT json_serialize_sql('SELECT stream_id FROM x AS y WHERE 1 AND 2')"
-    ).fetchall()[0]
-    tree = json.loads(text)
+    tree = _tree(connection, "SELECT stream_id FROM x AS y WHERE 1 AND 2")
     node = tree["statements"][0]["node"]
     node["from_table"] |= {"alias": leaf["alias"] or leaf["table_name"], "table_name": table}
     if "qualified_name" in node["from_table"]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support.chunks import events, rows
 
+from pipeline import open_archive
 from pipeline.analytics.query import connect, query
 from pipeline.analytics.scan import ChunkDataset
 from pipeline.tracks.store import StreamStore
@@ -51,37 +52,37 @@ def tables(out: Path, sql: str) -> list[dict[str, Any]]:
         return found
 
 
-@pytest.mark.parametrize(
-    ("sql", "streams"),
-    [
-        ("FROM tracks WHERE stream_id LIKE 'cam-%' AND area > 0", "cam-1 cam-2"),
-        ("FROM tracks WHERE stream_id NOT LIKE '%-1' AND stream_id ILIKE 'door%'", "Door-2"),
-        (
-            "FROM tracks t WHERE lower(t.stream_id) LIKE 'door%' OR t.stream_id = 'cam-2'",
-            "cam-2 door-1 Door-2",
-        ),
-        ("FROM tracks WHERE regexp_matches(stream_id, '^cam-[2-9]$')", "cam-2"),
-        ("FROM tracks WHERE stream_id GLOB 'cam*' AND NOT starts_with(stream_id, 'cam-2')", "cam-1"),
-        ("FROM masks WHERE stream_id LIKE 'door%'", "door-1"),
-        ("FROM objects WHERE split_part(stream_id, '-', 2) = '2'", "cam-2 Door-2"),
-        (
-            "WITH few AS (FROM tracks WHERE stream_id LIKE 'cam-1') "
-            "FROM few a JOIN few b USING (frame_index)",
-            "cam-1",
-        ),
-        (
-            "SELECT t.*, site FROM tracks t JOIN streams s USING (stream_id) WHERE s.site = 'north'",
-            "cam-1 door-1",
-        ),
-        (
-            "SELECT t.* FROM tracks t JOIN streams ON streams.stream_id = t.stream_id "
-            "WHERE site LIKE 'so%' AND t.stream_id LIKE 'cam%' AND width = 64",
-            "cam-2",
-        ),
-        ("FROM streams s JOIN tracks t USING (stream_id) WHERE site IS NULL OR site = 'x'", ""),
-        ("FROM tracks WHERE stream_id LIKE 'nothing%'", ""),
-    ],
-)  # fmt: skip
+CHOOSING = [
+    ("FROM tracks WHERE stream_id LIKE 'cam-%' AND area > 0", "cam-1 cam-2"),
+    ("FROM tracks WHERE stream_id NOT LIKE '%-1' AND stream_id ILIKE 'door%'", "Door-2"),
+    (
+        "FROM tracks t WHERE lower(t.stream_id) LIKE 'door%' OR t.stream_id = 'cam-2'",
+        "cam-2 door-1 Door-2",
+    ),
+    ("FROM tracks WHERE regexp_matches(stream_id, '^cam-[2-9]$')", "cam-2"),
+    ("FROM tracks WHERE stream_id GLOB 'cam*' AND NOT starts_with(stream_id, 'cam-2')", "cam-1"),
+    ("FROM masks WHERE stream_id LIKE 'door%'", "door-1"),
+    ("FROM objects WHERE split_part(stream_id, '-', 2) = '2'", "cam-2 Door-2"),
+    (
+        "WITH few AS (FROM tracks WHERE stream_id LIKE 'cam-1') "
+        "FROM few a JOIN few b USING (frame_index)",
+        "cam-1",
+    ),
+    (
+        "SELECT t.*, site FROM tracks t JOIN streams s USING (stream_id) WHERE s.site = 'north'",
+        "cam-1 door-1",
+    ),
+    (
+        "SELECT t.* FROM tracks t JOIN streams ON streams.stream_id = t.stream_id "
+        "WHERE site LIKE 'so%' AND t.stream_id LIKE 'cam%' AND width = 64",
+        "cam-2",
+    ),
+    ("FROM streams s JOIN tracks t USING (stream_id) WHERE site IS NULL OR site = 'x'", ""),
+    ("FROM tracks WHERE stream_id LIKE 'nothing%'", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sql", "streams"), CHOOSING)
 def test_only_the_files_of_the_streams_that_can_match_are_opened(
     out: Path, opened: set[str], sql: str, streams: str
 ) -> None:
@@ -89,6 +90,18 @@ def test_only_the_files_of_the_streams_that_can_match_are_opened(
     assert opened == {f"tracks/{stream_id}" for stream_id in streams.split()}
     assert found == tables(out, f"SELECT * FROM ({sql}) ORDER BY ALL")
     assert bool(found) == bool(streams)
+
+
+@pytest.mark.parametrize(("sql", "streams"), CHOOSING)
+def test_relations_open_only_these_files(out: Path, opened: set[str], sql: str, streams: str) -> None:
+    with open_archive(out) as archive:
+        relation = archive.sql(sql)
+        other = archive.sql("SELECT count(DISTINCT stream_id) AS n FROM events WHERE stream_id LIKE '%'")
+        found = relation.query("given", "SELECT * FROM given ORDER BY ALL").to_arrow_table().to_pylist()
+        assert relation.columns == query(out, sql).column_names
+        assert opened == {f"tracks/{stream_id}" for stream_id in streams.split()}
+        assert found == tables(out, f"SELECT * FROM ({sql}) ORDER BY ALL")
+        assert other.fetchall() == [(4,)]
 
 
 @pytest.mark.parametrize(
@@ -121,6 +134,8 @@ def test_where_it_would_change_the_result_nothing_is_left_out(out: Path, sql: st
     found = query(out, f"SELECT * FROM ({sql}) ORDER BY ALL").to_pylist()
     assert found == tables(out, f"SELECT * FROM ({sql}) ORDER BY ALL")
     assert found
+    with open_archive(out) as archive:
+        assert archive.sql(f"SELECT * FROM ({sql}) ORDER BY ALL").to_arrow_table().to_pylist() == found
 
 
 def test_a_volatile_condition_leaves_nothing_out(out: Path, opened: set[str]) -> None:
@@ -129,8 +144,6 @@ def test_a_volatile_condition_leaves_nothing_out(out: Path, opened: set[str]) ->
 
 
 def test_a_choice_ends_with_its_statement(out: Path, opened: set[str]) -> None:
-    from pipeline import open_archive
-
     with open_archive(out) as archive:
         archive.arrow("SELECT count(*) FROM tracks WHERE stream_id LIKE 'cam-%'")
         assert archive.arrow("SELECT count(DISTINCT stream_id) n FROM tracks")["n"].to_pylist() == [4]
