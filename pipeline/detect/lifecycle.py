@@ -271,8 +271,8 @@ class ObjectFinder:
         limit, now = self._settings.out_of_sight, frame.frame_index
         unseen = {i: now - found.seen for i, found in self._objects.items()}
         # What left the picture rarely comes back soon, and what comes in there is mostly something else.
-        left = {i for i, n in unseen.items() if n and reaches_out(self._objects[i].box, frame)}
-        gone = [i for i, n in unseen.items() if n > (self._long if i in left and self._instances else limit)]
+        left = {i for i, n in unseen.items() if n and self._instances and self._has_left(i, frame)}
+        gone = [i for i, n in unseen.items() if n > (2 * self._settings.every if i in left else limit)]
         if len(gone) < self._waiting:
             # Those unseen for longest make room; among equals, the older ones.
             soon = [i for i, n in unseen.items() if n > limit // _SOON and i not in gone]
@@ -283,8 +283,13 @@ class ObjectFinder:
         self._remembered = {
             i: found
             for i, found in self._remembered.items()
-            if now - found.seen <= (self._long if reaches_out(found.box, frame) else limit)
+            if now - found.seen <= (self._long if self._has_left(i, frame) else limit)
         }
+
+    def _has_left(self, object_id: int, frame: Frame) -> bool:
+        """Whether an object is expected at the edge of the frame, or beyond it."""
+        found = self._objects.get(object_id) or self._remembered[object_id]
+        return reaches_out(found.expected(frame.frame_index), frame)
 
     def _give_up(self, object_id: int, reason: str, decided: Decisions) -> None:
         found = self._objects.pop(object_id)
