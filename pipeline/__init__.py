@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.detect.protocol import Detection, Detector
     from pipeline.distributed.ray_data import TrackVideos
     from pipeline.draw.render import render
+    from pipeline.live.editing import edit_memory
     from pipeline.live.remembered import StreamMemory, stream_memory, write_thumbnails
     from pipeline.plots.stream_report import plot
     from pipeline.prompts.box_segmenters import BoxSegmenter
@@ -76,6 +77,7 @@ __all__ = [
     "XmemError",
     "ZoneSet",
     "connect",
+    "edit_memory",
     "gather_prompts",
     "load_prompts",
     "load_zones",
@@ -110,6 +112,7 @@ if not TYPE_CHECKING:
         "detect.protocol": ("Detection", "Detector"),
         "distributed.ray_data": ("TrackVideos",),
         "draw.render": ("render",),
+        "live.editing": ("edit_memory",),
         "live.remembered": ("StreamMemory", "stream_memory", "write_thumbnails"),
         "plots.stream_report": ("plot",),
         "prompts.box_segmenters": ("BoxSegmenter",),

@@ -146,15 +146,20 @@ class GroupedMemory:
         if summary is not None and time <= after:
             self.summaries[object_id] = summary.clone()
 
-    def check_forgets(self, first: int, last: int) -> None:
-        """Raise ValueError if an object could read nothing any more without the times `first`..`last`."""
+    def check_forgets(self, first: int, last: int, object_id: int | None = None) -> None:
+        """Raise ValueError if an object (None: any) could read nothing without the times `first`..`last`."""
         for memory in self.groups.values():
-            memory.check_forgets(first, last)
+            if object_id is None or object_id in memory.first_time:
+                memory.check_forgets(first, last, object_id)
 
     def forget(self, first: int, last: int) -> None:
         """Drop the elements of frames with times `first`..`last`. Summaries keep what they accumulated."""
         for memory in self.groups.values():
             memory.forget(first, last)
+
+    def bar(self, object_id: int, first: int, last: int) -> None:
+        """Bar an object from reading elements of the times `first`..`last`. Its summary stays."""
+        next(m for m in self.groups.values() if object_id in m.first_time).bar(object_id, first, last)
 
     def pin(self, time: int, pinned: bool = True) -> None:
         """Keep a frame as a whole in all groups that hold it, or no longer; ValueError as in `Memory.pin`."""

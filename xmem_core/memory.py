@@ -399,16 +399,16 @@ class Memory:
                 spans.append((newest, newest))
             self.doubted[object_id] = [(a, b) for a, b in spans if bool(((time >= a) & (time <= b)).any())]
 
-    def check_forgets(self, first: int, last: int) -> None:
-        """Raise ValueError if an object could read nothing any more without the times `first`..`last`."""
+    def check_forgets(self, first: int, last: int, object_id: int | None = None) -> None:
+        """Raise ValueError if an object (None: any) could read nothing without the times `first`..`last`."""
         time = self._columns["time"][self._used_rows()]
         left = time[(time < first) | (time > last)]
-        for object_id, start in self.first_time.items():
+        wanted = self.first_time if object_id is None else {object_id: self.first_time[object_id]}
+        for object_id, start in wanted.items():
             spans = self.doubted.get(object_id, ())
             if bool(_barred(left, start, spans).all()) and not bool(_barred(time, start, spans).all()):
                 raise ValueError(
-                    f"object {object_id} would remember nothing without the times {first} to {last}: forget "
-                    "less, or remove the object"
+                    f"object {object_id} would remember nothing any more: forget less, or remove the object"
                 )
 
     def forget(self, first: int, last: int) -> None:
@@ -419,6 +419,25 @@ class Memory:
             self._keep(region, torch.nonzero((time < first) | (time > last)).flatten() + region.start)
         self.frames = [f for f in self.frames if not first <= f.time <= last]
         self.permanent_frames = [f for f in self.permanent_frames if not first <= f.time <= last]
+
+    def bar(self, object_id: int, first: int, last: int) -> None:
+        """Bar an object from reading elements of the times `first`..`last`; see `check_forgets`.
+
+        Other objects still read them. Spans without elements in memory are dropped.
+        """
+        for frames in (self.frames, self.permanent_frames):
+            frames[:] = [f.without(object_id) if first <= f.time <= last else f for f in frames]
+        time = self._columns["time"][self._used_rows()]
+        last = min(last, int(time.max()))  # not those of later frames
+        spans: list[tuple[int, int]] = []
+        for a, b in sorted([*self.doubted.get(object_id, ()), (first, last)]):
+            if spans and a <= spans[-1][1]:
+                spans[-1] = (spans[-1][0], max(b, spans[-1][1]))
+            else:
+                spans.append((a, b))
+        spans = [(a, b) for a, b in spans if bool(((time >= a) & (time <= b)).any())]
+        if spans:
+            self.doubted[object_id] = spans
 
     def pin(self, time: int, pinned: bool = True) -> None:
         """Keep a frame as a whole, like those with prompts, which give way to it; or no longer.

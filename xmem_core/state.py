@@ -107,21 +107,31 @@ class TrackerState:
             self.masks = self.masks[stay] if stay else None
         self.memory.remove_objects(gone)
 
-    def forget(self, first: int, last: int) -> None:
+    def forget(self, first: int, last: int, object_id: int | None = None) -> None:
         """Forget the frames with times `first`..`last` (inclusive), given masks among them.
 
         Times are those of `time`; `xmem_core.contents.contents` lists what is remembered. The summaries of
         Cutie's objects keep what they accumulated.
 
+        Args:
+            object_id: the object that forgets them, while the others go on reading them. None: all.
+
         Raises:
-            ValueError: an object would remember nothing any more. Nothing is changed then.
+            ValueError: an object would remember nothing any more, or there is no such object. Nothing is
+                changed then.
         """
         self.check_usable()
         if first > last:
             raise ValueError(f"times {first} to {last}: the first must not be after the last")
-        if self.memory is not None:
-            self.memory.check_forgets(first, last)
+        if object_id is not None and object_id not in self.object_ids:
+            raise ValueError(f"no object {object_id} is tracked: there are {list(self.object_ids)}")
+        if self.memory is None:
+            return
+        self.memory.check_forgets(first, last, object_id)
+        if object_id is None:
             self.memory.forget(first, last)
+        else:
+            self.memory.bar(object_id, first, last)
 
     def pin(self, time: int) -> None:
         """Keep the frame of a time as a whole for as long as its objects live: it is not consolidated.

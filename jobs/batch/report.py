@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, get_args
 
-from jobs.batch.lease import running
 from jobs.batch.listing import Skipped
 from jobs.scheduling.actions import VideoResult, VideoState
 from jobs.scheduling.video_job import VideoJob
@@ -21,6 +20,7 @@ from pipeline.base.errors import StoreError, XmemError, one_line
 from pipeline.base.redaction import redacted
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
+from pipeline.tracks.lease import running
 
 FORMAT_VERSION = 1
 FOLDER = "batches"

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from jobs.batch.lease import lease
 from jobs.batch.listing import Skipped
 from jobs.batch.manifest import local_absolute
 from jobs.batch.ray_pool import RayPool, room_for
@@ -30,6 +29,7 @@ from pipeline.storage.opening import open_files
 from pipeline.tracking.plugins import check_plugins
 from pipeline.tracking.settings import ModelSettings
 from pipeline.tracking.stream_record import mark_failed
+from pipeline.tracks.lease import lease
 from pipeline.tracks.store import StreamStore
 
 logger = logging.getLogger(__name__)

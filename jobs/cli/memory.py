@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,13 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.cli.terminal import say
+from pipeline.base.errors import UsageError
 from pipeline.base.redaction import redacted
 
 
 def memory(
     folder: Annotated[str, typer.Argument(help="Output folder of `xmem track`, `batch` or `serve`.")],
     stream_id: Annotated[
-        str | None, typer.Option("--stream-id", help="Stream to list. Default: the only one in the folder.")
+        str | None,
+        typer.Option("--stream-id", help="Stream to show or edit. Default: the only one."),
     ] = None,
     thumbnails: Annotated[
         str | None, typer.Option(help="Folder for a PNG of each remembered frame, with its masks.")
@@ -25,11 +28,31 @@ def memory(
     video: Annotated[
         str | None, typer.Option(help="The tracked video, for thumbnails. Default: that of the record.")
     ] = None,
+    forget: Annotated[
+        str | None, typer.Option(metavar="FIRST:LAST", help="Forget these frames, the last included.")
+    ] = None,
+    object_id: Annotated[
+        int | None, typer.Option("--object", help="With --forget: only this object forgets them.")
+    ] = None,
+    pin: Annotated[
+        int | None, typer.Option(metavar="FRAME", help="Keep a frame in memory as a whole from now on.")
+    ] = None,
+    unpin: Annotated[int | None, typer.Option(metavar="FRAME", help="Undo --pin.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """List what a stream remembers: frames, objects, use. Reads its newest snapshot."""
+    """List what a stream remembers: frames, objects, use. Or edit it, before the next run goes on from it."""
+    from pipeline.live.editing import edit_memory
     from pipeline.live.remembered import stream_memory, write_thumbnails
 
+    edit = _edit(forget, object_id, pin, unpin)
+    if edit is not None:
+        if thumbnails is not None:
+            raise UsageError("--thumbnails is for listing: give it without --forget, --pin and --unpin")
+        at = edit_memory(folder, edit, stream_id)
+        if at is None:
+            say("nothing changed: the memory is so already")
+        else:
+            say(f"edited: the next run of the same command tracks frame {at} with the edited memory")
     found = stream_memory(folder, stream_id)
     if thumbnails is not None:
         written = write_thumbnails(found, folder, thumbnails, video=video)
@@ -52,3 +75,23 @@ def memory(
             f"{frame.use:.2g}",
         )
     Console(highlight=False).print(table)
+    for waiting in found.edits:
+        say(f"waiting for the next run: {json.dumps(waiting)}")
+
+
+def _edit(forget: str | None, object_id: int | None, pin: int | None, unpin: int | None) -> Any:
+    """The edit that the options ask for; None: list the memory."""
+    asked: dict[str, Any] = {"pin": pin, "unpin": unpin, "forget": forget}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if len(asked) > 1:
+        raise UsageError(f"--{' and --'.join(asked)} are edits of their own: give one at a time")
+    if object_id is not None and forget is None:
+        raise UsageError("--object goes with --forget FIRST:LAST")
+    if forget is not None:
+        match = re.fullmatch(r"(\d{1,15}):(\d{1,15})", forget)
+        if match is None:
+            raise UsageError(f"--forget {forget!r} is not allowed: FIRST:LAST, such as 40:55")
+        asked["forget"] = [int(match[1]), int(match[2])]
+    if object_id is not None:
+        asked["object"] = object_id
+    return asked or None

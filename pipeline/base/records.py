@@ -65,6 +65,7 @@ EVENT_KINDS = frozenset(
         "near_began",
         "near_ended",
         "zones_changed",
+        "memory_edited",
     }
 )
 

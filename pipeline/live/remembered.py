@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.draw.output_file import finished_file
 from pipeline.draw.overlay import overlay
 from pipeline.live.snapshot import LiveSnapshot
 from pipeline.storage.opening import open_files
+from pipeline.tracking.memory_edit import MemoryEdit, planned_edits
 from pipeline.tracking.snapshot import Snapshot
 from pipeline.tracks.layout import load_record
 from pipeline.tracks.reader import TrackReader, chosen_stream
@@ -62,7 +64,8 @@ class StreamMemory:
         next_frame: the snapshot is of the frames before this one.
         live: whether it is a camera's.
         objects: category by id of the living objects.
-        frames: what is remembered, the oldest first.
+        frames: what is remembered, the oldest first, after the edits.
+        edits: edits that the next run makes before its first new frame, as `edit_memory` takes them.
     """
 
     stream_id: str
@@ -70,6 +73,7 @@ class StreamMemory:
     live: bool
     objects: Mapping[int, str | None]
     frames: tuple[RememberedFrame, ...]
+    edits: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready values."""
@@ -90,25 +94,55 @@ def stream_memory(
     Raises:
         UsageError: there is no such stream, or it has no snapshot. StoreError: the folder cannot be read.
     """
-    name = chosen_stream(out, stream_id, storage_options)
-    store = StreamStore(out, name, storage_options)
-    found = store.load_snapshot(store.committed(newest_only=True).next_frame, _restored)
-    if found is None:
-        raise UsageError(
-            f"stream {name!r} in {store.root} has no usable snapshot: track it with fewer --snapshot-chunks, "
-            "or stop it earlier (--max-frames)"
-        )
-    _, (snapshot, live, state) = found
+    store = StreamStore(out, chosen_stream(out, stream_id, storage_options), storage_options)
+    found = remembered_state(store)
+    snapshot, state = found.snapshot, found.state
     last = snapshot.next_frame - 1
     categories = dict(snapshot.categories)
     frames = []
     for entry in contents(state.memory):
         age = state.time - entry.time
-        index = None if live else last - age
+        index = None if found.live else last - age
         facts = (entry.kind, entry.elements, entry.objects, entry.given, entry.pinned, round(entry.use, 6))
         frames.append(RememberedFrame(index, age, *facts))
     objects = {i: categories.get(i) for i in state.object_ids}
-    return StreamMemory(name, snapshot.next_frame, live, objects, tuple(frames))
+    edits = tuple(edit.to_json() for edit in found.edits)
+    return StreamMemory(store.stream_id, snapshot.next_frame, found.live, objects, tuple(frames), edits)
+
+
+@dataclass(frozen=True)
+class RememberedState:
+    """The newest usable snapshot of a stream.
+
+    Args:
+        committed: number of committed frames.
+        state: its state, with the edits that can be made in it.
+        edits: those that take effect before the first frame without rows.
+    """
+
+    committed: int
+    snapshot: Snapshot
+    live: bool
+    state: TrackerState
+    edits: tuple[MemoryEdit, ...]
+
+
+def remembered_state(store: StreamStore) -> RememberedState:
+    """What a stream remembers, as a state. Raises as `stream_memory` does."""
+    committed = store.committed(newest_only=True).next_frame
+    found = store.load_snapshot(committed, _restored)
+    if found is None:
+        raise UsageError(
+            f"stream {store.stream_id!r} in {store.root} has no usable snapshot: track it with fewer "
+            "--snapshot-chunks, or stop it earlier (--max-frames)"
+        )
+    _, (snapshot, live, state) = found
+    edits = [] if live else planned_edits(store, snapshot.next_frame, committed)
+    for planned in edits:
+        with suppress(ValueError):  # made when its frame comes, or reported then
+            planned.edit.apply(state, snapshot.next_frame - 1)
+    waiting = tuple(planned.edit for planned in edits if planned.frame >= committed)
+    return RememberedState(committed, snapshot, live, state, waiting)
 
 
 def write_thumbnails(

@@ -8,6 +8,8 @@ that starts again asks the store for the first frame without rows, takes the new
 tracks from the snapshot's frame on. Frames that have rows already are repeated to rebuild the state and are
 not written again. Since tracking is deterministic, the files are then those of an undisturbed run.
 
+Edits of the memory (`pipeline.tracks.edit_log`) are made before their frame, also when it is repeated.
+
 A stream that ended at `max_frames` goes on with a larger one, or with none; the rows are those of a single
 pass, only the files are cut there too. With a smaller one there is nothing to do.
 
@@ -32,11 +34,13 @@ from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking.chunk_rows import ChunkRows
 from pipeline.tracking.committer import Committer
 from pipeline.tracking.frame_prompts import FramePrompts
+from pipeline.tracking.memory_edit import planned_edits
 from pipeline.tracking.objects import Masks, TrackedObjects
 from pipeline.tracking.resume import open_stream, resume
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.snapshot import Snapshot
 from pipeline.tracking.stream_record import FINISHED, RUNNING, StreamSummary
+from pipeline.tracks.edit_log import EDITED
 from pipeline.tracks.sinks import Sinks
 from pipeline.tracks.store import StreamStore
 from pipeline.video.prefetch import Prefetch
@@ -172,6 +176,7 @@ class StreamTracker(Closing):
         if found.next_frame < self._committed:
             self.summary.rows += sum(footer.rows for footer in self.store.footers(found.next_frame))
         self._snapshot_at = found.next_frame
+        self._edits = planned_edits(self.store, found.next_frame, self._committed)
         if opened.outdated:
             self._record.update(RUNNING, self.summary)
         self._frames = Prefetch(self._limited(found.next_frame, found.previous_pts_seconds))
@@ -352,6 +357,7 @@ class StreamTracker(Closing):
     def _arrive(self, frame: Frame) -> StepInput:
         for loss in frame.losses:
             self._rows.add(loss)
+        self._edit_memory(frame)
         self._objects.arrive(frame)
         prompt = self._frame_prompts.at(frame, self._prompts, self._keep_prompts)
         for object_id in self._prompts.removals_at(frame.frame_index):
@@ -362,6 +368,20 @@ class StreamTracker(Closing):
         masks: Masks = {} if prompt is None else self._objects.prompt(frame, prompt)
         self._objects.look(frame, masks)
         return StepInput(self.state, frame.image, Prompt(masks) if masks else None)
+
+    def _edit_memory(self, frame: Frame) -> None:
+        """Make the edits that take effect before a frame."""
+        while self._edits and self._edits[0].frame <= frame.frame_index:
+            edit = self._edits.pop(0).edit
+            detail = edit.to_json()
+            try:
+                edit.apply(self.state, frame.frame_index - 1)
+            except ValueError as error:
+                # It was checked on the newest snapshot, after which other frames followed.
+                detail["refused"] = str(error)
+                if self._rows.is_new(frame):
+                    self.summary.warn(f"frame {frame.frame_index}: {edit.kind} was not possible: {error}")
+            self._rows.happened(frame, EDITED, reason=edit.kind, object_id=edit.object_id, detail=detail)
 
     def _keep_prompts(self) -> None:
         """Store the resolved prompts before any row that depends on them: each box is segmented once."""

@@ -4,6 +4,7 @@ OUT/tracks/stream_id=<id>/frames-<first:012d>.parquet
 OUT/events/stream_id=<id>/frames-<first:012d>.parquet
 OUT/state/<id>/<next_frame:012d>.safetensors
 OUT/streams/<id>.json
+OUT/edits/<id>/<frame:012d>-<number:06d>.json          edits of the memory, see `pipeline.tracks.edit_log`
 OUT/compacted/...                                      copies of rows, see `pipeline.tracks.copies`
 """
 

@@ -33,6 +33,7 @@ from pipeline.base.stream_ids import generate_stream_id, validate_stream_id
 from pipeline.storage.opening import open_files
 from pipeline.tracks.chunk_file import ChunkFooter, check_chunk, events_bytes, tracks_bytes
 from pipeline.tracks.copies import withdraw_stream
+from pipeline.tracks.edit_log import EditLog, LoggedEdit, edits_made
 from pipeline.tracks.layout import (
     MEND,
     RECORD_VERSION,
@@ -87,6 +88,7 @@ class StreamStore:
         self.stream_id = validate_stream_id(stream_id)
         self._files = open_files(root, storage_options)
         self._kept_snapshots = snapshots
+        self.edit_log = EditLog(self._files, self.stream_id)
         self._next_frame: int | None = None
         self._last_name: str | None = None
 
@@ -104,7 +106,9 @@ class StreamStore:
         """Cleans up after writers that were killed; a writer must call it first.
 
         Finishes a restart that was interrupted, removes temporary files, and makes the newest events file
-        match its tracks file. Does nothing to a stream that was closed properly.
+        match its tracks file. A newest chunk that lacks an edit of its frames is removed: its writer was
+        killed before it could do so, see `pipeline.tracks.edit_log`. Does nothing to a stream that was
+        closed properly.
         """
         self._files.sweep(self.stream_id)
         try:
@@ -117,6 +121,11 @@ class StreamStore:
         firsts = list_chunks(self._files, self.stream_id)
         if firsts:
             footer = self._footer(firsts[-1])
+            lacking = self.edit_log.missing(footer.first, footer.last, edits_made(footer.events))
+            if lacking is not None:
+                logger.warning("stream %s: frames from %d on lack an edit", self.stream_id, footer.first)
+                self._take_back(footer.first)
+                return
             data = events_bytes(self.stream_id, footer.first, footer.last, footer.events)
             self._settle_events(footer.first, data)
 
@@ -205,8 +214,10 @@ class StreamStore:
                 f"the committed chunks begins at {first}"
             )
         appends = first == self._next_frame
+        edited = edits_made(events)
         if appends:
             self._check_not_started_over()
+            self._check_edits(first, last, edited)
         data = events_bytes(self.stream_id, first, last, events)
         settled = self._files.create(chunk_name("events", self.stream_id, first), data, self.stream_id)
         created = self._create_tracks(name, tracks_bytes(self.stream_id, first, last, tracks, events))
@@ -216,9 +227,13 @@ class StreamStore:
                 # this one existed. Either its last listing sees this file, or this check sees the restart.
                 self._check_not_started_over()
             except AnotherWriterError:
-                # Events first: while the rows are there, nobody else can have committed these frames.
-                self._files.remove(chunk_name("events", self.stream_id, first))
-                self._files.remove(name)
+                self._take_back(first)
+                raise
+            try:
+                self._check_edits(first, last, edited)  # again, likewise
+            except AnotherWriterError:
+                if created:
+                    self._take_back(first)
                 raise
         if not settled:
             self._settle_events(first, data)
@@ -264,6 +279,31 @@ class StreamStore:
                 )
         return None
 
+    # Edits
+
+    def edits(self, since: int, committed: int) -> list[tuple[int, dict[str, Any]]]:
+        """The frame and content of the edits at frame `since` or later that a run must make, in order.
+
+        Args:
+            committed: number of committed frames; of those, only edits whose events have rows count.
+
+        Raises:
+            StoreError: an edit or a footer is damaged.
+        """
+        found = [edit for edit in self.edit_log.list() if edit.frame >= since]
+        firsts = list_chunks(self._files, self.stream_id) if found and found[0].frame < committed else []
+        made: dict[int, dict[int, int]] = {}
+
+        def counts(edit: LoggedEdit) -> bool:
+            if edit.frame >= committed:
+                return True
+            first = max((first for first in firsts if first <= edit.frame), default=0)
+            if first not in made:
+                made[first] = edits_made(self._footer(first).events)
+            return edit.number < made[first].get(edit.frame, 0)
+
+        return [(edit.frame, self.edit_log.read(edit)) for edit in found if counts(edit)]
+
     # The stream record
 
     def write_record(self, record: Mapping[str, Any]) -> None:
@@ -304,6 +344,7 @@ class StreamStore:
             self._files.remove_empty_folder(chunk_folder(kind, self.stream_id))
         # Again: copies may have been planned before the rows were gone.
         withdraw_stream(self._files, self.stream_id)
+        self.edit_log.remove_all()
         for frame in self._snapshots():
             self._files.remove(self._snapshot_name(frame))
         self._files.remove_empty_folder(f"state/{self.stream_id}")
@@ -316,6 +357,20 @@ class StreamStore:
                 f"{self._files.uri(self._last_name)} has vanished: another run started this stream over; "
                 f"this one stops"
             )
+
+    def _check_edits(self, first: int, last: int, made: Mapping[int, int]) -> None:
+        frame = self.edit_log.missing(first, last, made)
+        if frame is not None:
+            raise AnotherWriterError(
+                f"the memory of stream {self.stream_id} in {self.root} was edited before frame {frame} while "
+                "this run tracked on: it stops, and the next run of the same command goes on from the edited "
+                "memory"
+            )
+
+    def _take_back(self, first: int) -> None:
+        # Events first: while the rows are there, nobody else can have committed these frames.
+        self._files.remove(chunk_name("events", self.stream_id, first))
+        self._files.remove(chunk_name("tracks", self.stream_id, first))
 
     def _create_tracks(self, name: str, data: bytes) -> bool:
         if self._files.create(name, data, self.stream_id):

@@ -42,6 +42,7 @@ NAMES = [
     "XmemError",
     "ZoneSet",
     "connect",
+    "edit_memory",
     "gather_prompts",
     "load_prompts",
     "load_zones",

@@ -116,10 +116,39 @@ def test_a_span_that_is_forgotten_is_gone_and_tracking_goes_on(kind: str) -> Non
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.usefixtures("one_thread")
+def test_one_object_forgets_and_the_others_go_on_reading(kind: str) -> None:
+    state = tracked(kind)
+
+    def read_by(object_id: int) -> set[int]:
+        return {entry.time for entry in contents(state.memory) if object_id in entry.objects}
+
+    before = {i: read_by(i) for i in (1, 2)}
+    state.forget(5, 12, object_id=1)
+    assert read_by(1) == {time for time in before[1] if not 5 <= time <= 12} < before[1]
+    assert read_by(2) == before[2]
+    state.forget(10, 14, 1)  # overlapping spans
+    assert read_by(1) == {time for time in before[1] if not 5 <= time <= 14}
+    restored = TrackerState.from_bytes(state.to_bytes())
+    segmenter = VideoSegmenter(MODELS[kind](), SMALL_MEMORY, size=None)
+    for index in range(20, 30):
+        for each in (state, restored):
+            segmenter.step(each, frame_at(index))
+    assert state.to_bytes() == restored.to_bytes()
+    assert max(read_by(1)) == max(read_by(2)) > 20  # later frames are read
+    unchanged = state.to_bytes()
+    with pytest.raises(ValueError, match=r"object 1 would remember nothing any more"):
+        state.forget(0, 100, 1)
+    with pytest.raises(ValueError, match=r"no object 9 is tracked: there are \[1, 2\]"):
+        state.forget(0, 1, 9)
+    assert state.to_bytes() == unchanged
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.usefixtures("one_thread")
 def test_edits_that_cannot_be_made_change_nothing(kind: str) -> None:
     state = tracked(kind)
     before = state.to_bytes()
-    with pytest.raises(ValueError, match=r"object [12] would remember nothing without the times 3 to 19"):
+    with pytest.raises(ValueError, match=r"object [12] would remember nothing any more: forget less"):
         state.forget(3, 19)
     with pytest.raises(ValueError, match="times 7 to 6: the first must not be after the last"):
         state.forget(7, 6)

@@ -21,7 +21,6 @@ from support.videos import make_video
 
 import jobs.batch.run
 import jobs.batch.submit
-from jobs.batch.lease import lease
 from jobs.batch.report import BatchReport
 from jobs.batch.run import BatchOptions
 from jobs.cli.app import main
@@ -33,6 +32,7 @@ from pipeline.base.stream_ids import generate_stream_id
 from pipeline.distributed.messages import WorkerSettings
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
+from pipeline.tracks.lease import lease
 from pipeline.tracks.store import StreamStore
 from xmem_core import MemoryConfig
 

@@ -152,6 +152,12 @@ def running(files: Files) -> list[Owner]:
     return [owner for owner in _others(files, "") if owner.lives()]
 
 
+def holder(files: Files, stream_id: str) -> Owner | None:
+    """The batch that is alive and holds the lease of a stream; None if there is none."""
+    ours = _digest(stream_id)
+    return next((owner for owner in running(files) if ours in _streams(files, owner.batch_id)), None)
+
+
 def _others(files: Files, batch_id: str) -> list[Owner]:
     found = []
     for name in files.names(FOLDER):

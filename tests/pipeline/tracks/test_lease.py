@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 from support.servers import S3Server
 
-import jobs.batch.lease
-from jobs.batch.lease import EXPIRY_SECONDS, AnotherRunError, Owner, lease, running
+import pipeline.tracks.lease
 from pipeline.storage.files import Files
 from pipeline.storage.opening import open_files
+from pipeline.tracks.lease import EXPIRY_SECONDS, AnotherRunError, Owner, lease, running
 
 HOLDER = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-from jobs.batch.lease import lease
+from pipeline.tracks.lease import lease
 from pipeline.storage.opening import open_files
 with lease(open_files(sys.argv[2]), "first", ["a", "b", "c"]):
     print("held", flush=True)
@@ -46,7 +46,7 @@ def elsewhere(**changes: Any) -> Owner:
 
 
 def put(files: Files, owner: Owner, *ids: str) -> None:
-    files.create(f"running/{owner.batch_id}.streams", b"".join(jobs.batch.lease._digest(i) for i in ids))
+    files.create(f"running/{owner.batch_id}.streams", b"".join(pipeline.tracks.lease._digest(i) for i in ids))
     files.replace(f"running/{owner.batch_id}.json", json.dumps(asdict(owner)).encode())
 
 
@@ -101,7 +101,7 @@ def test_a_killed_run_on_this_machine_holds_nobody_up(tmp_path: Path) -> None:
 def test_the_heartbeat_goes_on_and_stops_when_the_lease_was_taken(
     files: Files, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(jobs.batch.lease, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(pipeline.tracks.lease, "HEARTBEAT_SECONDS", 0.05)
     with lease(files, "mine", ["a"]):
         first = running(files)[0].alive
         while running(files)[0].alive == first:
@@ -115,7 +115,7 @@ def test_the_heartbeat_goes_on_and_stops_when_the_lease_was_taken(
 def test_a_heartbeat_during_a_take_over_does_not_renew_the_lease(
     files: Files, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(jobs.batch.lease, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(pipeline.tracks.lease, "HEARTBEAT_SECONDS", 0.05)
     with lease(files, "mine", ["a"]):
         # The other run removed both files, but a heartbeat under way wrote the first one again.
         files.remove("running/mine.streams")
