@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from xmem_core.bounds import contested
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -65,10 +67,14 @@ def presence_features(probabilities: Tensor, names: Sequence[str] = FEATURES) ->
     """
     import torch  # lazily: settings need the constants only
 
-    planes = probabilities.flatten(1)
-    objects = planes[1:]
-    if not len(objects):
+    whole = probabilities[1:].flatten(1)
+    if not len(whole):
         return probabilities.new_zeros(0, len(names))
+    spans = contested(probabilities[0])
+    if spans is None:
+        return probabilities.new_zeros(len(whole), len(names))
+    planes = probabilities[:, spans[0], spans[1]].flatten(1)
+    objects = planes[1:]
     # Plane by plane: a reduction over the outermost dimension is many times slower on a CPU.
     best, winner = planes[0].clone(), torch.zeros_like(planes[0], dtype=torch.int32)
     for k, plane in enumerate(objects, 1):
@@ -83,15 +89,18 @@ def presence_features(probabilities: Tensor, names: Sequence[str] = FEATURES) ->
         if len(objects) == 1:
             return torch.zeros_like(total)
         # The highest other probability: the second highest where the object itself has the highest.
-        second = objects.topk(2, dim=0).values[1]
+        first, second = objects[0].clone(), torch.zeros_like(objects[0])
+        for plane in objects[1:]:
+            torch.maximum(second, torch.minimum(first, plane), out=second)
+            torch.maximum(first, plane, out=first)
         return torch.stack([second[winner == k].sum() for k in range(1, len(planes))]) / some
 
     of = {
         "mean": lambda: total / some,
         "peak": lambda: own.amax(1),
-        "solid": lambda: total / objects.sum(1).clamp(min=1e-6),
+        "solid": lambda: total / whole.sum(1).clamp(min=1e-6),
         "sure": lambda: (own > 0.9).sum(1) / some,
-        "size": lambda: torch.log10(some / objects.shape[1]) + 2,
+        "size": lambda: torch.log10(some / whole.shape[1]) + 2,
         "rival": rival,
     }
     rows = torch.stack([of[name]() for name in names], dim=1)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xmem_core.backbones import fold_batch_norms
+from xmem_core.bounds import contested
 from xmem_core.config import AnyModelConfig, MemoryConfig, ModelConfig
 from xmem_core.corrections import contradicted
 from xmem_core.cutie_steps import CutieSteps
@@ -159,12 +160,16 @@ class StepResult:
             return ids[index], best
         # On a CPU a reduction over the outermost dimension is many times slower than this loop over planes,
         # which gives the same result (in a tie, the first wins).
-        best = planes[0].clone()
-        labels = torch.zeros(planes.shape[1:], dtype=torch.int32)
-        for object_id, plane in zip(self.object_ids, planes[1:], strict=True):
-            labels.masked_fill_(plane > best, object_id)
-            torch.maximum(best, plane, out=best)
-        return labels, best
+        whole_best = planes[0].clone()
+        whole_labels = torch.zeros(planes.shape[1:], dtype=torch.int32)
+        spans = contested(planes[0])
+        if spans is not None:
+            best, labels = whole_best[spans], whole_labels[spans]
+            for object_id, plane in zip(self.object_ids, planes[1:], strict=True):
+                part = plane[spans]
+                labels.masked_fill_(part > best, object_id)
+                torch.maximum(best, part, out=best)
+        return whole_labels, whole_best
 
 
 class VideoSegmenter:

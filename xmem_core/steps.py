@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,7 +23,17 @@ from xmem_core.cutie import Cutie, PixelFeatures
 from xmem_core.memory import Memory
 from xmem_core.network import KeyFeatures, XMem, aggregate
 from xmem_core.state import TrackerState
-from xmem_core.windows import STRIDE, covered, decode_in_windows, inside, looked_for, next_window, whole
+from xmem_core.windows import (
+    STRIDE,
+    aggregated_within,
+    covered,
+    decode_in_windows,
+    inside,
+    looked_for,
+    next_window,
+    union,
+    whole,
+)
 
 Network = XMem | Cutie
 """A network that `VideoSegmenter` can track with."""
@@ -206,7 +217,7 @@ class XMemSteps(ModelSteps[XMem, KeyFeatures]):
                     update_hidden=update_hidden,
                 )
             state.hidden = as_stored(hidden)
-            return torch.softmax(aggregate(probabilities.unsqueeze(0)), 1)[0]
+            return aggregated_within(probabilities, union(windows.values()))
         read = state.memory.read(key, selection, coarse=self.coarse, count_use=count_use, enough=enough)
         hidden = None if state.hidden is None else state.hidden.unsqueeze(0)
         with self.autocast():
@@ -294,7 +305,10 @@ class XMemSteps(ModelSteps[XMem, KeyFeatures]):
 
 def _areas(planes: Tensor) -> list[int]:
     """Pixels of each object's mask, from probabilities (O, H', W')."""
-    areas: list[int] = (planes > 0.5).flatten(1).sum(1).tolist()
+    masks = planes > 0.5
+    if masks.device.type == "cpu":  # numpy counts many times faster than torch
+        return [int(np.count_nonzero(mask)) for mask in masks.numpy()]
+    areas: list[int] = masks.flatten(1).sum(1).tolist()
     return areas
 
 

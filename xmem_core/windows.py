@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xmem_core.network import XMem
+from xmem_core.bounds import bounds
+from xmem_core.network import XMem, aggregate
 
 STRIDE = 16
 """Pixels of a cell: a position of keys, values and sensory memory."""
@@ -93,13 +94,11 @@ def next_window(probability: Tensor, before: Window, least: int) -> Window:
     """
     grid = probability.shape[0] // STRIDE, probability.shape[1] // STRIDE
     everywhere = before.size == grid
-    may_be = (probability > _LEAST_PROBABILITY).float()
-    cells = F.avg_pool2d(may_be[None, None], STRIDE)[0, 0] >= _LEAST_SHARE
+    found = _cells(probability > _LEAST_PROBABILITY)
     spans, lost = [], 0
     for axis, count in enumerate(grid):
-        seen = cells.any(1 - axis).nonzero().flatten().tolist()
-        if seen:
-            first, end = seen[0], seen[-1] + 1
+        if found is not None:
+            first, end = found[axis]
             margin = max(_LEAST_MARGIN, math.ceil(_MARGIN * (end - first)))
             spans.append(_around(first, end, max(least, end - first + 2 * margin), count))
         else:
@@ -110,6 +109,22 @@ def next_window(probability: Tensor, before: Window, least: int) -> Window:
     if height * width > _MOST * grid[0] * grid[1]:
         return replace(whole(grid), lost=lost)
     return Window(top, left, height, width)
+
+
+def _cells(mask: Tensor) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """First and end row and column of the cells that a mask fills to `_LEAST_SHARE` at least."""
+    spans = bounds(mask)
+    if spans is None:
+        return None
+    tops = [span.start // STRIDE for span in spans]
+    ends = [-(-span.stop // STRIDE) for span in spans]
+    # Only the part with pixels is counted: an object mostly fills a small part of the frame.
+    part = mask[tops[0] * STRIDE : ends[0] * STRIDE, tops[1] * STRIDE : ends[1] * STRIDE]
+    full = bounds(F.avg_pool2d(part.float()[None, None], STRIDE)[0, 0] >= _LEAST_SHARE)
+    if full is None:
+        return None
+    rows, columns = ((top + span.start, top + span.stop) for top, span in zip(tops, full, strict=True))
+    return rows, columns
 
 
 def looked_for(windows: Mapping[int, Window], object_ids: Sequence[int], time: int) -> list[int]:
@@ -141,6 +156,35 @@ def covered(windows: Iterable[Window], grid: tuple[int, int]) -> Tensor:
     for window in windows:
         window.cut(cells).fill_(True)
     return cells.flatten().nonzero().flatten()
+
+
+def union(windows: Iterable[Window]) -> Window:
+    """The smallest window around all windows; one of no cells if there are none."""
+    spans = [(w.top, w.left, w.top + w.height, w.left + w.width) for w in windows]
+    if not spans:
+        return Window(0, 0, 0, 0)
+    tops, lefts, bottoms, rights = zip(*spans, strict=True)
+    top, left = min(tops), min(lefts)
+    return Window(top, left, max(bottoms) - top, max(rights) - left)
+
+
+def aggregated_within(probabilities: Tensor, window: Window) -> Tensor:
+    """Probabilities after soft aggregation, of independent ones that are 0 outside a window.
+
+    Args:
+        probabilities: (O, H, W)
+        window: the only part that is computed; in the rest all pixels are alike.
+
+    Returns:
+        (O + 1, H, W), background first.
+    """
+    count, height, width = probabilities.shape
+    nothing = probabilities.new_zeros(1, count, 1, 1)
+    final = torch.softmax(aggregate(nothing), 1)[0].expand(-1, height, width).contiguous()
+    part = window.cut(probabilities, STRIDE)
+    if part.numel():
+        window.cut(final, STRIDE).copy_(torch.softmax(aggregate(part.unsqueeze(0)), 1)[0])
+    return final
 
 
 def decode_in_windows(

@@ -15,7 +15,18 @@ from torch import Tensor
 
 from xmem_core import MemoryConfig, Prompt, TrackerState, VideoSegmenter, XMem
 from xmem_core.memory import Memory
-from xmem_core.windows import STRIDE, Window, covered, decode_in_windows, looked_for, next_window, whole
+from xmem_core.network import aggregate
+from xmem_core.windows import (
+    STRIDE,
+    Window,
+    aggregated_within,
+    covered,
+    decode_in_windows,
+    looked_for,
+    next_window,
+    union,
+    whole,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -342,3 +353,48 @@ def test_no_window_is_the_whole_frame() -> None:
 def test_a_search_window_has_a_least_size(value: object) -> None:
     with pytest.raises(ValueError, match="search_window"):
         MemoryConfig(search_window=value)  # type: ignore[arg-type]
+
+
+def test_the_union_of_windows_holds_them_and_no_more() -> None:
+    assert union([Window(2, 3, 4, 5), Window(1, 6, 2, 7)]) == Window(1, 3, 5, 10)
+    assert union([]).size == (0, 0)
+
+
+@pytest.mark.parametrize("objects", [1, 3])
+def test_aggregation_within_a_window_is_that_of_the_frame(objects: int) -> None:
+    window = Window(1, 2, 2, 3)
+    probabilities = torch.zeros(objects, 5 * STRIDE, 7 * STRIDE)
+    generator = torch.Generator().manual_seed(0)
+    part = window.cut(probabilities, STRIDE)
+    part.copy_(torch.rand(part.shape, generator=generator))
+    own = aggregated_within(probabilities, window)
+    everywhere = torch.softmax(aggregate(probabilities.unsqueeze(0)), 1)[0]
+    assert torch.allclose(own, everywhere, rtol=1e-6, atol=1e-7)
+    assert torch.allclose(
+        aggregated_within(torch.zeros_like(probabilities), union([])),
+        torch.softmax(aggregate(torch.zeros_like(probabilities).unsqueeze(0)), 1)[0],
+        rtol=1e-6,
+        atol=1e-7,
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_cells_of_an_object_are_those_with_enough_probable_pixels(seed: int) -> None:
+    """The window is the same as from all cells of the frame, although only a part is looked at."""
+    generator = torch.Generator().manual_seed(seed)
+    grid = (12, 17)
+    probability = torch.zeros(grid[0] * STRIDE, grid[1] * STRIDE)
+    top, left = (int(torch.randint(0, n * STRIDE - 30, (), generator=generator)) for n in grid)
+    probability[top : top + 30, left : left + 25] = torch.rand(30, 25, generator=generator)
+    probability[3, 5] = probability[-1, -1] = 1  # single pixels do not count
+    counts = (probability > 0.2).view(grid[0], STRIDE, grid[1], STRIDE).sum((1, 3))
+    cells = counts >= 4
+    rows, columns = cells.any(1).nonzero().flatten().tolist(), cells.any(0).nonzero().flatten().tolist()
+    window = next_window(probability, whole(grid), 2)
+    assert window.top <= rows[0]
+    assert window.top + window.height > rows[-1]
+    assert window.left <= columns[0]
+    assert window.left + window.width > columns[-1]
+    # A margin of four cells on each side, limited by the frame and rounded up to two.
+    assert window.height <= min(grid[0], rows[-1] + 1 - rows[0] + 8 + 1)
+    assert window.width <= min(grid[1], columns[-1] + 1 - columns[0] + 8 + 1)
