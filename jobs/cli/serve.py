@@ -20,6 +20,7 @@ from pipeline.tracking.settings import NOT_LIVE, TrackSettings
 
 if TYPE_CHECKING:
     from pipeline.api.tokens import TokenSet
+    from pipeline.live.hub.brokers import BrokerSettings
     from pipeline.live.hub.webhook import WebhookSettings
 
 _WEBHOOK_SECRET = "XMEM_WEBHOOK_SECRET"
@@ -70,6 +71,14 @@ def serve(
             "XMEM_WEBHOOK_SECRET."
         ),
     ] = None,
+    event_topic: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="XMEM_EVENT_TOPICS",
+            help="Topic to which events of zones and lines are pushed: kafka://host/topic, mqtt://host/topic "
+            "or mqtts://host/topic; one of Kafka and one of MQTT.",
+        ),
+    ] = None,
     replicas: Annotated[int, typer.Option(help="Number of processes that answer requests.")] = 1,
     address: Annotated[
         str | None,
@@ -82,6 +91,7 @@ def serve(
     """Track live cameras and serve their streams, pictures and mask records over HTTP."""
     tokens = _tokens(token_file, insecure_loopback, host)
     pushed = _webhook(webhook, webhook_secret_file)
+    brokers = _brokers(event_topic or [])
     networks = tuple(allow_network or ())
     if address is None:  # a cluster may have plugins that this machine lacks
         from pipeline.tracking.plugins import check_plugins
@@ -110,6 +120,7 @@ def serve(
         secrets=secrets,
         gpus=gpus,
         webhook=pushed,
+        brokers=brokers,
     )
     if not networks:
         say("no network is allowed (--allow-network): all cameras will be refused")
@@ -178,6 +189,18 @@ def _webhook(url: str | None, secret_file: str | None) -> WebhookSettings | None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise UsageError(f"webhook secret file {secret_file}: {reason}") from error
+
+
+def _brokers(urls: list[str]) -> list[BrokerSettings]:
+    """The settings of topics; UsageError for two of one kind."""
+    from pipeline.live.hub.brokers import BrokerSettings
+
+    brokers = [BrokerSettings(url) for url in urls]
+    kinds = [broker.kind.removesuffix("s") for broker in brokers]
+    for kind in kinds:
+        if kinds.count(kind) > 1:
+            raise UsageError(f"--event-topic has {kinds.count(kind)} {kind} topics: give one")
+    return brokers
 
 
 def _tokens(token_file: str | None, insecure: bool, host: str) -> TokenSet | None:

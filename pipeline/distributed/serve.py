@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
@@ -35,6 +35,7 @@ from pipeline.distributed.replica_port import keep_on_loopback
 from pipeline.distributed.replica_router import FailFastRouter
 from pipeline.live.camera.options import LiveOptions
 from pipeline.live.camera.url_guard import UrlGuard
+from pipeline.live.hub.brokers import BrokerSettings
 from pipeline.live.hub.settings import HubSettings
 from pipeline.live.hub.webhook import WebhookSettings
 from pipeline.live.recent import LiveView
@@ -200,6 +201,7 @@ def live_settings(
     secrets: str | None = None,
     gpus: float = 0.0,
     webhook: WebhookSettings | None = None,
+    brokers: Sequence[BrokerSettings] = (),
 ) -> tuple[ApiSettings, HubPlace]:
     """Make the settings of the API and of the hub behind it, for both `xmem serve` and `serve run`.
 
@@ -208,7 +210,7 @@ def live_settings(
         tracking: model, memory and sinks of the hub; its detector settings and box segmenter are defaults for
             streams.
         api: settings of the API, including allowed networks and the maximum number of streams.
-        hub, secrets, webhook: see `HubSettings`.
+        hub, secrets, webhook, brokers: see `HubSettings`.
         gpus: share of a GPU to reserve; 0 with a cuda device means a whole one.
     """
     streams = replace(
@@ -222,6 +224,7 @@ def live_settings(
         max_streams=api.max_streams,
         secrets=secrets,
         webhook=webhook,
+        brokers=tuple(brokers),
     )
     gpus = gpus or float(tracking.model.device.startswith("cuda"))
     return replace(api, streams=streams), HubPlace(live_actor_name(hub), settings, gpus=gpus)

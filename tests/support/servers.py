@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -135,3 +136,53 @@ def _wait(process: subprocess.Popen[bytes], server: S3Server, log: Path) -> None
             time.sleep(0.25)
     tail = log.read_text(errors="replace")[-2000:]
     raise RuntimeError(f"the S3 server did not start ({last}); its log ends:\n{tail}")
+
+
+@dataclass
+class Mosquitto:
+    """An MQTT broker that can be stopped and started again on its port."""
+
+    port: int
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        config, users = self.folder / "mosquitto.conf", self.folder / "users"
+        if not config.exists():
+            command = ["mosquitto_passwd", "-b", "-c", str(users), "me", "a+secret"]
+            subprocess.run(command, check=True, capture_output=True)
+            users.chmod(0o644)  # it drops its privileges
+            self.folder.chmod(0o755)
+            config.write_text(
+                f"listener {self.port} 127.0.0.1\nallow_anonymous false\npassword_file {users}\n"
+            )
+        log = (self.folder / "log").open("ab")
+        with log:
+            self.process = subprocess.Popen(["mosquitto", "-c", str(config)], stdout=log, stderr=log)
+        until = time.monotonic() + _START_SECONDS
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+                return
+            if self.process.poll() is not None or time.monotonic() > until:
+                pytest.fail(f"mosquitto did not start: {(self.folder / 'log').read_text()}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@contextlib.contextmanager
+def mosquitto() -> Iterator[Mosquitto]:
+    """A running Mosquitto on a free local port, user "me" with the password "a+secret"; skips without it."""
+    if shutil.which("mosquitto") is None:
+        pytest.skip("Mosquitto is not installed: run infra/dev/rtsp-test-system.sh as root")
+    with tempfile.TemporaryDirectory(prefix="mosquitto-") as folder:
+        broker = Mosquitto(free_ports(1)[0], Path(folder))
+        try:
+            broker.start()
+            yield broker
+        finally:
+            broker.stop()

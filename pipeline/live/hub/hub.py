@@ -26,6 +26,7 @@ from pipeline.detect.loading import load_detector
 from pipeline.live.camera.ledger import Ledger
 from pipeline.live.camera.source import LiveSource
 from pipeline.live.hub.capacity import Capacity, Load
+from pipeline.live.hub.event_push import EventPush, Receiver
 from pipeline.live.hub.registry import LiveList
 from pipeline.live.hub.settings import HubSettings
 from pipeline.live.hub.status import metrics_of, state_of, status_of
@@ -53,6 +54,7 @@ _OPENERS = 4
 P = ParamSpec("P")
 T = TypeVar("T")
 Rows = list[dict[str, Any]]
+Receivers = list[tuple[Receiver, tuple[float, float]]]  # with the backoff between tries
 
 
 class LiveHub(Closing):
@@ -102,10 +104,7 @@ class LiveHub(Closing):
             self._streams[spec.stream_id] = self._new(spec)
         for name, error in self._unusable.items():
             logger.error("stream %s: %s", name, error)
-        self._webhook: Webhook | None = None
-        if settings.webhook is not None:
-            options = settings.out_storage_options
-            self._webhook = Webhook(settings.webhook, settings.out, settings.hub, options)
+        self._pushes = self._event_pushes()
         self._thread = threading.Thread(target=self._run, name="xmem-hub-tracking", daemon=True)
         self._thread.start()
 
@@ -308,8 +307,8 @@ class LiveHub(Closing):
                 self._close_one(stream, stream.tracker, RUNNING)
         for stream in streams:
             stream.view.close()
-        if self._webhook is not None:
-            self._webhook.close()
+        for push in self._pushes:
+            push.close()
 
     # --- the tracking thread ---------------------------------------------------------------------
 
@@ -435,8 +434,8 @@ class LiveHub(Closing):
         except Exception as error:
             self._note(stream, error)
         else:
-            if self._webhook is not None:
-                self._webhook.watch(stream.spec.stream_id, tracker.record.books.frames)
+            for push in self._pushes:
+                push.watch(stream.spec.stream_id, tracker.record.books.frames)
             stream.opened_at = time.monotonic()
             stream.tracker = tracker
         finally:
@@ -473,8 +472,25 @@ class LiveHub(Closing):
             view=stream.view,
             sinks=self._sinks,
             distrusted=stream.distrusted,
-            told=None if self._webhook is None else partial(self._webhook.notify, spec.stream_id),
+            told=partial(self._notify, spec.stream_id) if self._pushes else None,
         )
+
+    def _event_pushes(self) -> Sequence[EventPush]:
+        options = self.settings
+        given: Receivers = []
+        if options.webhook is not None:
+            waits = options.webhook.first_backoff_seconds, options.webhook.most_backoff_seconds
+            given.append((Webhook(options.webhook), waits))
+        for broker in options.brokers:
+            given.append((broker.connect(), (broker.first_backoff_seconds, broker.most_backoff_seconds)))
+        return [
+            EventPush(receiver, options.out, options.hub, options.out_storage_options, backoff_seconds=waits)
+            for receiver, waits in given
+        ]
+
+    def _notify(self, stream_id: str, first: int) -> None:
+        for push in self._pushes:
+            push.notify(stream_id, first)
 
     def _live_source(self, spec: LiveSpec, ledger: Ledger) -> LiveFeed:
         return LiveSource(spec.url, self.settings.source_options(spec.settings), ledger=ledger)

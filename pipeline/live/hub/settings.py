@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.live.camera.options import LiveOptions
+from pipeline.live.hub.brokers import BrokerSettings
 from pipeline.live.hub.webhook import WebhookSettings
 from pipeline.live.spec import LiveSettings, LiveSpec
 from pipeline.tracking.settings import DetectorSettings, TrackSettings
@@ -33,6 +34,7 @@ class HubSettings:
         secrets: folder for URLs with credentials, see `pipeline.live.hub.registry`.
         first_backoff_seconds, most_backoff_seconds: between tries to open a stream that failed.
         webhook: where events of zones are pushed to; None: nowhere.
+        brokers: Kafka topics and MQTT topics that they are pushed to; at most one of each kind.
         calibrate: measure a frame's time before the first stream is admitted.
     """
 
@@ -49,6 +51,7 @@ class HubSettings:
     most_backoff_seconds: float = 60.0
     calibrate: bool = True
     webhook: WebhookSettings | None = None
+    brokers: tuple[BrokerSettings, ...] = ()
     out_storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def source_options(self, chosen: LiveSettings) -> LiveOptions:

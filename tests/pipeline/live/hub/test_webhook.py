@@ -11,6 +11,7 @@ from support.webhook_receiver import receiver as serving
 
 from pipeline.base.errors import UsageError
 from pipeline.base.records import Event, events_table, tracks_table
+from pipeline.live.hub.event_push import EventPush
 from pipeline.live.hub.webhook import Webhook, WebhookSettings
 from pipeline.tracks.store import StreamStore
 
@@ -25,6 +26,10 @@ def settings(receiver: Receiver) -> WebhookSettings:
     return WebhookSettings(receiver.url, SECRET, 0.01, 0.02)
 
 
+def pushing(receiver: Receiver, out: Path) -> EventPush:
+    return EventPush(Webhook(settings(receiver)), str(out), "default", backoff_seconds=(0.01, 0.02))
+
+
 def commit(out: Path, frame: int, *kinds: str) -> None:
     events = [Event(frame, kind, "door", object_id=3, detail={"number": 1}) for kind in kinds]
     StreamStore(out, "cam").commit(frame, frame, tracks_table([]), events_table(events))
@@ -36,7 +41,7 @@ def frames(receiver: Receiver) -> list[int]:
 
 def test_events_are_pushed_signed_and_tried_again(tmp_path: Path, receiver: Receiver) -> None:
     receiver.statuses = [500, 302, 429]
-    with Webhook(settings(receiver), str(tmp_path), "default") as hook:
+    with pushing(receiver, tmp_path) as hook:
         hook.watch("cam", 0)
         commit(tmp_path, 0, "object_added", "zone_entered")
         hook.notify("cam", 0)
@@ -59,7 +64,7 @@ def test_nothing_is_lost_over_a_restart_and_old_events_are_not_pushed(
 ) -> None:
     commit(tmp_path, 0, "zone_entered")  # before there was a webhook
     receiver.statuses = [503] * 1000
-    with Webhook(settings(receiver), str(tmp_path), "default") as hook:
+    with pushing(receiver, tmp_path) as hook:
         hook.watch("cam", 1)
         commit(tmp_path, 1, "zone_left")
         hook.notify("cam", 1)
@@ -67,11 +72,11 @@ def test_nothing_is_lost_over_a_restart_and_old_events_are_not_pushed(
     assert receiver.events == []
     commit(tmp_path, 2, "zone_entered")  # nobody said so
     receiver.statuses = []
-    with Webhook(settings(receiver), str(tmp_path), "default") as hook:
+    with pushing(receiver, tmp_path) as hook:
         hook.watch("cam", 3)
         receiver.until(lambda: len(receiver.events) == 2)
     assert frames(receiver) == [1, 2]
-    with Webhook(settings(receiver), str(tmp_path), "default") as hook:
+    with pushing(receiver, tmp_path) as hook:
         hook.watch("cam", 3)
         commit(tmp_path, 3, "line_crossed")
         hook.notify("cam", 3)
