@@ -27,8 +27,8 @@ def evaluate(
     root: Annotated[
         str | None,
         typer.Argument(
-            help="Folder of a data set: DAVIS, YouTube-VOS, Long-time Video, LVOS, MOSE, or clips with "
-            "frames and masks. Which one it is follows from its layout."
+            help="Folder of a data set: DAVIS, YouTube-VOS, Long-time Video, LVOS, MOSE, BURST, or clips "
+            "with frames and masks. Which one it is follows from its layout."
         ),
     ] = None,
     truth: Annotated[

@@ -6,11 +6,12 @@
 | YouTube-VOS | `meta.json` beside `JPEGImages/`; parts `train`, `valid`, ... |
 | LVOS | `<part>_meta.json`, or `lvos` in the folder's name; parts as above |
 | MOSE | `mose` in the folder's name; parts as above |
+| BURST | `<part>/all_classes.json`, also below `annotations/`; see `jobs.evaluation.burst` |
 | Long-time Video | clips `blueboy`, `dressage`, `rat` (1x and 3x) |
 | folders | images and masks per clip, in any of three orders |
 
 All are scored on annotated frames after an object's first; YouTube-VOS where `meta.json` lists the object.
-The last frame counts in YouTube-VOS and Long-time Video.
+The last frame counts in YouTube-VOS, BURST and Long-time Video.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from jobs.evaluation.burst import BurstFile, RleAnnotation, find_burst
 from jobs.evaluation.pictures import read_annotation
 from pipeline.base.errors import UsageError
 
@@ -44,6 +47,10 @@ _YOUTUBE_YEARS = {474: " 2018", 507: " 2019"}
 _ALL_FRAMES = "_all_frames"
 
 
+Annotation = Path | RleAnnotation
+"""An index PNG, or masks of BURST."""
+
+
 @dataclass(frozen=True, slots=True)
 class Clip:
     """A clip's files.
@@ -58,7 +65,7 @@ class Clip:
 
     name: str
     frames: tuple[Path, ...]
-    annotations: Mapping[str, Path]
+    annotations: Mapping[str, Annotation]
     asked: frozenset[str] | None = None
     listed: Mapping[int, frozenset[str]] | None = None
 
@@ -81,6 +88,7 @@ class DataSet:
         skips_last: the last frame of a clip is not scored.
         merged: all of a clip's objects are one.
         wrapped: a server wants the clips' folders in a folder Annotations.
+        burst: the JSON file that BURST's evaluation wants with other masks.
     """
 
     name: str
@@ -89,6 +97,7 @@ class DataSet:
     skips_last: bool = True
     merged: bool = False
     wrapped: bool = False
+    burst: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +144,11 @@ def find_data_set(
     if not root.is_dir():
         raise UsageError(f"{root} is no folder: no folder JPEGImages can be in it")
     top = root
+    burst = find_burst(root, split)
+    if burst is not None:
+        if resolution is not None:
+            raise UsageError(f"--resolution {resolution}: BURST has its frames in one resolution")
+        return _burst(burst, clips)
     if _layer(root, _IMAGES) is None:
         parts = [name for name in _PARTS if _layer(root / name, _IMAGES) is not None]
         if parts:
@@ -244,6 +258,19 @@ def _folders(root: Path, split: str | None, wanted: Sequence[str] | None) -> Dat
     return DataSet("folders", root, clips)
 
 
+def _burst(annotations: BurstFile, wanted: Sequence[str] | None) -> DataSet:
+    names = annotations.names
+    for name in wanted or ():
+        if name not in names:
+            some = ", ".join(names[:5])
+            raise UsageError(f"no clip {name!r} in {annotations.path}; it has {len(names)}, such as {some}")
+    videos = [annotations.video(name) for name in names if not wanted or name in wanted]
+    clips = tuple(Clip(v.name, v.frames, v.annotations, v.annotated) for v in videos)
+    return DataSet(
+        f"BURST {annotations.part}", annotations.path, clips, skips_last=False, burst=annotations.path
+    )
+
+
 def _every_frame(root: Path) -> Path:
     """The images of a part's every frame, beside those that it gives."""
     if root.name.endswith(_ALL_FRAMES):
@@ -351,6 +378,11 @@ def _labelled(meta: Mapping[str, Any] | None, name: str) -> Mapping[int, frozens
 # --- what can be scored --------------------------------------------------------------------------
 
 
+def read_labels(annotation: Annotation) -> NDArray[np.int32]:
+    """H x W indices of an annotation; UsageError if it cannot be read."""
+    return annotation.labels() if isinstance(annotation, RleAnnotation) else read_annotation(annotation)
+
+
 def read_truth(clip: Clip, data: DataSet) -> Truth:
     """Read a clip's annotations, and say whether they allow a score.
 
@@ -359,11 +391,13 @@ def read_truth(clip: Clip, data: DataSet) -> Truth:
     """
     names = [path.stem for path in clip.frames if path.stem in clip.annotations]
     values = {
-        name: frozenset(np.unique(read_annotation(clip.annotations[name])).tolist()) - {0} for name in names
+        name: frozenset(np.unique(read_labels(clip.annotations[name])).tolist()) - {0} for name in names
     }
     everything = frozenset().union(*values.values())
-    binary = data.merged or everything == {VOID}
-    if binary:
+    binary = data.burst is None and (data.merged or everything == {VOID})
+    if data.burst is not None:
+        shown: Mapping[str, frozenset[int]] = values
+    elif binary:
         shown = {name: frozenset({1}) if here else here for name, here in values.items()}
     else:
         shown = {name: here - {VOID} for name, here in values.items()}

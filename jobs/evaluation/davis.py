@@ -41,12 +41,13 @@ from jobs.evaluation.data_sets import (
     DataSet,
     Truth,
     find_data_set,
+    read_labels,
     read_truth,
     scored_objects,
 )
 from jobs.evaluation.mask_files import MaskFolder
 from jobs.evaluation.peak_memory import PeakMemory
-from jobs.evaluation.pictures import read_annotation, read_frame
+from jobs.evaluation.pictures import read_frame
 from pipeline.base.errors import UsageError
 from pipeline.video.prefetch import Prefetch
 from xmem_core import Prompt
@@ -290,6 +291,8 @@ def run(
             rate = f"{score.frames} frames at {score.frames_per_second:.1f}/s"
             done = ", finished before" if before is not None else ""
             progress(f"{number}/{len(found)} {clip.name}: {numbers} ({rate}{done})")
+    if folder is not None and data.burst is not None:
+        folder.write_predictions(data.burst, [clip.name for clip in found])
     if folder is not None and zipped:
         target = folder.zip()
         if progress is not None:
@@ -377,7 +380,7 @@ def _truth(
     if path.stem not in clip.annotations:
         return None, None
     annotation = clip.annotations[path.stem]
-    true = read_annotation(annotation)
+    true = read_labels(annotation)
     if true.shape != size:
         raise UsageError(
             f"{annotation} is {true.shape[1]}x{true.shape[0]}, its frame {size[1]}x{size[0]}: "
@@ -386,7 +389,7 @@ def _truth(
     if truth.binary:
         return (true > 0).astype(np.int32), None
     marked = true == VOID
-    if not marked.any():
+    if data.burst is not None or not marked.any():
         return true, None
     return np.where(marked, np.int32(0), true), marked
 

@@ -4,6 +4,7 @@ DIR/<clip>/<frame>.png            or DIR/Annotations/<clip>/... for YouTube-VOS 
 DIR/scores/<clip>/<frame>.npz     with --save-scores: `probabilities` (O + 1, H, W) uint8, `object_ids`
 DIR/.evaluation/settings.json     what the run was, so that another one is not mixed into it
 DIR/.evaluation/<clip>.json       the clip is finished; an interrupted run goes on with the next one
+DIR/predictions.json              for BURST: its annotation file with these masks
 DIR.zip                           with --zip: the masks
 """
 
@@ -12,16 +13,18 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.evaluation.burst import predictions
 from jobs.evaluation.data_sets import VOID, DataSet
-from jobs.evaluation.pictures import grey_png, palette_png
+from jobs.evaluation.pictures import grey_png, palette_png, read_annotation
 from pipeline.base.errors import UsageError
+from pipeline.tracks.masks import mask_to_rle
 
 _OWN = ".evaluation"
 _SETTINGS = "settings.json"
@@ -112,7 +115,20 @@ class MaskFolder:
 
     def finish(self, clip: str, facts: Mapping[str, Any]) -> None:
         """Mark a clip as finished, with what `finished` is to give back."""
-        _write(self._own / f"{clip}.json", json.dumps(facts).encode())
+        path = self._own / f"{clip}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)  # names of BURST have two parts
+        _write(path, json.dumps(facts).encode())
+
+    def write_predictions(self, annotations: Path, clips: Sequence[str]) -> None:
+        """Write all masks of these clips as BURST's evaluation wants them: `annotations` with other masks."""
+        masks: dict[str, dict[str, dict[int, str]]] = {}
+        for clip in clips:
+            frames = masks.setdefault(clip, {})
+            for path in sorted((self._masks / clip).glob("*.png")):
+                labels = read_annotation(path)
+                frames[path.stem] = {int(i): mask_to_rle(labels == i) for i in np.unique(labels) if i}
+        content = json.dumps(predictions(annotations, masks)).encode()
+        _write(self.folder / "predictions.json", content)
 
     def zip(self) -> Path:
         """Pack all masks into `<folder>.zip`, as the data set's server wants them."""

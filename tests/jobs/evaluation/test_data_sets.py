@@ -65,7 +65,9 @@ def test_davis_lists_and_resolutions(tmp_path: Path) -> None:
     full = find_data_set(tmp_path, split="test-dev", resolution="Full-Resolution")
     assert (full.name, names(full)) == ("DAVIS 2017", ["test"])
     assert full.clips[0].frames[0].parent.parent.name == "Full-Resolution"
-    assert full.clips[0].annotations["00000"].parent.parent.name == "Full-Resolution"
+    first = full.clips[0].annotations["00000"]
+    assert isinstance(first, Path)
+    assert first.parent.parent.name == "Full-Resolution"
     old = find_data_set(tmp_path, split="2016/val")
     assert (old.name, names(old), old.merged) == ("DAVIS 2016", ["cows"], True)
     own = tmp_path / "mine.txt"
