@@ -154,6 +154,13 @@ def _router(service: Service) -> APIRouter:
         return await service.check(outline, jpeg, given)
 
     @router.get(
+        "/streams/{stream_id}/memory", response_model=models.MemoryView, summary="What the stream remembers"
+    )
+    async def memory(stream_id: StreamIdPath) -> models.MemoryView:
+        listing = await service.about(stream_id, hub.view(stream_id, LiveView.memory))
+        return models.MemoryView(stream_id=stream_id, **models.clean(listing))
+
+    @router.get(
         "/streams/{stream_id}/frame.jpg",
         summary="Newest frame as JPEG",
         response_class=Response,

@@ -225,6 +225,32 @@ class Clicks(_Request):
     clicks: Annotated[list[ClickPoint], Field(min_length=1, max_length=200)]
 
 
+_Time = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+class MemoryChange(_Request):
+    """An edit of what the stream remembers; times are those of `GET .../memory`."""
+
+    forget: Annotated[
+        list[_Time] | None, Field(min_length=2, max_length=2, description="First and last time, inclusive.")
+    ] = None
+    object: Annotated[
+        ObjectId | None, Field(description="With forget: only this object forgets, the others go on reading.")
+    ] = None
+    pin: Annotated[_Time | None, Field(description="Time of a frame that is to stay whole.")] = None
+    unpin: _Time | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum(edit is not None for edit in (self.forget, self.pin, self.unpin)) != 1:
+            raise ValueError("give exactly one of forget, pin and unpin")
+        if self.object is not None and self.forget is None:
+            raise ValueError("object goes with forget")
+        if self.forget is not None and self.forget[0] > self.forget[1]:
+            raise ValueError("forget: the first time must not be after the last")
+        return self
+
+
 class StreamChange(_Request):
     """One change: prompts, removals, a name, a pause, or another camera (`url`, `transport` or both).
 
@@ -238,6 +264,7 @@ class StreamChange(_Request):
                 {"prompts": {"objects": [{"id": 7, "category": "bag", "box": [40, 60, 32, 20]}]}},
                 {"remove": [3, 4]},
                 {"rename": {"id": 7, "category": "suitcase"}},
+                {"memory": {"forget": [40, 55], "object": 7}},
                 {"pause": True},
                 {"url": "rtsp://10.20.0.32/h264"},
                 {"transport": "tcp"},
@@ -249,6 +276,7 @@ class StreamChange(_Request):
     prompts: Prompts | None = None
     remove: Annotated[list[ObjectId] | None, Field(min_length=1, max_length=1000)] = None
     rename: Renaming | None = None
+    memory: MemoryChange | None = None
     pause: bool | None = None
     url: Annotated[
         CameraUrl | None,
@@ -260,11 +288,11 @@ class StreamChange(_Request):
     @model_validator(mode="after")
     def _one(self) -> Self:
         camera = self.url or self.transport
-        changes = self.prompts, self.remove, self.rename, self.pause, self.zones, camera
+        changes = self.prompts, self.remove, self.rename, self.memory, self.pause, self.zones, camera
         if sum(change is not None for change in changes) != 1:
             raise ValueError(
-                "give exactly one of prompts, remove, rename, pause, zones and a camera (url, transport or "
-                "both): each is applied as a whole"
+                "give exactly one of prompts, remove, rename, memory, pause, zones and a camera (url, "
+                "transport or both): each is applied as a whole"
             )
         return self
 
@@ -277,6 +305,8 @@ class StreamChange(_Request):
         if self.url is not None or self.transport is not None:
             url = {} if self.url is None else {"url": self.url.get_secret_value()}
             return {"camera": url | ({} if self.transport is None else {"transport": self.transport})}
+        if self.memory is not None:
+            return {"memory": self.memory.model_dump(exclude_none=True)}
         if self.rename is not None:
             return {"rename": self.rename.model_dump()}
         return {"remove": list(self.remove)} if self.remove is not None else {"pause": self.pause}
@@ -452,6 +482,34 @@ class TrackRow(_Answer):
 class TrackList(_Answer):
     stream_id: str
     tracks: list[TrackRow]
+
+
+class MemoryFrame(_Answer):
+    """What is remembered of one frame in one region of the memory."""
+
+    time: int = Field(description="Frames tracked since the first prompt; edits name it.")
+    age: int = Field(description="Frames tracked since.")
+    kind: Literal["working", "permanent", "long_term"]
+    elements: int
+    objects: list[int] = Field(description="Objects that may read it.")
+    given: list[int] = Field(description="Objects that were prompted on it.")
+    pinned: bool
+    use: float
+
+
+class MemoryObject(_Answer):
+    id: int
+    category: str | None = None
+
+
+class MemoryView(_Answer):
+    """What a stream remembers after a frame."""
+
+    stream_id: str
+    frame_index: int
+    time: int
+    objects: list[MemoryObject]
+    frames: list[MemoryFrame]
 
 
 class Ticket(_Answer):

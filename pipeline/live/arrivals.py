@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from pipeline.base.errors import PromptError
 from pipeline.base.records import Frame
 from pipeline.detect.lifecycle import ObjectFinder
@@ -9,6 +11,7 @@ from pipeline.live.record import LiveRecord, Request
 from pipeline.live.requests import LiveRequests
 from pipeline.prompts.box_segmenters import BoxSegmenter
 from pipeline.prompts.resolving import PromptSet, resolve
+from pipeline.tracking.memory_edit import MemoryEdit
 from pipeline.tracking.objects import Masks, TrackedObjects
 
 IDS_AHEAD = 16  # object ids reserved in advance
@@ -21,10 +24,13 @@ class Arrivals:
         objects, requests, record: objects, requests and record of the stream.
         boxes: makes masks from the boxes of prompts.
         max_objects: maximum number of objects that one detector run may start.
+        told: numbers of requests whose events are committed, though the state is older: an edit of the memory
+            is made again, and not reported again.
 
     Attributes:
         applying: numbers of the requests applied to the frame prepared last; reset by the caller once that
             frame is tracked.
+        memory_edited: whether the memory was edited since the caller reset it.
     """
 
     def __init__(
@@ -34,8 +40,11 @@ class Arrivals:
         record: LiveRecord,
         boxes: BoxSegmenter,
         max_objects: int,
+        told: Collection[int] = (),
     ) -> None:
         self.applying: tuple[int, ...] = ()
+        self.memory_edited = False
+        self._told = told
         self._objects, self._requests, self._record = objects, requests, record
         self._boxes, self._max_objects = boxes, max_objects
 
@@ -65,6 +74,8 @@ class Arrivals:
             named = request.content["rename"]
             if not self._objects.rename(frame, named["id"], named["category"]):
                 self._requests.reject(request, f"no object {named['id']} is tracked that could be renamed")
+        if "memory" in request.content:
+            self._edit_memory(frame, request)
         if "prompts" in request.content:
             try:
                 asked = PromptSet.from_record(request.content["prompts"]).at(0)
@@ -72,6 +83,19 @@ class Arrivals:
                 masks.update(self._objects.prompt(frame, resolve(asked, frame, self._boxes)))
             except PromptError as error:
                 self._requests.reject(request, str(error))
+
+    def _edit_memory(self, frame: Frame, request: Request) -> None:
+        edit, state = MemoryEdit.from_json(request.content["memory"]), self._objects.state
+        try:
+            edit.apply(state, state.time)
+        except ValueError as error:
+            self._requests.reject(request, str(error))
+            return
+        self.memory_edited = True
+        if request.number in self._told:
+            self._objects.changed = True
+        else:
+            self._objects.memory_edited(frame, edit, {**edit.to_json(), "request": request.number})
 
     def _reserve_ids(self, finder: ObjectFinder) -> None:
         """Reserve ids for all objects that the next detector run may start."""

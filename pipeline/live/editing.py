@@ -58,7 +58,7 @@ def edit_memory(
             )
         found = remembered_state(store)
         if found.live:
-            raise UsageError(f"{where} is a live stream, whose memory cannot be edited in the folder")
+            raise UsageError(f"{where} is a live stream: edit its memory through its server")
         record = store.read_record() or {}
         if _at_its_end(record, found.committed):
             raise UsageError(

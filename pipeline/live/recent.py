@@ -22,6 +22,7 @@ from pipeline.live.spec import JPEG_QUALITIES, JPEG_SIDES
 
 _KEPT_JPEGS = 4
 _KEPT_EVENTS = 500
+_MEMORY_SECONDS = 1.0
 
 
 def record_json(record: MaskRecord) -> dict[str, Any]:
@@ -72,6 +73,7 @@ class LiveView:
         self._jpegs: OrderedDict[tuple[Any, ...], bytes] = OrderedDict()
         self._drawing = threading.Lock()
         self._closed = False
+        self._remembered: tuple[float, dict[str, Any]] | None = None
 
     def publish(
         self,
@@ -87,6 +89,24 @@ class LiveView:
             self._newest = (frame, tuple(records))
             self._records.extend(records)
             self._changed.notify_all()
+
+    def memory_due(self, now: float) -> bool:
+        """Whether the listing of the memory is older than a second."""
+        return self._remembered is None or now - self._remembered[0] >= _MEMORY_SECONDS
+
+    def remember(self, listing: dict[str, Any], now: float) -> None:
+        """Set the listing of the memory, see `pipeline.live.remembered.memory_listing`."""
+        self._remembered = (now, listing)
+
+    def memory(self) -> dict[str, Any]:
+        """What the stream remembers, at most about a second old while frames arrive.
+
+        Raises:
+            XmemError: nothing has been tracked yet.
+        """
+        if self._remembered is None:
+            raise XmemError("no frame has been tracked yet: try again")
+        return self._remembered[1]
 
     def close(self) -> None:
         """Mark the stream as ended and wake all waiting readers."""

@@ -94,7 +94,8 @@ class Request:
 
     Args:
         number: sequence number, from 1.
-        content: {"prompts": a prompts file's content}, {"remove": [ids]}, {"rename": {"id", "category"}} or
+        content: {"prompts": a prompts file's content}, {"remove": [ids]}, {"rename": {"id", "category"}},
+            {"memory": edit} or
             {"pause": bool}.
     """
 

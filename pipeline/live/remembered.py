@@ -110,6 +110,24 @@ def stream_memory(
     return StreamMemory(store.stream_id, snapshot.next_frame, found.live, objects, tuple(frames), edits)
 
 
+def memory_listing(state: TrackerState, objects: Mapping[int, str | None], frame: int) -> dict[str, Any]:
+    """What a state remembers after frame `frame`, as JSON-ready values.
+
+    Frames have their `time`, which edits of a live stream name: the number of frames tracked since the first
+    prompt.
+    """
+    frames = [
+        asdict(entry) | {"age": state.time - entry.time, "use": round(entry.use, 6)}
+        for entry in contents(state.memory)
+    ]
+    return {
+        "frame_index": frame,
+        "time": state.time,
+        "objects": [{"id": i, "category": c} for i, c in objects.items()],
+        "frames": frames,
+    }
+
+
 @dataclass(frozen=True)
 class RememberedState:
     """The newest usable snapshot of a stream.

@@ -17,12 +17,13 @@ from typing import Any, Protocol
 from pipeline.base.errors import PromptError, UsageError
 from pipeline.live.record import LiveRecord, Request
 from pipeline.live.spec import LivePrompts, LiveSpec
+from pipeline.tracking.memory_edit import MemoryEdit
 
 logger = logging.getLogger(__name__)
 
 _HIGHEST_ID = 1_000_000_000  # highest id that a request may name; leaves room for new ids above
 _KEPT = 512  # rejections kept
-_KINDS = "prompts, remove, rename and pause"
+_KINDS = "prompts, remove, rename, memory and pause"
 _LONGEST_CATEGORY = 100
 
 
@@ -111,6 +112,9 @@ class LiveRequests:
         elif kind == "rename":
             named = self._renaming(value)
             request = self._record.ask(lambda free: ({"rename": named}, ()))
+        elif kind == "memory":
+            edit = MemoryEdit.from_json(value).to_json()
+            request = self._record.ask(lambda free: ({"memory": edit}, ()))
         elif kind == "pause":
             if not isinstance(value, bool):
                 raise UsageError(f"pause={value!r} is not allowed: true or false")

@@ -14,6 +14,7 @@ each covers all frames that were received, tracked or not.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -32,6 +33,7 @@ from pipeline.live.pending_rows import Unwritten
 from pipeline.live.recent import LiveView
 from pipeline.live.record import LiveRecord
 from pipeline.live.recovery import restart_events, restore, run_of
+from pipeline.live.remembered import memory_listing
 from pipeline.live.requests import LiveRequests, Rejected
 from pipeline.live.spec import LiveSpec
 from pipeline.live.zones import LiveZones
@@ -40,6 +42,7 @@ from pipeline.tracking.committer import Committer
 from pipeline.tracking.objects import TrackedObjects
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.stream_tracker import StepInput
+from pipeline.tracks.edit_log import EDITED
 from pipeline.tracks.sinks import Sinks
 from pipeline.tracks.store import StreamStore
 from xmem_core import Prompt, StepResult, VideoSegmenter
@@ -158,7 +161,8 @@ class LiveTracker(Closing):
         )
         self.zones = LiveZones(self.spec.zones_here, store, record.zones, self._unwritten)
         record.begin_zones(self.zones.keep(books.frames))
-        self._arrivals = Arrivals(self._objects, self.requests, record, boxes, most)
+        told = _edits_told(store, self.restored_from, self.requests)
+        self._arrivals = Arrivals(self._objects, self.requests, record, boxes, most, told)
         self._committing = LiveCommitter(
             self.spec.stream_id,
             self.spec.settings,
@@ -196,8 +200,9 @@ class LiveTracker(Closing):
 
         Args:
             content: one of {"prompts": `LivePrompts` or what they are made of}, {"remove": [ids]},
-                {"rename": {"id": id, "category": text}} and {"pause": true or false}. Prompts without an id
-                get one that was never used.
+                {"rename": {"id": id, "category": text}}, {"memory": edit} with an edit as for
+                `pipeline.edit_memory` of times that `LiveView.memory` lists, and {"pause": true or false}.
+                Prompts without an id get one that was never used.
 
         Returns:
             {"seq": the request's number, "ids": the ids of its objects}.
@@ -268,6 +273,10 @@ class LiveTracker(Closing):
             zone_events = self.zones.tracked(frame, records)
             self.view.publish(frame, records, zone_events, self._unwritten.take_recent())
             took = self._now() - read_at
+            if self._arrivals.memory_edited or self.view.memory_due(self._now()):
+                self._arrivals.memory_edited = False
+                listing = memory_listing(self.state, self._objects.living(), frame.frame_index)
+                self.view.remember(listing, self._now())
             if self._pace.tracked(lag, took):
                 self._tell_of_slowness(took)
             self.tick()
@@ -400,3 +409,12 @@ class LiveTracker(Closing):
     def lag_seconds(self) -> dict[str, float | None]:
         """Recent age of frames once tracked, in seconds: median and 99th percentile."""
         return self._pace.lag_seconds()
+
+
+def _edits_told(store: StreamStore, snapshot: int | None, requests: LiveRequests) -> set[int]:
+    """Numbers of pending edits of the memory whose events were committed after the snapshot was taken."""
+    if snapshot is None or not any("memory" in request.content for request in requests.waiting()):
+        return set()
+    events = [event for footer in store.footers(snapshot) for event in footer.events.to_pylist()]
+    details = [json.loads(event["detail"] or "{}") for event in events if event["kind"] == EDITED]
+    return {detail["request"] for detail in details if "request" in detail}

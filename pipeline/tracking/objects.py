@@ -16,7 +16,9 @@ from pipeline.base.errors import PromptError
 from pipeline.base.records import Frame, MaskRecord
 from pipeline.detect.lifecycle import ObjectFinder
 from pipeline.prompts.resolving import ResolvedPrompt
+from pipeline.tracking.memory_edit import MemoryEdit
 from pipeline.tracking.snapshot import Snapshot
+from pipeline.tracks.edit_log import EDITED
 from pipeline.tracks.masks import tracked_records
 from xmem_core import StepResult, TrackerState
 
@@ -89,6 +91,11 @@ class TrackedObjects:
         if self.frame_size is not None and frame.size != self.frame_size and not told:
             detail = {"from": list(self.frame_size), "to": list(frame.size)}
             self._events.happened(frame, "resized", detail=detail)
+
+    def memory_edited(self, frame: Frame, edit: MemoryEdit, detail: Mapping[str, Any]) -> None:
+        """Record that the memory was edited before this frame."""
+        self._events.happened(frame, EDITED, reason=edit.kind, object_id=edit.object_id, detail=detail)
+        self.changed = True
 
     def remove(
         self, frame: Frame, object_id: int, reason: str, detail: Mapping[str, Any] | None = None

@@ -40,7 +40,6 @@ from pipeline.tracking.resume import open_stream, resume
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.snapshot import Snapshot
 from pipeline.tracking.stream_record import FINISHED, RUNNING, StreamSummary
-from pipeline.tracks.edit_log import EDITED
 from pipeline.tracks.sinks import Sinks
 from pipeline.tracks.store import StreamStore
 from pipeline.video.prefetch import Prefetch
@@ -381,7 +380,7 @@ class StreamTracker(Closing):
                 detail["refused"] = str(error)
                 if self._rows.is_new(frame):
                     self.summary.warn(f"frame {frame.frame_index}: {edit.kind} was not possible: {error}")
-            self._rows.happened(frame, EDITED, reason=edit.kind, object_id=edit.object_id, detail=detail)
+            self._objects.memory_edited(frame, edit, detail)
 
     def _keep_prompts(self) -> None:
         """Store the resolved prompts before any row that depends on them: each box is segmented once."""

@@ -99,6 +99,7 @@ class StandInHub:
             LiveView.events: self._events,
             LiveView.wait: self._wait,
             LiveView.jpeg: self._jpeg,
+            LiveView.memory: self._memory,
         }
         return await answers[read](stream_id, *arguments, **options)
 
@@ -108,6 +109,15 @@ class StandInHub:
 
     async def _events(self, stream_id: str, limit: int) -> Any:
         return self.happened.get(stream_id, [])[:limit]
+
+    async def _memory(self, stream_id: str) -> dict[str, Any]:
+        entry = {"time": 0, "age": 4, "kind": "permanent", "elements": 12, "objects": [1], "given": [1]}
+        return {
+            "frame_index": 4,
+            "time": 4,
+            "objects": [{"id": 1, "category": "bag"}],
+            "frames": [entry | {"pinned": True, "use": 0.5}],
+        }
 
     async def _wait(self, stream_id: str, after_seq: int, timeout: float) -> dict[str, Any] | None:
         self.waits.append(after_seq)

@@ -184,6 +184,29 @@ def test_rename(client: TestClient, hub: StandInHub) -> None:
     assert len(hub.requests) == 1
 
 
+def test_memory(client: TestClient, hub: StandInHub) -> None:
+    assert client.get("/v1/streams/gate/memory").status_code == 404
+    add(client)
+    shown = client.get("/v1/streams/gate/memory").json()
+    assert (shown["stream_id"], shown["time"]) == ("gate", 4)
+    assert shown["frames"][0]["kind"] == "permanent"
+    edits = ({"forget": [4, 9]}, {"forget": [4, 9], "object": 7}, {"pin": 0}, {"unpin": 3})
+    for edit in edits:
+        answer = client.patch("/v1/streams/gate", json={"memory": edit})
+        assert answer.status_code == 200, answer.text
+    assert hub.requests == [("gate", {"memory": edit}) for edit in edits]
+    for wrong in (
+        {},
+        {"pin": -1},
+        {"pin": 1, "unpin": 1},
+        {"pin": 1, "object": 1},
+        {"forget": [9, 4]},
+        {"x": 1},
+    ):
+        assert client.patch("/v1/streams/gate", json={"memory": wrong}).status_code == 422
+    assert len(hub.requests) == len(edits)
+
+
 def test_what_requests_may_ask_for(client: TestClient) -> None:
     options = client.get("/v1/options").json()
     assert options["detectors"] == ["people", "motion"]

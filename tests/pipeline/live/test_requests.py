@@ -79,9 +79,10 @@ def test_detected_objects_take_no_users_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "one of prompts, remove, rename and pause"),
-        ({"pause": True, "remove": [1]}, "one of prompts, remove, rename and pause"),
+        ([], "one of prompts, remove, rename, memory and pause"),
+        ({"pause": True, "remove": [1]}, "one of prompts, remove, rename, memory and pause"),
         ({"rename": {"id": 1}}, "is not allowed"),
+        ({"memory": {"pin": "a"}}, "pin='a' is not allowed: frames are numbers from 0"),
         ({"rename": {"id": True, "category": "x"}}, "is not allowed"),
         ({"rename": {"id": 1, "category": "x" * 101}}, "1 to 100 characters"),
         ({"rename": {"id": 9, "category": "x"}}, r"no object 9 is tracked: there are \[1\]"),

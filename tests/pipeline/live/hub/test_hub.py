@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,11 +26,12 @@ from pipeline.live.hub.capacity import Load
 from pipeline.live.hub.hub import HubSettings, LiveHub
 from pipeline.live.hub.webhook import WebhookSettings
 from pipeline.live.recent import LiveView
+from pipeline.live.snapshot import LiveSnapshot
 from pipeline.live.spec import LiveSettings, LiveSpec
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracks.masks import mask_to_rle
 from pipeline.tracks.store import StreamStore
-from xmem_core import VideoSegmenter
+from xmem_core import TrackerState, VideoSegmenter
 
 PATIENCE = 40.0
 QUICK: dict[str, Any] = {"rotate_seconds": 0.3, "snapshot_seconds": 0.5}
@@ -176,6 +179,67 @@ def test_a_closed_hub_goes_on_with_the_same_objects(world: World) -> None:
     assert restart["detail"]["snapshot"] == before.received
     assert restart["detail"]["seconds"] > 0
     assert after.sums("dropped").get("restart", 0) == 0
+
+
+def memory_of(hub: LiveHub) -> dict[str, Any]:
+    def known() -> dict[str, Any] | None:
+        with suppress(XmemError):
+            return hub.view("cam", LiveView.memory)
+        return None
+
+    return dict(until(known))
+
+
+def test_the_memory_is_listed_and_edited_between_frames(world: World) -> None:
+    hub = world.hub()
+    hub.add(spec())
+    tracked(hub, more=30)
+    listed = until(lambda: (m := memory_of(hub)) and m["time"] > 20 and m)
+    assert listed["objects"] == [{"id": 1, "category": None}]
+    whole = max(f["time"] for f in listed["frames"] if f["kind"] == "working")
+    store = StreamStore(world.out, "cam")
+    older = until(lambda: _snapshot(store))
+    seq = hub.request("cam", {"memory": {"forget": [3, whole]}})["seq"]
+    assert until(lambda: not any(3 <= f["time"] <= whole for f in memory_of(hub)["frames"]))
+    with pytest.raises(UsageError, match="pin='True' is not allowed"):
+        hub.request("cam", {"memory": {"pin": True}})
+    late = hub.request("cam", {"memory": {"pin": 10**6}})["seq"]
+    (rejected,) = until(lambda: hub.status("cam")["requests"]["rejected"])
+    assert rejected["seq"] == late
+    assert "frame 1000000 is not in memory as a whole; whole frames: " in rejected["cause"]
+    until(lambda: edited(world.out))
+
+    # As after a kill between the commit of the event and the next snapshot: the edit is made again and not
+    # reported again.
+    copy = World(world.out.parent / "killed" / "out", world.segmenter)
+    shutil.copytree(world.out, copy.out, ignore=shutil.ignore_patterns(".tmp"))
+    state = copy.out / "state" / "cam"
+    shutil.rmtree(state)
+    state.mkdir()
+    (state / f"{older[0]:012d}.safetensors").write_bytes(older[1])
+    hub.close()
+    again = copy.hub()
+    copy.hubs.clear()
+    try:
+        restored = TrackerState.from_bytes(LiveSnapshot.from_bytes(older[1]).stream.tracker).time
+        assert restored > 3
+        assert not any(3 <= f["time"] <= restored for f in memory_of(again)["frames"])
+        tracked(again)
+    finally:
+        again.close()
+    assert edited(copy.out) == [{"forget": [3, whole], "request": seq}]
+    assert edited(world.out) == edited(copy.out)
+
+
+def edited(out: Path) -> list[dict[str, Any]]:
+    rows = query(str(out), "select detail from events where kind = 'memory_edited'")
+    return [json.loads(detail) for detail in rows["detail"].to_pylist()]
+
+
+def _snapshot(store: StreamStore) -> tuple[int, bytes] | None:
+    """The newest snapshot of a stream in which objects are tracked."""
+    found = store.load_snapshot(2**60, lambda blob: blob)
+    return found if found and LiveSnapshot.from_bytes(found[1]).stream.categories else None
 
 
 def test_requests_are_done_and_answered(world: World) -> None:
