@@ -25,6 +25,7 @@ from xmem_core.network import XMem, aggregate
 from xmem_core.presence import PresenceConstants, presence_scores
 from xmem_core.state import TrackerState
 from xmem_core.steps import Features, ModelSteps, Network, XMemSteps, padding
+from xmem_core.tf32 import set_tf32
 from xmem_core.windows import STRIDE
 from xmem_core.winograd import use_winograd
 
@@ -184,6 +185,8 @@ class VideoSegmenter:
             resized.
         dtype: float32, or bfloat16 / float16 to run the network under autocast. Memory is read in float32;
             with these on a CPU, candidate elements are found in bfloat16.
+        allow_tf32: on a GPU, whether float32 arithmetic may be done in TF32, which is faster and rounds to 10
+            bits of mantissa. The setting is the process's: the segmenter that was made last decides.
 
     Raises:
         ValueError: size is under 16 or dtype is none of these.
@@ -196,6 +199,7 @@ class VideoSegmenter:
         *,
         size: int | None = None,
         dtype: torch.dtype = torch.float32,
+        allow_tf32: bool = False,
     ) -> None:
         if size is not None and size < STRIDE:
             raise ValueError(f"size={size} is not allowed: at least {STRIDE} pixels, or None")
@@ -206,6 +210,7 @@ class VideoSegmenter:
         self.config = model.config
         self.fingerprint = model_fingerprint(model)
         self.device = next(model.parameters()).device
+        set_tf32(self.device, allow_tf32)
         presence = model.config.presence
         self._presence = None if presence is None else PresenceConstants.from_list(presence)
         steps = steps_of(model.config)
