@@ -36,9 +36,12 @@ def test_a_cpu_leaves_them_to_the_program() -> None:
     assert flags() == before
 
 
-@pytest.mark.parametrize("asked", [{}, {"allow_tf32": False}, {"allow_tf32": True}])
-def test_a_segmenter_forbids_it_unless_asked(asked: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("asked", [None, False, True])
+def test_a_segmenter_forbids_it_unless_asked(asked: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[torch.device, bool]] = []
     monkeypatch.setattr(segmenter, "set_tf32", lambda *call: calls.append(call))
-    VideoSegmenter(small_model(), **asked)
-    assert calls == [(torch.device("cpu"), asked.get("allow_tf32", False))]
+    if asked is None:
+        VideoSegmenter(small_model())
+    else:
+        VideoSegmenter(small_model(), allow_tf32=asked)
+    assert calls == [(torch.device("cpu"), bool(asked))]
