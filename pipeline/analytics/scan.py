@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -67,6 +68,7 @@ _TASKS_AHEAD = 2
 """Tasks per thread that are begun before their rows are asked for."""
 _GUESSED_ROWS = 1_000_000
 """Rows of a stream, for the plans of joins. Too many does no harm: what is joined to tracks is smaller."""
+_STREAM_IDS = pa.dictionary(pa.int32(), pa.string())
 _TIMES = {"pts_seconds", "wall_time"}
 _PRUNING = {"stream_id", "frame_index", *_TIMES}
 
@@ -98,6 +100,10 @@ class ChunkDataset(_Source):
     @property
     def schema(self) -> pa.Schema:
         return self._schema
+
+    def __arrow_c_schema__(self) -> object:
+        """What DuckDB sees: stream ids as dictionaries, which are read and grouped in half the time."""
+        return _emitted(self._schema).__arrow_c_schema__()
 
     def rows(self) -> int:
         """About how many rows there are, without listing them."""
@@ -131,8 +137,10 @@ class ChunkDataset(_Source):
 
     def batches(self, names: Sequence[str], condition: pc.Expression | None) -> Iterator[pa.RecordBatch]:
         """The rows, by stream and frame. An error is kept in `failure`: DuckDB passes on only its text."""
+        schema = _emitted(pa.schema([self._schema.field(name) for name in names]))
         try:
-            yield from self._batches(names, condition)
+            for batch in self._batches(names, condition):
+                yield _encoded(batch, schema)
         except StoreError as error:
             self.failure = error
             raise
@@ -245,7 +253,9 @@ class ChunkDataset(_Source):
         schema = self._with_needed(names, condition)
         batches = []
         with self._reporting_copy(copy):
-            file = self._open_copy(copy, metadata)
+            as_is = "stream_id" in names and "stream_id" not in _fields(condition, self._schema)
+            file = self._open_copy(copy, metadata, dictionaries=["stream_id"] if as_is else None)
+            schema = _emitted(schema) if as_is else schema
             there = [name for name in schema.names if name in file.schema_arrow.names]
             for group in groups:
                 rows = metadata.row_group(group).num_rows
@@ -254,10 +264,14 @@ class ChunkDataset(_Source):
                 batches.append(pa.RecordBatch.from_arrays(columns, schema=schema))
         return _filtered(batches, schema, names, condition)
 
-    def _open_copy(self, copy: Copy, metadata: Any = None) -> pq.ParquetFile:
+    def _open_copy(
+        self, copy: Copy, metadata: Any = None, dictionaries: Sequence[str] | None = None
+    ) -> pq.ParquetFile:
         assert copy.bytes is not None
         size = copy.bytes[0 if self._kind == "tracks" else 1]
-        return _open(self._files, copy_path(self._kind, copy.name), size, _COPY_TAIL_BYTES, metadata)
+        return _open(
+            self._files, copy_path(self._kind, copy.name), size, _COPY_TAIL_BYTES, metadata, dictionaries
+        )
 
     def _check_copy(self, copy: Copy, metadata: Any, chosen: Sequence[tuple[Chunk, bool]]) -> None:
         """StoreError if a compacted file lacks a stream, or if the file after it is missing."""
@@ -326,6 +340,8 @@ class ChunkDataset(_Source):
     def _read(
         self, chunk: Chunk, schema: pa.Schema, condition: pc.Expression | None
     ) -> Iterator[pa.RecordBatch]:
+        if "stream_id" not in _fields(condition, self._schema):
+            schema = _emitted(schema)
         with self._reporting(chunk):
             try:
                 file = open_chunk_file(self._files, self._kind, chunk)
@@ -383,7 +399,7 @@ class Scan:
 
     def __init__(self, dataset: ChunkDataset, names: Sequence[str], condition: pc.Expression | None) -> None:
         self.dataset = dataset
-        self.projected_schema = pa.schema([dataset.schema.field(name) for name in names])
+        self.projected_schema = _emitted(pa.schema([dataset.schema.field(name) for name in names]))
         self._condition = condition
 
     def to_reader(self) -> pa.RecordBatchReader:
@@ -456,6 +472,8 @@ def _filtered(
 ) -> list[pa.RecordBatch]:
     if condition is None:
         return list(batches)
+    if batches:
+        schema = batches[0].schema
     table = pa.Table.from_batches(batches, schema).filter(condition).select(list(names))
     return [batch for batch in table.to_batches() if batch.num_rows]
 
@@ -500,8 +518,18 @@ def open_chunk_file(files: Files, kind: str, chunk: Chunk) -> pq.ParquetFile:
     return _open(files, chunk_name(kind, chunk.stream_id, chunk.first), size, _TAIL_BYTES)
 
 
-def _open(files: Files, name: str, size: int | None, tail_bytes: int, metadata: Any = None) -> pq.ParquetFile:
-    """A Parquet file whose footer is within its last `tail_bytes`, as a rule; `metadata` if it was read."""
+def _open(
+    files: Files,
+    name: str,
+    size: int | None,
+    tail_bytes: int,
+    metadata: Any = None,
+    dictionaries: Sequence[str] | None = None,
+) -> pq.ParquetFile:
+    """A Parquet file whose footer is within its last `tail_bytes`, as a rule; `metadata` if it was read.
+
+    Columns named by `dictionaries` are read as dictionaries.
+    """
     source: Any
     whole: bytes | None = None
     if isinstance(files, LocalFiles) and size is not None:
@@ -529,6 +557,7 @@ def _open(files: Files, name: str, size: int | None, tail_bytes: int, metadata: 
     return pq.ParquetFile(
         source,
         metadata=metadata,
+        read_dictionary=dictionaries,
         # Ranges that lie beside each other become one request; on a disk it would only copy.
         pre_buffer=isinstance(source, pa.PythonFile),
         page_checksum_verification=True,
@@ -596,8 +625,27 @@ def check_chunk_file(metadata: Any, kind: str, chunk: Chunk, files: Files) -> No
     raise StoreError(f"{missing} is missing, though files of later frames exist: {MEND}")
 
 
+def _emitted(schema: pa.Schema) -> pa.Schema:
+    """A schema with `stream_id` as dictionary."""
+    position = schema.get_field_index("stream_id")
+    return schema if position < 0 else schema.set(position, pa.field("stream_id", _STREAM_IDS))
+
+
+def _encoded(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """A batch with the stream ids of `_emitted`."""
+    if batch.schema.equals(schema):
+        return batch
+    columns = [
+        column.dictionary_encode() if field.name == "stream_id" and column.type != field.type else column
+        for column, field in zip(batch.columns, schema, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
 def _column(field: pa.Field, table: pa.Table | None, rows: int, stream_id: str | None = None) -> pa.Array:
     if field.name == "stream_id" and stream_id is not None:
+        if field.type == _STREAM_IDS:
+            return pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), pa.array([stream_id]))
         return pa.repeat(stream_id, rows)
     if table is None or field.name not in table.column_names:
         return pa.nulls(rows, field.type)
