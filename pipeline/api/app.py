@@ -17,7 +17,7 @@ from fastapi.security import HTTPBearer
 from pipeline.api import models
 from pipeline.api.clicking import outline
 from pipeline.api.following import BOUNDARY, follow, pictures
-from pipeline.api.guard import ApiGuard
+from pipeline.api.guard import OPEN_PATHS, ApiGuard
 from pipeline.api.metrics import CONTENT_TYPE, metrics_text
 from pipeline.api.responses import handle_errors, page_file
 from pipeline.api.service import ApiSettings, Hub, Service
@@ -29,6 +29,17 @@ from pipeline.live.spec import JPEG_QUALITIES, JPEG_SIDES, LivePrompts, LiveSpec
 from pipeline.zones.config import parse_zones
 
 VERSION = "1"
+
+PAGE = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/live.css": ("live.css", "text/css"),
+    **{
+        f"/{name}.js": (f"{name}.js", "text/javascript")
+        for name in ("page", "server", "words", "wall", "stream", "drawing", "adding")
+    },
+}
+"""Path: file in the folder `page`, media type. They need no token: they reveal nothing about any stream."""
 
 StreamIdPath = Annotated[models.StreamId, Path()]
 
@@ -236,6 +247,7 @@ def create_app(hub: Hub, settings: ApiSettings, *, resolver: Resolver = system_r
         tickets=settings.tickets,
         hosts=settings.hosts,
         max_body_bytes=settings.max_body_bytes,
+        open_paths={*PAGE, *OPEN_PATHS},
     )
 
 
@@ -291,10 +303,6 @@ def _public_routes(app: FastAPI, service: Service) -> None:
         capacity = await service.ask(service.hub.capacity())
         return Response(metrics_text(streams, capacity), headers={"Content-Type": CONTENT_TYPE})
 
-    for path, name, media_type in (
-        ("/", "index.html", "text/html"),
-        ("/page.js", "page.js", "text/javascript"),
-        ("/page.css", "page.css", "text/css"),
-    ):
+    for path, (name, media_type) in PAGE.items():
         page = page_file("pipeline.api", name, media_type)
         app.add_api_route(path, page, include_in_schema=False, methods=["GET"])

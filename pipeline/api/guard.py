@@ -35,7 +35,7 @@ class Tokens(Protocol):
     def allows_header(self, header: str | None) -> bool: ...
 
 
-OPEN_PATHS = frozenset({"/", "/page.js", "/page.css", "/healthz", "/readyz", "/openapi.json"})
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json"})
 """Paths that need no token: they reveal nothing about any stream."""
 
 BODY_SECONDS = 15.0

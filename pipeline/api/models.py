@@ -169,7 +169,10 @@ else:
 
 
 class NewStream(_Request):
-    """A camera to follow, and how to find objects on it: prompts, a detector, or both."""
+    """A camera to follow, and how to find objects on it: prompts, a detector, or both.
+
+    With `"detector": null` and no prompts the stream runs without objects until prompts are given.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -199,8 +202,12 @@ class NewStream(_Request):
 
     @model_validator(mode="after")
     def _something_to_follow(self) -> Self:
-        if self.prompts is None and self.detector is None:
-            raise ValueError('nothing to follow: give prompts, a detector ("motion"), or both')
+        # null is a decision: the objects will be given later.
+        if self.prompts is None and "detector" not in self.model_fields_set:
+            raise ValueError(
+                'nothing to follow: give prompts, a detector ("motion"), or both, or "detector": null if '
+                "objects will be given later"
+            )
         return self
 
 

@@ -1,218 +1,119 @@
-"use strict";
-// Lists the streams and shows one. The token stays in this tab and goes into headers only; what the browser
-// opens without headers (pictures, the WebSocket) gets a ticket that ends after a minute.
+// The dashboard: signing in, the grid of streams, one of them large, and the newest events of all.
 
-const TOKEN = "xmem-token";
+import { setUpAdding } from "./adding.js";
+import { ask, forgetToken, keepToken, login, SignedOut, token } from "./server.js";
+import { Stream } from "./stream.js";
+import { Wall } from "./wall.js";
+import { byCategory, element, eventText, eventTime, number } from "./words.js";
+
 const part = (id) => document.getElementById(id);
-let shown = null;   // id of the stream that is shown
-let socket = null;
-let turn = 0;       // grows with every stream that is opened: answers for an older one are dropped
+const MOST_EVENTS = 12;
 
-function headers() {
-  const token = sessionStorage.getItem(TOKEN);
-  return token ? { Authorization: `Bearer ${token}` } : {};
-}
-
-class SignedOut extends Error {}
-
-// The service wants a token and got none, or one that it does not know.
-function askForToken(used) {
-  const current = sessionStorage.getItem(TOKEN);
-  if (current !== used) return;  // another one was entered while this request was under way
-  if (used) {
-    sessionStorage.removeItem(TOKEN);
-    part("rejected").textContent = "This token was not accepted. It may be mistyped or cut off when it was copied, "
-      + "or it is no longer valid. Copy the whole token again, or ask for a new one.";
-  }
-  say("");
-  showLogin(true);
+function say(text, good = false) {
+  part("notice").textContent = text;
+  part("notice").className = good ? "good" : "";
 }
 
 function showLogin(shown) {
   const before = part("login").hidden;
   part("login").hidden = !shown;
   part("main").hidden = shown;
-  part("leave").hidden = shown || !sessionStorage.getItem(TOKEN);
+  part("leave").hidden = shown || !token();
+  part("add").hidden = shown;
   if (shown && before) part("token").focus();
   if (!shown) part("rejected").textContent = "";
 }
 
-async function ask(path, options = {}) {
-  const used = sessionStorage.getItem(TOKEN);
-  let answer;
-  try {
-    answer = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
-  } catch {
-    throw new Error("The service does not answer. This page keeps trying.");
-  }
-  if (answer.status === 401) {
-    askForToken(used);
-    throw new SignedOut();
-  }
-  const body = answer.headers.get("content-type")?.startsWith("application/json") ? await answer.json() : null;
-  if (!answer.ok) throw new Error(body?.message ?? `the service answered ${answer.status}`);
-  showLogin(false);
-  return body;
+login.wanted = (why) => {
+  if (why) part("rejected").textContent = why;
+  say("");
+  showLogin(true);
+};
+login.accepted = () => showLogin(false);
+
+let missing = 0;  // refreshes in a row that did not list the stream that is shown
+
+function leave() {
+  history.replaceState(null, "", location.pathname);
+  refresh();
 }
 
-function say(text) { part("notice").textContent = text; }
-function number(value, digits = 1) { return value === null || value === undefined ? "–" : value.toFixed(digits); }
-function total(counts) { return Object.values(counts).reduce((sum, count) => sum + count, 0); }
+const stream = new Stream(say, leave);
+const wall = new Wall(part("streams"), (id) => { location.hash = encodeURIComponent(id); });
 
-function reasons(counts) {
-  const named = Object.entries(counts).map(([reason, count]) => `${count} ${reason}`);
-  return named.length ? `${total(counts)} (${named.join(", ")})` : "0";
-}
-
-function drawList(streams) {
-  const items = streams.map((stream) => {
-    const item = document.createElement("li");
-    const button = document.createElement("button");
-    button.type = "button";
-    button.textContent = stream.id;
-    button.setAttribute("aria-current", String(stream.id === shown));
-    button.addEventListener("click", () => { location.hash = encodeURIComponent(stream.id); });
-    const small = document.createElement("small");
-    small.textContent = `${stream.state} · ${stream.objects.length} objects · `
-      + `${number(stream.rates.tracked_fps)} frames/s`;
-    button.append(small);
-    item.append(button);
+function drawEvents(streams) {
+  const events = streams.flatMap((one) => one.recent_events.map((event) => ({ ...event, stream: one.id })));
+  events.sort((a, b) => String(b.wall_time ?? "").localeCompare(String(a.wall_time ?? "")));
+  part("newest").replaceChildren(...events.slice(0, MOST_EVENTS).map((event) => {
+    const item = element("li");
+    item.append(element("time", eventTime(event)), " ", element("strong", event.stream), " ", eventText(event));
     return item;
-  });
-  // Drawing anew would take the focus from whoever goes through the list with keys.
-  const focused = [...part("streams").children].findIndex((item) => item.contains(document.activeElement));
-  part("streams").replaceChildren(...items);
-  if (focused >= 0) items[focused]?.firstChild.focus();
-  part("none").hidden = streams.length > 0;
-}
-
-function drawStream(stream) {
-  part("name").textContent = stream.id;
-  part("state").textContent = stream.state;
-  part("state").className = `state ${stream.state}`;
-  part("cause").textContent = stream.cause ?? "";
-  part("pause").textContent = stream.state === "paused" ? "Go on" : "Pause";
-  const numbers = [
-    ["Received", stream.ledger.received],
-    ["Tracked", stream.ledger.tracked],
-    ["Dropped", reasons(stream.ledger.dropped)],
-    ["Corrupt", reasons(stream.ledger.corrupt)],
-    ["In flight", stream.ledger.in_flight],
-    ["Camera", `${number(stream.rates.received_fps)} frames/s`],
-    ["Tracker", `${number(stream.rates.tracked_fps)} frames/s`],
-    ["Lag p50 / p99", `${number(stream.lag_seconds.p50, 2)} / ${number(stream.lag_seconds.p99, 2)} s`],
-    ["Camera's URL", stream.url ?? "–"],
-  ];
-  part("numbers").replaceChildren(...numbers.map(([name, value]) => {
-    const pair = document.createElement("div");
-    const dt = document.createElement("dt");
-    const dd = document.createElement("dd");
-    dt.textContent = name;
-    dd.textContent = value;
-    pair.append(dt, dd);
-    return pair;
   }));
-  part("stream").hidden = false;
-}
-
-function drawObjects(objects) {
-  part("objects").replaceChildren(...objects.map((object) => {
-    const row = document.createElement("tr");
-    row.className = object.area ? "" : "hidden-now";
-    const box = object.bbox ? object.bbox.join(", ") : "out of sight";
-    for (const value of [object.id, object.category ?? "", number(object.score, 2), object.area, box]) {
-      const cell = document.createElement("td");
-      cell.textContent = value;
-      row.append(cell);
-    }
-    return row;
-  }));
-}
-
-function closeSocket() {
-  if (socket) socket.onclose = null;
-  socket?.close();
-  socket = null;
-}
-
-async function open(id) {
-  const mine = ++turn;
-  shown = id;
-  closeSocket();
-  part("picture").removeAttribute("src");
-  try {
-    const path = `v1/streams/${encodeURIComponent(id)}`;
-    const stream = await ask(path);
-    const { ticket } = await ask(`${path}/ticket`, { method: "POST" });
-    if (mine !== turn) return;
-    drawStream(stream);
-    drawObjects(stream.objects);
-    const query = `ticket=${encodeURIComponent(ticket)}`;
-    // There may be no picture yet; a browser would not ask for it again by itself.
-    part("picture").onerror = () => { if (mine === turn) setTimeout(() => mine === turn && open(id), 2000); };
-    part("picture").src = `${path}/preview.mjpeg?${query}`;
-    const address = new URL(`${path}/live?${query}`, location.href);
-    address.protocol = address.protocol.replace("http", "ws");
-    socket = new WebSocket(address);
-    socket.onmessage = (event) => {
-      const news = JSON.parse(event.data);
-      if (mine !== turn || news.type !== "records") return;
-      drawObjects(news.records.map((record) => ({ ...record, id: record.object_id })));
-    };
-    socket.onclose = () => { if (mine === turn) setTimeout(() => mine === turn && open(id), 2000); };
-    say("");
-  } catch (error) {
-    if (mine !== turn || error instanceof SignedOut) return;  // signing in opens it again
-    say(error.message);
-    setTimeout(() => mine === turn && open(id), 3000);
-  }
 }
 
 async function refresh() {
   try {
     const { streams } = await ask("v1/streams");
-    const current = streams.find((stream) => stream.id === shown);
-    if (current) drawStream(current);
-    if (shown === null && streams.length > 0) location.hash = encodeURIComponent(streams[0].id);
-    drawList(streams);
-    if (current || shown === null) say("");
+    const current = streams.find((one) => one.id === stream.id);
+    if (current) stream.draw(current);
+    missing = current || stream.id === null ? 0 : missing + 1;
+    if (missing > 1) {
+      say(`There is no stream ${stream.id} any more.`, true);
+      stream.forget();
+      history.replaceState(null, "", location.pathname);
+    }
+    if (stream.id === null && streams.length > 0) location.hash = encodeURIComponent(streams[0].id);
+    wall.draw(streams, stream.id);
+    drawEvents(streams);
+    part("none").hidden = streams.length > 0;
+    const running = streams.filter((one) => one.state === "running").length;
+    const seconds = streams.reduce((sum, one) => sum + one.rates.tracked_fps, 0);
+    part("totals").textContent = streams.length
+      ? `${running} of ${streams.length} running · ${number(seconds)} frames/s · ${byCategory(streams.flatMap((one) => one.objects))}`
+      : "";
+    if ((current || stream.id === null) && part("notice").className !== "good") say(noticeKept());
   } catch (error) {
     if (!(error instanceof SignedOut)) say(error.message);
   }
 }
 
+// What was refused stays to be read; that the service did not answer is over once it does.
+function noticeKept() {
+  const text = part("notice").textContent;
+  return text.startsWith("Not done") ? text : "";
+}
+
 async function loop() {
-  if (!document.hidden && (part("login").hidden || sessionStorage.getItem(TOKEN))) await refresh();
+  if (!document.hidden && (part("login").hidden || token())) await refresh();
   setTimeout(loop, 2000);
 }
 
 window.addEventListener("hashchange", () => {
   const id = decodeURIComponent(location.hash.slice(1));
-  if (id) open(id);
+  if (id) stream.open(id);
   refresh();
+});
+window.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (["INPUT", "SELECT", "BUTTON"].includes(event.target.tagName) && event.key === "Enter") return;
+  if (!["INPUT", "SELECT"].includes(event.target.tagName) && stream.id !== null) stream.key(event);
 });
 part("login").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem(TOKEN, part("token").value.trim());
+  keepToken(part("token").value.trim());
   part("token").value = "";
   part("rejected").textContent = "";
   refresh();
-  if (shown) open(shown);
+  if (stream.id) stream.open(stream.id);
 });
 part("leave").addEventListener("click", () => {
-  sessionStorage.removeItem(TOKEN);
+  forgetToken();
   location.reload();
 });
-part("pause").addEventListener("click", async () => {
-  try {
-    const pause = part("state").textContent !== "paused";
-    const body = JSON.stringify({ pause });
-    const path = `v1/streams/${encodeURIComponent(shown)}`;
-    drawStream(await ask(path, { method: "PATCH", body, headers: { "Content-Type": "application/json" } }));
-  } catch (error) {
-    if (!(error instanceof SignedOut)) say(error.message);
-  }
+setUpAdding((added) => {
+  say(`${added.id} is followed`, true);
+  location.hash = encodeURIComponent(added.id);
 });
 
-if (location.hash.length > 1) open(decodeURIComponent(location.hash.slice(1)));
+if (location.hash.length > 1) stream.open(decodeURIComponent(location.hash.slice(1)));
 loop();

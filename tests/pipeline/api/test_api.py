@@ -12,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 from support.live_standin import StandInHub, record
 
-from pipeline.api.app import create_app
+from pipeline.api.app import PAGE, create_app
 from pipeline.api.models import clean
 from pipeline.api.service import ApiSettings
 from pipeline.api.tokens import TokenSet
@@ -127,6 +127,15 @@ def test_prompts_reach_the_hub_as_a_prompts_file(client: TestClient, hub: StandI
     assert hub.specs["gate"].prompts == given
     assert client.patch("/v1/streams/gate", json={"prompts": PROMPTS}).status_code == 200
     assert hub.requests == [("gate", {"prompts": given})]
+
+
+def test_objects_may_be_given_later(client: TestClient, hub: StandInHub) -> None:
+    body = {"id": "gate", "url": CAMERA}
+    refused = client.post("/v1/streams", json=body)
+    assert refused.status_code == 422
+    assert "nothing to follow" in refused.json()["message"]
+    assert client.post("/v1/streams", json=body | {"detector": None}).status_code == 201
+    assert hub.specs["gate"].prompts is hub.specs["gate"].detector is None
 
 
 def test_a_mask_is_taken_by_its_runs(client: TestClient, hub: StandInHub) -> None:
@@ -445,9 +454,10 @@ def test_metrics(client: TestClient, hub: StandInHub) -> None:
 def test_page(client: TestClient) -> None:
     page = client.get("/", headers={"Authorization": ""})
     assert page.headers["content-type"].startswith("text/html")
-    assert '<script src="page.js"' in page.text
-    assert "javascript" in client.get("/page.js").headers["content-type"]
-    assert "innerHTML" not in client.get("/page.js").text
+    assert '<script type="module" src="page.js"' in page.text
+    for path in PAGE:
+        assert "innerHTML" not in client.get(path).text, path
+    assert "javascript" in client.get("/stream.js").headers["content-type"]
 
 
 def test_openapi_has_examples_and_says_who_may_ask(client: TestClient) -> None:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import pytest
-import uvicorn
 from support.browser import chromium, open_page
 from support.live_standin import StandInHub, record
+from support.local_hub import served_hub
 
-from pipeline.api.app import create_app
 from pipeline.api.guard import LOOPBACK_HOSTS
 from pipeline.api.service import ApiSettings
 from pipeline.api.tokens import TokenSet
@@ -44,18 +41,8 @@ def hub() -> StandInHub:
 
 @pytest.fixture
 def address(hub: StandInHub) -> Iterator[str]:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        app = create_app(hub, ApiSettings(TokenSet([TOKEN]), hosts=LOOPBACK_HOSTS))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.02)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+    with served_hub(hub, ApiSettings(TokenSet([TOKEN]), hosts=LOOPBACK_HOSTS)) as found:
+        yield found
 
 
 def test_page(address: str, hub: StandInHub, tmp_path: Path) -> None:

@@ -1,0 +1,197 @@
+"""The dashboard in a real browser, with a real hub and a real RTSP camera: what is drawn becomes rows."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import cv2
+import pytest
+from support.browser import Page, chromium, open_page
+from support.live_books import Committed
+from support.live_reader import options
+from support.local_hub import LocalHub, served_hub
+from support.rtsp_camera import camera
+from support.small_net import SMALL_MEMORY, small_model
+from support.videos import make_video
+
+from pipeline.api.guard import LOOPBACK_HOSTS
+from pipeline.api.service import ApiSettings
+from pipeline.api.tokens import TokenSet
+from pipeline.live.hub.hub import HubSettings, LiveHub
+from pipeline.live.spec import LiveSettings
+from pipeline.tracking.settings import TrackSettings
+from xmem_core import VideoSegmenter
+
+TOKEN = "a-token-for-tests-0123456789"
+WIDTH, HEIGHT = 160, 120
+HOSTILE = "<img src=x onerror=document.title='broken'>"
+
+pytestmark = [
+    pytest.mark.rtsp,
+    pytest.mark.skipif(chromium() is None, reason="no Chromium in the system: apt-get install chromium"),
+    # uvicorn's own choice of a WebSocket library
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+class Hand:
+    """Mouse and forms of the dashboard; positions are pixels of the camera's frames."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    def press(self, selector: str) -> None:
+        self.page.value(f"document.querySelector({selector!r}).click()")
+
+    def fill(self, selector: str, text: str) -> None:
+        self.page.value(
+            f"(field => {{ field.value = {text!r}; field.dispatchEvent(new Event('change')); }})"
+            f"(document.querySelector({selector!r}))"
+        )
+
+    def text(self, selector: str) -> str:
+        return str(self.page.value(f"document.querySelector({selector!r}).innerText"))
+
+    def mouse(self, kind: str, x: float, y: float) -> None:
+        box = self.page.value(
+            "(({left, top, width, height}) => [left, top, width, height])"
+            "(document.getElementById('over').getBoundingClientRect())"
+        )
+        self.page.do(
+            "Input.dispatchMouseEvent",
+            type=kind,
+            x=box[0] + x * box[2] / WIDTH,
+            y=box[1] + y * box[3] / HEIGHT,
+            button="left",
+            clickCount=1,
+            buttons=0 if kind == "mouseReleased" else 1,
+        )
+
+    def drag(self, *way: tuple[float, float]) -> None:
+        self.mouse("mousePressed", *way[0])
+        for point in way[1:]:
+            self.mouse("mouseMoved", *point)
+        self.mouse("mouseReleased", *way[-1])
+
+    def key(self, key: str) -> None:
+        for kind in ("keyDown", "keyUp"):
+            self.page.do("Input.dispatchKeyEvent", type=kind, key=key)
+
+    def says(self, text: str) -> None:
+        self.page.wait_for(f"document.getElementById('notice').textContent.includes({text!r})")
+
+
+def test_point_name_draw_zones_and_remove(tmp_path: Path) -> None:
+    clip = make_video(tmp_path / "clip.mp4", 50, width=WIDTH, height=HEIGHT, gop=10)
+    settings = HubSettings(
+        str(tmp_path / "out"),
+        tracking=TrackSettings.of(memory=SMALL_MEMORY, size=48, threads=1),
+        options=options(),
+        calibrate=False,
+        secrets=str(tmp_path / "secrets"),
+    )
+    segmenter = VideoSegmenter(small_model(), SMALL_MEMORY, size=48)
+    with camera(clip) as made, LiveHub(settings, segmenter=segmenter) as hub:
+        api = ApiSettings(
+            TokenSet([TOKEN]),
+            ("127.0.0.0/8",),
+            ports=(made.port,),
+            hosts=LOOPBACK_HOSTS,
+            streams=LiveSettings.from_dict({"rotate_seconds": 0.3}),
+        )
+        with served_hub(LocalHub(hub), api) as address, open_page(tmp_path) as page:
+            hand = Hand(page)
+            page.open(address)
+            page.wait_for("!document.getElementById('login').hidden")
+            hand.fill("#token", TOKEN)
+            hand.press("#login button")
+            page.wait_for("!document.getElementById('none').hidden")
+            page.errors.clear()  # the refusal of the first request, without a token
+
+            # What the guard refuses is told where it was typed.
+            hand.press("#add")
+            page.wait_for("document.querySelectorAll('#adding option').length > 2")
+            assert f"127.0.0.0/8, on port {made.port}" in hand.text("#allowed")
+            for url, said in (
+                ("http://camera/", "must begin with rtsp://"),
+                ("rtsp://root:hunter2@10.1.2.3/live", "10.1.2.3 is not in a network"),
+            ):
+                hand.fill("#adding [name=url]", url)
+                hand.press("#add-send")
+                page.wait_for(f"document.getElementById('add-problem').textContent.includes({said!r})")
+            assert "hunter2" not in hand.text("#add-problem")
+            page.screenshot(tmp_path / "refused.png")
+            assert all("422" in text for text in page.errors), page.errors
+            page.errors.clear()
+            hand.fill("#adding [name=url]", made.url())
+            hand.fill("#adding [name=name]", "yard")
+            hand.fill("#adding [name=detector]", "")
+            hand.press("#add-send")
+            page.wait_for("document.querySelector('#state').textContent === 'running'")
+            page.wait_for("document.getElementById('picture').naturalWidth > 0")
+            assert page.value("document.querySelector('#adding [name=url]').value") == ""
+            page.errors.clear()  # there was no picture yet
+
+            # A box, a click, a name.
+            hand.press("#tool-box")
+            hand.fill("#category", "square")
+            hand.drag((40, 30), (80, 70))
+            page.wait_for("document.querySelectorAll('#objects tr').length === 1")
+            hand.fill("#category", HOSTILE)
+            hand.key("c")
+            hand.drag((100, 60))
+            page.wait_for("document.querySelectorAll('#objects tr').length === 2")
+            (first, second) = hub.status("yard")["objects"]
+            assert (first["category"], second["category"]) == ("square", HOSTILE)
+            hand.fill("#objects tr:nth-child(2) input", "spot")
+            page.wait_for("document.querySelector('#streams .counts').textContent.includes('spot')")
+            named = f"Object {second['id']} named spot"
+            page.wait_for(f"document.querySelector('#events').innerText.includes({named!r})")
+
+            # Zones and lines.
+            hand.key("z")
+            hand.fill("#zone-name", "door")
+            for corner in ((10, 10), (150, 10), (150, 110), (10, 110)):
+                hand.drag(corner)
+            hand.key("Enter")
+            page.wait_for("document.querySelector('#zones li')?.innerText.includes('door')")
+            page.wait_for("/[1-9] inside/.test(document.querySelector('#zones').innerText)")
+            hand.key("l")
+            hand.drag((80, 5), (80, 115))
+            page.wait_for("document.querySelector('#zones').innerText.includes('line 1')")
+            assert [zone["name"] for zone in hub.status("yard")["zones_file"]["zones"]] == ["door"]
+            page.screenshot(tmp_path / "dashboard.png")
+            hand.press("[aria-label='Remove door']")
+            page.wait_for("!document.querySelector('#zones').innerText.includes('door')")
+
+            hand.key("v")
+            hand.press(f"[aria-label='Remove object {first['id']}']")
+            page.wait_for("document.querySelectorAll('#objects tr').length === 1")
+            page.do(
+                "Emulation.setDeviceMetricsOverride", width=820, height=1180, deviceScaleFactor=1, mobile=True
+            )
+            page.do(
+                "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}]
+            )
+            page.wait_for("document.documentElement.scrollWidth <= 820")
+            page.screenshot(tmp_path / "tablet.png")
+            assert page.errors == []  # once it is removed, a picture of it may still be asked for
+            hand.press("#remove")
+            hand.press("#removing button[value=yes]")
+            page.wait_for("document.querySelectorAll('#streams li').length === 0")
+            assert page.value("document.title") == "xmem live"
+    committed = Committed(tmp_path / "out", "yard")
+    assert committed.ids == {first["id"], second["id"]}
+    drawn = next(row for row in committed.rows if row["object_id"] == first["id"])
+    assert drawn["category"] == "square"
+    assert 30 <= drawn["centroid_x"] <= 90
+    assert 20 <= drawn["centroid_y"] <= 80
+    assert [row["category"] for row in committed.rows if row["object_id"] == second["id"]][-1] == "spot"
+    assert [event["object_id"] for event in committed.of("object_removed")] == [first["id"]]
+    assert len(committed.of("zones_changed")) == 3
+    assert cv2.imread(str(tmp_path / "dashboard.png")) is not None
+    if folder := os.environ.get("XMEM_SCREENSHOTS"):
+        for shot in ("refused", "dashboard", "tablet"):
+            shutil.copy(tmp_path / f"{shot}.png", Path(folder) / f"live-{shot}.png")
