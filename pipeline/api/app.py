@@ -20,7 +20,7 @@ from pipeline.api.following import BOUNDARY, follow, pictures
 from pipeline.api.guard import OPEN_PATHS, ApiGuard
 from pipeline.api.metrics import CONTENT_TYPE, metrics_text
 from pipeline.api.responses import handle_errors, page_file
-from pipeline.api.service import ApiSettings, Hub, Service
+from pipeline.api.service import CLICK_SECONDS, ApiSettings, Hub, Service
 from pipeline.base.errors import UsageError
 from pipeline.base.stream_ids import generate_stream_id
 from pipeline.live.camera.url_guard import Resolver, system_resolver
@@ -162,7 +162,7 @@ def _router(service: Service) -> APIRouter:
     async def clicks(stream_id: StreamIdPath, given: models.Clicks) -> models.Outline:
         """Changes nothing: a prompt with the returned `rle` starts or corrects an object."""
         jpeg = await service.about(stream_id, hub.view(stream_id, LiveView.jpeg, False, JPEG_SIDES[1], 95))
-        return await service.check(outline, jpeg, given)
+        return await service.check(outline, jpeg, given, seconds=CLICK_SECONDS)
 
     @router.get(
         "/streams/{stream_id}/memory", response_model=models.MemoryView, summary="What the stream remembers"

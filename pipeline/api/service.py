@@ -22,6 +22,9 @@ _CHECKERS = 4
 ADD_SECONDS = 20.0
 """Time limit for adding a stream: the first one of a kind makes the hub measure its network."""
 
+CLICK_SECONDS = 20.0
+"""Time limit for the mask of clicks: around 0.1 s, but on a machine whose cores all track, seconds."""
+
 
 class HubUnavailableError(XmemError):
     """The hub is not available: it is starting, restarting, or gone."""
@@ -100,8 +103,12 @@ class Service:
         except TimeoutError as error:
             raise HubUnavailableError("the tracker did not respond in time: try again") from error
 
-    async def check(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Run blocking work (a name look-up, decoding masks) in a thread, outside the event loop."""
+    async def check(self, work: Callable[..., T], *arguments: Any, seconds: float | None = None) -> T:
+        """Run blocking work (a name look-up, decoding masks) in a thread, outside the event loop.
+
+        Args:
+            seconds: time limit of the work; by default that of the hub's answers.
+        """
         loop = asyncio.get_running_loop()
         try:
             await asyncio.wait_for(self._checks.acquire(), self.settings.hub_seconds)
@@ -109,7 +116,7 @@ class Service:
             raise HubUnavailableError("too many requests are being checked: try again") from error
         done = loop.run_in_executor(self._pool, work, *arguments)
         done.add_done_callback(lambda _: self._checks.release())
-        return await self.ask(asyncio.shield(done))
+        return await self.ask(asyncio.shield(done), seconds=seconds)
 
     async def about(self, stream_id: str, answer: Awaitable[T], *, seconds: float | None = None) -> T:
         """Await the hub's answer about a stream; RefusedError (404) if there is no stream with that id."""

@@ -112,7 +112,7 @@ def test_point_name_draw_zones_and_remove(tmp_path: Path) -> None:
 
             # What the guard refuses is told where it was typed.
             hand.press("#add")
-            page.wait_for("document.querySelectorAll('#adding option').length > 2")
+            page.wait_for("document.querySelectorAll('#adding [name=detector] option').length > 2")
             assert f"127.0.0.0/8, on port {made.port}" in hand.text("#allowed")
             for url, said in (
                 ("http://camera/", "must begin with rtsp://"),
@@ -131,7 +131,7 @@ def test_point_name_draw_zones_and_remove(tmp_path: Path) -> None:
             hand.press("#add-send")
             page.wait_for("document.querySelector('#state').textContent === 'running'")
             page.wait_for("document.getElementById('picture').naturalWidth > 0")
-            assert page.value("document.querySelector('#adding [name=url]').value") == ""
+            page.wait_for("document.querySelector('#adding [name=url]').value === ''")
             page.errors.clear()  # there was no picture yet
 
             # A box, a click, a name.
