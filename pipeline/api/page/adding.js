@@ -44,7 +44,7 @@ export function setUpAdding(added) {
         ...options.detectors.map((name) => element("option", name, { value: name })),
         element("option", "nothing: I point at objects myself", { value: "" }),
       );
-      if ([...form.detector.options].some((option) => option.value === before)) form.detector.value = before;
+      if (options.detectors.includes(before)) form.detector.value = before;
       form.most.placeholder = options.streams.max_objects ?? "";
       part("allowed").textContent = options.networks.length
         ? `Cameras may be in ${options.networks.join(", ")}, on ${options.ports.length > 1 ? "ports" : "port"} ${options.ports.join(", ")}.`

@@ -135,7 +135,7 @@ def test_objects_may_be_given_later(client: TestClient, hub: StandInHub) -> None
     assert refused.status_code == 422
     assert "nothing to follow" in refused.json()["message"]
     assert client.post("/v1/streams", json=body | {"detector": None}).status_code == 201
-    assert hub.specs["gate"].prompts is hub.specs["gate"].detector is None
+    assert (hub.specs["gate"].prompts, hub.specs["gate"].detector) == (None, None)
 
 
 def test_a_mask_is_taken_by_its_runs(client: TestClient, hub: StandInHub) -> None:
