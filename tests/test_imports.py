@@ -50,7 +50,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "jobs.batch": ("jobs.scheduling", "jobs.cluster"),
     "jobs.evaluation": ("pipeline.tracking",),
     "jobs.evaluation.suites": ("jobs.evaluation", "xmem_core.training"),
-    "jobs.training": ("jobs.evaluation", "xmem_core.training"),
+    "jobs.training": ("jobs.evaluation", "jobs.cluster", "xmem_core.training"),
     "jobs.cli": (
         "jobs.batch",
         "jobs.evaluation.suites",
@@ -62,7 +62,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 }
 
 MAY_IMPORT_AV = ("pipeline.video", "pipeline.live.camera", "pipeline.draw")
-MAY_IMPORT_RAY = ("pipeline.distributed", "jobs.cluster", "jobs.batch", "jobs.cli")
+MAY_IMPORT_RAY = ("pipeline.distributed", "jobs.cluster", "jobs.batch", "jobs.training", "jobs.cli")
 PURE = ("jobs.scheduling",)
 """Rooms of pure logic: no threads, clocks, processes or sockets."""
 IMPURE = {"threading", "multiprocessing", "subprocess", "asyncio", "socket", "time", "ray", "concurrent"}

@@ -57,6 +57,20 @@ def train(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:1. With torchrun, cuda is a GPU per process.")
     ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="With --stage: train in processes of a Ray cluster: auto, host:6379 or ray://host:10001. "
+            "All its machines must have DATA and OUT at the same path."
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            help="With --stage: processes of Ray, which share each batch. Default with --address: one per "
+            "GPU, or one on CPUs."
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and data.")] = None,
     max_hours: Annotated[
@@ -67,7 +81,8 @@ def train(
 ) -> None:
     """Train a model. The same command resumes from the last checkpoint.
 
-    `torchrun --nproc-per-node N -m jobs.cli train --stage 03 ...` trains stages with N processes.
+    `torchrun --nproc-per-node N -m jobs.cli train --stage 03 ...` trains stages with N processes, and so does
+    `--processes N`, with Ray Train.
     """
     from jobs.training.lite import parse_settings, run
     from jobs.training.settings import StageConfig, is_stage_file, load_stages, published_stages
@@ -94,11 +109,19 @@ def train(
             validation=validation,
             validation_split=validation_split,
         )
-        weights = train_stages(with_overrides(stages, overrides), data, out, how)
+        stages = with_overrides(stages, overrides)
+        if address is None and processes is None:
+            weights = train_stages(stages, data, out, how)
+        else:
+            from jobs.training.ray_processes import train_on_ray
+
+            weights = train_on_ray(stages, data, out, how, address=address, processes=processes)
         say(f"weights: {weights}" if weights else "stopped; the same command continues")
         return
     if backbone or validation or validation_split:
         raise UsageError("--backbone, --validation and --validation-split are for stages: see --stage")
+    if address is not None or processes is not None:
+        raise UsageError("--address and --processes are for stages: see --stage")
     if config and len(config) > 1:
         raise UsageError("--config may be given several times for stages only")
     more = {"init": init or None, "max_hours": max_hours}

@@ -13,7 +13,7 @@ from torch import distributed as dist
 
 from pipeline.base.errors import UsageError
 
-_WAIT = timedelta(hours=6)
+WAIT = timedelta(hours=6)
 """How long processes wait for each other: the first one validates meanwhile."""
 
 
@@ -70,7 +70,7 @@ def joined(device: str) -> Iterator[Group]:
         return
     started = not dist.is_initialized()  # Ray Train has done so
     if started:
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_WAIT)
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=WAIT)
     try:
         yield Group(rank, count, place)
     finally:

@@ -447,6 +447,7 @@ def test_a_folder_or_checkpoint_of_another_stage_or_model_is_refused(
         (("--stage", "0", "--set", "batch=0"), "batch=0 is not allowed: at least 1"),
         (("--stage", "0", "--set", "device=cuda:9"), "no CUDA"),
         (("--backbone", "x.pth"), "--backbone, --validation and --validation-split are for stages"),
+        (("--processes", "2"), "--address and --processes are for stages"),
         (("--stage", "0", "--validation", "nowhere"), "nowhere is no folder"),
     ],
 )
