@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 
 _TRIES = 3
 """How often processes may be lost in a row without a new checkpoint."""
+
+# On a busy machine processes may take longer to start than Ray Train's default of a minute.
+_PATIENCE = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300"}
 
 
 def train_on_ray(
@@ -98,6 +102,8 @@ def _fit(settings: dict[str, Any], processes: int, cuda: bool, cpus: int) -> Pat
             "Ray Train needs more packages: pip install 'xmem-pipeline[train]', or use torchrun"
         ) from error
 
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
     # What Ray Train stores itself is not needed: checkpoints are in the run's folder.
     with tempfile.TemporaryDirectory(prefix="xmem-ray-train-") as own:
         process: Any = _process  # Ray's types do not know of results
