@@ -82,7 +82,8 @@ _SAME = 0.7
 _ALONE = 0.15
 # Confirmations after which an object is remembered when it is given up.
 _PROVEN = 2
-# Objects out of sight are no longer tracked, but remembered, after this share of `out_of_sight`.
+# Objects were out of sight for long after this share of `out_of_sight`; after the same share of that, those
+# that left the picture are given up.
 _SOON = 5
 
 
@@ -272,7 +273,7 @@ class ObjectFinder:
         unseen = {i: now - found.seen for i, found in self._objects.items()}
         # What left the picture rarely comes back soon, and what comes in there is mostly something else.
         left = {i for i, n in unseen.items() if n and self._instances and self._has_left(i, frame)}
-        gone = [i for i, n in unseen.items() if n > (2 * self._settings.every if i in left else limit)]
+        gone = [i for i, n in unseen.items() if n > (self._long // _SOON if i in left else limit)]
         if len(gone) < self._waiting:
             # Those unseen for longest make room; among equals, the older ones.
             soon = [i for i, n in unseen.items() if n > limit // _SOON and i not in gone]
@@ -404,13 +405,15 @@ class ObjectFinder:
         if self._is_shared(run, object_id, k) or detection.score < self._settings.least_score:
             self._objects[object_id] = replace(found, misses=0)
             return
-        moved = found.confirmed(detection.bounds, run.frame.frame_index, None)
-        self._objects[object_id] = replace(moved, disagreed=found.disagreed + run.regular)
         elsewhere = share_inside(run.labels, object_id, shown, detection) < _ELSEWHERE
-        if elsewhere or found.disagreed + run.regular >= _DISAGREE:
+        disagreed = found.disagreed + run.regular
+        if elsewhere or disagreed >= _DISAGREE:
             mask = self._free_mask(run, detection)
             if mask.any():
                 self._place(run, object_id, k, mask, "drifted", decided)
+                return
+        moved = found.confirmed(detection.bounds, run.frame.frame_index, None)
+        self._objects[object_id] = replace(moved, disagreed=disagreed)
 
     def _place(
         self, run: _Run, object_id: int, k: int, mask: NDArray[np.bool_], reason: str, decided: Decisions
