@@ -298,9 +298,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.owner.record(method, path, rule.name)
             self._answer("hang")
         body = self._body()
+        # As they are now: a late request arrives when this handler is at work on the connection's next one.
+        target, headers = self.path, self.headers.items()
 
         def forward() -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-            return self._forward(method, body)
+            return self._forward(method, target, headers, body)
 
         if rule is not None and rule.act in ("drop", "lose", "late"):
             self.owner.record(method, path, rule.name)
@@ -343,11 +345,11 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def _forward(
-        self, method: str, body: bytes
+        self, method: str, target: str, headers: list[tuple[str, str]], body: bytes
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         connection = http.client.HTTPConnection(*self.owner.server, timeout=60)
-        connection.putrequest(method, self.path, skip_host=True, skip_accept_encoding=True)
-        for name, value in self.headers.items():
+        connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
+        for name, value in headers:
             if name.lower() not in _HOP_BY_HOP | {"content-length", "transfer-encoding"}:
                 connection.putheader(name, value)
         if body or method in ("PUT", "POST"):
