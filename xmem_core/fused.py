@@ -1,4 +1,4 @@
-"""Fused convolution and activation of the small trunk, for float32 and bfloat16 inference on CPUs.
+"""Fused convolution and activation of the small trunk, for bfloat16 inference on CPUs.
 
 On CPUs passes over memory cost more than the arithmetic. oneDNN, which PyTorch uses for the convolutions, can
 apply activations and additions while it writes the output. PyTorch has undocumented operators for this, meant
@@ -90,7 +90,7 @@ class FusedTrunk(nn.Module):
     """Equivalent of an `EfficientNetLite0Trunk` in evaluation mode, with fewer rounding steps.
 
     Args:
-        trunk: on a CPU, its norms folded and its convolutions in channels-last layout.
+        trunk: on a CPU, its norms folded and its convolutions in bfloat16, in channels-last layout.
     """
 
     def __init__(self, trunk: EfficientNetLite0Trunk) -> None:
@@ -115,21 +115,20 @@ class FusedTrunk(nn.Module):
 
 def fuse_trunk(network: XMem) -> None:
     """Replace the network's trunk by a `FusedTrunk` if it can be fused."""
-    trunk = network.key_encoder
-    if isinstance(trunk, EfficientNetLite0Trunk) and can_fuse(trunk.conv_stem.weight.dtype):
-        network.key_encoder = FusedTrunk(trunk)  # type: ignore[assignment]
+    if isinstance(network.key_encoder, EfficientNetLite0Trunk) and can_fuse():
+        network.key_encoder = FusedTrunk(network.key_encoder)  # type: ignore[assignment]
 
 
 @cache
-def can_fuse(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch has the fused operators and their results in this precision are correct."""
+def can_fuse() -> bool:
+    """Whether this PyTorch has the fused operators and their results are correct."""
     generator = torch.Generator().manual_seed(0)
     conv = nn.Conv2d(16, 16, 3, padding=1).requires_grad_(False)
     conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator) / 3)
     x = torch.randn(1, 16, 8, 8, generator=generator)
     try:
-        conv = conv.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+        conv = conv.bfloat16().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = x.bfloat16().contiguous(memory_format=torch.channels_last)
         plain = F.conv2d(x, conv.weight, conv.bias, padding=1).float()
         pairs = [
             (FusedConv2d(conv, "relu6")(x).float(), plain.clamp(0, 6)),
@@ -139,5 +138,4 @@ def can_fuse(dtype: torch.dtype) -> bool:
     except (AttributeError, RuntimeError, TypeError) as error:
         logger.info("this PyTorch cannot convolve and activate in one pass: %s", error)
         return False
-    rtol, atol = (1e-4, 1e-4) if dtype == torch.float32 else (0.02, 0.05)
-    return all(torch.allclose(own, wanted, rtol=rtol, atol=atol) for own, wanted in pairs)
+    return all(torch.allclose(own, wanted, rtol=0.02, atol=0.05) for own, wanted in pairs)

@@ -236,9 +236,9 @@ class VideoSegmenter:
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     module.to(dtype)
         if on_cpu and isinstance(network, XMem):
-            if dtype in (torch.float32, torch.bfloat16):
+            if dtype == torch.bfloat16:
                 fuse_trunk(network)
-            if dtype == torch.float32:
+            elif dtype == torch.float32:
                 use_winograd(network)
         self._network = network
         self._steps = steps(network, self.memory_config, self.device, dtype, layout)
