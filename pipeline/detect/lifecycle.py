@@ -546,8 +546,9 @@ class ObjectFinder:
             return detection.mask
         box = detection.bounds
         mask = self._boxes.segment(frame.image, box)
-        found = shown_in(mask.astype(np.int32), [1])
-        return mask if found and iou(found[1].box, box) >= FITS else inscribed_ellipse(frame.size, box)
+        if mask.any() and iou(Detection(mask).bounds, box) >= FITS:
+            return mask
+        return inscribed_ellipse(frame.size, box)
 
     # --- storage ---------------------------------------------------------------------------------
 

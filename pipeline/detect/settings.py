@@ -19,12 +19,13 @@ class FinderSettings:
         max_objects: maximum number of objects at the same time, objects from prompts included. At this number
             the detector starts no new objects.
         out_of_sight: frames without a mask after which a detected object ends; a fifth of that while
-            `max_objects` is reached.
+            `max_objects` is reached, a twenty-fifth if it left the picture.
         classes: classes whose detections may start objects, separated by commas, such as person,car. Default:
             all detections may, those without a class included.
         least_score: detections with a smaller score only confirm objects, they start none.
         give_up_looks: runs of the detector in a row that search where an object is and do not detect it,
-            after which it ends; three times as many while it is inside another object's detection.
+            after which it ends; three times as many while its mask moves on as one thing and is inside
+            another object's detection, or it was detected often.
         kept_for_prompts: number of the `max_objects` that the detector leaves free for prompts.
     """
 

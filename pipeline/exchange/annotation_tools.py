@@ -10,10 +10,9 @@ from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
-from pipeline.base.errors import StoreError
 from pipeline.base.records import MaskRecord
-from pipeline.exchange.exported import NO_CATEGORY, Count, Stream, visible
-from pipeline.tracks.masks import MAX_OBJECT_ID, rle_to_mask
+from pipeline.exchange.exported import NO_CATEGORY, Count, Stream, mask_in_box, visible
+from pipeline.tracks.masks import MAX_OBJECT_ID
 
 # CVAT has no tracks of masks: the object id is an attribute of each mask.
 _TRACK_ATTRIBUTE = (
@@ -72,16 +71,9 @@ def _cvat_file(path: Path, body: Path, stream: Stream, labels: Iterable[str]) ->
 
 def _cvat_mask(stream: Stream, r: MaskRecord) -> str:
     """A mask: run lengths over the rows of its box, background first."""
-    assert r.mask_rle is not None
     assert r.bbox is not None
-    try:
-        mask = rle_to_mask(r.mask_rle, r.frame_height, r.frame_width)
-    except ValueError as error:
-        raise StoreError(
-            f"stream {stream.stream_id}, frame {r.frame_index}: object {r.object_id}: {error}"
-        ) from error
     left, top, width, height = r.bbox
-    flat = mask[top : top + height, left : left + width].ravel()
+    flat = mask_in_box(stream, r).ravel()
     changes = np.flatnonzero(np.diff(flat, prepend=False))
     runs = np.diff(changes, prepend=0, append=len(flat)).tolist()
     return (

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.base.errors import UsageError
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.base.errors import StoreError, UsageError
 from pipeline.base.records import MaskRecord
+from pipeline.tracks.masks import rle_to_mask
 from pipeline.tracks.reader import TrackReader
 
 NO_CATEGORY = "object"
@@ -56,6 +60,20 @@ class Count:
 def visible(rows: Sequence[MaskRecord]) -> list[MaskRecord]:
     """The rows of objects that are in sight."""
     return [r for r in rows if r.mask_rle is not None and r.bbox is not None and r.area > 0]
+
+
+def mask_in_box(stream: Stream, r: MaskRecord) -> NDArray[np.bool_]:
+    """The mask of a visible row, cut to its box: height x width of the box. StoreError if it is damaged."""
+    assert r.mask_rle is not None
+    assert r.bbox is not None
+    try:
+        mask = rle_to_mask(r.mask_rle, r.frame_height, r.frame_width)
+    except ValueError as error:
+        raise StoreError(
+            f"stream {stream.stream_id}, frame {r.frame_index}: object {r.object_id}: {error}"
+        ) from error
+    left, top, width, height = r.bbox
+    return mask[top : top + height, left : left + width]
 
 
 def one_size(fmt: str, stream: Stream, row: MaskRecord, size: tuple[int, int]) -> None:

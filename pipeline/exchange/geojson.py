@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base.errors import StoreError
 from pipeline.base.records import MaskRecord
-from pipeline.exchange.exported import Count, Stream, visible
+from pipeline.exchange.exported import Count, Stream, mask_in_box, visible
 from pipeline.tracks.mask_arrays import outline
-from pipeline.tracks.masks import rle_to_mask
 
 Ring = list[tuple[int, int]]
 
@@ -36,16 +34,9 @@ def write_geojson(streams: Iterator[Stream], path: Path, count: Count) -> None:
 
 
 def _feature(stream: Stream, r: MaskRecord) -> dict[str, Any]:
-    assert r.mask_rle is not None
     assert r.bbox is not None
-    try:
-        mask = rle_to_mask(r.mask_rle, r.frame_height, r.frame_width)
-    except ValueError as error:
-        raise StoreError(
-            f"stream {stream.stream_id}, frame {r.frame_index}: object {r.object_id}: {error}"
-        ) from error
     left, top, width, height = r.bbox
-    rings = outline(mask[top : top + height, left : left + width])
+    rings = outline(mask_in_box(stream, r))
     polygons = [
         [[[x + left, y + top] for x, y in [*ring, ring[0]]] for ring in polygon]
         for polygon in polygons_of(rings)
