@@ -17,7 +17,6 @@ from support.small_net import SMALL_MEMORY, frame_at
 from support.tiny import tiny_weights
 from support.videos import make_video
 
-from jobs.cli.app import main
 from pipeline import edit_memory, query, stream_memory, track
 from pipeline.base.errors import AnotherWriterError, UsageError
 from pipeline.prompts.resolving import PromptSet
@@ -272,18 +271,6 @@ def test_streams_that_cannot_be_edited_are_named(clip: Clip, out: Path) -> None:
     clip.track(out)
     with pytest.raises(UsageError, match="is tracked to the end of its video: no frame follows"):
         edit_memory(out, EDIT)
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, out, err
-
-    return run
 
 
 def test_the_command_edits(out: Path, call: Callable[..., tuple[int, str, str]]) -> None:

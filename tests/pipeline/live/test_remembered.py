@@ -17,7 +17,6 @@ from support.small_net import SMALL_MEMORY, frame_at
 from support.tiny import tiny_weights
 from support.videos import make_video
 
-from jobs.cli.app import main
 from pipeline.base.errors import UsageError
 from pipeline.base.records import EVENTS_SCHEMA, tracks_table
 from pipeline.live.remembered import stream_memory, write_thumbnails
@@ -46,18 +45,6 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     prompts = PromptSet.from_record(PROMPTS)
     track(str(video), str(folder / "out"), prompts, stream_id="walk", memory=SMALL_MEMORY, **options)
     return video, folder / "out"
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, out, err
-
-    return run
 
 
 def test_frames_have_the_numbers_of_the_video(tracked: tuple[Path, Path]) -> None:
