@@ -1,5 +1,6 @@
 """Fixtures and markers that many tests share."""
 
+import logging
 import os
 import secrets
 import sys
@@ -51,6 +52,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             long.add(item.path)
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: (item.path not in _with_ray, item.path not in long))
+
+
+@pytest.fixture(autouse=True)
+def _process_restored() -> Iterator[None]:
+    """Undo what the command line sets in the test's process: log handlers, their level, torch's threads."""
+    root, torch = logging.root, sys.modules.get("torch")
+    handlers, level, threads = root.handlers[:], root.level, torch.get_num_threads() if torch else 0
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    if torch and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -15,21 +14,11 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from support.tiny import tiny_weights
 from support.videos import make_images, make_video, scene, truncate
 
 from jobs.cli.app import main
 from pipeline.analytics.query import query
-
-
-@pytest.fixture(autouse=True)
-def _restored() -> Any:
-    threads, handlers, level = torch.get_num_threads(), logging.root.handlers[:], logging.root.level
-    yield
-    torch.set_num_threads(threads)
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
 
 
 @pytest.fixture(scope="module")

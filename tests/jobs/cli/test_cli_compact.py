@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,14 +10,6 @@ from support.chunks import NO_EVENTS, rows
 from jobs.cli.app import main
 from pipeline.analytics.query import query
 from pipeline.tracks.store import StreamStore
-
-
-@pytest.fixture(autouse=True)
-def _logging_restored() -> Iterator[None]:
-    handlers, level = logging.root.handlers[:], logging.root.level
-    yield
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
 
 
 def call(*arguments: object) -> int | str | None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from support.onnx_models import model_of
 from support.onnx_models import picture as onnx_picture
 from support.tiny import tiny_weights
@@ -18,15 +16,6 @@ from support.videos import make_video
 
 from jobs.cli.app import main
 from pipeline.analytics.query import query
-
-
-@pytest.fixture(autouse=True)
-def _restored() -> Any:
-    threads, handlers, level = torch.get_num_threads(), logging.root.handlers[:], logging.root.level
-    yield
-    torch.set_num_threads(threads)
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +38,6 @@ def start(tmp_path: Path) -> str:
     path = tmp_path / "start.safetensors"
     save_file(XMem(TINY).state_dict(), path)
     return str(path)
-
-
-@pytest.fixture
-def _logging_restored() -> Iterator[None]:
-    handlers, level = logging.root.handlers[:], logging.root.level
-    yield
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
 
 
 def xmem(*arguments: str | Path) -> int:
@@ -92,7 +82,6 @@ def test_requests_that_cannot_work_are_usage_errors(tmp_path: Path, config: str,
         run(config, root, out, {"init": str(wrong)})
 
 
-@pytest.mark.usefixtures("_logging_restored")
 def test_xmem_train_goes_on_and_its_weights_can_be_tracked_with(
     tmp_path: Path, config: str, start: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,7 +100,6 @@ def test_xmem_train_goes_on_and_its_weights_can_be_tracked_with(
     VideoSegmenter(model)
 
 
-@pytest.mark.usefixtures("_logging_restored")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import logging
 import multiprocessing
 import os
 import signal
 import subprocess
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +57,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_weights(tmp_path_factory.mktemp("start"))
-
-
-@pytest.fixture
-def _logging_restored() -> Iterator[None]:
-    handlers, level = logging.root.handlers[:], logging.root.level
-    yield
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
 
 
 def small(stage: str, **changes: Any) -> StageConfig:
@@ -271,7 +261,6 @@ def test_loss_falls_in_every_stage(stage: str, data: Path, start: str) -> None:
     assert losses[-1] < 0.85 * losses[0]
 
 
-@pytest.mark.usefixtures("_logging_restored")
 def test_a_chain_of_all_stages_from_the_command_line(
     tmp_path: Path, data: Path, start: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -438,7 +427,6 @@ def test_a_folder_or_checkpoint_of_another_stage_or_model_is_refused(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.usefixtures("_logging_restored")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
