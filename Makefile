@@ -12,7 +12,7 @@ WORKERS ?= 2
 BESIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # The files with such tests: to collect all others takes longer than these tests.
 ALONE = $(shell grep -rl 'mark\.alone' tests --include='test_*.py')
-BENCHMARKS ?= speed batch scheduling long_video s3_reading query
+BENCHMARKS ?= speed parts batch scheduling long_video s3_reading query
 
 .PHONY: help setup setup-dev demo test quick lint format bench soak chaos clean
 
