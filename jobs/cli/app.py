@@ -15,6 +15,7 @@ from jobs.cli import evaluate as evaluate_cli
 from jobs.cli import exchange as exchange_cli
 from jobs.cli import memory as memory_cli
 from jobs.cli import plot as plot_cli
+from jobs.cli import publish as publish_cli
 from jobs.cli import query as query_cli
 from jobs.cli import render as render_cli
 from jobs.cli import serve as serve_cli
@@ -57,6 +58,7 @@ for command in (
     query_cli.query,
     zones_cli.zones,
     compact_cli.compact,
+    publish_cli.publish,
     render_cli.render,
     plot_cli.plot,
     memory_cli.memory,

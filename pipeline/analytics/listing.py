@@ -55,7 +55,8 @@ class Listing:
         self._known: dict[str, list[Chunk]] = {}
         names = files.folders("tracks")
         found = (name.removeprefix(_PARTITION) for name in names if name.startswith(_PARTITION))
-        self.tracked = [stream_id for stream_id in found if is_stream_id(stream_id)]
+        self.tracked = sorted(stream_id for stream_id in found if is_stream_id(stream_id))
+        self._tracked = {*self.tracked}
         self._recorded: list[str] | None = None
         self._copies: dict[str, list[Copy]] | None = None
         if not self.tracked and not self.recorded:
@@ -80,7 +81,7 @@ class Listing:
     def chunks(self, stream_ids: Iterable[str] | None = None) -> dict[str, list[Chunk]]:
         """The chunks of some or all streams, by stream, ascending; streams without tracks are left out."""
         with self._lock:
-            wanted = self.tracked if stream_ids is None else [s for s in self.tracked if s in {*stream_ids}]
+            wanted = self.tracked if stream_ids is None else sorted(self._tracked & {*stream_ids})
             unknown = [stream_id for stream_id in wanted if stream_id not in self._known]
             if len(unknown) > _ONE_BY_ONE or len(unknown) == len(self.tracked) > 1:
                 found = self.files.sizes("tracks", recursive=True)

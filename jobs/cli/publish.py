@@ -1,0 +1,41 @@
+"""The `xmem publish` command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.cli.terminal import say
+from pipeline.base.errors import UsageError, XmemError
+
+_LATER = ("iceberg", "ducklake")
+
+
+def publish(
+    folder: Annotated[str, typer.Argument(help="Output folder of `xmem track`, `batch` or `serve`.")],
+    fmt: Annotated[str, typer.Option("--to", help="Table format: delta.")] = "delta",
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", help="Folder of the tables `tracks` and `events`. Default: FOLDER/delta."
+        ),
+    ] = None,
+) -> None:
+    """Write the rows as Delta Lake tables; each further run appends what is new."""
+    if fmt in _LATER:
+        raise UsageError(f"--to {fmt} is not supported: publish to delta, which readers of {fmt} can convert")
+    if fmt != "delta":
+        raise UsageError(f"--to {fmt!r} is not a table format: delta")
+    from pipeline.analytics.publish import publish as run
+
+    done = run(folder, output)
+    again = f"; older rows of {len(done.replaced)} streams deleted" if done.replaced else ""
+    say(
+        f"{done.rows} rows and {done.events} events added to {done.destination} "
+        f"in {done.commits} commits{again}"
+    )
+    if done.skipped:
+        raise XmemError(
+            f"not published, since files are missing or damaged: {', '.join(sorted(done.skipped))}"
+        )

@@ -1,0 +1,232 @@
+"""`publish` to Delta Lake: each row is there once, whatever is committed, started over or killed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.chunks import NO_EVENTS, events, rows
+from support.recorded import recorded
+
+from pipeline.analytics import publish as publishing
+from pipeline.analytics.publish import Published, publish
+from pipeline.analytics.query import query
+from pipeline.analytics.scan import ChunkDataset
+from pipeline.base.errors import StoreError, UsageError
+from pipeline.tracks.compaction import compact
+from pipeline.tracks.layout import chunk_name
+from pipeline.tracks.store import StreamStore
+
+deltalake = pytest.importorskip("deltalake")
+
+ROOT = Path(__file__).parents[3]
+FRAMES = 5
+
+
+def fill(root: str | Path, stream_id: str, first: int, chunks: int, salt: int = 0, **more: Any) -> None:
+    """Chunks of five frames with two rows each; two events in each second one."""
+    store = StreamStore(root, stream_id, more.get("options"))
+    for start in range(first, first + chunks * FRAMES, FRAMES):
+        last = start + FRAMES - 1
+        store.commit(start, last, rows(start, last, salt), events(start, salt) if start % 2 else NO_EVENTS)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    for stream_id in ("cam-1", "cam-2"):
+        fill(tmp_path / "out", stream_id, 0, 4)
+    return tmp_path / "out"
+
+
+def in_delta(destination: str | Path, options: dict[str, str] | None = None) -> list[list[dict[str, Any]]]:
+    """All rows of both tables, as deltalake reads them."""
+    found = []
+    for kind in ("tracks", "events"):
+        table = deltalake.DeltaTable(f"{destination}/{kind}", storage_options=options).to_pyarrow_table()
+        found.append(sorted(table.to_pylist(), key=repr))
+    return found
+
+
+def in_views(root: str | Path, options: dict[str, Any] | None = None) -> list[list[dict[str, Any]]]:
+    found = [query(root, f"FROM {kind}", options).to_pylist() for kind in ("tracks", "events")]
+    return [sorted(kind, key=repr) for kind in found]
+
+
+def counts(done: Published) -> tuple[int, int, int]:
+    return done.rows, done.events, done.commits
+
+
+def test_a_run_appends_what_is_new(out: Path) -> None:
+    assert counts(publish(out)) == (80, 8, 2)
+    assert in_delta(out / "delta") == in_views(out)
+    assert counts(publish(out)) == (0, 0, 0)
+    fill(out, "cam-2", 20, 2)
+    fill(out, "cam-3", 0, 1)
+    assert counts(publish(out)) == (30, 2, 2)
+    assert in_delta(out / "delta") == in_views(out)
+    assert len(list((out / "delta" / "tracks" / "_xmem").iterdir())) == 1
+    schema = deltalake.DeltaTable(str(out / "delta" / "tracks")).to_pyarrow_table().schema
+    assert str(schema.field("stream_id").type) == "string"
+    assert str(schema.field("wall_time").type) == "timestamp[us, tz=UTC]"
+
+
+def test_small_commits_and_chunks_without_rows(out: Path) -> None:
+    store = StreamStore(out, "empty")
+    store.commit(0, 4, rows(0, 4).slice(0, 0), NO_EVENTS)
+    assert publish(out, out.parent / "elsewhere", commit_bytes=1).commits == 18
+    assert in_delta(out.parent / "elsewhere") == in_views(out)
+    assert counts(publish(out, out.parent / "elsewhere")) == (0, 0, 0)
+
+
+def test_compacted_copies_are_read_in_place_of_chunks(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(out, "cam-3", 0, 1)
+    publish(out)
+    fill(out, "cam-2", 20, 2)
+    fill(out, "cam-3", 5, 3)
+    compact(out)
+    fill(out, "cam-1", 20, 1)
+    opened: list[Any] = []
+    monkeypatch.setattr(ChunkDataset, "_read", recorded(ChunkDataset._read, opened, 1))
+    assert publish(out).rows == 60
+    assert {(chunk.stream_id, chunk.first) for chunk in opened} == {("cam-1", 20)}
+    assert in_delta(out / "delta") == in_views(out)
+
+
+def test_streams_that_were_started_over_or_removed(out: Path) -> None:
+    StreamStore(out, "empty").commit(0, 4, rows(0, 4).slice(0, 0), NO_EVENTS)
+    publish(out)
+    StreamStore(out, "cam-1").restart()
+    StreamStore(out, "empty").restart()
+    # The first chunks are those of before: only a later one tells.
+    fill(out, "cam-1", 0, 3)
+    fill(out, "cam-1", 15, 2, salt=3)
+    shutil.rmtree(out / "tracks" / "stream_id=cam-2")
+    shutil.rmtree(out / "events" / "stream_id=cam-2")
+    done = publish(out)
+    assert done.replaced == {"cam-1", "cam-2", "empty"}
+    assert in_delta(out / "delta") == in_views(out)
+    assert counts(publish(out)) == (0, 0, 0)
+
+
+def test_a_stream_without_rows_that_was_started_over(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    StreamStore(out, "a").commit(0, 4, rows(0, 4).slice(0, 0), NO_EVENTS)
+    publish(out)
+    StreamStore(out, "a").restart()
+    fill(out, "a", 0, 1)
+    assert counts(publish(out))[:2] == (10, 0)
+    assert in_delta(out / "delta") == in_views(out)
+
+
+def test_a_damaged_stream_is_named_and_the_others_are_published(out: Path) -> None:
+    (out / chunk_name("tracks", "cam-1", 10)).unlink()
+    done = publish(out)
+    assert "cam-1/frames-000000000010.parquet is missing" in done.skipped["cam-1"]
+    assert done.rows == 40
+    assert {row["stream_id"] for row in in_delta(out / "delta")[0]} == {"cam-2"}
+
+
+def test_a_run_that_another_overtakes_publishes_nothing_twice(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = publishing._Table.append
+    overtaken: list[int] = []
+
+    def late(self: Any, *arguments: Any) -> bool:
+        if not overtaken:
+            overtaken.append(1)
+            overtaken.append(publish(out).rows)
+            fill(out, "cam-1", 20, 1)  # not listed by the first run
+        return append(self, *arguments)
+
+    monkeypatch.setattr(publishing._Table, "append", late)
+    assert publish(out).rows == 0
+    assert overtaken == [1, 80]
+    assert publish(out).rows == 10
+    assert in_delta(out / "delta") == in_views(out)
+
+
+KILLED = """
+import os, signal, sys
+import deltalake
+from pipeline.analytics import publish as publishing
+write, left, when = deltalake.write_deltalake, [int(sys.argv[2])], sys.argv[3]
+def killed(*arguments, **more):
+    left[0] -= 1
+    if left[0] < 0 and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(*arguments, **more)
+    if left[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+deltalake.write_deltalake = killed
+publishing.publish(sys.argv[1], commit_bytes=4000)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("commits", "when"), [(0, "after"), (2, "before"), (3, "after")])
+def test_a_run_that_was_killed_is_continued_by_the_next(out: Path, commits: int, when: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", KILLED, str(out), str(commits), when]
+    assert subprocess.run(command, env=environment, timeout=120).returncode == -signal.SIGKILL
+    publish(out)
+    assert in_delta(out / "delta") == in_views(out)
+    assert len(list((out / "delta" / "tracks" / "_xmem").iterdir())) == 1
+
+
+def test_what_cannot_be_published_to(out: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"cannot be written to 'memory://x/tracks': give a local folder or a"
+    ):
+        publish(out, "memory://x")
+    with pytest.raises(UsageError, match="commit size of 0 bytes is not allowed"):
+        publish(out, commit_bytes=0)
+    deltalake.write_deltalake(str(tmp_path / "other" / "tracks"), query(out, "SELECT 1 AS x"))
+    with pytest.raises(StoreError, match=r"other/tracks has the columns x, not those of tracks"):
+        publish(out, tmp_path / "other")
+    publish(out)
+    (progress,) = (out / "delta" / "tracks" / "_xmem").iterdir()
+    progress.write_text("{")
+    with pytest.raises(StoreError, match=r"\.json is damaged: remove that table's folder, and run"):
+        publish(out)
+    progress.unlink()
+    with pytest.raises(StoreError, match=r"\.json is missing: remove that table's folder"):
+        publish(out)
+    shutil.rmtree(out / "delta")
+    publish(out)
+    assert in_delta(out / "delta") == in_views(out)
+
+
+@pytest.mark.s3
+def test_on_s3(request: pytest.FixtureRequest) -> None:
+    server = request.getfixturevalue("s3_server")
+    root, options = server.uri(f"delta-{secrets.token_hex(6)}"), server.options
+    fill(root, "a", 0, 3, options=options)
+    assert publish(root, None, options).rows == 30
+    fill(root, "a", 15, 1, options=options)
+    fill(root, "b", 0, 2, options=options)
+    assert publish(root, None, options).rows == 30
+    assert publish(root, None, options).commits == 0
+    reading = {**server.environment, "AWS_ALLOW_HTTP": "true", "AWS_REGION": "us-east-1"}
+    assert in_delta(f"{root}/delta", reading) == in_views(root, options)
+
+
+def test_the_command(out: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    code, printed, said = call("publish", out, "--to", "delta")
+    assert (code, printed) == (0, "")
+    assert f"80 rows and 8 events added to {out}/delta in 2 commits" in said
+    for fmt in ("iceberg", "ducklake"):
+        assert call("publish", out, "--to", fmt)[0] == 2
+    assert "--to 'csv' is not a table format: delta" in call("publish", out, "--to", "csv")[2]
+    (out / chunk_name("tracks", "cam-1", 0)).unlink()
+    code, _, said = call("publish", out, "-o", out.parent / "new")
+    assert code == 1
+    assert "not published, since files are missing or damaged: cam-1" in said
