@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from jobs.cli.pager import paged
 from pipeline.base.errors import UsageError, XmemError
 
 # Options of the commands that print a result.
@@ -83,7 +84,7 @@ def check_format(fmt: str) -> None:
 
 
 def write_result(result: Any, fmt: str, output: str | None) -> None:
-    """Write a result (pyarrow.Table) to a file, or to stdout without one."""
+    """Write a result (pyarrow.Table) to a file, or to stdout, with a pager on too small a terminal."""
     from pipeline.analytics.formats import format_result
 
     if output is None:
@@ -91,7 +92,11 @@ def write_result(result: Any, fmt: str, output: str | None) -> None:
         if binary and sys.stdout.isatty():
             raise UsageError("parquet is binary: redirect it, or give --output FILE")
         try:
-            format_result(result, fmt, sys.stdout.buffer if binary else sys.stdout)
+            if binary:
+                format_result(result, fmt, sys.stdout.buffer)
+            else:
+                with paged(sys.stdout) as (out, pages):
+                    format_result(result, fmt, out, paged=pages)
             sys.stdout.flush()
         except BrokenPipeError:
             # The reader has closed the pipe (`| head`); this also silences Python's flush at exit.

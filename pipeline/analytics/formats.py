@@ -19,12 +19,14 @@ from pipeline.base.errors import UsageError
 FORMATS = ("table", "vertical", "csv", "json", "parquet")
 MAX_TABLE_ROWS = 200
 MAX_VERTICAL_LINES = 1000
+PAGED = 10
+"""So many times more is written where it can be paged."""
 _MAX_CELL = 60
 _BATCH_ROWS = 4096
 _UNBOUNDED = 1_000_000
 
 
-def format_result(table: pa.Table, fmt: str, out: IO[Any]) -> None:
+def format_result(table: pa.Table, fmt: str, out: IO[Any], *, paged: bool = False) -> None:
     """Writes a query's result to a stream.
 
     Args:
@@ -36,15 +38,16 @@ def format_result(table: pa.Table, fmt: str, out: IO[Any]) -> None:
         out: a text stream; for Parquet a binary one. Times are ISO 8601 in UTC, whole numbers exact. A table
             that is wider than the terminal is written vertically; in a pipe or file each of its rows is one
             line of plain characters.
+        paged: whether `out` is a pager: tables then have up to `PAGED` times as many rows.
 
     Raises:
         UsageError: no such format.
     """
     table = _distinct_names(table)
     if fmt == "table":
-        _write_table(table, out)
+        _write_table(table, out, PAGED if paged else 1)
     elif fmt == "vertical":
-        _write_vertical(table, out)
+        _write_vertical(table, out, PAGED if paged else 1)
     elif fmt == "csv":
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(table.schema.names)
@@ -109,7 +112,7 @@ def _csv_cell(value: Any) -> Any:
     return value
 
 
-def _write_table(table: pa.Table, out: IO[str]) -> None:
+def _write_table(table: pa.Table, out: IO[str], factor: int) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -126,18 +129,19 @@ def _write_table(table: pa.Table, out: IO[str]) -> None:
         numeric = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
         right = numeric or pa.types.is_decimal(field.type)
         shown.add_column(Text(field.name), justify="right" if right else "left", overflow="fold")
-    for row in _rows(table.slice(0, MAX_TABLE_ROWS)):
+    most = MAX_TABLE_ROWS * factor
+    for row in _rows(table.slice(0, most)):
         shown.add_row(*[Text(_shorten(value)) for value in row])
     if terminal and console.measure(shown, options=console.options.update(width=_UNBOUNDED)).maximum > (
         console.width
     ):
-        _write_vertical(table, out)
+        _write_vertical(table, out, factor)
         return
     console.print(shown)
-    _write_count(console, table.num_rows, min(table.num_rows, MAX_TABLE_ROWS))
+    _write_count(console, table.num_rows, min(table.num_rows, most))
 
 
-def _write_vertical(table: pa.Table, out: IO[str]) -> None:
+def _write_vertical(table: pa.Table, out: IO[str], factor: int) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -146,7 +150,7 @@ def _write_vertical(table: pa.Table, out: IO[str]) -> None:
         console = Console(file=out, width=_UNBOUNDED)
     names = table.schema.names
     widest = max((len(name) for name in names), default=0)
-    shown = min(table.num_rows, max(1, MAX_VERTICAL_LINES // (len(names) + 1)))
+    shown = min(table.num_rows, max(1, factor * MAX_VERTICAL_LINES // (len(names) + 1)))
     for number, row in enumerate(_rows(table.slice(0, shown)), start=1):
         console.print(f"row {number}".ljust(widest, "-"), style="dim", markup=False, highlight=False)
         for name, value in zip(names, row, strict=True):
