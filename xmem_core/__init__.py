@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from xmem_core.config import CutieConfig, MemoryConfig, ModelConfig
     from xmem_core.cutie import Cutie
     from xmem_core.network import XMem
-    from xmem_core.segmenter import Prompt, StepResult, VideoSegmenter
+    from xmem_core.segmenter import EncodedFrame, Prompt, StepResult, VideoSegmenter
     from xmem_core.state import PoisonedStateError, TrackerState
     from xmem_core.weights import WeightsError, load_model
 
 __all__ = [
     "Cutie",
     "CutieConfig",
+    "EncodedFrame",
     "MemoryConfig",
     "ModelConfig",
     "PoisonedStateError",
@@ -43,6 +44,7 @@ if not TYPE_CHECKING:
     _MODULES = {
         "Cutie": "cutie",
         "CutieConfig": "config",
+        "EncodedFrame": "segmenter",
         "MemoryConfig": "config",
         "ModelConfig": "config",
         "PoisonedStateError": "state",

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, SupportsIndex
 
@@ -33,6 +34,28 @@ MAX_OBJECT_ID = 2**31 - 1
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 Frame = NDArray[np.uint8] | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedFrame:
+    """A frame after the part of a step that needs neither memory nor masks. Made by `VideoSegmenter.encode`.
+
+    Args:
+        frame: H x W x 3 uint8 RGB.
+        size: (height, width) of the network's input before padding.
+        image: the network's input, (1, 3, h, w).
+        features: output of the key encoder.
+        fingerprint: fingerprint of the model.
+    """
+
+    frame: Frame
+    size: tuple[int, int]
+    image: Tensor
+    features: Features
+    fingerprint: str
+
+    def __repr__(self) -> str:
+        return f"EncodedFrame({self.size[1]}x{self.size[0]}, {self.features!r})"
 
 
 class Prompt:
@@ -253,12 +276,34 @@ class VideoSegmenter:
         """An empty state for a new stream."""
         return TrackerState(self.memory_config, self.fingerprint, self.size)
 
-    def step(self, state: TrackerState, frame: Frame, prompt: Prompt | None = None) -> StepResult:
+    @torch.no_grad()
+    def encode(self, frame: Frame, network_size: tuple[int, int] | None = None) -> EncodedFrame:
+        """Do the part of a step that needs neither memory nor masks: resize the frame and encode its keys.
+
+        It may run in another thread while `step` is at the frame before: with as many threads of torch, the
+        results of `step` are bit-identical.
+
+        Args:
+            frame: H x W x 3 uint8 RGB.
+            network_size: the state's `network_size`; None: that of a new state.
+
+        Raises:
+            ValueError: it is no such frame.
+        """
+        size = self._network_size(frame, network_size)
+        image = self._prepare(frame, size)
+        (features,) = self._encode_keys([image])
+        assert features is not None
+        return EncodedFrame(frame, size, image, features, self.fingerprint)
+
+    def step(
+        self, state: TrackerState, frame: Frame | EncodedFrame, prompt: Prompt | None = None
+    ) -> StepResult:
         """Track one stream's objects on its next frame, and update its memory.
 
         Args:
             state: the stream's; changed in place.
-            frame: H x W x 3 uint8 RGB.
+            frame: H x W x 3 uint8 RGB, or what `encode` made of it.
             prompt: masks given on this frame, at its size.
 
         Returns:
@@ -271,28 +316,39 @@ class VideoSegmenter:
         return self.step_many([(state, frame, prompt)])[0]
 
     @torch.no_grad()
-    def step_many(self, steps: Sequence[tuple[TrackerState, Frame, Prompt | None]]) -> list[StepResult]:
+    def step_many(
+        self, steps: Sequence[tuple[TrackerState, Frame | EncodedFrame, Prompt | None]]
+    ) -> list[StepResult]:
         """`step` for several streams at once; on a GPU frames of one size share a pass of the key encoder.
 
         On a CPU nothing is batched, so that a stream's results do not depend on the other streams. All input
         is checked before any state changes.
         """
         seen: set[int] = set()
-        sizes = []
-        for state, frame, prompt in steps:
+        sizes, frames = [], []
+        for state, given, prompt in steps:
             if id(state) in seen:
                 raise ValueError("the same state twice in one call: one frame of a stream at a time")
             seen.add(id(state))
-            sizes.append(self._check(state, frame, prompt))
+            frame, size = self._check(state, given, prompt)
+            frames.append(frame)
+            sizes.append(size)
+        ahead = [
+            given if isinstance(given, EncodedFrame) and given.size == size else None
+            for (_, given, _), size in zip(steps, sizes, strict=True)
+        ]
         images = [
-            self._prepare(frame, size) if state.object_ids or prompt else None
-            for (state, frame, prompt), size in zip(steps, sizes, strict=True)
+            self._prepare(frame, size) if done is None and (state.object_ids or prompt) else None
+            for (state, _, prompt), frame, size, done in zip(steps, frames, sizes, ahead, strict=True)
         ]
         features = self._encode_keys(images)
         results = []
-        for (state, frame, prompt), size, image, keys in zip(steps, sizes, images, features, strict=True):
+        for i, (state, _, prompt) in enumerate(steps):
+            image, keys = images[i], features[i]
+            if (done := ahead[i]) is not None and (state.object_ids or prompt):
+                image, keys = done.image, done.features
             try:
-                results.append(self._advance(state, frame, prompt, size, image, keys))
+                results.append(self._advance(state, frames[i], prompt, sizes[i], image, keys))
             except BaseException as error:
                 state.poisoned = f"{type(error).__name__}: {error}"
                 raise
@@ -300,8 +356,10 @@ class VideoSegmenter:
 
     # --- input -----------------------------------------------------------------------------------
 
-    def _check(self, state: TrackerState, frame: Frame, prompt: Prompt | None) -> tuple[int, int]:
-        """Validate the input; returns the network size, (height, width)."""
+    def _check(
+        self, state: TrackerState, given: Frame | EncodedFrame, prompt: Prompt | None
+    ) -> tuple[Frame, tuple[int, int]]:
+        """Validate the input; returns the frame and the network size, (height, width)."""
         state.check_usable()
         for name, own, other in (
             ("model", self.fingerprint, state.model_fingerprint),
@@ -310,18 +368,30 @@ class VideoSegmenter:
         ):
             if own != other:
                 raise ValueError(f"state of another {name}: it has {other}, this segmenter has {own}")
-        if not isinstance(frame, np.ndarray | Tensor):
-            raise ValueError(f"frame is a {type(frame).__name__}: need H x W x 3 uint8, numpy or tensor")
+        frame = given.frame if isinstance(given, EncodedFrame) else given
+        if isinstance(given, EncodedFrame) and given.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"frame encoded by another model: it has {given.fingerprint}, this segmenter has "
+                f"{self.fingerprint}"
+            )
+        size = self._network_size(frame, state.network_size)
         if prompt is not None and not isinstance(prompt, Prompt):
             raise ValueError(f"prompt is a {type(prompt).__name__}: need a Prompt, or None")
+        shape = tuple(frame.shape[:2])
+        if prompt is not None and prompt.size != shape:
+            raise ValueError(f"prompt masks are {prompt.size}, the frame is {shape} (height, width)")
+        return frame, size
+
+    def _network_size(self, frame: Frame, known: tuple[int, int] | None) -> tuple[int, int]:
+        """Validate a frame; returns its network size, (height, width): the stream's if that is known."""
+        if not isinstance(frame, np.ndarray | Tensor):
+            raise ValueError(f"frame is a {type(frame).__name__}: need H x W x 3 uint8, numpy or tensor")
         shape = tuple(frame.shape)
         dtype = str(frame.dtype).removeprefix("torch.")
         if len(shape) != 3 or shape[2] != 3 or min(shape) < 1 or dtype != "uint8":
             raise ValueError(f"frame of shape {shape} and type {dtype}: need H x W x 3 uint8, RGB")
-        if prompt is not None and prompt.size != shape[:2]:
-            raise ValueError(f"prompt masks are {prompt.size}, the frame is {shape[:2]} (height, width)")
-        if state.network_size is not None:
-            return state.network_size
+        if known is not None:
+            return known
         height, width = shape[:2]
         if self.size is None or min(height, width) <= self.size:
             return height, width

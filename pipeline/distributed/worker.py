@@ -26,7 +26,12 @@ from pipeline.prompts.resolving import PromptSet, load_mask_png, load_prompts
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
 from pipeline.tracking.executor import Begun, Executor, begun_with
-from pipeline.tracking.memory_plan import device_bytes, predict_state_bytes, predict_workspace_bytes
+from pipeline.tracking.memory_plan import (
+    device_bytes,
+    predict_ahead_bytes,
+    predict_state_bytes,
+    predict_workspace_bytes,
+)
 from pipeline.tracking.segmenters import open_segmenter
 from pipeline.tracking.settings import AUTO, dtype_name
 from pipeline.tracking.stream_tracker import StreamTracker
@@ -294,6 +299,9 @@ class Worker:
         dtype = stream.settings.model.dtype
         sizes = (source.height, source.width, stream.most_objects, segmenter.size, dtype)
         lengths = [n for n in (source.frame_count, stream.settings.commit.max_frames) if n is not None]
+        ahead = 0
+        if stream.looks_ahead:
+            ahead = predict_ahead_bytes(segmenter.config, source.height, source.width, segmenter.size, dtype)
         status = StreamStatus(
             stream.store.stream_id,
             next_frame=stream.position,
@@ -305,7 +313,8 @@ class Worker:
             width=source.width,
             frame_count=min(lengths, default=None),
             objects=stream.most_objects,
-            state_bytes=predict_state_bytes(
+            state_bytes=ahead
+            + predict_state_bytes(
                 segmenter.config, segmenter.memory_config, *sizes, frames=source.frame_count
             ),
             workspace_bytes=predict_workspace_bytes(

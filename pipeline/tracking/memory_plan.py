@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline.base.errors import UsageError
 from pipeline.base.setting_fields import MIN_SIZE
+from pipeline.tracking.look_ahead import AHEAD
 from pipeline.tracking.settings import DTYPES
 from xmem_core import Cutie, CutieConfig, MemoryConfig, XMem
 from xmem_core.backbones import fold_batch_norms
@@ -155,6 +156,23 @@ def predict_workspace_bytes(
     return round(peak * (1 + _SCRATCH)) + widest + cast
 
 
+def predict_ahead_bytes(
+    model: AnyModelConfig, height: int, width: int, size: int | None = None, dtype: str = "float32"
+) -> int:
+    """Device memory that encoding frames ahead takes, in bytes: added to a stream's state.
+
+    It is that of the encoded frames that wait, and the peak of encoding one, which happens beside the steps
+    of other streams. See `pipeline.tracking.look_ahead`. Arguments and errors are those of
+    `predict_state_bytes`.
+    """
+    _check(height, width, 0, size, dtype)
+    _, _, padded_h, padded_w = network_grid(height, width, size)
+    peak, kept = _encoding_peaks(model, padded_h, padded_w)
+    # A frame as bytes and as floats while it is resized.
+    arriving = 3 * height * width * (1 + _FLOAT)
+    return AHEAD * (3 * height * width + kept) + round((peak - kept + arriving) * (1 + _SCRATCH))
+
+
 # --- memory --------------------------------------------------------------------------------------
 
 
@@ -273,6 +291,21 @@ def _network_peaks(model: AnyModelConfig, height: int, width: int, objects: int)
         step = _cutie_step if isinstance(network, Cutie) else _xmem_step
         kept = step(network, image, objects, alive)  # type: ignore[arg-type]
     return alive.peak, kept, sum(weights), max(weights)
+
+
+@cache
+def _encoding_peaks(model: AnyModelConfig, height: int, width: int) -> tuple[int, int]:
+    """Bytes of encoding a frame: the peak, and the network's input and features that are kept."""
+    with torch.device("meta"):
+        network = build_network(model).eval().requires_grad_(False)
+    if not model.published:
+        fold_batch_norms(network)
+    with torch.no_grad(), _Alive(network) as alive:
+        image = _empty(1, 3, height, width)
+        keys = network.encode_key(image)
+        kept = alive.bytes
+        del keys
+    return alive.peak, kept
 
 
 def _empty(*shape: int) -> Tensor:

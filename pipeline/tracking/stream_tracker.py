@@ -23,9 +23,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.base.closeable import Closing
 from pipeline.base.errors import SourceError
 from pipeline.base.records import Frame, MaskRecord
@@ -34,6 +31,7 @@ from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking.chunk_rows import ChunkRows
 from pipeline.tracking.committer import Committer
 from pipeline.tracking.frame_prompts import FramePrompts
+from pipeline.tracking.look_ahead import Arrived, arriving, looks_ahead
 from pipeline.tracking.memory_edit import planned_edits
 from pipeline.tracking.objects import Masks, TrackedObjects
 from pipeline.tracking.resume import open_stream, resume
@@ -44,7 +42,8 @@ from pipeline.tracks.sinks import Sinks
 from pipeline.tracks.store import StreamStore
 from pipeline.video.prefetch import Prefetch
 from pipeline.video.sources import VideoSource
-from xmem_core import Prompt, StepResult, TrackerState, VideoSegmenter
+from xmem_core import EncodedFrame, Prompt, StepResult, TrackerState, VideoSegmenter
+from xmem_core.segmenter import Frame as Image
 
 __all__ = ["FINISHED", "RUNNING", "StepInput", "StreamSummary", "StreamTracker"]
 
@@ -55,10 +54,14 @@ _NAMED_FRAMES = 5
 
 @dataclass(frozen=True)
 class StepInput:
-    """The segmenter's input for one frame."""
+    """The segmenter's input for one frame.
+
+    Args:
+        image: H x W x 3 uint8 RGB, encoded ahead or as it is.
+    """
 
     state: TrackerState
-    image: NDArray[np.uint8]
+    image: Image | EncodedFrame
     prompt: Prompt | None
 
 
@@ -114,8 +117,8 @@ class StreamTracker(Closing):
             settings.commit.box_segmenter, box_segmenter, self.summary.warnings
         )
         self._committer = Committer(store, sinks, self._check_owner)
-        self._frames: Prefetch[Frame] | None = None
-        self._waiting: Frame | None = None
+        self._frames: Prefetch[Arrived] | None = None
+        self._waiting: Arrived | None = None
         self._pending: tuple[Frame, StepInput] | None = None
         self._failure: BaseException | None = None
         self._ended = False
@@ -178,14 +181,25 @@ class StreamTracker(Closing):
         self._edits = planned_edits(self.store, found.next_frame, self._committed)
         if opened.outdated:
             self._record.update(RUNNING, self.summary)
-        self._frames = Prefetch(self._limited(found.next_frame, found.previous_pts_seconds))
+        self._frames = self._arriving(found.next_frame, found.previous_pts_seconds)
 
-    def _limited(self, start: int, previous_pts: float | None) -> Iterator[Frame]:
+    def _arriving(self, start: int, previous_pts: float | None) -> Prefetch[Arrived]:
+        frames = Prefetch(self._limited(start, previous_pts))
+        if not self.looks_ahead:
+            return frames
+        return arriving(frames, self._segmenter, self.state, self.settings.threads)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the next frames are encoded while one is tracked, which takes memory."""
+        return looks_ahead(self._segmenter, self.settings.threads)
+
+    def _limited(self, start: int, previous_pts: float | None) -> Iterator[Arrived]:
         limit = self.settings.commit.max_frames
         if limit is not None and start >= limit:
             return
         for frame in self.source.frames(start, previous_pts_seconds=previous_pts):
-            yield frame
+            yield frame, frame.image
             # Reading another frame would decode it, and report losses beyond the limit.
             if limit is not None and frame.frame_index + 1 >= limit:
                 return
@@ -243,10 +257,11 @@ class StreamTracker(Closing):
             return self._pending[1]
         if not self.settle():
             return None
-        frame, self._waiting = self._waiting, None
-        assert frame is not None
+        arrived, self._waiting = self._waiting, None
+        assert arrived is not None
+        frame, image = arrived
         try:
-            step = self._arrive(frame)
+            step = StepInput(self.state, image, self._arrive(frame))
             self._pending = (frame, step)
         except BaseException as error:
             self._failure = error
@@ -273,12 +288,12 @@ class StreamTracker(Closing):
             return False
         try:
             self._committer.check()
-            frame = next(self._frames, None)
-            if frame is None:
+            arrived = next(self._frames, None)
+            if arrived is None:
                 self._finish()
                 return False
-            self._end_chunk(frame)
-            self._waiting = frame
+            self._end_chunk(arrived[0])
+            self._waiting = arrived
         except BaseException as error:
             self._failure = error
             raise
@@ -353,7 +368,8 @@ class StreamTracker(Closing):
         if self._rows.next_frame - self._snapshot_at >= chosen.snapshot_chunks * chosen.chunk_frames:
             self._take_snapshot()
 
-    def _arrive(self, frame: Frame) -> StepInput:
+    def _arrive(self, frame: Frame) -> Prompt | None:
+        """Do what precedes the step on a frame; returns the masks given on it."""
         for loss in frame.losses:
             self._rows.add(loss)
         self._edit_memory(frame)
@@ -366,7 +382,7 @@ class StreamTracker(Closing):
                 )
         masks: Masks = {} if prompt is None else self._objects.prompt(frame, prompt)
         self._objects.look(frame, masks)
-        return StepInput(self.state, frame.image, Prompt(masks) if masks else None)
+        return Prompt(masks) if masks else None
 
     def _edit_memory(self, frame: Frame) -> None:
         """Make the edits that take effect before a frame."""

@@ -18,15 +18,20 @@ class Prefetch(Generic[T]):
 
     Order and content are unchanged. An exception is raised at its position and again on every later call, so
     that a failed source never looks like one that ended. `close()` stops the thread, which closes `items` if
-    it is a generator.
+    it can be closed, as generators can.
+
+    Args:
+        items: used by the thread only.
+        depth: number of items that may wait; one more may be finished and wait for room.
+        name: name of the thread.
     """
 
-    def __init__(self, items: Iterator[T], depth: int = 4) -> None:
+    def __init__(self, items: Iterator[T], depth: int = 4, *, name: str = "xmem-decode") -> None:
         self._items = items
         self._queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
         self._stop = threading.Event()
         self._end: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="xmem-decode", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def __iter__(self) -> Prefetch[T]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,15 @@ from numpy.typing import NDArray
 from support.recorded import recorded
 from support.small_net import MODELS, SMALL, SMALL_MEMORY, frame_at, small_model, square
 
-from xmem_core import MemoryConfig, PoisonedStateError, Prompt, TrackerState, VideoSegmenter, network
+from xmem_core import (
+    EncodedFrame,
+    MemoryConfig,
+    PoisonedStateError,
+    Prompt,
+    TrackerState,
+    VideoSegmenter,
+    network,
+)
 from xmem_core import segmenter as segmenter_module
 from xmem_core import steps as steps_module
 from xmem_core.corrections import contradicted
@@ -612,6 +621,54 @@ def test_input_that_does_not_fit_leaves_the_state_as_it_was(
         segmenter.step_many([(neighbour, FRAME, Prompt({3: MASK})), (state, frame, prompt)])
     assert state.to_bytes() == before
     assert neighbour.to_bytes() == empty
+
+
+def test_frames_encoded_ahead_in_another_thread_give_the_same_bits(segmenter: VideoSegmenter) -> None:
+    prompts = {0: Prompt({1: MASK}), 3: Prompt({2: OTHER})}
+    plain, results = follow(segmenter, prompts, 9)
+    state = segmenter.new_state()
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(segmenter.encode, frame_at(0))
+        for t, wanted in enumerate(results):
+            encoded, ahead = (
+                ahead.result(),
+                pool.submit(segmenter.encode, frame_at(t + 1), state.network_size),
+            )
+            assert isinstance(encoded, EncodedFrame)
+            result = segmenter.step(state, encoded, prompts.get(t))
+            assert torch.equal(result.network_probabilities, wanted.network_probabilities)
+    assert state.to_bytes() == plain.to_bytes()
+
+
+def test_a_frame_encoded_at_another_size_is_encoded_again(xmem: VideoSegmenter) -> None:
+    large = np.repeat(np.repeat(frame_at(1), 2, 0), 2, 1)
+    results = []
+    for frame in (large, xmem.encode(large)):
+        state, _ = follow(xmem, {0: Prompt({1: MASK})}, 1)
+        results.append(xmem.step(state, frame))
+    first, second = results
+    assert second.frame_size == large.shape[:2]
+    assert torch.equal(first.network_probabilities, second.network_probabilities)
+
+
+def test_what_was_encoded_is_not_used_where_nothing_is_tracked(segmenter: VideoSegmenter) -> None:
+    state = segmenter.new_state()
+    result = segmenter.step(state, segmenter.encode(FRAME))
+    assert result.object_ids == ()
+    assert state.to_bytes() == follow(segmenter, {}, 1)[0].to_bytes()
+
+
+def test_a_frame_that_another_model_encoded_is_refused(xmem: VideoSegmenter) -> None:
+    changed = small_model()
+    changed.decoder.pred.weight.data.mul_(2)
+    other = VideoSegmenter(changed, SMALL_MEMORY)
+    state, _ = follow(xmem, {0: Prompt({1: MASK})}, 1)
+    before = state.to_bytes()
+    with pytest.raises(ValueError, match="encoded by another model"):
+        xmem.step(state, other.encode(FRAME))
+    assert state.to_bytes() == before
+    with pytest.raises(ValueError, match="need H x W x 3 uint8"):
+        xmem.encode(FRAME[0])
 
 
 def test_one_state_twice_in_a_call_is_refused(segmenter: VideoSegmenter) -> None:

@@ -1,0 +1,75 @@
+"""Encoding frames ahead: a thread runs the part of the next steps that needs neither memory nor masks.
+
+With two threads of torch on a CPU, many operations of a step are too small to be divided, so that the second
+core idles. Encoding the next frame while the objects are read and decoded on the one before keeps it busy.
+Rows do not depend on it: both threads compute with as many threads of torch as a step without look-ahead.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import torch
+
+from pipeline.base.records import Frame
+from pipeline.video.prefetch import Prefetch
+from xmem_core import EncodedFrame, TrackerState, VideoSegmenter
+from xmem_core.segmenter import Frame as Image
+
+logger = logging.getLogger(__name__)
+
+Arrived = tuple[Frame, Image | EncodedFrame]
+"""A frame, and what `VideoSegmenter.step` takes of it."""
+
+_DEPTH = 1
+AHEAD = _DEPTH + 1
+"""Maximum number of frames that are held encoded besides the one being tracked: queued, and just finished."""
+
+
+def looks_ahead(segmenter: VideoSegmenter, threads: int) -> bool:
+    """Whether frames are encoded ahead: on a CPU with at least two threads.
+
+    A GPU gets its work without waiting for it, so there is nothing to overlap.
+    """
+    return segmenter.device.type == "cpu" and threads > 1
+
+
+def arriving(
+    frames: Prefetch[Arrived], segmenter: VideoSegmenter, state: TrackerState, threads: int
+) -> Prefetch[Arrived]:
+    """The frames in order, encoded in a thread. Closing the result closes `frames`.
+
+    Args:
+        state: state of the stream, read only: frames are encoded while it has objects, at its network size.
+        threads: threads of torch of each step.
+    """
+    return Prefetch(_Encoded(frames, segmenter, state, threads), _DEPTH, name="xmem-encode")
+
+
+class _Encoded(Iterator[Arrived]):
+    """Encodes each frame when it is asked for. To be used by one thread."""
+
+    def __init__(
+        self, frames: Prefetch[Arrived], segmenter: VideoSegmenter, state: TrackerState, threads: int
+    ) -> None:
+        self._frames, self._segmenter, self._state, self._threads = frames, segmenter, state, threads
+        self._begun = False
+
+    def __next__(self) -> Arrived:
+        frame, image = next(self._frames)
+        if not self._state.object_ids:
+            return frame, image
+        if not self._begun:  # the setting is the thread's
+            torch.set_num_threads(self._threads)
+            self._begun = True
+        try:
+            return frame, self._segmenter.encode(frame.image, self._state.network_size)
+        except Exception as error:
+            # The step repeats it and fails at its own place, after the frames before it.
+            logger.debug("frame %d could not be encoded ahead: %s", frame.frame_index, error)
+            return frame, image
+
+    def close(self) -> None:
+        """Stop decoding."""
+        self._frames.close()
