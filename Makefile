@@ -14,6 +14,9 @@ BESIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 ALONE = $(shell grep -rl 'mark\.alone' tests --include='test_*.py')
 BENCHMARKS ?= speed parts batch scheduling long_video s3_reading query
 
+# Where it is set, every process of a test compiles all modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup setup-dev demo test quick lint format bench soak chaos clean
 
 help:

@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Processes of tests keep compiled modules where an environment forbids it: to compile them again takes a
+# fifth of the time in which `xmem serve` starts.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # One thread per worker of pytest-xdist; tests and their processes that need more set it.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,6 +26,8 @@ from support.servers import s3_server  # noqa: F401
 
 # Before any test imports torch: see `xmem_core.openmp`.
 import xmem_core as _core  # noqa: F401
+
+sys.dont_write_bytecode = False  # this process too, see above
 
 # Test machines may be busy, so no test has a deadline.
 settings.register_profile("no-deadline", deadline=None)

@@ -6,9 +6,9 @@ by hand. A test needs what its function, its fixtures and the helpers under `tes
 
 from __future__ import annotations
 
-import dis
 import functools
 import inspect
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
@@ -69,8 +69,12 @@ def _direct(thing: Any) -> tuple[frozenset[str], tuple[Any, ...]]:
 
 
 def _is_ours(thing: FunctionType | type) -> bool:
-    module = inspect.getmodule(thing)
-    return TESTS in Path(getattr(module, "__file__", None) or "/").parents
+    return _is_of_tests(thing.__module__)
+
+
+@functools.cache
+def _is_of_tests(module: str) -> bool:
+    return TESTS in Path(getattr(sys.modules.get(module), "__file__", None) or "/").parents
 
 
 def _mentioned(thing: Any) -> Iterator[Any]:
@@ -91,17 +95,20 @@ def _mentioned(thing: Any) -> Iterator[Any]:
 
 
 def _in_code(code: CodeType, names: dict[str, Any]) -> Iterator[Any]:
-    last: Any = None
-    for instruction in dis.get_instructions(code):
-        at, last = last, None
-        if instruction.opname == "IMPORT_NAME":
-            yield instruction.argval
-        elif instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            last = names.get(instruction.argval)
-        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") and isinstance(at, ModuleType):
-            last = vars(at).get(instruction.argval)  # not getattr: modules may import lazily
-        if last is not None:
-            yield last
+    # Names only, as to read instructions takes many times as long: an attribute counts as the global of the
+    # same name, and as an attribute of every module that the code refers to.
+    modules = []
+    for name in code.co_names:
+        if name.split(".")[0] in _OF_MODULES:  # perhaps imported here
+            yield name
+        value = names.get(name)
+        if isinstance(value, ModuleType):
+            modules.append(value)
+        if value is not None:
+            yield value
+    for module in modules:
+        members = vars(module)  # not getattr: modules may import lazily
+        yield from (members[name] for name in code.co_names if members.get(name) is not None)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _in_code(constant, names)
