@@ -20,7 +20,8 @@ def compact(
     from pipeline.tracks.compaction import compact as run
 
     done = run(folder, file_bytes=megabytes << 20)
-    say(f"{done.chunks} files with {done.rows} rows compacted into {done.files}")
+    merged = f"; {done.merged} smaller ones of earlier runs merged" if done.merged else ""
+    say(f"{done.chunks} files with {done.rows} rows compacted into {done.files}{merged}")
     if done.skipped:
         raise XmemError(
             f"not compacted, since files are missing or damaged: {', '.join(sorted(done.skipped))}"

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial, reduce
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from pipeline.analytics.listing import Chunk, Listing
 from pipeline.base.errors import StoreError
 from pipeline.storage.files import Files
 from pipeline.storage.local_files import LocalFiles
-from pipeline.tracks.compaction import copied_frames
+from pipeline.tracks.compaction import chunks_of_groups, copied_frames
 from pipeline.tracks.copies import FOLDER, Copy, copy_path
 from pipeline.tracks.layout import MEND, chunk_footer, chunk_name
 
@@ -214,7 +215,11 @@ class ChunkDataset(_Source):
     ) -> list[Callable[[], list[pa.RecordBatch]]]:
         """Row groups of a compacted file to read together. FileNotFoundError if it is gone."""
         with self._reporting_copy(copy):
-            metadata = self._open_copy(copy).metadata
+            # Open until the last task is done: the rows stay there if the file is removed meanwhile.
+            source = None
+            if isinstance(self._files, LocalFiles):
+                source = pa.OSFile(self._files.path(copy_path(self._kind, copy.name)))
+            metadata = self._open_copy(copy, source).metadata
             self._check_copy(copy, metadata, chosen)
             wanted = sorted({chunk.stream_id for chunk, _ in chosen})
             parts = [] if condition is None else [condition]
@@ -239,39 +244,66 @@ class ChunkDataset(_Source):
             left = None if exact else filtered
             for start in range(0, len(of_kind), _GROUPS_PER_TASK):
                 some_of = of_kind[start : start + _GROUPS_PER_TASK]
-                tasks.append(partial(self._read_copy, copy, metadata, some_of, names, left))
+                tasks.append(partial(self._read_copy, copy, source, metadata, some_of, wanted, names, left))
         return tasks
 
     def _read_copy(
         self,
         copy: Copy,
+        source: pa.NativeFile | None,
         metadata: Any,
         groups: Sequence[int],
+        stream_ids: Sequence[str],
         names: Sequence[str],
         condition: pc.Expression | None,
     ) -> list[pa.RecordBatch]:
         schema = self._with_needed(names, condition)
         batches = []
-        with self._reporting_copy(copy):
-            as_is = "stream_id" in names and "stream_id" not in _fields(condition, self._schema)
-            file = self._open_copy(copy, metadata, dictionaries=["stream_id"] if as_is else None)
-            schema = _emitted(schema) if as_is else schema
-            there = [name for name in schema.names if name in file.schema_arrow.names]
-            for group in groups:
-                rows = metadata.row_group(group).num_rows
-                table = file.read_row_group(group, columns=there, use_threads=False) if there else None
-                columns = [_column(field, table, rows) for field in schema]
-                batches.append(pa.RecordBatch.from_arrays(columns, schema=schema))
+        try:
+            with self._reporting_copy(copy):
+                as_is = "stream_id" in names and "stream_id" not in _fields(condition, self._schema)
+                file = self._open_copy(copy, source, metadata, ["stream_id"] if as_is else None)
+                schema = _emitted(schema) if as_is else schema
+                there = [name for name in schema.names if name in file.schema_arrow.names]
+                for group in groups:
+                    rows = metadata.row_group(group).num_rows
+                    table = file.read_row_group(group, columns=there, use_threads=False) if there else None
+                    columns = [_column(field, table, rows) for field in schema]
+                    batches.append(pa.RecordBatch.from_arrays(columns, schema=schema))
+        except FileNotFoundError:  # it was merged with others since it was opened
+            chunks = self._chunks_of(copy, metadata, groups, {*stream_ids})
+            return self._read_all(chunks, names, condition)
         return _filtered(batches, schema, names, condition)
 
+    def _chunks_of(
+        self, copy: Copy, metadata: Any, groups: Sequence[int], stream_ids: Set[str]
+    ) -> list[Chunk]:
+        """The chunks of some streams of which the row groups of a compacted file are made."""
+        counts = chunks_of_groups(metadata.metadata)
+        if counts is None:
+            uri = self._files.uri(copy_path(self._kind, copy.name))
+            raise StoreError(f"{uri} was replaced while it was read: ask again")
+        ends = [0, *accumulate(counts)]
+        named = [(stream_id, first) for stream_id, chunks in copy.chunks.items() for first in chunks]
+        picked = [key for group in groups for key in named[ends[group] : ends[group + 1]]]
+        known = {
+            (chunk.stream_id, chunk.first): chunk
+            for chunks in self._listing.chunks({s for s, _ in picked} & stream_ids).values()
+            for chunk in chunks
+        }
+        return [known[key] for key in picked if key in known]
+
     def _open_copy(
-        self, copy: Copy, metadata: Any = None, dictionaries: Sequence[str] | None = None
+        self,
+        copy: Copy,
+        source: pa.NativeFile | None = None,
+        metadata: Any = None,
+        dictionaries: Sequence[str] | None = None,
     ) -> pq.ParquetFile:
         assert copy.bytes is not None
         size = copy.bytes[0 if self._kind == "tracks" else 1]
-        return _open(
-            self._files, copy_path(self._kind, copy.name), size, _COPY_TAIL_BYTES, metadata, dictionaries
-        )
+        name = copy_path(self._kind, copy.name)
+        return _open(self._files, name, size, _COPY_TAIL_BYTES, metadata, dictionaries, source)
 
     def _check_copy(self, copy: Copy, metadata: Any, chosen: Sequence[tuple[Chunk, bool]]) -> None:
         """StoreError if a compacted file lacks a stream, or if the file after it is missing."""
@@ -525,18 +557,18 @@ def _open(
     tail_bytes: int,
     metadata: Any = None,
     dictionaries: Sequence[str] | None = None,
+    source: Any = None,
 ) -> pq.ParquetFile:
     """A Parquet file whose footer is within its last `tail_bytes`, as a rule; `metadata` if it was read.
 
-    Columns named by `dictionaries` are read as dictionaries.
+    Columns named by `dictionaries` are read as dictionaries. `source` is the file if it is open.
     """
-    source: Any
     whole: bytes | None = None
     if isinstance(files, LocalFiles) and size is not None:
-        source = pa.OSFile(files.path(name))
+        source = source or pa.OSFile(files.path(name))
         size = source.size()
         if size <= _SMALL_BYTES:  # costs less than its end, and then parts of it
-            whole = source.read()
+            whole = source.read_at(size, 0)
         elif metadata is None:
             tail = source.read_at(tail_bytes, max(0, size - tail_bytes))
     elif size is None or size <= _WHOLE_BYTES:

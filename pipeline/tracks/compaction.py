@@ -1,5 +1,8 @@
 """`compact`: many small chunk files into few large ones, beside writers and readers at work.
 
+What is new makes a file at each run. Such files are merged as those of a log-structured store: as soon as
+there are eight of about one size, into one.
+
 The layout and the rules that keep rows single are in `pipeline.tracks.copies`.
 """
 
@@ -7,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import secrets
 from collections import deque
@@ -27,11 +31,13 @@ from pipeline.tracks.copies import (
     OWNER,
     Copy,
     Sizes,
+    copy_name,
     copy_path,
     is_withdrawn,
     load_copies,
     plan_bytes,
     plan_name,
+    retire_plans,
     withdraw,
 )
 from pipeline.tracks.layout import MEND, chunk_name, chunk_sizes
@@ -41,8 +47,11 @@ logger = logging.getLogger(__name__)
 FILE_BYTES = 128 << 20
 _ROWS_PER_GROUP = 1 << 15
 _LEAST_CHUNKS = 2
+_MERGED = 8
+"""So many files of one size, within a factor of as much, are merged."""
 _AHEAD = 8
 _COPIED = "xmem.copied"
+_GROUPS = "xmem.groups"
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -56,6 +65,7 @@ class Compacted:
         files: compacted files that were written.
         chunks: chunk files that they replace.
         rows: their rows.
+        merged: smaller compacted files that went into others.
         skipped: why streams were left out, by stream.
     """
 
@@ -63,6 +73,7 @@ class Compacted:
     chunks: int
     rows: int
     skipped: Mapping[str, str]
+    merged: int = 0
 
 
 class _StreamError(StoreError):
@@ -81,9 +92,9 @@ def compact(
 ) -> Compacted:
     """Copy the chunk files that are not compacted yet into large files under `compacted/`.
 
-    Finishes what a killed run left, withdraws files whose streams were removed, and leaves `tracks/` and
-    `events/` as they are. Takes about three times `file_bytes` of memory. May run beside writers, readers
-    and itself.
+    Merges small ones of earlier runs, finishes what a killed run left, withdraws files whose streams were
+    removed, and leaves `tracks/` and `events/` as they are. Takes about three times `file_bytes` of memory.
+    May run beside writers, readers and itself.
 
     Args:
         file_bytes: chunk files of about so many bytes make one compacted file.
@@ -100,12 +111,13 @@ def compact(
         raise UsageError(f"{files.root} is no output folder of xmem: nothing in it under tracks/")
     files.sweep(OWNER)
     skipped: dict[str, str] = {}
-    done = [0, 0, 0]
+    done = [0, 0, 0, 0]
     while True:
         copies = load_copies(files)
         if copies.problem is not None:
             raise copies.problem
         covered: set[tuple[str, int]] = set()
+        written: list[Copy] = []
         for copy in copies.files:
             if not copy.void and not all(copy.matches(s, sizes.get(s, {})) for s in copy.chunks):
                 copy = _withdrawn(files, copy)  # a stream was removed, or started over by an older version
@@ -116,9 +128,15 @@ def compact(
             if copy.bytes is None and not _write(files, copy, sizes, skipped, done):
                 continue
             covered |= {(stream_id, first) for stream_id, firsts in copy.chunks.items() for first in firsts}
+            written.append(copy)
         plan = _planned(sizes, covered, skipped, file_bytes)
         if not plan:
-            return Compacted(done[0], done[1], done[2], skipped)
+            small = _mergeable(written, skipped, file_bytes)
+            if small:
+                _merge(files, small, copies.next_plan, sizes, skipped, done)
+                continue
+            retire_plans(files, load_copies(files))
+            return Compacted(done[0], done[1], done[2], skipped, done[3])
         # Written in the next round, as a plan that another run left would be.
         files.create(plan_name(copies.next_plan), plan_bytes(plan, secrets.token_hex(8)), OWNER)
 
@@ -152,27 +170,85 @@ def _planned(
     return plan
 
 
+def _mergeable(written: list[Copy], skipped: Mapping[str, str], file_bytes: int) -> list[Copy]:
+    """Files to merge into one; none if there are not enough of a size."""
+    tiers: dict[int, list[tuple[int, Copy]]] = {}
+    for copy in written:
+        size = sum(sum(of_stream.values()) for of_stream in copy.chunks.values())
+        if 2 * size < file_bytes and not skipped.keys() & copy.chunks.keys():
+            tiers.setdefault(int(math.log(size, _MERGED)), []).append((size, copy))
+    for tier in tiers.values():
+        if len(tier) >= _MERGED:
+            some: list[Copy] = []
+            total = 0
+            for size, copy in tier:
+                if total < file_bytes:
+                    some.append(copy)
+                    total += size
+            return some
+    return []
+
+
+def _merge(
+    files: Files, small: list[Copy], number: int, sizes: Sizes, skipped: dict[str, str], done: list[int]
+) -> None:
+    """Make one file of several, unless another run does."""
+    chunks: Sizes = {}
+    for copy in small:
+        for stream_id, of_stream in copy.chunks.items():
+            chunks.setdefault(stream_id, {}).update(of_stream)
+    chunks = {stream_id: dict(sorted(chunks[stream_id].items())) for stream_id in sorted(chunks)}
+    merged = Copy(copy_name(number, 0), chunks)
+    # Read first: the small files stay if a chunk file cannot be read by now.
+    content = _readable(files, merged, sizes, skipped)
+    if content is None:
+        return
+    for copy in small:
+        withdraw(files, copy.name)
+    if files.create(plan_name(number), plan_bytes([chunks], secrets.token_hex(8)), OWNER):
+        _put(files, merged, content)
+        done[3] += len(small)
+
+
 def _write(files: Files, copy: Copy, sizes: Sizes, skipped: dict[str, str], done: list[int]) -> bool:
     """Write a planned file. False, with the file withdrawn, if a stream in it cannot be read."""
+    content = _readable(files, copy, sizes, skipped)
+    if content is None:
+        withdraw(files, copy.name)
+        return False
+    created = _put(files, copy, content)
+    if created is None:
+        return False
+    if created:
+        done[0] += 1
+        done[1] += sum(map(len, copy.chunks.values()))
+        done[2] += content[2]
+    return True
+
+
+def _readable(
+    files: Files, copy: Copy, sizes: Sizes, skipped: dict[str, str]
+) -> tuple[bytes, bytes, int] | None:
+    """See `_content`; None if a stream cannot be read, which is then in `skipped`."""
     try:
-        tracks, events, rows = _content(files, copy, sizes)
+        return _content(files, copy, sizes)
     except _StreamError as error:
         if error.stream_id not in skipped:
             logger.warning("stream %s is not compacted: %s", error.stream_id, error)
         skipped[error.stream_id] = str(error)
-        withdraw(files, copy.name)
-        return False
+        return None
+
+
+def _put(files: Files, copy: Copy, content: tuple[bytes, bytes, int]) -> bool | None:
+    """Create a planned file. False if it is there, None if it is withdrawn."""
+    tracks, events, _ = content
     # Events first, as in a commit: whoever sees the tracks finds their events.
     files.create(copy_path("events", copy.name), events, OWNER)
     created = files.create(copy_path("tracks", copy.name), tracks, OWNER)
     if is_withdrawn(files, copy.name):
         withdraw(files, copy.name)
-        return False
-    if created:
-        done[0] += 1
-        done[1] += sum(map(len, copy.chunks.values()))
-        done[2] += rows
-    return True
+        return None
+    return created
 
 
 def _content(files: Files, copy: Copy, sizes: Sizes) -> tuple[bytes, bytes, int]:
@@ -255,6 +331,7 @@ class _Writer:
         )
         self._waiting: list[pa.Table] = []
         self._count = 0
+        self._groups: list[int] = []
 
     def add(self, stream_id: str, table: pa.Table) -> None:
         """Add rows behind those there are."""
@@ -274,12 +351,13 @@ class _Writer:
     def finish(self, metadata: Mapping[str, str]) -> bytes:
         """The file's bytes."""
         self._flush()
-        self._writer.add_key_value_metadata(metadata)
+        self._writer.add_key_value_metadata({**metadata, _GROUPS: json.dumps(self._groups)})
         self._writer.close()
         return bytes(self._sink.getvalue())
 
     def _flush(self) -> None:
         if self._count:
+            self._groups.append(len(self._waiting))
             table = pa.concat_tables(self._waiting).unify_dictionaries().combine_chunks()
             self._writer.write_table(table, row_group_size=2 * self._count)
         self.rows += self._count
@@ -297,6 +375,12 @@ def copied_frames(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[tupl
         return {str(s): [(int(first), int(end)) for first, end in ranges] for s, ranges in reach.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError("it is no compacted file of xmem") from error
+
+
+def chunks_of_groups(metadata: Mapping[bytes, bytes] | None) -> list[int] | None:
+    """How many chunks, one after the other, each row group of a compacted file has; None in older files."""
+    found = (metadata or {}).get(_GROUPS.encode())
+    return None if found is None else [int(count) for count in json.loads(found)]
 
 
 def _ahead(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:

@@ -4,6 +4,7 @@
     OUT/compacted/tracks/<number:06d>-<index:04d>.parquet sorted by stream_id, frame_index, object_id
     OUT/compacted/events/<number:06d>-<index:04d>.parquet
     OUT/compacted/void/<number:06d>-<index:04d>.json      withdrawn: nobody reads or writes that file again
+    OUT/compacted/void/<number:06d>.json                  all files of that plan are withdrawn, itself removed
 
 The files of `tracks/` remain the truth; all of `compacted/` can be removed at any time and written anew.
 
@@ -11,6 +12,9 @@ A plan is created, never replaced, before its files are written. A plan has only
 an earlier plan has, except withdrawn ones. So no two files under `compacted/tracks/` have a row in common,
 whichever process is killed when, and a reader needs no more than that folder's names. Files are created as a
 whole, from plans that anybody may finish.
+
+Small files are merged by withdrawing them, and planning what they had anew as one file. Whoever reads a file
+that is withdrawn meanwhile reads the chunk files instead: a row group has the rows of whole chunks.
 
 A restart of a stream withdraws the files with its rows before it removes the stream's own files, and once
 more afterwards: a plan made meanwhile is withdrawn too, and one made later finds no old files. A reader
@@ -37,6 +41,7 @@ OWNER = "compact"
 """Owner of temporary files."""
 PLAN_VERSION = 1
 _PLAN = re.compile(FOLDER + r"/plans/(\d{6})\.json")
+_RETIRED = re.compile(FOLDER + r"/void/(\d{6})\.json")
 
 Sizes = dict[str, dict[int, int]]
 """Bytes of chunk files by stream and first frame."""
@@ -104,23 +109,25 @@ def load_copies(files: Files) -> Copies:
     """The compacted files of a folder, and those that are planned. StoreError if it cannot be read."""
     there = files.sizes(FOLDER, recursive=True)
     found: list[Copy] = []
-    last, problem = 0, None
+    retired = {int(match[1]) for match in map(_RETIRED.fullmatch, there) if match}
+    highest, problem = max(retired, default=0), None
     for name in sorted(there):
         match = _PLAN.fullmatch(name)
-        if match is None:
+        if match is None or (last := int(match[1])) in retired:
             continue
-        last = int(match[1])
+        highest = max(highest, last)
         try:
             plan = _plan(files, name)
         except StoreError as error:
-            problem = error
+            if not files.exists(_retired_name(last)):  # else it was removed since it was listed
+                problem = error
             continue
         for index, chunks in enumerate(plan):
             copy = copy_name(last, index)
             tracks, events = there.get(copy_path("tracks", copy)), there.get(copy_path("events", copy))
             size = None if tracks is None or events is None else (tracks, events)
             found.append(Copy(copy, chunks, size, f"{FOLDER}/void/{copy}.json" in there))
-    return Copies(found, last + 1, problem)
+    return Copies(found, highest + 1, problem)
 
 
 def _plan(files: Files, name: str) -> list[Sizes]:
@@ -152,7 +159,25 @@ def withdraw(files: Files, name: str) -> None:
 
 def is_withdrawn(files: Files, name: str) -> bool:
     """Whether a file is withdrawn by now."""
-    return files.exists(f"{FOLDER}/void/{name}.json")
+    plan = int(name.partition("-")[0])
+    return files.exists(f"{FOLDER}/void/{name}.json") or files.exists(_retired_name(plan))
+
+
+def retire_plans(files: Files, copies: Copies) -> None:
+    """Leave one small file of each plan whose files are all withdrawn."""
+    by_plan: dict[int, list[Copy]] = {}
+    for copy in copies.files:
+        by_plan.setdefault(int(copy.name.partition("-")[0]), []).append(copy)
+    for number, of_plan in by_plan.items():
+        if all(copy.void and copy.bytes is None for copy in of_plan):
+            files.create(_retired_name(number), b"{}\n", OWNER)
+            files.remove(plan_name(number))
+            for copy in of_plan:
+                files.remove(f"{FOLDER}/void/{copy.name}.json")
+
+
+def _retired_name(number: int) -> str:
+    return f"{FOLDER}/void/{number:06d}.json"
 
 
 def withdraw_stream(files: Files, stream_id: str) -> None:

@@ -74,6 +74,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     return since
 
 
+WHERE = "SELECT * FROM tracks WHERE stream_id = 'cam-2' AND frame_index BETWEEN 3 AND 21 ORDER BY ALL"
+
+
 def answer(out: str | Path, options: dict[str, Any] | None = None) -> list[list[dict[str, Any]]]:
     """All rows of both views."""
     return [query(out, f"FROM {kind} ORDER BY ALL", options).to_pylist() for kind in ("tracks", "events")]
@@ -161,7 +164,7 @@ def test_only_row_groups_of_the_streams_asked_for_are_read(
     monkeypatch.setattr(compaction, "_ROWS_PER_GROUP", 30)
     compact(out)
     groups: list[Any] = []
-    monkeypatch.setattr(ChunkDataset, "_read_copy", recorded(ChunkDataset._read_copy, groups, 3))
+    monkeypatch.setattr(ChunkDataset, "_read_copy", recorded(ChunkDataset._read_copy, groups, 4))
     sql = "SELECT count(*) n FROM tracks WHERE stream_id = 'cam-2'"
     assert query(out, sql)["n"].to_pylist() == [60]
     assert sum(map(len, groups)) == 2, "of six"
@@ -374,6 +377,109 @@ def test_compactions_beside_a_writer_and_a_reader(tmp_path: Path) -> None:
     fill(out, "a", 42 * FRAMES, 2)
     compact(out)
     assert plain(out) == expected(out) == [("a", 440, sum(2 * f for f in range(44 * FRAMES)))]
+
+
+def hourly(out: Path | str, runs: int, options: dict[str, Any] | None = None, *, first: int = 0) -> list[int]:
+    """Two chunks and a compaction at a time; the number of merged files of each run."""
+    merged = []
+    for run in range(first, first + runs):
+        fill(out, "cam-1", run * FRAMES, 1, options=options)
+        fill(out, "cam-2", run * FRAMES, 1, options=options)
+        merged.append(compact(out, options).merged)
+    return merged
+
+
+def test_small_files_of_many_runs_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    assert hourly(out, 8) == [0] * 7 + [8]
+    monkeypatch.setattr(compaction, "_MERGED", 3)
+    merged = [8, *hourly(out, 12, first=8)]
+    assert max(merged) >= 6, "three, and then three of three"
+    live = len(list((out / "compacted" / "tracks").iterdir()))
+    assert live <= 5, "of 20"
+    there = [path.relative_to(out).parts[1] for path in (out / "compacted").rglob("*.json")]
+    assert there.count("plans") == live
+    # Each merge takes several files and leaves one; of each plan that is gone there is one file.
+    assert there.count("void") == sum(merged)
+    assert plain(out) == expected(out)
+    assert plain(out, "events") == expected(out, "events")
+
+
+def test_large_files_are_not_merged(out: Path) -> None:
+    size = max(path.stat().st_size for path in out.rglob("frames-*.parquet"))
+    first = compact(out, file_bytes=size)
+    assert first.files >= 9
+    assert first.merged == compact(out, file_bytes=size).merged == 0
+
+
+def test_files_stay_as_they_are_if_a_chunk_cannot_be_read(
+    out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = answer(out)
+    monkeypatch.setattr(compaction, "_MERGED", 99)
+    compact(out, file_bytes=1)
+    monkeypatch.setattr(compaction, "_MERGED", 8)
+    path = out / chunk_name("tracks", "cam-2", 10)
+    data = bytearray(path.read_bytes())
+    data[100] ^= 0xFF
+    path.write_bytes(data)
+    with caplog.at_level(logging.WARNING):
+        done = compact(out)
+    assert [*done.skipped] == ["cam-2"]
+    assert "cam-2/frames-000000000010.parquet cannot be read" in caplog.text
+    assert done.merged == 12, "those of the other streams"
+    assert answer(out) == before, "from the copy"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("creations", [3, 18, 20])
+def test_a_merge_that_was_killed_is_finished_by_the_next(
+    out: Path, monkeypatch: pytest.MonkeyPatch, creations: int
+) -> None:
+    """Killed between the markers of 18 files, before the plan, and between events and tracks."""
+    before = answer(out)
+    monkeypatch.setattr(compaction, "_MERGED", 99)
+    compact(out, file_bytes=1)
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+    command = [sys.executable, "-c", KILLED.replace("12_000", "10**9"), str(out), str(creations)]
+    assert subprocess.run(command, env=environment, timeout=120).returncode == -signal.SIGKILL
+    assert answer(out) == before
+    copied = query(out, "SELECT count(*) n FROM tracks")["n"].to_pylist()[0]
+    assert sum(count for _, count, _ in plain(out)) <= copied, "nothing is there twice"
+    monkeypatch.setattr(compaction, "_MERGED", 8)
+    compact(out)
+    assert answer(out) == before
+    assert plain(out) == expected(out)
+    assert plain(out, "events") == expected(out, "events")
+    assert len(list((out / "compacted" / "tracks").iterdir())) < 8
+
+
+@pytest.mark.parametrize("store", ["disk", "memory"])
+def test_a_file_that_is_merged_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    root = str(tmp_path / "out") if store == "disk" else f"memory://{secrets.token_hex(6)}/out"
+    monkeypatch.setattr(compaction, "_ROWS_PER_GROUP", 30)
+    hourly(root, 7)
+    monkeypatch.setattr("pipeline.analytics.scan._WHOLE_BYTES", 0)
+    monkeypatch.setattr("pipeline.analytics.scan._SMALL_BYTES", 0)
+    before = [answer(root), query(root, WHERE).to_pylist()]
+    read = ChunkDataset._read_copy
+    merged: list[int] = []
+
+    def late(self: ChunkDataset, *arguments: Any) -> Any:
+        if not merged:
+            monkeypatch.setattr(compaction, "_MERGED", 2)
+            merged.append(compact(root).merged)
+            assert merged[0] >= 7
+        return read(self, *arguments)
+
+    monkeypatch.setattr(ChunkDataset, "_read_copy", late)
+    monkeypatch.setattr("pipeline.analytics.scan._REMOTE_THREADS", 1)
+    monkeypatch.setattr("pipeline.analytics.scan._LOCAL_THREADS", 1)
+    after = [answer(root), query(root, WHERE).to_pylist()]
+    assert merged
+    assert after == before
 
 
 @pytest.mark.parametrize("store", ["memory", pytest.param("s3", marks=pytest.mark.s3)])
