@@ -17,7 +17,7 @@ from pipeline.tracking.settings import TrackSettings, dtype_name, track_options
 _NOT_EVALUATED = SAID_BY_SIZE | {
     option.name: "evaluation starts from given masks and writes no output folder"
     for option in track_options()
-    if option.path[0] in ("commit", "detector")
+    if option.path[0] in ("commit", "detector", "direction")
 }
 _NOT_EVALUATED["size"] = "--size may be given several times here"
 

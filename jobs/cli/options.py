@@ -20,7 +20,13 @@ import typer
 from pipeline.base.setting_fields import Option
 from pipeline.tracking.settings import TrackSettings, track_options
 
-_PANELS = {"model": "Network", "memory": "Memory", "commit": "Commits", "detector": "Detector"}
+_PANELS = {
+    "model": "Network",
+    "memory": "Memory",
+    "commit": "Commits",
+    "detector": "Detector",
+    "direction": "Tracking",
+}
 _FLAGS = {
     "detector": ("--detect",),
     "sinks": ("--sink",),

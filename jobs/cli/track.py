@@ -77,27 +77,30 @@ def track(
     started = spoke = time.monotonic()
     already_done = False
     fetch_model(tracking.model.name)
-    max_frames = tracking.commit.max_frames
     with frame_bar(short_name(videos[0])) as (progress, task):
 
         def on_open(stream: StreamTracker) -> None:
             nonlocal already_done, started
             started = time.monotonic()  # excludes loading and opening from the frame rate
             already_done = stream.summary.state == FINISHED
-            total = stream.source.frame_count
-            if max_frames is not None:
-                total = max_frames if total is None else min(total, max_frames)
-            progress.update(task, total=total, completed=stream.next_frame)
+            total = stream.frame_count
+            if total is not None:
+                total += stream.backward_frames
+            progress.update(task, total=total, completed=done(stream))
+
+        def done(stream: StreamTracker) -> int:
+            """Frames tracked so far, those of both passes."""
+            return stream.next_frame + (0 if stream.goes_backward else stream.backward_frames)
 
         def on_frame(stream: StreamTracker) -> None:
             nonlocal spoke
             now = time.monotonic()
             rate = f"{stream.summary.tracked / max(now - started, 1e-9):.1f} frames/s"
-            progress.update(task, completed=stream.next_frame, rate=rate)
+            progress.update(task, completed=done(stream), rate=rate)
             if progress.disable and now - spoke > SPEAK_EVERY_S:
                 spoke = now
                 of = f" of {total}" if (total := progress.tasks[0].total) else ""
-                say(f"{shown}: {stream.next_frame}{of} frames, {rate}")
+                say(f"{shown}: {done(stream)}{of} frames, {rate}")
 
         summary = track_video(
             video,

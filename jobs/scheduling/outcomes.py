@@ -41,7 +41,7 @@ class Ledger:
         self._results[stream_id] = (
             stream_id,
             state,
-            video.position,
+            max(0, video.position - video.offset),
             video.rows,
             video.losses,
             video.tries,

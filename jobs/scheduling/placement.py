@@ -44,6 +44,7 @@ class Video:
         "failing",
         "failures",
         "frame_count",
+        "offset",
         "further",
         "had",
         "harmless",
@@ -84,6 +85,7 @@ class Video:
         self.position = 0
         self.best: int | None = None  # the furthest frame reached so far
         self.frame_count: int | None = None
+        self.offset = 0
         self.rows = self.losses = self.ellipses = 0
         self.seconds = 0.0
         self.state_bytes: int | None = None

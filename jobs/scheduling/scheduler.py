@@ -195,7 +195,7 @@ class Scheduler:
         if video.spec.restart:
             # It was started over; the next opening continues it.
             video.spec = dataclasses.replace(video.spec, restart=False)
-        video.position = status.next_frame
+        video.position, video.offset = status.next_frame, status.offset
         self._ledger.count_length(video, status.frame_count)
         video.ellipses = max(video.ellipses, status.ellipses)
         self._ledger.count_rows(video, status.rows, status.losses)

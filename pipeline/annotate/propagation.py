@@ -34,8 +34,8 @@ from pipeline.tracking.executor import Begun, Executor
 from pipeline.tracking.segmenters import open_segmenter
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.stream_tracker import StreamTracker
-from pipeline.tracks.copying import remove_folder, replace_stream
-from pipeline.tracks.layout import load_record
+from pipeline.tracks.copying import replace_stream
+from pipeline.tracks.layout import load_record, remove_folder
 from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import VideoSource, open_source
 

@@ -2,6 +2,9 @@
 
 A chunk is identified by its stream and frames; the worker that tracks it decodes it. The progress of a stream
 is kept only in the store; every answer repeats it.
+
+Of a stream with a backward pass, chunks and answers count the frames of that pass first; frame N of the video
+is then N + `StreamStatus.offset`.
 """
 
 from __future__ import annotations
@@ -82,7 +85,9 @@ class StreamStatus:
         ellipses: number of boxes so far for which an ellipse was used as mask.
         finished: the stream is finished.
         height, width: size of the source's frames, in pixels.
-        frame_count: number of frames to track: the source's, if known, but at most `max_frames`.
+        frame_count: number of frames to track: the source's, if known, but at most `max_frames`; those of the
+            backward pass are counted, too.
+        offset: number by which frames of the forward pass are counted higher; 0 without a backward pass.
         objects: largest number of objects in its prompts.
         state_bytes: predicted largest device memory of its state. States of open streams add up.
         workspace_bytes: predicted device memory of its steps, in addition. The streams of a worker take
@@ -99,6 +104,7 @@ class StreamStatus:
     height: int = 0
     width: int = 0
     frame_count: int | None = None
+    offset: int = 0
     objects: int = 0
     state_bytes: int = 0
     workspace_bytes: int = 0

@@ -125,7 +125,8 @@ class TrackVideos:
         state, cause = (FINISHED, "") if failure is None else (FAILED, failure.message)
         if failure is not None:
             logger.warning("video %s: %s", shown, cause)
-        return status.stream_id, shown, state, status.next_frame, status.rows, status.losses, seconds, cause
+        frames = max(0, status.next_frame - status.offset)
+        return status.stream_id, shown, state, frames, status.rows, status.losses, seconds, cause
 
     def _finish(self, spec: StreamSpec) -> tuple[StreamStatus, Failure | None]:
         """Track a video to its end, with several attempts if needed; returns its final status."""

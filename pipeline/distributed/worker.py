@@ -160,7 +160,7 @@ class Worker:
         try:
             if stream.ended:
                 outcome = "finished"
-            elif chunk.first != stream.position:
+            elif chunk.first != _position(stream):
                 outcome = "refused"
             elif (chunk.last + 1) % stream.settings.commit.chunk_frames:
                 raise UsageError(
@@ -176,7 +176,7 @@ class Worker:
             return ChunkReport(
                 chunk.stream_id,
                 "failed",
-                next_frame=stream.summary.frames,
+                next_frame=_offset(stream) + stream.summary.frames,
                 frames=stream.summary.tracked - before,
                 rows=stream.summary.rows,
                 losses=stream.summary.losses,
@@ -187,7 +187,7 @@ class Worker:
         report = ChunkReport(
             chunk.stream_id,
             outcome,
-            next_frame=stream.position,
+            next_frame=_position(stream),
             frames=stream.summary.tracked - before,
             rows=stream.rows,
             losses=stream.summary.losses,
@@ -200,7 +200,7 @@ class Worker:
         return report
 
     def _advance(self, stream: StreamTracker, last: int) -> Outcome:
-        while stream.next_frame <= last:
+        while stream.next_frame + _before(stream) <= last:
             if not self._executors[stream.settings.model.dtype].advance([stream]):
                 return "finished"
         # Only the next frame shows whether the chunk is complete, and whether the video ends here.
@@ -298,20 +298,20 @@ class Worker:
         source, segmenter = stream.source, self._segmenter
         dtype = stream.settings.model.dtype
         sizes = (source.height, source.width, stream.most_objects, segmenter.size, dtype)
-        lengths = [n for n in (source.frame_count, stream.settings.commit.max_frames) if n is not None]
         ahead = 0
         if stream.looks_ahead:
             ahead = predict_ahead_bytes(segmenter.config, source.height, source.width, segmenter.size, dtype)
         status = StreamStatus(
             stream.store.stream_id,
-            next_frame=stream.position,
+            next_frame=_position(stream),
             rows=stream.summary.rows,
             losses=stream.summary.losses,
             ellipses=stream.ellipses,
             finished=stream.ended,
             height=source.height,
             width=source.width,
-            frame_count=min(lengths, default=None),
+            frame_count=None if stream.frame_count is None else _offset(stream) + stream.frame_count,
+            offset=_offset(stream),
             objects=stream.most_objects,
             state_bytes=ahead
             + predict_state_bytes(
@@ -342,3 +342,21 @@ class Worker:
             gc.collect()
             torch.cuda.empty_cache()
         return Failure.of(error)
+
+
+def _offset(stream: StreamTracker) -> int:
+    """Number by which frames are counted higher in the forward pass; 0 without a backward pass.
+
+    A multiple of the chunk length, so that chunks of both passes begin and end where rows are committed.
+    """
+    size = stream.settings.commit.chunk_frames
+    return -(-stream.backward_frames // size) * size
+
+
+def _before(stream: StreamTracker) -> int:
+    return 0 if stream.goes_backward else _offset(stream)
+
+
+def _position(stream: StreamTracker) -> int:
+    """The stream's position, as chunks and reports count it."""
+    return stream.position + _before(stream)

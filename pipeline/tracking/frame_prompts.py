@@ -69,7 +69,7 @@ class FramePrompts:
     def _resolve(self, frame: Frame, prompts: PromptSet) -> ResolvedPrompt:
         objects = prompts.at(frame.frame_index)
         found = resolve(objects, frame, self.boxes())
-        self._warnings.extend(found.warnings)
+        self._warnings.extend(w for w in found.warnings if w not in self._warnings)
         if any(entry.box is not None for entry in objects):
             self.resolved.put(frame.frame_index, found)
         return found

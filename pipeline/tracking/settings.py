@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+from pipeline.base.errors import UsageError
 from pipeline.base.picture_size import MAX_PIXELS
 from pipeline.base.setting_fields import (
     MAX_SIZE,
@@ -29,6 +30,8 @@ from xmem_core.config import MemoryConfig
 if TYPE_CHECKING:
     from xmem_core import VideoSegmenter
 
+FORWARD, BACKWARD, BOTH = "forward", "backward", "both"
+DIRECTIONS = (FORWARD, BACKWARD, BOTH)
 DTYPES = ("float32", "bfloat16", "float16")
 AUTO = "auto"
 """Value of `dtype` that selects one of `DTYPES` by machine and model, see
@@ -140,6 +143,7 @@ class TrackOptions(TypedDict, total=False):
     max_pixels: int
     box_segmenter: str
     sinks: Sequence[str]
+    direction: str
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,9 @@ class TrackSettings:
         memory: memory settings.
         commit: chunks, snapshots, sinks.
         detector: the detector that finds new objects.
+        direction: where objects are tracked from their prompts: forward, to the end of the video; backward,
+            from their first prompt to the beginning; or both. Detected objects have no rows before their
+            detection.
         model_fingerprint: fingerprint of the model's weights; "" until they are loaded.
     """
 
@@ -158,7 +165,16 @@ class TrackSettings:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     commit: CommitSettings = field(default_factory=CommitSettings)
     detector: DetectorSettings = field(default_factory=DetectorSettings)
+    direction: str = setting(FORWARD, choices=DIRECTIONS, later=True)
     model_fingerprint: str = field(default="", metadata={"option": False})
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.direction == BACKWARD and self.detector.name is not None:
+            raise UsageError(
+                f"direction={BACKWARD!r} is not allowed with a detector, whose objects have no earlier "
+                f"frames: use {BOTH!r}, or leave the detector out"
+            )
 
     @classmethod
     def of(cls, **options: Unpack[TrackOptions]) -> TrackSettings:
@@ -222,7 +238,7 @@ class TrackSettings:
 
     def differences(self, stored: Mapping[str, Any]) -> list[str]:
         """Differences to the settings of a record, one phrase each; only settings that affect rows."""
-        own, other = self.decisive(), _decisive(stored)
+        own, other = _DEFAULTS | self.decisive(), _DEFAULTS | _decisive(stored)
         return [
             f"{name} was {other.get(name)!r}, now {own.get(name)!r}"
             for name in sorted(set(own) | set(other))
@@ -242,12 +258,15 @@ NOT_LIVE = {
     "snapshot_chunks": "a live stream's snapshots follow after snapshot_seconds",
     "max_frames": "a camera has no end",
     "max_pixels": "cameras have a limit of their own, see LiveOptions",
+    "direction": "a camera's earlier frames are gone",
 }
 """Tracking options that a live hub does not offer, and why."""
 
 _RECORDED = tuple(o for o in track_options() if o.path[0] != "memory" and o.metadata.get("recorded", True))
 # The model's name may differ (a file name, for instance): its fingerprint is compared instead.
 _INDIFFERENT = tuple(o.name for o in _RECORDED if not o.metadata.get("decisive", True))
+# Left out of records while they have their default.
+_DEFAULTS = {"direction": FORWARD}
 # Ignored without a detector, so that records written before detectors existed still match.
 _OF_DETECTOR = tuple(o.name for o in _RECORDED if o.path[0] == "detector")
 

@@ -8,6 +8,9 @@ that starts again asks the store for the first frame without rows, takes the new
 tracks from the snapshot's frame on. Frames that have rows already are repeated to rebuild the state and are
 not written again. Since tracking is deterministic, the files are then those of an undisturbed run.
 
+With the direction `backward` or `both`, a stream has two passes, see `pipeline.tracking.backward`: the
+backward one is a StreamTracker inside the stream's, and its rows are added to those of the forward pass.
+
 Edits of the memory (`pipeline.tracks.edit_log`) are made before their frame, also when it is repeated.
 
 A stream that ended at `max_frames` goes on with a larger one, or with none; the rows are those of a single
@@ -19,15 +22,22 @@ Settings and prompts are fixed by the first commit: until then, a run with other
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.base.closeable import Closing
 from pipeline.base.errors import SourceError
 from pipeline.base.records import Frame, MaskRecord
 from pipeline.prompts.box_segmenters import BoxSegmenter
 from pipeline.prompts.resolving import PromptSet
+from pipeline.tracking.backward import (
+    BackwardPlan,
+    BackwardPrompts,
+    BackwardRows,
+    backward_settings,
+    first_prompts,
+)
 from pipeline.tracking.chunk_rows import ChunkRows
 from pipeline.tracking.committer import Committer
 from pipeline.tracking.frame_prompts import FramePrompts
@@ -35,12 +45,13 @@ from pipeline.tracking.look_ahead import Arrived, arriving, looks_ahead
 from pipeline.tracking.memory_edit import planned_edits
 from pipeline.tracking.objects import Masks, TrackedObjects
 from pipeline.tracking.resume import open_stream, resume
-from pipeline.tracking.settings import TrackSettings
+from pipeline.tracking.settings import BACKWARD, FORWARD, TrackSettings
 from pipeline.tracking.snapshot import Snapshot
 from pipeline.tracking.stream_record import FINISHED, RUNNING, StreamSummary
 from pipeline.tracks.sinks import Sinks
 from pipeline.tracks.store import StreamStore
 from pipeline.video.prefetch import Prefetch
+from pipeline.video.reversed_video import ReversedVideo
 from pipeline.video.sources import VideoSource
 from xmem_core import EncodedFrame, Prompt, StepResult, TrackerState, VideoSegmenter
 from xmem_core.segmenter import Frame as Image
@@ -49,6 +60,7 @@ __all__ = ["FINISHED", "RUNNING", "StepInput", "StreamSummary", "StreamTracker"]
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 _NAMED_FRAMES = 5
 
 
@@ -84,9 +96,11 @@ class StreamTracker(Closing):
             committed frames, the store's own snapshots are used.
         sinks: receive each chunk before it is committed to the store.
         extra: user data for the stream record, JSON-ready; None: the data of the record.
+        frame_prompts: resolves the prompts; None: one made from the settings.
 
     Attributes:
-        latest: mask records of the frame that was accepted last; empty if the frame had rows already.
+        latest: mask records of the frame that was accepted last; empty if the frame had rows already, and in
+            the backward pass.
 
     Raises:
         SettingsConflictError: the folder holds this stream with other settings, prompts or another video.
@@ -107,13 +121,14 @@ class StreamTracker(Closing):
         snapshot: bytes | None = None,
         sinks: Sinks | None = None,
         extra: Mapping[str, Any] | None = None,
+        frame_prompts: FramePrompts | None = None,
     ) -> None:
         self.source = source
         self.store = store
         self.settings = settings
         self.summary = StreamSummary(store.stream_id)
         self._segmenter = segmenter
-        self._frame_prompts = FramePrompts(
+        self._frame_prompts = frame_prompts or FramePrompts(
             settings.commit.box_segmenter, box_segmenter, self.summary.warnings
         )
         self._committer = Committer(store, sinks, self._check_owner)
@@ -123,6 +138,9 @@ class StreamTracker(Closing):
         self._failure: BaseException | None = None
         self._ended = False
         self._exhausted = False
+        self._backward: StreamTracker | None = None
+        self._plan: BackwardPlan | None = None
+        self._earlier: BackwardRows | None = None
         self.latest: tuple[MaskRecord, ...] = ()
         try:
             self._open(prompts, extra, restart, snapshot)
@@ -151,8 +169,11 @@ class StreamTracker(Closing):
         )
         self._committed, self._prompts, self._record = opened.committed, opened.prompts, opened.record
         self._run = opened.identity.digest()
+        self._plan = BackwardPlan.of(self._prompts, self.settings.direction)
+        self._starts = {} if self.settings.direction == FORWARD else first_prompts(self._prompts)
         if self.summary.state == FINISHED:
             self._ended = True
+            self._forget_backward()  # if the run before was killed just then
             return
         found = resume(
             opened, self.store, self.settings, self._segmenter, self._frame_prompts.boxes, snapshot
@@ -181,13 +202,42 @@ class StreamTracker(Closing):
         self._edits = planned_edits(self.store, found.next_frame, self._committed)
         if opened.outdated:
             self._record.update(RUNNING, self.summary)
-        self._frames = self._arriving(found.next_frame, found.previous_pts_seconds)
+        if self._plan is not None and found.next_frame < self._plan.rows_until:
+            self._backward = self._begin_backward(self._plan)
+            if self._backward.ended:
+                self._end_backward()
+        else:
+            self._begin_forward()
+
+    def _begin_backward(self, plan: BackwardPlan) -> StreamTracker:
+        settings, source = backward_settings(self.settings), ReversedVideo(self.source, plan.last)
+        store = self.store.backward(plan.digest(source, settings))
+        prompts = BackwardPrompts(self._frame_prompts, self._prompts, plan.last, self._keep_prompts)
+        return StreamTracker(source, store, self._segmenter, settings, plan.prompts, frame_prompts=prompts)
+
+    def _end_backward(self) -> None:
+        """Go on with the forward pass once the backward pass is committed."""
+        backward, self._backward = self._backward, None
+        assert backward is not None
+        assert self._plan is not None
+        backward.close()
+        if backward.summary.frames:  # none if the video ends before all prompts
+            self._earlier = BackwardRows(self._plan, backward.store.reader())
+        self._begin_forward()
+
+    def _forget_backward(self) -> None:
+        """Remove the backward pass if all its rows are merged; else a larger `max_frames` may need it."""
+        if self._plan is not None and (self._exhausted or self.summary.frames > self._plan.last):
+            self.store.remove_backward()
+
+    def _begin_forward(self) -> None:
+        self._frames = self._arriving(self._rows.next_frame, self._previous_pts)
 
     def _arriving(self, start: int, previous_pts: float | None) -> Prefetch[Arrived]:
         frames = Prefetch(self._limited(start, previous_pts))
         if not self.looks_ahead:
             return frames
-        return arriving(frames, self._segmenter, self.state, self.settings.threads)
+        return arriving(frames, self._segmenter, self._objects.state, self.settings.threads)
 
     @property
     def looks_ahead(self) -> bool:
@@ -195,7 +245,7 @@ class StreamTracker(Closing):
         return looks_ahead(self._segmenter, self.settings.threads)
 
     def _limited(self, start: int, previous_pts: float | None) -> Iterator[Arrived]:
-        limit = self.settings.commit.max_frames
+        limit = self._limit
         if limit is not None and start >= limit:
             return
         for frame in self.source.frames(start, previous_pts_seconds=previous_pts):
@@ -206,18 +256,49 @@ class StreamTracker(Closing):
         self._exhausted = True
 
     @property
+    def _limit(self) -> int | None:
+        """Number of frames of the forward pass, if it ends before the video may do so."""
+        limits = [self.settings.commit.max_frames]
+        if self.settings.direction == BACKWARD and self._starts:
+            limits.append(max(self._starts.values()) + 1)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
     def state(self) -> TrackerState:
-        """The segmenter's state of this stream."""
-        return self._objects.state
+        """The segmenter's state of this stream, in the pass under way."""
+        return self._objects.state if self._backward is None else self._backward.state
+
+    @property
+    def goes_backward(self) -> bool:
+        """Whether the backward pass is under way."""
+        return self._backward is not None
+
+    @property
+    def backward_frames(self) -> int:
+        """Number of frames of the backward pass; 0 without one."""
+        return 0 if self._plan is None else self._plan.frames
+
+    @property
+    def frame_count(self) -> int | None:
+        """Number of frames of the forward pass, as far as it is known."""
+        counts = [n for n in (self.source.frame_count, self._limit) if n is not None]
+        return min(counts, default=None)
 
     @property
     def next_frame(self) -> int:
-        """Index of the next frame to track."""
+        """Index of the next frame to track in the pass under way; the backward one counts its own frames."""
+        if self._backward is not None:
+            return self._backward.next_frame
         return self.summary.frames if self._ended else self._rows.next_frame
 
     @property
     def position(self) -> int:
-        """Index of the first frame not tracked yet; frames repeated after a resume count as tracked."""
+        """Index of the first frame not tracked yet in the pass under way, as `next_frame`.
+
+        Frames repeated after a resume count as tracked.
+        """
+        if self._backward is not None:
+            return self._backward.position
         return self.summary.frames if self._ended else max(self._rows.first, self._rows.next_frame)
 
     @property
@@ -241,7 +322,8 @@ class StreamTracker(Closing):
     def most_objects(self) -> int:
         """Maximum number of simultaneous objects, from prompts and detector."""
         found = 0 if self.settings.detector.name is None else self.settings.detector.finder.max_objects
-        return self._prompts.most_objects + found
+        backward = 0 if self._plan is None else self._plan.prompts.most_objects
+        return max(self._prompts.most_objects + found, backward)
 
     # --- stepping --------------------------------------------------------------------------------
 
@@ -257,6 +339,8 @@ class StreamTracker(Closing):
             return self._pending[1]
         if not self.settle():
             return None
+        if self._backward is not None:
+            return self._in_backward(self._backward.next_input)
         arrived, self._waiting = self._waiting, None
         assert arrived is not None
         frame, image = arrived
@@ -284,6 +368,10 @@ class StreamTracker(Closing):
             raise self._failure
         if self._pending is not None or self._waiting is not None:
             return True
+        if self._backward is not None:
+            if self._in_backward(self._backward.settle):
+                return True
+            self._in_backward(self._end_backward)
         if self._ended or self._frames is None:
             return False
         try:
@@ -299,18 +387,30 @@ class StreamTracker(Closing):
             raise
         return True
 
+    def _in_backward(self, call: Callable[[], T]) -> T:
+        """Call something of the backward pass, whose failures are failures of the stream."""
+        try:
+            return call()
+        except BaseException as error:
+            self._failure = error
+            raise
+
     def export(self) -> bytes:
         """Serialize the state between two chunks, to continue the stream in another StreamTracker.
 
-        Blocks until all rows are committed.
+        Blocks until all rows are committed. The state of a backward pass is saved in the store.
 
         Raises:
             RuntimeError: in the middle of a chunk, or after the end. StoreError: rows could not be written.
         """
+        if self._backward is not None:
+            self._in_backward(self._backward.save)
         return self._between_chunks().to_bytes()
 
     def save(self) -> None:
         """Save a snapshot between two chunks; durable when it returns. Raises as `export` does."""
+        if self._backward is not None:
+            return self._in_backward(self._backward.save)
         snapshot = self._between_chunks()
         self._snapshot_at = snapshot.next_frame
         self.store.save_snapshot(snapshot.next_frame, snapshot.to_bytes())
@@ -318,7 +418,7 @@ class StreamTracker(Closing):
     def _between_chunks(self) -> Snapshot:
         if self._failure is not None:
             raise self._failure
-        next_frame = self.next_frame
+        next_frame = self._rows.next_frame
         if self._ended or self._pending is not None or next_frame > self._rows.first:
             raise RuntimeError(
                 f"stream {self.store.stream_id} is not between two chunks at frame {next_frame}: "
@@ -335,6 +435,11 @@ class StreamTracker(Closing):
         """Take the segmenter's result for the frame that `next_input` gave last."""
         if self._failure is not None:
             raise self._failure
+        if self._backward is not None:
+            backward = self._backward
+            self._in_backward(lambda: backward.accept(result))
+            self.summary.tracked += 1
+            return
         if self._pending is None:
             raise RuntimeError("accept() without a frame from next_input()")
         frame, _ = self._pending
@@ -350,6 +455,8 @@ class StreamTracker(Closing):
         if self._failure is None and not self._ended:
             self._failure = RuntimeError("the stream is closed: open another one, which goes on from here")
         try:
+            if self._backward is not None:
+                self._backward.close()
             if self._frames is not None:
                 self._frames.close()
         finally:
@@ -374,8 +481,13 @@ class StreamTracker(Closing):
             self._rows.add(loss)
         self._edit_memory(frame)
         self._objects.arrive(frame)
+        if self.settings.direction == BACKWARD:
+            self._pass_on(frame)
+            return None
         prompt = self._frame_prompts.at(frame, self._prompts, self._keep_prompts)
         for object_id in self._prompts.removals_at(frame.frame_index):
+            if self._starts.get(object_id, 0) > frame.frame_index:
+                continue  # it ended the object backward
             if not self._objects.remove(frame, object_id, "requested") and self._rows.is_new(frame):
                 self.summary.warn(
                     f"frame {frame.frame_index}: no object {object_id} is tracked that could be removed"
@@ -383,6 +495,15 @@ class StreamTracker(Closing):
         masks: Masks = {} if prompt is None else self._objects.prompt(frame, prompt)
         self._objects.look(frame, masks)
         return Prompt(masks) if masks else None
+
+    def _pass_on(self, frame: Frame) -> None:
+        """Record what begins on a frame that gets rows of the backward pass only."""
+        for entry in self._prompts.at(frame.frame_index):
+            if self._starts[entry.object_id] == frame.frame_index:
+                detail = {"category": entry.category}
+                self._rows.happened(
+                    frame, "object_added", object_id=entry.object_id, reason="prompt", detail=detail
+                )
 
     def _edit_memory(self, frame: Frame) -> None:
         """Make the edits that take effect before a frame."""
@@ -405,7 +526,13 @@ class StreamTracker(Closing):
 
     def _take(self, frame: Frame, result: StepResult) -> None:
         records = self._objects.seen(frame, result, recorded=self._rows.is_new(frame))
-        self._rows.tracked(frame, records, len(result.object_ids))
+        objects = len(result.object_ids)
+        if self._earlier is not None:
+            earlier = self._earlier.at(frame)
+            objects += len(earlier)
+            if self._rows.is_new(frame):
+                records = sorted([*earlier, *records], key=lambda record: record.object_id)
+        self._rows.tracked(frame, records, objects)
         self.latest = tuple(records)
         self._previous_pts = frame.pts_seconds
 
@@ -457,7 +584,8 @@ class StreamTracker(Closing):
             if not self._exhausted:  # a run with a larger max_frames resumes here
                 self._take_snapshot()
         self._committer.drain()
-        late = [f for f in self._prompts.frames if f >= next_frame]
+        used = set(self._starts.values()) if self.settings.direction == BACKWARD else self._prompts.frames
+        late = sorted(f for f in used if f >= next_frame)
         if late:
             more = f" and {len(late) - _NAMED_FRAMES} more" if len(late) > _NAMED_FRAMES else ""
             frames = f"{late[:_NAMED_FRAMES]}{more}"
@@ -465,3 +593,4 @@ class StreamTracker(Closing):
         self._record.update(FINISHED, self.summary)
         self.summary.state = FINISHED
         self._ended = True
+        self._forget_backward()

@@ -88,17 +88,6 @@ def replace_stream(source: Files, target: Files, stream_id: str, snapshots: int 
     return len(firsts) - same
 
 
-def remove_folder(files: Files, folder: str) -> None:
-    """Remove the files below a folder, and the folders that are empty then."""
-    names = files.names(folder, recursive=True)
-    for name in reversed(names):
-        files.remove(name)
-    inner = {name.rpartition("/")[0] for name in names}
-    parents = {parent.rpartition("/")[0] for parent in inner if parent.startswith(f"{folder}/")}
-    for parent in sorted(inner | parents | {folder}, key=len, reverse=True):
-        files.remove_empty_folder(parent)
-
-
 def _equal(source: Files, target: Files, stream_id: str, first: int, other: int) -> bool:
     if first != other:
         return False

@@ -5,6 +5,7 @@ OUT/events/stream_id=<id>/frames-<first:012d>.parquet
 OUT/state/<id>/<next_frame:012d>.safetensors
 OUT/streams/<id>.json
 OUT/edits/<id>/<frame:012d>-<number:06d>.json          edits of the memory, see `pipeline.tracks.edit_log`
+OUT/backward/<id>/<digest>/...                         rows of a backward pass, until they are merged
 OUT/compacted/...                                      copies of rows, see `pipeline.tracks.copies`
 """
 
@@ -89,6 +90,24 @@ def list_snapshots(files: Files, stream_id: str) -> list[int]:
     """The frames before which a stream has a snapshot, ascending."""
     names = files.names(f"state/{stream_id}")
     return sorted(int(m[1]) for name in names if (m := _SNAPSHOT.fullmatch(name.rpartition("/")[2])))
+
+
+def backward_folder(stream_id: str) -> str:
+    """The folder of a stream's backward passes, each an output folder of its own; readers do not see it."""
+    return f"backward/{stream_id}"
+
+
+def remove_folder(files: Files, folder: str) -> None:
+    """Remove the files below a folder, and the folders that are empty then."""
+    for name in reversed(files.names(folder, recursive=True)):
+        files.remove(name)
+    _remove_empty(files, folder)
+
+
+def _remove_empty(files: Files, folder: str) -> None:
+    for inner in files.folders(folder):
+        _remove_empty(files, f"{folder}/{inner}")
+    files.remove_empty_folder(folder)
 
 
 def record_name(stream_id: str) -> str:

@@ -37,6 +37,7 @@ from pipeline.tracks.edit_log import EditLog, LoggedEdit, edits_made
 from pipeline.tracks.layout import (
     MEND,
     RECORD_VERSION,
+    backward_folder,
     chunk_folder,
     chunk_footer,
     chunk_name,
@@ -44,8 +45,10 @@ from pipeline.tracks.layout import (
     list_snapshots,
     load_record,
     record_name,
+    remove_folder,
     snapshot_name,
 )
+from pipeline.tracks.reader import TrackReader
 
 __all__ = ["CommittedRange", "StreamStore", "generate_stream_id", "validate_stream_id"]
 
@@ -87,6 +90,7 @@ class StreamStore:
     ) -> None:
         self.stream_id = validate_stream_id(stream_id)
         self._files = open_files(root, storage_options)
+        self._options = storage_options
         self._kept_snapshots = snapshots
         self.edit_log = EditLog(self._files, self.stream_id)
         self._next_frame: int | None = None
@@ -317,6 +321,29 @@ class StreamStore:
         """The stream record, None if there is none; StoreError if damaged, foreign or of a newer format."""
         return self._load_record()
 
+    # Backward passes
+
+    def backward(self, digest: str) -> StreamStore:
+        """The store of a backward pass of this stream, see `pipeline.tracking.backward`.
+
+        Args:
+            digest: says what determines its rows.
+        """
+        folder = self._files.uri(f"{backward_folder(self.stream_id)}/{digest}")
+        return StreamStore(folder, self.stream_id, self._options, snapshots=self._kept_snapshots)
+
+    def remove_backward(self) -> None:
+        """Remove the stores of all backward passes of this stream."""
+        folder = backward_folder(self.stream_id)
+        for digest in self._files.folders(folder):
+            self.backward(digest)._files.sweep(self.stream_id)
+        remove_folder(self._files, folder)
+        self._files.remove_empty_folder(folder.rpartition("/")[0])
+
+    def reader(self) -> TrackReader:
+        """Reads the rows that are committed now; UsageError if there are none."""
+        return TrackReader(self.root, self.stream_id, self._options)
+
     # Restart
 
     def restart(self) -> None:
@@ -345,6 +372,7 @@ class StreamStore:
         # Again: copies may have been planned before the rows were gone.
         withdraw_stream(self._files, self.stream_id)
         self.edit_log.remove_all()
+        self.remove_backward()
         for frame in self._snapshots():
             self._files.remove(self._snapshot_name(frame))
         self._files.remove_empty_folder(f"state/{self.stream_id}")

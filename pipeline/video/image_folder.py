@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from array import array
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,6 +51,8 @@ class ImageFolder(Closing):
         self.frame_count: int | None = len(self._entries)
         self.codec = self._entries[0][0].rsplit(".", 1)[1].lower()
         self.fingerprint = _fingerprint(self._entries)
+        # Entry of each frame, as far as they were read: what was counted once need not be decoded again.
+        self._read = array("q")
         first = next(self.frames(), None)
         if first is None:
             raise NotAVideoError(
@@ -58,12 +61,14 @@ class ImageFolder(Closing):
         self.height, self.width = first.size
 
     def frames(self, start: int = 0, *, previous_pts_seconds: float | None = None) -> Iterator[Frame]:
-        """Yield frames from `start` on. Images before it are decoded, too, to count the broken ones."""
+        """Yield frames from `start` on. Images before it are decoded once, too, to count the broken ones."""
         del previous_pts_seconds  # images have no timestamps
         self.trailing_losses = ()
-        index, lost = 0, 0
+        lost = 0
         names: list[str] = []
-        for path, info in self._entries:
+        index = min(start, len(self._read))
+        first = self._read[index - 1] + 1 if index else 0
+        for entry, (path, info) in enumerate(self._entries[first:], first):
             image = self._decode(path, info)
             if image is None:
                 lost += 1
@@ -71,6 +76,8 @@ class ImageFolder(Closing):
                 continue
             losses = _losses(index, lost, names)
             lost, names = 0, []
+            if index == len(self._read):
+                self._read.append(entry)
             if index >= start:
                 yield Frame(image, index, None, losses=losses)
             index += 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from array import array
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -98,6 +99,7 @@ class JoinedVideo(Closing):
         digest = hashlib.sha256("|".join(prints).encode()).hexdigest()
         self.fingerprint = f"{len(prints)}-files-{digest[:16]}"
         self._known: dict[int, _Part] = {}
+        self._indexes: dict[int, Sequence[float]] = {}
         self._opened: tuple[int, VideoFile] | None = None
         first = self._video(0)
         self.height, self.width, self.rate = first.height, first.width, first.rate
@@ -224,10 +226,14 @@ class JoinedVideo(Closing):
             place = self._after(number, place)
         log.info("%s: decoding starts over to reach frame %d", self, start)
         self._known.clear()
+        self._indexes.clear()
         return 0, _Place(), before
 
     def _indexed(self, number: int) -> Sequence[float] | None:
         """The file's own times of all its frames, by its packet index; what it contributes becomes known."""
+        found = self._indexes.get(number)
+        if found is not None and number in self._known:
+            return found
         try:
             video = self._video(number)
             times = video.indexed_times()
@@ -239,6 +245,7 @@ class JoinedVideo(Closing):
         if times is None or not len(times):
             return None
         self._known[number] = _Part(len(times), times[0], times[-1], video.rate)
+        self._indexes[number] = array("d", times)
         return times
 
     def _first_time(self, number: int) -> float | None:

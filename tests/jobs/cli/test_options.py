@@ -28,12 +28,14 @@ COMMANDS = (("track",), ("batch", "run"), ("serve",), ("evaluate",))
 WITHOUT = {
     "track": {"full_size"},
     "batch run": {"full_size"},
-    "serve": {"full_size", "detector", "chunk_frames", "snapshot_chunks", "max_frames", "max_pixels"},
+    "serve": {
+        "full_size", "detector", "chunk_frames", "snapshot_chunks", "max_frames", "max_pixels", "direction",
+    },
     "evaluate": {
         "full_size", "detector", "detect_every", "detect_confirmations", "max_objects", "out_of_sight_frames",
         "detect_classes", "detect_score", "give_up_looks", "kept_for_prompts",
         "chunk_frames", "snapshot_chunks", "max_frames", "max_pixels", "box_segmenter",
-        "sinks", "size",
+        "sinks", "size", "direction",
     },
 }  # fmt: skip
 # Figures of different machines are compared, and not all have bfloat16.
@@ -63,6 +65,7 @@ def another_value(option: Option) -> Any:
         "detector": "motion",
         "detect_score": 0.25,
         "detect_classes": "person,car",
+        "direction": "both",
     }
     if option.name in given:
         return given[option.name]
@@ -90,7 +93,7 @@ def test_a_command_offers_every_option_alike(path: tuple[str, ...]) -> None:
         default = OTHER_DEFAULTS.get((name, option.name), option.default)
         assert parameter.default == (default if option.kind is not tuple else None), option.name
         assert parameter.help.startswith(option.summary), option.name
-        assert parameter.rich_help_panel in ("Network", "Memory", "Commits", "Detector"), option.name
+        assert parameter.rich_help_panel in ("Network", "Memory", "Commits", "Detector", "Tracking")
         assert parameter.show_default or parameter.default is None
 
 

@@ -399,3 +399,44 @@ def test_a_stream_from_another_kind_of_cpu_keeps_its_precision(
         assert [r.outcome for r in drive(second, stream_id, start, 10)][-1] == "finished"
     assert rows(tmp_path).equals(one_pass)
     assert [begun_with(StreamStore(tmp_path, i)).dtype for i in ("cam", "new")] == ["float32", "bfloat16"]
+
+
+@pytest.mark.parametrize("direction", ["both", "backward"])
+def test_both_passes_go_from_worker_to_worker_after_every_chunk(
+    tmp_path: Path, video: Path, model: str, direction: str
+) -> None:
+    prompts = {**PROMPTS, "objects": PROMPTS["objects"][2:]}  # first prompts on frames 9 and 20
+    track(
+        video,
+        tmp_path / "alone",
+        PromptSet.from_record(prompts),
+        stream_id="cam",
+        model=model,
+        memory=CAPPED_MEMORY,
+        threads=1,
+        dtype="float32",
+        chunk_frames=1000,
+        direction=direction,
+    )
+    chosen = workers(tmp_path, model, direction=direction)
+    pair = Worker(chosen), Worker(chosen)
+    state, tracked, firsts = None, 0, []
+    for turn in range(100):
+        worker = pair[turn % 2]
+        status = worker.open(spec(video, prompts=prompts), state)
+        assert status.failure is None
+        assert status.offset == 25
+        assert status.frame_count == 25 + (FRAMES if direction == "both" else 21)
+        firsts.append(status.next_frame)
+        report = worker.track(FrameChunk("cam", status.next_frame, status.next_frame // 5 * 5 + 4))
+        tracked += report.frames
+        if report.outcome == "finished":
+            break
+        assert report.outcome == "tracked", report
+        assert report.next_frame > status.next_frame
+        state = worker.release("cam", to_store=turn % 3 == 0)
+    assert firsts == [0, 5, 10, 15, 20, *range(25, report.next_frame, 5)]
+    assert report.next_frame == status.frame_count
+    assert tracked == 21 + report.next_frame - 25
+    assert rows(tmp_path).equals(rows(tmp_path / "alone"))
+    assert not (tmp_path / "backward").exists()
