@@ -200,11 +200,12 @@ class Worker:
         return report
 
     def _advance(self, stream: StreamTracker, last: int) -> Outcome:
-        while stream.next_frame + _before(stream) <= last:
-            if not self._executors[stream.settings.model.dtype].advance([stream]):
-                return "finished"
-        # Only the next frame shows whether the chunk is complete, and whether the video ends here.
-        return "tracked" if stream.settle() else "finished"
+        # Only the next frame shows whether the chunk is complete, and whether the pass or the video ends here.
+        while stream.settle():
+            if stream.next_frame + _before(stream) > last:
+                return "tracked"
+            self._executors[stream.settings.model.dtype].advance([stream])
+        return "finished"
 
     def release(self, stream_id: str, to_store: bool = True) -> bytes | None:
         """Close a stream between two chunks, so that another worker may continue it.
