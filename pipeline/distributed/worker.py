@@ -200,7 +200,7 @@ class Worker:
         return report
 
     def _advance(self, stream: StreamTracker, last: int) -> Outcome:
-        # Only the next frame shows whether the chunk is complete, and whether the pass or the video ends here.
+        # Only the next frame shows whether the chunk is complete, and whether a pass or the video ends here.
         while stream.settle():
             if stream.next_frame + _before(stream) > last:
                 return "tracked"
