@@ -114,8 +114,8 @@ def search(
     """Find the elements that each query reads and their weights, computing scores once for all readers.
 
     Args:
-        memory: N elements without a batch dimension. Where a CPU multiplies bfloat16 itself, 9,000 coarsely
-            searchable ones take three quarters of the time that others do, 5,000 as long.
+        memory: N elements without a batch dimension. Coarsely searchable ones are faster where a CPU
+            multiplies bfloat16 itself and there are many of them, see `ModelSteps.searches_coarsely`.
         query_key, query_selection: (C_k, P)
         top_k: maximum number of elements that a query reads.
         barred: a reader's forbidden elements, (N,) bool, or None; one entry per reader.

@@ -95,7 +95,7 @@ class CutieSteps(ModelSteps[Cutie, PixelFeatures]):
         summaries = torch.stack([memory.summaries[i] for i in ids])
         read = []
         for group, places in memory.members():
-            found = group.read(key, selection, coarse=self.coarse, count_use=count_use)
+            found = group.read(key, selection, coarse=self.searches_coarsely(group), count_use=count_use)
             with self.autocast():
                 refined = self.network.read_objects(
                     keys.p16,

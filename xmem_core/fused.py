@@ -1,4 +1,4 @@
-"""Fused convolution and activation of the small trunk, for bfloat16 inference on CPUs.
+"""Fused convolution and activation of the small trunk, for float32 and bfloat16 inference on CPUs.
 
 On CPUs passes over memory cost more than the arithmetic. oneDNN, which PyTorch uses for the convolutions, can
 apply activations and additions while it writes the output. PyTorch has undocumented operators for this, meant
@@ -43,7 +43,7 @@ class FusedConv2d(nn.Module):
         self.weight, self.bias = conv.weight, conv.bias
         self._geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
         self._name, self._arguments = _ACTIVATIONS[activation]
-        # Weights in oneDNN's layout, for the most recent input sizes.
+        # bfloat16 weights in oneDNN's layout, for the most recent input sizes.
         self._packed: dict[torch.Size, Tensor] = {}
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
@@ -58,6 +58,9 @@ class FusedConv2d(nn.Module):
         return out
 
     def _packed_for(self, x: Tensor) -> Tensor:
+        if self.weight.dtype == torch.float32:
+            # Reordered on each call, a copy for each input size is not kept: that takes as long.
+            return self.weight
         packed = self._packed.get(x.shape)
         if packed is None:
             if len(self._packed) >= _MOST_SIZES:
@@ -90,7 +93,7 @@ class FusedTrunk(nn.Module):
     """Equivalent of an `EfficientNetLite0Trunk` in evaluation mode, with fewer rounding steps.
 
     Args:
-        trunk: on a CPU, its norms folded and its convolutions in bfloat16, in channels-last layout.
+        trunk: on a CPU, its norms folded and its convolutions in channels-last layout.
     """
 
     def __init__(self, trunk: EfficientNetLite0Trunk) -> None:
@@ -115,20 +118,21 @@ class FusedTrunk(nn.Module):
 
 def fuse_trunk(network: XMem) -> None:
     """Replace the network's trunk by a `FusedTrunk` if it can be fused."""
-    if isinstance(network.key_encoder, EfficientNetLite0Trunk) and can_fuse():
-        network.key_encoder = FusedTrunk(network.key_encoder)  # type: ignore[assignment]
+    trunk = network.key_encoder
+    if isinstance(trunk, EfficientNetLite0Trunk) and can_fuse(trunk.conv_stem.weight.dtype):
+        network.key_encoder = FusedTrunk(trunk)  # type: ignore[assignment]
 
 
 @cache
-def can_fuse() -> bool:
-    """Whether this PyTorch has the fused operators and their results are correct."""
+def can_fuse(dtype: torch.dtype) -> bool:
+    """Whether this PyTorch has the fused operators and their results in this precision are correct."""
     generator = torch.Generator().manual_seed(0)
     conv = nn.Conv2d(16, 16, 3, padding=1).requires_grad_(False)
     conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator) / 3)
     x = torch.randn(1, 16, 8, 8, generator=generator)
     try:
-        conv = conv.bfloat16().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        x = x.bfloat16().contiguous(memory_format=torch.channels_last)
+        conv = conv.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = x.to(dtype).contiguous(memory_format=torch.channels_last)
         plain = F.conv2d(x, conv.weight, conv.bias, padding=1).float()
         pairs = [
             (FusedConv2d(conv, "relu6")(x).float(), plain.clamp(0, 6)),
@@ -138,4 +142,5 @@ def can_fuse() -> bool:
     except (AttributeError, RuntimeError, TypeError) as error:
         logger.info("this PyTorch cannot convolve and activate in one pass: %s", error)
         return False
-    return all(torch.allclose(own, wanted, rtol=0.02, atol=0.05) for own, wanted in pairs)
+    rtol, atol = (1e-4, 1e-4) if dtype == torch.float32 else (0.02, 0.05)
+    return all(torch.allclose(own, wanted, rtol=rtol, atol=atol) for own, wanted in pairs)

@@ -207,7 +207,7 @@ class VideoSegmenter:
         size: shorter side of the network's input; frames are downscaled to it, never upscaled. None: not
             resized.
         dtype: float32, or bfloat16 / float16 to run the network under autocast. Memory is read in float32;
-            with these on a CPU, candidate elements are found in bfloat16.
+            with bfloat16 on a CPU, candidates among very many elements are found in bfloat16.
         allow_tf32: on a GPU, whether float32 arithmetic may be done in TF32, which is faster and rounds to 10
             bits of mantissa. The setting is the process's: the segmenter that was made last decides.
 
@@ -259,9 +259,9 @@ class VideoSegmenter:
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     module.to(dtype)
         if on_cpu and isinstance(network, XMem):
-            if dtype == torch.bfloat16:
+            if dtype in (torch.float32, torch.bfloat16):
                 fuse_trunk(network)
-            elif dtype == torch.float32:
+            if dtype == torch.float32:
                 use_winograd(network)
         self._network = network
         self._steps = steps(network, self.memory_config, self.device, dtype, layout)

@@ -14,7 +14,10 @@ from xmem_core import MemoryConfig, ModelConfig, VideoSegmenter, XMem, fused
 from xmem_core.backbones import EfficientNetLite0Trunk, fold_batch_norms
 from xmem_core.fused import FusedConv2d, FusedTrunk, can_fuse, fuse_trunk
 
-needs_operators = pytest.mark.skipif(not can_fuse(), reason="this PyTorch or CPU has no such operators")
+DTYPES = (torch.float32, torch.bfloat16)
+needs_operators = pytest.mark.skipif(
+    not all(map(can_fuse, DTYPES)), reason="this PyTorch or CPU has no such operators"
+)
 
 
 def trunk(dtype: torch.dtype) -> EfficientNetLite0Trunk:
@@ -31,9 +34,22 @@ def trunk(dtype: torch.dtype) -> EfficientNetLite0Trunk:
     return network.to(dtype)
 
 
-def test_this_machine_can_fuse() -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_this_machine_can_fuse(dtype: torch.dtype) -> None:
     """The PyTorch pinned in constraints.txt has the operators; without them, speed is lost silently."""
-    assert can_fuse()
+    assert can_fuse(dtype)
+
+
+@needs_operators
+def test_in_float32_it_computes_what_the_trunk_does_up_to_rounding() -> None:
+    plain = trunk(torch.float32)
+    fast = FusedTrunk(copy.deepcopy(plain))
+    with torch.no_grad():
+        for size in ((96, 64), (64, 96)):
+            image = torch.randn(1, 3, *size).contiguous(memory_format=torch.channels_last)
+            for wanted, own in zip(plain(image), fast(image), strict=True):
+                assert own.dtype == torch.float32
+                assert (own - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 
 @needs_operators
@@ -98,19 +114,25 @@ def test_weights_are_ordered_once_for_a_size_and_never_for_too_many() -> None:
         copy.deepcopy(own)
 
 
+@needs_operators
+def test_in_float32_no_copy_of_the_weights_is_kept() -> None:
+    conv = nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False)
+    own = FusedConv2d(conv)
+    own(torch.zeros(1, 8, 8, 8).contiguous(memory_format=torch.channels_last))
+    assert not own._packed
+
+
 def lite() -> XMem:
     torch.manual_seed(0)
     return XMem(ModelConfig.lite())
 
 
-def test_only_bfloat16_on_a_cpu_is_fused() -> None:
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
+def test_float32_and_bfloat16_on_a_cpu_are_fused(dtype: torch.dtype) -> None:
     model = lite()
-    kinds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        segmenter = VideoSegmenter(model, MemoryConfig(), size=64, dtype=dtype)
-        kinds[dtype] = type(segmenter._network.key_encoder)
-    assert kinds[torch.float32] is EfficientNetLite0Trunk
-    assert kinds[torch.bfloat16] is (FusedTrunk if can_fuse() else EfficientNetLite0Trunk)
+    segmenter = VideoSegmenter(model, MemoryConfig(), size=64, dtype=dtype)
+    fused_one = dtype in DTYPES and can_fuse(dtype)
+    assert type(segmenter._network.key_encoder) is (FusedTrunk if fused_one else EfficientNetLite0Trunk)
     assert isinstance(model.key_encoder, EfficientNetLite0Trunk)  # the model that was given stays what it is
 
 

@@ -56,6 +56,22 @@ def follow(
     return state, [segmenter.step(state, frame_at(t), prompts.get(t)) for t in range(frames)]
 
 
+def test_only_very_many_elements_are_searched_coarsely(monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = VideoSegmenter(small_model(), SMALL_MEMORY, dtype=torch.bfloat16)
+    read, coarse = Memory.read, []
+
+    def noted(self: Memory, *arguments: Any, **options: Any) -> Any:
+        coarse.append(options["coarse"])
+        return read(self, *arguments, **options)
+
+    monkeypatch.setattr(Memory, "read", noted)
+    follow(segmenter, {0: Prompt({1: MASK})}, 3)
+    assert coarse == [False, False]
+    monkeypatch.setattr(steps_module, "_COARSE_FROM", 2 * 12)  # two frames of 3 x 4 cells
+    follow(segmenter, {0: Prompt({1: MASK})}, 4)
+    assert coarse[2:] == [False, False, True]
+
+
 # --- prompts -------------------------------------------------------------------------------------------
 
 
