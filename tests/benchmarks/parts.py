@@ -37,19 +37,18 @@ import torch
 import torch.nn.functional as F
 from golden.weights import fill
 from numpy.typing import NDArray
-from reference.plain_network import PlainXMem, plain_segmenter
+from reference.plain_network import plain_segmenter
 from rich.console import Console
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
+from support.moving_discs import clip, fill_memory, mean_iou
+from support.step_flops import EVERY, gflop
 
-from xmem_core import MemoryConfig, Prompt, TrackerState, VideoSegmenter, XMem, load_model
+from xmem_core import MemoryConfig, TrackerState, VideoSegmenter, XMem, load_model
 from xmem_core.memory import Memory
-from xmem_core.weights import build_network
 
 # Channels in and out, height and width of 3x3 convolutions: the wide ones of the published network.
 _SHAPES = ((256, 256, 120, 214), (512, 512, 30, 54), (1024, 512, 30, 54), (512, 256, 60, 107))
 _PARTS = ("encode_key", "read", "decode", "encode_value", "add_frame")
-_EVERY = 5
 _WIDE = 854 / 480
 
 
@@ -78,46 +77,6 @@ def _fastest(function: Callable[[], object], repeats: int = 4) -> float:
         function()
         seconds.append(time.process_time() - started)
     return min(seconds)
-
-
-def clip(count: int, objects: int, height: int, width: int) -> tuple[list[NDArray[np.uint8]], Prompt]:
-    """Discs that move over blocks of noise, and the masks of the first frame."""
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 255, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
-    back = np.kron(coarse, np.ones((16, 16, 1), np.uint8))[:height, :width]
-    y, x = np.mgrid[:height, :width]
-    frames, masks = [], {}
-    for t in range(count):
-        frame = back.copy()
-        for k in range(objects):
-            left, top = width * (k % 5 + 0.5) / 5 + 2 * t, height * (0.25 if k < 5 else 0.75)
-            disc = (x - left) ** 2 + (y - top) ** 2 < (height / 11) ** 2
-            frame[disc] = (25 * k, 200, 255 - 25 * k)
-            if t == 0:
-                masks[k + 1] = disc
-        frames.append(frame)
-    return frames, Prompt(masks)
-
-
-def fill_memory(state: TrackerState) -> None:
-    """Fill long-term memory with slightly changed copies of what is remembered."""
-    memory = state.memory
-    assert isinstance(memory, Memory)
-    region = memory.long_term
-    rng = torch.Generator().manual_seed(0)
-    kept = memory._rows([memory.working.used])
-    rows = kept[torch.arange(region.capacity - region.size) % len(kept)]
-    key = memory._columns["key"][rows]
-    columns = {name: memory._columns[name][rows] for name in ("shrinkage", "selection")}
-    columns["key"] = key + 0.1 * key.std() * torch.randn(key.shape, generator=rng)
-    memory._append(
-        region,
-        columns,
-        memory._columns["time"][rows],
-        {i: value[rows] for i, value in memory._values.items()},
-        (torch.rand(len(rows), generator=rng), torch.ones(len(rows))),
-    )
-    memory._readable = None
 
 
 @contextmanager
@@ -182,7 +141,7 @@ def measure(
         first: NDArray[np.int32] | None = None
         for name, segmenter in variants.items():
             state, own, parts = states[name], found[name], Counter[str]()
-            state.last_memory_time = 0 if t <= frames else t - _EVERY  # the last frame is a memory frame
+            state.last_memory_time = 0 if t <= frames else t - EVERY  # the last frame is a memory frame
             with timed_parts(segmenter, state, parts):
                 cpu, wall = time.process_time(), time.perf_counter()
                 labels = segmenter.step(state, image, None if t else prompt).label_map.numpy()
@@ -194,8 +153,8 @@ def measure(
                 own.cpu.append(cpu)
                 own.wall.append(wall)
                 own.parts.append(parts)
-                own.agree.append(_iou(labels, first, objects))
-                own.weights.append(1 if t > frames else (_EVERY - 1) / max(frames - 1, 1))
+                own.agree.append(mean_iou(labels, first, objects))
+                own.weights.append(1 if t > frames else (EVERY - 1) / max(frames - 1, 1))
     base = next(iter(found.values()))
     report = {}
     for name, own in found.items():
@@ -212,43 +171,6 @@ def measure(
             "memory MB": memory.nbytes / 2**20,
         }
     return report
-
-
-def _iou(a: NDArray[np.int32], b: NDArray[np.int32], objects: int) -> float:
-    """Mean over the objects; 1 for one that is in neither."""
-    found = []
-    for i in range(1, objects + 1):
-        union = int(((a == i) | (b == i)).sum())
-        found.append(int(((a == i) & (b == i)).sum()) / union if union else 1.0)
-    return statistics.mean(found)
-
-
-def gflop(model: XMem, plain: bool, objects: int, height: int, width: int, elements: int) -> float:
-    """Operations of a step on a whole frame, in 10^9, a fifth of a memory frame's included.
-
-    Args:
-        plain: of the reference path, which convolves what objects share once for each.
-        height, width: of the network's input, padded.
-        elements: of memory.
-    """
-    config = model.config
-    with torch.device("meta"):
-        network = build_network(config)
-        assert isinstance(network, XMem)
-        network.__class__ = PlainXMem if plain else XMem
-        image, h, w = torch.empty(1, 3, height, width), height // 16, width // 16
-        read = torch.empty(1, objects, config.value_dim, h, w)
-        hidden = torch.empty(1, objects, config.hidden_dim, h, w) if config.hidden_dim else None
-        masks = torch.empty(1, objects, height, width)
-    with torch.no_grad(), FlopCounterMode(display=False) as every:
-        keys = network.encode_key(image)
-        network.decode(keys.scales, read, hidden)
-    with torch.no_grad(), FlopCounterMode(display=False) as some:
-        network.encode_value(image, keys.f16, hidden, masks)
-    chosen = elements if plain else MemoryConfig().top_k
-    reading = 4 * config.key_dim * elements + 2 * objects * config.value_dim * chosen
-    network_flops: float = every.get_total_flops() + some.get_total_flops() / _EVERY
-    return (network_flops + reading * h * w) / 1e9
 
 
 def paths(model: XMem, size: int | None) -> dict[str, VideoSegmenter]:
