@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.guarded import assert_guarded
 from support.live_books import Committed
 from support.ray_head import ray_head
 from support.rtsp_camera import camera
 from support.served import HUB, PATIENCE, REPLICA, Service, served
+from support.sockets import listeners
 from support.videos import make_video
 
 CHAOS = "XMEM_CHAOS" in os.environ
@@ -185,9 +187,13 @@ def test_a_killed_raylet_ends_all_of_it_and_the_same_command_goes_on(tmp_path: P
     assert all(stored[key] == when for key, when in watcher.seen.items() if key in stored)
 
 
-def test_requests_without_a_replica_are_refused_and_ctrl_c_says_nothing_of_ray(tmp_path: Path) -> None:
-    with served(tmp_path) as service:
+def test_it_is_guarded_without_a_replica_it_refuses_requests_and_ctrl_c_says_nothing_of_ray(
+    tmp_path: Path,
+) -> None:
+    with served(tmp_path, RAY_AUTH_MODE="disabled") as service:
         service.until(lambda: service.get("/readyz"))
+        assert any("ServeReplica" in name for name, _, _ in listeners(service.pids()))
+        assert_guarded(service.pids(), tmp_path)
         service.until(lambda: b"serving" in service.log.read_bytes())
         assert service.process is not None
         (replica,) = service.pids(REPLICA)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from support.servers import S3Server
 from support.tiny import tiny_weights
 from support.videos import make_video
 
+Call = Callable[..., tuple[int, str, str]]
 FRAMES = 12
 BOX = "20,20,40,40:3:shape"
 
@@ -26,7 +28,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def xmem(server: S3Server, *arguments: str | Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
+Xmem = Callable[..., str]
+"""Runs `xmem` with arguments and an expected exit code; returns standard output and error together."""
+
+
+def xmem_alone(server: S3Server, *arguments: str | Path, expect: int = 0) -> str:
     """The command in a separate process, which finds the server by environment variables, as for users."""
     environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[3]), **server.environment)
     done = subprocess.run(
@@ -38,49 +44,69 @@ def xmem(server: S3Server, *arguments: str | Path, expect: int = 0) -> subproces
     )
     assert done.returncode == expect, done.stderr
     assert "Traceback" not in done.stderr
-    return done
+    return done.stdout + done.stderr
 
 
-def track(server: S3Server, made: Path, video: str, out: str, *more: str, expect: int = 0) -> str:
-    arguments: list[Any] = ["track", video, "--out", out, "--model", made / "tiny.safetensors", "--box", BOX]
-    arguments += ["--threads", "1", "--chunk", "5", "--stream-id", "cam", *more]
-    return xmem(server, *arguments, expect=expect).stderr
-
-
-def rows(server: S3Server, out: str) -> Any:
-    ask = "select * exclude (stream_id) from tracks order by all"
-    return json.loads(xmem(server, "query", out, ask, "--format", "json").stdout)
-
-
-def test_track_query_render_and_resume_on_s3(s3_server: S3Server, made: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def xmem(s3_server: S3Server, call: Call, monkeypatch: pytest.MonkeyPatch) -> Iterator[Xmem]:
+    """The command in this process with the server's environment variables."""
     import s3fs
+
+    def run(*arguments: object, expect: int = 0) -> str:
+        code, out, err = call(*arguments)
+        assert code == expect, err
+        return out + err
+
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    # Its instances keep the credentials with which they were made.
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield run
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def tracking(made: Path, video: str, out: str, *more: str) -> list[Any]:
+    """Arguments of `xmem track`."""
+    arguments: list[Any] = ["track", video, "--out", out, "--model", made / "tiny.safetensors", "--box", BOX]
+    return [*arguments, "--threads", "1", "--chunk", "5", "--stream-id", "cam", *more]
+
+
+def rows(xmem: Xmem, out: str) -> Any:
+    ask = "select * exclude (stream_id) from tracks order by all"
+    return json.loads(xmem("query", out, ask, "--format", "json"))
+
+
+def test_track_query_render_and_resume_on_s3(
+    s3_server: S3Server, made: Path, tmp_path: Path, xmem: Xmem
+) -> None:
+    import s3fs
+
+    def track(video: str, out: str, *more: str, expect: int = 0) -> str:
+        return xmem(*tracking(made, video, out, *more), expect=expect)
 
     fs = s3fs.S3FileSystem(**s3_server.options, use_listings_cache=False)
     video, out = s3_server.uri("in put/clip.mp4"), s3_server.uri("stream-out")
     fs.pipe_file(video, (made / "clip.mp4").read_bytes())
 
-    assert f"cam: {FRAMES} frames, {FRAMES} rows" in track(s3_server, made, video, out)
-    track(s3_server, made, str(made / "clip.mp4"), str(tmp_path / "out"))
-    assert rows(s3_server, out) == rows(s3_server, str(tmp_path / "out"))
+    assert f"cam: {FRAMES} frames, {FRAMES} rows" in xmem_alone(s3_server, *tracking(made, video, out))
+    track(str(made / "clip.mp4"), str(tmp_path / "out"))
+    assert rows(xmem, out) == rows(xmem, str(tmp_path / "out"))
     # The very bytes: a stream may move between disk and bucket.
     for path in (tmp_path / "out" / "tracks").rglob("*.parquet"):
         assert fs.cat_file(f"{out}/{path.relative_to(tmp_path / 'out')}") == path.read_bytes()
 
-    assert "nothing to do" in track(s3_server, made, video, out)
-    assert "chunk_frames was 5, now 4" in track(s3_server, made, video, out, "--chunk", "4", expect=2)
+    assert "nothing to do" in track(video, out)
+    assert "chunk_frames was 5, now 4" in track(video, out, "--chunk", "4", expect=2)
     overlay, sheet = s3_server.uri("over.mp4"), s3_server.uri("sheet.png")
-    assert (
-        f"{FRAMES} frames written"
-        in xmem(s3_server, "render", video, out, "-o", overlay, "--sheet", sheet).stderr
-    )
+    assert f"{FRAMES} frames written" in xmem("render", video, out, "-o", overlay, "--sheet", sheet)
     assert fs.info(overlay)["size"] > 1000
     assert fs.cat_file(sheet).startswith(b"\x89PNG")
 
     # What a run leaves that was killed after its second commit.
     fs.rm_file(f"{out}/tracks/stream_id=cam/frames-000000000010.parquet")
-    assert "resumed at frame 10" in track(s3_server, made, video, out)
-    assert rows(s3_server, out) == rows(s3_server, str(tmp_path / "out"))
-    assert f"cam: {FRAMES} frames" in track(s3_server, made, video, out, "--chunk", "4", "--restart")
+    assert "resumed at frame 10" in track(video, out)
+    assert rows(xmem, out) == rows(xmem, str(tmp_path / "out"))
+    assert f"cam: {FRAMES} frames" in track(video, out, "--chunk", "4", "--restart")
     assert len(fs.ls(f"{out}/tracks/stream_id=cam")) == 3
 
 
@@ -93,7 +119,7 @@ def test_track_query_render_and_resume_on_s3(s3_server: S3Server, made: Path, tm
     ],
 )
 def test_what_cannot_be_reached_is_one_clear_line(
-    s3_server: S3Server,
+    xmem: Xmem,
     made: Path,
     video: str,
     out: str,
@@ -103,8 +129,9 @@ def test_what_cannot_be_reached_is_one_clear_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     uri = video if "://" in video else str(made / video)
-    monkeypatch.setattr(S3Server, "environment", s3_server.environment | changed)
-    output = track(s3_server, made, uri, out, expect=code)
+    for name, value in changed.items():
+        monkeypatch.setenv(name, value)
+    output = xmem(*tracking(made, uri, out), expect=code)
     errors = [line for line in output.splitlines() if "error" in line]
     assert len(errors) == 1
     assert said in errors[0]
