@@ -112,6 +112,8 @@ class Listing:
 
     def _keep(self, stream_ids: Iterable[str], sizes: Mapping[str, int]) -> None:
         found = chunk_sizes(sizes)
+        if len(sizes) > sum(map(len, found.values())):
+            self._warn_of_others(sizes, found)
         for stream_id in stream_ids:
             chunks = found.get(stream_id, {})
             firsts = sorted(chunks)
@@ -119,6 +121,14 @@ class Listing:
                 Chunk(stream_id, first, following, chunks[first], first == firsts[0])
                 for first, following in zip(firsts, [*firsts[1:], None], strict=False)
             ]
+
+    def _warn_of_others(self, sizes: Mapping[str, int], found: Mapping[str, Mapping[int, int]]) -> None:
+        """Name Parquet files that are no chunk files: other tools read them beside ours."""
+        known = {chunk_name("tracks", s, first) for s, chunks in found.items() for first in chunks}
+        others = [name for name in sizes if name.endswith(".parquet") and name not in known]
+        if others:
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            logger.warning("%s%s is not read: it is no file of xmem", self.files.uri(others[0]), more)
 
     def check_begins(self, chunks: list[Chunk]) -> None:
         """StoreError if the first file of a stream is missing."""

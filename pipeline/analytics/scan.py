@@ -221,6 +221,7 @@ class ChunkDataset(_Source):
                 source = pa.OSFile(self._files.path(copy_path(self._kind, copy.name)))
             metadata = self._open_copy(copy, source).metadata
             self._check_copy(copy, metadata, chosen)
+            check_columns(metadata, self._schema)
             wanted = sorted({chunk.stream_id for chunk, _ in chosen})
             parts = [] if condition is None else [condition]
             if len(wanted) < len(copy.chunks):  # others may have been started over, or are not asked for
@@ -386,6 +387,7 @@ class ChunkDataset(_Source):
                 yield pa.RecordBatch.from_arrays(columns, schema=schema)
                 return
             check_chunk_file(file.metadata, self._kind, chunk, self._files)
+            check_columns(file.metadata, self._schema)
             there = {n for n in file.metadata.schema.names if n in schema.names and n != "stream_id"}
             timed = bool(_fields(condition, self._schema) & _TIMES)
             for group in range(file.num_row_groups):
@@ -631,6 +633,14 @@ class _Ranges:
 
     def close(self) -> None:
         self.closed = True
+
+
+def check_columns(metadata: Any, schema: pa.Schema) -> None:
+    """pyarrow.ArrowInvalid if a file lacks columns: damage to a footer, which has no checksum, hides them."""
+    there = metadata.schema.names
+    missing = [name for name in schema.names if name not in there and name != "stream_id"]
+    if missing and (missing != ["presence"] or len(there) >= len(schema.names) - 1):  # older files have none
+        raise pa.ArrowInvalid(f"it has no column {missing[0]}")
 
 
 def check_chunk_file(metadata: Any, kind: str, chunk: Chunk, files: Files) -> None:

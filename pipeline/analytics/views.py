@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.analytics.listing import Chunk, Listing
-from pipeline.analytics.scan import ChunkDataset, check_chunk_file, open_chunk_file
+from pipeline.analytics.scan import ChunkDataset, check_chunk_file, check_columns, open_chunk_file
 from pipeline.base.errors import StoreError
+from pipeline.base.records import TRACKS_SCHEMA
 from pipeline.tracks.layout import chunk_name, load_record
 
 FRAMES_SCHEMA = pa.schema(
@@ -92,6 +93,7 @@ class FrameDataset(ChunkDataset):
         with self._reporting(chunk):
             file = open_chunk_file(self._files, "tracks", chunk)
             check_chunk_file(file.metadata, "tracks", chunk, self._files)
+            check_columns(file.metadata, TRACKS_SCHEMA)
             names = [n for n in ("frame_index", "pts_seconds", "wall_time", "area") if n in schema.names]
             rows = file.read(columns=sorted({"frame_index", "area", *names}), use_threads=False)
         meta = file.metadata.metadata
@@ -170,6 +172,7 @@ class FileDataset(ChunkDataset):
                 last = (file.metadata.metadata or {}).get(b"xmem.last", b"")
                 row["last_frame"] = int(last) if last.isdigit() else None
                 check_chunk_file(file.metadata, "tracks", chunk, self._files)
+                check_columns(file.metadata, TRACKS_SCHEMA)
             if chunk.is_first:
                 self._listing.check_begins([chunk])
         except StoreError as error:

@@ -97,7 +97,9 @@ def parse_footer(metadata: pq.FileMetaData, uri: str) -> ChunkFooter:
     try:
         meta = {key.decode(): value.decode() for key, value in (metadata.metadata or {}).items()}
         version = int(meta[_META + "format_version"])
-    except (KeyError, ValueError) as error:
+    except KeyError as error:
+        raise ValueError("it was not written by xmem") from error
+    except ValueError as error:
         raise ValueError("its footer cannot be read") from error
     if version > FORMAT_VERSION:
         raise StoreError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pipeline.analytics import scan
 from pipeline.analytics.query import query
 from pipeline.analytics.scan import ChunkDataset
 from pipeline.base.errors import StoreError
+from pipeline.base.records import EVENTS_SCHEMA, TRACKS_SCHEMA
 from pipeline.storage.opening import open_files
 from pipeline.tracks.layout import chunk_name
 from pipeline.tracks.store import StreamStore
@@ -137,6 +139,54 @@ def test_a_missing_first_file_is_named(out: Path) -> None:
     chunk(out, "cam-2", 0).unlink()
     with pytest.raises(StoreError, match=r"cam-2/frames-000000000000\.parquet is missing"):
         query(out, "SELECT count(*) FROM tracks")
+
+
+@pytest.mark.parametrize("kind", ["tracks", "events"])
+def test_a_column_whose_name_is_damaged_is_no_null(tmp_path: Path, kind: str) -> None:
+    """A footer has no checksum; any of its names may have a wrong bit."""
+    out = tmp_path / "out"
+    StreamStore(out, "a").commit(0, 4, rows(0, 4), events(0))
+    sql = f"FROM {kind} ORDER BY ALL"
+    before = query(out, sql).to_pylist()
+    path = out / chunk_name(kind, "a", 0)
+    data = path.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    refused: list[str] = []
+    for column in TRACKS_SCHEMA.names if kind == "tracks" else EVENTS_SCHEMA.names:
+        at = data.index(column.encode(), footer)
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0x08]) + data[at + 1 :])
+        try:
+            assert query(out, sql).to_pylist() == before
+        except StoreError as error:
+            refused.append(str(error))
+    assert len(refused) >= 8
+    assert all(path.name in message for message in refused)
+
+
+def test_files_from_before_presence_are_read(out: Path) -> None:
+    path = chunk(out, "cam-1", 5)
+    table = pq.ParquetFile(path).read()
+    pq.write_table(table.drop_columns(["presence"]), path)
+    found = query(out, "SELECT count(*) n, count(presence) p FROM tracks WHERE stream_id = 'cam-1'")
+    assert found.to_pylist() == [{"n": 60, "p": 0}]
+    names = ["pretence" if name == "presence" else name for name in table.schema.names]
+    renamed = table.rename_columns(names).replace_schema_metadata(table.schema.metadata)
+    pq.write_table(renamed, path)
+    with pytest.raises(StoreError, match=r"000000000005.*it has no column presence"):
+        query(out, "SELECT count(area) FROM tracks")
+
+
+def test_a_parquet_file_of_another_program_is_named(out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("stream_id=cam-1/table.parquet", "stream_id=b@d/frames-000000000000.parquet"):
+        (out / "tracks" / name).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"a": [1]}), out / "tracks" / name)
+    (out / "tracks" / "stream_id=cam-1" / "notes.txt").write_text("mine")
+    with caplog.at_level(logging.WARNING):
+        assert query(out, "SELECT count(*) n FROM tracks")["n"].to_pylist() == [180]
+    (message,) = caplog.messages
+    assert (
+        "stream_id=b@d/frames-000000000000.parquet and 1 more is not read: it is no file of xmem" in message
+    )
 
 
 def test_a_foreign_file_under_our_name_is_named(out: Path) -> None:

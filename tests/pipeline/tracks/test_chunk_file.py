@@ -121,7 +121,7 @@ def test_a_damaged_file_is_told_from_a_whole_one(cut: int) -> None:
 def test_another_parquet_file_is_not_a_tracks_file() -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(rows(0, 9), sink)
-    with pytest.raises(ValueError, match="footer"):
+    with pytest.raises(ValueError, match="it was not written by xmem"):
         footer_of(bytes(sink.getvalue()))
 
 
