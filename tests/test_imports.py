@@ -22,6 +22,7 @@ PACKAGES = ("xmem_core", "pipeline", "jobs", "xmem_pipeline")
 ROOMS: dict[str, tuple[str, ...]] = {
     "xmem_core": (),
     "xmem_core.training": ("xmem_core",),
+    "xmem_core.training.clicks": ("xmem_core.training",),
     "pipeline.base": ("xmem_core",),
     "pipeline.storage": ("pipeline.base",),
     "pipeline.video": ("pipeline.storage",),
@@ -49,8 +50,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "jobs.cluster": ("jobs", "pipeline"),
     "jobs.batch": ("jobs.scheduling", "jobs.cluster"),
     "jobs.evaluation": ("pipeline.tracking",),
-    "jobs.evaluation.suites": ("jobs.evaluation", "xmem_core.training"),
-    "jobs.training": ("jobs.evaluation", "jobs.cluster", "xmem_core.training"),
+    "jobs.evaluation.suites": ("jobs.evaluation", "xmem_core.training.clicks"),
+    "jobs.training": ("jobs.evaluation", "jobs.cluster", "xmem_core.training.clicks"),
     "jobs.cli": (
         "jobs.batch",
         "jobs.evaluation.suites",

@@ -56,6 +56,7 @@ def test_it_holds_the_packages_and_the_checkpoint_and_nothing_else(wheel: Path) 
     }
     assert {n for n in names if not n.startswith(info)} == expected
     assert "xmem_core/checkpoints/xmem-lite.safetensors" in names
+    assert "xmem_core/checkpoints/xmem-click.safetensors" in names
     assert "pipeline/prompts/schema.json" in names
     assert wheel.stat().st_size < 20e6
 

@@ -21,7 +21,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xmem_core.config import AnyModelConfig, CutieConfig, ModelConfig
 from xmem_core.cutie import Cutie
@@ -101,7 +101,7 @@ def load_model(
         WeightsError: no such model or file, a failed download, or a file that does not fit the network.
     """
     path = find_weights(name, progress=progress)
-    state, metadata = _read(path)
+    state, metadata = read_weights(path)
     try:
         config = _config_of(json.loads(metadata["config"])) if "config" in metadata else infer_config(state)
     except (ValueError, TypeError, AttributeError, IndexError) as error:
@@ -159,7 +159,7 @@ def save_weights(
     os.replace(part, target)
 
 
-def load_weights(model: XMem | Cutie, state: Mapping[str, Tensor], source: str) -> None:
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load a state dict strictly.
 
     The first value convolution of a single-object checkpoint has no channel for the other objects; a channel
@@ -219,7 +219,7 @@ def infer_config(state: Mapping[str, Tensor]) -> AnyModelConfig:
         raise ValueError(f"not an XMem or Cutie checkpoint: it has no tensor {error}") from error
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors in fp32, and the metadata (empty for a `.pth`)."""
     try:
         if path.suffix == ".safetensors":

@@ -44,8 +44,12 @@ def annotate(
         bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")
     ] = True,
     click_segmenter: Annotated[
-        str, typer.Option(help="Plugin that makes a mask of clicks: grabcut, or an installed plugin's name.")
-    ] = "grabcut",
+        str | None,
+        typer.Option(
+            help="What makes a mask of clicks: xmem-click (the bundled network; the default), grabcut, or an "
+            "installed plugin's name."
+        ),
+    ] = None,
     *,
     tracking: TrackSettings,
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.errors import UsageError, XmemError
+from xmem_core.training.clicks.settings import ClickTrainConfig, is_click_file
 from xmem_core.training.settings import RECIPE, TrainConfig
 
 
@@ -16,7 +17,8 @@ def run(config_path: str | None, data_root: str, out: str, overrides: dict[str, 
 
     Args:
         config_path: JSON of `TrainConfig`. None: the one in `out` if there is one, else the bundled model's
-            (`xmem_core/training/xmem-lite.json`), with `whiten_keys` if `init` is not given.
+            (`xmem_core/training/xmem-lite.json`), with `whiten_keys` if `init` is not given. A file of
+            `ClickTrainConfig` (`xmem_core/training/clicks/xmem-click.json`) trains the click model.
         data_root: folder with stills/ and davis/.
         out: the run's folder.
         overrides: settings of `TrainConfig` that override the file's; also `init` (a path of initial weights,
@@ -26,6 +28,7 @@ def run(config_path: str | None, data_root: str, out: str, overrides: dict[str, 
     Raises:
         UsageError: settings or data that can't be used. XmemError: the training failed.
     """
+    from xmem_core.training.clicks.trainer import train as train_clicks
     from xmem_core.training.keep import latest_checkpoint
     from xmem_core.training.trainer import train
 
@@ -40,12 +43,19 @@ def run(config_path: str | None, data_root: str, out: str, overrides: dict[str, 
             # The bundled model's last run started from trained keys; ImageNet weights have none.
             overrides = {"whiten_keys": True, **overrides}
     try:
-        config = TrainConfig.load(config_path).with_overrides(overrides)
+        clicks = is_click_file(config_path)
+        config: TrainConfig | ClickTrainConfig = (ClickTrainConfig if clicks else TrainConfig).load(
+            config_path
+        )
+        config = config.with_overrides(overrides)
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"training settings {config_path}: {error}") from error
-    if starts and not init and not backbone and config.model.key_backbone == "efficientnet-lite0":
+    needs_backbone = not isinstance(config, TrainConfig) or config.model.key_backbone == "efficientnet-lite0"
+    if starts and not init and not backbone and needs_backbone:
         backbone = _installed_backbone()
     try:
+        if not isinstance(config, TrainConfig):
+            return train_clicks(config, data_root, out, resume=resume, init=init, backbone=backbone)
         return train(config, data_root, out, resume=resume, init=init, backbone=backbone)
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(str(error)) from error

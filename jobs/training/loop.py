@@ -32,8 +32,8 @@ from xmem_core.backbones import IMAGE_MEAN, IMAGE_STD
 from xmem_core.network import XMem
 from xmem_core.training.clips import Batch
 from xmem_core.training.keep import latest_checkpoint, remove_checkpoints, resume_from, save_checkpoint
+from xmem_core.training.loop import StopSignals
 from xmem_core.training.losses import bootstrapped_cross_entropy, dice_loss, hardest_fraction, mean_iou
-from xmem_core.training.trainer import StopSignals
 from xmem_core.training.unroll import Plan, draw_plan, one_hot, unroll
 from xmem_core.weights import load_model, save_weights
 

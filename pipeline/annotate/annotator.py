@@ -27,7 +27,8 @@ from pipeline.base.errors import PromptError, SettingsConflictError, SourceError
 from pipeline.base.stream_ids import generate_stream_id
 from pipeline.draw.overlay import object_color
 from pipeline.prompts.box_segmenters import load_box_segmenter
-from pipeline.prompts.click_segmenters import Click, load_click_segmenter, segment_clicks
+from pipeline.prompts.click_segmenters import load_click_segmenter, segment_clicks
+from pipeline.prompts.clicks import Click, Stroke, joined
 from pipeline.prompts.files import PromptObject, PromptSet
 from pipeline.prompts.resolving import ResolvedPrompt, resolve
 from pipeline.storage.opening import open_files
@@ -50,7 +51,7 @@ class Annotator(Closing):
         out: path or URI of the output folder.
         stream_id: the stream in it. Default: made from the video's URI, or the only project of the folder.
         settings: tracking settings; those of a project that exists must be the same.
-        click_segmenter: name of the plugin that turns clicks into masks.
+        click_segmenter: what turns clicks into masks, see `load_click_segmenter`.
         storage_options, out_storage_options: of the file systems of video and output.
 
     Raises:
@@ -65,7 +66,7 @@ class Annotator(Closing):
         stream_id: str | None = None,
         settings: TrackSettings | None = None,
         *,
-        click_segmenter: str = "grabcut",
+        click_segmenter: str | None = None,
         storage_options: Mapping[str, Any] | None = None,
         out_storage_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -236,11 +237,12 @@ class Annotator(Closing):
         frame_index: int,
         clicks: Sequence[Click],
         previous: NDArray[np.bool_] | None,
+        strokes: Sequence[Stroke] = (),
     ) -> NDArray[np.bool_]:
-        """The mask of clicks; PromptError if they do not fit the frame."""
+        """The mask of clicks and strokes; PromptError if they do not fit the frame."""
         image = self.frames.at(frame_index).image
         with self._lock:  # OpenCV's random generator is one for the process
-            return segment_clicks(self._clicks, image, clicks, previous)
+            return segment_clicks(self._clicks, image, joined(clicks, strokes, image.shape[:2]), previous)
 
     def mask(self, counts: Any, what: str) -> NDArray[np.bool_]:
         """A mask given as COCO counts of the video's size.

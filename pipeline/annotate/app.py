@@ -18,7 +18,7 @@ from pipeline.api.service import RefusedError
 from pipeline.api.tokens import Sessions
 from pipeline.base.errors import UsageError
 from pipeline.exchange.export import export
-from pipeline.prompts.click_segmenters import Click
+from pipeline.prompts.clicks import Click, Stroke
 from pipeline.tracks.masks import mask_to_rle
 
 MAX_BODY_BYTES = 8 * 2**20
@@ -129,7 +129,10 @@ def _router(annotator: Annotator, sessions: Sessions) -> APIRouter:
     @router.post("/frames/{frame}/clicks")
     def clicks(frame: FrameIndex, body: models.Clicks) -> Answer:
         before = None if body.previous is None else annotator.mask(body.previous, "the mask before")
-        mask = annotator.click(frame, [Click(c.x, c.y, c.positive) for c in body.clicks], before)
+        clicks = [Click(c.x, c.y, c.positive) for c in body.clicks]
+        mask = annotator.click(
+            frame, clicks, before, [Stroke(tuple(s.points), s.positive) for s in body.strokes]
+        )
         return {"rle": mask_to_rle(mask), "size": list(mask.shape), "area": int(mask.sum())}
 
     @router.post("/undo")

@@ -52,10 +52,21 @@ class ClickPoint(_Body):
     positive: bool = True
 
 
-class Clicks(_Body):
-    """Clicks in their order, and the mask that they correct."""
+_Coordinate = Annotated[float, Field(ge=0, le=2**20)]
 
-    clicks: Annotated[list[ClickPoint], Field(min_length=1, max_length=200)]
+
+class Stroke(_Body):
+    """A scribble: points of a line drawn over the object, or beside it."""
+
+    points: Annotated[list[tuple[_Coordinate, _Coordinate]], Field(min_length=1, max_length=2000)]
+    positive: bool = True
+
+
+class Clicks(_Body):
+    """Clicks in their order, strokes, and the mask that they correct."""
+
+    clicks: Annotated[list[ClickPoint], Field(max_length=200)] = []
+    strokes: Annotated[list[Stroke], Field(max_length=50)] = []
     previous: Counts | None = None
 
 

@@ -226,10 +226,27 @@ class ClickPoint(_Request):
     positive: Annotated[bool, Field(description="Whether the pixel belongs to the object.")] = True
 
 
-class Clicks(_Request):
-    """Clicks on the newest frame, in their order; at least one is positive."""
+_Coordinate = Annotated[float, Field(ge=0, lt=32768)]
 
-    clicks: Annotated[list[ClickPoint], Field(min_length=1, max_length=200)]
+
+class Stroke(_Request):
+    """A scribble: points of a line drawn on the newest frame."""
+
+    points: Annotated[list[tuple[_Coordinate, _Coordinate]], Field(min_length=1, max_length=2000)]
+    positive: Annotated[bool, Field(description="Whether the line lies on the object.")] = True
+
+
+class Clicks(_Request):
+    """Clicks, in their order, and strokes on the newest frame; at least one is positive."""
+
+    clicks: Annotated[list[ClickPoint], Field(max_length=200)] = []
+    strokes: Annotated[list[Stroke], Field(max_length=50)] = []
+
+    @model_validator(mode="after")
+    def _any(self) -> Self:
+        if not self.clicks and not self.strokes:
+            raise ValueError("give clicks or strokes")
+        return self
 
 
 _Time = Annotated[int, Field(ge=0, lt=2**53)]

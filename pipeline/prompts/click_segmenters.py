@@ -1,4 +1,4 @@
-"""Click segmenters: the protocol, the built-in one of watershed and GrabCut, and plugin look-up.
+"""Click segmenters: the protocol, the built-in network and GrabCut, and plugin look-up.
 
 A click says that a pixel belongs to the object (positive) or not (negative). Whoever points sees the mask
 after each click and adds another one where it is wrong.
@@ -6,30 +6,34 @@ after each click and adds another one where it is wrong.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.errors import PromptError
+from pipeline.base.errors import PromptError, UsageError
 from pipeline.base.plugins import load_plugin
+from pipeline.prompts.clicks import MOST_CLICKS, Click, Mask
+
+__all__ = [
+    "BUILT_IN",
+    "ENTRY_POINT_GROUP",
+    "MOST_CLICKS",
+    "Click",
+    "ClickSegmenter",
+    "GrabCutClicks",
+    "Mask",
+    "load_click_segmenter",
+    "segment_clicks",
+]
 
 ENTRY_POINT_GROUP = "xmem.click_segmenters"
-MOST_CLICKS = 200
+logger = logging.getLogger(__name__)
 
-Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Click:
-    """A click on the centre of pixel (x, y)."""
-
-    x: int
-    y: int
-    positive: bool = True
+BUILT_IN = ("xmem-click", "grabcut")
 
 
 @runtime_checkable
@@ -148,21 +152,36 @@ class GrabCutClicks:
         return kept
 
 
-def load_click_segmenter(name: str = "grabcut") -> ClickSegmenter:
+def load_click_segmenter(name: str | None = None) -> ClickSegmenter:
     """Create a click segmenter by name: built in, or an entry point of the group `xmem.click_segmenters`.
+
+    Args:
+        name: None for the bundled network, or GrabCut if the installation lacks its weights.
 
     Raises:
         UsageError: no such segmenter is installed, it cannot be loaded, or it has no `segment`.
     """
     if name == "grabcut":
         return GrabCutClicks()
+    if name is None or name == BUILT_IN[0]:
+        # Imported here: whoever names another segmenter needs no torch.
+        from pipeline.prompts.click_network import ClickNetwork
+        from xmem_core.weights import WeightsError
+
+        try:
+            return ClickNetwork()
+        except WeightsError as error:
+            if name is not None:
+                raise UsageError(f"click segmenter {name!r}: {error}") from error
+            logger.warning("clicks are segmented by GrabCut: %s", error)
+            return GrabCutClicks()
     segmenter: ClickSegmenter = load_plugin(
         name,
         group=ENTRY_POINT_GROUP,
         kind="click segmenter",
         protocol=ClickSegmenter,
         lacking="has no method segment(frame, clicks, previous)",
-        built_in=["grabcut"],
+        built_in=BUILT_IN,
     )
     return segmenter
 

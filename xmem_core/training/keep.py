@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from xmem_core.config import ModelConfig
 from xmem_core.network import XMem
@@ -41,6 +41,12 @@ class RunConfig(Protocol):
     def from_dict(cls, values: dict[str, Any]) -> Self: ...
 
 
+class Shape(Protocol):
+    """A network's configuration."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
 class Stateful(Protocol):
     """An optimizer, or what else a run must restore to continue exactly."""
 
@@ -56,7 +62,7 @@ class DamagedCheckpointError(ValueError):
 def save_checkpoint(
     out: Path,
     step: int,
-    model: XMem,
+    model: nn.Module,
     averaged: dict[str, Tensor],
     optimizer: Stateful,
     config: RunConfig,
@@ -103,7 +109,7 @@ def latest_checkpoint(out: Path) -> Path | None:
 
 def resume_from(
     out: Path,
-    model: XMem,
+    model: nn.Module,
     averaged: dict[str, Tensor],
     optimizer: Stateful,
     config: RunConfig,
@@ -132,7 +138,7 @@ def resume_from(
 
 def load_checkpoint(
     path: Path,
-    model: XMem,
+    model: nn.Module,
     averaged: dict[str, Tensor],
     optimizer: Stateful,
     config: RunConfig,
@@ -191,7 +197,7 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def publish_weights(path: Path, config: ModelConfig, weights: dict[str, Tensor]) -> None:
+def publish_weights(path: Path, config: Shape, weights: dict[str, Tensor]) -> None:
     """Write weights as fp16 safetensors, atomically; the metadata's `config` is the model's shape."""
     half = {k: (v.half() if v.is_floating_point() else v).contiguous().cpu() for k, v in weights.items()}
     partial = path.with_name(f".{path.name}.partial")

@@ -18,22 +18,23 @@ def tune_for_cpu(model: XMem) -> None:
     """Change precision and layout of single convolutions; results are equal up to rounding."""
     for module in model.key_encoder.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1:
-            _full_precision(module)
+            full_precision(module)
     for module in model.value_encoder.modules():
         if (
             isinstance(module, nn.Conv2d)
             and module.stride == (2, 2)
             and module is not model.value_encoder.conv1
         ):
-            _full_precision(module)
-    _full_precision(model.decoder.pred)
-    _full_precision(model.key_proj.d_proj)
+            full_precision(module)
+    full_precision(model.decoder.pred)
+    full_precision(model.key_proj.d_proj)
     # A tensor with two channels (the masks) is inefficient in channels_last.
     first = model.value_encoder.conv1
     first.weight.data = first.weight.data.contiguous(memory_format=torch.contiguous_format)
 
 
-def _full_precision(conv: nn.Conv2d) -> None:
+def full_precision(conv: nn.Conv2d) -> None:
+    """Let a convolution compute in fp32 under autocast, in place."""
     plain = type(conv).forward
 
     def forward(x: Tensor) -> Tensor:

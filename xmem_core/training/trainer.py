@@ -6,15 +6,10 @@ seed and step), so a run resumed from a checkpoint continues as if it had never 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import signal
-import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -37,6 +32,7 @@ from xmem_core.training.keep import (
 )
 from xmem_core.training.library import Library
 from xmem_core.training.loader import batches
+from xmem_core.training.loop import run_steps
 from xmem_core.training.losses import bootstrapped_cross_entropy, dice_loss, hardest_fraction, mean_iou
 from xmem_core.training.settings import TrainConfig
 from xmem_core.training.speed import tune_for_cpu
@@ -258,73 +254,11 @@ def train(
         remove_checkpoints(out)
     trim_log(out / "log.jsonl", first)
     config.save(out / "config.json")
-    started = time.monotonic()
-    window: list[dict[str, float]] = []
-    window_start, failures, step = started, 0, first
 
     def keep(done: int) -> None:
         save_checkpoint(out, done, trainer.model, trainer.averaged, trainer.optimizer, config)
         publish_weights(out / "weights-ema.safetensors", config.model, trainer.averaged)
         plot_losses(out / "log.jsonl", out / "loss.png")
 
-    with StopSignals() as stop, (out / "log.jsonl").open("a") as log_file:
-        for step, batch in enumerate(batches(config, data_root, first, config.steps), first):
-            result = trainer.step(step, batch)
-            failures = 0 if math.isfinite(result["loss"] + result["grad"]) else failures + 1
-            if failures >= 20:
-                raise RuntimeError(f"the loss was not finite for {failures} steps, up to step {step}")
-            window.append(result)
-            done = step + 1
-            late = config.max_hours > 0 and time.monotonic() - started > config.max_hours * 3600
-            ending = stop.asked or late
-            if done % config.log_every == 0 or done == config.steps or ending:
-                now = time.monotonic()
-                line = {"step": done, **_means(window), "s_per_step": (now - window_start) / len(window)}
-                log_file.write(json.dumps({k: _short(v) for k, v in line.items()}) + "\n")
-                log_file.flush()
-                log.info(
-                    "step %d of %d: loss %.3f, %.2f s per step",
-                    done,
-                    config.steps,
-                    line["loss"],
-                    line["s_per_step"],
-                )
-                window, window_start = [], now
-            if done % config.checkpoint_every == 0 or done == config.steps or ending:
-                keep(done)
-                window_start = time.monotonic() if not window else window_start
-            if ending:
-                log.info("stopped after step %d: %s", done, "max_hours is over" if late else "asked to")
-                break
+    run_steps(config, out, first, batches(config, data_root, first, config.steps), trainer.step, keep)
     return out / "weights-ema.safetensors"
-
-
-class StopSignals:
-    """While entered, SIGTERM and SIGINT only set `asked`; has no effect outside the main thread."""
-
-    asked = False
-
-    def __enter__(self) -> StopSignals:
-        self._before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
-
-def _means(window: list[dict[str, float]]) -> dict[str, float]:
-    names = sorted({name for line in window for name in line})
-    return {n: float(np.mean([line[n] for line in window if n in line])) for n in names}
-
-
-def _short(value: float) -> float:
-    return value if isinstance(value, int) else float(f"{value:.5g}")

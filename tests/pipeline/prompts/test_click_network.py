@@ -1,0 +1,107 @@
+"""The bundled click segmenter, and which segmenter is the default."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.base.errors import UsageError
+from pipeline.prompts.click_network import ClickNetwork
+from pipeline.prompts.click_segmenters import (
+    Click,
+    GrabCutClicks,
+    load_click_segmenter,
+    segment_clicks,
+)
+
+Image = NDArray[np.uint8]
+
+
+def scene(height: int = 150, width: int = 230) -> tuple[Image, NDArray[np.bool_]]:
+    """A bright disc of two colours on a dark, noisy ground."""
+    rows, columns = np.mgrid[:height, :width]
+    truth = (rows - 70) ** 2 + (columns - 120) ** 2 < 38**2
+    image = np.random.default_rng(3).integers(20, 60, (height, width, 3)).astype(np.uint8)
+    image[truth] = (220, 60, 50)
+    image[truth & (rows < 60)] = (230, 200, 60)
+    return image, np.asarray(truth)
+
+
+def iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def test_the_bundled_network_is_the_default_and_finds_a_disc() -> None:
+    image, truth = scene()
+    network = load_click_segmenter()
+    assert isinstance(network, ClickNetwork)
+    assert iou(segment_clicks(network, image, [Click(120, 70), Click(120, 45)]), truth) > 0.85
+
+
+def test_the_mask_holds_positive_clicks_and_no_negative_ones() -> None:
+    image, _ = scene()
+    clicks = [Click(120, 70), Click(5, 140), Click(121, 71, False), Click(229, 0, False)]
+    mask = ClickNetwork().segment(image, clicks, None)
+    assert [bool(mask[c.y, c.x]) for c in clicks] == [c.positive for c in clicks]
+
+
+def test_a_mask_given_is_corrected() -> None:
+    image, truth = scene()
+    previous = truth.copy()
+    previous[:, 120:] = False
+    mask = ClickNetwork().segment(image, [Click(140, 70)], previous)
+    assert iou(mask, truth) > iou(previous, truth) + 0.2
+
+
+def test_clicks_on_a_frame_seen_before_give_the_same_mask() -> None:
+    """Features of earlier windows are reused; another picture of the same size is not taken for it."""
+    image, _ = scene()
+    other = image[:, ::-1].copy()
+    network = ClickNetwork()
+    first = network.segment(image, [Click(120, 70)], None)
+    mirrored = network.segment(other, [Click(109, 70)], None)
+    assert not np.array_equal(first, mirrored)
+    assert np.array_equal(network.segment(image, [Click(120, 70)], None), first)
+    assert np.array_equal(ClickNetwork().segment(other, [Click(109, 70)], None), mirrored)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 300), (300, 2), (17, 33)])
+def test_frames_of_any_size_are_segmented(size: tuple[int, int]) -> None:
+    image = np.full((*size, 3), 90, np.uint8)
+    mask = segment_clicks(ClickNetwork(), image, [Click(size[1] - 1, size[0] - 1)])
+    assert mask[-1, -1]
+
+
+def test_grabcut_stands_in_where_the_weights_are_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from pipeline.prompts import click_network
+
+    click_network._loaded.cache_clear()
+    monkeypatch.setattr("xmem_core.clicks.BUNDLED_CLICKS", tmp_path / "none.safetensors")
+    try:
+        assert isinstance(load_click_segmenter(), GrabCutClicks)
+        assert "clicks are segmented by GrabCut: no click model at" in caplog.text
+        with pytest.raises(UsageError, match="click segmenter 'xmem-click': no click model at"):
+            load_click_segmenter("xmem-click")
+    finally:
+        click_network._loaded.cache_clear()
+
+
+def test_an_unknown_segmenter_is_named_with_those_there_are() -> None:
+    with pytest.raises(UsageError, match="no click segmenter 'sam9'; available: xmem-click, grabcut"):
+        load_click_segmenter("sam9")
+    assert isinstance(load_click_segmenter("grabcut"), GrabCutClicks)
+
+
+def test_looking_up_click_segmenters_imports_no_torch() -> None:
+    code = (
+        "import sys; from pipeline.prompts.click_segmenters import load_click_segmenter as load\n"
+        "load('grabcut'); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
