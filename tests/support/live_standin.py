@@ -134,9 +134,8 @@ class StandInHub:
     async def _jpeg(self, stream_id: str, overlay: bool, max_side: int, quality: int) -> bytes:
         image: Any = np.full((48, 64, 3), 40, np.uint8)
         shift = len(self.frames[stream_id])
-        cv2.rectangle(
-            image, (10 + shift % 40, 12), (22 + shift % 40, 40), (60, 200, 90), -1 if overlay else 1
-        )
+        colour = (60, 200, 90) if overlay else (60, 90, 200)
+        cv2.rectangle(image, (10 + shift % 40, 12), (22 + shift % 40, 40), colour, -1)
         scale = min(max_side, 640) / 64
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
         return bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1])

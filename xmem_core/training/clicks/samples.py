@@ -22,6 +22,8 @@ HELD_OUT_STILLS = 10
 # Shares of ecssd, people, coco, davis and video.
 MIXTURE = (0.32, 0.16, 0.22, 0.2, 0.1)
 
+# Share of samples of drawn shapes.
+_DRAWN = 0.06
 _PADDING = (124, 116, 104)
 _CLIP_STEP = 4
 
@@ -96,13 +98,44 @@ def draw_sample(
         if not len(ids):
             continue
         mask = labels == int(rng.choice(ids))
-        if rng.random() < 0.3:
+        if rng.random() < _DRAWN:
+            picture, mask = _drawn(picture, rng)
+        elif rng.random() < 0.3:
             picture, mask = _pasted(library, picture, mask, rng)
         if mask.sum() < 100:
             continue
         sample = _cut(picture, mask, size, rng)
         if sample.mask.sum() >= 60:
             return Sample(_relit(sample.picture, rng), sample.mask)
+
+
+def _drawn(picture: Image, rng: np.random.Generator) -> tuple[Image, Mask]:
+    """Flat shapes, on the picture or on a flat ground: what has no texture is to be filled up to its edge."""
+    height, width = picture.shape[:2]
+    image = picture.copy()
+    if rng.random() < 0.6:
+        image[:] = rng.integers(0, 256, 3)
+        if rng.random() < 0.5:
+            noise = rng.integers(-12, 13, image.shape)
+            image = np.asarray(np.clip(image + noise, 0, 255), np.uint8)
+    labels = np.zeros((height, width), np.uint8)
+    count = int(rng.integers(1, 5))
+    for number in range(1, count + 1):
+        x, y = int(rng.integers(width)), int(rng.integers(height))
+        a, b = (int(rng.integers(6, max(8, min(height, width) // 3))) for _ in range(2))
+        shape = np.zeros((height, width), np.uint8)
+        kind = rng.random()
+        if kind < 0.4:
+            cv2.rectangle(shape, (x - a, y - b), (x + a, y + b), 1, -1)
+        elif kind < 0.7:
+            cv2.ellipse(shape, (x, y), (a, b), float(rng.uniform(0, 180)), 0, 360, 1, -1)
+        else:
+            angles = np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(3, 9))))
+            corners = np.stack([x + a * np.cos(angles), y + b * np.sin(angles)], 1)
+            cv2.fillPoly(shape, [np.round(corners).astype(np.int32)], 1)
+        image[shape > 0] = rng.integers(0, 256, 3)
+        labels[shape > 0] = number
+    return image, labels == int(rng.integers(1, count + 1))
 
 
 def _pasted(
