@@ -16,9 +16,11 @@ from jobs.scheduling.video_job import VideoJob
 from pipeline.base.errors import StoreError, XmemError
 from pipeline.base.redaction import redacted
 from pipeline.distributed.messages import WorkerSettings
-from pipeline.prompts.resolving import load_mask_png, load_prompts
+from pipeline.prompts.resolving import PromptSet, load_mask_png, load_prompts
 from pipeline.storage.files import Files
 from pipeline.storage.opening import open_files
+from pipeline.tracking.backward import BackwardPlan
+from pipeline.tracking.settings import BACKWARD
 from pipeline.tracking.stream_record import FINISHED
 from pipeline.tracks.layout import load_record
 from pipeline.video.sources import open_source
@@ -150,19 +152,25 @@ def _opened(job: VideoJob, settings: WorkerSettings) -> int | str | None:
     """Number of frames to track of a video, None if unknown; or an error message."""
     spec, options = job.spec, settings.storage_options
     limit = settings.tracking.commit.max_pixels
+    direction = spec.direction or settings.tracking.direction
     try:
+        prompts = PromptSet() if spec.prompts is None else PromptSet.from_record(spec.prompts)
         if spec.prompts_uri is not None:
             if spec.prompts_uri.partition("?")[0].lower().endswith(".png"):
-                load_mask_png(spec.prompts_uri, storage_options=options, max_pixels=limit)
+                prompts = load_mask_png(spec.prompts_uri, storage_options=options, max_pixels=limit)
             else:
-                load_prompts(spec.prompts_uri, options)
+                prompts = load_prompts(spec.prompts_uri, options)
         source = open_source(spec.uri, threads=1, storage_options=options, max_pixels=limit)
     except XmemError as error:
         text = str(error)
         return text if spec.uri in text else f"{spec.uri}: {text}"
     try:
-        lengths = [n for n in (source.frame_count, settings.tracking.commit.max_frames) if n is not None]
-        return min(lengths, default=None)
+        plan = BackwardPlan.of(prompts, direction)
+        lengths = [source.frame_count, settings.tracking.commit.max_frames]
+        if plan is not None and direction == BACKWARD:
+            lengths.append(plan.frames)
+        forward = min((n for n in lengths if n is not None), default=None)
+        return forward if forward is None or plan is None else forward + plan.frames
     finally:
         source.close()
 

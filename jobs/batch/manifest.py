@@ -52,10 +52,10 @@ def load_manifest(
 
     Args:
         source: path or fsspec URI of a folder (its videos, at any depth), a glob, a single video, or a
-            manifest: .jsonl, .csv or .parquet with columns uri (required), stream_id, sequence, prompts and
-            priority; other columns are stored in the stream record. Rows of one sequence are the files of
-            one stream of that name, in their order; prompts, priority and other columns are those of its
-            first row. Relative paths in a manifest are relative to it.
+            manifest: .jsonl, .csv or .parquet with columns uri (required), stream_id, sequence, prompts,
+            priority and direction; other columns are stored in the stream record. Rows of one sequence are
+            the files of one stream of that name, in their order; prompts, priority and other columns are
+            those of its first row. Relative paths in a manifest are relative to it.
             Or a list of these, for instance from a shell's glob: sidecars and other files that are not
             videos are left out.
         prompts: prompts file or masks for videos without their own; validated here.
@@ -98,7 +98,7 @@ def load_manifest(
         wanted = (row.prompts_uri, row.prompts)
         if wanted == (None, None):
             wanted = (prompts, shared)
-        spec = StreamSpec(stream_id, row.uri, *wanted, restart, row.extra)
+        spec = StreamSpec(stream_id, row.uri, *wanted, restart, row.extra, row.direction)
         jobs.append(VideoJob(spec, row.priority or priority))
         lines.append(row.line)
         if row.stream_id is not None and row.stream_id != generated:

@@ -19,9 +19,10 @@ from pipeline.base.redaction import redacted
 from pipeline.base.stream_ids import expanded, validate_stream_id
 from pipeline.prompts.resolving import PromptSet
 from pipeline.storage.filesystems import connect
+from pipeline.tracking.settings import DIRECTIONS
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
-COLUMNS = ("uri", "stream_id", "sequence", "prompts", "priority")
+COLUMNS = ("uri", "stream_id", "sequence", "prompts", "priority", "direction")
 PROMPT_SUFFIXES = (".json", ".png")
 _BATCH_ROWS = 4096
 _SHOWN = 80
@@ -38,6 +39,7 @@ class Row:
         sequence: rows with the same one are files of one recording, in their order.
         prompts_uri, prompts: at most one of them is set.
         extra: the other columns, as plain data.
+        direction: one of `pipeline.tracking.settings.DIRECTIONS`; None: that of the batch.
     """
 
     line: int
@@ -48,6 +50,7 @@ class Row:
     priority: float | None = None
     extra: Mapping[str, Any] | None = None
     sequence: str | None = None
+    direction: str | None = None
 
 
 def is_manifest(uri: str) -> bool:
@@ -256,7 +259,8 @@ def _checked(manifest: str, line: int, given: Mapping[str, Any]) -> Row:
     priority = _priority(where, given.get("priority"))
     extra = {name: _plain(value) for name, value in given.items() if name not in COLUMNS} or None
     video = absolute(uri.strip(), manifest)
-    return Row(line, video, stream_id, prompts_uri, prompts, priority, extra, sequence)
+    direction = _direction(where, given.get("direction"))
+    return Row(line, video, stream_id, prompts_uri, prompts, priority, extra, sequence, direction)
 
 
 def _plain(value: Any) -> Any:
@@ -308,6 +312,14 @@ def _priority(where: str, given: Any) -> float | None:
     if not 0 < number < math.inf:
         raise UsageError(f"{where}: priority {_short(given)} is not allowed: give a number above 0")
     return number
+
+
+def _direction(where: str, given: Any) -> str | None:
+    if given is not None and given not in DIRECTIONS:
+        raise UsageError(
+            f"{where}: direction {_short(given)} is not allowed: give one of {', '.join(DIRECTIONS)}"
+        )
+    return None if given is None else str(given)
 
 
 def _short(value: Any) -> str:

@@ -198,13 +198,18 @@ def run_batch(
             return budget(facts, _share(resources, chosen))
 
         begun = _begun(jobs, settings)
+        given = {job.spec.stream_id: job.spec.direction for job in jobs if job.spec.direction is not None}
+        directions = {stream_id: given[stream_id] for stream_id in begun if stream_id in given}
         pool = RayPool(
             scheduler,
             lambda: tracker_actor(settings, gpus=chosen.gpus, environment=options.env),
             _wanted(len(jobs), chosen, options),
             budget=room,
             first=(
-                (lambda actor: actor.conflicts.remote(begun), lambda found: _refuse(settings, begun, found))
+                (
+                    lambda actor: actor.conflicts.remote(begun, directions),
+                    lambda found: _refuse(settings, begun, found),
+                )
                 if begun
                 else None
             ),

@@ -385,7 +385,7 @@ def _shipped_manifest(videos: str, folder: Path, number: int = 0) -> str:
         for row in read_rows(videos):
             prompts = row.prompts or row.prompts_uri
             given: dict[str, Any] = {"stream_id": row.stream_id, "sequence": row.sequence}
-            given |= {"prompts": prompts, "priority": row.priority}
+            given |= {"prompts": prompts, "priority": row.priority, "direction": row.direction}
             line = (
                 dict(row.extra or {}) | {"uri": row.uri} | {k: v for k, v in given.items() if v is not None}
             )

@@ -49,8 +49,8 @@ VideosArgument = Annotated[
     list[str],
     typer.Argument(
         help="A folder, a glob, a video or a manifest, as path or fsspec URI; repeatable. A manifest is a "
-        ".jsonl, .csv or .parquet file with columns uri, stream_id, prompts and priority; further columns "
-        "are shown in the view `streams`."
+        ".jsonl, .csv or .parquet file with columns uri, stream_id, prompts, priority and direction; further "
+        "columns are shown in the view `streams`."
     ),
 ]
 OutOption = Annotated[str, typer.Option(help="Output folder: a path or any fsspec URI.")]

@@ -64,6 +64,7 @@ class StreamSpec:
         prompts: the content of a prompts file, instead of its URI.
         restart: start the stream over.
         extra: further columns of the user about the video; stored in the stream record.
+        direction: where it is tracked from its prompts; None: as the settings say.
 
     With neither prompts nor a detector the stream must exist already.
     """
@@ -74,6 +75,7 @@ class StreamSpec:
     prompts: Mapping[str, Any] | None = field(default=None, repr=False)
     restart: bool = False
     extra: Mapping[str, Any] | None = field(default=None, repr=False)
+    direction: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,7 +33,7 @@ from pipeline.tracking.memory_plan import (
     predict_workspace_bytes,
 )
 from pipeline.tracking.segmenters import open_segmenter
-from pipeline.tracking.settings import AUTO, dtype_name
+from pipeline.tracking.settings import AUTO, TrackSettings, dtype_name
 from pipeline.tracking.stream_tracker import StreamTracker
 from pipeline.tracks.sinks import Sinks
 from pipeline.tracks.store import StreamStore
@@ -110,13 +110,20 @@ class Worker:
             "or a URI such as s3://bucket/folder"
         )
 
-    def conflicts(self, stream_ids: Sequence[str]) -> list[tuple[str, str]]:
-        """Return which of these streams have rows with other settings, and which settings differ."""
+    def conflicts(
+        self, stream_ids: Sequence[str], directions: Mapping[str, str] | None = None
+    ) -> list[tuple[str, str]]:
+        """Return which of these streams have rows with other settings, and which settings differ.
+
+        Args:
+            directions: directions of single streams that differ from the settings', by id.
+        """
+        wanted = [(directions or {}).get(stream_id) for stream_id in stream_ids]
         with ThreadPoolExecutor(_READERS) as pool:
-            found = zip(stream_ids, pool.map(self._differences, stream_ids), strict=True)
+            found = zip(stream_ids, pool.map(self._differences, stream_ids, wanted), strict=True)
             return [(stream_id, "; ".join(differing)) for stream_id, differing in found if differing]
 
-    def _differences(self, stream_id: str) -> list[str]:
+    def _differences(self, stream_id: str, direction: str | None) -> list[str]:
         try:
             store = StreamStore(self._settings.out, stream_id, self._settings.out_storage_options)
             settings = (store.read_record() or {}).get("settings")
@@ -124,7 +131,9 @@ class Worker:
                 return []
             begun = Begun.of(settings)
             model = begun.keep(self._tracking.model, threads=True)
-            asked = self._tracking.of_segmenter(self._segmenter, model.threads or self._threads)
+            asked = _directed(self._tracking, direction).of_segmenter(
+                self._segmenter, model.threads or self._threads
+            )
             if model.dtype != AUTO:
                 asked = replace(asked, model=replace(asked.model, dtype=model.dtype))
             differing = asked.differences(settings)
@@ -262,7 +271,8 @@ class Worker:
         if model.dtype not in self._executors:
             self._executors[model.dtype] = Executor(open_segmenter(model, self._tracking.memory))
         segmenter = self._executors[model.dtype].segmenter
-        settings = self._tracking.of_segmenter(segmenter, model.threads or self._threads)
+        tracking = _directed(self._tracking, spec.direction)
+        settings = tracking.of_segmenter(segmenter, model.threads or self._threads)
         source = open_source(
             spec.uri,
             threads=0,
@@ -343,6 +353,10 @@ class Worker:
             gc.collect()
             torch.cuda.empty_cache()
         return Failure.of(error)
+
+
+def _directed(settings: TrackSettings, direction: str | None) -> TrackSettings:
+    return settings if direction is None else replace(settings, direction=direction)
 
 
 def _offset(stream: StreamTracker) -> int:

@@ -15,6 +15,7 @@ from support.shared_ray import CPUS
 from support.tiny import tiny_weights
 from support.videos import make_images, make_video, truncate
 
+from jobs.batch.dry_run import forecast
 from jobs.batch.manifest import load_manifest
 from jobs.batch.report import BatchReport
 from jobs.batch.run import BatchOptions, Plan, budget, plan, run_batch
@@ -141,6 +142,36 @@ def test_run_again_only_what_is_unfinished_is_tracked_and_with_restart_all(
     assert len(list((out / "batches").iterdir())) == 2
     anew = run_batch(load_manifest(videos, restart=True), settings(out, weights, chunk_frames=5), ONE)
     assert (anew.exit_code, anew.frames) == (0, 45)
+
+
+def test_single_videos_of_a_manifest_are_tracked_backward_too(
+    videos: Path, weights: str, tmp_path: Path
+) -> None:
+    late: dict[str, Any] = {"version": 1, "objects": [{"frame": 12, "id": 1, "box": [10, 10, 30, 30]}]}
+    lines = [
+        {"uri": str(videos / "a.mp4"), "stream_id": "a", "prompts": late, "direction": "both"},
+        {"uri": str(videos / "c.mp4"), "stream_id": "c", "prompts": late, "direction": "backward"},
+        {"uri": str(videos / "b.mp4"), "stream_id": "b", "prompts": BOX},
+    ]
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    expected = forecast(load_manifest(manifest), settings(out, weights))
+    assert expected.frames == 20 + 13 + 13 + 13 + 9
+    report = run_batch(load_manifest(manifest), settings(out, weights), ONE)
+    assert report.exit_code == 0
+    assert {j.spec.stream_id: r.frames for j, r in report.each()} == {"a": 20, "b": 9, "c": 13}
+    assert report.frames == expected.frames
+    for name, direction in (("a", "both"), ("c", "backward")):
+        track(
+            videos / f"{name}.mp4", alone, PromptSet.from_record(late), model=weights, threads=1,
+            chunk_frames=CHUNK, stream_id=name, direction=direction,
+        )  # fmt: skip
+        assert rows(out, name) == rows(alone, name)
+        assert rows(out, name)[0]["frame_index"] == 0
+    assert run_batch(load_manifest(manifest), settings(out, weights), ONE).frames == 0
+    with pytest.raises(SettingsConflictError, match="direction was 'forward', now 'both'"):
+        run_batch(load_manifest(manifest), settings(out, weights, direction="both"), ONE)
 
 
 def test_with_other_settings_it_is_one_error_before_anything_is_tracked(

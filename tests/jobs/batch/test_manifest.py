@@ -319,9 +319,15 @@ def test_prompts_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 # --- manifest files ------------------------------------------------------------------------------
 
 ROWS: list[dict[str, Any]] = [
-    {"uri": "a.mp4", "stream_id": "first", "prompts": "a.json", "priority": 2.5},
-    {"uri": "sub/b.mp4", "stream_id": None, "prompts": None, "priority": None},
-    {"uri": "s3://bucket/c.mp4", "stream_id": "third", "prompts": "s3://bucket/c.png", "priority": 1.0},
+    {"uri": "a.mp4", "stream_id": "first", "prompts": "a.json", "priority": 2.5, "direction": "both"},
+    {"uri": "sub/b.mp4", "stream_id": None, "prompts": None, "priority": None, "direction": None},
+    {
+        "uri": "s3://bucket/c.mp4",
+        "stream_id": "third",
+        "prompts": "s3://bucket/c.png",
+        "priority": 1.0,
+        "direction": "backward",
+    },
 ]
 
 
@@ -331,7 +337,9 @@ def as_jsonl(folder: Path) -> Path:
 
 def as_csv(folder: Path) -> Path:
     cells = [[str(v or "") for v in row.values()] for row in ROWS]
-    return manifest(folder, "\ufeffuri,stream_id,prompts,priority", *map(",".join, cells), name="m.csv")
+    return manifest(
+        folder, "\ufeffuri,stream_id,prompts,priority,direction", *map(",".join, cells), name="m.csv"
+    )
 
 
 def as_parquet(folder: Path) -> Path:
@@ -349,9 +357,9 @@ def as_gzip(folder: Path) -> Path:
 def test_every_format_says_the_same(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     second = f"{tmp_path}/sub/b.mp4"
     assert load_manifest(write(tmp_path), priority=3) == [
-        VideoJob(StreamSpec("first", f"{tmp_path}/a.mp4", f"{tmp_path}/a.json"), 2.5),
+        VideoJob(StreamSpec("first", f"{tmp_path}/a.mp4", f"{tmp_path}/a.json", direction="both"), 2.5),
         VideoJob(StreamSpec(generate_stream_id(second), second), 3),
-        VideoJob(StreamSpec("third", "s3://bucket/c.mp4", "s3://bucket/c.png"), 1.0),
+        VideoJob(StreamSpec("third", "s3://bucket/c.mp4", "s3://bucket/c.png", direction="backward"), 1.0),
     ]
 
 
@@ -367,6 +375,11 @@ def test_every_format_says_the_same(tmp_path: Path, write: Callable[[Path], Path
         ({"uri": "a.mp4", "promts": "x.json"}, "line 2: column 'promts' is unknown: did you mean prompts"),
         ({"uri": "a.mp4", "stream_id": "a b"}, "line 2: stream id 'a b' is not allowed"),
         ({"uri": "a.mp4", "stream_id": 5}, "line 2: stream id 5 is not allowed"),
+        (
+            {"uri": "a.mp4", "direction": "left"},
+            "line 2: direction 'left' is not allowed: give one of forward, backward, both",
+        ),
+        ({"uri": "a.mp4", "direction": ["both"]}, "line 2: direction ['both'] is not allowed"),
         ({"uri": "a.mp4", "priority": 0}, "line 2: priority 0 is not allowed: give a number above 0"),
         ({"uri": "a.mp4", "priority": -1.5}, "line 2: priority -1.5 is not allowed"),
         ({"uri": "a.mp4", "priority": True}, "line 2: priority True is not allowed"),
