@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,14 +103,25 @@ OPERATIONS: dict[str, Callable[[Files], object]] = {
 }
 
 
+WAITING = ("late", "body stops", "slow body", "hangs", "done, and hangs")
+"""Faults that mostly wait, so that each is tested in a thread of its own."""
+
+
+@pytest.fixture(scope="module")
+def proxies(s3_server: S3Server) -> Iterator[dict[str, Proxy]]:
+    """A proxy for each of `WAITING`, and one for all other faults, under ""."""
+    with contextlib.ExitStack() as stack:
+        yield {name: stack.enter_context(faulty(s3_server.endpoint)) for name in ("", *WAITING)}
+
+
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_every_operation_survives_every_fault(
-    operation: str, s3_server: S3Server, proxy: Proxy, tmp_path: Path
+    operation: str, s3_server: S3Server, proxies: dict[str, Proxy]
 ) -> None:
     act = OPERATIONS[operation]
-    expected = None
-    struck = 0
-    for name, rule in {"": None, **FAULTS}.items():
+
+    def disturbed(proxy: Proxy, name: str, rule: Rule | None) -> tuple[object, int]:
+        """The operation's result, and how many of its requests the fault struck."""
         folder = s3_server.uri(secrets.token_hex(6))
         sure = open_files(folder, s3_server.options)
         sure.create("a/old", DATA)
@@ -116,15 +129,22 @@ def test_every_operation_survives_every_fault(
         proxy.set(*([rule] if rule else []))
         before = proxy.happened.count()
         result = act(shaky)
-        if rule is None:
-            expected = result
-        assert result == expected, name
         if rule and not rule.method:
             assert proxy.happened.count() == before + (rule.count or 0), name
-        struck += proxy.happened.count() - before
+        struck = proxy.happened.count() - before
         proxy.settle()
         proxy.set()
         assert sure.names("a") == shaky.names("a"), name
+        return result, struck
+
+    expected, _ = disturbed(proxies[""], "no fault", None)
+    with ThreadPoolExecutor(len(WAITING)) as pool:
+        waiting = {name: pool.submit(disturbed, proxies[name], name, FAULTS[name]) for name in WAITING}
+        outcomes = {n: disturbed(proxies[""], n, FAULTS[n]) for n in FAULTS if n not in WAITING}
+        outcomes |= {name: future.result() for name, future in waiting.items()}
+    assert outcomes.keys() == FAULTS.keys()
+    assert {name: result for name, (result, _) in outcomes.items() if result != expected} == {}
+    struck = sum(count for _, count in outcomes.values())
     assert expected
     assert struck >= sum(rule.count or 0 for rule in FAULTS.values() if not rule.method)
 
