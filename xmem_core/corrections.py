@@ -24,10 +24,13 @@ def contradicted(shown: Tensor, object_ids: Sequence[int], given: Mapping[int, T
         object_ids: ids of the O objects.
         given: the prompt's masks, (H, W) bool, which do not overlap.
     """
-    labels = shown.argmax(0)
+    best = shown.amax(0)
+    # As `argmax` would give it, which takes many times as long on a CPU: of equal values the first counts.
+    taken = shown[0] == best
     wrong = []
     for k, i in enumerate(object_ids):
-        own = labels == k + 1
+        own = (shown[k + 1] == best) & ~taken
+        taken |= own
         others = [~given[i]] if i in given else list(given.values())
         sizes = [given[i]] if i in given else others
         on = [int((own & other).sum()) for other in others]

@@ -1,4 +1,4 @@
-"""Fused convolution and activation of the small trunk, for float32 and bfloat16 inference on CPUs.
+"""Fused convolution and activation, for float32 and bfloat16 inference on CPUs.
 
 On CPUs passes over memory cost more than the arithmetic. oneDNN, which PyTorch uses for the convolutions, can
 apply activations and additions while it writes the output. PyTorch has undocumented operators for this, meant
@@ -9,6 +9,7 @@ without them, the plain modules are used.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import cache
 
 import torch
@@ -35,13 +36,21 @@ class FusedConv2d(nn.Module):
     Args:
         conv: its weights are used as they are, not copied.
         activation: `relu6` or None.
+        padding: vertical and horizontal padding, if not the convolution's own.
     """
 
-    def __init__(self, conv: nn.Module, activation: str | None = None) -> None:
+    def __init__(
+        self, conv: nn.Module, activation: str | None = None, padding: tuple[int, int] | None = None
+    ) -> None:
         super().__init__()
         assert isinstance(conv, nn.Conv2d)
         self.weight, self.bias = conv.weight, conv.bias
-        self._geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        self._geometry = (
+            conv.padding if padding is None else padding,
+            conv.stride,
+            conv.dilation,
+            conv.groups,
+        )
         self._name, self._arguments = _ACTIVATIONS[activation]
         # bfloat16 weights in oneDNN's layout, for the most recent input sizes.
         self._packed: dict[torch.Size, Tensor] = {}
@@ -144,3 +153,12 @@ def can_fuse(dtype: torch.dtype) -> bool:
         return False
     rtol, atol = (1e-4, 1e-4) if dtype == torch.float32 else (0.02, 0.05)
     return all(torch.allclose(own, wanted, rtol=rtol, atol=atol) for own, wanted in pairs)
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself; where it doesn't, that is slower than float32."""
+    try:
+        found: Mapping[str, object] = torch.cpu.get_capabilities()
+    except (AttributeError, RuntimeError):  # an older torch, or a CPU it can't tell about
+        return False
+    return any(bool(found.get(name)) for name in ("avx512_bf16", "amx_bf16"))

@@ -6,7 +6,7 @@ coded and suppressed as in the frozen graph, so that results equal those of Tens
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import cv2
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.detect.boxes import suppressed
+from xmem_core.fused import FusedConv2d, can_fuse
 
 SIDE = 300
 """Height and width of the network's input, in pixels."""
@@ -33,25 +34,54 @@ _SCALES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0)
 _EPSILON = 0.001  # of batch normalization
 
 
-class _Conv(nn.Module):
+class _Conv(nn.Conv2d):
     """Convolution with "SAME" padding and a bias, into which batch normalization is folded."""
 
     def __init__(
         self, source: int, target: int, kernel: int = 1, stride: int = 1, groups: int = 1, relu6: bool = True
     ) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(target, source // groups, kernel, kernel), requires_grad=False)
-        self.bias = nn.Parameter(torch.zeros(target), requires_grad=False)
-        self._kernel, self._stride, self._groups, self._relu6 = kernel, stride, groups, relu6
+        super().__init__(source, target, kernel, stride, kernel // 2, groups=groups)
+        self.requires_grad_(False)
+        self.relu6 = relu6
 
     def forward(self, features: Tensor) -> Tensor:
         """B x C x H x W to B x C' x ceil(H / stride) x ceil(W / stride)."""
-        padding = self._kernel // 2
-        if self._stride == 2 and features.shape[-1] % 2 == 0:
-            # TensorFlow then pads on the right and below only.
-            features, padding = F.pad(features, (0, 1, 0, 1)), 0
-        out = F.conv2d(features, self.weight, self.bias, self._stride, padding, groups=self._groups)
-        return F.relu6(out, inplace=True) if self._relu6 else out
+        padding = self.padding
+        if _is_padded_at_end(self, features):
+            features, padding = F.pad(features, (0, 1, 0, 1)), (0, 0)
+        out = F.conv2d(features, self.weight, self.bias, self.stride, padding, groups=self.groups)
+        return F.relu6(out, inplace=True) if self.relu6 else out
+
+
+class _FusedConv(nn.Module):
+    """A `_Conv` whose activation is applied while oneDNN writes the output."""
+
+    def __init__(self, conv: _Conv) -> None:
+        super().__init__()
+        activation = "relu6" if conv.relu6 else None
+        self._fused = FusedConv2d(conv, activation)
+        self._at_end = FusedConv2d(conv, activation, padding=(0, 0))
+        self._conv = conv
+
+    def forward(self, features: Tensor) -> Tensor:
+        if _is_padded_at_end(self._conv, features):
+            return cast(Tensor, self._at_end(_padded_at_end(features)))
+        return cast(Tensor, self._fused(features))
+
+
+def _is_padded_at_end(conv: _Conv, features: Tensor) -> bool:
+    """Whether TensorFlow pads on the right and below only."""
+    return conv.stride == (2, 2) and features.shape[-1] % 2 == 0
+
+
+def _padded_at_end(features: Tensor) -> Tensor:
+    """Like `F.pad` by one on the right and below, which would fill all of the output first."""
+    batch, channels, height, width = features.shape
+    out = features.new_empty((batch, height + 1, width + 1, channels)).permute(0, 3, 1, 2)
+    out[..., :height, :width] = features
+    out[..., height, :] = 0
+    out[..., width] = 0
+    return out
 
 
 class _Block(nn.Module):
@@ -94,10 +124,11 @@ class SSDLite(nn.Module):
     """
 
     anchors: Tensor
+    stem_dtype = torch.float32
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = _Conv(3, 32, 3, 2)
+        self.stem: nn.Module = _Conv(3, 32, 3, 2)
         blocks, source = [], 32
         for stage, (target, count, stride) in enumerate(_STAGES):
             for at in range(count):
@@ -120,10 +151,10 @@ class SSDLite(nn.Module):
         self.register_buffer("anchors", torch.from_numpy(anchors()), persistent=False)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        maps = self._feature_maps(pictures)
+        maps = self._feature_maps(pictures.to(self.stem_dtype))
         codes = torch.cat([head(m, 4) for head, m in zip(self.boxes, maps, strict=True)], 1)
         logits = torch.cat([head(m, 2) for head, m in zip(self.classes, maps, strict=True)], 1)
-        return decoded(codes, self.anchors), logits[..., 1].sigmoid()
+        return decoded(codes.float(), self.anchors), logits[..., 1].float().sigmoid()
 
     def _feature_maps(self, pictures: Tensor) -> list[Tensor]:
         features, maps = self.stem(pictures), []
@@ -135,6 +166,28 @@ class SSDLite(nn.Module):
         for extra in self.extras:
             maps.append(extra(maps[-1]))
         return maps
+
+
+def for_inference(network: SSDLite, dtype: torch.dtype) -> SSDLite:
+    """The network with faster convolutions, in the given precision; boxes and scores stay float32.
+
+    Without PyTorch's fused operators, the same network.
+
+    Args:
+        network: in evaluation mode; not changed.
+        dtype: float32 or bfloat16.
+    """
+    if not can_fuse(dtype):
+        return network
+    fast = SSDLite().eval()
+    fast.load_state_dict(network.state_dict())
+    fast.stem_dtype = dtype
+    for module in [m for m in fast.modules() if not isinstance(m, _Conv)]:
+        for name, child in list(module.named_children()):
+            if isinstance(child, _Conv):
+                conv = child.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                setattr(module, name, _FusedConv(conv))
+    return fast
 
 
 def anchors() -> NDArray[np.float32]:
@@ -189,11 +242,27 @@ def people_in(
     Returns:
         N x 4 float32 boxes (top, left, bottom, right as shares of the picture, cut at its edge); N scores.
     """
+    return people_in_each(network, [picture], least)[0]
+
+
+def people_in_each(
+    network: SSDLite, pictures: Sequence[NDArray[np.uint8]], least: float = 1e-8
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Like `people_in`, of several pictures at once; the pictures may differ in size."""
     with torch.inference_mode():
-        found, sure = network(picture_tensor(picture))
-    scores = sure[0].cpu().numpy()
+        batch = torch.cat([picture_tensor(picture) for picture in pictures])
+        found, sure = network(batch.contiguous(memory_format=torch.channels_last))
+    return [
+        _likely(boxes, scores, least)
+        for boxes, scores in zip(found.cpu().numpy(), sure.cpu().numpy(), strict=True)
+    ]
+
+
+def _likely(
+    boxes: NDArray[np.float32], scores: NDArray[np.float32], least: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     likely = np.flatnonzero(scores > least)
-    boxes, scores = found[0].cpu().numpy()[likely], scores[likely]
+    boxes, scores = boxes[likely], scores[likely]
     kept = suppressed(boxes, scores, iou=0.6, most=100)
     return np.clip(boxes[kept], 0, 1), scores[kept]
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.tracking.settings import AUTO, ModelSettings
 from xmem_core import MemoryConfig, VideoSegmenter, load_model
+from xmem_core.fused import has_bfloat16
 from xmem_core.weights import MODEL_NAMES, WeightsError
 
 
@@ -38,15 +37,6 @@ def open_segmenter(model: ModelSettings | None = None, memory: MemoryConfig | No
         return VideoSegmenter(network, memory, size=side, dtype=getattr(torch, dtype))
     except ValueError as error:  # a memory setting that this model does not have
         raise UsageError(f"{model.name}: {error}") from None
-
-
-def has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself; where it doesn't, that is slower than float32."""
-    try:
-        found: Mapping[str, object] = torch.cpu.get_capabilities()
-    except (AttributeError, RuntimeError):  # an older torch, or a CPU it can't tell about
-        return False
-    return any(bool(found.get(name)) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def weights_failure(model: str, error: WeightsError) -> XmemError:

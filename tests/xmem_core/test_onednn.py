@@ -48,7 +48,7 @@ def test_what_the_user_set_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -
     for each in SETTINGS:
         monkeypatch.delenv(each, raising=False)
     keep_few_primitives()
-    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "128"
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "512"
     monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
     monkeypatch.setenv(name, "5")
     keep_few_primitives()

@@ -23,7 +23,16 @@ from pipeline.detect import people
 from pipeline.detect.onnx_detector import OnnxDetector, OnnxSettings
 from pipeline.detect.people import PeopleDetector, PeopleSettings
 from pipeline.detect.protocol import Detection, PartialDetector
-from pipeline.detect.ssdlite import SIDE, SSDLite, anchors, folded_weights, people_in, picture_tensor
+from pipeline.detect.ssdlite import (
+    SIDE,
+    SSDLite,
+    anchors,
+    folded_weights,
+    for_inference,
+    people_in,
+    people_in_each,
+    picture_tensor,
+)
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "people"
 PICTURES = ("astronaut", "camera", "crowd")
@@ -40,15 +49,20 @@ def _is_installed() -> bool:
 needs_weights = pytest.mark.skipif(not _is_installed(), reason=people.INSTALL)
 
 
+def _forget_networks() -> None:
+    people._network.cache_clear()
+    people._fast_network.cache_clear()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache folder of these tests, empty at first."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XMEM_CACHE", str(folder))
-        people._network.cache_clear()
+        _forget_networks()
         yield folder
-    people._network.cache_clear()
+    _forget_networks()
 
 
 def picture(name: str) -> np.ndarray:
@@ -80,6 +94,19 @@ def test_boxes_and_scores_equal_those_of_tensorflow(name: str) -> None:
     assert len(kept) == (expected > 0.05).sum() > 0
     np.testing.assert_allclose(sure, expected[: len(sure)], atol=1e-4)
     np.testing.assert_allclose(kept, goldens[f"{name}/boxes"][: len(kept)], atol=1e-4)
+
+
+@needs_weights
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+def test_fused_convolutions_give_the_same_boxes_and_scores(dtype: torch.dtype, most: float) -> None:
+    network = people.load_network()
+    pictures = [picture(name) for name in PICTURES]
+    fast = people_in_each(for_inference(network, dtype), pictures, least=0.4)
+    for each, (boxes, scores) in zip(pictures, fast, strict=True):
+        plain, sure = people_in(network, each, least=0.4)
+        assert len(scores) == len(sure) > 0
+        np.testing.assert_allclose(scores, sure, atol=most)
+        np.testing.assert_allclose(boxes, plain, atol=most)
 
 
 class _AsYolo(torch.nn.Module):
@@ -144,9 +171,9 @@ def test_later_looks_search_a_few_pictures_and_the_wanted_ones_first(monkeypatch
     searched: list[tuple[int, ...]] = []
     search = PeopleDetector._search
 
-    def counted(self: PeopleDetector, image: np.ndarray, tile: tuple[int, int, int, int]) -> object:
-        searched.append(tile)
-        return search(self, image, tile)
+    def counted(self: PeopleDetector, image: np.ndarray, tiles: list[tuple[int, int, int, int]]) -> object:
+        searched.extend(tiles)
+        return search(self, image, tiles)
 
     monkeypatch.setattr(PeopleDetector, "_search", counted)
     detector = PeopleDetector(PeopleSettings(pictures=2))

@@ -29,7 +29,7 @@ from pipeline.analytics.query import query
 from pipeline.base.errors import PromptError, SettingsConflictError, SourceError, UsageError
 from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking.executor import Executor, begun_with
-from pipeline.tracking.segmenters import has_bfloat16, open_segmenter
+from pipeline.tracking.segmenters import open_segmenter
 from pipeline.tracking.settings import ModelSettings, TrackSettings
 from pipeline.tracking.stream_tracker import StreamTracker
 from pipeline.tracking.track import track
@@ -37,6 +37,7 @@ from pipeline.tracks.masks import rle_to_mask
 from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import open_source
 from xmem_core import MemoryConfig, ModelConfig, StepResult, VideoSegmenter, XMem, load_model
+from xmem_core.fused import has_bfloat16
 from xmem_core.weights import save_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
