@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -22,11 +23,19 @@ if TYPE_CHECKING:
 # How far a window reaches beyond the mask in it, as a factor on the mask's longer side.
 _REACH = 1.4
 _LEAST_SIDE = 48
-# A second and third look are worth while only at windows that differ from the last.
-_MOST_LOOKS = 3
+# Looks of a round; another one is worth while only at a window that differs from the last.
+_MOST_LOOKS = 2
+# Windows that overlap so much (intersection over union) are taken for the same.
+_SAME = 0.7
 _KEPT_FEATURES = 8
+_KEPT_ROUNDS = 64
+_MOST_ROUNDS = 24
 # Pieces without a click, as a share of the largest piece, that are dropped.
 _CRUMB = 0.05
+
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 class _Window(NamedTuple):
@@ -55,11 +64,20 @@ class _Window(NamedTuple):
         return both / (self.width * self.height + other.width * other.height - both)
 
 
-class ClickNetwork:
-    """Segments with a network trained on simulated clicks: on the whole frame, then in a window around the
-    mask found there.
+class _Seen(NamedTuple):
+    """What a round of clicks gave: the mask, and probabilities in the window that was looked at."""
 
-    Clicks on frames seen before cost less: the network's features of the last few windows are kept. May be
+    mask: Mask
+    window: _Window
+    probabilities: NDArray[np.float16]
+
+
+class ClickNetwork:
+    """Segments with a network trained on simulated clicks.
+
+    Clicks are taken one after another, each on the mask of those before it: the first on the whole frame,
+    then in a window around the mask found there, later ones in such a window only. What was computed for the
+    last few windows and clicks is kept, so that a click more on the same frame costs only itself. May be
     called from several threads.
 
     Args:
@@ -73,33 +91,57 @@ class ClickNetwork:
     def __init__(self, weights: str | Path | None = None, size: int | None = None) -> None:
         self._net = _loaded(None if weights is None else str(weights))
         self._size = size or self._net.config.size
-        self._features: OrderedDict[tuple[bytes, _Window], Features] = OrderedDict()
-        self._lock = threading.Lock()
+        self._features: _Kept[tuple[bytes, _Window], Features] = _Kept(_KEPT_FEATURES)
+        self._rounds: _Kept[tuple[bytes, bytes, tuple[Click, ...]], _Seen] = _Kept(_KEPT_ROUNDS)
 
     def segment(
         self, frame: NDArray[np.uint8], clicks: Sequence[Click], previous: Mask | None
     ) -> NDArray[np.bool_]:
         """Return the mask; it contains the positive clicks and none of the negative ones."""
-        height, width = frame.shape[:2]
         digest = hashlib.blake2b(np.ascontiguousarray(frame).data, digest_size=16).digest()
-        whole = _Window(0, 0, width, height)
-        prior: NDArray[np.float32] = np.zeros((height, width), np.float32)
-        window = whole
-        if previous is not None and previous.any():
+        if previous is not None and not previous.any():
+            previous = None
+        base = b"" if previous is None else hashlib.blake2b(previous.tobytes(), digest_size=16).digest()
+        seen: _Seen | None = None
+        for end in _rounds(clicks, min(frame.shape[:2])):
+            key = (digest, base, tuple(clicks[:end]))
+            known = self._rounds.get(key)
+            if known is None:
+                known = self._round(frame, digest, clicks[:end], previous, seen)
+                self._rounds.put(key, known)
+            seen = known
+        assert seen is not None
+        return seen.mask.copy()
+
+    def _round(
+        self,
+        frame: NDArray[np.uint8],
+        digest: bytes,
+        clicks: Sequence[Click],
+        previous: Mask | None,
+        seen: _Seen | None,
+    ) -> _Seen:
+        height, width = frame.shape[:2]
+        prior = np.zeros((height, width), np.float32)
+        window = _Window(0, 0, width, height)
+        if seen is not None:
+            prior[seen.window.cut] = seen.probabilities
+            window = _around(seen.mask, clicks)
+        elif previous is not None:
             prior = previous.astype(np.float32)
             window = _around(previous, clicks)
         for look in range(_MOST_LOOKS):
-            logits = self._look(frame, digest, window, clicks, prior)
+            logits = self._look(frame, digest, window, clicks, prior, afresh=seen is not None)
             found = np.zeros((height, width), np.bool_)
             found[window.cut] = logits > 0
             found = _tidied(found, clicks, height, width)
-            following = _around(found, clicks)
-            if following.overlap(window) > 0.7 or look + 1 == _MOST_LOOKS:
-                break
             prior = np.zeros((height, width), np.float32)
             prior[window.cut] = 1 / (1 + np.exp(-logits))
+            following = _around(found, clicks)
+            if following.overlap(window) > _SAME or look + 1 == _MOST_LOOKS:
+                break
             window = following
-        return found
+        return _Seen(found, window, prior[window.cut].astype(np.float16))
 
     def _look(
         self,
@@ -108,8 +150,12 @@ class ClickNetwork:
         window: _Window,
         clicks: Sequence[Click],
         prior: NDArray[np.float32],
+        afresh: bool,
     ) -> NDArray[np.float32]:
-        """Logits of the window's pixels."""
+        """Logits of the window's pixels; with `afresh` their mean with those that no mask so far gives.
+
+        A mask so far keeps what is right; without one, a wrong first mask is given up sooner.
+        """
         import torch
         import torch.nn.functional as F
 
@@ -130,8 +176,12 @@ class ClickNetwork:
                 for c in clicks
                 if window.left <= c.x < window.right and window.top <= c.y < window.bottom
             ]
-            maps = click_maps([points], torch.from_numpy(np.asarray(before))[None, None], self._net.config)
-            logits = self._net(features, maps.contiguous(memory_format=torch.channels_last))
+            so_far = torch.from_numpy(np.asarray(before))[None, None]
+            if afresh:
+                so_far = torch.cat([so_far, torch.zeros_like(so_far)])
+            maps = click_maps([points] * len(so_far), so_far, self._net.config)
+            several = tuple(f.expand(len(so_far), -1, -1, -1) for f in features)
+            logits = self._net(several, maps.contiguous(memory_format=torch.channels_last)).mean(0, True)
             size = (window.height, window.width)
             large = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         return np.asarray(large[0, 0].numpy())
@@ -143,10 +193,9 @@ class ClickNetwork:
 
         from xmem_core.backbones import IMAGE_MEAN, IMAGE_STD
 
-        with self._lock:
-            if (digest, window) in self._features:
-                self._features.move_to_end((digest, window))
-                return self._features[digest, window]
+        kept = self._features.get((digest, window))
+        if kept is not None:
+            return kept
         smaller = size[0] < window.width
         way = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
         cut = cv2.resize(np.ascontiguousarray(frame[window.cut]), size, interpolation=way)
@@ -155,11 +204,29 @@ class ClickNetwork:
         # H x W x 3 in memory is channels_last as it is.
         image = torch.from_numpy(scaled).permute(2, 0, 1)[None]
         features: Features = self._net.encode(image)
-        with self._lock:
-            self._features[digest, window] = features
-            while len(self._features) > _KEPT_FEATURES:
-                self._features.popitem(last=False)
+        self._features.put((digest, window), features)
         return features
+
+
+class _Kept(Generic[_Key, _Value]):
+    """The values used last. Thread-safe."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._values: OrderedDict[_Key, _Value] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: _Key) -> _Value | None:
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key)
+
+    def put(self, key: _Key, value: _Value) -> None:
+        with self._lock:
+            self._values[key] = value
+            while len(self._values) > self._most:
+                self._values.popitem(last=False)
 
 
 @lru_cache(maxsize=2)
@@ -167,6 +234,24 @@ def _loaded(weights: str | None) -> ClickNet:
     from xmem_core.clicks import load_click_model
 
     return load_click_model(weights)
+
+
+def _rounds(clicks: Sequence[Click], side: int) -> list[int]:
+    """Ends of the rounds in which clicks are taken: one each, but those of a stroke at once.
+
+    Clicks of one sign close to one another are a stroke. More than `_MOST_ROUNDS` are all taken in one.
+    """
+    near = max(2.0, side / 12)
+    ends = [
+        i
+        for i in range(1, len(clicks))
+        if clicks[i].positive != clicks[i - 1].positive
+        or math.dist((clicks[i].x, clicks[i].y), (clicks[i - 1].x, clicks[i - 1].y)) > near
+    ]
+    # Without a click on the object there is nothing to look at.
+    first = next((i for i, c in enumerate(clicks) if c.positive), 0)
+    ends = [end for end in ends if end > first]
+    return [*(ends if len(ends) < _MOST_ROUNDS else []), len(clicks)]
 
 
 def _around(mask: Mask, clicks: Sequence[Click]) -> _Window:

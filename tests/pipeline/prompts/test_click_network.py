@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.base.errors import UsageError
-from pipeline.prompts.click_network import ClickNetwork
+from pipeline.prompts.click_network import ClickNetwork, _rounds
 from pipeline.prompts.click_segmenters import (
     Click,
     GrabCutClicks,
@@ -68,6 +68,24 @@ def test_clicks_on_a_frame_seen_before_give_the_same_mask() -> None:
     assert not np.array_equal(first, mirrored)
     assert np.array_equal(network.segment(image, [Click(120, 70)], None), first)
     assert np.array_equal(ClickNetwork().segment(other, [Click(109, 70)], None), mirrored)
+
+
+def test_clicks_one_by_one_give_the_mask_of_all_at_once() -> None:
+    """What is kept of earlier clicks changes nothing."""
+    image, _ = scene()
+    clicks = [Click(120, 70), Click(120, 40), Click(10, 10, False), Click(150, 80)]
+    network = ClickNetwork()
+    for end in range(1, len(clicks) + 1):
+        mask = network.segment(image, clicks[:end], None)
+    assert np.array_equal(mask, ClickNetwork().segment(image, clicks, None))
+
+
+def test_a_stroke_is_one_round_and_very_many_clicks_are_too() -> None:
+    stroke = [Click(x, 50) for x in range(20, 120, 10)]
+    assert _rounds(stroke, 240) == [10]
+    assert _rounds([*stroke, Click(200, 200, False), Click(20, 200)], 240) == [10, 11, 12]
+    assert _rounds([Click(5, 5, False), Click(60, 60), Click(150, 60)], 240) == [2, 3]
+    assert _rounds([Click(i * 40, 5) for i in range(60)], 240) == [60]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 300), (300, 2), (17, 33)])
