@@ -23,7 +23,6 @@ _FIXED = {
     "out_of_sight_frames": "there is no detector",
     "max_frames": "the page pauses where it is told to",
     "snapshot_chunks": "a correction goes on from the chunk before it",
-    "direction": "the page tracks forward from what it is shown",
     "sinks": "rows may be corrected until they are right",
 }
 

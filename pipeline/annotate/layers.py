@@ -12,7 +12,9 @@ from pipeline.base.errors import StoreError, UsageError
 from pipeline.base.records import MaskRecord
 from pipeline.prompts.files import PromptSet
 from pipeline.storage.files import Files
+from pipeline.tracking.backward import first_changed_frame
 from pipeline.tracking.carry_over import stream_identity
+from pipeline.tracking.settings import FORWARD
 from pipeline.tracks.reader import TrackReader
 
 
@@ -25,10 +27,11 @@ class Layer:
         files: the output folder.
         stream_id: its stream.
         prompts: the prompts that its rows come from.
+        direction: where they were tracked from the prompts.
     """
 
-    def __init__(self, files: Files, stream_id: str, prompts: PromptSet) -> None:
-        self.files, self.prompts = files, prompts
+    def __init__(self, files: Files, stream_id: str, prompts: PromptSet, direction: str = FORWARD) -> None:
+        self.files, self.prompts, self.direction = files, prompts, direction
         self._stream_id = stream_id
         self._lock = threading.Lock()
         self._pending: dict[int, tuple[MaskRecord, ...]] = {}
@@ -87,7 +90,7 @@ class Found:
 
 def valid_frames(layer: Layer, prompts: PromptSet) -> int:
     """Number of frames, from 0 on, whose rows are those of the given prompts."""
-    change = layer.prompts.first_difference(prompts)
+    change = first_changed_frame(layer.prompts, prompts, layer.direction)
     return layer.available if change is None else min(layer.available, change)
 
 
@@ -98,7 +101,7 @@ def find_rows(layers: list[Layer], prompts: PromptSet, frame_index: int) -> Foun
         records = layer.at(frame_index)
         if records is None:
             continue
-        change = layer.prompts.first_difference(prompts)
+        change = first_changed_frame(layer.prompts, prompts, layer.direction)
         if change is None or frame_index < change:
             return Found(records, stale=False)
         stale = stale or Found(records, stale=True)
@@ -118,4 +121,6 @@ def read_layer(files: Files, stream_id: str) -> Layer | None:
         identity = stream_identity(files, stream_id)
     except (StoreError, UsageError):
         return None
-    return None if identity is None else Layer(files, stream_id, identity.prompts)
+    if identity is None:
+        return None
+    return Layer(files, stream_id, identity.prompts, identity.settings.direction)

@@ -198,7 +198,7 @@ class Propagation(Closing):
                 kept = carry_over(best.files, files, self._stream_id, prompts)
                 log.info("%s: %d frames carried over", self._stream_id, kept)
                 known = []
-        layer = known[0] if known else Layer(files, self._stream_id, prompts)
+        layer = known[0] if known else Layer(files, self._stream_id, prompts, self._chosen.direction)
         others = [other for other in self._layers if other.files.root != files.root]
         self._layers = [layer, *others]
         for gone in self._layers[KEPT_WORKS:]:
@@ -318,11 +318,13 @@ class Propagation(Closing):
         begun, tracked = time.monotonic(), stream.summary.tracked
         committed = stream.summary.frames
         while True:
-            position = None if stream.ended else stream.next_frame
+            # Rows follow, and positions count, in the forward pass.
+            backward = stream.goes_backward
+            position = None if stream.ended else 0 if backward else stream.next_frame
             seconds = time.monotonic() - begun
             rate = (stream.summary.tracked - tracked) / seconds if seconds > 0.2 else None
             self._status = PropagationStatus("running", position, job.until, rate)
-            done = job.until is not None and position is not None and position >= job.until
+            done = not backward and job.until is not None and position is not None and position >= job.until
             if self._pause.is_set() or done:
                 self._status = PropagationStatus("paused", position, job.until, rate)
                 return False
@@ -333,7 +335,7 @@ class Propagation(Closing):
             if not running:
                 layer.reload()
                 return True
-            if stream.latest or stream.next_frame > layer.committed:
+            if not stream.goes_backward and (stream.latest or stream.next_frame > layer.committed):
                 layer.add(stream.next_frame - 1, stream.latest)
 
     def _publish(self, layer: Layer) -> None:

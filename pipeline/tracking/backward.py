@@ -97,6 +97,16 @@ def first_prompts(prompts: PromptSet) -> dict[int, int]:
     return starts
 
 
+def first_changed_frame(old: PromptSet, new: PromptSet, direction: str) -> int | None:
+    """The first frame whose rows may differ between two sets of prompts; None if all are equal.
+
+    A change of what a backward pass tracks may change the rows of every frame.
+    """
+    if BackwardPlan.of(old, direction) != BackwardPlan.of(new, direction):
+        return 0
+    return old.first_difference(new)
+
+
 def backward_settings(settings: TrackSettings) -> TrackSettings:
     """The settings of a stream's backward pass: prompts only, in full length, to no sink."""
     commit = replace(settings.commit, max_frames=None, sinks=())

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pipeline.base.errors import StoreError
 from pipeline.prompts.files import PromptSet
 from pipeline.storage.files import Files
+from pipeline.tracking.backward import first_changed_frame
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.snapshot import Snapshot
 from pipeline.tracking.stream_record import RUNNING, StreamIdentity, checked, prompts_of
@@ -49,7 +50,7 @@ def carry_over(source: Files, target: Files, stream_id: str, prompts: PromptSet)
     record = load_record(source, stream_id)
     if old is None or record is None:
         raise StoreError(f"{source.root} holds no stream {stream_id}")
-    change = old.prompts.first_difference(prompts)
+    change = first_changed_frame(old.prompts, prompts, old.settings.direction)
     before = 2**62 if change is None else change
     new = replace(old, prompts=prompts)
     resolved = record.get("resolved_prompts")

@@ -97,6 +97,33 @@ def test_a_removal_and_a_second_object(
     assert [m["id"] for m in annotator.masks(22)] == [2]
 
 
+def test_both_ways_rows_are_those_of_track(video: str, settings: TrackSettings, tmp_path: Path) -> None:
+    both = settings.with_options({"direction": "both"})
+    late = {"op": "prompt", "frame": 12, "object": {"id": 1, "box": [40, 10, 40, 40]}}
+    with Annotator(video, str(tmp_path / "out"), "v", both) as annotator:
+        annotator.edit([{"op": "object", "id": 1}, late])
+        propagated(annotator)
+        assert [m["source"] for m in annotator.masks(0)] == ["tracked"]
+        first = annotator.project.document.prompt_set()
+        assert files(tmp_path / "out") == tracked_by_track(video, first, both, tmp_path / "first")
+
+        annotator.edit([CORRECTION])
+        assert annotator.tracked == 20  # a correction acts forward
+        propagated(annotator)
+        annotator.edit(
+            [
+                {"op": "object", "id": 2},
+                {"op": "prompt", "frame": 5, "object": {"id": 2, "polygons": [[80, 20, 120, 20, 120, 60]]}},
+            ]
+        )
+        assert annotator.tracked == 0  # a new object gets rows on the frames before its prompt
+        assert [m["source"] for m in annotator.masks(3)] == ["stale"]
+        propagated(annotator)
+        assert [m["id"] for m in annotator.masks(3)] == [1, 2]
+        second = annotator.project.document.prompt_set()
+        assert files(tmp_path / "out") == tracked_by_track(video, second, both, tmp_path / "second")
+
+
 def test_a_new_prompt_keeps_rows_and_states_before_it(
     annotator: Annotator, settings: TrackSettings, tmp_path: Path
 ) -> None:
