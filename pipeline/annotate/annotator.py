@@ -22,6 +22,7 @@ from pipeline.annotate.project import (
     read_header,
 )
 from pipeline.annotate.propagation import Propagation
+from pipeline.annotate.regrouping import merge, split
 from pipeline.base.closeable import Closing
 from pipeline.base.errors import PromptError, SettingsConflictError, SourceError, UsageError
 from pipeline.base.stream_ids import generate_stream_id
@@ -286,6 +287,28 @@ class Annotator(Closing):
                 self._resolve(frame_index, prompts)
         self.project.edit(changes)
 
+    def merge(self, into: int, other: int) -> None:
+        """Make one object of two, see `regrouping.merge`; durable when it returns."""
+        self.edit(merge(self.project.document, into, other, self._mask_at))
+
+    def split(self, object_id: int, frame_index: int) -> int:
+        """Give an object a new id from a frame on, see `regrouping.split`; durable when it returns.
+
+        Returns:
+            the new id.
+        """
+        self.frames.at(frame_index)
+        new = self.project.document.next_id
+        self.edit(split(self.project.document, object_id, frame_index, self._mask_at))
+        return new
+
+    def _mask_at(self, frame_index: int, object_id: int) -> NDArray[np.bool_] | None:
+        """The mask of an object on a frame, unless it comes from prompts that have changed since."""
+        for shown in self.masks(frame_index):
+            if shown["id"] == object_id and shown["rle"] is not None and shown["source"] != "stale":
+                return rle_to_mask(shown["rle"], *shown["size"])
+        return None
+
     def propagate(self, until: int | None = None) -> None:
         """Track the present prompts, see `Propagation.start`."""
         self.propagation.start(self.project.document.prompt_set(), until)
@@ -296,6 +319,15 @@ class Annotator(Closing):
         return self.propagation.tracked(self.project.document.prompt_set())
 
     # --- state -----------------------------------------------------------------------------------
+
+    def timeline(self) -> dict[str, Any]:
+        """Where each object is seen, doubtful (see `strips`) or out of sight, JSON-ready."""
+        document = self.project.document
+        strips = self.propagation.strips(document.prompt_set())
+        return {
+            "tracked": self.tracked,
+            "objects": [{"id": i, "runs": strips.get(i, [])} for i in sorted(document.objects)],
+        }
 
     def state(self) -> dict[str, Any]:
         """Everything the page shows besides pictures and masks, JSON-ready."""

@@ -30,7 +30,7 @@ PAGE = {
     "/page.css": ("pipeline.api", "page.css", "text/css"),
     **{
         f"/{name}.js": ("pipeline.annotate", f"{name}.js", "text/javascript")
-        for name in ("annotate", "server", "masks", "stage", "timeline")
+        for name in ("annotate", "server", "masks", "stage", "timeline", "objects")
     },
 }
 """Path: package, file in its folder `page`, media type."""
@@ -78,6 +78,10 @@ def _router(annotator: Annotator, sessions: Sessions) -> APIRouter:
     def state() -> Answer:
         return annotator.state()
 
+    @router.get("/timeline")
+    def timeline() -> Answer:
+        return annotator.timeline()
+
     @router.get("/frames/{frame}.jpg")
     def picture(frame: FrameIndex) -> Response:
         return Response(annotator.jpeg(frame), media_type="image/jpeg")
@@ -101,6 +105,16 @@ def _router(annotator: Annotator, sessions: Sessions) -> APIRouter:
     @router.delete("/objects/{object_id}")
     def delete_object(object_id: ObjectId) -> Answer:
         return _edited({"op": "delete", "id": object_id})
+
+    @router.post("/objects/{object_id}/merge")
+    def merge(object_id: ObjectId, body: models.Merge) -> Answer:
+        annotator.merge(object_id, body.other)
+        return annotator.state()
+
+    @router.post("/objects/{object_id}/split")
+    def split(object_id: ObjectId, body: models.Split) -> Answer:
+        new = annotator.split(object_id, body.frame)
+        return {"id": new, "state": annotator.state()}
 
     @router.put("/prompts/{frame}/{object_id}")
     def prompt(frame: FrameIndex, object_id: ObjectId, body: models.NewPrompt) -> Answer:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pipeline.annotate.project import project_folder
+from pipeline.annotate.strips import Strips, joined, strips_of_chunk, strips_of_rows
 from pipeline.base.errors import StoreError, UsageError
 from pipeline.base.records import MaskRecord
 from pipeline.prompts.files import PromptSet
@@ -15,6 +17,7 @@ from pipeline.storage.files import Files
 from pipeline.tracking.backward import first_changed_frame
 from pipeline.tracking.carry_over import stream_identity
 from pipeline.tracking.settings import FORWARD
+from pipeline.tracks.layout import list_chunks
 from pipeline.tracks.reader import TrackReader
 
 
@@ -36,6 +39,7 @@ class Layer:
         self._lock = threading.Lock()
         self._pending: dict[int, tuple[MaskRecord, ...]] = {}
         self._reader: TrackReader | None = None
+        self._chunk_strips: dict[int, Strips] = {}
         self.committed = 0
         self.reload()
 
@@ -74,6 +78,21 @@ class Layer:
                 return None
             return self._reader.at(frame_index)
 
+    def strips(self, first: int, stop: int) -> Strips:
+        """Where the objects are seen on the frames `first` up to, not including, `stop`."""
+        with self._lock:
+            committed, pending = self.committed, dict(self._pending)
+        firsts = list_chunks(self.files, self._stream_id)
+        parts = []
+        for start, following in zip(firsts, [*firsts[1:], committed], strict=False):
+            if start < min(stop, committed) and following > first:
+                with suppress(FileNotFoundError):  # the stream is being replaced just now
+                    if start not in self._chunk_strips:  # a chunk never changes
+                        self._chunk_strips[start] = strips_of_chunk(self.files, self._stream_id, start)
+                    parts.append(self._chunk_strips[start])
+        parts.append(strips_of_rows(pending))
+        return joined(parts, first, stop)
+
 
 @dataclass(frozen=True)
 class Found:
@@ -106,6 +125,19 @@ def find_rows(layers: list[Layer], prompts: PromptSet, frame_index: int) -> Foun
             return Found(records, stale=False)
         stale = stale or Found(records, stale=True)
     return stale
+
+
+def find_strips(layers: list[Layer], prompts: PromptSet) -> Strips:
+    """The strips of the frames that are tracked: those of `find_rows`."""
+    if not layers:
+        return {}
+    best = max(layers, key=lambda layer: valid_frames(layer, prompts))
+    valid = valid_frames(best, prompts)
+    parts = [best.strips(0, valid)]
+    longest = next((layer for layer in layers if layer.available > valid), None)
+    if longest is not None:
+        parts.append(longest.strips(valid, longest.available))
+    return joined(parts, 0, max(layer.available for layer in layers))
 
 
 def work_folder(stream_id: str, prompts: PromptSet) -> str:

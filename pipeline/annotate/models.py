@@ -36,6 +36,18 @@ class ObjectChange(_Body):
         return {name: getattr(self, name) for name in self.model_fields_set}
 
 
+class Merge(_Body):
+    """The object that becomes a part of the one in the path."""
+
+    other: Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
+class Split(_Body):
+    """The frame from which on the object has a new id."""
+
+    frame: FrameIndex
+
+
 class NewPrompt(_Body):
     """Exactly one of box, polygons and counts."""
 

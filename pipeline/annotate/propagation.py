@@ -22,8 +22,17 @@ from typing import Any
 
 import torch
 
-from pipeline.annotate.layers import Found, Layer, find_rows, read_layer, valid_frames, work_folder
+from pipeline.annotate.layers import (
+    Found,
+    Layer,
+    find_rows,
+    find_strips,
+    read_layer,
+    valid_frames,
+    work_folder,
+)
 from pipeline.annotate.project import project_folder
+from pipeline.annotate.strips import Strips
 from pipeline.base.closeable import Closing
 from pipeline.base.errors import SettingsConflictError, SourceError, UsageError, XmemError
 from pipeline.prompts.files import PromptSet
@@ -138,6 +147,10 @@ class Propagation(Closing):
     def rows(self, prompts: PromptSet, frame_index: int) -> Found | None:
         """The rows of a frame, see `find_rows`; None if no layer has any."""
         return find_rows(self._all_layers(), prompts, frame_index)
+
+    def strips(self, prompts: PromptSet) -> Strips:
+        """Where objects are seen, see `find_strips`."""
+        return find_strips(self._all_layers(), prompts)
 
     def tracked(self, prompts: PromptSet) -> int:
         """Number of frames, from 0 on, that are tracked with the given prompts."""

@@ -3,7 +3,8 @@
 import { SignedOut, ask, download, picture, signIn } from "./server.js";
 import { counts, decode } from "./masks.js";
 import { Stage } from "./stage.js";
-import { drawTimeline, frameAt } from "./timeline.js";
+import { drawObjects } from "./objects.js";
+import { drawTimeline, frameAt, jumps } from "./timeline.js";
 
 const part = (id) => document.getElementById(id);
 const TOOLS = ["click", "box", "polygon", "brush", "eraser"];
@@ -14,6 +15,8 @@ let frame = 0;
 let selected = null;
 let clicks = [];        // of the selected object on this frame
 let base = null;        // mask that they correct, as counts
+let timeline = { objects: [] };
+let timed = "";         // what the timeline was made from
 let playing = false;
 let wanted = null;      // frame that is asked for while another one is on its way
 let loading = false;
@@ -63,6 +66,15 @@ function take(next) {
   draw();
 }
 
+// Where objects are seen; asked for again when rows or prompts have changed.
+async function readTimeline() {
+  const key = `${state.edits} ${state.tracked} ${state.available}`;
+  if (key === timed) return;
+  timed = key;
+  timeline = await ask("v1/timeline");
+  draw();
+}
+
 async function poll() {
   if (!document.hidden && !working) {
     try {
@@ -70,6 +82,7 @@ async function poll() {
       if (part("notice").classList.contains("bad") && state.propagation.state !== "failed") say("");
       if (state.propagation.state === "failed") say(state.propagation.message, true);
       await showFrame(frame);
+      await readTimeline();
     } catch (error) {
       fail(error);
       if (error instanceof SignedOut) return;
@@ -119,14 +132,19 @@ function forgetClicks() {
   stage.clicks = clicks;
 }
 
+// Plays at speed: frames that come too late are left out.
 async function play() {
   playing = !playing;
   draw();
-  const pause = 1000 / Math.min(30, (state.video.rate ?? 25) * Number(part("speed").value));
+  const rate = (state.video.rate ?? 25) * Number(part("speed").value);
+  if (frame >= last()) await showFrame(0);
+  const from = frame;
+  const begun = performance.now();
   while (playing && frame < last()) {
-    const begun = performance.now();
-    await showFrame(frame + 1);
-    await new Promise((done) => setTimeout(done, Math.max(0, pause - (performance.now() - begun))));
+    const passed = (performance.now() - begun) / 1000;
+    const due = Math.min(last(), from + Math.floor(passed * rate));
+    if (due > frame) await showFrame(due);
+    else await new Promise((done) => setTimeout(done, 1000 * ((frame + 1 - from) / rate - passed)));
   }
   playing = false;
   draw();
@@ -138,9 +156,13 @@ function go(index) {
 }
 
 function jump(direction) {
-  const frames = [...new Set(state.objects.flatMap((object) => [...object.prompts, ...object.removals]))].sort((a, b) => a - b);
+  const frames = jumps(part("jump").value, state, timeline);
   const next = direction > 0 ? frames.find((f) => f > frame) : frames.findLast((f) => f < frame);
   if (next !== undefined) go(next);
+}
+
+function nextKind() {
+  part("jump").selectedIndex = (part("jump").selectedIndex + 1) % part("jump").length;
 }
 
 // --- pointing ----------------------------------------------------------------------------------
@@ -260,8 +282,6 @@ async function save(format) {
 
 // --- drawing -----------------------------------------------------------------------------------
 
-let drawnObjects = "";
-
 function draw() {
   if (!state) return;
   part("main").dataset.edits = String(state.edits);
@@ -284,9 +304,9 @@ function draw() {
   part("remove").disabled = !own;
   part("remove").textContent = own?.removals.includes(frame) ? "Keep from here" : "End here";
   drawProgress();
-  drawObjects();
+  drawObjects(part("objects"), { state, timeline, selected, frame, masks: stage.masks, did });
   part("hint").hidden = state.objects.length > 0;
-  drawTimeline(part("timeline"), state, frame, selected);
+  drawTimeline(part("timeline"), state, timeline, frame, selected);
 }
 
 function drawProgress() {
@@ -310,46 +330,18 @@ function drawProgress() {
   for (const id of ["coco", "davis"]) part(id).disabled = !state.published;
 }
 
-function drawObjects() {
-  const key = JSON.stringify([state.objects, selected, frame, stage.masks.map((m) => [m.id, m.area, m.source])]);
-  if (key === drawnObjects || part("objects").contains(document.activeElement) && document.activeElement.tagName === "INPUT") return;
-  drawnObjects = key;
-  const focused = document.activeElement?.dataset?.key;
-  part("objects").replaceChildren(...state.objects.map((object) => {
-    const item = document.createElement("li");
-    item.className = object.id === selected ? "selected" : "";
-    const shown = stage.masks.find((each) => each.id === object.id);
-    const button = element("button", { type: "button", className: "name", onclick: () => select(object.id) });
-    button.dataset.key = `name ${object.id}`;
-    button.setAttribute("aria-pressed", String(object.id === selected));
-    button.append(element("b", { textContent: String(object.id) }), ` ${object.category ?? "no category"}`);
-    const what = { prompt: "given here", tracked: shown?.area ? "tracked" : "out of sight", stale: "outdated" }[shown?.source];
-    button.append(element("small", { textContent: `${what ?? "not here"}${shown?.area ? ` · ${shown.area} px` : ""}` }));
-    const colour = element("input", { type: "color", value: object.colour, onchange: (event) => edit(object.id, { colour: event.target.value }) });
-    colour.setAttribute("aria-label", `Colour of object ${object.id}`);
-    const hide = tiny(object.hidden ? "Show" : "Hide", `object ${object.id}`, () => edit(object.id, { hidden: !object.hidden }));
-    const lock = tiny(object.locked ? "Unlock" : "Lock", `object ${object.id}`, () => edit(object.id, { locked: !object.locked }));
-    const drop = tiny("Delete", `object ${object.id} with all its prompts`, () => change(`v1/objects/${object.id}`, "DELETE"));
-    const rename = element("input", { type: "text", value: object.category ?? "", maxLength: 200, placeholder: "category" });
-    rename.setAttribute("aria-label", `Category of object ${object.id}`);
-    rename.onchange = () => { edit(object.id, { category: rename.value || null }); rename.blur(); };
-    const line = element("div", { className: "line" });
-    line.append(colour, rename, hide, lock, drop);
-    item.append(button, line);
-    return item;
-  }));
-  if (focused) part("objects").querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
-}
-
 function edit(id, values) { return change(`v1/objects/${id}`, "PATCH", values); }
 
-function element(name, values) { return Object.assign(document.createElement(name), values); }
-
-function tiny(text, about, onclick) {
-  const button = element("button", { type: "button", textContent: text, onclick });
-  button.setAttribute("aria-label", `${text} ${about}`);
-  return button;
-}
+const did = {
+  select, edit,
+  drop: (id) => change(`v1/objects/${id}`, "DELETE"),
+  merge: (id, other) => { forgetClicks(); change(`v1/objects/${id}/merge`, "POST", { other }); },
+  split: async (id) => {
+    forgetClicks();
+    const answer = await change(`v1/objects/${id}/split`, "POST", { frame });
+    if (answer) select(answer.id);
+  },
+};
 
 // --- controls ----------------------------------------------------------------------------------
 
@@ -381,7 +373,7 @@ const KEYS = {
   Home: () => go(0), End: () => go(last()), " ": play,
   ",": () => jump(-1), ".": () => jump(1),
   c: () => choose("click"), b: () => choose("box"), o: () => choose("polygon"), p: () => choose("brush"), e: () => choose("eraser"),
-  "[": () => resize(-2), "]": () => resize(2), n: () => ACTIONS.add(), h: () => hideSelected(), x: removeHere,
+  "[": () => resize(-2), "]": () => resize(2), n: () => ACTIONS.add(), h: () => toggle("hidden"), l: () => toggle("locked"), x: removeHere, s: () => { if (selected !== null) did.split(selected); }, j: nextKind,
   Delete: takePrompt, Enter: () => stage.finishPolygon(), Escape: () => stage.cancel(),
   g: () => propagate(), "Shift+G": toNext, "Ctrl+z": () => ACTIONS.undo(), "Ctrl+Shift+Z": () => ACTIONS.redo(),
   "Ctrl+y": () => ACTIONS.redo(), "?": () => ACTIONS.help(),
@@ -392,9 +384,9 @@ function resize(by) {
   part("size").dispatchEvent(new Event("input"));
 }
 
-function hideSelected() {
+function toggle(name) {
   const object = state.objects.find((each) => each.id === selected);
-  if (object) edit(object.id, { hidden: !object.hidden });
+  if (object) edit(object.id, { [name]: !object[name] });
 }
 
 document.addEventListener("keydown", (event) => {
@@ -416,6 +408,7 @@ async function begin() {
     take(await ask("v1/state"));
     part("main").hidden = false;
     stage.setSize(state.video.width, state.video.height);
+    await readTimeline();
     await showFrame(0, true);
     poll();
   } catch (error) {

@@ -194,7 +194,14 @@ def test_who_is_let_in(served: tuple[str, Sessions]) -> None:
         page = client.get("/")
         assert page.status_code == 200
         assert "default-src 'none'; script-src 'self'" in page.headers["content-security-policy"]
-        for path in ("/v1/state", "/v1/frames/0.jpg", "/v1/export/coco", "/openapi.json", "/docs"):
+        for path in (
+            "/v1/state",
+            "/v1/timeline",
+            "/v1/frames/0.jpg",
+            "/v1/export/coco",
+            "/openapi.json",
+            "/docs",
+        ):
             assert client.get(path).status_code == 401, path
         assert client.get("/v1/state", headers={"Authorization": "Bearer nope"}).status_code == 401
         code = sessions.code
