@@ -81,7 +81,7 @@ async function poll() {
       take(await ask("v1/state"));
       if (part("notice").classList.contains("bad") && state.propagation.state !== "failed") say("");
       if (state.propagation.state === "failed") say(state.propagation.message, true);
-      await showFrame(frame);
+      if (!loading) await showFrame(frame);  // what is on its way is newer
       await readTimeline();
     } catch (error) {
       fail(error);
@@ -143,8 +143,8 @@ async function play() {
   while (playing && frame < last()) {
     const passed = (performance.now() - begun) / 1000;
     const due = Math.min(last(), from + Math.floor(passed * rate));
-    if (due > frame) await showFrame(due);
-    else await new Promise((done) => setTimeout(done, 1000 * ((frame + 1 - from) / rate - passed)));
+    if (due > frame && !loading) await showFrame(due);
+    else await new Promise((done) => setTimeout(done, Math.max(4, 1000 * ((frame + 1 - from) / rate - passed))));
   }
   playing = false;
   draw();
