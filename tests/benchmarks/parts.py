@@ -8,7 +8,8 @@ A step's mean is that of `mem_every=5`: four parts an ordinary frame, one part a
 are the fastest of a few 3x3 convolutions by oneDNN and a matrix product. Operations are those of the network
 on whole frames, so the share of the ceiling exceeds what is computed where windows or Winograd's algorithm
 save some. The published network has random weights here: how far masks agree says something only of
-xmem-lite. The defaults are small; `--height 480 --threads 2` measures the published size.
+xmem-lite. The defaults are small; `--height 480 --threads 2` measures the published size, and
+`--markdown FILE` prints README's table of the JSON of an earlier run.
 """
 
 from __future__ import annotations
@@ -221,6 +222,24 @@ def padded(height: int, width: int, size: int | None) -> tuple[int, int]:
     return tuple(-(-round(side * scale) // 16) * 16 for side in (height, width))  # type: ignore[return-value]
 
 
+def markdown(report: dict[str, Any]) -> str:
+    """README's table: wall seconds of the plain path, and by how much the others are faster in CPU time."""
+    rows = [
+        "| model, objects, memory | plain | float32 | over plain | of ceiling | bfloat16 | over plain |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    groups: dict[tuple[object, ...], dict[str, dict[str, Any]]] = {}
+    for row in report["steps"]:
+        groups.setdefault((row["model"], row["objects"], row["memory"]), {})[row["path"]] = row
+    for what, paths in groups.items():
+        seconds = {name: f"{row['wall seconds']:.2f} s" for name, row in paths.items()}
+        faster = {name: f"{row['speedup in CPU time']:.2f}" for name, row in paths.items()}
+        share = f"{paths['float32']['share of the ceiling']:.2f}"
+        cells = [seconds["plain"], seconds["float32"], faster["float32"], share, seconds["bfloat16"]]
+        rows.append(f"| {', '.join(map(str, what))} | {' | '.join(cells)} | {faster['bfloat16']} |")
+    return "\n".join(rows)
+
+
 def main() -> None:
     """Measure, print a table, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -230,7 +249,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--height", type=int, default=240, help="of the frames, which are 16:9; default: 240")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--markdown", type=Path, help="only print README's table of this JSON file")
     options = parser.parse_args()
+    if options.markdown:
+        Console(width=200).out(markdown(json.loads(options.markdown.read_text())), highlight=False)
+        return
     torch.set_num_threads(options.threads)
     height, width = options.height, round(options.height * _WIDE)
     ceiling = ceilings()
