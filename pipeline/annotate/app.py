@@ -30,7 +30,7 @@ PAGE = {
     "/page.css": ("pipeline.api", "page.css", "text/css"),
     **{
         f"/{name}.js": ("pipeline.annotate", f"{name}.js", "text/javascript")
-        for name in ("annotate", "server", "masks", "stage", "timeline", "objects")
+        for name in ("annotate", "server", "masks", "stage", "scribbles", "timeline", "objects")
     },
 }
 """Path: package, file in its folder `page`, media type."""

@@ -66,11 +66,14 @@ class ClickPoint(_Body):
 
 _Coordinate = Annotated[float, Field(ge=0, le=2**20)]
 
+_Point = Annotated[tuple[_Coordinate, _Coordinate], Field(strict=False)]
+"""x and y. Strict tuples would refuse the lists of JSON."""
+
 
 class Stroke(_Body):
     """A scribble: points of a line drawn over the object, or beside it."""
 
-    points: Annotated[list[tuple[_Coordinate, _Coordinate]], Field(min_length=1, max_length=2000)]
+    points: Annotated[list[_Point], Field(min_length=1, max_length=2000)]
     positive: bool = True
 
 

@@ -228,11 +228,14 @@ class ClickPoint(_Request):
 
 _Coordinate = Annotated[float, Field(ge=0, lt=32768)]
 
+_Point = Annotated[tuple[_Coordinate, _Coordinate], Field(strict=False)]
+"""x and y. Strict tuples would refuse the lists of JSON."""
+
 
 class Stroke(_Request):
     """A scribble: points of a line drawn on the newest frame."""
 
-    points: Annotated[list[tuple[_Coordinate, _Coordinate]], Field(min_length=1, max_length=2000)]
+    points: Annotated[list[_Point], Field(min_length=1, max_length=2000)]
     positive: Annotated[bool, Field(description="Whether the line lies on the object.")] = True
 
 

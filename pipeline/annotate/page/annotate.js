@@ -7,13 +7,14 @@ import { drawObjects } from "./objects.js";
 import { drawTimeline, frameAt, jumps } from "./timeline.js";
 
 const part = (id) => document.getElementById(id);
-const TOOLS = ["click", "box", "polygon", "brush", "eraser"];
+const TOOLS = ["click", "scribble", "box", "polygon", "brush", "eraser"];
 const BUSY = ["loading", "running", "publishing"];
 
 let state = null;
 let frame = 0;
 let selected = null;
 let clicks = [];        // of the selected object on this frame
+let strokes = [];       // scribbles, of the same
 let base = null;        // mask that they correct, as counts
 let timeline = { objects: [] };
 let timed = "";         // what the timeline was made from
@@ -21,7 +22,7 @@ let playing = false;
 let wanted = null;      // frame that is asked for while another one is on its way
 let loading = false;
 let seen = "";          // what the masks on the stage were made from
-const stage = new Stage(part("canvas"), { box, polygon, mask, click });
+const stage = new Stage(part("canvas"), { box, polygon, mask, click, scribble });
 
 // --- the server --------------------------------------------------------------------------------
 
@@ -127,9 +128,8 @@ async function showFrame(index, again = false) {
 function look(object) { return { colour: object.colour, hidden: object.hidden }; }
 
 function forgetClicks() {
-  clicks = [];
-  base = null;
-  stage.clicks = clicks;
+  [clicks, strokes, base] = [[], [], null];
+  Object.assign(stage, { clicks, strokes });
 }
 
 // Plays at speed: frames that come too late are left out.
@@ -196,22 +196,32 @@ function mask(given, any) {
   else if (selected !== null) takePrompt();
 }
 
-async function click(point) {
+function click(point) { point.positive || begun() ? pointOut([...clicks, point], strokes) : refuse("click"); }
+
+function scribble(stroke) { stroke.positive || begun() ? pointOut(clicks, [...strokes, stroke]) : refuse("scribble"); }
+
+// Whether there is something to take away from.
+function begun() { return clicks.length > 0 || strokes.length > 0 || stage.mine() !== null; }
+
+function refuse(what) {
+  say(`The first ${what} goes onto the object; those beside it (right button) take away.`, true);
+  stage.draw();
+}
+
+// The mask of all clicks and scribbles of the selected object on this frame becomes its prompt.
+async function pointOut(nextClicks, nextStrokes) {
   const at = frame;
   const id = await subject();
   if (id === null) return;
-  if (!clicks.length) base = stage.mine() ? counts(stage.mine(), stage.height, stage.width) : null;
-  if (!clicks.length && !base && !point.positive) {
-    say("The first click goes onto the object; those beside it (right button) take away.", true);
-    return;
-  }
-  clicks = [...clicks, point];
-  stage.clicks = clicks;
+  if (!clicks.length && !strokes.length) base = stage.mine() ? counts(stage.mine(), stage.height, stage.width) : null;
+  [clicks, strokes] = [nextClicks, nextStrokes];
+  Object.assign(stage, { clicks, strokes });
   stage.draw();
-  // A mask that is corrected by negative clicks only has no click on the object yet: its middle is one.
-  const given = clicks.some((c) => c.positive) ? clicks : [middle(), ...clicks];
+  // A mask that is corrected by negative ones only has no point on the object yet: its middle is one.
+  const onto = [...clicks, ...strokes].some((each) => each.positive);
+  const given = { clicks: onto ? clicks : [middle(), ...clicks], strokes, previous: base };
   try {
-    const found = await ask(`v1/frames/${at}/clicks`, { method: "POST", body: { clicks: given, previous: base } });
+    const found = await ask(`v1/frames/${at}/clicks`, { method: "POST", body: given });
     if (at !== frame || id !== selected) return;
     const pixels = decode(found.rle, ...found.size);
     await prompt({ counts: counts(pixels, ...found.size) });
@@ -372,7 +382,7 @@ const KEYS = {
   "Shift+ArrowLeft": () => go(frame - 10), "Shift+ArrowRight": () => go(frame + 10),
   Home: () => go(0), End: () => go(last()), " ": play,
   ",": () => jump(-1), ".": () => jump(1),
-  c: () => choose("click"), b: () => choose("box"), o: () => choose("polygon"), p: () => choose("brush"), e: () => choose("eraser"),
+  c: () => choose("click"), r: () => choose("scribble"), b: () => choose("box"), o: () => choose("polygon"), p: () => choose("brush"), e: () => choose("eraser"),
   "[": () => resize(-2), "]": () => resize(2), n: () => ACTIONS.add(), h: () => toggle("hidden"), l: () => toggle("locked"), x: removeHere, s: () => { if (selected !== null) did.split(selected); }, j: nextKind,
   Delete: takePrompt, Enter: () => stage.finishPolygon(), Escape: () => stage.cancel(),
   g: () => propagate(), "Shift+G": toNext, "Ctrl+z": () => ACTIONS.undo(), "Ctrl+Shift+Z": () => ACTIONS.redo(),

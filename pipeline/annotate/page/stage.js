@@ -1,11 +1,12 @@
-// The picture with masks over it, and the gestures on it: box, polygon, brush, eraser and clicks.
+// The picture with masks over it, and the gestures on it: box, polygon, brush, eraser, clicks and scribbles.
 
 import { counts, decode, disc, line, paint } from "./masks.js";
+import { drawPoints, longer, shortened } from "./scribbles.js";
 
 const HANDLE = 8;
 
 export class Stage {
-  // did: { box, polygon, mask, click }, called with what was drawn, in pixels of the video.
+  // did: { box, polygon, mask, click, scribble }, called with what was drawn, in pixels of the video.
   constructor(canvas, did) {
     this.canvas = canvas;
     this.did = did;
@@ -18,6 +19,7 @@ export class Stage {
     this.colour = "#ffffff";
     this.points = [];
     this.clicks = [];
+    this.strokes = [];
     this.gesture = null;
     this.pointer = null;
     this.tint = document.createElement("canvas");
@@ -57,6 +59,9 @@ export class Stage {
       inside((event.clientY - box.top) * this.height / box.height, this.height)];
   }
 
+  // On a pixel: the right and bottom edges of the picture belong to none.
+  inside([x, y]) { return [Math.min(this.width - 1, x), Math.min(this.height - 1, y)]; }
+
   down(event) {
     if (!this.image) return;
     const point = this.at(event);
@@ -69,9 +74,11 @@ export class Stage {
       const mask = this.mine()?.slice() ?? new Uint8Array(this.width * this.height);
       disc(mask, this.height, this.width, ...point, this.brush / 2, value);
       this.gesture = { kind: "paint", mask, value, last: point };
+    } else if (this.tool === "scribble") {
+      this.gesture = { kind: "scribble", points: [this.inside(point)], positive: !other };
     } else if (this.tool === "click") {
-      const click = { x: Math.min(this.width - 1, Math.floor(point[0])), y: Math.min(this.height - 1, Math.floor(point[1])) };
-      this.did.click({ ...click, positive: !other });
+      const [x, y] = this.inside(point).map(Math.floor);
+      this.did.click({ x, y, positive: !other });
     }
     this.draw();
   }
@@ -79,6 +86,7 @@ export class Stage {
   move(event) {
     this.pointer = this.at(event);
     if (this.gesture?.kind === "box") this.gesture.to = this.pointer;
+    if (this.gesture?.kind === "scribble") longer(this.gesture.points, this.inside(this.pointer));
     if (this.gesture?.kind === "paint") {
       line(this.gesture.mask, this.height, this.width, this.gesture.last, this.pointer, this.brush / 2, this.gesture.value);
       this.gesture.last = this.pointer;
@@ -94,6 +102,7 @@ export class Stage {
       const [y0, y1] = [done.from[1], done.to[1]].sort((a, b) => a - b).map(Math.round);
       if (x1 - x0 > 1 && y1 - y0 > 1) this.did.box([x0, y0, x1 - x0, y1 - y0]);
     }
+    if (done?.kind === "scribble") this.did.scribble({ points: shortened(done.points), positive: done.positive });
     if (done?.kind === "paint") {
       const own = this.masks.find((mask) => mask.id === this.selected);
       if (own) own.pixels = done.mask;
@@ -171,15 +180,8 @@ export class Stage {
       context.fillStyle = "#fff";
       for (const point of this.points) context.fillRect(point[0] - 3 * pixel, point[1] - 3 * pixel, 6 * pixel, 6 * pixel);
     }
-    for (const click of this.clicks) {
-      context.beginPath();
-      context.arc(click.x + 0.5, click.y + 0.5, 5 * pixel, 0, 2 * Math.PI);
-      context.fillStyle = click.positive ? "#1faa4a" : "#d0312d";
-      context.fill();
-      context.strokeStyle = "#fff";
-      context.lineWidth = 1.5 * pixel;
-      context.stroke();
-    }
+    const strokes = this.gesture?.kind === "scribble" ? [...this.strokes, this.gesture] : this.strokes;
+    drawPoints(context, pixel, this.clicks, strokes);
     if (this.pointer && (this.tool === "brush" || this.tool === "eraser")) {
       context.beginPath();
       context.arc(...this.pointer, this.brush / 2, 0, 2 * Math.PI);

@@ -61,7 +61,8 @@ class Hand:
         return box[0] + x * box[2] / self.width, box[1] + y * box[3] / self.height
 
     def _mouse(self, kind: str, x: float, y: float, button: str) -> None:
-        pressed = 1 if kind != "mouseReleased" else 0
+        held = {"left": 1, "right": 2}[button]
+        pressed = held if kind != "mouseReleased" else 0
         self.page.do(
             "Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, clickCount=1, buttons=pressed
         )
@@ -116,6 +117,22 @@ def test_point_track_correct_and_go_on(annotator: Annotator, video: str, tmp_pat
         (shown,) = annotator.masks(0)
         assert 0.8 < shown["area"] / 24**2 < 1.2  # the click found the square
         page.screenshot(tmp_path / "clicked.png")
+        hand.key("z", modifiers=2)
+        hand.saved(3)
+        hand.key("r")
+        x, y = middle("square", 0)
+        hand.drag((x - 6, y - 6), (x, y), (x + 6, y + 6))  # a scribble instead
+        hand.saved(4)
+        (shown,) = annotator.masks(0)
+        assert 0.8 < shown["area"] / 24**2 < 1.2
+        hand.drag((x - 9, y + 7), (x + 9, y + 7), button="right")
+        hand.saved(5)
+        (less,) = annotator.masks(0)
+        taken = rle_to_mask(shown["rle"], HEIGHT, WIDTH) & ~rle_to_mask(less["rle"], HEIGHT, WIDTH)
+        assert taken[y + 7, x]
+        page.screenshot(tmp_path / "scribbled.png")
+        hand.key("z", modifiers=2)
+        hand.saved(6)
         hand.press("propagate")
         hand.says(f"All {FRAMES} frames are tracked and written")
         first = files(tmp_path / "out")
@@ -125,24 +142,24 @@ def test_point_track_correct_and_go_on(annotator: Annotator, video: str, tmp_pat
         hand.key("b")
         x, y = middle("disc", 12)
         hand.drag((x - 16, y - 16), (x + 14, y + 14))  # the same object, elsewhere
-        hand.saved(3)
+        hand.saved(7)
         hand.says("Changed from frame 12 on")
         hand.key("n")
-        hand.saved(4)
+        hand.saved(8)
         hand.key("o")
         for point in ((100, 10), (140, 10), (140, 40)):
             hand.drag(point)
         hand.key("Enter")
-        hand.saved(5)
+        hand.saved(9)
         hand.key("p")
         hand.drag((100, 60), (130, 70))
-        hand.saved(6)
+        hand.saved(10)
         hand.key("e")
         hand.drag((130, 12), (138, 36))
-        hand.saved(7)
+        hand.saved(11)
         page.screenshot(tmp_path / "corrected.png")
         hand.key("z", modifiers=2)
-        hand.saved(8)
+        hand.saved(12)
         hand.press("propagate")
         hand.says(f"All {FRAMES} frames are tracked and written")
         assert files(tmp_path / "out") != first
@@ -165,7 +182,7 @@ def test_point_track_correct_and_go_on(annotator: Annotator, video: str, tmp_pat
             f"(input => {{ input.value = {HOSTILE!r}; input.dispatchEvent(new Event('change')); }})"
             "(document.querySelector('#objects input[type=text]'))"
         )
-        hand.saved(9)
+        hand.saved(13)
         page.wait_for(f"document.querySelector('#objects .name').textContent.includes({HOSTILE!r})")
         assert "broken" not in page.value("document.title")
         hand.press("propagate")

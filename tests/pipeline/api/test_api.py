@@ -247,6 +247,10 @@ def test_clicks_give_a_mask_for_a_prompt(client: TestClient, hub: StandInHub) ->
     x, y, width, height = found["bbox"]
     assert abs(x - 100) + abs(y - 120) + abs(width - 130) + abs(height - 290) < 60, found
     assert 0.7 < found["area"] / (width * height) <= 1
+    stroke = {"points": [[160, 200], [160.5, 330]]}
+    scribbled = client.post("/v1/streams/gate/clicks", json={"strokes": [stroke]})
+    assert scribbled.status_code == 200, scribbled.text
+    assert 0.9 < scribbled.json()["area"] / found["area"] < 1.1
     prompt = {"objects": [{"category": "bar", "rle": found["rle"]}]}
     assert client.patch("/v1/streams/gate", json={"prompts": prompt}).status_code == 200
     for wrong, said in (
