@@ -13,8 +13,9 @@ from pipeline.base.errors import StoreError, UsageError
 from pipeline.base.picture_size import MAX_PIXELS
 from pipeline.base.records import Frame
 from pipeline.draw.frames import Tracks, frames_with_tracks, records_of
+from pipeline.draw.look import Image, Look
 from pipeline.draw.output_file import finished_file
-from pipeline.draw.overlay import Image, overlay
+from pipeline.draw.overlay import overlay
 from pipeline.video.sources import VideoSource, open_source
 
 
@@ -28,14 +29,14 @@ def contact_sheet(
     first: int = 0,
     last: int | None = None,
     tile_width: int = 320,
-    alpha: float = 0.5,
+    look: Look | None = None,
     storage_options: Mapping[str, Any] | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> None:
     """Write a PNG with overlays of some frames, in rows from left to right.
 
     Args:
-        uri, tracks, first, last, alpha: as for `render_video`.
+        uri, tracks, first, last, look: as for `render_video`.
         output: path or fsspec URI of the PNG.
         frames: the frame numbers, or the number of frames, spread evenly over first..last.
         columns: tiles per row.
@@ -53,7 +54,7 @@ def contact_sheet(
             raise UsageError(f"frames={frames!r}: must be at least one frame number, none below 0")
         chosen = set(wanted)
         tiles = [
-            _tile(frame, overlay(frame.image, records_of(tracks, frame), alpha), tile_width)
+            _tile(frame, overlay(frame.image, records_of(tracks, frame), look), tile_width)
             for frame in frames_with_tracks(source, tracks, wanted[0], wanted[-1])
             if frame.frame_index in chosen
         ]

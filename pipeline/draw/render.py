@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pipeline.base.errors import UsageError
 from pipeline.base.picture_size import MAX_PIXELS
 from pipeline.draw.contact_sheet import contact_sheet
+from pipeline.draw.look import Layer, Look, parse_colour
 from pipeline.draw.video import render_video
 from pipeline.tracks.reader import open_tracks
 
@@ -21,7 +22,14 @@ def render(
     stream_id: str | None = None,
     first: int = 0,
     last: int | None = None,
-    alpha: float = 0.5,
+    overlay: str = "davis",
+    opacity: float | None = None,
+    outlines: bool | None = None,
+    ids: bool | None = None,
+    objects: Collection[int] | None = None,
+    colours: Mapping[int, str] | None = None,
+    layer: str | os.PathLike[str] | None = None,
+    layer_place: str = "behind",
     sheet: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -37,15 +45,35 @@ def render(
         output: video file to write; .mp4, .mov, .m4v, .mkv or .webm.
         stream_id: stream to draw; default: the video's own, or the folder's only one.
         first, last: frames to write, inclusive.
-        alpha: opacity of the masks, 0 to 1.
+        overlay: davis (masks tinted), fade (the rest darker), light (a faint tint), popup (all but the
+            objects is grey), or layered.
+        opacity: of the tint, of the grey (popup) or of the layer, 0 to 1. Default: 0.5; light 0.1; popup and
+            layered 1.
+        outlines, ids: whether to draw outlines, and ids with categories. Default: except with popup and
+            layered.
+        objects: ids of the objects to draw; default: all.
+        colours: `#rrggbb` by id, where it is not the one of the id.
+        layer: picture with an alpha channel for layered, scaled to the frames: a path or fsspec URI.
+        layer_place: behind the objects, or before them.
         sheet: contact sheet (PNG) of the same frames to write.
         progress: called with the number of frames written and the total number.
-        storage_options, out_storage_options: options for the fsspec file systems of the two videos, and of
-            `out`.
+        storage_options, out_storage_options: options for the fsspec file systems of the two videos and the
+            layer, and of `out`.
         max_pixels: larger pictures are not decoded; see `pipeline.video.sources.open_source`.
 
-    Raises UsageError (no such stream or frames, not the video that was tracked), SourceError, StoreError.
+    Raises UsageError (no such stream, frames or look, not the video that was tracked), SourceError,
+    StoreError.
     """
+    look = Look(
+        overlay,
+        opacity,
+        outlines,
+        ids,
+        objects,
+        {i: parse_colour(text) for i, text in (colours or {}).items()},
+        None if layer is None else Layer.read(os.fspath(layer), storage_options),
+        layer_place,
+    )
     uri, target = os.fspath(video), os.fspath(output)
     reader = open_tracks(uri, out, stream_id, out_storage_options)
     tracked = reader.next_frame
@@ -53,7 +81,7 @@ def render(
         raise UsageError(f"first frame {first}: {reader.stream_id} is tracked up to frame {tracked - 1}")
     end = tracked - 1 if last is None else min(last, tracked - 1)
     report = None if progress is None else lambda done: progress(done, end - first + 1)
-    some: dict[str, Any] = {"first": first, "last": end, "alpha": alpha, "storage_options": storage_options}
+    some: dict[str, Any] = {"first": first, "last": end, "look": look, "storage_options": storage_options}
     some["max_pixels"] = max_pixels
     count = render_video(uri, reader.at, target, progress=report, **some)
     if sheet is not None:

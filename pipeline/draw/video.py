@@ -23,8 +23,9 @@ from pipeline.base.errors import UsageError, one_line
 from pipeline.base.picture_size import MAX_PIXELS
 from pipeline.base.records import Frame
 from pipeline.draw.frames import Tracks, frames_with_tracks, records_of
+from pipeline.draw.look import Image, Look
 from pipeline.draw.output_file import finished_file, unwritable
-from pipeline.draw.overlay import Image, overlay
+from pipeline.draw.overlay import overlay
 from pipeline.storage.locations import scheme_of
 from pipeline.video.sources import VideoSource, open_source
 
@@ -57,7 +58,7 @@ def render_video(
     *,
     first: int = 0,
     last: int | None = None,
-    alpha: float = 0.5,
+    look: Look | None = None,
     progress: Callable[[int], None] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -73,7 +74,7 @@ def render_video(
         tracks: mask records of each frame.
         output: path or fsspec URI; .mp4, .mov, .m4v, .mkv or .webm.
         first, last: frames to write, inclusive; to the end if `last` is None.
-        alpha: as for `overlay`.
+        look: as for `overlay`.
         progress: called with the number of frames written so far.
 
     Raises UsageError (the tracks don't fit the video, an unknown suffix), SourceError, StoreError.
@@ -96,7 +97,7 @@ def render_video(
             _Writer(path, source, opening, output) as writer,
         ):
             for frame in itertools.chain([opening], frames):
-                writer.write(overlay(frame.image, records_of(tracks, frame), alpha), frame.pts_seconds)
+                writer.write(overlay(frame.image, records_of(tracks, frame), look), frame.pts_seconds)
                 written += 1
                 if progress is not None:
                     progress(written)

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import UsageError
-from pipeline.draw.overlay import Image, object_color
+from pipeline.draw.look import Image
+from pipeline.draw.overlay import object_color
 from pipeline.plots.stream_data import ObjectData, StreamData
 from pipeline.zones.config import ZoneSet
 

@@ -13,8 +13,8 @@ from pipeline.base.errors import UsageError
 from pipeline.base.picture_size import MAX_PIXELS
 from pipeline.base.redaction import redacted
 from pipeline.draw.frames import frames_with_tracks
+from pipeline.draw.look import Image
 from pipeline.draw.output_file import finished_file
-from pipeline.draw.overlay import Image
 from pipeline.plots import figures
 from pipeline.plots.stream_data import ObjectData, StreamData, load_stream, mask_heat, zone_occupancy
 from pipeline.tracks.reader import TrackReader

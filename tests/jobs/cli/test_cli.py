@@ -92,6 +92,11 @@ def test_track_query_render(made: Path, tmp_path: Path, capsys: pytest.CaptureFi
             tmp_path / "sheet.png",
             "--last",
             "7",
+            "--overlay",
+            "fade",
+            "--colour",
+            "3:#ff8800",
+            "--no-ids",
         )
         == 0
     )
@@ -326,10 +331,27 @@ def test_renders_that_cannot_be_made(tmp_path: Path, made: Path, capsys: pytest.
     )
     assert "up to frame 11" in error_line(capsys)
     assert (
-        call("render", clip, tmp_path / "out", "-o", tmp_path / "o.mp4", "--stream-id", "one", "--alpha", "2")
+        call(
+            "render", clip, tmp_path / "out", "-o", tmp_path / "o.mp4", "--stream-id", "one", "--opacity", "2"
+        )
         == 2
     )
-    assert "--alpha 2" in error_line(capsys)
+    assert "opacity 2" in error_line(capsys)
+    assert (
+        call(
+            "render",
+            clip,
+            tmp_path / "out",
+            "-o",
+            tmp_path / "o.mp4",
+            "--stream-id",
+            "one",
+            "--colour",
+            "red",
+        )
+        == 2
+    )
+    assert "id:#rrggbb" in error_line(capsys)
 
 
 def test_overlapping_boxes_are_one_warning(

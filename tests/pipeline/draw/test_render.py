@@ -19,6 +19,7 @@ from pipeline.draw import frames as draw_frames
 from pipeline.draw import output_file
 from pipeline.draw import video as render
 from pipeline.draw.contact_sheet import contact_sheet
+from pipeline.draw.look import Look
 from pipeline.draw.overlay import object_color, overlay
 from pipeline.draw.video import render_video
 from pipeline.tracks.masks import mask_to_rle
@@ -62,7 +63,7 @@ def test_masks_are_tinted_and_the_rest_is_left_alone() -> None:
     image = videos.scene(0, 200, 160)
     mask = square(200, 160, 80, 90, 50)
     mask[105:115, 95:105] = False
-    drawn = overlay(image, [record(mask, 3)], alpha=0.5)
+    drawn = overlay(image, [record(mask, 3)], Look(opacity=0.5))
     inner = cv2.erode(mask.astype(np.uint8), np.ones((7, 7))) > 0
     expected = image[inner] * 0.5 + np.array(object_color(3)) * 0.5
     assert np.abs(drawn[inner] - expected).max() <= 1
@@ -81,7 +82,7 @@ def test_labels_name_the_object() -> None:
     mask = square(300, 200, 100, 100)
     boxes = {}
     for category in (None, "person", "Lkw-Anhänger"):
-        drawn = overlay(image, [record(mask, 7, category=category)], alpha=0.0)
+        drawn = overlay(image, [record(mask, 7, category=category)], Look(opacity=0.0))
         ys, xs = np.nonzero(drawn[:98].any(axis=2))
         boxes[category] = int(np.ptp(xs))
         assert ys.min() > 60
@@ -93,7 +94,7 @@ def test_labels_name_the_object() -> None:
 def test_labels_stay_inside_the_image(corner: tuple[int, int]) -> None:
     image = np.zeros((120, 160, 3), np.uint8)
     masked = record(square(160, 120, *corner), 123456, category="anything")
-    drawn = overlay(image, [masked], alpha=0.0)
+    drawn = overlay(image, [masked], Look(opacity=0.0))
     label = (drawn == object_color(123456)).all(axis=2)
     assert label.sum() > 300
 
@@ -123,8 +124,8 @@ def test_what_cannot_be_drawn() -> None:
     damaged = MaskRecord(2, 8, 120, 160, 5, 0.5, mask_rle="no counts")
     with pytest.raises(UsageError, match=r"frame 2.*object 8 is damaged"):
         overlay(image, [damaged])
-    with pytest.raises(UsageError, match=r"alpha=1\.5"):
-        overlay(image, [], alpha=1.5)
+    with pytest.raises(UsageError, match=r"opacity 1\.5"):
+        overlay(image, [], Look(opacity=1.5))
 
 
 # ---------------------------------------------------------------- videos
