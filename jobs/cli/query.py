@@ -15,6 +15,9 @@ from typer.core import TyperCommand
 from jobs.cli.pager import paged
 from pipeline.base.errors import UsageError, XmemError
 
+_MANY_FILES = 1000
+"""From so many small files on, a query says that compacting would make it faster."""
+
 # Options of the commands that print a result.
 FormatOption = Annotated[
     str, typer.Option("--format", help="Output format: table, vertical, csv, json or parquet.")
@@ -52,11 +55,20 @@ def query(
     output: OutputOption = None,
 ) -> None:
     """Run an SQL query (DuckDB) on an output folder."""
-    from pipeline.analytics.query import query as ask
+    from pipeline.analytics.archive import Archive
 
     check_format(fmt)
     statement = _statement(sql, file)
-    write_result(ask(folder, statement, memory_limit=memory_limit), fmt, output)
+    with Archive(folder, memory_limit=memory_limit) as archive:
+        result = archive.arrow(statement)
+        small_files = archive.small_files
+    write_result(result, fmt, output)
+    if small_files >= _MANY_FILES and sys.stderr.isatty():
+        typer.echo(
+            f"xmem: {small_files:,} small files were read: `xmem compact {folder}` copies their rows into "
+            "few files, which are read in a fraction of the time",
+            err=True,
+        )
 
 
 def _statement(sql: str | None, file: str | None) -> str:

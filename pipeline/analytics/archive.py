@@ -124,6 +124,11 @@ class Archive:
         return self._listing.streams
 
     @property
+    def small_files(self) -> int:
+        """Files of single chunks that statements have needed: what `xmem compact` makes few of."""
+        return sum(dataset.small_files for dataset in self._datasets.values() if dataset.reads_copies)
+
+    @property
     def connection(self) -> duckdb.DuckDBPyConnection:
         """The DuckDB connection, for statements of any kind; it keeps tables that are created in it.
 

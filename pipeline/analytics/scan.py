@@ -26,9 +26,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.fs
-import pyarrow.parquet as pq
 
 from pipeline.analytics.listing import Chunk, Listing
+from pipeline.analytics.parquet_file import ParquetFile, open_parquet
 from pipeline.base.errors import StoreError
 from pipeline.storage.files import Files
 from pipeline.storage.local_files import LocalFiles
@@ -55,9 +55,6 @@ else:
 
 _TAIL_BYTES = 1 << 13
 _COPY_TAIL_BYTES = 1 << 18
-_SMALL_BYTES = 1 << 15
-_WHOLE_BYTES = 1 << 20
-"""A file on a store that is no larger is fetched in one request."""
 _FILES_PER_TASK = 16
 _GROUPS_PER_TASK = 2
 _WORTH_SKIPPING = 1 << 13
@@ -83,7 +80,8 @@ class ChunkDataset(_Source):
         schema: of the rows, without `stream_id`, which comes first.
     """
 
-    _reads_copies = True
+    reads_copies = True
+    """Whether compacted files are read in place of chunk files."""
 
     def __init__(self, listing: Listing, kind: str, schema: pa.Schema) -> None:
         # Neither base's __init__ is run: pyarrow's refuses to be, DuckDB's keeps the object that it wraps.
@@ -97,6 +95,8 @@ class ChunkDataset(_Source):
         self.failure: StoreError | None = None
         self.only: frozenset[str] | None = None
         """Streams that the statement can need; None: all."""
+        self.small_files = 0
+        """Chunk files that statements have needed, each counted every time; compacted files are not."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -170,7 +170,7 @@ class ChunkDataset(_Source):
         def own() -> Iterator[tuple[Chunk, bool]]:
             stream_id, copies = None, {}
             for chunk, exact in self._needed(condition):
-                if self._reads_copies and chunk.stream_id != stream_id:
+                if self.reads_copies and chunk.stream_id != stream_id:
                     stream_id, copies = chunk.stream_id, self._listing.copies(chunk.stream_id)
                 copy = copies.get(chunk.first)
                 if copy is None:
@@ -202,6 +202,7 @@ class ChunkDataset(_Source):
                 yield partial(self._read_all, task, names, None if last else condition)
                 task = []
             task.append(chunk)
+            self.small_files += 1
             last = exact
         if task:
             yield partial(self._read_all, task, names, None if last else condition)
@@ -221,7 +222,7 @@ class ChunkDataset(_Source):
                 source = pa.OSFile(self._files.path(copy_path(self._kind, copy.name)))
             metadata = self._open_copy(copy, source).metadata
             self._check_copy(copy, metadata, chosen)
-            check_columns(metadata, self._schema)
+            check_columns(metadata.schema.names, self._schema)
             wanted = sorted({chunk.stream_id for chunk, _ in chosen})
             parts = [] if condition is None else [condition]
             if len(wanted) < len(copy.chunks):  # others may have been started over, or are not asked for
@@ -265,10 +266,10 @@ class ChunkDataset(_Source):
                 as_is = "stream_id" in names and "stream_id" not in _fields(condition, self._schema)
                 file = self._open_copy(copy, source, metadata, ["stream_id"] if as_is else None)
                 schema = _emitted(schema) if as_is else schema
-                there = [name for name in schema.names if name in file.schema_arrow.names]
+                there = [name for name in schema.names if name in file.names]
                 for group in groups:
                     rows = metadata.row_group(group).num_rows
-                    table = file.read_row_group(group, columns=there, use_threads=False) if there else None
+                    table = file.read_row_group(group, there) if there else None
                     columns = [_column(field, table, rows) for field in schema]
                     batches.append(pa.RecordBatch.from_arrays(columns, schema=schema))
         except FileNotFoundError:  # it was merged with others since it was opened
@@ -300,11 +301,11 @@ class ChunkDataset(_Source):
         source: pa.NativeFile | None = None,
         metadata: Any = None,
         dictionaries: Sequence[str] | None = None,
-    ) -> pq.ParquetFile:
+    ) -> ParquetFile:
         assert copy.bytes is not None
         size = copy.bytes[0 if self._kind == "tracks" else 1]
         name = copy_path(self._kind, copy.name)
-        return _open(self._files, name, size, _COPY_TAIL_BYTES, metadata, dictionaries, source)
+        return open_parquet(self._files, name, size, _COPY_TAIL_BYTES, metadata, dictionaries, source)
 
     def _check_copy(self, copy: Copy, metadata: Any, chosen: Sequence[tuple[Chunk, bool]]) -> None:
         """StoreError if a compacted file lacks a stream, or if the file after it is missing."""
@@ -361,8 +362,8 @@ class ChunkDataset(_Source):
     def _read_all(
         self, chunks: Sequence[Chunk], names: Sequence[str], condition: pc.Expression | None
     ) -> list[pa.RecordBatch]:
-        schema = self._with_needed(names, condition)
-        batches = [batch for chunk in chunks for batch in self._read(chunk, schema, condition)]
+        schema, fields = self._with_needed(names, condition), _fields(condition, self._schema)
+        batches = [batch for chunk in chunks for batch in self._read(chunk, schema, condition, fields)]
         return _filtered(batches, schema, names, condition)
 
     def _with_needed(self, names: Sequence[str], condition: pc.Expression | None) -> pa.Schema:
@@ -371,10 +372,12 @@ class ChunkDataset(_Source):
         return pa.schema([self._schema.field(name) for name in needed])
 
     def _read(
-        self, chunk: Chunk, schema: pa.Schema, condition: pc.Expression | None
+        self, chunk: Chunk, schema: pa.Schema, condition: pc.Expression | None, fields: Set[str]
     ) -> Iterator[pa.RecordBatch]:
-        if "stream_id" not in _fields(condition, self._schema):
+        """A chunk's rows, of which `condition` may leave some out; it names `fields`."""
+        if "stream_id" not in fields:
             schema = _emitted(schema)
+        timed = not _TIMES.isdisjoint(fields)
         with self._reporting(chunk):
             try:
                 file = open_chunk_file(self._files, self._kind, chunk)
@@ -387,17 +390,17 @@ class ChunkDataset(_Source):
                 yield pa.RecordBatch.from_arrays(columns, schema=schema)
                 return
             check_chunk_file(file.metadata, self._kind, chunk, self._files)
-            check_columns(file.metadata, self._schema)
-            there = {n for n in file.metadata.schema.names if n in schema.names and n != "stream_id"}
-            timed = bool(_fields(condition, self._schema) & _TIMES)
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
+            check_columns(file.names, self._schema)
+            there = [name for name in schema.names if name in file.names and name != "stream_id"]
+            groups = file.metadata.num_row_groups
+            for group in range(groups):
+                rows = (file.metadata.row_group(group) if groups > 1 else file.metadata).num_rows
                 # Few rows are filtered in less time than their statistics are compared.
                 skippable = timed and rows >= _WORTH_SKIPPING
                 if skippable and not self._may_hold(condition, file.metadata.row_group(group), chunk):
                     continue
                 if there:
-                    table = file.read_row_group(group, columns=sorted(there), use_threads=False)
+                    table = file.read_row_group(group, there)
                     if table.num_rows != rows:
                         raise pa.ArrowInvalid(f"{table.num_rows} rows instead of {rows}")
                 else:
@@ -541,7 +544,7 @@ def chunk_fragments(listing: Listing, kind: str, schema: pa.Schema) -> ds.Datase
     )
 
 
-def open_chunk_file(files: Files, kind: str, chunk: Chunk) -> pq.ParquetFile:
+def open_chunk_file(files: Files, kind: str, chunk: Chunk) -> ParquetFile:
     """A chunk's file, whose footer is read once, and of whose pages only those that are asked for.
 
     Raises:
@@ -549,95 +552,16 @@ def open_chunk_file(files: Files, kind: str, chunk: Chunk) -> pq.ParquetFile:
     """
     # An events file was not listed: it is small, and may be a link, which `read` refuses.
     size = chunk.size if kind == "tracks" else None
-    return _open(files, chunk_name(kind, chunk.stream_id, chunk.first), size, _TAIL_BYTES)
+    return open_parquet(files, chunk_name(kind, chunk.stream_id, chunk.first), size, _TAIL_BYTES)
 
 
-def _open(
-    files: Files,
-    name: str,
-    size: int | None,
-    tail_bytes: int,
-    metadata: Any = None,
-    dictionaries: Sequence[str] | None = None,
-    source: Any = None,
-) -> pq.ParquetFile:
-    """A Parquet file whose footer is within its last `tail_bytes`, as a rule; `metadata` if it was read.
+def check_columns(there: Sequence[str], schema: pa.Schema) -> None:
+    """pyarrow.ArrowInvalid if a file lacks columns: damage to a footer, which has no checksum, hides them.
 
-    Columns named by `dictionaries` are read as dictionaries. `source` is the file if it is open.
+    Args:
+        there: the columns of the file.
+        schema: with the columns that it must have.
     """
-    whole: bytes | None = None
-    if isinstance(files, LocalFiles) and size is not None:
-        source = source or pa.OSFile(files.path(name))
-        size = source.size()
-        if size <= _SMALL_BYTES:  # costs less than its end, and then parts of it
-            whole = source.read_at(size, 0)
-        elif metadata is None:
-            tail = source.read_at(tail_bytes, max(0, size - tail_bytes))
-    elif size is None or size <= _WHOLE_BYTES:
-        whole = files.read(name) if size is None else files.part(name, 0, size)
-    else:
-        source = pa.PythonFile(_Ranges(files, name, size), mode="r")
-        if metadata is None:
-            tail = files.part(name, max(0, size - tail_bytes), size)
-    if whole is not None:
-        source = pa.BufferReader(whole)
-        tail = whole
-    if metadata is None:
-        if len(tail) < 12 or tail[-4:] != b"PAR1":
-            raise pa.ArrowInvalid("its end is missing")
-        footer = int.from_bytes(tail[-8:-4], "little") + 8
-        if whole is None and footer <= len(tail):
-            metadata = pq.read_metadata(pa.BufferReader(tail))
-    return pq.ParquetFile(
-        source,
-        metadata=metadata,
-        read_dictionary=dictionaries,
-        # Ranges that lie beside each other become one request; on a disk it would only copy.
-        pre_buffer=isinstance(source, pa.PythonFile),
-        page_checksum_verification=True,
-    )
-
-
-class _Ranges:
-    """A file on a store of which parts are read, one request each."""
-
-    closed = False
-
-    def __init__(self, files: Files, name: str, size: int) -> None:
-        self._files, self._name, self._size, self._at = files, name, size, 0
-
-    def size(self) -> int:
-        return self._size
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, count: int = -1) -> bytes:
-        end = self._size if count < 0 else min(self._size, self._at + count)
-        data = self._files.part(self._name, self._at, end) if end > self._at else b""
-        self._at = max(self._at, end)
-        return data
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def check_columns(metadata: Any, schema: pa.Schema) -> None:
-    """pyarrow.ArrowInvalid if a file lacks columns: damage to a footer, which has no checksum, hides them."""
-    there = metadata.schema.names
     missing = [name for name in schema.names if name not in there and name != "stream_id"]
     if missing and (missing != ["presence"] or len(there) >= len(schema.names) - 1):  # older files have none
         raise pa.ArrowInvalid(f"it has no column {missing[0]}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import numpy as np
@@ -83,19 +83,21 @@ FROM events WHERE kind IN ('dropped', 'corrupt', 'gap', 'reconnect', 'restart')
 class FrameDataset(ChunkDataset):
     """A row for every committed frame, also for those without objects, which have no rows in `tracks`."""
 
-    _reads_copies = False
+    reads_copies = False
 
     def __init__(self, listing: Listing) -> None:
         super().__init__(listing, "tracks", FRAMES_SCHEMA)
         self._rates: dict[str, float | None] = {}
 
-    def _read(self, chunk: Chunk, schema: pa.Schema, condition: pc.Expression | None) -> Iterator[Any]:
+    def _read(
+        self, chunk: Chunk, schema: pa.Schema, condition: pc.Expression | None, fields: Set[str]
+    ) -> Iterator[Any]:
         with self._reporting(chunk):
             file = open_chunk_file(self._files, "tracks", chunk)
             check_chunk_file(file.metadata, "tracks", chunk, self._files)
-            check_columns(file.metadata, TRACKS_SCHEMA)
+            check_columns(file.names, TRACKS_SCHEMA)
             names = [n for n in ("frame_index", "pts_seconds", "wall_time", "area") if n in schema.names]
-            rows = file.read(columns=sorted({"frame_index", "area", *names}), use_threads=False)
+            rows = file.read(sorted({"frame_index", "area", *names}))
         meta = file.metadata.metadata
         first, last = int(meta[b"xmem.first"]), int(meta[b"xmem.last"])
         frames = np.arange(first, last + 1)
@@ -156,13 +158,15 @@ class FrameDataset(ChunkDataset):
 class FileDataset(ChunkDataset):
     """A row for every tracks file, which says what is wrong with it instead of failing."""
 
-    _reads_copies = False
+    reads_copies = False
 
     def __init__(self, listing: Listing) -> None:
         super().__init__(listing, "tracks", FILES_SCHEMA)
         self._strict = False
 
-    def _read(self, chunk: Chunk, schema: pa.Schema, condition: pc.Expression | None) -> Iterator[Any]:
+    def _read(
+        self, chunk: Chunk, schema: pa.Schema, condition: pc.Expression | None, fields: Set[str]
+    ) -> Iterator[Any]:
         row: dict[str, Any] = {"stream_id": chunk.stream_id, "bytes": chunk.size, "first_frame": chunk.first}
         row["file"] = chunk_name("tracks", chunk.stream_id, chunk.first)
         try:
@@ -172,7 +176,7 @@ class FileDataset(ChunkDataset):
                 last = (file.metadata.metadata or {}).get(b"xmem.last", b"")
                 row["last_frame"] = int(last) if last.isdigit() else None
                 check_chunk_file(file.metadata, "tracks", chunk, self._files)
-                check_columns(file.metadata, TRACKS_SCHEMA)
+                check_columns(file.names, TRACKS_SCHEMA)
             if chunk.is_first:
                 self._listing.check_begins([chunk])
         except StoreError as error:

@@ -247,7 +247,7 @@ def _chunks(listing: Listing, stream_id: str, with_masks: bool) -> Iterator[tupl
         try:
             file = open_chunk_file(files, "tracks", chunk)
             check_chunk_file(file.metadata, "tracks", chunk, files)
-            return parse_footer(file.metadata, uri), file.read(columns, use_threads=False)
+            return parse_footer(file.metadata, uri), file.read(columns)
         except FileNotFoundError:
             raise StoreError(f"{uri} has vanished: is another run starting over?") from None
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:

@@ -3,9 +3,10 @@
 Masks are noisy ellipses of 20 to 120 pixels in height on a 1280x720 picture; area, box and centroid are those
 of the mask, and no two masks of a file are equal. One row in 20 is out of sight (`area = 0`), one frame in 8
 has no object. The bytes are those of `pipeline.tracks.chunk_file`, as `StreamStore` commits them, but
-written without a sync for each file.
+written without a sync for each file. Run again after it was stopped, it goes on behind the last whole stream.
 
     PYTHONPATH=.:tests python tests/benchmarks/archive.py FOLDER [--streams 200] [--files 10] [--rows 1000]
+        [--long-files 0]
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ WIDTH, HEIGHT, RATE = 1280, 720, 25.0
 CATEGORIES = ("person", "car", "bicycle", "dog")
 OBJECTS = 4
 """Rows per frame that has objects."""
+LONG = "long-cam00"
+"""A stream of many files, which a camera leaves that commits often."""
 _START = datetime(2024, 5, 6, tzinfo=UTC).timestamp() * 1e6
 _MASKS = 6000
 _HIDDEN = 20
@@ -45,16 +48,28 @@ class Archive:
         streams: streams, all of the same length.
         files: tracks files of a stream; there are as many events files.
         rows: rows of a file, about.
+        long_files: tracks files of one more stream, `LONG`, with a tenth of the rows each; 0: there is none.
     """
 
     streams: int = 200
     files: int = 10
     rows: int = 1000
+    long_files: int = 0
 
     @property
     def frames(self) -> int:
         """Frames of a file."""
-        return max(1, round(self.rows / OBJECTS * _EMPTY / (_EMPTY - 1)))
+        return _frames(self.rows)
+
+    @property
+    def long_frames(self) -> int:
+        """Frames of a file of `LONG`."""
+        return _frames(self.rows // 10)
+
+    @property
+    def all_files(self) -> int:
+        """Tracks files of all streams."""
+        return self.streams * self.files + self.long_files
 
     def stream_id(self, number: int) -> str:
         """The id of a stream: sites of 20 streams."""
@@ -66,22 +81,34 @@ class Writer:
 
     Args:
         put: takes a file's name below the output folder, and its bytes.
+        there: whether a file exists; streams whose record does are left out.
     """
 
-    def __init__(self, put: Callable[[str, bytes], object], seed: int = 0) -> None:
+    def __init__(
+        self,
+        put: Callable[[str, bytes], object],
+        seed: int = 0,
+        there: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         self._put = put
-        self._random = np.random.default_rng(seed)
-        self._bank = _bank(self._random)
+        self._there = there
+        self._seed = seed
+        self._bank = _bank(np.random.default_rng(seed))
 
     def write(self, archive: Archive) -> int:
-        """Writes the whole archive; returns its rows."""
+        """Writes what is missing of an archive; returns the rows written."""
         total = 0
         for number in range(archive.streams):
             total += self.stream(archive.stream_id(number), archive.files, archive.frames)
+        if archive.long_files:
+            total += self.stream(LONG, archive.long_files, archive.long_frames)
         return total
 
     def stream(self, stream_id: str, files: int, frames: int) -> int:
         """Writes one stream of `files` files of `frames` frames; returns its rows."""
+        if self._there(record_name(stream_id)):
+            return 0
+        self._random = np.random.default_rng([self._seed, *stream_id.encode()])
         total = 0
         for index in range(files):
             first, last = index * frames, (index + 1) * frames - 1
@@ -129,6 +156,11 @@ class Writer:
         return pa.Table.from_pylist([row | {"object_id": 1 + first // 500 * OBJECTS}], schema=EVENTS_SCHEMA)
 
 
+def _frames(rows: int) -> int:
+    """Frames with about so many rows."""
+    return max(1, round(rows / OBJECTS * _EMPTY / (_EMPTY - 1)))
+
+
 def _bank(random: np.random.Generator) -> pa.Table:
     """Distinct masks with their measures, from which rows are drawn."""
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
@@ -161,8 +193,11 @@ def into_folder(folder: Path) -> Callable[[str, bytes], None]:
 
     def put(name: str, data: bytes) -> None:
         path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        try:
+            path.write_bytes(data)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
 
     return put
 
@@ -170,12 +205,14 @@ def into_folder(folder: Path) -> Callable[[str, bytes], None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
-    for name, default in (("streams", Archive.streams), ("files", Archive.files), ("rows", Archive.rows)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    for name, default in vars(Archive()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     options = parser.parse_args()
-    rows = Writer(into_folder(options.folder)).write(Archive(options.streams, options.files, options.rows))
-    size = sum(path.stat().st_size for path in options.folder.rglob("*.parquet"))
-    sys.stdout.write(f"{rows} rows, {size / 1e6:.0f} MB in {options.folder}\n")
+    size = Archive(options.streams, options.files, options.rows, options.long_files)
+    folder: Path = options.folder
+    rows = Writer(into_folder(folder), there=lambda name: (folder / name).exists()).write(size)
+    megabytes = sum(path.stat().st_size for path in folder.rglob("*.parquet")) / 1e6
+    sys.stdout.write(f"{rows} rows written, {megabytes:.0f} MB in {folder}\n")
 
 
 if __name__ == "__main__":

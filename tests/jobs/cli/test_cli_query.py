@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from support.chunks import NO_EVENTS, rows
 
+from jobs.cli import query
 from jobs.cli.app import main
+from pipeline.tracks.compaction import compact
 from pipeline.tracks.store import StreamStore
 
 COUNT = "SELECT count(*) AS n FROM tracks"
@@ -112,3 +115,24 @@ def test_a_piped_table_and_a_vertical_one(out: Path, capsys: pytest.CaptureFixtu
         "frame_index  1",
         "category     dog",
     ]
+
+
+def test_many_small_files_are_mentioned_on_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query, "_MANY_FILES", 3)
+    out = tmp_path / "out"
+    store = StreamStore(out, "cam-1")
+    for first in range(0, 30, 10):
+        store.commit(first, first + 9, rows(first, first + 9), NO_EVENTS)
+    for terminal, sql, mentioned in (
+        (False, COUNT, False),
+        (True, COUNT, True),
+        (True, f"{COUNT} WHERE frame_index > 10", False),
+    ):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        assert call("query", out, sql) == 0
+        assert ("xmem compact" in capsys.readouterr().err) == mentioned
+    compact(out)
+    assert call("query", out, COUNT) == 0
+    assert capsys.readouterr().err == ""

@@ -15,6 +15,7 @@ from support.recorded import recorded
 
 from pipeline.analytics import query as module
 from pipeline.analytics import scan
+from pipeline.analytics.parquet_file import ParquetFile
 from pipeline.analytics.query import query
 from pipeline.analytics.scan import ChunkDataset
 from pipeline.base.errors import StoreError
@@ -230,7 +231,7 @@ def test_a_limit_ends_the_reading(out: Path) -> None:
 def test_row_groups_of_other_times_are_skipped(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "_WORTH_SKIPPING", 1)
     read: list[Any] = []
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", recorded(pq.ParquetFile.read_row_group, read, 1))
+    monkeypatch.setattr(ParquetFile, "read_row_group", recorded(ParquetFile.read_row_group, read, 1))
     sql = "SELECT count(*) AS n FROM tracks WHERE pts_seconds BETWEEN 0.41 AND 0.5"
     assert query(out, sql)["n"].to_pylist() == [2 * 2 * len(STREAMS)]
     assert len(read) == len(STREAMS), "of six files of each stream"

@@ -1,0 +1,164 @@
+"""Parquet files of an output folder, opened at little cost: one read for the end, one for what is asked for.
+
+`pyarrow.parquet.ParquetFile` reads 64 KB for a footer and prepares for nested columns and for writing. Of a
+file of a thousand rows, this takes longer than its rows. Here are its reader and metadata alone. The checksum
+of each page that is read is verified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.storage.files import Files
+from pipeline.storage.local_files import LocalFiles
+
+try:
+    from pyarrow._parquet import ParquetReader, _reconstruct_filemetadata
+except ImportError:  # another version of pyarrow: its public classes take about twice the time
+    ParquetReader = _reconstruct_filemetadata = None
+
+_SMALL_BYTES = 1 << 15
+_WHOLE_BYTES = 1 << 20
+"""A file on a store that is no larger is fetched in one request."""
+
+
+class ParquetFile:
+    """A file that is open for reading.
+
+    Args:
+        source: where its bytes are.
+        metadata: of its footer, if that was read.
+        dictionaries: columns to read as dictionaries.
+        pre_buffer: whether ranges that lie beside each other become one read.
+
+    Raises:
+        OSError, pyarrow.ArrowException: it cannot be read.
+    """
+
+    def __init__(
+        self,
+        source: pa.NativeFile,
+        metadata: Any = None,
+        dictionaries: Sequence[str] | None = None,
+        pre_buffer: bool = False,
+    ) -> None:
+        options: dict[str, Any] = {"metadata": metadata, "read_dictionary": dictionaries}
+        options |= {"pre_buffer": pre_buffer, "page_checksum_verification": True}
+        if ParquetReader is None:
+            self._reader = pq.ParquetFile(source, **options).reader
+        else:
+            self._reader = ParquetReader()
+            self._reader.open(source, use_memory_map=False, **options)
+        self.metadata: Any = metadata or self._reader.metadata
+        self.names: list[str] = self.metadata.schema.names
+        """Its columns."""
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """Some columns of all rows. ValueError if it lacks one."""
+        return self._reader.read_all(column_indices=self._indices(columns), use_threads=False)
+
+    def read_row_group(self, index: int, columns: Sequence[str]) -> pa.Table:
+        """Some columns of a row group. ValueError if it lacks one."""
+        return self._reader.read_row_group(index, column_indices=self._indices(columns), use_threads=False)
+
+    def _indices(self, columns: Sequence[str]) -> list[int]:
+        return [self.names.index(name) for name in columns]
+
+
+def open_parquet(
+    files: Files,
+    name: str,
+    size: int | None,
+    tail_bytes: int,
+    metadata: Any = None,
+    dictionaries: Sequence[str] | None = None,
+    source: pa.NativeFile | None = None,
+) -> ParquetFile:
+    """A Parquet file whose footer is within its last `tail_bytes`, as a rule.
+
+    Args:
+        size: its bytes; None if they are not known: it is read as a whole.
+        metadata: of its footer, if that was read.
+        dictionaries: columns to read as dictionaries.
+        source: the file if it is open.
+
+    Raises:
+        FileNotFoundError: there is none. StoreError, OSError, pyarrow.ArrowException: it cannot be read.
+    """
+    whole: bytes | None = None
+    tail = b""
+    if isinstance(files, LocalFiles) and size is not None:
+        source = source or pa.OSFile(files.path(name))
+        size = source.size()
+        if size <= _SMALL_BYTES:  # costs less than its end, and then parts of it
+            whole = source.read_at(size, 0)
+        elif metadata is None:
+            tail = source.read_at(tail_bytes, max(0, size - tail_bytes))
+    elif size is None or size <= _WHOLE_BYTES:
+        whole = files.read(name) if size is None else files.part(name, 0, size)
+    else:
+        source = pa.PythonFile(_Ranges(files, name, size), mode="r")
+        if metadata is None:
+            tail = files.part(name, max(0, size - tail_bytes), size)
+    if whole is not None:
+        source = pa.BufferReader(whole)
+        tail = whole
+    if metadata is None:
+        metadata = _metadata(tail, whole is None)
+    # On a disk, joined ranges would only be copied.
+    return ParquetFile(source, metadata, dictionaries, pre_buffer=isinstance(source, pa.PythonFile))
+
+
+def _metadata(tail: bytes, is_part: bool) -> Any:
+    """The metadata in the end of a file; None if they begin before it. pyarrow.ArrowInvalid if damaged."""
+    if len(tail) < 12 or tail[-4:] != b"PAR1":
+        raise pa.ArrowInvalid("its end is missing")
+    begin = len(tail) - 8 - int.from_bytes(tail[-8:-4], "little")
+    if begin < 0:
+        if is_part:
+            return None
+        raise pa.ArrowInvalid("its footer is larger than the file")
+    if _reconstruct_filemetadata is None:
+        return pq.read_metadata(pa.BufferReader(tail))
+    return _reconstruct_filemetadata(pa.py_buffer(tail).slice(begin, len(tail) - 8 - begin))
+
+
+class _Ranges:
+    """A file on a store of which parts are read, one request each."""
+
+    closed = False
+
+    def __init__(self, files: Files, name: str, size: int) -> None:
+        self._files, self._name, self._size, self._at = files, name, size, 0
+
+    def size(self) -> int:
+        return self._size
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, count: int = -1) -> bytes:
+        end = self._size if count < 0 else min(self._size, self._at + count)
+        data = self._files.part(self._name, self._at, end) if end > self._at else b""
+        self._at = max(self._at, end)
+        return data
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.closed = True
