@@ -4,7 +4,11 @@ Each answer comes from a process of its own and is compared with the others. Sec
 and CPU), without its start; megabytes are what it read (from the page cache, too) and the most that it held.
 Then the same on a SeaweedFS, with the number of requests.
 
+A large archive is written beforehand, by `archive.py` with the same numbers; with `--results`, a run that was
+stopped goes on behind its last answer.
+
     PYTHONPATH=.:tests python tests/benchmarks/query.py [FOLDER] [--streams 100] [--files 20] [--rows 1000]
+        [--long-files 0] [--layout small|compacted|both] [--runs 2] [--results FILE] [--no-s3]
 """
 
 from __future__ import annotations
@@ -18,13 +22,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import fsspec
-from archive import Archive, Writer, into_folder
+from archive import LONG, Archive, Writer, into_folder
 from support.faults import Happened, faulty
 from support.servers import seaweedfs
 
@@ -51,42 +55,97 @@ QUESTIONS = {
     ),
     "ten seconds of all": "SELECT count(*) AS n FROM {tracks} WHERE pts_seconds BETWEEN 100 AND 110",
 }
-JOINED = "SELECT count(*) AS n FROM tracks JOIN streams USING (stream_id) WHERE site = '{site}'"
-"""Plain readers have no view `streams`."""
+OF_LONG = {
+    "a zone, long stream": (
+        "SELECT count(DISTINCT object_id) AS n FROM {tracks} WHERE stream_id = '{long}' "
+        "AND frame_index BETWEEN {middle} AND {middle} + 7500 AND centroid_x BETWEEN 400 AND 800 "
+        "AND centroid_y BETWEEN 200 AND 500"
+    ),
+    "times, long stream": (
+        "SELECT count(*) AS n FROM {tracks} WHERE stream_id = '{long}' AND pts_seconds BETWEEN 100 AND 400"
+    ),
+}
+OF_VIEWS = {
+    "join with streams": (
+        "SELECT count(*) AS n FROM tracks JOIN streams USING (stream_id) WHERE site = '{site}'"
+    ),
+    "view objects, a stream": (
+        "SELECT count(*) AS n, sum(frames_visible)::BIGINT AS m FROM objects WHERE stream_id = '{stream}'"
+    ),
+}
+"""Plain readers have no views `streams` and `objects`."""
+
+
+LAYOUTS = ("small files", "compacted")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="default: a temporary one")
-    for name, default in (("streams", 100), ("files", 20), ("rows", 1000)):
+    for name, default in (("streams", 100), ("files", 20), ("rows", 1000), ("long-files", 0), ("runs", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--layout", choices=("small", "compacted", "both"), default="both")
+    parser.add_argument("--results", type=Path, help="file that answers are added to, and taken from")
+    parser.add_argument("--no-s3", action="store_true")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
         child(*given.child)
         return
-    size = Archive(given.streams, given.files, given.rows)
+    size = Archive(given.streams, given.files, given.rows, given.long_files)
+    layouts = LAYOUTS if given.layout == "both" else [name for name in LAYOUTS if given.layout in name]
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary) / "archive"
         if not folder.exists():
             Writer(into_folder(folder)).write(size)
-        on_disk(folder, size)
-    on_s3(Archive(min(size.streams, 20), min(size.files, 5), size.rows))
+        on_disk(folder, size, layouts, Answers(given.results, given.runs))
+    if not given.no_s3:
+        on_s3(Archive(min(size.streams, 20), min(size.files, 5), size.rows))
 
 
 def statements(size: Archive) -> dict[str, str]:
     """The questions, but for the name of the table."""
     stream = size.stream_id(size.streams // 2)
     known = {"stream": stream, "site": stream.partition("-")[0], "first": size.frames * (size.files // 2)}
-    return {name: sql.format(tracks="{tracks}", **known) for name, sql in QUESTIONS.items()} | {
-        "join with streams": JOINED.format(**known)
-    }
+    known |= {"long": LONG, "middle": size.long_frames * (size.long_files // 2), "tracks": "{tracks}"}
+    asked = QUESTIONS | (OF_LONG if size.long_files else {}) | OF_VIEWS
+    return {name: sql.format(**known) for name, sql in asked.items()}
 
 
-def on_disk(folder: Path, size: Archive) -> None:
+class Answers:
+    """Answers of processes of their own, which are asked once.
+
+    Args:
+        results: where they are kept; None: nowhere.
+        runs: how often each is asked; the one of the least CPU time counts.
+    """
+
+    def __init__(self, results: Path | None, runs: int) -> None:
+        self._results, self._runs = results, runs
+        lines = results.read_text().splitlines() if results is not None and results.exists() else []
+        self._known = {one["key"]: one for one in map(json.loads, lines)}
+
+    def get(self, layout: str, way: str, sql: str, source: str) -> dict[str, Any]:
+        """An answer and what it cost."""
+        key = f"{layout}|{way}|{sql}"
+        if key not in self._known:
+            command = [sys.executable, __file__, "--child", way, sql, source]
+            found = [
+                json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
+                for _ in range(self._runs)
+            ]
+            self._known[key] = {"key": key, **min(found, key=lambda one: one["cpu"])}
+            if self._results is not None:
+                with self._results.open("a") as file:
+                    file.write(json.dumps(self._known[key]) + "\n")
+        return self._known[key]
+
+
+def on_disk(folder: Path, size: Archive, layouts: Sequence[str], known: Answers) -> None:
     small = sum(path.stat().st_size for path in folder.glob("tracks/*/*.parquet"))
     row(
-        f"{size.streams} streams, {size.streams * size.files} files of {size.rows} rows, {small / 1e6:.0f} MB"
+        f"{size.streams} streams, {size.streams * size.files} files of {size.rows} rows, "
+        f"a stream of {size.long_files} files of {size.rows // 10} rows, {small / 1e6:.0f} MB"
     )
     answers: dict[str, Any] = {}
     ways: tuple[str, ...] = ("xmem", "duckdb")
@@ -95,7 +154,7 @@ def on_disk(folder: Path, size: Archive) -> None:
     else:
         row("polars is not installed and left out")
     row(f"{'':22}{'':18}{'seconds':>9}{'CPU':>8}{'MB read':>9}{'MB held':>9}")
-    for layout in ("small files", "compacted"):
+    for layout in layouts:
         if layout == "compacted":
             began = time.monotonic()
             done = compact(folder)
@@ -110,23 +169,12 @@ def on_disk(folder: Path, size: Archive) -> None:
                     source += (
                         "/tracks/*/*.parquet" if layout == "small files" else "/compacted/tracks/*.parquet"
                     )
-                found = asked(way, sql, source)
+                found = known.get(layout, way, sql, source)
                 assert answers.setdefault(name, found["answer"]) == found["answer"], (name, way)
                 row(
                     f"{name:22}{way + ', ' + layout:18.18}{found['seconds']:9.2f}{found['cpu']:8.2f}"
                     f"{found['read'] / 1e6:9.1f}{found['held'] / 1e6:9.0f}"
                 )
-
-
-def asked(way: str, sql: str, source: str) -> dict[str, Any]:
-    """An answer from a process of its own: the better of two by CPU time."""
-    command = [sys.executable, __file__, "--child", way, sql, source]
-    found = [
-        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        for _ in range(2)
-    ]
-    best: dict[str, Any] = min(found, key=lambda one: one["cpu"])
-    return best
 
 
 def child(way: str, sql: str, source: str) -> None:
