@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 _PARTITION = "stream_id="
 _ONE_BY_ONE = 32
 """Up to so many streams are listed folder by folder; more, or all, in one listing of everything."""
+_NAMED = 3
+"""Streams that a message names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,12 @@ class Listing:
         if others:
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
             logger.warning("%s%s is not read: it is no file of xmem", self.files.uri(others[0]), more)
+
+    def none_chosen(self) -> str:
+        """What to say if conditions on `stream_id` leave no stream: a misspelt id is no error in SQL."""
+        some = ", ".join(self.tracked[:_NAMED])
+        more = f" and {len(self.tracked) - _NAMED} more" if len(self.tracked) > _NAMED else ""
+        return f"no stream matches the conditions on stream_id: {self.files.root} has {some}{more}"
 
     def check_begins(self, chunks: list[Chunk]) -> None:
         """StoreError if the first file of a stream is missing."""

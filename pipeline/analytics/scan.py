@@ -10,6 +10,7 @@ Where a compacted file has the rows of chunk files as they are listed, it is rea
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from bisect import bisect_left
@@ -52,6 +53,8 @@ else:
 
     except ImportError:
         _Source = ds.Dataset
+
+logger = logging.getLogger(__name__)
 
 _TAIL_BYTES = 1 << 13
 _COPY_TAIL_BYTES = 1 << 18
@@ -339,6 +342,8 @@ class ChunkDataset(_Source):
         exact: set[str] = set()
         if condition is not None:
             ids, exact = self._chosen(condition, fields, {s: ds.field("stream_id") == s for s in ids})
+        if not ids and self._listing.tracked and (self.only is not None or "stream_id" in fields):
+            logger.warning("%s", self._listing.none_chosen())
         everything = len(ids) == len(self._listing.tracked)
         for stream_id, chunks in self._listing.chunks(None if everything else ids).items():
             if self._strict:

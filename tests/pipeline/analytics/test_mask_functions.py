@@ -183,8 +183,6 @@ def test_there_is_an_example_of_each_function_and_it_runs(out: Path) -> None:
         for statement in examples:
             found = connection.sql(statement).to_arrow_table()
             assert found.num_rows > 0, statement
-            assert any(found.column(i).null_count < found.num_rows for i in range(found.num_columns)), (
-                statement
-            )
+            assert found.columns[-1].null_count < found.num_rows, statement
     named = {name for statement in examples for name in re.findall(r"\bmask_\w+(?=\()", statement)}
     assert named == {*FUNCTIONS, "mask_from_rle"}

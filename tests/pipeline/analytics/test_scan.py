@@ -106,6 +106,25 @@ def test_conditions_choose_the_rows_that_they_choose_in_a_table(out: Path, where
     assert 0 < len(found) < 2 * len(STREAMS) * FILES * FRAMES
 
 
+@pytest.mark.parametrize(
+    ("where", "warned"),
+    [
+        ("stream_id = 'cam-3'", True),
+        ("stream_id LIKE 'gate-%'", True),
+        ("stream_id = 'cam-1' AND frame_index > 10000", False),
+        ("frame_index > 10000", False),
+        ("stream_id IN ('cam-1', 'cam-3')", False),
+    ],
+)
+def test_ids_of_no_stream_are_mentioned(
+    out: Path, caplog: pytest.LogCaptureFixture, where: str, warned: bool
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        query(out, f"SELECT count(*) FROM tracks WHERE {where}")
+    message = f"no stream matches the conditions on stream_id: {out} has cam-1, cam-2, door-1"
+    assert caplog.messages == [message] * warned
+
+
 def test_a_stream_is_listed_by_itself(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = type(open_files(out))
     listed: list[str] = []
