@@ -123,7 +123,7 @@ class Answers:
     def __init__(self, results: Path | None, runs: int) -> None:
         self._results, self._runs = results, runs
         lines = results.read_text().splitlines() if results is not None and results.exists() else []
-        self._known = {one["key"]: one for one in map(json.loads, lines)}
+        self._known: dict[str, dict[str, Any]] = {one["key"]: one for one in map(json.loads, lines)}
 
     def get(self, layout: str, way: str, sql: str, source: str) -> dict[str, Any]:
         """An answer and what it cost."""
