@@ -15,7 +15,7 @@ from xmem_core.cutie import Cutie, PixelFeatures
 from xmem_core.grouped_memory import GroupedMemory
 from xmem_core.network import aggregate
 from xmem_core.state import TrackerState
-from xmem_core.steps import ModelSteps, as_stored, padding
+from xmem_core.steps import Choice, ModelSteps, as_stored, padding
 from xmem_core.windows import STRIDE
 
 # The published defaults. Settings with a small long-term memory get the same share of it as buffer.
@@ -114,6 +114,19 @@ class CutieSteps(ModelSteps[Cutie, PixelFeatures]):
         joint = aggregate(torch.sigmoid(logits.float()))
         full = F.interpolate(joint, scale_factor=4, mode="bilinear", align_corners=False)
         return torch.softmax(full, 1)[0]
+
+    def choices(self, state: TrackerState, keys: PixelFeatures) -> dict[int, Choice]:
+        memory = state.memory
+        assert isinstance(memory, GroupedMemory)
+        key, selection = keys.key[0].flatten(1).float(), keys.selection[0].flatten(1).float()
+        cells = torch.arange(key.shape[1], device=self.device)
+        return {
+            i: Choice(group, cells, *own)
+            for group, _ in memory.members()
+            for i, own in group.choose(
+                key, selection, coarse=self.searches_coarsely(group), count_use=False
+            ).items()
+        }
 
     def look_next(self, state: TrackerState, object_ids: tuple[int, ...], planes: Tensor) -> None:
         state.masks = F.avg_pool2d(planes.unsqueeze(0), STRIDE)[0]

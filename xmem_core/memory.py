@@ -220,6 +220,38 @@ class Memory:
         Raises:
             RuntimeError: there is nothing to read.
         """
+        chosen = self.choose(
+            query_key, query_selection, coarse=coarse, count_use=count_use, wanted=wanted, enough=enough
+        )
+        nowhere = torch.zeros(query_key.shape[1], dtype=torch.bool, device=self.device)
+        out = []
+        for i, value in self._values.items():
+            weights, best = chosen[i]
+            if wanted is None:
+                out.append(sparse_readout(weights, best, value).T)
+            else:
+                places = wanted.get(i, nowhere).nonzero().flatten()
+                own = value.new_zeros((len(weights), self.value_dim))
+                own[places] = sparse_readout(weights[places], best[places], value)
+                out.append(own.T)
+        return torch.stack(out)
+
+    def choose(
+        self,
+        query_key: Tensor,
+        query_selection: Tensor,
+        *,
+        coarse: bool = False,
+        count_use: bool = True,
+        wanted: Mapping[int, Tensor] | None = None,
+        enough: int | None = None,
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """The elements that `read` reads, and their weights. Arguments and errors are those of `read`.
+
+        Returns:
+            by object weights (P, k), which sum to 1 at a position or are all 0, and elements (P, k) as rows
+            of the pool, see `origin`. Where the object's value is not wanted they mean nothing.
+        """
         if self.sizes == (0, 0) or not self.first_time:
             raise RuntimeError(f"nothing to read: {self!r}")
         seen = self._readable
@@ -248,17 +280,12 @@ class Memory:
         if count_use:
             self._count_use(rows, *found[0])
         chosen = {valid: (w, rows[best]) for valid, (w, best) in zip(readers, found, strict=True)}
-        out = []
-        for i, value in self._values.items():
-            weights, best = chosen[validity[i]]
-            if wanted is None:
-                out.append(sparse_readout(weights, best, value).T)
-            else:
-                places = wanted[i].nonzero().flatten()
-                own = value.new_zeros((len(weights), self.value_dim))
-                own[places] = sparse_readout(weights[places], best[places], value)
-                out.append(own.T)
-        return torch.stack(out)
+        return {i: chosen[valid] for i, valid in validity.items()}
+
+    def origin(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of rows of the pool the region (0: long-term, 1: permanent, 2: working) and the time, int64."""
+        starts = torch.tensor([self.permanent.start, self.working.start], device=rows.device)
+        return torch.bucketize(rows, starts, right=True), self._columns["time"][rows]
 
     def _as_readable(self, coarse: bool) -> _Readable:
         rows = self._used_rows()

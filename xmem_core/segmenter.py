@@ -24,6 +24,7 @@ from xmem_core.cutie_steps import CutieSteps
 from xmem_core.fused import fuse_trunk
 from xmem_core.network import XMem, aggregate
 from xmem_core.presence import PresenceConstants, presence_scores
+from xmem_core.reads import ReadShare, cells_of, read_shares
 from xmem_core.state import TrackerState
 from xmem_core.steps import Features, ModelSteps, Network, XMemSteps, padding
 from xmem_core.tf32 import set_tf32
@@ -314,6 +315,42 @@ class VideoSegmenter:
             PoisonedStateError: an earlier step failed and left this state half-changed.
         """
         return self.step_many([(state, frame, prompt)])[0]
+
+    @torch.no_grad()
+    def reads(
+        self, state: TrackerState, frame: Frame | EncodedFrame, where: NDArray[Any] | Tensor | None = None
+    ) -> dict[int, list[ReadShare]]:
+        """From which remembered frames `step` would read the objects on the next frame. Nothing changes.
+
+        The weights are those of the readout: the softmax over the best `top_k` elements, averaged over the
+        positions that are asked about. The masks of a prompt are not read from memory.
+
+        Args:
+            state: the stream's, before the step on this frame.
+            frame: H x W x 3 uint8 RGB, or what `encode` made of it.
+            where: (H, W) bool: the pixels that are asked about; None: everywhere.
+
+        Returns:
+            by object the shares, the largest first, summing to 1. Empty where the object is not read: outside
+            its search window, or while it is not searched for.
+
+        Raises:
+            ValueError: as for `step`, or `where` is of another size or empty.
+        """
+        plain, size = self._check(state, frame, None)
+        asked = None if where is None else _as_tensor(where).to(self.device).bool()
+        if asked is not None and (asked.shape != plain.shape[:2] or not bool(asked.any())):
+            raise ValueError(f"where is {tuple(asked.shape)}, or empty: need pixels of {plain.shape[:2]}")
+        if state.memory is None or not state.object_ids:
+            return {}
+        done = frame if isinstance(frame, EncodedFrame) and frame.size == size else None
+        keys = (done or self.encode(plain, size)).features
+        choices = self._steps.choices(state, keys)
+        if asked is None:
+            return read_shares(choices)
+        left, _, top, _ = padding(size)
+        grid = (int(keys.key.shape[2]), int(keys.key.shape[3]))
+        return read_shares(choices, cells_of(asked, size, left, top, grid))
 
     @torch.no_grad()
     def step_many(

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from xmem_core.network import KeyFeatures, XMem, aggregate
 from xmem_core.state import TrackerState
 from xmem_core.windows import (
     STRIDE,
+    Window,
     aggregated_within,
     covered,
     decode_in_windows,
@@ -56,6 +57,42 @@ _ENOUGH = 3
 
 N = TypeVar("N", bound=Network)
 K = TypeVar("K", bound=Features)
+
+
+class Choice(NamedTuple):
+    """The elements that an object is read from on a frame.
+
+    Attributes:
+        memory: holds the elements.
+        cells: positions at which the object is read, (n,), as indices into the flattened grid.
+        weights, rows: (n, k), as `Memory.choose` gives them.
+    """
+
+    memory: Memory
+    cells: Tensor
+    weights: Tensor
+    rows: Tensor
+
+
+class _Look(NamedTuple):
+    """How memory is read on a frame.
+
+    Attributes:
+        key, selection: the queries, (C_k, n).
+        cells: their positions, as indices into the flattened grid; None: all.
+        windows: windows of the objects that are searched, by position in `object_ids`; None: the whole frame.
+        wanted: as for `Memory.read`.
+        enough: likewise.
+        coarse: likewise.
+    """
+
+    key: Tensor
+    selection: Tensor
+    cells: Tensor | None
+    windows: dict[int, Window] | None
+    wanted: dict[int, Tensor] | None
+    enough: int | None
+    coarse: bool
 
 
 class ModelSteps(ABC, Generic[N, K]):
@@ -116,6 +153,10 @@ class ModelSteps(ABC, Generic[N, K]):
     @abstractmethod
     def decode(self, state: TrackerState, keys: K, update_hidden: bool, *, count_use: bool = True) -> Tensor:
         """Read memory and decode: (O + 1, H', W') probabilities of the known objects."""
+
+    @abstractmethod
+    def choices(self, state: TrackerState, keys: K) -> dict[int, Choice]:
+        """What `decode` would read on the frame after the state's, by object; nothing changes."""
 
     @abstractmethod
     def look_next(self, state: TrackerState, object_ids: tuple[int, ...], planes: Tensor) -> None:
@@ -193,29 +234,20 @@ class XMemSteps(ModelSteps[XMem, KeyFeatures]):
     ) -> Tensor:
         assert isinstance(state.memory, Memory)
         grid = (int(keys.key.shape[2]), int(keys.key.shape[3]))
-        key, selection = keys.key[0].flatten(1).float(), keys.selection[0].flatten(1).float()
-        coarse = self.searches_coarsely(state.memory)
-        enough = None if self.settings.least_area is None else max(1, self.settings.top_k // _ENOUGH)
-        if self.settings.search_window:
-            ids = state.object_ids
-            places = looked_for(state.windows, ids, state.time)
-            windows = {k: state.windows.get(ids[k], whole(grid)) for k in places}
-            cells = covered(windows.values(), grid).to(self.device)
-            read = key.new_zeros((len(ids), self.network.config.value_dim, key.shape[1]))
-            if places:
-                wanted = {
-                    ids[k]: inside(window, grid).to(self.device).flatten()[cells]
-                    for k, window in windows.items()
-                }
+        look = self._look(state, keys, state.time)
+        if look.windows is not None and look.cells is not None:
+            count, windows = len(state.object_ids), look.windows
+            read = look.key.new_zeros((count, self.network.config.value_dim, grid[0] * grid[1]))
+            if windows:
                 found = state.memory.read(
-                    key[:, cells],
-                    selection[:, cells],
-                    coarse=coarse,
+                    look.key,
+                    look.selection,
+                    coarse=look.coarse,
                     count_use=count_use,
-                    wanted=wanted,
-                    enough=enough,
+                    wanted=look.wanted,
+                    enough=look.enough,
                 )
-                read.index_copy_(2, cells, found)
+                read.index_copy_(2, look.cells, found)
             with self.autocast():
                 hidden, probabilities = decode_in_windows(
                     self.network,
@@ -227,7 +259,9 @@ class XMemSteps(ModelSteps[XMem, KeyFeatures]):
                 )
             state.hidden = as_stored(hidden)
             return aggregated_within(probabilities, union(windows.values()))
-        read = state.memory.read(key, selection, coarse=coarse, count_use=count_use, enough=enough)
+        read = state.memory.read(
+            look.key, look.selection, coarse=look.coarse, count_use=count_use, enough=look.enough
+        )
         hidden = None if state.hidden is None else state.hidden.unsqueeze(0)
         with self.autocast():
             hidden, logits = self.network.decode(
@@ -236,6 +270,48 @@ class XMemSteps(ModelSteps[XMem, KeyFeatures]):
         if hidden is not None:
             state.hidden = as_stored(hidden[0])
         return torch.softmax(aggregate(torch.sigmoid(logits.float())), 1)[0]
+
+    def _look(self, state: TrackerState, keys: KeyFeatures, time: int) -> _Look:
+        """How memory is read on the frame of a time."""
+        assert isinstance(state.memory, Memory)
+        grid = (int(keys.key.shape[2]), int(keys.key.shape[3]))
+        key, selection = keys.key[0].flatten(1).float(), keys.selection[0].flatten(1).float()
+        coarse = self.searches_coarsely(state.memory)
+        enough = None if self.settings.least_area is None else max(1, self.settings.top_k // _ENOUGH)
+        if not self.settings.search_window:
+            return _Look(key, selection, None, None, None, enough, coarse)
+        ids = state.object_ids
+        places = looked_for(state.windows, ids, time)
+        windows = {k: state.windows.get(ids[k], whole(grid)) for k in places}
+        cells = covered(windows.values(), grid).to(self.device)
+        wanted = {
+            ids[k]: inside(window, grid).to(self.device).flatten()[cells] for k, window in windows.items()
+        }
+        return _Look(key[:, cells], selection[:, cells], cells, windows, wanted, enough, coarse)
+
+    def choices(self, state: TrackerState, keys: KeyFeatures) -> dict[int, Choice]:
+        memory = state.memory
+        assert isinstance(memory, Memory)
+        look = self._look(state, keys, state.time + 1)
+        cells = look.cells
+        if cells is None:
+            cells = torch.arange(look.key.shape[1], device=self.device)
+        elif not len(cells):
+            return {}
+        found = memory.choose(
+            look.key,
+            look.selection,
+            coarse=look.coarse,
+            count_use=False,
+            wanted=look.wanted,
+            enough=look.enough,
+        )
+        if look.wanted is None:
+            return {i: Choice(memory, cells, *own) for i, own in found.items()}
+        return {
+            i: Choice(memory, cells[own], found[i][0][own], found[i][1][own])
+            for i, own in look.wanted.items()
+        }
 
     def look_next(self, state: TrackerState, object_ids: tuple[int, ...], planes: Tensor) -> None:
         if self.settings.least_area is not None:

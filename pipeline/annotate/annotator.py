@@ -22,6 +22,7 @@ from pipeline.annotate.project import (
     read_header,
 )
 from pipeline.annotate.propagation import Propagation
+from pipeline.annotate.recipe import Recipe, changed_memory, edits_of, memory_values
 from pipeline.annotate.regrouping import merge, split
 from pipeline.base.closeable import Closing
 from pipeline.base.errors import PromptError, SettingsConflictError, SourceError, UsageError
@@ -90,7 +91,9 @@ class Annotator(Closing):
             self.settings = _asked(header.settings).with_options({"device": asked.model.device})
             first = Document()
             if header.imported is not None:
-                first = Document.of_prompts(PromptSet.from_record(dict(header.imported)))
+                first = Document.of_prompts(PromptSet.from_record(dict(header.imported))).changed(
+                    [{"op": "memory", "frame": f, "edit": edit} for f, edit in header.imported_edits]
+                )
             self.project = Project(self._files, self.stream_id, first)
             self._boxes = load_box_segmenter(self.settings.commit.box_segmenter)
             self.propagation = Propagation(
@@ -132,7 +135,7 @@ class Annotator(Closing):
             raise UsageError("the annotator tracks what it is shown: leave out --detect")
         source = self.frames.source
         record = load_record(self._files, self.stream_id)
-        imported = None
+        imported, edits = None, []
         if record is not None:
             # `xmem track` was here before: its prompts and settings are what is corrected.
             if record.get("source_fingerprint") != source.fingerprint:
@@ -149,8 +152,13 @@ class Annotator(Closing):
                 {"device": settings.model.device}
             )
             imported = record["prompts"]
+            edits = [
+                (frame, edit.to_json())
+                for frame, made in sorted(edits_of(self._files, self.stream_id).items())
+                for edit in made
+            ]
         asked = {**settings.to_dict(), "full_size": settings.model.full_size}
-        header = ProjectHeader(source.uri, source.fingerprint, asked, imported)
+        header = ProjectHeader(source.uri, source.fingerprint, asked, imported, tuple(edits))
         create_header(self._files, self.stream_id, header)
         return header
 
@@ -201,9 +209,9 @@ class Annotator(Closing):
             dicts with id, rle (None: out of sight), size, area, score, presence, and source: prompt, tracked
             or stale (of prompts that have changed since).
         """
-        document = self.project.document
-        prompts = document.prompt_set()
-        found = self.propagation.rows(prompts, frame_index)
+        document, recipe = self.project.document, self.recipe
+        prompts = recipe.prompts
+        found = self.propagation.rows(recipe, frame_index)
         shown: dict[int, dict[str, Any]] = {}
         for record in found.records if found is not None else ():
             assert found is not None
@@ -281,6 +289,7 @@ class Annotator(Closing):
         """
         before = self.project.document
         after = before.changed(changes)
+        changed_memory(self.settings.memory, after.memory)
         prompts = after.prompt_set()
         for frame_index in after.prompts:
             if after.prompts[frame_index] != before.prompts.get(frame_index):
@@ -310,20 +319,27 @@ class Annotator(Closing):
         return None
 
     def propagate(self, until: int | None = None) -> None:
-        """Track the present prompts, see `Propagation.start`."""
-        self.propagation.start(self.project.document.prompt_set(), until)
+        """Track the present recipe, see `Propagation.start`."""
+        self.propagation.start(self.recipe, until)
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the rows come from: the prompts, edits of the memory, and memory settings."""
+        document = self.project.document
+        memory = changed_memory(self.settings.memory, document.memory)
+        return Recipe(document.prompt_set(), document.edits, memory_values(memory))
 
     @property
     def tracked(self) -> int:
-        """Number of frames, from 0 on, that are tracked with the present prompts."""
-        return self.propagation.tracked(self.project.document.prompt_set())
+        """Number of frames, from 0 on, that are tracked with the present recipe."""
+        return self.propagation.tracked(self.recipe)
 
     # --- state -----------------------------------------------------------------------------------
 
     def timeline(self) -> dict[str, Any]:
         """Where each object is seen, doubtful (see `strips`) or out of sight, JSON-ready."""
         document = self.project.document
-        strips = self.propagation.strips(document.prompt_set())
+        strips = self.propagation.strips(self.recipe)
         return {
             "tracked": self.tracked,
             "objects": [{"id": i, "runs": strips.get(i, [])} for i in sorted(document.objects)],
@@ -332,7 +348,7 @@ class Annotator(Closing):
     def state(self) -> dict[str, Any]:
         """Everything the page shows besides pictures and masks, JSON-ready."""
         document, source = self.project.document, self.frames.source
-        prompts = document.prompt_set()
+        recipe = self.recipe
         status = self.propagation.status
         return {
             "video": {
@@ -359,9 +375,9 @@ class Annotator(Closing):
                 }
                 for i, o in sorted(document.objects.items())
             ],
-            "tracked": self.propagation.tracked(prompts),
+            "tracked": self.propagation.tracked(recipe),
             "available": self.propagation.available(),
-            "published": self.propagation.is_published(prompts),
+            "published": self.propagation.is_published(recipe),
             "propagation": {
                 "state": status.state,
                 "position": status.position,

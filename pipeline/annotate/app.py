@@ -191,7 +191,7 @@ def _export(annotator: Annotator, fmt: str) -> tuple[str, str, bytes]:
         return f"{stream_id}.prompts.json", "application/json", text.encode()
     if fmt not in ("coco", "davis"):
         raise UsageError(f"format {fmt!r} is not known: use coco, davis or prompts")
-    if not annotator.propagation.is_published(prompts):
+    if not annotator.propagation.is_published(annotator.recipe):
         raise UsageError("the video is not tracked to its end with these prompts: propagate first")
     with tempfile.TemporaryDirectory(prefix="xmem-export-") as folder:
         if fmt == "coco":

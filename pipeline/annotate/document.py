@@ -1,4 +1,4 @@
-"""The content of an annotation: objects, prompts and removals, and the changes that an edit makes to it."""
+"""The content of an annotation (objects, prompts, removals, memory), and the changes that edits make."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pipeline.annotate.recipe import CHANGEABLE
 from pipeline.base.errors import PromptError, UsageError
 from pipeline.prompts import values as check
 from pipeline.prompts.files import PromptObject, PromptSet
+from pipeline.tracking.memory_edit import MemoryEdit
 
 MOST_OBJECTS = 200
+MOST_EDITS = 200
+"""Of the memory, on one frame."""
 _COLOUR_DIGITS = frozenset("0123456789abcdef")
 
 
@@ -37,11 +41,16 @@ Change = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Document:
-    """Objects by id, and prompts and removals by frame. Changes make a new document."""
+    """Objects by id; prompts, removals and edits of the memory by frame; memory settings that were changed.
+
+    Changes make a new document.
+    """
 
     objects: Mapping[int, AnnotatedObject] = field(default_factory=dict)
     prompts: Mapping[int, Mapping[int, PromptObject]] = field(default_factory=dict)
     removals: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    edits: Mapping[int, tuple[MemoryEdit, ...]] = field(default_factory=dict)
+    memory: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of_prompts(cls, prompts: PromptSet) -> Document:
@@ -92,6 +101,9 @@ class Document:
             "unprompt": self._without_prompt,
             "remove": self._with_removal,
             "keep": self._without_removal,
+            "memory": self._with_memory_edit,
+            "unmemory": self._without_memory_edit,
+            "settings": self._with_settings,
         }
         apply = known.get(op if isinstance(op, str) else "")
         if apply is None:
@@ -121,10 +133,17 @@ class Document:
 
     def _without_object(self, id: int) -> Document:
         self._known(id)
-        return Document(
-            {i: o for i, o in self.objects.items() if i != id},
-            _without_empty({f: {i: e for i, e in p.items() if i != id} for f, p in self.prompts.items()}),
-            _without_empty({f: tuple(i for i in ids if i != id) for f, ids in self.removals.items()}),
+        edits = {f: tuple(e for e in edited if e.object_id != id) for f, edited in self.edits.items()}
+        return replace(
+            self,
+            objects={i: o for i, o in self.objects.items() if i != id},
+            prompts=_without_empty(
+                {f: {i: e for i, e in p.items() if i != id} for f, p in self.prompts.items()}
+            ),
+            removals=_without_empty(
+                {f: tuple(i for i in ids if i != id) for f, ids in self.removals.items()}
+            ),
+            edits=_without_empty(edits),
         )
 
     def _with_prompt(self, frame: int, object: Mapping[str, Any]) -> Document:
@@ -153,6 +172,40 @@ class Document:
         self._changeable(id)
         left = tuple(i for i in self.removals.get(frame, ()) if i != id)
         return replace(self, removals=_without_empty({**self.removals, frame: left}))
+
+    def _with_memory_edit(self, frame: int, edit: Mapping[str, Any]) -> Document:
+        number = check.frame_number(frame, "edit")
+        wanted = MemoryEdit.from_json(edit)
+        if wanted.object_id is not None:
+            self._changeable(wanted.object_id)
+        if wanted.first >= number:
+            raise UsageError(
+                f"frame {wanted.first} is not remembered before frame {number}: edit it on a later frame"
+            )
+        known = self.edits.get(number, ())
+        if len(known) >= MOST_EDITS:
+            raise UsageError(f"there are {MOST_EDITS} edits on frame {number} already, which is the limit")
+        return replace(self, edits={**self.edits, number: (*known, wanted)})
+
+    def _without_memory_edit(self, frame: int, number: int) -> Document:
+        known = self.edits.get(frame, ())
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(known):
+            raise UsageError(f"there is no edit {check.short(number)} of the memory on frame {frame}")
+        left = known[:number] + known[number + 1 :]
+        return replace(self, edits=_without_empty({**self.edits, frame: left}))
+
+    def _with_settings(self, values: Mapping[str, Any]) -> Document:
+        unknown = sorted(set(values) - set(CHANGEABLE))
+        if unknown:
+            raise UsageError(
+                f"memory setting {check.short(unknown[0])} cannot be changed: {', '.join(CHANGEABLE)} can"
+            )
+        for name, value in values.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise UsageError(f"{name}={check.short(value)} is not allowed: a whole number is needed")
+        changed = {**self.memory, **values}
+        # None is the project's own value. Whether they go together is checked with those, see `Annotator`.
+        return replace(self, memory={name: value for name, value in changed.items() if value is not None})
 
     def _known(self, object_id: int) -> AnnotatedObject:
         found = self.objects.get(object_id)

@@ -1,24 +1,23 @@
-"""Tracked rows as the page shows them: those that fit the present prompts, and those of former ones."""
+"""Tracked rows as the page shows them: those that fit the present recipe, and those of former ones."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
 
 from pipeline.annotate.project import project_folder
+from pipeline.annotate.recipe import Recipe, edits_of, memory_values
 from pipeline.annotate.strips import Strips, joined, strips_of_chunk, strips_of_rows
 from pipeline.base.errors import StoreError, UsageError
 from pipeline.base.records import MaskRecord
-from pipeline.prompts.files import PromptSet
 from pipeline.storage.files import Files
-from pipeline.tracking.backward import first_changed_frame
 from pipeline.tracking.carry_over import stream_identity
 from pipeline.tracking.settings import FORWARD
 from pipeline.tracks.layout import list_chunks
 from pipeline.tracks.reader import TrackReader
+from xmem_core.config import MemoryConfig
 
 
 class Layer:
@@ -29,12 +28,12 @@ class Layer:
     Args:
         files: the output folder.
         stream_id: its stream.
-        prompts: the prompts that its rows come from.
+        recipe: what its rows come from.
         direction: where they were tracked from the prompts.
     """
 
-    def __init__(self, files: Files, stream_id: str, prompts: PromptSet, direction: str = FORWARD) -> None:
-        self.files, self.prompts, self.direction = files, prompts, direction
+    def __init__(self, files: Files, stream_id: str, recipe: Recipe, direction: str = FORWARD) -> None:
+        self.files, self.recipe, self.direction = files, recipe, direction
         self._stream_id = stream_id
         self._lock = threading.Lock()
         self._pending: dict[int, tuple[MaskRecord, ...]] = {}
@@ -107,32 +106,32 @@ class Found:
     stale: bool
 
 
-def valid_frames(layer: Layer, prompts: PromptSet) -> int:
-    """Number of frames, from 0 on, whose rows are those of the given prompts."""
-    change = first_changed_frame(layer.prompts, prompts, layer.direction)
+def valid_frames(layer: Layer, recipe: Recipe) -> int:
+    """Number of frames, from 0 on, whose rows are those of the given recipe."""
+    change = layer.recipe.first_change(recipe, layer.direction)
     return layer.available if change is None else min(layer.available, change)
 
 
-def find_rows(layers: list[Layer], prompts: PromptSet, frame_index: int) -> Found | None:
+def find_rows(layers: list[Layer], recipe: Recipe, frame_index: int) -> Found | None:
     """The rows of a frame: valid ones if there are any, else those of the newest layer that has some."""
     stale = None
     for layer in layers:
         records = layer.at(frame_index)
         if records is None:
             continue
-        change = first_changed_frame(layer.prompts, prompts, layer.direction)
+        change = layer.recipe.first_change(recipe, layer.direction)
         if change is None or frame_index < change:
             return Found(records, stale=False)
         stale = stale or Found(records, stale=True)
     return stale
 
 
-def find_strips(layers: list[Layer], prompts: PromptSet) -> Strips:
+def find_strips(layers: list[Layer], recipe: Recipe) -> Strips:
     """The strips of the frames that are tracked: those of `find_rows`."""
     if not layers:
         return {}
-    best = max(layers, key=lambda layer: valid_frames(layer, prompts))
-    valid = valid_frames(best, prompts)
+    best = max(layers, key=lambda layer: valid_frames(layer, recipe))
+    valid = valid_frames(best, recipe)
     parts = [best.strips(0, valid)]
     longest = next((layer for layer in layers if layer.available > valid), None)
     if longest is not None:
@@ -140,9 +139,13 @@ def find_strips(layers: list[Layer], prompts: PromptSet) -> Strips:
     return joined(parts, 0, max(layer.available for layer in layers))
 
 
-def work_folder(stream_id: str, prompts: PromptSet) -> str:
-    """The folder, in the output folder, in which a stream is tracked with the given prompts."""
-    text = json.dumps(prompts.to_record(), sort_keys=True)
+def work_folder(stream_id: str, recipe: Recipe, usual: MemoryConfig) -> str:
+    """The folder, in the output folder, in which a stream is tracked with the given recipe.
+
+    Args:
+        usual: settings of the memory with which the project was begun.
+    """
+    text = recipe.digest_text(usual)
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()
     return f"{project_folder(stream_id)}/work/{digest}"
 
@@ -151,8 +154,10 @@ def read_layer(files: Files, stream_id: str) -> Layer | None:
     """The layer of an output folder; None if it holds no usable stream."""
     try:
         identity = stream_identity(files, stream_id)
+        edits = edits_of(files, stream_id)
     except (StoreError, UsageError):
         return None
     if identity is None:
         return None
-    return Layer(files, stream_id, identity.prompts, identity.settings.direction)
+    recipe = Recipe(identity.prompts, edits, memory_values(identity.settings.memory))
+    return Layer(files, stream_id, recipe, identity.settings.direction)

@@ -44,12 +44,14 @@ class ProjectHeader:
         fingerprint: fingerprint of its content.
         settings: `TrackSettings.to_dict()`, as asked for.
         imported: prompts file of the stream that the folder already held; None: it held none.
+        imported_edits: its edits of the memory, as (frame, JSON-ready edit).
     """
 
     video: str
     fingerprint: str
     settings: Mapping[str, Any]
     imported: Mapping[str, Any] | None = None
+    imported_edits: tuple[tuple[int, Mapping[str, Any]], ...] = ()
 
 
 def read_header(files: Files, stream_id: str) -> ProjectHeader | None:
@@ -61,7 +63,11 @@ def read_header(files: Files, stream_id: str) -> ProjectHeader | None:
         return None
     try:
         return ProjectHeader(
-            str(stored["video"]), str(stored["fingerprint"]), dict(stored["settings"]), stored.get("imported")
+            str(stored["video"]),
+            str(stored["fingerprint"]),
+            dict(stored["settings"]),
+            stored.get("imported"),
+            tuple((int(frame), dict(edit)) for frame, edit in stored.get("imported_edits", ())),
         )
     except (LookupError, TypeError, ValueError) as error:
         raise StoreError(f"{files.uri(name)} is damaged: restore it from a copy") from error
@@ -75,6 +81,7 @@ def create_header(files: Files, stream_id: str, header: ProjectHeader) -> None:
         "fingerprint": header.fingerprint,
         "settings": dict(header.settings),
         "imported": header.imported,
+        "imported_edits": [list(pair) for pair in header.imported_edits],
     }
     name = f"{project_folder(stream_id)}/project.json"
     if not files.create(name, _bytes(content), stream_id):

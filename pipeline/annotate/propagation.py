@@ -1,12 +1,12 @@
-"""Propagation: tracks a project's prompts through the video in a background thread.
+"""Propagation: tracks a project's recipe (prompts, memory edits, memory settings) in a background thread.
 
-Each set of prompts is tracked in a work folder of its own, an ordinary output folder:
+Each recipe is tracked in a work folder of its own, an ordinary output folder:
 
-    OUT/annotate/<stream>/work/<digest of the prompts>/
+    OUT/annotate/<stream>/work/<digest of the recipe>/
 
-Chunks are committed there exactly once, as by `track`. A new set of prompts begins with what an earlier one
-has of it before the first frame whose prompts differ (`pipeline.tracking.carry_over`), so that a correction
-tracks only from there. Going back to former prompts finds their folder again. When a stream is finished, its
+Chunks are committed there exactly once, as by `track`. A new recipe begins with what an earlier one has of it
+before the first frame that differs (`pipeline.tracking.carry_over`), so that a correction tracks only from
+there. Going back to a former recipe finds its folder again. When a stream is finished, its
 files replace those of the stream in OUT (`pipeline.tracks.copying.replace_stream`).
 """
 
@@ -32,10 +32,10 @@ from pipeline.annotate.layers import (
     work_folder,
 )
 from pipeline.annotate.project import project_folder
+from pipeline.annotate.recipe import Recipe, changed_memory, write_edits
 from pipeline.annotate.strips import Strips
 from pipeline.base.closeable import Closing
 from pipeline.base.errors import SettingsConflictError, SourceError, UsageError, XmemError
-from pipeline.prompts.files import PromptSet
 from pipeline.storage.files import Files
 from pipeline.storage.opening import open_files
 from pipeline.tracking.carry_over import carry_over
@@ -75,7 +75,7 @@ class PropagationStatus:
 
 @dataclass(frozen=True)
 class _Job:
-    prompts: PromptSet
+    recipe: Recipe
     until: int | None
 
 
@@ -107,6 +107,7 @@ class Propagation(Closing):
         self._settings = settings
         self._options, self._out_options = storage_options, out_storage_options
         self._executor: Executor | None = None
+        self._memory = settings.memory  # that of the executor
         self._chosen = settings
         self._layers: list[Layer] = []
         self._published: Layer | None = None
@@ -125,17 +126,17 @@ class Propagation(Closing):
     def status(self) -> PropagationStatus:
         return self._status
 
-    def start(self, prompts: PromptSet, until: int | None = None) -> None:
-        """Track the prompts from where rows of them end, up to the frame before `until`, or to the end.
+    def start(self, recipe: Recipe, until: int | None = None) -> None:
+        """Track the recipe from where rows of them end, up to the frame before `until`, or to the end.
 
         Raises:
             UsageError: there is nothing to track.
         """
-        if prompts.is_empty():
+        if recipe.prompts.is_empty():
             raise UsageError("there is nothing to track: point at an object first")
         with self._changed:
             self._pause.set()  # what runs now makes way
-            self._job = _Job(prompts, until)
+            self._job = _Job(recipe, until)
             self._changed.notify_all()
 
     def pause(self) -> None:
@@ -144,25 +145,25 @@ class Propagation(Closing):
             self._job = None
             self._pause.set()
 
-    def rows(self, prompts: PromptSet, frame_index: int) -> Found | None:
+    def rows(self, recipe: Recipe, frame_index: int) -> Found | None:
         """The rows of a frame, see `find_rows`; None if no layer has any."""
-        return find_rows(self._all_layers(), prompts, frame_index)
+        return find_rows(self._all_layers(), recipe, frame_index)
 
-    def strips(self, prompts: PromptSet) -> Strips:
+    def strips(self, recipe: Recipe) -> Strips:
         """Where objects are seen, see `find_strips`."""
-        return find_strips(self._all_layers(), prompts)
+        return find_strips(self._all_layers(), recipe)
 
-    def tracked(self, prompts: PromptSet) -> int:
-        """Number of frames, from 0 on, that are tracked with the given prompts."""
-        return max((valid_frames(layer, prompts) for layer in self._all_layers()), default=0)
+    def tracked(self, recipe: Recipe) -> int:
+        """Number of frames, from 0 on, that are tracked with the given recipe."""
+        return max((valid_frames(layer, recipe) for layer in self._all_layers()), default=0)
 
     def available(self) -> int:
-        """Number of frames that have rows of any prompts."""
+        """Number of frames that have rows of any recipe."""
         return max((layer.available for layer in self._all_layers()), default=0)
 
-    def is_published(self, prompts: PromptSet) -> bool:
-        """Whether the stream in the output folder is finished and has the rows of the given prompts."""
-        return self._published is not None and self._published.prompts.first_difference(prompts) is None
+    def is_published(self, recipe: Recipe) -> bool:
+        """Whether the stream in the output folder is finished and has the rows of the given recipe."""
+        return self._published is not None and self._published.recipe.equals(recipe)
 
     def close(self) -> None:
         """Stop the thread. What is committed stays; the rest is tracked again when the project goes on."""
@@ -198,20 +199,25 @@ class Propagation(Closing):
         if record is not None and record.get("source_fingerprint") == self._fingerprint:
             self._published = layer if record.get("state") == "finished" else None
 
-    def _layer_for(self, prompts: PromptSet) -> Layer:
-        """The layer in which the prompts are tracked, begun from the one that has most of it."""
-        files = self._work_files(work_folder(self._stream_id, prompts))
+    def _layer_for(self, recipe: Recipe) -> Layer:
+        """The layer in which the recipe is tracked, begun from the one that has most of it."""
+        folder = work_folder(self._stream_id, recipe, self._settings.memory)
+        files = self._work_files(folder)
         known = [layer for layer in self._layers if layer.files.root == files.root]
-        best = max(self._all_layers(), key=lambda layer: valid_frames(layer, prompts), default=None)
+        best = max(self._all_layers(), key=lambda layer: valid_frames(layer, recipe), default=None)
         if best is not None and best not in known and self._fits(best):
-            own = valid_frames(known[0], prompts) if known else 0
+            own = valid_frames(known[0], recipe) if known else 0
             # Replacing a folder that has rows already is worthwhile only for more than it has.
-            if min(valid_frames(best, prompts), best.committed) > own:
-                remove_folder(self._out, work_folder(self._stream_id, prompts))
-                kept = carry_over(best.files, files, self._stream_id, prompts)
+            if min(valid_frames(best, recipe), best.committed) > own:
+                remove_folder(self._out, folder)
+                # Before any row that depends on them.
+                write_edits(files, self._stream_id, recipe.edits)
+                change = best.recipe.first_change(recipe, best.direction)
+                kept = carry_over(best.files, files, self._stream_id, recipe.prompts, change)
                 log.info("%s: %d frames carried over", self._stream_id, kept)
                 known = []
-        layer = known[0] if known else Layer(files, self._stream_id, prompts, self._chosen.direction)
+        write_edits(files, self._stream_id, recipe.edits)
+        layer = known[0] if known else Layer(files, self._stream_id, recipe, self._chosen.direction)
         others = [other for other in self._layers if other.files.root != files.root]
         self._layers = [layer, *others]
         for gone in self._layers[KEPT_WORKS:]:
@@ -244,11 +250,11 @@ class Propagation(Closing):
             assert job is not None
             try:
                 self._status = PropagationStatus("loading", until=job.until)
-                if stream is None or layer is None or layer.prompts.first_difference(job.prompts) is not None:
+                if stream is None or layer is None or not layer.recipe.equals(job.recipe):
                     stream, before = None, stream
                     if before is not None:
                         before.close()
-                    stream, layer = self._opened(job.prompts)
+                    stream, layer = self._opened(job.recipe)
                 if self._track(stream, layer, job):
                     stream.close()
                     stream = None
@@ -266,25 +272,24 @@ class Propagation(Closing):
             with suppress(XmemError):
                 stream.close()
 
-    def _opened(self, prompts: PromptSet) -> tuple[StreamTracker, Layer]:
-        self._load()
+    def _opened(self, recipe: Recipe) -> tuple[StreamTracker, Layer]:
+        executor = self._load(recipe)
         source = self._opened_video()
         try:
-            layer = self._layer_for(prompts)
-            assert self._executor is not None
+            layer = self._layer_for(recipe)
             for retry in (False, True):
                 store = StreamStore(
                     layer.files.root, self._stream_id, self._out_options, snapshots=KEPT_SNAPSHOTS
                 )
                 try:
-                    stream = StreamTracker(
-                        source, store, self._executor.segmenter, self._chosen, prompts, restart=retry
-                    )
+                    stream = StreamTracker(source, store, executor.segmenter, self._chosen, recipe.prompts)
                 except SettingsConflictError as error:
                     if retry:
                         raise
                     # Of another version or precision of the model: the work starts over.
                     log.info("%s: %s", self._stream_id, error)
+                    store.restart()
+                    write_edits(layer.files, self._stream_id, recipe.edits)
                     source = self._opened_video()
                     continue
                 layer.reload()
@@ -294,9 +299,11 @@ class Propagation(Closing):
             source.close()
             raise
 
-    def _load(self) -> None:
-        if self._executor is not None:
-            return
+    def _load(self, recipe: Recipe) -> Executor:
+        """The executor with the memory settings of a recipe."""
+        memory = changed_memory(self._settings.memory, recipe.memory)
+        if self._executor is not None and self._memory == memory:
+            return self._executor
         begun = Begun()
         for layer in self._all_layers():
             record = load_record(layer.files, self._stream_id)
@@ -304,11 +311,13 @@ class Propagation(Closing):
                 begun = Begun.of(record["settings"])
                 break
         model = begun.keep(self._settings.model)
-        segmenter = open_segmenter(model, self._settings.memory)
+        segmenter = open_segmenter(model, memory)
         chosen = self._settings.of_segmenter(segmenter, model.threads or torch.get_num_threads())
         # A correction goes on from the chunk before it.
         self._chosen = replace(chosen, commit=replace(chosen.commit, snapshot_chunks=1))
+        self._memory = memory
         self._executor = Executor(segmenter, chosen.threads)
+        return self._executor
 
     def _opened_video(self) -> VideoSource:
         source = open_source(

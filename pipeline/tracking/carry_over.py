@@ -30,15 +30,19 @@ def stream_identity(files: Files, stream_id: str) -> StreamIdentity | None:
     return StreamIdentity(source, fingerprint, settings, prompts_of(record, files.root))
 
 
-def carry_over(source: Files, target: Files, stream_id: str, prompts: PromptSet) -> int:
+def carry_over(
+    source: Files, target: Files, stream_id: str, prompts: PromptSet, changed: int | None = None
+) -> int:
     """Begin a stream in `target` with what `source` has of it before the first frame whose prompts differ.
 
     Tracking with the new prompts then goes on from there, and the rows are those of a run from frame 0 with
     the new prompts: a chunk depends on no prompt after it, and a state on no prompt of its frame or later.
+    The same is true of edits of the memory; these are not carried over, the caller writes the new ones.
 
     Args:
         source: output folder that holds the stream with other prompts.
         target: output folder that does not hold it yet.
+        changed: first frame with other edits of the memory; None: they are the same.
 
     Returns:
         the number of frames whose rows were carried over.
@@ -51,7 +55,7 @@ def carry_over(source: Files, target: Files, stream_id: str, prompts: PromptSet)
     if old is None or record is None:
         raise StoreError(f"{source.root} holds no stream {stream_id}")
     change = first_changed_frame(old.prompts, prompts, old.settings.direction)
-    before = 2**62 if change is None else change
+    before = min(frame for frame in (change, changed, 2**62) if frame is not None)
     new = replace(old, prompts=prompts)
     resolved = record.get("resolved_prompts")
     resolved = resolved if isinstance(resolved, dict) else {}

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.base.errors import AnotherWriterError, StoreError
 from pipeline.storage.files import Files
+from pipeline.tracks.edit_log import EditLog
 from pipeline.tracks.layout import (
     chunk_footer,
     chunk_name,
@@ -77,6 +78,7 @@ def replace_stream(source: Files, target: Files, stream_id: str, snapshots: int 
         name = chunk_name("tracks", stream_id, first)
         if not target.create(name, source.read(name), stream_id):
             raise AnotherWriterError(f"{target.uri(name)} exists: another run writes stream {stream_id}")
+    _replace_edits(source, target, stream_id)
     wanted = list_snapshots(source, stream_id)[-snapshots:]
     for frame in list_snapshots(target, stream_id):
         if changed or frame not in wanted:
@@ -86,6 +88,16 @@ def replace_stream(source: Files, target: Files, stream_id: str, snapshots: int 
         target.replace(name, source.read(name), stream_id)
     target.replace(record_name(stream_id), record, stream_id)
     return len(firsts) - same
+
+
+def _replace_edits(source: Files, target: Files, stream_id: str) -> None:
+    """Make the edits of the memory in `target` those of `source`."""
+    wanted = {edit.name: source.read(edit.name) for edit in EditLog(source, stream_id).list()}
+    for edit in EditLog(target, stream_id).list():
+        if edit.name not in wanted:
+            target.remove(edit.name)
+    for name, data in wanted.items():
+        target.replace(name, data, stream_id)
 
 
 def _equal(source: Files, target: Files, stream_id: str, first: int, other: int) -> bool:

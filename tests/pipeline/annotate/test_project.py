@@ -63,6 +63,13 @@ def test_an_edit_that_changes_nothing_is_not_stored(tmp_path: Path) -> None:
         ({"op": "object", "id": 0}, "out of range"),
         ({"op": "object", "id": 3, "size": 1}, "has no 'size'"),
         ({"op": "rename", "id": 3}, "'rename' is not known"),
+        ({"op": "memory", "frame": 9, "edit": {"forget": [3, 2]}}, "the first frame is after the last"),
+        ({"op": "memory", "frame": 9, "edit": {"forget": [9, 12]}}, "not remembered before frame 9"),
+        ({"op": "memory", "frame": 9, "edit": {"forget": [1, 2], "object": 7}}, "no object 7"),
+        ({"op": "memory", "frame": 9, "edit": {"erase": 3}}, "forget, pin, unpin"),
+        ({"op": "unmemory", "frame": 9, "number": 0}, "no edit 0"),
+        ({"op": "settings", "values": {"mem_every": True}}, "whole number"),
+        ({"op": "settings", "values": {"search_window": 0}}, "cannot be changed"),
         ({"op": "delete", "id": 3, "frame": 1}, "unexpected keyword"),
     ],
 )

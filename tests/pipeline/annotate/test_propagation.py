@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from support.annotating import AnnotateProcess, propagated, until
-from support.tiny import tiny_weights
 from support.videos import make_video
 from support.written import files
 
+from pipeline.analytics.query import query
 from pipeline.annotate.annotator import Annotator
 from pipeline.base.errors import SettingsConflictError, UsageError
+from pipeline.live.editing import edit_memory
 from pipeline.prompts.files import PromptSet
 from pipeline.storage.opening import open_files
 from pipeline.tracking.carry_over import carry_over
@@ -31,9 +32,9 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> TrackSettings:
-    weights = tiny_weights(tmp_path_factory.mktemp("weights"))
-    return TrackSettings.of(model=weights, chunk_frames=CHUNK, threads=1)
+def settings() -> TrackSettings:
+    # A network that follows the objects: rows without masks would be equal whatever is tracked.
+    return TrackSettings.of(chunk_frames=CHUNK, threads=1)
 
 
 @pytest.fixture
@@ -57,6 +58,8 @@ def test_rows_are_those_of_track(
     first = annotator.project.document.prompt_set()
     assert files(tmp_path / "out") == tracked_by_track(video, first, settings, tmp_path / "first")
     before = files(tmp_path / "out")
+    areas = query(tmp_path / "out", "SELECT area FROM tracks").to_pydict()["area"]
+    assert min(areas) > 100
 
     annotator.edit([CORRECTION])
     second = annotator.project.document.prompt_set()
@@ -122,6 +125,51 @@ def test_both_ways_rows_are_those_of_track(video: str, settings: TrackSettings, 
         assert [m["id"] for m in annotator.masks(3)] == [1, 2]
         second = annotator.project.document.prompt_set()
         assert files(tmp_path / "out") == tracked_by_track(video, second, both, tmp_path / "second")
+
+
+def test_changed_memory_gives_the_rows_of_track(
+    annotator: Annotator, video: str, settings: TrackSettings, tmp_path: Path
+) -> None:
+    """Settings of the memory act on the whole stream, edits from their frame on, also after a restart."""
+    propagated(annotator)
+    usual = files(tmp_path / "out")
+    with pytest.raises(UsageError, match="max_mid_term_frames=3 is not allowed: more than min_mid_term_fr"):
+        annotator.edit([{"op": "settings", "values": {"max_mid_term_frames": 3}}])
+    changed = {"mem_every": 2, "min_mid_term_frames": 2, "max_mid_term_frames": 4, "top_k": 8}
+    annotator.edit([{"op": "settings", "values": changed}])
+    assert annotator.tracked == 0
+    assert [m["source"] for m in annotator.masks(9)] == ["stale"]
+    propagated(annotator)
+    prompts = annotator.project.document.prompt_set()
+    other = settings.with_options(changed)
+    first = files(tmp_path / "out")
+    assert first == tracked_by_track(video, prompts, other, tmp_path / "other")
+    assert first != usual
+
+    forgets = {"forget": [9, 13]}
+    annotator.edit([{"op": "memory", "frame": 16, "edit": forgets}])
+    assert annotator.tracked == 16
+    propagated(annotator, 20)
+    annotator.close()
+    track(video, tmp_path / "edited", prompts, stream_id="v", settings=other.with_options({"max_frames": 16}))
+    assert edit_memory(tmp_path / "edited", forgets) == 16
+    track(video, tmp_path / "edited", prompts, stream_id="v", settings=other)
+    with Annotator(None, str(tmp_path / "out")) as again:
+        assert again.tracked == 16
+        propagated(again)
+        assert files(tmp_path / "out", "tracks", "events") == files(tmp_path / "edited", "tracks", "events")
+        assert list(files(tmp_path / "out", "edits")) == list(files(tmp_path / "edited", "edits"))
+        again.project.undo()
+        again.project.undo()
+        propagated(again)
+    assert files(tmp_path / "out") == usual
+    assert not list((tmp_path / "out").glob("edits/v/*"))
+    # What was edited by the command is corrected like what the annotator edited.
+    with Annotator(video, str(tmp_path / "edited"), "v", other) as imported:
+        assert imported.tracked == FRAMES
+        assert imported.state()["published"]
+        imported.edit([{"op": "unmemory", "frame": 16, "number": 0}])
+        assert imported.tracked == 16
 
 
 def test_a_new_prompt_keeps_rows_and_states_before_it(
