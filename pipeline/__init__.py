@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pipeline.distributed.ray_data import TrackVideos
     from pipeline.draw.render import render
     from pipeline.live.editing import edit_memory
+    from pipeline.live.memory_reads import MemoryReads, memory_reads
     from pipeline.live.remembered import StreamMemory, stream_memory, write_thumbnails
     from pipeline.plots.stream_report import plot
     from pipeline.prompts.box_segmenters import BoxSegmenter
@@ -59,6 +60,7 @@ __all__ = [
     "Frame",
     "MaskRecord",
     "MemoryConfig",
+    "MemoryReads",
     "ModelSettings",
     "PromptError",
     "PromptSet",
@@ -81,6 +83,7 @@ __all__ = [
     "gather_prompts",
     "load_prompts",
     "load_zones",
+    "memory_reads",
     "open_archive",
     "open_source",
     "open_tracks",
@@ -113,6 +116,7 @@ if not TYPE_CHECKING:
         "distributed.ray_data": ("TrackVideos",),
         "draw.render": ("render",),
         "live.editing": ("edit_memory",),
+        "live.memory_reads": ("MemoryReads", "memory_reads"),
         "live.remembered": ("StreamMemory", "stream_memory", "write_thumbnails"),
         "plots.stream_report": ("plot",),
         "prompts.box_segmenters": ("BoxSegmenter",),

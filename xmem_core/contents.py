@@ -49,6 +49,39 @@ def contents(memory: StreamMemory | None) -> list[MemoryEntry]:
     return sorted((entry for part in parts for entry in _entries(part)), key=lambda entry: entry.time)
 
 
+@dataclass(frozen=True)
+class Occupancy:
+    """How full one region of a memory is; in a grouped memory (Cutie's), the regions of all groups together.
+
+    Args:
+        kind: as in `MemoryEntry`.
+        elements: number of elements in use.
+        limit: number of elements that fit; None: no limit.
+        frames: number of frames that they are of.
+    """
+
+    kind: Kind
+    elements: int
+    limit: int | None
+    frames: int
+
+
+def occupancy(memory: StreamMemory | None) -> list[Occupancy]:
+    """How full working, permanent and long-term memory are; an empty list before the first prompt."""
+    if memory is None:
+        return []
+    parts = list(memory.groups.values()) if isinstance(memory, GroupedMemory) else [memory]
+    unlimited = memory.config.max_mid_term_frames is None
+    kinds: tuple[Kind, ...] = ("working", "permanent", "long_term")
+    found = []
+    for kind in kinds:
+        regions = [getattr(part, kind) for part in parts]
+        limit = None if kind == "working" and unlimited else sum(region.capacity for region in regions)
+        frames = {time for part in parts for time in torch.unique(part.times(kind)).tolist()}
+        found.append(Occupancy(kind, sum(region.size for region in regions), limit, len(frames)))
+    return found
+
+
 def _entries(memory: Memory) -> Iterator[MemoryEntry]:
     whole: tuple[tuple[Kind, list[MemoryFrame]], ...] = (
         ("working", memory.frames),

@@ -32,18 +32,31 @@ def memory(
         str | None, typer.Option(metavar="FIRST:LAST", help="Forget these frames, the last included.")
     ] = None,
     object_id: Annotated[
-        int | None, typer.Option("--object", help="With --forget: only this object forgets them.")
+        int | None,
+        typer.Option("--object", help="With --forget and --read: only this object."),
     ] = None,
     pin: Annotated[
         int | None, typer.Option(metavar="FRAME", help="Keep a frame in memory as a whole from now on.")
     ] = None,
     unpin: Annotated[int | None, typer.Option(metavar="FRAME", help="Undo --pin.")] = None,
+    read: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FRAME[,X,Y]",
+            help="Show which remembered frames the objects were read from on a frame, at a pixel or on their "
+            "masks. The video is tracked once more from the snapshot before the frame.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List what a stream remembers: frames, objects, use. Or edit it, before the next run goes on from it."""
     from pipeline.live.editing import edit_memory
     from pipeline.live.remembered import stream_memory, write_thumbnails
 
+    if read is not None:
+        if thumbnails is not None or forget is not None or pin is not None or unpin is not None:
+            raise UsageError("--read is a question of its own: give it without edits and --thumbnails")
+        return _show_reads(folder, read, object_id, stream_id, video, as_json)
     edit = _edit(forget, object_id, pin, unpin)
     if edit is not None:
         if thumbnails is not None:
@@ -77,6 +90,32 @@ def memory(
     Console(highlight=False).print(table)
     for waiting in found.edits:
         say(f"waiting for the next run: {json.dumps(waiting)}")
+
+
+def _show_reads(
+    folder: str, read: str, object_id: int | None, stream_id: str | None, video: str | None, as_json: bool
+) -> None:
+    from pipeline.live.memory_reads import memory_reads
+
+    match = re.fullmatch(r"(\d{1,15})(?:,(\d{1,9}),(\d{1,9}))?", read)
+    if match is None:
+        raise UsageError(f"--read {read!r} is not allowed: FRAME, or FRAME,X,Y such as 40,320,180")
+    pixel = None if match[2] is None else (int(match[2]), int(match[3]))
+    found = memory_reads(folder, int(match[1]), pixel, object_id, stream_id, video=video)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+        return
+    where = "on their masks" if pixel is None else f"at {pixel[0]},{pixel[1]}"
+    table = Table(title=Text(f"{found.stream_id}: frame {found.frame_index}, {where}"))
+    for name in ("object", "read from", "kind", "share"):
+        table.add_column(name, justify="left" if name == "kind" else "right")
+    for number, shares in found.objects.items():
+        for share in shares:
+            frame = "prototypes" if share.frame_index is None else str(share.frame_index)
+            table.add_row(str(number), frame, share.kind.replace("_", "-"), f"{share.share:.1%}")
+        if not shares:
+            table.add_row(str(number), "nothing", "", "")
+    Console(highlight=False).print(table)
 
 
 def _edit(forget: str | None, object_id: int | None, pin: int | None, unpin: int | None) -> Any:

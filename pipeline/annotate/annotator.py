@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotate.document import Change, Document
+from pipeline.annotate.gauges import device_memory
+from pipeline.annotate.memory_view import MemoryView
 from pipeline.annotate.project import (
     Project,
     ProjectHeader,
@@ -34,6 +36,7 @@ from pipeline.prompts.clicks import Click, Stroke, joined
 from pipeline.prompts.files import PromptObject, PromptSet
 from pipeline.prompts.resolving import ResolvedPrompt, resolve
 from pipeline.storage.opening import open_files
+from pipeline.tracking.memory_edit import MemoryEdit
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracks.layout import load_record
 from pipeline.tracks.masks import mask_to_rle, rle_to_mask
@@ -108,11 +111,13 @@ class Annotator(Closing):
         except BaseException:
             self.frames.close()
             raise
+        self.memory_view = MemoryView(self.propagation, self.frames)
         self._resolved: OrderedDict[tuple[int, tuple[PromptObject, ...]], ResolvedPrompt] = OrderedDict()
         self._lock = threading.Lock()
 
     def close(self) -> None:
         """Stop tracking and close the video; everything that was acknowledged is stored."""
+        self.memory_view.close()
         self.propagation.close()
         self.frames.close()
 
@@ -188,13 +193,20 @@ class Annotator(Closing):
         """(height, width) of the video's first frame."""
         return self.frames.source.height, self.frames.source.width
 
-    def jpeg(self, frame_index: int, quality: int = 90) -> bytes:
+    def jpeg(self, frame_index: int, quality: int = 90, side: int | None = None) -> bytes:
         """A frame as JPEG.
+
+        Args:
+            side: its longer side is reduced to so many pixels; None: it is not.
 
         Raises:
             UsageError: the video has no such frame. SourceError: it cannot be read.
         """
         image = self.frames.at(frame_index).image
+        if side is not None and max(image.shape[:2]) > side:
+            scale = side / max(image.shape[:2])
+            size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
         done, data = cv2.imencode(
             ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
         )
@@ -311,6 +323,37 @@ class Annotator(Closing):
         self.edit(split(self.project.document, object_id, frame_index, self._mask_at))
         return new
 
+    def edit_memory(self, frame_index: int, edits: Sequence[Mapping[str, Any]]) -> None:
+        """Edit what is remembered before a tracked frame; durable when it returns.
+
+        Args:
+            edits: as `pipeline.live.editing.edit_memory` takes them, made in their order.
+
+        Raises:
+            UsageError: the frame is not tracked yet, or an edit cannot be made there. Nothing is edited then.
+        """
+        changes: list[Change] = [{"op": "memory", "frame": frame_index, "edit": edit} for edit in edits]
+        self.project.document.changed(changes)
+        self.memory_view.checked(self.recipe, frame_index, [MemoryEdit.from_json(edit) for edit in edits])
+        self.edit(changes)
+
+    def clear_memory(self, frame_index: int) -> None:
+        """Forget all but prompted and pinned frames before a tracked frame; durable when it returns."""
+        edits = self.memory_view.clearing(self.recipe, frame_index)
+        self.edit_memory(frame_index, [edit.to_json() for edit in edits])
+
+    def reads(self, frame_index: int, pixel: tuple[int, int] | None, object_id: int | None) -> dict[str, Any]:
+        """From which remembered frames objects are read on a frame, see `MemoryView.reads`.
+
+        Args:
+            pixel: (x, y); None: on the mask of the object.
+            object_id: the only object to report; None: all.
+        """
+        rle = None
+        if pixel is None:
+            rle = next((m["rle"] for m in self.masks(frame_index) if m["id"] == object_id), None)
+        return self.memory_view.reads(self.recipe, frame_index, pixel, object_id, rle)
+
     def _mask_at(self, frame_index: int, object_id: int) -> NDArray[np.bool_] | None:
         """The mask of an object on a frame, unless it comes from prompts that have changed since."""
         for shown in self.masks(frame_index):
@@ -375,6 +418,17 @@ class Annotator(Closing):
                 }
                 for i, o in sorted(document.objects.items())
             ],
+            "memory": {
+                "settings": dict(recipe.memory),
+                "usual": memory_values(self.settings.memory),
+                "edits": [
+                    {"frame": frame, "number": number, **edit.to_json()}
+                    for frame, edits in sorted(recipe.edits.items())
+                    for number, edit in enumerate(edits)
+                ],
+                "gauges": self.propagation.gauges,
+                "device": device_memory(self.settings.model.device),
+            },
             "tracked": self.propagation.tracked(recipe),
             "available": self.propagation.available(),
             "published": self.propagation.is_published(recipe),

@@ -27,13 +27,16 @@ MAX_BODY_BYTES = 8 * 2**20
 PAGE = {
     "/": ("pipeline.annotate", "index.html", "text/html"),
     "/annotate.css": ("pipeline.annotate", "annotate.css", "text/css"),
+    "/memory.css": ("pipeline.annotate", "memory.css", "text/css"),
     "/page.css": ("pipeline.api", "page.css", "text/css"),
     **{
         f"/{name}.js": ("pipeline.annotate", f"{name}.js", "text/javascript")
-        for name in ("annotate", "server", "masks", "stage", "scribbles", "timeline", "objects")
+        for name in ("annotate", "server", "masks", "stage", "scribbles", "timeline", "objects", "memory")
     },
 }
 """Path: package, file in its folder `page`, media type."""
+
+THUMBNAIL_SIDE = 160
 
 FrameIndex = Annotated[int, Path(ge=0, le=2**53)]
 ObjectId = Annotated[int, Path(ge=1, le=2**31 - 1)]
@@ -85,6 +88,40 @@ def _router(annotator: Annotator, sessions: Sessions) -> APIRouter:
     @router.get("/frames/{frame}.jpg")
     def picture(frame: FrameIndex) -> Response:
         return Response(annotator.jpeg(frame), media_type="image/jpeg")
+
+    @router.get("/thumbnails/{frame}.jpg")
+    def thumbnail(frame: FrameIndex) -> Response:
+        return Response(annotator.jpeg(frame, 80, THUMBNAIL_SIDE), media_type="image/jpeg")
+
+    @router.get("/memory/{frame}")
+    def memory(frame: FrameIndex) -> Answer:
+        return annotator.memory_view.listing(annotator.recipe, frame)
+
+    @router.post("/memory/{frame}")
+    def edit_memory(frame: FrameIndex, body: models.MemoryEdits) -> Answer:
+        given = body.given()
+        if given.pop("clear", None):
+            if given:
+                raise UsageError(f"clear and {next(iter(given))} are edits of their own: send one at a time")
+            annotator.clear_memory(frame)
+        else:
+            annotator.edit_memory(frame, [given])
+        return annotator.state()
+
+    @router.delete("/memory/{frame}/{number}")
+    def take_memory_edit(frame: FrameIndex, number: Annotated[int, Path(ge=0, le=10_000)]) -> Answer:
+        return _edited({"op": "unmemory", "frame": frame, "number": number})
+
+    @router.patch("/memory/settings")
+    def memory_settings(body: models.MemorySettings) -> Answer:
+        return _edited({"op": "settings", "values": body.given()})
+
+    @router.post("/reads/{frame}")
+    def reads(frame: FrameIndex, body: models.Reads) -> Answer:
+        if (body.x is None) != (body.y is None) or (body.x is None and body.object is None):
+            raise UsageError("reads need x and y, an object, or all three")
+        pixel = None if body.x is None or body.y is None else (body.x, body.y)
+        return annotator.reads(frame, pixel, body.object)
 
     @router.get("/frames/{frame}/masks")
     def masks(frame: FrameIndex) -> Answer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -83,6 +83,44 @@ class Clicks(_Body):
     clicks: Annotated[list[ClickPoint], Field(max_length=200)] = []
     strokes: Annotated[list[Stroke], Field(max_length=50)] = []
     previous: Counts | None = None
+
+
+class MemoryEdits(_Body):
+    """One edit of the memory before the frame in the path."""
+
+    forget: Annotated[list[FrameIndex], Field(min_length=2, max_length=2)] | None = None
+    object: ObjectId | None = None
+    pin: FrameIndex | None = None
+    unpin: FrameIndex | None = None
+    clear: Literal[True] | None = None
+
+    def given(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+
+_Setting = Annotated[int, Field(ge=1, le=10_000_000)] | None
+
+
+class MemorySettings(_Body):
+    """Settings of the memory, see `pipeline.annotate.recipe.CHANGEABLE`; null: the project's own."""
+
+    mem_every: _Setting = None
+    min_mid_term_frames: _Setting = None
+    max_mid_term_frames: Annotated[int, Field(ge=2, le=10_000)] | None = None
+    max_long_term_elements: Annotated[int, Field(ge=2, le=10_000_000)] | None = None
+    num_prototypes: _Setting = None
+    top_k: Annotated[int, Field(ge=1, le=10_000)] | None = None
+
+    def given(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+
+class Reads(_Body):
+    """A pixel, or the mask of an object; with both, the pixel of one object."""
+
+    x: Annotated[int, Field(ge=0, le=2**20)] | None = None
+    y: Annotated[int, Field(ge=0, le=2**20)] | None = None
+    object: ObjectId | None = None
 
 
 class Propagate(_Body):

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from pipeline.annotate.gauges import gauges
 from pipeline.annotate.layers import (
     Found,
     Layer,
@@ -40,6 +41,7 @@ from pipeline.storage.files import Files
 from pipeline.storage.opening import open_files
 from pipeline.tracking.carry_over import carry_over
 from pipeline.tracking.executor import Begun, Executor
+from pipeline.tracking.replay import Replay
 from pipeline.tracking.segmenters import open_segmenter
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.stream_tracker import StreamTracker
@@ -47,6 +49,7 @@ from pipeline.tracks.copying import replace_stream
 from pipeline.tracks.layout import load_record, remove_folder
 from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import VideoSource, open_source
+from xmem_core import MemoryConfig, VideoSegmenter
 
 log = logging.getLogger(__name__)
 
@@ -109,9 +112,11 @@ class Propagation(Closing):
         self._executor: Executor | None = None
         self._memory = settings.memory  # that of the executor
         self._chosen = settings
+        self._loading = threading.Lock()
         self._layers: list[Layer] = []
         self._published: Layer | None = None
         self._status = PropagationStatus()
+        self._gauges: dict[str, Any] | None = None
         self._job: _Job | None = None
         self._pause = threading.Event()
         self._closing = False
@@ -156,6 +161,35 @@ class Propagation(Closing):
     def tracked(self, recipe: Recipe) -> int:
         """Number of frames, from 0 on, that are tracked with the given recipe."""
         return max((valid_frames(layer, recipe) for layer in self._all_layers()), default=0)
+
+    @property
+    def direction(self) -> str:
+        """Where objects are tracked from their prompts."""
+        return self._settings.direction
+
+    @property
+    def gauges(self) -> dict[str, Any] | None:
+        """How full the memory is after the frame tracked last, see `gauges`; None before the first."""
+        return self._gauges
+
+    def segmenter(self, recipe: Recipe) -> VideoSegmenter:
+        """The segmenter with the memory settings of a recipe."""
+        return self._load(recipe)[0].segmenter
+
+    def replay(self, recipe: Recipe, frame: int) -> Replay:
+        """A replay of the recipe up to a frame.
+
+        Raises:
+            UsageError: the frame before it is not tracked yet.
+        """
+        layer = max(self._all_layers(), key=lambda layer: valid_frames(layer, recipe), default=None)
+        if layer is None or valid_frames(layer, recipe) < frame:
+            raise UsageError(f"frame {frame} is not tracked with the present prompts yet: propagate first")
+        executor, settings = self._load(recipe)
+        source = self._opened_video()
+        return Replay(
+            layer.files, self._stream_id, frame, source, executor.segmenter, settings, self._out_options
+        )
 
     def available(self) -> int:
         """Number of frames that have rows of any recipe."""
@@ -273,7 +307,7 @@ class Propagation(Closing):
                 stream.close()
 
     def _opened(self, recipe: Recipe) -> tuple[StreamTracker, Layer]:
-        executor = self._load(recipe)
+        executor, _ = self._load(recipe)
         source = self._opened_video()
         try:
             layer = self._layer_for(recipe)
@@ -299,11 +333,14 @@ class Propagation(Closing):
             source.close()
             raise
 
-    def _load(self, recipe: Recipe) -> Executor:
-        """The executor with the memory settings of a recipe."""
-        memory = changed_memory(self._settings.memory, recipe.memory)
+    def _load(self, recipe: Recipe) -> tuple[Executor, TrackSettings]:
+        """The executor with the memory settings of a recipe, and all its settings."""
+        with self._loading:
+            return self._loaded(changed_memory(self._settings.memory, recipe.memory))
+
+    def _loaded(self, memory: MemoryConfig) -> tuple[Executor, TrackSettings]:
         if self._executor is not None and self._memory == memory:
-            return self._executor
+            return self._executor, self._chosen
         begun = Begun()
         for layer in self._all_layers():
             record = load_record(layer.files, self._stream_id)
@@ -317,7 +354,7 @@ class Propagation(Closing):
         self._chosen = replace(chosen, commit=replace(chosen.commit, snapshot_chunks=1))
         self._memory = memory
         self._executor = Executor(segmenter, chosen.threads)
-        return self._executor
+        return self._executor, self._chosen
 
     def _opened_video(self) -> VideoSource:
         source = open_source(
@@ -351,6 +388,7 @@ class Propagation(Closing):
                 self._status = PropagationStatus("paused", position, job.until, rate)
                 return False
             running = self._executor.advance([stream])
+            self._gauges = gauges(stream.state)
             if stream.summary.frames != committed:
                 committed = stream.summary.frames
                 layer.reload()

@@ -106,7 +106,7 @@ def test_shares_are_what_a_step_reads(monkeypatch: pytest.MonkeyPatch) -> None:
             (found[object_id], read[0][k, :, cell]),
             (everywhere[object_id], read[0][k].mean(1)),
         ):
-            told = {(s.kind, s.time): s.share for s in shares_of}
+            told = {(str(s.kind), s.time): s.share for s in shares_of}
             assert sum(told.values()) == pytest.approx(1)
             for origin, share in zip(origins, got.tolist(), strict=False):
                 assert told.get((names[origin[0]], origin[1]), 0.0) == pytest.approx(share, abs=1e-5)

@@ -3,11 +3,12 @@
 import { SignedOut, ask, download, picture, signIn } from "./server.js";
 import { counts, decode } from "./masks.js";
 import { Stage } from "./stage.js";
+import { MemoryPanel } from "./memory.js";
 import { drawObjects } from "./objects.js";
 import { drawTimeline, frameAt, jumps } from "./timeline.js";
 
 const part = (id) => document.getElementById(id);
-const TOOLS = ["click", "scribble", "box", "polygon", "brush", "eraser"];
+const TOOLS = ["click", "scribble", "box", "polygon", "brush", "eraser", "read"];
 const BUSY = ["loading", "running", "publishing"];
 
 let state = null;
@@ -22,7 +23,8 @@ let playing = false;
 let wanted = null;      // frame that is asked for while another one is on its way
 let loading = false;
 let seen = "";          // what the masks on the stage were made from
-const stage = new Stage(part("canvas"), { box, polygon, mask, click, scribble });
+const stage = new Stage(part("canvas"), { box, polygon, mask, click, scribble, read });
+const memory = new MemoryPanel(part("memory"), { now: () => ({ state, frame, selected }), change, fail, go });
 
 // --- the server --------------------------------------------------------------------------------
 
@@ -243,6 +245,8 @@ function middle() {
   return { x: best % stage.width, y: Math.floor(best / stage.width), positive: true };
 }
 
+function read(point) { memory.readAt(point); }
+
 function takePrompt() {
   forgetClicks();
   if (state.objects.find((object) => object.id === selected)?.prompts.includes(frame)) {
@@ -316,6 +320,7 @@ function draw() {
   drawProgress();
   drawObjects(part("objects"), { state, timeline, selected, frame, masks: stage.masks, did });
   part("hint").hidden = state.objects.length > 0;
+  memory.draw();
   drawTimeline(part("timeline"), state, timeline, frame, selected);
 }
 
@@ -382,7 +387,7 @@ const KEYS = {
   "Shift+ArrowLeft": () => go(frame - 10), "Shift+ArrowRight": () => go(frame + 10),
   Home: () => go(0), End: () => go(last()), " ": play,
   ",": () => jump(-1), ".": () => jump(1),
-  c: () => choose("click"), r: () => choose("scribble"), b: () => choose("box"), o: () => choose("polygon"), p: () => choose("brush"), e: () => choose("eraser"),
+  c: () => choose("click"), r: () => choose("scribble"), i: () => choose("read"), "Shift+I": () => { if (selected !== null) memory.readAt(null); }, m: () => memory.toggle(), b: () => choose("box"), o: () => choose("polygon"), p: () => choose("brush"), e: () => choose("eraser"),
   "[": () => resize(-2), "]": () => resize(2), n: () => ACTIONS.add(), h: () => toggle("hidden"), l: () => toggle("locked"), x: removeHere, s: () => { if (selected !== null) did.split(selected); }, j: nextKind,
   Delete: takePrompt, Enter: () => stage.finishPolygon(), Escape: () => stage.cancel(),
   g: () => propagate(), "Shift+G": toNext, "Ctrl+z": () => ACTIONS.undo(), "Ctrl+Shift+Z": () => ACTIONS.redo(),
@@ -400,7 +405,7 @@ function toggle(name) {
 }
 
 document.addEventListener("keydown", (event) => {
-  const typing = event.target.matches("input[type=text], input[type=color], select, textarea") || part("keys").open;
+  const typing = event.target.matches("input[type=text], input[type=number], input[type=color], select, textarea") || part("keys").open;
   if (typing || !state) return;
   if ((event.key === " " || event.key === "Enter") && event.target.matches("button, summary")) return;
   const shift = event.shiftKey && event.key !== "?" ? "Shift+" : "";

@@ -48,6 +48,10 @@ export async function picture(frame) {
   return createImageBitmap(await (await request(`v1/frames/${frame}.jpg`)).blob());
 }
 
+export async function thumbnail(frame) {
+  return createImageBitmap(await (await request(`v1/thumbnails/${frame}.jpg`)).blob());
+}
+
 export async function download(path) {
   const answer = await request(path);
   const name = /filename="([^"]+)"/.exec(answer.headers.get("Content-Disposition") ?? "")?.[1] ?? "export";

@@ -6,7 +6,7 @@ import { drawPoints, longer, shortened } from "./scribbles.js";
 const HANDLE = 8;
 
 export class Stage {
-  // did: { box, polygon, mask, click, scribble }, called with what was drawn, in pixels of the video.
+  // did: { box, polygon, mask, click, scribble, read }, called with what was drawn, in pixels of the video.
   constructor(canvas, did) {
     this.canvas = canvas;
     this.did = did;
@@ -76,9 +76,9 @@ export class Stage {
       this.gesture = { kind: "paint", mask, value, last: point };
     } else if (this.tool === "scribble") {
       this.gesture = { kind: "scribble", points: [this.inside(point)], positive: !other };
-    } else if (this.tool === "click") {
+    } else if (this.tool === "click" || this.tool === "read") {
       const [x, y] = this.inside(point).map(Math.floor);
-      this.did.click({ x, y, positive: !other });
+      this.did[this.tool]({ x, y, positive: !other });
     }
     this.draw();
   }

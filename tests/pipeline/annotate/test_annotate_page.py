@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import itertools
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -265,7 +266,47 @@ def test_a_person_of_a_real_video_is_clicked_tracked_and_regrouped(carphone: Pat
         page.wait_for("document.getElementById('play').textContent === 'Play'")
         hand.press("prompt-back")
         page.wait_for("document.getElementById('frame').textContent.startsWith('36 /')")
+
+        # What the person is read from; a frame is pinned and unpinned, a setting changed and changed back.
+        hand.key("i")
+        hand.drag((74, 62))
+        page.wait_for("document.querySelectorAll('#reads .frames button').length > 1")
+        shown = page.value("document.getElementById('reads').innerText")
+        assert "Read at 74, 62 on frame 36" in shown
+        page.wait_for("[...document.querySelectorAll('#reads canvas')].every(c => c.width === 160)")
+        meters = page.value(
+            "[...document.querySelectorAll('#memory .gauges meter')].map(m => m.value / m.max)"
+        )
+        assert len(meters) == 4
+        assert all(0 <= value <= 1 for value in meters)
+        hand.key("m")
+        page.wait_for("document.querySelectorAll('#remembered .frames button').length > 3")
+        edits = annotator.project.edits
+        page.value("document.querySelector('#remembered [aria-label^=\"Pin frame\"]').click()")
+        hand.saved(edits + 1)
+        page.wait_for("document.querySelector('#remembered [aria-label^=\"Unpin frame\"]')")
+        hand.says("Changed from frame 36 on")
+        (edit,) = annotator.state()["memory"]["edits"]
+        assert edit["frame"] == 36
+        page.screenshot(tmp_path / "memory.png")
+        page.value(
+            "(input => { input.value = '3'; input.dispatchEvent(new Event('change')); })"
+            "(document.querySelector('#memory input[name=mem_every]'))"
+        )
+        hand.saved(edits + 2)
+        assert (annotator.tracked, annotator.recipe.memory["mem_every"]) == (0, 3)
+        for count in (3, 4):
+            hand.key("z", modifiers=2)
+            hand.saved(edits + count)
+        hand.says("All 60 frames are tracked and written")
+        unnamed = page.value(
+            "[...document.querySelectorAll('#memory button, #memory input, #memory select')].filter("
+            "e => !e.textContent.trim() && !e.ariaLabel && !e.labels?.length).map(e => e.outerHTML)"
+        )
+        assert unnamed == []
         assert page.errors == []
+        if folder := os.environ.get("XMEM_SCREENSHOTS"):
+            shutil.copy(tmp_path / "memory.png", Path(folder) / "annotate-memory.png")
     areas = query(tmp_path / "out", "SELECT object_id, area FROM tracks").to_pydict()
     assert set(areas["object_id"]) == {1}
     assert len(areas["area"]) == 60
@@ -296,6 +337,8 @@ def test_who_is_let_in(served: tuple[str, Sessions]) -> None:
             "/v1/state",
             "/v1/timeline",
             "/v1/frames/0.jpg",
+            "/v1/thumbnails/0.jpg",
+            "/v1/memory/0",
             "/v1/export/coco",
             "/openapi.json",
             "/docs",
@@ -346,6 +389,14 @@ def test_what_is_refused(served: tuple[str, Sessions], annotator: Annotator) -> 
         refused("GET", "export/coco", 422, "propagate first")
         refused("GET", "export/zip", 422, "not known")
         refused("POST", "propagate", 422, "nothing to track", {})
+        refused("GET", "memory/9", 422, "not tracked with the present prompts")
+        refused("POST", "memory/9", 422, "not tracked with the present prompts", {"pin": 3})
+        refused("POST", "memory/9", 422, "edits of their own", {"clear": True, "pin": 3})
+        refused("POST", "memory/9", 422, "one of forget, pin, unpin", {})
+        refused("PATCH", "memory/settings", 422, "search_window", {"search_window": 0})
+        refused("PATCH", "memory/settings", 422, "more than min_mid_term", {"max_mid_term_frames": 2})
+        refused("POST", "reads/9", 422, "an object", {"x": 3})
+        refused("GET", f"thumbnails/{FRAMES}.jpg", 422, "no frame")
         answer = client.put(
             "/v1/prompts/0/1", content=b"[" * (9 * 2**20), headers={"Content-Type": "application/json"}
         )

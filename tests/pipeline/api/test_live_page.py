@@ -150,6 +150,10 @@ def test_point_name_draw_zones_and_remove(tmp_path: Path) -> None:
             named = f"Object {second['id']} named spot"
             page.wait_for(f"document.querySelector('#events').innerText.includes({named!r})")
 
+            hand.press(f"[aria-label='Correct object {first['id']}']")
+            hand.drag((50, 40), (90, 80))
+            hand.says(f"Object {first['id']} is corrected")
+
             # Zones and lines.
             hand.key("z")
             hand.fill("#zone-name", "door")
@@ -188,6 +192,7 @@ def test_point_name_draw_zones_and_remove(tmp_path: Path) -> None:
     assert drawn["category"] == "square"
     assert 30 <= drawn["centroid_x"] <= 90
     assert 20 <= drawn["centroid_y"] <= 80
+    assert first["id"] in [event["object_id"] for event in committed.of("corrected")]
     assert [row["category"] for row in committed.rows if row["object_id"] == second["id"]][-1] == "spot"
     assert [event["object_id"] for event in committed.of("object_removed")] == [first["id"]]
     assert len(committed.of("zones_changed")) == 3
