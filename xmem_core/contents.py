@@ -11,7 +11,7 @@ import torch
 from xmem_core.grouped_memory import GroupedMemory, StreamMemory
 from xmem_core.memory import Memory, MemoryFrame
 
-Kind = Literal["working", "permanent", "long_term"]
+Kind = Literal["working", "permanent", "long_term", "copied"]
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,10 @@ class MemoryEntry:
     """The elements of one frame in one region of the memory.
 
     Args:
-        time: time of the frame, as in `TrackerState.time`.
+        time: time of the frame, as in `TrackerState.time`; negative for elements copied from another stream.
         kind: "working": a whole frame that may be consolidated later; "permanent": a whole frame that a
-            prompt was given on; "long_term": prototypes of a consolidated frame.
+            prompt was given on; "long_term": prototypes of a consolidated frame;
+            "copied": what an object remembers of another stream, see `TrackerState.adopt`.
         elements: number of elements.
         objects: ids of the objects that may read them.
         given: ids of the objects that were prompted on the frame; known of whole frames.
@@ -92,11 +93,13 @@ def _entries(memory: Memory) -> Iterator[MemoryEntry]:
         for frame, mean in zip(frames, use.tolist(), strict=True):
             readers = _readers(memory, frame.time)
             yield MemoryEntry(frame.time, kind, memory.positions, readers, frame.given, frame.pinned, mean)
-    times, usage = memory.times("long_term"), memory.usage("long_term")
-    for time in torch.unique(times).tolist():
-        own = times == time
-        readers = _readers(memory, time)
-        yield MemoryEntry(time, "long_term", int(own.sum()), readers, (), False, float(usage[own].mean()))
+    single: tuple[Kind, ...] = ("long_term", "copied")
+    for kind in single:
+        times, usage = memory.times(kind), memory.usage(kind)
+        for time in torch.unique(times).tolist():
+            own = times == time
+            readers = _readers(memory, time)
+            yield MemoryEntry(time, kind, int(own.sum()), readers, (), False, float(usage[own].mean()))
 
 
 def _readers(memory: Memory, time: int) -> tuple[int, ...]:
@@ -104,5 +107,6 @@ def _readers(memory: Memory, time: int) -> tuple[int, ...]:
     return tuple(
         object_id
         for object_id, first in memory.first_time.items()
-        if time >= first and not any(a <= time <= b for a, b in memory.doubted.get(object_id, ()))
+        if (time == first if time < 0 else time >= first)
+        and not any(a <= time <= b for a, b in memory.doubted.get(object_id, ()))
     )

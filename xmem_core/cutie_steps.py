@@ -156,7 +156,8 @@ class CutieSteps(ModelSteps[Cutie, PixelFeatures]):
             keys.shrinkage[0].flatten(1).float(),
             keys.selection[0].flatten(1).float(),
             dict(zip(object_ids, value[0].flatten(2).float(), strict=True)),
-            dict(zip(object_ids, summaries[0].float(), strict=True)),
+            {i: s for i, s in zip(object_ids, summaries[0].float(), strict=True) if i not in state.sought},
             given=given,
         )
+        state.memory.bar_last(i for i in object_ids if i in state.sought)
         state.hidden = as_stored(renewed[0])

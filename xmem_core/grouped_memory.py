@@ -7,7 +7,7 @@ object has one accumulator of summaries, to which every memory frame adds.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -74,6 +74,15 @@ class GroupedMemory:
         return sum(a for a, _ in sizes), sum(b for _, b in sizes)
 
     @property
+    def copied_elements(self) -> int:
+        """Elements of all groups that were copied from other streams."""
+        return sum(memory.copied_elements for memory in self.groups.values())
+
+    def group_of(self, object_id: int) -> Memory:
+        """The memory of the object's group."""
+        return next(m for m in self.groups.values() if object_id in m.first_time)
+
+    @property
     def capacity(self) -> int:
         """Elements that the groups' pools are allocated for."""
         return sum(memory.capacity for memory in self.groups.values())
@@ -106,7 +115,7 @@ class GroupedMemory:
         """Store a frame in every group; objects not seen before form a new one.
 
         Args:
-            summaries: object id -> (Q, C + 1), for the same objects as `values`.
+            summaries: object id -> (Q, C + 1), for objects of `values`; those of others stay.
             Others as for `Memory.add_frame`.
 
         Raises:
@@ -124,6 +133,22 @@ class GroupedMemory:
             if i in given:
                 self._sure[i] = (time, self.summaries[i].clone())
 
+    def adopt(
+        self, object_id: int, time: int, key: Tensor, shrinkage: Tensor, value: Tensor, summary: Tensor
+    ) -> None:
+        """Start an object, a group of its own, from elements of another stream, see `Memory.adopt`."""
+        memory = Memory(self.config, self.positions, self.key_dim, self.value_dim, self.device)
+        memory.adopt(object_id, time, key, shrinkage, value)
+        self.groups[time] = memory
+        self.summaries[object_id] = summary.to(self.device)
+        self._sure[object_id] = (time, self.summaries[object_id].clone())
+
+    def bar_last(self, object_ids: Iterable[int]) -> None:
+        """Bar objects from reading the elements of the newest frame, see `Memory.bar_last`."""
+        barred = set(object_ids)
+        for memory in self.groups.values():
+            memory.bar_last([i for i in memory.first_time if i in barred])
+
     def remove_objects(self, object_ids: list[int]) -> None:
         """Remove objects, their summaries, and groups without objects."""
         for i in object_ids:
@@ -140,7 +165,7 @@ class GroupedMemory:
 
         Its summaries go back to those of its newest prompted frame, which is not later.
         """
-        memory = next(m for m in self.groups.values() if object_id in m.first_time)
+        memory = self.group_of(object_id)
         memory.doubt(object_id, after)
         time, summary = self._sure.get(object_id, (after + 1, None))
         if summary is not None and time <= after:
@@ -159,7 +184,7 @@ class GroupedMemory:
 
     def bar(self, object_id: int, first: int, last: int) -> None:
         """Bar an object from reading elements of the times `first`..`last`. Its summary stays."""
-        next(m for m in self.groups.values() if object_id in m.first_time).bar(object_id, first, last)
+        self.group_of(object_id).bar(object_id, first, last)
 
     def pin(self, time: int, pinned: bool = True) -> None:
         """Keep a frame as a whole in all groups that hold it, or no longer; ValueError as in `Memory.pin`."""

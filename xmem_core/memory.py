@@ -1,8 +1,8 @@
 """Working, permanent and long-term memory of one stream (paper section 3.3).
 
-All elements live in one pool of preallocated columns with three regions:
+All elements live in one pool of preallocated columns with these regions:
 
-    long-term | permanent | working
+    long-term | permanent | copied | working
 
 An element stores one position of one memory frame: key, shrinkage, selection (needed until consolidation),
 one value per object, use and life counts, and the time of its frame. An object has values for elements from
@@ -10,6 +10,9 @@ its own first frame on, so an element's validity for an object follows from the 
 the object's first frame. Values of removed objects cannot be read: an id that is used again has a later first
 frame than every element of its predecessor. Time spans on which the mask was on something else are barred for
 the object (`doubt`).
+
+Elements copied from another stream (`adopt`) are valid for the one object that they were copied for. They
+have a negative time, which is that of the object's first frame, and stay as long as the object.
 """
 
 from __future__ import annotations
@@ -102,7 +105,7 @@ class _Readable:
     Args:
         rows: rows of the pool, (N,)
         time: times of their frames, (N,)
-        oldest: the smallest time.
+        oldest: the smallest time of this stream's elements; of copied ones if there are no others.
         elements: factors for `search`.
     """
 
@@ -147,6 +150,7 @@ class Memory:
         self.long_term = _Region(0, long_capacity)
         self.permanent = _Region(long_capacity, permanent_capacity)
         # The last region, so that it can grow.
+        self.copied = _Region(long_capacity + permanent_capacity, 0)
         self.working = _Region(long_capacity + permanent_capacity, working_frames * positions)
         capacity = self.working.start + self.working.capacity
         self._columns = {
@@ -163,13 +167,13 @@ class Memory:
     def __repr__(self) -> str:
         return (
             f"Memory(objects={list(self.first_time)}, working={self.working.size}, "
-            f"permanent={self.permanent.size}, long_term={self.long_term.size})"
+            f"permanent={self.permanent.size}, long_term={self.long_term.size}, copied={self.copied.size})"
         )
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Elements in working memory (with the permanent store) and in long-term memory."""
-        return self.working.size + self.permanent.size, self.long_term.size
+        """Elements in working memory (with permanent ones) and in long-term memory (with copied ones)."""
+        return self.working.size + self.permanent.size, self.long_term.size + self.copied.size
 
     @property
     def capacity(self) -> int:
@@ -181,13 +185,43 @@ class Memory:
         """Bytes that the pool is allocated for."""
         return sum(t.nbytes for t in (*self._columns.values(), *self._values.values()))
 
+    @property
+    def copied_elements(self) -> int:
+        """Elements copied from other streams."""
+        return self.copied.size
+
+    def elements_of(self, object_id: int, most: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Key (N, C_k), shrinkage (N,) and value (N, C_v) of the elements that an object may read.
+
+        Args:
+            most: N at most. Frames that were prompted with the object come first, then pinned ones, then the
+                elements that are used most.
+        """
+        rows = self._used_rows()
+        time = self._columns["time"][rows]
+        first = self.first_time[object_id]
+        barred = _barred(time, first, self.doubted.get(object_id, ()))
+        if first >= 0:
+            barred |= time < 0
+        rows, time = rows[~barred], time[~barred]
+        whole = [*self.permanent_frames, *self.frames]
+        given = torch.tensor([f.time for f in whole if object_id in f.given], device=self.device)
+        pinned = torch.tensor([f.time for f in whole if f.pinned], device=self.device)
+        use = self._columns["use"][rows] / self._columns["life"][rows]
+        # Use over life is at most the number of queries, and far below these.
+        rank = torch.isin(time, given).double() * 2e9 + torch.isin(time, pinned).double() * 1e9 + use
+        best = torch.argsort(rank, descending=True, stable=True)[:most]
+        rows = rows[torch.sort(best).values]
+        value = self._values[object_id][rows].float()
+        return self._columns["key"][rows], self._columns["shrinkage"][rows], value
+
     def usage(self, region: str) -> Tensor:
-        """Use over life of the elements of `working`, `permanent` or `long_term`, (n,)."""
+        """Use over life of the elements of `working`, `permanent`, `long_term` or `copied`, (n,)."""
         used = getattr(self, region).used
         return self._columns["use"][used] / self._columns["life"][used]
 
     def times(self, region: str) -> Tensor:
-        """Times of the elements of `working`, `permanent` or `long_term`, (n,)."""
+        """Times of the elements of `working`, `permanent`, `long_term` or `copied`, (n,)."""
         return self._columns["time"][getattr(self, region).used]
 
     # --- reading ---------------------------------------------------------------------------------
@@ -257,24 +291,32 @@ class Memory:
         seen = self._readable
         if seen is None or isinstance(seen.elements, CoarselySearchable) != coarse:
             seen = self._readable = self._as_readable(coarse)
-        # Objects with the same valid elements share one softmax; one older than all elements may read all.
+        # Objects with the same valid elements share one softmax; one older than all elements of this stream
+        # may read all of these. What was copied takes no part in the use of these elements.
         everything: _Validity = (seen.oldest, ())
         validity = {
-            i: (max(first, seen.oldest), tuple(self.doubted.get(i, ())))
+            i: (first if first < 0 else max(first, seen.oldest), tuple(self.doubted.get(i, ())))
             for i, first in self.first_time.items()
         }
         readers = [everything, *sorted(set(validity.values()) - {everything})]
-        barred = [None if valid == everything else _barred(seen.time, *valid) for valid in readers]
+        barred: list[Tensor | None] = [_barred(seen.time, *valid) for valid in readers[1:]]
+        barred.insert(0, _barred(seen.time, *everything) if self.copied.size else None)
         used: list[Tensor | None] = [None] * len(readers)
         if wanted is not None:
             nowhere = torch.zeros(query_key.shape[1], dtype=torch.bool, device=self.device)
             wanted = {i: wanted.get(i, nowhere) for i in self.first_time}
-            for n, bar in enumerate(barred):
-                if bar is not None:
-                    used[n] = torch.stack([wanted[i] for i in wanted if validity[i] == readers[n]]).any(0)
-        least = [enough if spans else None for _, spans in readers]
+            for n, valid in enumerate(readers[1:], 1):
+                used[n] = torch.stack([wanted[i] for i in wanted if validity[i] == valid]).any(0)
+        # Frames that an object with a copy may not read are like what is seen: it must search its own.
+        least = [enough if spans and first >= 0 else None for first, spans in readers]
         found = search(
-            seen.elements, query_key, query_selection, self.config.top_k, barred, wanted=used, enough=least
+            seen.elements,
+            query_key,
+            query_selection,
+            self.config.top_k,
+            barred,
+            wanted=used,
+            enough=least,
         )
         rows = seen.rows
         if count_use:
@@ -298,10 +340,11 @@ class Memory:
         else:
             # One contiguous row per channel, which is the fast layout for the matrix products.
             elements = searchable(key.T.contiguous(), shrinkage.unsqueeze(0))
-        return _Readable(rows, time, int(time.min()), elements)
+        own = time[time >= 0] if self.copied.size else time
+        return _Readable(rows, time, int(own.min()) if len(own) else int(time.min()), elements)
 
     def _used_rows(self) -> Tensor:
-        regions = (self.long_term, self.permanent, self.working)
+        regions = (self.long_term, self.permanent, self.copied, self.working)
         return torch.cat([torch.arange(r.start, r.start + r.size, device=self.device) for r in regions])
 
     def _count_use(self, rows: Tensor, weights: Tensor, best: Tensor) -> None:
@@ -362,7 +405,7 @@ class Memory:
             if object_id not in self.first_time:
                 self.first_time[object_id] = time
                 self._values[object_id] = self._empty(self.capacity, self.value_dim, dtype=self.value_dtype)
-        anchor = self.working.size + self.permanent.size + self.long_term.size == 0
+        anchor = self.sizes == (0, 0)
         self.frames.append(MemoryFrame(time, tuple(sorted(set(given))), anchor))
         self._append(
             self.working,
@@ -383,14 +426,44 @@ class Memory:
             self._not_given(object_id, after=-1)
         if not self.first_time:
             self.frames, self.permanent_frames = [], []
-            self.working.size = self.permanent.size = self.long_term.size = 0
+            self.working.size = self.permanent.size = self.long_term.size = self.copied.size = 0
             return
+        living = torch.tensor(list(self.first_time.values()), device=self.device)
+        kept = torch.isin(self._columns["time"][self.copied.used], living)
+        self._keep(self.copied, torch.nonzero(kept).flatten() + self.copied.start)
         oldest = min(self.first_time.values())
         for region in (self.working, self.permanent, self.long_term):
             valid = self._columns["time"][region.used] >= oldest
             self._keep(region, torch.nonzero(valid).flatten() + region.start)
         self.frames = [f for f in self.frames if f.time >= oldest]
         self.permanent_frames = [f for f in self.permanent_frames if f.time >= oldest]
+
+    def adopt(self, object_id: int, time: int, key: Tensor, shrinkage: Tensor, value: Tensor) -> None:
+        """Start an object from elements of another stream. It may not read what is in memory by now.
+
+        Args:
+            time: of its first frame; negative, and smaller than all times in memory.
+            key: (N, C_k)
+            shrinkage: (N,)
+            value: (N, C_v)
+        """
+        self._readable = None
+        known = self._columns["time"][self._used_rows()]
+        lacking = self.copied.size + len(key) - self.copied.capacity
+        if lacking > 0:
+            self._insert(self.copied.start + self.copied.capacity, lacking)
+            self.copied.capacity += lacking
+            self.working.start += lacking
+        self.first_time[object_id] = time
+        self._values[object_id] = self._empty(self.capacity, self.value_dim, dtype=self.value_dtype)
+        self._append(
+            self.copied,
+            {"key": key.to(self.device), "shrinkage": shrinkage.to(self.device)},
+            torch.full((len(key),), time, device=self.device),
+            {object_id: value.to(self.device)},
+        )
+        if len(known):
+            self.doubted[object_id] = [(time + 1, int(known.max()))]
 
     def doubt(self, object_id: int, after: int) -> None:
         """Bar an object from reading elements of frames later than `after`, on which its mask was wrong.
@@ -441,7 +514,7 @@ class Memory:
     def forget(self, first: int, last: int) -> None:
         """Drop the elements of frames with times `first`..`last`; see `check_forgets`."""
         self._readable = None
-        for region in (self.working, self.permanent, self.long_term):
+        for region in (self.working, self.permanent, self.long_term, self.copied):
             time = self._columns["time"][region.used]
             self._keep(region, torch.nonzero((time < first) | (time > last)).flatten() + region.start)
         self.frames = [f for f in self.frames if not first <= f.time <= last]
@@ -663,13 +736,18 @@ class Memory:
     def _grow(self) -> None:
         """Double the capacity of working memory; used only if it is unlimited."""
         extra = self.working.capacity
+        self._insert(self.capacity, extra)
+        self.working.capacity += extra
+
+    def _insert(self, at: int, extra: int) -> None:
+        """Insert unused rows into the pool."""
 
         def longer(t: Tensor) -> Tensor:
-            return torch.cat([t, torch.zeros((extra, *t.shape[1:]), dtype=t.dtype, device=t.device)])
+            new = torch.zeros((extra, *t.shape[1:]), dtype=t.dtype, device=t.device)
+            return torch.cat([t[:at], new, t[at:]])
 
         self._columns = {name: longer(t) for name, t in self._columns.items()}
         self._values = {i: longer(t) for i, t in self._values.items()}
-        self.working.capacity += extra
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The elements in use as named tensors and a JSON-ready dict, for `restore`."""
@@ -689,6 +767,8 @@ class Memory:
         }
         if pinned := [f.time for f in (*self.permanent_frames, *self.frames) if f.pinned]:
             facts["pinned"] = pinned
+        if self.copied.size:
+            facts["copied"] = self.copied.size
         if self.doubted:
             facts["doubted"] = [[i, [list(span) for span in spans]] for i, spans in self.doubted.items()]
         return tensors, facts
@@ -726,9 +806,14 @@ class Memory:
         memory.doubted = {
             int(i): [(int(a), int(b)) for a, b in spans] for i, spans in facts.get("doubted", ())
         }
+        copied = int(facts.get("copied", 0))
+        memory._insert(memory.copied.start, copied)
+        memory.copied.capacity = copied
+        memory.working.start += copied
         memory._values = {i: memory._empty(memory.capacity, memory.value_dim, dtype=dtype) for i in objects}
         start = 0
-        for region, size in zip((memory.long_term, memory.permanent, memory.working), sizes, strict=True):
+        regions = (memory.long_term, memory.permanent, memory.copied, memory.working)
+        for region, size in zip(regions, [*sizes[:2], copied, *sizes[2:]], strict=True):
             if size > region.capacity:
                 raise ValueError(f"{size} elements do not fit a region of {region.capacity}")
             region.size = size

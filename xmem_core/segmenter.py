@@ -23,8 +23,10 @@ from xmem_core.corrections import contradicted
 from xmem_core.cutie_steps import CutieSteps
 from xmem_core.fused import fuse_trunk
 from xmem_core.network import XMem, aggregate
+from xmem_core.object_copy import ObjectCopy
 from xmem_core.presence import PresenceConstants, presence_scores
 from xmem_core.reads import ReadShare, cells_of, read_shares
+from xmem_core.sought import end_search, keep_searching
 from xmem_core.state import TrackerState
 from xmem_core.steps import Features, ModelSteps, Network, XMemSteps, padding
 from xmem_core.tf32 import set_tf32
@@ -391,6 +393,25 @@ class VideoSegmenter:
                 raise
         return results
 
+    def network_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) at which a stream is seen whose first frame has this size, before padding."""
+        if self.size is None or min(height, width) <= self.size:
+            return height, width
+        return self._steps.network_size(height, width, self.size)
+
+    def adopt(
+        self, state: TrackerState, object_id: int, copy: ObjectCopy, frame_size: tuple[int, int]
+    ) -> None:
+        """Start an object from what another state of this model remembers of it, see `TrackerState.adopt`.
+
+        Args:
+            frame_size: (height, width) of the next frame.
+
+        Raises:
+            ValueError: as there.
+        """
+        state.adopt(object_id, copy, self.network_size(*frame_size), self.device)
+
     # --- input -----------------------------------------------------------------------------------
 
     def _check(
@@ -427,12 +448,7 @@ class VideoSegmenter:
         dtype = str(frame.dtype).removeprefix("torch.")
         if len(shape) != 3 or shape[2] != 3 or min(shape) < 1 or dtype != "uint8":
             raise ValueError(f"frame of shape {shape} and type {dtype}: need H x W x 3 uint8, RGB")
-        if known is not None:
-            return known
-        height, width = shape[:2]
-        if self.size is None or min(height, width) <= self.size:
-            return height, width
-        return self._steps.network_size(height, width, self.size)
+        return known or self.network_size(int(shape[0]), int(shape[1]))
 
     def _prepare(self, frame: Frame, size: tuple[int, int]) -> Tensor:
         """Network input of a frame: (1, 3, h, w), normalised, resized and padded to the stride."""
@@ -467,7 +483,7 @@ class VideoSegmenter:
     ) -> StepResult:
         state.network_size = size
         frame_size = (int(frame.shape[0]), int(frame.shape[1]))
-        if state.time >= 0 or prompt is not None:
+        if state.time >= 0 or prompt is not None or state.object_ids:
             state.time += 1
         if image is None or keys is None:
             return StepResult((), frame_size, torch.ones(1, *size, device=self.device), self._presence)
@@ -502,6 +518,7 @@ class VideoSegmenter:
         else:
             final = decoded
         self._steps.look_next(state, object_ids, final[1:])
+        end_search(state, object_ids, final, given, self._presence)
         if is_memory_frame:
             self._steps.remember(state, image, keys, final[1:], object_ids, tuple(given), deep_update)
             state.last_memory_time = state.time
@@ -510,6 +527,7 @@ class VideoSegmenter:
             seen = (final[1:].flatten(1).amax(1) > 0.5).tolist()
             sure = [i for i, there in zip(object_ids, seen, strict=True) if i in given or not there]
             state.sure.update(dict.fromkeys(sure, state.time))
+        keep_searching(state, object_ids)
         top, left = padding(size)[2], padding(size)[0]
         cut = final[:, top : top + size[0], left : left + size[1]].contiguous()
         return StepResult(object_ids, frame_size, cut, self._presence)

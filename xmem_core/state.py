@@ -13,11 +13,15 @@ import torch
 from torch import Tensor
 
 from xmem_core.config import MemoryConfig
-from xmem_core.grouped_memory import StreamMemory, restore_memory
-from xmem_core.windows import Window
+from xmem_core.grouped_memory import GroupedMemory, StreamMemory, restore_memory
+from xmem_core.memory import Memory
+from xmem_core.object_copy import MOST_ELEMENTS, ObjectCopy
+from xmem_core.windows import STRIDE, Window
 
 _FORMAT = "xmem-tracker-state"
 _VERSION = 1
+# Version of states with copied objects. Others keep the older version, which older releases can read.
+_VERSION_WITH_COPIES = 2
 
 
 class PoisonedStateError(RuntimeError):
@@ -45,6 +49,8 @@ class TrackerState:
         sure: time at which an object was last prompted or stored as out of sight, by object id.
         areas: usual area of an object's mask, in pixels of the network's input, by object id; kept only with
             a `least_area`.
+        sought: objects that were copied into the state and have not been seen in this stream yet. They have
+            no sensory memory and read nothing of this stream, in which they would be background.
     """
 
     def __init__(self, memory_config: MemoryConfig, model_fingerprint: str, size: int | None) -> None:
@@ -62,6 +68,7 @@ class TrackerState:
         self.windows: dict[int, Window] = {}
         self.sure: dict[int, int] = {}
         self.areas: dict[int, float] = {}
+        self.sought: set[int] = set()
         self.poisoned: str | None = None
 
     @property
@@ -101,6 +108,7 @@ class TrackerState:
             self.windows.pop(i, None)
             self.sure.pop(i, None)
             self.areas.pop(i, None)
+            self.sought.discard(i)
         if self.hidden is not None:
             self.hidden = self.hidden[stay] if stay else None
         if self.masks is not None:
@@ -152,6 +160,89 @@ class TrackerState:
             raise ValueError(f"no whole frame of time {time} is in memory: nothing is remembered")
         self.memory.pin(time, pinned)
 
+    def copy_object(self, object_id: int, most: int = MOST_ELEMENTS) -> ObjectCopy:
+        """What is remembered of an object, for `adopt` of another state of the same model.
+
+        Frames that were prompted with the object come first, then pinned ones, then the most used elements.
+
+        Args:
+            most: number of elements of the copy at most.
+
+        Raises:
+            ValueError: there is no such object, or it may read nothing.
+        """
+        self.check_usable()
+        if self.memory is None or object_id not in self.object_ids:
+            raise ValueError(f"no object {object_id} is tracked: there are {list(self.object_ids)}")
+        summary, memory = None, self.memory
+        if isinstance(memory, GroupedMemory):
+            summary, memory = memory.summaries[object_id].cpu(), memory.group_of(object_id)
+        key, shrinkage, value = memory.elements_of(object_id, most)
+        if not len(key):
+            raise ValueError(f"object {object_id} remembers nothing that could be copied")
+        hidden = 0 if self.hidden is None else self.hidden.shape[1]
+        return ObjectCopy(self.model_fingerprint, hidden, key.cpu(), shrinkage.cpu(), value.cpu(), summary)
+
+    def check_adopts(self, object_id: int, copy: ObjectCopy) -> None:
+        """Raise ValueError if `adopt` would."""
+        if object_id in self.object_ids:
+            raise ValueError(f"object {object_id} is tracked already: give the copy another id")
+        if copy.model_fingerprint != self.model_fingerprint:
+            raise ValueError(
+                f"the copy is of a model with other weights ({copy.model_fingerprint[:8]}, this stream's are "
+                f"{self.model_fingerprint[:8]}): what one model remembers, another cannot read"
+            )
+        there = 0 if self.memory is None else self.memory.copied_elements
+        most = self.memory_config.max_long_term_elements
+        if there + len(copy.key) > most:
+            raise ValueError(
+                f"there would be {there + len(copy.key)} copied elements, max_long_term_elements={most} are "
+                "allowed: copy fewer objects, or remove some"
+            )
+
+    def adopt(
+        self,
+        object_id: int,
+        copy: ObjectCopy,
+        network_size: tuple[int, int] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Start an object from what another state remembers of it: it is out of sight, and sought.
+
+        Args:
+            object_id: id of the new object.
+            copy: from `copy_object`, of a video of any size.
+            network_size, device: size of the stream's first frame for the network, and device of the memory.
+                Needed by a state that has seen no frame; `VideoSegmenter.adopt` gives them.
+
+        Raises:
+            ValueError: it is of another model, the id is taken, or there would be more than
+                `max_long_term_elements` copied elements. The state is unchanged then.
+        """
+        self.check_usable()
+        self.check_adopts(object_id, copy)
+        size = self.network_size or network_size
+        if size is None:
+            raise ValueError("the state has seen no frame: give the network_size of the first one")
+        h, w = (-(-side // STRIDE) for side in size)
+        memory = self.memory
+        if memory is None:
+            kind = Memory if copy.summary is None else GroupedMemory
+            dims = copy.key.shape[1], copy.value.shape[1]
+            memory = self.memory = kind(self.memory_config, h * w, *dims, device)
+        time = min([0, *memory.first_time.values()]) - 1
+        if isinstance(memory, GroupedMemory):
+            assert copy.summary is not None
+            memory.adopt(object_id, time, copy.key, copy.shrinkage, copy.value, copy.summary)
+            nowhere = torch.zeros(1, h, w, device=memory.device)
+            self.masks = nowhere if self.masks is None else torch.cat([self.masks, nowhere])
+        else:
+            memory.adopt(object_id, time, copy.key, copy.shrinkage, copy.value)
+        if copy.hidden_dim:
+            new = torch.zeros(1, copy.hidden_dim, h, w, device=memory.device)
+            self.hidden = new if self.hidden is None else torch.cat([self.hidden, new])
+        self.sought.add(object_id)
+
     def to_bytes(self) -> bytes:
         """The complete state as safetensors bytes; tracking resumed from them is bit-identical."""
         self.check_usable()
@@ -171,6 +262,8 @@ class TrackerState:
             facts["windows"] = [[i, *window.to_json()] for i, window in self.windows.items()]
         if self.areas:
             facts["areas"] = [[i, area] for i, area in self.areas.items()]
+        if self.sought:
+            facts["sought"] = sorted(self.sought)
         if self.memory is not None:
             parts, facts["memory"] = self.memory.export()
             tensors.update({f"memory.{name}": t for name, t in parts.items()})
@@ -180,7 +273,9 @@ class TrackerState:
             tensors["masks"] = self.masks
         tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         text = json.dumps(facts, sort_keys=True)
-        envelope = {"version": _VERSION, "facts": text, "crc32": _checksum(tensors, text)}
+        copied = self.memory is not None and self.memory.copied_elements > 0
+        version = _VERSION_WITH_COPIES if copied or self.sought else _VERSION
+        envelope = {"version": version, "facts": text, "crc32": _checksum(tensors, text)}
         # A single entry: safetensors writes several in random order, and equal states must have equal bytes.
         return safetensors.torch.save(tensors, {_FORMAT: json.dumps(envelope, sort_keys=True)})
 
@@ -192,9 +287,10 @@ class TrackerState:
             ValueError: the bytes are damaged, of another kind, or of a newer version.
         """
         envelope = _envelope(blob)
-        if envelope.get("version") != _VERSION:
+        if envelope.get("version") not in (_VERSION, _VERSION_WITH_COPIES):
             raise ValueError(
-                f"tracker state of version {envelope.get('version')!r}: this release reads version {_VERSION}"
+                f"tracker state of version {envelope.get('version')!r}: this release reads versions "
+                f"{_VERSION} and {_VERSION_WITH_COPIES}"
             )
         try:
             tensors = safetensors.torch.load(blob)
@@ -215,6 +311,7 @@ class TrackerState:
             state.windows = {int(i): Window.from_json(rest) for i, *rest in facts.get("windows", ())}
             state.sure = {int(i): int(time) for i, time in facts.get("sure", ())}
             state.areas = {int(i): float(area) for i, area in facts.get("areas", ())}
+            state.sought = {int(i) for i in facts.get("sought", ())}
             if "hidden" in tensors:
                 state.hidden = tensors["hidden"].to(device)
             if "masks" in tensors:

@@ -379,7 +379,8 @@ class XMemSteps(ModelSteps[XMem, KeyFeatures]):
             dict(zip(object_ids, flat, strict=True)),
             given=given,
         )
-        out = self.hidden_objects(state, object_ids, masks, given)
+        out = [i for i in self.hidden_objects(state, object_ids, masks, given) if i not in state.sought]
+        out += [i for i in object_ids if i in state.sought]
         state.memory.bar_last(out)
         if deep_update and out and hidden is not None and renewed is not None:
             kept = [object_ids.index(i) for i in out]

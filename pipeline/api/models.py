@@ -516,7 +516,7 @@ class MemoryFrame(_Answer):
 
     time: int = Field(description="Frames tracked since the first prompt; edits name it.")
     age: int = Field(description="Frames tracked since.")
-    kind: Literal["working", "permanent", "long_term"]
+    kind: Literal["working", "permanent", "long_term", "copied"]
     elements: int
     objects: list[int] = Field(description="Objects that may read it.")
     given: list[int] = Field(description="Objects that were prompted on it.")

@@ -170,10 +170,10 @@ def test_other_formats_are_a_value_error(foreign: bytes) -> None:
 
 
 def test_a_newer_version_is_named(segmenter: VideoSegmenter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_module, "_VERSION", 2)
+    monkeypatch.setattr(state_module, "_VERSION", 3)
     newer = segmenter.new_state().to_bytes()
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="version 2: this release reads version 1"):
+    with pytest.raises(ValueError, match="version 3: this release reads versions 1 and 2"):
         TrackerState.from_bytes(newer)
 
 
