@@ -119,7 +119,7 @@ class TrackerState:
         """Forget the frames with times `first`..`last` (inclusive), given masks among them.
 
         Times are those of `time`; `xmem_core.contents.contents` lists what is remembered. The summaries of
-        Cutie's objects keep what they accumulated.
+        Cutie's objects keep what they accumulated, and what was copied into the state stays (`adopt`).
 
         Args:
             object_id: the object that forgets them, while the others go on reading them. None: all.
@@ -133,7 +133,8 @@ class TrackerState:
             raise ValueError(f"times {first} to {last}: the first must not be after the last")
         if object_id is not None and object_id not in self.object_ids:
             raise ValueError(f"no object {object_id} is tracked: there are {list(self.object_ids)}")
-        if self.memory is None:
+        first = max(first, 0)  # negative times are those of copied objects
+        if self.memory is None or last < 0:
             return
         self.memory.check_forgets(first, last, object_id)
         if object_id is None:

@@ -80,7 +80,7 @@ def memory(
     for frame in found.frames:
         table.add_row(
             "" if frame.frame_index is None else str(frame.frame_index),
-            str(frame.age),
+            "" if frame.age is None else str(frame.age),
             frame.kind.replace("_", "-") + (", pinned" if frame.pinned else ""),
             str(frame.elements),
             ", ".join(map(str, frame.objects)),

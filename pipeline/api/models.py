@@ -514,8 +514,10 @@ class TrackList(_Answer):
 class MemoryFrame(_Answer):
     """What is remembered of one frame in one region of the memory."""
 
-    time: int = Field(description="Frames tracked since the first prompt; edits name it.")
-    age: int = Field(description="Frames tracked since.")
+    time: int = Field(
+        description="Frames tracked since the first prompt; edits name it. Negative: copied from another stream."
+    )
+    age: int | None = Field(description="Frames tracked since; null if copied from another stream.")
     kind: Literal["working", "permanent", "long_term", "copied"]
     elements: int
     objects: list[int] = Field(description="Objects that may read it.")

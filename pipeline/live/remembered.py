@@ -23,7 +23,7 @@ from pipeline.tracks.layout import load_record
 from pipeline.tracks.reader import TrackReader, chosen_stream
 from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import open_source
-from xmem_core.contents import Kind, contents
+from xmem_core.contents import Kind, MemoryEntry, contents
 from xmem_core.state import TrackerState
 
 THUMBNAIL_SIDE = 320
@@ -35,9 +35,10 @@ class RememberedFrame:
     """One frame in one region of the memory, see `xmem_core.contents.MemoryEntry`.
 
     Args:
-        frame_index: None on live streams, which do not track every frame that they number.
-        age: tracked frames since then; 0: the last frame of the snapshot.
-        kind: working, permanent or long_term.
+        frame_index: None on live streams, which do not track every frame that they number, and of elements
+            that were copied from another stream.
+        age: tracked frames since then; 0: the last frame of the snapshot. None of copied elements.
+        kind: working, permanent, long_term or copied.
         elements: number of elements that are remembered of it.
         objects: ids of the objects that may read them.
         given: ids of the objects that were prompted on the frame.
@@ -46,7 +47,7 @@ class RememberedFrame:
     """
 
     frame_index: int | None
-    age: int
+    age: int | None
     kind: Kind
     elements: int
     objects: tuple[int, ...]
@@ -101,8 +102,8 @@ def stream_memory(
     categories = dict(snapshot.categories)
     frames = []
     for entry in contents(state.memory):
-        age = state.time - entry.time
-        index = None if found.live else last - age
+        age = _age(entry, state)
+        index = None if found.live or age is None else last - age
         facts = (entry.kind, entry.elements, entry.objects, entry.given, entry.pinned, round(entry.use, 6))
         frames.append(RememberedFrame(index, age, *facts))
     objects = {i: categories.get(i) for i in state.object_ids}
@@ -117,7 +118,7 @@ def memory_listing(state: TrackerState, objects: Mapping[int, str | None], frame
     prompt.
     """
     frames = [
-        asdict(entry) | {"age": state.time - entry.time, "use": round(entry.use, 6)}
+        asdict(entry) | {"age": _age(entry, state), "use": round(entry.use, 6)}
         for entry in contents(state.memory)
     ]
     return {
@@ -210,6 +211,10 @@ def write_thumbnails(
     if len(written) < len(wanted):
         raise UsageError(f"{video} has fewer frames than are remembered: give the tracked video")
     return written
+
+
+def _age(entry: MemoryEntry, state: TrackerState) -> int | None:
+    return None if entry.kind == "copied" else state.time - entry.time
 
 
 def _restored(blob: bytes) -> tuple[Snapshot, bool, TrackerState]:
