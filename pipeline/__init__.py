@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pipeline.plots.stream_report import plot
     from pipeline.prompts.box_segmenters import BoxSegmenter
     from pipeline.prompts.files import PromptSet, gather_prompts, load_prompts
+    from pipeline.tracking.object_states import prompts_from_state
     from pipeline.tracking.settings import CommitSettings, DetectorSettings, ModelSettings, TrackSettings
     from pipeline.tracking.stream_record import StreamSummary
     from pipeline.tracking.track import track
@@ -88,6 +89,7 @@ __all__ = [
     "open_source",
     "open_tracks",
     "plot",
+    "prompts_from_state",
     "query",
     "query_zones",
     "render",
@@ -121,6 +123,7 @@ if not TYPE_CHECKING:
         "plots.stream_report": ("plot",),
         "prompts.box_segmenters": ("BoxSegmenter",),
         "prompts.files": ("PromptSet", "gather_prompts", "load_prompts"),
+        "tracking.object_states": ("prompts_from_state",),
         "tracking.settings": (
             "CommitSettings",
             "DetectorSettings",

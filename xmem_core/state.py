@@ -184,6 +184,12 @@ class TrackerState:
         hidden = 0 if self.hidden is None else self.hidden.shape[1]
         return ObjectCopy(self.model_fingerprint, hidden, key.cpu(), shrinkage.cpu(), value.cpu(), summary)
 
+    @property
+    def room_for_copies(self) -> int:
+        """Number of elements that may still be copied into the state, see `adopt`."""
+        there = 0 if self.memory is None else self.memory.copied_elements
+        return max(0, self.memory_config.max_long_term_elements - there)
+
     def check_adopts(self, object_id: int, copy: ObjectCopy) -> None:
         """Raise ValueError if `adopt` would."""
         if object_id in self.object_ids:
@@ -193,8 +199,8 @@ class TrackerState:
                 f"the copy is of a model with other weights ({copy.model_fingerprint[:8]}, this stream's are "
                 f"{self.model_fingerprint[:8]}): what one model remembers, another cannot read"
             )
-        there = 0 if self.memory is None else self.memory.copied_elements
         most = self.memory_config.max_long_term_elements
+        there = most - self.room_for_copies
         if there + len(copy.key) > most:
             raise ValueError(
                 f"there would be {there + len(copy.key)} copied elements, max_long_term_elements={most} are "

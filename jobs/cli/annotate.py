@@ -23,6 +23,7 @@ _FIXED = {
     "out_of_sight_frames": "there is no detector",
     "max_frames": "the page pauses where it is told to",
     "snapshot_chunks": "a correction goes on from the chunk before it",
+    "keep_state": "a correction goes on from the chunk before it",
     "sinks": "rows may be corrected until they are right",
 }
 

@@ -33,7 +33,11 @@ def memory(
     ] = None,
     object_id: Annotated[
         int | None,
-        typer.Option("--object", help="With --forget and --read: only this object."),
+        typer.Option(
+            "--object",
+            help="With --forget and --read: only this object. With --copy: id of the new object; default: its "
+            "id there.",
+        ),
     ] = None,
     pin: Annotated[
         int | None, typer.Option(metavar="FRAME", help="Keep a frame in memory as a whole from now on.")
@@ -47,6 +51,24 @@ def memory(
             "masks. The video is tracked once more from the snapshot before the frame.",
         ),
     ] = None,
+    copy: Annotated[
+        int | None,
+        typer.Option(
+            metavar="OBJECT",
+            help="Start an object from what another stream (--from-stream) remembers of it; it is sought.",
+        ),
+    ] = None,
+    from_stream: Annotated[
+        str | None, typer.Option(help="With --copy: the stream that remembers the object.")
+    ] = None,
+    from_state: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="With --copy: output folder of that stream. Default: the same."),
+    ] = None,
+    category: Annotated[
+        str | None,
+        typer.Option(help="With --copy: the new object's category. Default: the original's."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List what a stream remembers: frames, objects, use. Or edit it, before the next run goes on from it."""
@@ -54,13 +76,14 @@ def memory(
     from pipeline.live.remembered import stream_memory, write_thumbnails
 
     if read is not None:
-        if thumbnails is not None or forget is not None or pin is not None or unpin is not None:
+        if thumbnails is not None or any(edit is not None for edit in (forget, pin, unpin, copy)):
             raise UsageError("--read is a question of its own: give it without edits and --thumbnails")
         return _show_reads(folder, read, object_id, stream_id, video, as_json)
-    edit = _edit(forget, object_id, pin, unpin)
+    source = {"object": copy, "stream": from_stream, "out": from_state}
+    edit = _edit(forget, object_id, pin, unpin, {k: v for k, v in source.items() if v is not None}, category)
     if edit is not None:
         if thumbnails is not None:
-            raise UsageError("--thumbnails is for listing: give it without --forget, --pin and --unpin")
+            raise UsageError("--thumbnails is for listing: give it without --copy, --forget, --pin, --unpin")
         at = edit_memory(folder, edit, stream_id)
         if at is None:
             say("nothing changed: the memory is so already")
@@ -118,14 +141,31 @@ def _show_reads(
     Console(highlight=False).print(table)
 
 
-def _edit(forget: str | None, object_id: int | None, pin: int | None, unpin: int | None) -> Any:
-    """The edit that the options ask for; None: list the memory."""
-    asked: dict[str, Any] = {"pin": pin, "unpin": unpin, "forget": forget}
+def _edit(
+    forget: str | None,
+    object_id: int | None,
+    pin: int | None,
+    unpin: int | None,
+    source: dict[str, Any],
+    category: str | None,
+) -> Any:
+    """The edit that the options ask for; None: list the memory.
+
+    Args:
+        source: the object to copy, as `edit_memory` takes it.
+    """
+    copy = source if "object" in source else None
+    asked: dict[str, Any] = {"pin": pin, "unpin": unpin, "forget": forget, "copy": copy}
     asked = {name: value for name, value in asked.items() if value is not None}
     if len(asked) > 1:
         raise UsageError(f"--{' and --'.join(asked)} are edits of their own: give one at a time")
-    if object_id is not None and forget is None:
-        raise UsageError("--object goes with --forget FIRST:LAST")
+    if object_id is not None and forget is None and copy is None:
+        raise UsageError("--object goes with --forget FIRST:LAST or --copy OBJECT")
+    if copy is None and (source or category is not None):
+        name = "from-stream" if "stream" in source else "from-state" if source else "category"
+        raise UsageError(f"--{name} goes with --copy OBJECT")
+    if category is not None:
+        asked["category"] = category
     if forget is not None:
         match = re.fullmatch(r"(\d{1,15}):(\d{1,15})", forget)
         if match is None:

@@ -31,6 +31,7 @@ _FLAGS = {
     "detector": ("--detect",),
     "sinks": ("--sink",),
     "chunk_frames": ("--chunk-frames", "--chunk"),
+    "keep_state": ("--keep-state/--no-keep-state",),
     "enable_long_term": ("--long-term/--no-long-term",),
 }
 SAID_BY_SIZE = {"full_size": "--size 0 says the same"}

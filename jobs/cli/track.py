@@ -40,6 +40,16 @@ def track(
         list[str] | None,
         typer.Option(help="Box on the first frame, in pixels: x,y,w,h[:id[:category]]; repeatable."),
     ] = None,
+    from_state: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Output folder of another video's run: its objects are sought here, without masks.",
+        ),
+    ] = None,
+    from_stream: Annotated[
+        str | None, typer.Option(help="With --from-state: its stream. Default: the only one.")
+    ] = None,
     stream_id: Annotated[
         str | None,
         typer.Option(help="Name of the stream in the output folder. Default: derived from the video's URI."),
@@ -61,6 +71,7 @@ def track(
     from pipeline.base.joined_uris import joined_uri
     from pipeline.base.malloc import keep_freed_memory
     from pipeline.prompts.resolving import gather_prompts
+    from pipeline.tracking.object_states import prompts_from_state
     from pipeline.tracking.stream_tracker import FINISHED, StreamTracker
     from pipeline.tracking.track import track as track_video
 
@@ -74,6 +85,10 @@ def track(
     asked = gather_prompts(
         masks=masks or [], files=prompts or [], boxes=box or [], max_pixels=tracking.commit.max_pixels
     )
+    if from_state is not None:
+        asked = prompts_from_state(from_state, from_stream).combined(asked)
+    elif from_stream is not None:
+        raise UsageError("--from-stream goes with --from-state FOLDER")
     started = spoke = time.monotonic()
     already_done = False
     fetch_model(tracking.model.name)

@@ -255,6 +255,13 @@ class Clicks(_Request):
 _Time = Annotated[int, Field(ge=0, lt=2**53)]
 
 
+class CopiedObject(_Request):
+    """An object that another stream of the service's output folder remembers in its newest snapshot."""
+
+    object: Annotated[ObjectId, Field(description="Its id there.")]
+    stream: Annotated[str, Field(max_length=128, description="The other stream.")]
+
+
 class MemoryChange(_Request):
     """An edit of what the stream remembers; times are those of `GET .../memory`."""
 
@@ -262,17 +269,31 @@ class MemoryChange(_Request):
         list[_Time] | None, Field(min_length=2, max_length=2, description="First and last time, inclusive.")
     ] = None
     object: Annotated[
-        ObjectId | None, Field(description="With forget: only this object forgets, the others go on reading.")
+        ObjectId | None,
+        Field(
+            description="With forget: only this object forgets, the others go on reading. With copy: id of "
+            "the new object; left out: one that was never used."
+        ),
     ] = None
     pin: Annotated[_Time | None, Field(description="Time of a frame that is to stay whole.")] = None
     unpin: _Time | None = None
+    copy_: Annotated[
+        CopiedObject | None,
+        Field(alias="copy", description="An object to start, out of sight; it is sought from then on."),
+    ] = None
+    category: Annotated[
+        str | None,
+        Field(min_length=1, max_length=100, description="With copy. Default: the category it has there."),
+    ] = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if sum(edit is not None for edit in (self.forget, self.pin, self.unpin)) != 1:
-            raise ValueError("give exactly one of forget, pin and unpin")
-        if self.object is not None and self.forget is None:
-            raise ValueError("object goes with forget")
+        if sum(edit is not None for edit in (self.forget, self.pin, self.unpin, self.copy_)) != 1:
+            raise ValueError("give exactly one of forget, pin, unpin and copy")
+        if self.object is not None and self.forget is None and self.copy_ is None:
+            raise ValueError("object goes with forget and copy")
+        if self.category is not None and self.copy_ is None:
+            raise ValueError("category goes with copy")
         if self.forget is not None and self.forget[0] > self.forget[1]:
             raise ValueError("forget: the first time must not be after the last")
         return self
@@ -292,6 +313,7 @@ class StreamChange(_Request):
                 {"remove": [3, 4]},
                 {"rename": {"id": 7, "category": "suitcase"}},
                 {"memory": {"forget": [40, 55], "object": 7}},
+                {"memory": {"copy": {"stream": "gate", "object": 3}}},
                 {"pause": True},
                 {"url": "rtsp://10.20.0.32/h264"},
                 {"transport": "tcp"},
@@ -333,7 +355,7 @@ class StreamChange(_Request):
             url = {} if self.url is None else {"url": self.url.get_secret_value()}
             return {"camera": url | ({} if self.transport is None else {"transport": self.transport})}
         if self.memory is not None:
-            return {"memory": self.memory.model_dump(exclude_none=True)}
+            return {"memory": self.memory.model_dump(exclude_none=True, by_alias=True)}
         if self.rename is not None:
             return {"rename": self.rename.model_dump()}
         return {"remove": list(self.remove)} if self.remove is not None else {"pause": self.pause}
@@ -515,7 +537,7 @@ class MemoryFrame(_Answer):
     """What is remembered of one frame in one region of the memory."""
 
     time: int = Field(
-        description="Frames tracked since the first prompt; edits name it. Negative: copied from another stream."
+        description="Frames tracked since the first prompt; edits name it. Negative: of another stream."
     )
     age: int | None = Field(description="Frames tracked since; null if copied from another stream.")
     kind: Literal["working", "permanent", "long_term", "copied"]

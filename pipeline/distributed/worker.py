@@ -326,7 +326,11 @@ class Worker:
             objects=stream.most_objects,
             state_bytes=ahead
             + predict_state_bytes(
-                segmenter.config, segmenter.memory_config, *sizes, frames=source.frame_count
+                segmenter.config,
+                segmenter.memory_config,
+                *sizes,
+                frames=source.frame_count,
+                copied=stream.copied_elements,
             ),
             workspace_bytes=predict_workspace_bytes(
                 segmenter.config,
@@ -334,6 +338,7 @@ class Worker:
                 *sizes,
                 device=segmenter.device.type,
                 frames=source.frame_count,
+                copied=stream.copied_elements,
             ),
             warnings=held.news(),
         )

@@ -11,8 +11,10 @@ from pipeline.live.record import LiveRecord, Request
 from pipeline.live.requests import LiveRequests
 from pipeline.prompts.box_segmenters import BoxSegmenter
 from pipeline.prompts.resolving import PromptSet, resolve
-from pipeline.tracking.memory_edit import MemoryEdit
+from pipeline.tracking.memory_edit import COPY, MemoryEdit
 from pipeline.tracking.objects import Masks, TrackedObjects
+from pipeline.tracks.object_copies import ObjectCopies
+from xmem_core import VideoSegmenter
 
 IDS_AHEAD = 16  # object ids reserved in advance
 
@@ -26,6 +28,8 @@ class Arrivals:
         max_objects: maximum number of objects that one detector run may start.
         told: numbers of requests whose events are committed, though the state is older: an edit of the memory
             is made again, and not reported again.
+        segmenter: that of the stream's state.
+        copies: those of the stream.
 
     Attributes:
         applying: numbers of the requests applied to the frame prepared last; reset by the caller once that
@@ -40,6 +44,8 @@ class Arrivals:
         record: LiveRecord,
         boxes: BoxSegmenter,
         max_objects: int,
+        segmenter: VideoSegmenter,
+        copies: ObjectCopies,
         told: Collection[int] = (),
     ) -> None:
         self.applying: tuple[int, ...] = ()
@@ -47,6 +53,7 @@ class Arrivals:
         self._told = told
         self._objects, self._requests, self._record = objects, requests, record
         self._boxes, self._max_objects = boxes, max_objects
+        self._segmenter, self._copies = segmenter, copies
 
     def prepare(self, frame: Frame) -> Masks:
         """Prepare the next frame to track; returns the masks to prompt the segmenter with."""
@@ -86,9 +93,17 @@ class Arrivals:
 
     def _edit_memory(self, frame: Frame, request: Request) -> None:
         edit, state = MemoryEdit.from_json(request.content["memory"]), self._objects.state
+        copied = edit.object_id if edit.kind == COPY else None
         try:
-            edit.apply(state, state.time)
-        except ValueError as error:
+            if copied is not None:
+                self._objects.check_room([copied])
+            edit.apply(
+                state,
+                state.time,
+                self._copies,
+                lambda state, i, copy: self._segmenter.adopt(state, i, copy, frame.size),
+            )
+        except (ValueError, PromptError) as error:
             self._requests.reject(request, str(error))
             return
         self.memory_edited = True
@@ -96,6 +111,9 @@ class Arrivals:
             self._objects.changed = True
         else:
             self._objects.memory_edited(frame, edit, {**edit.to_json(), "request": request.number})
+        if copied is not None:
+            self._objects.copied(frame, copied, edit.category)
+            self._objects.make_room(frame, [copied])
 
     def _reserve_ids(self, finder: ObjectFinder) -> None:
         """Reserve ids for all objects that the next detector run may start."""

@@ -17,10 +17,10 @@ from pipeline.live.camera.ledger import Ledger
 from pipeline.live.pending_rows import Unwritten
 from pipeline.live.record import Books, LiveRecord
 from pipeline.live.requests import LiveRequests
-from pipeline.live.snapshot import LiveSnapshot
 from pipeline.live.spec import LiveSettings
 from pipeline.live.zones import LiveZones
 from pipeline.tracking.committer import Committer
+from pipeline.tracking.live_snapshot import LiveSnapshot
 from pipeline.tracking.objects import TrackedObjects
 from pipeline.zones.events import ZONE_EVENTS
 

@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.base.errors import StoreError, UsageError
-from pipeline.live.remembered import remembered_state
 from pipeline.storage.opening import open_files
 from pipeline.tracking.memory_edit import MemoryEdit
+from pipeline.tracking.object_states import read_object
+from pipeline.tracking.remembered_state import remembered_state
 from pipeline.tracking.stream_record import FINISHED
 from pipeline.tracks.lease import holder
 from pipeline.tracks.reader import chosen_stream
@@ -33,9 +34,12 @@ def edit_memory(
 
     Args:
         out: output folder of tracking.
-        edit: one of {"forget": [first, last]}, {"forget": [first, last], "object": id}, {"pin": frame} and
-            {"unpin": frame}; frames are those of the video, inclusive. A pinned frame stays in memory as a
-            whole instead of being consolidated. With an object, only that object forgets.
+        edit: one of {"forget": [first, last]}, {"forget": [first, last], "object": id}, {"pin": frame},
+            {"unpin": frame} and {"copy": {"object": id, "stream": id, "out": folder}, "object": id,
+            "category": text}. Frames are those of the video, inclusive. A pinned frame stays in memory as a
+            whole instead of being consolidated. With an object, only that object forgets. A copy starts an
+            object from what another stream remembers of it, of the same folder by default; it gets the id
+            "object", by default its own, and is sought from the next frame on.
         stream_id: its stream; may be left out if there is one only.
 
     Returns:
@@ -65,8 +69,20 @@ def edit_memory(
                 f"{where} is tracked to the end of its video: no frame follows that an edit could change"
             )
         before = found.state.to_bytes()
+        blob = b""
         try:
-            wanted.apply(found.state, found.snapshot.next_frame - 1)
+            if wanted.source is not None:
+                copy, category = read_object(
+                    wanted.source, store, found.state.model_fingerprint, found.state.room_for_copies
+                )
+                blob = copy.to_bytes()
+                chosen = wanted.object_id or wanted.source.object_id
+                wanted = wanted.with_copy(store.object_copies.key(blob), category, chosen)
+                if wanted in found.edits:
+                    return None
+                found.state.adopt(chosen, copy)
+            else:
+                wanted.apply(found.state, found.snapshot.next_frame - 1, store.object_copies)
         except ValueError as error:
             raise UsageError(f"{where}: {error}") from error
         if found.state.to_bytes() == before:
@@ -78,6 +94,8 @@ def edit_memory(
             "asked": datetime.now(UTC).isoformat(timespec="seconds"),
             "edit": wanted.to_json(),
         }
+        if blob:
+            store.object_copies.add(blob)
         logged = store.edit_log.add(at, number, content)
         if logged is None:
             continue  # another edit came first, and this one may no longer be possible

@@ -95,8 +95,7 @@ class Request:
     Args:
         number: sequence number, from 1.
         content: {"prompts": a prompts file's content}, {"remove": [ids]}, {"rename": {"id", "category"}},
-            {"memory": edit} or
-            {"pause": bool}.
+            {"memory": edit} or {"pause": bool}.
     """
 
     number: int
@@ -105,9 +104,10 @@ class Request:
 
     @property
     def object_ids(self) -> list[int]:
-        """Ids of the objects that it prompts."""
-        prompts = self.content.get("prompts") or {}
-        return [int(entry["id"]) for entry in prompts.get("objects", [])]
+        """Ids of the objects that it prompts or copies."""
+        prompts, edit = self.content.get("prompts") or {}, self.content.get("memory") or {}
+        copied = [int(edit["object"])] if "copy" in edit else []
+        return [int(entry["id"]) for entry in prompts.get("objects", [])] + copied
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any
 from pipeline.base.records import Event, Frame
 from pipeline.detect.lifecycle import ObjectFinder
 from pipeline.live.record import Books
-from pipeline.live.snapshot import LiveSnapshot
 from pipeline.live.spec import LiveSpec
 from pipeline.prompts.box_segmenters import BoxSegmenter
+from pipeline.tracking.live_snapshot import LiveSnapshot
 from pipeline.tracking.resume import new_finder, restored_state
 from pipeline.tracks.store import StreamStore
 from xmem_core import TrackerState, VideoSegmenter

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,10 +14,8 @@ from pipeline.base.picture_size import MAX_PIXELS
 from pipeline.draw.frames import frames_with_tracks, records_of
 from pipeline.draw.output_file import finished_file
 from pipeline.draw.overlay import overlay
-from pipeline.live.snapshot import LiveSnapshot
 from pipeline.storage.opening import open_files
-from pipeline.tracking.memory_edit import MemoryEdit, planned_edits
-from pipeline.tracking.snapshot import Snapshot
+from pipeline.tracking.remembered_state import remembered_state
 from pipeline.tracks.layout import load_record
 from pipeline.tracks.reader import TrackReader, chosen_stream
 from pipeline.tracks.store import StreamStore
@@ -129,41 +126,6 @@ def memory_listing(state: TrackerState, objects: Mapping[int, str | None], frame
     }
 
 
-@dataclass(frozen=True)
-class RememberedState:
-    """The newest usable snapshot of a stream.
-
-    Args:
-        committed: number of committed frames.
-        state: its state, with the edits that can be made in it.
-        edits: those that take effect before the first frame without rows.
-    """
-
-    committed: int
-    snapshot: Snapshot
-    live: bool
-    state: TrackerState
-    edits: tuple[MemoryEdit, ...]
-
-
-def remembered_state(store: StreamStore) -> RememberedState:
-    """What a stream remembers, as a state. Raises as `stream_memory` does."""
-    committed = store.committed(newest_only=True).next_frame
-    found = store.load_snapshot(committed, _restored)
-    if found is None:
-        raise UsageError(
-            f"stream {store.stream_id!r} in {store.root} has no usable snapshot: track it with fewer "
-            "--snapshot-chunks, or stop it earlier (--max-frames)"
-        )
-    _, (snapshot, live, state) = found
-    edits = [] if live else planned_edits(store, snapshot.next_frame, committed)
-    for planned in edits:
-        with suppress(ValueError):  # made when its frame comes, or reported then
-            planned.edit.apply(state, snapshot.next_frame - 1)
-    waiting = tuple(planned.edit for planned in edits if planned.frame >= committed)
-    return RememberedState(committed, snapshot, live, state, waiting)
-
-
 def write_thumbnails(
     memory: StreamMemory,
     out: str | os.PathLike[str],
@@ -215,12 +177,3 @@ def write_thumbnails(
 
 def _age(entry: MemoryEntry, state: TrackerState) -> int | None:
     return None if entry.kind == "copied" else state.time - entry.time
-
-
-def _restored(blob: bytes) -> tuple[Snapshot, bool, TrackerState]:
-    """A snapshot of either kind, whether it is of a live stream, and its state. ValueError for others."""
-    try:
-        snapshot, live = Snapshot.from_bytes(blob), False
-    except ValueError:
-        snapshot, live = LiveSnapshot.from_bytes(blob).stream, True
-    return snapshot, live, TrackerState.from_bytes(snapshot.tracker)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from pipeline.base.errors import PromptError, UsageError
 from pipeline.live.record import LiveRecord, Request
 from pipeline.live.spec import LivePrompts, LiveSpec
+from pipeline.prompts.remembered_object import RememberedObject
 from pipeline.tracking.memory_edit import MemoryEdit
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ class LiveRequests:
         applied: number of the last applied request.
         paused: whether the stream was paused after that request.
         distrusted: reasons, by request number, why a request must not be applied.
+        copies: stores a copy of an object that another stream remembers; returns its key, and the object's
+            category. Raises UsageError if it cannot be copied into this stream.
 
     Attributes:
         paused: as last requested; a pause takes effect at once, not with the next frame.
@@ -69,10 +72,12 @@ class LiveRequests:
         applied: int = 0,
         paused: bool = False,
         distrusted: Mapping[int, str] | None = None,
+        copies: Callable[[RememberedObject], tuple[str, str | None]] | None = None,
     ) -> None:
         self._spec, self._record, self._tracked = spec, record, tracked
         self._applied = applied
         self._distrusted = dict(distrusted or {})
+        self._copies = copies
         self.rejected: deque[Rejected] = deque(maxlen=_KEPT)
         self.paused = self._pause_asked(paused)
 
@@ -113,8 +118,7 @@ class LiveRequests:
             named = self._renaming(value)
             request = self._record.ask(lambda free: ({"rename": named}, ()))
         elif kind == "memory":
-            edit = MemoryEdit.from_json(value).to_json()
-            request = self._record.ask(lambda free: ({"memory": edit}, ()))
+            request = self._record.ask(self._memory_edit(MemoryEdit.from_json(value)))
         elif kind == "pause":
             if not isinstance(value, bool):
                 raise UsageError(f"pause={value!r} is not allowed: true or false")
@@ -151,6 +155,32 @@ class LiveRequests:
             ids = [e["id"] for e in entries]
             self._check_room(ids)
             return {"prompts": {"version": 1, "objects": entries}}, ids
+
+        return make
+
+    def _memory_edit(self, edit: MemoryEdit) -> Callable[[int], tuple[dict[str, Any], list[int]]]:
+        """An edit as a request, for `LiveRecord.ask`: an object that is copied gets a free id by default."""
+        if edit.source is None:
+            return lambda free: ({"memory": edit.to_json()}, [])
+        if edit.source.out is not None or edit.source.stream_id is None:
+            raise UsageError(
+                f"copy={edit.source.to_json()} is not allowed: name the object and a stream of the same "
+                "output folder"
+            )
+        if edit.object_id is not None and edit.object_id > _HIGHEST_ID:
+            raise UsageError(
+                f"object id {edit.object_id} is not allowed on a live stream: up to {_HIGHEST_ID}"
+            )
+        if self._copies is None:
+            raise UsageError("objects cannot be copied into this stream")
+        payload, category = self._copies(edit.source)
+
+        def make(free: int) -> tuple[dict[str, Any], list[int]]:
+            object_id = free if edit.object_id is None else edit.object_id
+            if object_id in (*self._tracked.object_ids, *self.promised_ids()):
+                raise UsageError(f"object {object_id} is tracked already: give the copy another id")
+            self._check_room([object_id])
+            return {"memory": edit.with_copy(payload, category, object_id).to_json()}, [object_id]
 
         return make
 

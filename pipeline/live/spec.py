@@ -119,6 +119,11 @@ class LivePrompts:
             raise PromptError('prompts contain removals: on a live stream request them as {"remove": [ids]}')
         if prompts.is_empty():
             raise PromptError("prompts without objects: give at least one")
+        if prompts.states:
+            raise PromptError(
+                "prompts name another stream's state: on a live stream copy an object with a change of the "
+                'memory, {"copy": {"object": id, "stream": id}}'
+            )
         unnamed = tuple(i for i, entry in enumerate(given["objects"]) if "id" not in entry)
         return cls(given, prompts.at(0), unnamed)
 

@@ -38,7 +38,9 @@ from pipeline.live.requests import LiveRequests, Rejected
 from pipeline.live.spec import LiveSpec
 from pipeline.live.zones import LiveZones
 from pipeline.prompts.box_segmenters import BoxSegmenter, load_box_segmenter
+from pipeline.prompts.remembered_object import RememberedObject
 from pipeline.tracking.committer import Committer
+from pipeline.tracking.object_states import read_object
 from pipeline.tracking.objects import TrackedObjects
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.stream_tracker import StepInput
@@ -158,11 +160,14 @@ class LiveTracker(Closing):
             applied=restored.applied,
             paused=restored.paused,
             distrusted=distrusted,
+            copies=lambda source: self._copied(source, store),
         )
         self.zones = LiveZones(self.spec.zones_here, store, record.zones, self._unwritten)
         record.begin_zones(self.zones.keep(books.frames))
         told = _edits_told(store, self.restored_from, self.requests)
-        self._arrivals = Arrivals(self._objects, self.requests, record, boxes, most, told)
+        self._arrivals = Arrivals(
+            self._objects, self.requests, record, boxes, most, segmenter, store.object_copies, told
+        )
         self._committing = LiveCommitter(
             self.spec.stream_id,
             self.spec.settings,
@@ -213,6 +218,11 @@ class LiveTracker(Closing):
         """
         size = (self.source.height, self.source.width) if self.source.height else None
         return self.requests.ask(content, size)
+
+    def _copied(self, source: RememberedObject, store: StreamStore) -> tuple[str, str | None]:
+        """Store a copy of an object; its key and category. UsageError if this stream cannot read it."""
+        copy, category = read_object(source, store, self.state.model_fingerprint, self.state.room_for_copies)
+        return store.object_copies.add(copy.to_bytes()), category
 
     # --- stepping --------------------------------------------------------------------------------
 

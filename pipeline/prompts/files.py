@@ -21,20 +21,21 @@ from pipeline.base.picture_size import MAX_PIXELS
 from pipeline.base.redaction import redacted, shareable
 from pipeline.prompts import values as check
 from pipeline.prompts.index_png import decode_index_png
+from pipeline.prompts.remembered_object import RememberedObject
 from pipeline.storage.locations import locate, read_error
 from pipeline.storage.retries import may_pass
 from pipeline.tracks.masks import mask_to_rle
 
 logger = logging.getLogger(__name__)
 
-_KINDS = ("box", "rle", "polygons")
+_KINDS = ("box", "rle", "polygons", "state")
 _OBJECT_KEYS = {"frame", "id", "category", *_KINDS}
 _MANY_OBJECTS = 64
 
 
 @dataclass(frozen=True)
 class PromptObject:
-    """One object on one frame, given by a box, polygons or a mask.
+    """One object on one frame, given by a box, polygons, a mask, or what another stream remembers of it.
 
     Args:
         object_id: 1 .. 2^31 - 1.
@@ -42,6 +43,7 @@ class PromptObject:
         box: x, y, width, height in pixels.
         polygons: each x1, y1, x2, y2, ... in pixels; the object is their union.
         rle: (height, width, COCO compressed counts).
+        state: the object in another stream's state. It is sought from this frame on; it need not be there.
     """
 
     object_id: int
@@ -49,6 +51,7 @@ class PromptObject:
     box: tuple[float, float, float, float] | None = None
     polygons: tuple[tuple[float, ...], ...] | None = None
     rle: tuple[int, int, str] | None = None
+    state: RememberedObject | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the object as an entry of a prompts file, without its frame."""
@@ -61,6 +64,8 @@ class PromptObject:
             entry["polygons"] = [list(p) for p in self.polygons]
         if self.rle is not None:
             entry["rle"] = {"size": list(self.rle[:2]), "counts": self.rle[2]}
+        if self.state is not None:
+            entry["state"] = self.state.to_json()
         return entry
 
 
@@ -130,6 +135,19 @@ class PromptSet:
     def removals_at(self, frame_index: int) -> tuple[int, ...]:
         """The ids that are removed on a frame."""
         return self.removals.get(frame_index, ())
+
+    @property
+    def states(self) -> list[tuple[int, PromptObject]]:
+        """The objects that are copied from other streams' states, with their frames, in order."""
+        return [(f, e) for f in sorted(self.objects) for e in self.objects[f] if e.state is not None]
+
+    def combined(self, other: PromptSet | None) -> PromptSet:
+        """Both sets. PromptError if they give the same id on the same frame."""
+        if other is None:
+            return self
+        objects = {f: (*self.at(f), *other.at(f)) for f in sorted({*self.objects, *other.objects})}
+        gone = sorted({*self.removals, *other.removals})
+        return PromptSet(objects, {f: (*self.removals_at(f), *other.removals_at(f)) for f in gone})
 
     def to_record(self) -> dict[str, Any]:
         """Return the content of a prompts file; equal prompts give equal dicts."""
@@ -376,6 +394,9 @@ def _entry(entry: Any, where: str) -> tuple[int, PromptObject]:
     category = check.category(entry.get("category"), where)
     if "box" in entry:
         return frame, PromptObject(object_id, category, box=check.box(entry["box"], where))
+    if "state" in entry:
+        state = RememberedObject.from_json(entry["state"], f"{where}: state")
+        return frame, PromptObject(object_id, category, state=state)
     if "rle" in entry:
         return frame, PromptObject(object_id, category, rle=check.rle(entry["rle"], where))
     return frame, PromptObject(object_id, category, polygons=check.polygons(entry["polygons"], where))

@@ -109,7 +109,7 @@ def first_changed_frame(old: PromptSet, new: PromptSet, direction: str) -> int |
 
 def backward_settings(settings: TrackSettings) -> TrackSettings:
     """The settings of a stream's backward pass: prompts only, in full length, to no sink."""
-    commit = replace(settings.commit, max_frames=None, sinks=())
+    commit = replace(settings.commit, max_frames=None, sinks=(), keep_state=False)
     return replace(settings, direction=FORWARD, detector=DetectorSettings(), commit=commit)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from pipeline.base.records import Frame
 from pipeline.prompts.box_segmenters import BoxSegmenter, load_box_segmenter
-from pipeline.prompts.resolving import PromptSet, ResolvedPrompt, resolve
+from pipeline.prompts.resolving import PromptObject, PromptSet, ResolvedPrompt, resolve
 from pipeline.tracking.stream_record import ResolvedPrompts
 from pipeline.video.sources import VideoSource
 
@@ -41,11 +41,11 @@ class FramePrompts:
             PromptError: the prompts do not fit the frame. SourceError: the video cannot be read.
         """
         frame = next(source.frames(), None)
-        if frame is not None and prompts.at(frame.frame_index):
+        if frame is not None and _shown(prompts, frame.frame_index):
             self._tried = (frame.frame_index, self._resolve(frame, prompts))
 
     def at(self, frame: Frame, prompts: PromptSet, keep: Callable[[], None]) -> ResolvedPrompt | None:
-        """The masks of a frame's prompts; None if it has none.
+        """The masks of a frame's prompts; None if it has none. Objects of other streams' states have none.
 
         Args:
             keep: makes `resolved` durable; called if it has changed, before any row that depends on it.
@@ -53,7 +53,7 @@ class FramePrompts:
         Raises:
             PromptError: the prompts do not fit the frame.
         """
-        if not prompts.at(frame.frame_index):
+        if not _shown(prompts, frame.frame_index):
             return None
         known = self.resolved.get(frame.frame_index)
         if known is not None:
@@ -67,9 +67,14 @@ class FramePrompts:
         return found
 
     def _resolve(self, frame: Frame, prompts: PromptSet) -> ResolvedPrompt:
-        objects = prompts.at(frame.frame_index)
+        objects = _shown(prompts, frame.frame_index)
         found = resolve(objects, frame, self.boxes())
         self._warnings.extend(w for w in found.warnings if w not in self._warnings)
         if any(entry.box is not None for entry in objects):
             self.resolved.put(frame.frame_index, found)
         return found
+
+
+def _shown(prompts: PromptSet, frame_index: int) -> list[PromptObject]:
+    """The objects of a frame that are given in it."""
+    return [entry for entry in prompts.at(frame_index) if entry.state is None]

@@ -71,6 +71,7 @@ def predict_state_bytes(
     dtype: str = "float32",
     *,
     frames: int | None = None,
+    copied: int = 0,
 ) -> int:
     """Device memory of one stream's `TrackerState` at its largest, in bytes.
 
@@ -85,6 +86,7 @@ def predict_state_bytes(
         size: shorter side that the network sees; None: frames as they are.
         dtype: precision of the network; states are float32 in any case.
         frames: length of the video. Needed only for unlimited memory (`max_mid_term_frames=None`).
+        copied: number of elements that are copied from other streams' states.
 
     Raises:
         UsageError: a number is out of range, or memory is unlimited and `frames` is not given.
@@ -93,7 +95,7 @@ def predict_state_bytes(
     if objects == 0:
         return 0
     positions = _positions(height, width, size)
-    elements = _capacity(memory, positions, frames)
+    elements = _capacity(memory, positions, frames) + copied
     # key and selection; shrinkage, use and life; the time is a 64-bit integer.
     own = 2 * model.key_dim * _FLOAT + 3 * _FLOAT + _LONG
     value = model.value_dim * _FLOAT
@@ -119,6 +121,7 @@ def predict_workspace_bytes(
     *,
     device: str = "cpu",
     frames: int | None = None,
+    copied: int = 0,
 ) -> int:
     """Device memory that one step takes beside the states and the network's weights, in bytes: its peak.
 
@@ -139,7 +142,8 @@ def predict_workspace_bytes(
     positions = padded_h * padded_w // _STRIDE**2
     at_once = _CPU_QUERIES if torch.device(device).type == "cpu" else positions
     network, prepared, weights, widest = _network_peaks(model, padded_h, padded_w, objects)
-    reading = _reading_peak(model, memory, _capacity(memory, positions, frames), positions, objects, at_once)
+    elements = _capacity(memory, positions, frames) + copied
+    reading = _reading_peak(model, memory, elements, positions, objects, at_once)
     keeping = _keeping_peak(model, memory, positions, objects)
     # A frame as bytes and as floats; then the masks and probabilities of a result at the frame's own size.
     frame = 3 * height * width

@@ -97,6 +97,21 @@ class TrackedObjects:
         self._events.happened(frame, EDITED, reason=edit.kind, object_id=edit.object_id, detail=detail)
         self.changed = True
 
+    def copied(self, frame: Frame, object_id: int, category: str | None) -> None:
+        """Record that an object was started in the state from a copy, out of sight, before this frame."""
+        if self.finder is not None:
+            self.finder.release([object_id])
+            self.finder.reserve([object_id])
+        self.categories[object_id] = category
+        detail = {"category": category}
+        self._events.happened(frame, "object_added", object_id=object_id, reason="copy", detail=detail)
+        self.changed = True
+
+    def make_room(self, frame: Frame, ids: Collection[int]) -> None:
+        """Remove detected objects where the limit requires it for these ids, checked by `check_room`."""
+        if self.finder is not None and self._most is not None:
+            self._make_room(frame, sorted(ids), self.finder, self._most)
+
     def remove(
         self, frame: Frame, object_id: int, reason: str, detail: Mapping[str, Any] | None = None
     ) -> bool:

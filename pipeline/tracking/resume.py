@@ -15,6 +15,7 @@ from pipeline.detect.settings import FinderSettings
 from pipeline.prompts.box_segmenters import BoxSegmenter
 from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking.frame_prompts import FramePrompts
+from pipeline.tracking.object_states import read_object
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.snapshot import Snapshot
 from pipeline.tracking.stream_record import (
@@ -106,8 +107,12 @@ def open_stream(
         detector = load_detector(chosen.name, device=settings.model.device, classes=chosen.finder.classes)
     prompts = given
     if restart:
-        # Errors in the first frame's prompts must be found before anything is removed.
-        frame_prompts.try_first(source, _something(prompts, settings))
+        # Errors in the first frame's prompts, and in states, must be found before anything is removed.
+        prompts = _something(prompts, settings)
+        frame_prompts.try_first(source, prompts)
+        for _, entry in prompts.states:
+            if entry.state is not None:
+                read_object(entry.state, store, settings.model_fingerprint)
         store.restart()
         # Not listed again: a writer that is being stopped may be about to take back its last chunk.
         committed = CommittedRange(0, 0)

@@ -101,6 +101,7 @@ class CommitSettings:
         max_pixels: reject pictures with more pixels than this (width x height) before they are decoded.
         box_segmenter: plugin that converts boxes to masks: grabcut, or an installed plugin's name.
         sinks: plugin that also receives the rows, by name; repeatable.
+        keep_state: save a snapshot at the end of the video, from which its objects are found in other videos.
     """
 
     chunk_frames: int = setting(100, least=1)
@@ -111,6 +112,7 @@ class CommitSettings:
     max_pixels: int = setting(MAX_PIXELS, least=1, recorded=False)
     box_segmenter: str = setting("grabcut")
     sinks: tuple[str, ...] = setting((), recorded=False)
+    keep_state: bool = setting(True, recorded=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.sinks, list):
@@ -143,6 +145,7 @@ class TrackOptions(TypedDict, total=False):
     max_pixels: int
     box_segmenter: str
     sinks: Sequence[str]
+    keep_state: bool
     direction: str
 
 
@@ -257,6 +260,7 @@ NOT_LIVE = {
     "chunk_frames": "a live stream's rows are committed after rotate_seconds or rotate_rows",
     "snapshot_chunks": "a live stream's snapshots follow after snapshot_seconds",
     "max_frames": "a camera has no end",
+    "keep_state": "a camera has no end",
     "max_pixels": "cameras have a limit of their own, see LiveOptions",
     "direction": "a camera's earlier frames are gone",
 }

@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pipeline.base.closeable import Closing
-from pipeline.base.errors import SourceError
+from pipeline.base.errors import PromptError, SourceError
 from pipeline.base.records import Frame, MaskRecord
 from pipeline.prompts.box_segmenters import BoxSegmenter
-from pipeline.prompts.resolving import PromptSet
+from pipeline.prompts.resolving import PromptObject, PromptSet
 from pipeline.tracking.backward import (
     BackwardPlan,
     BackwardPrompts,
@@ -42,7 +42,8 @@ from pipeline.tracking.chunk_rows import ChunkRows
 from pipeline.tracking.committer import Committer
 from pipeline.tracking.frame_prompts import FramePrompts
 from pipeline.tracking.look_ahead import Arrived, arriving, looks_ahead
-from pipeline.tracking.memory_edit import planned_edits
+from pipeline.tracking.memory_edit import COPY, planned_edits
+from pipeline.tracking.object_states import read_object
 from pipeline.tracking.objects import Masks, TrackedObjects
 from pipeline.tracking.resume import open_stream, resume
 from pipeline.tracking.settings import BACKWARD, FORWARD, TrackSettings
@@ -54,6 +55,7 @@ from pipeline.video.prefetch import Prefetch
 from pipeline.video.reversed_video import ReversedVideo
 from pipeline.video.sources import VideoSource
 from xmem_core import EncodedFrame, Prompt, StepResult, TrackerState, VideoSegmenter
+from xmem_core.object_copy import MOST_ELEMENTS, ObjectCopy
 from xmem_core.segmenter import Frame as Image
 
 __all__ = ["FINISHED", "RUNNING", "StepInput", "StreamSummary", "StreamTracker"]
@@ -170,6 +172,12 @@ class StreamTracker(Closing):
         self._committed, self._prompts, self._record = opened.committed, opened.prompts, opened.record
         self._run = opened.identity.digest()
         self._plan = BackwardPlan.of(self._prompts, self.settings.direction)
+        if self._plan is not None and self._plan.prompts.states:
+            frame, entry = self._plan.prompts.states[0]
+            raise PromptError(
+                f"object {entry.object_id} comes from another stream's state, which tells nothing of earlier "
+                f"frames than frame {self._plan.last - frame}: track it forward (--direction forward)"
+            )
         self._starts = {} if self.settings.direction == FORWARD else first_prompts(self._prompts)
         if self.summary.state == FINISHED:
             self._ended = True
@@ -323,7 +331,22 @@ class StreamTracker(Closing):
         """Maximum number of simultaneous objects, from prompts and detector."""
         found = 0 if self.settings.detector.name is None else self.settings.detector.finder.max_objects
         backward = 0 if self._plan is None else self._plan.prompts.most_objects
-        return max(self._prompts.most_objects + found, backward)
+        return max(self._prompts.most_objects + found + self._copies_planned, backward)
+
+    @property
+    def copied_elements(self) -> int:
+        """Maximum number of elements of memory that are copied from other streams' states."""
+        if self._ended:
+            return 0
+        memory = self._objects.state.memory
+        there = 0 if memory is None else memory.copied_elements
+        ahead = sum(frame >= self._rows.next_frame for frame, _ in self._prompts.states)
+        more = MOST_ELEMENTS * (ahead + self._copies_planned)
+        return min(there + more, self._segmenter.memory_config.max_long_term_elements)
+
+    @property
+    def _copies_planned(self) -> int:
+        return 0 if self._ended else sum(planned.edit.kind == COPY for planned in self._edits)
 
     # --- stepping --------------------------------------------------------------------------------
 
@@ -492,6 +515,9 @@ class StreamTracker(Closing):
                 self.summary.warn(
                     f"frame {frame.frame_index}: no object {object_id} is tracked that could be removed"
                 )
+        for entry in self._prompts.at(frame.frame_index):
+            if entry.state is not None:
+                self._begin_from_state(frame, entry)
         masks: Masks = {} if prompt is None else self._objects.prompt(frame, prompt)
         self._objects.look(frame, masks)
         return Prompt(masks) if masks else None
@@ -507,17 +533,41 @@ class StreamTracker(Closing):
 
     def _edit_memory(self, frame: Frame) -> None:
         """Make the edits that take effect before a frame."""
+
+        def begin(state: TrackerState, object_id: int, copy: ObjectCopy) -> None:
+            self._segmenter.adopt(state, object_id, copy, frame.size)
+
         while self._edits and self._edits[0].frame <= frame.frame_index:
             edit = self._edits.pop(0).edit
             detail = edit.to_json()
             try:
-                edit.apply(self.state, frame.frame_index - 1)
+                edit.apply(self.state, frame.frame_index - 1, self.store.object_copies, begin)
+                if edit.kind == COPY and edit.object_id is not None:
+                    self._objects.copied(frame, edit.object_id, edit.category)
             except ValueError as error:
                 # It was checked on the newest snapshot, after which other frames followed.
                 detail["refused"] = str(error)
                 if self._rows.is_new(frame):
                     self.summary.warn(f"frame {frame.frame_index}: {edit.kind} was not possible: {error}")
             self._objects.memory_edited(frame, edit, detail)
+
+    def _begin_from_state(self, frame: Frame, entry: PromptObject) -> None:
+        """Start an object from another stream's state, as it was when this was done first."""
+        assert entry.state is not None
+        copies = self.store.object_copies
+        about = f"{frame.frame_index} {entry.object_id} {entry.state.to_json()}"
+        key = copies.key(about.encode("utf-8", "surrogatepass"))
+        if not copies.holds(key):
+            share = self._segmenter.memory_config.max_long_term_elements // len(self._prompts.states)
+            copy, _ = read_object(entry.state, self.store, self._segmenter.fingerprint, share)
+            # Durable before any row that depends on it.
+            copies.add(copy.to_bytes(), about)
+        try:
+            copy = ObjectCopy.from_bytes(copies.read(key))
+            self._segmenter.adopt(self.state, entry.object_id, copy, frame.size)
+        except ValueError as error:
+            raise PromptError(f"object {entry.object_id} on frame {frame.frame_index}: {error}") from error
+        self._objects.copied(frame, entry.object_id, entry.category)
 
     def _keep_prompts(self) -> None:
         """Store the resolved prompts before any row that depends on them: each box is segmented once."""
@@ -581,8 +631,9 @@ class StreamTracker(Closing):
         # Without a new frame the last chunk was committed before, and these events with it.
         if next_frame > self._rows.first:
             self._commit(next_frame)
-            if not self._exhausted:  # a run with a larger max_frames resumes here
-                self._take_snapshot()
+        # A run with a larger max_frames resumes here; of a whole video, other streams may copy objects.
+        if next_frame > self._snapshot_at and (not self._exhausted or self.settings.commit.keep_state):
+            self._take_snapshot()
         self._committer.drain()
         used = set(self._starts.values()) if self.settings.direction == BACKWARD else self._prompts.frames
         late = sorted(f for f in used if f >= next_frame)

@@ -48,6 +48,7 @@ from pipeline.tracks.layout import (
     remove_folder,
     snapshot_name,
 )
+from pipeline.tracks.object_copies import ObjectCopies
 from pipeline.tracks.reader import TrackReader
 
 __all__ = ["CommittedRange", "StreamStore", "generate_stream_id", "validate_stream_id"]
@@ -93,6 +94,7 @@ class StreamStore:
         self._options = storage_options
         self._kept_snapshots = snapshots
         self.edit_log = EditLog(self._files, self.stream_id)
+        self.object_copies = ObjectCopies(self._files, self.stream_id)
         self._next_frame: int | None = None
         self._last_name: str | None = None
 
@@ -103,6 +105,11 @@ class StreamStore:
     def root(self) -> str:
         """The output folder, as an absolute path or a URI."""
         return self._files.root
+
+    @property
+    def storage_options(self) -> Mapping[str, Any] | None:
+        """The options of the file system."""
+        return self._options
 
     # Committed frames
 
@@ -372,6 +379,7 @@ class StreamStore:
         # Again: copies may have been planned before the rows were gone.
         withdraw_stream(self._files, self.stream_id)
         self.edit_log.remove_all()
+        self.object_copies.remove_all()
         self.remove_backward()
         for frame in self._snapshots():
             self._files.remove(self._snapshot_name(frame))

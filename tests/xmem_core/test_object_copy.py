@@ -44,7 +44,7 @@ def test_a_copy_starts_a_stream_and_survives_every_cut(kind: str) -> None:
         assert a.object_ids == (5,)
         assert torch.equal(a.probabilities, b.probabilities)
     assert whole.to_bytes() == cut.to_bytes()
-    # Frames were consolidated meanwhile, and the copy stayed; edits of frames before the first don't reach it.
+    # Frames were consolidated meanwhile, and the copy stayed; edits of earlier frames don't reach it.
     whole.forget(-5, 3)
     kept = [(e.kind, e.time, e.elements, e.objects) for e in contents(whole.memory) if e.kind == "copied"]
     assert kept == [("copied", -1, len(copy.key), (5,))]

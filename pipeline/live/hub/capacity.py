@@ -16,7 +16,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from pipeline.live.spec import LiveSpec
 from pipeline.tracking.memory_plan import device_bytes, predict_state_bytes, predict_workspace_bytes
 from pipeline.tracking.settings import DTYPES, dtype_name
 from xmem_core import Prompt, VideoSegmenter
+from xmem_core.object_copy import MOST_ELEMENTS
 
 _SHARE = 0.8  # share of the device's memory to use by default
 _TRIALS = 4
@@ -47,12 +48,14 @@ class Load:
         size: (height, width) of its frames, once known.
         ms: measured milliseconds per frame.
         objects: number of objects during the measurement.
+        copied: elements of memory that are copied from other streams.
     """
 
     spec: LiveSpec
     size: tuple[int, int] | None = None
     ms: float | None = None
     objects: int = 0
+    copied: int = 0
 
 
 class Capacity:
@@ -124,6 +127,17 @@ class Capacity:
         chosen = next((entry for entry in there if entry.spec.stream_id == stream_id), None)
         if chosen is not None and self._units(chosen, 0) > self._units(Load(chosen.spec), 0):
             self._check_time(chosen, there)
+
+    def check_copy(self, stream_id: str, there: Sequence[Load]) -> None:
+        """Raises UsageError if there is no memory for one more copied object in a stream."""
+        most = self._segmenter.memory_config.max_long_term_elements
+        more = [
+            replace(load, copied=min(most, load.copied + MOST_ELEMENTS))
+            if load.spec.stream_id == stream_id
+            else load
+            for load in there
+        ]
+        self._check_memory(stream_id, more)
 
     def check(self, stream_id: str, there: Sequence[Load]) -> None:
         """Raises UsageError, with the numbers, if these streams do not fit; the message names `stream_id`."""
@@ -207,11 +221,15 @@ class Capacity:
             height, width = entry.size or (asked.expected_height, asked.expected_width)
             side = asked.size or chosen.size
             sizes = (height, width, asked.finder.max_objects, side, dtype)
-            states += predict_state_bytes(chosen.config, chosen.memory_config, *sizes)
+            states += predict_state_bytes(chosen.config, chosen.memory_config, *sizes, copied=entry.copied)
             work = max(
                 work,
                 predict_workspace_bytes(
-                    chosen.config, chosen.memory_config, *sizes, device=torch.device(chosen.device).type
+                    chosen.config,
+                    chosen.memory_config,
+                    *sizes,
+                    device=torch.device(chosen.device).type,
+                    copied=entry.copied,
                 ),
             )
         return int(chosen.weights_bytes + states + work)

@@ -214,6 +214,10 @@ class LiveHub(Closing):
         if tracker is None:
             state = state_of(stream)
             raise XmemError(f"stream {stream_id} is {state} just now: ask again later")
+        if isinstance(edit := content.get("memory"), Mapping) and "copy" in edit:
+            with self._lock:
+                there = self._load()
+            self._capacity.check_copy(stream_id, there)
         answer = tracker.request(content)
         self._wake.set()
         return answer
@@ -517,5 +521,7 @@ class LiveHub(Closing):
                 continue
             tracker = stream.tracker
             objects = 0 if tracker is None else len(tracker.state.object_ids)
-            found.append(Load(stream.spec, stream.size, stream.ms_per_frame, objects))
+            memory = None if tracker is None else tracker.state.memory
+            copied = 0 if memory is None else memory.copied_elements
+            found.append(Load(stream.spec, stream.size, stream.ms_per_frame, objects, copied))
         return found

@@ -30,12 +30,13 @@ WITHOUT = {
     "batch run": {"full_size"},
     "serve": {
         "full_size", "detector", "chunk_frames", "snapshot_chunks", "max_frames", "max_pixels", "direction",
+        "keep_state",
     },
     "evaluate": {
         "full_size", "detector", "detect_every", "detect_confirmations", "max_objects", "out_of_sight_frames",
         "detect_classes", "detect_score", "give_up_looks", "kept_for_prompts",
         "chunk_frames", "snapshot_chunks", "max_frames", "max_pixels", "box_segmenter",
-        "sinks", "size", "direction",
+        "sinks", "size", "direction", "keep_state",
     },
 }  # fmt: skip
 # Figures of different machines are compared, and not all have bfloat16.

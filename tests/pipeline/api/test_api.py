@@ -199,7 +199,15 @@ def test_memory(client: TestClient, hub: StandInHub) -> None:
     shown = client.get("/v1/streams/gate/memory").json()
     assert (shown["stream_id"], shown["time"]) == ("gate", 4)
     assert shown["frames"][0]["kind"] == "permanent"
-    edits = ({"forget": [4, 9]}, {"forget": [4, 9], "object": 7}, {"pin": 0}, {"unpin": 3})
+    copy = {"copy": {"stream": "door", "object": 3}}
+    edits: tuple[dict[str, Any], ...] = (
+        {"forget": [4, 9]},
+        {"forget": [4, 9], "object": 7},
+        {"pin": 0},
+        {"unpin": 3},
+        copy,
+        {**copy, "object": 9, "category": "bag"},
+    )
     for edit in edits:
         answer = client.patch("/v1/streams/gate", json={"memory": edit})
         assert answer.status_code == 200, answer.text
@@ -210,6 +218,10 @@ def test_memory(client: TestClient, hub: StandInHub) -> None:
         {"pin": 1, "unpin": 1},
         {"pin": 1, "object": 1},
         {"forget": [9, 4]},
+        {**copy, "pin": 1},
+        {"pin": 1, "category": "bag"},
+        {"copy": {"object": 3}},
+        {"copy": {"stream": "door", "object": 3, "out": "s3://elsewhere"}},
         {"x": 1},
     ):
         assert client.patch("/v1/streams/gate", json={"memory": wrong}).status_code == 422

@@ -20,6 +20,7 @@ from support.videos import make_video
 from pipeline import edit_memory, query, stream_memory, track
 from pipeline.base.errors import AnotherWriterError, UsageError
 from pipeline.prompts.resolving import PromptSet
+from pipeline.storage import local_files
 from pipeline.tracks.lease import lease
 from pipeline.tracks.store import StreamStore
 
@@ -230,6 +231,82 @@ def test_an_editor_killed_leaves_the_edit_or_nothing_and_asking_again_doubles_no
     assert edits(out) == [(TRACKED, "forget", EDIT)]
 
 
+COPY: dict[str, Any] = {"copy": {"object": 1, "stream": "walk"}, "object": 5}
+
+
+@pytest.fixture
+def second(clip: Clip, out: Path) -> Path:
+    """The output folder with another stream, of which eight frames are tracked."""
+    clip.track(out, 8, stream_id="second")
+    return out
+
+
+def test_an_object_is_copied_into_another_stream_and_stays_whatever_becomes_of_its_source(
+    clip: Clip, second: Path
+) -> None:
+    assert edit_memory(second, COPY, "second") == 8
+    assert edit_memory(second, COPY, "second") is None
+    listed = stream_memory(second, "second")
+    assert [(f.frame_index, f.age, f.objects) for f in listed.frames if f.kind == "copied"] == [
+        (None, None, (5,))
+    ]
+    clip.track(second, 16, stream_id="second")
+    other = Path(shutil.copytree(second, second.parent / "other"))
+    for kind in ("tracks/stream_id=", "events/stream_id=", "state/"):
+        shutil.rmtree(other / f"{kind}walk")
+    for path in (other / "state/second").iterdir():
+        path.unlink()  # all frames are repeated
+    for folder in (second, other):
+        clip.track(folder, 20, stream_id="second")
+    names = ("tracks/stream_id=second", "events/stream_id=second")
+    assert files(second, *names) == files(other, *names)
+    ((frame, kind, detail),) = edits(second)
+    assert (frame, kind) == (8, "copy")
+    assert detail.items() > {**COPY, "category": "square"}.items()
+    rows = "select min(frame_index) as first, any_value(category) as category, count(*) as n from tracks"
+    (row,) = query(second, f"{rows} where stream_id = 'second' and object_id = 5").to_pylist()
+    assert row == {"first": 8, "category": "square", "n": 12}
+    added = "select frame_index from events where kind = 'object_added' and reason = 'copy'"
+    assert query(second, added)["frame_index"].to_pylist() == [8]
+    clip.track(second, 4, stream_id="second", restart=True)
+    assert files(second, "edits") == {}
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_killed_while_it_copies_an_object_an_editor_leaves_the_edit_or_nothing(
+    clip: Clip, second: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before or after each of the two files is created: that of the copy and that of the edit."""
+    link, left = local_files.link_exclusively, [step]
+
+    def killed(*places: Any) -> None:
+        for act in (lambda: None, lambda: link(*places)):
+            act()
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local_files, "link_exclusively", killed)
+        with pytest.raises(KeyboardInterrupt):
+            edit_memory(second, COPY, "second")
+    assert edit_memory(second, COPY, "second") == (None if step == 3 else 8)
+    clip.track(second, 12, stream_id="second")
+    assert [kind for _, kind, _ in edits(second)] == ["copy"]
+
+
+def test_copies_that_do_not_fit_are_one_line(second: Path) -> None:
+    for edit, message in (
+        ({**COPY, "object": 7}, "object 7 is tracked already: give the copy another id"),
+        ({"copy": {"object": 3, "stream": "walk"}}, r"no object 3 is tracked: there are \[1, 7\]"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            edit_memory(second, edit, "second")
+    edit_memory(second, COPY, "second")
+    with pytest.raises(UsageError, match="max_long_term_elements=20 are allowed: copy fewer objects"):
+        edit_memory(second, {**COPY, "object": 6}, "second")
+
+
 def test_restart_removes_the_edits(clip: Clip, out: Path) -> None:
     edit_memory(out, EDIT)
     clip.track(out, 8, restart=True)
@@ -240,7 +317,7 @@ def test_restart_removes_the_edits(clip: Clip, out: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        ({}, "an edit of the memory is one of forget, pin, unpin, not"),
+        ({}, "an edit of the memory is one of forget, pin, unpin, copy, not"),
         ({"pin": 1, "unpin": 2}, "an edit of the memory is one of"),
         ({"pin": -1}, r"pin='-1' is not allowed: frames are numbers from 0"),
         ({"pin": 1, "object": 1}, "pin, has no field 'object'"),
@@ -249,6 +326,12 @@ def test_restart_removes_the_edits(clip: Clip, out: Path) -> None:
         ({"forget": [1, 2], "object": "1"}, "object='1' is not allowed: the id of an object"),
         ({"forget": [0, 100]}, "object 1 would remember nothing any more: forget less"),
         ({"forget": [0, 1], "object": 5}, r"no object 5 is tracked: there are \[1, 7\]"),
+        ({"copy": 1}, "copy: 1 names no remembered object"),
+        ({"copy": {"object": 1}, "x": 1}, "copy, has no field 'x'"),
+        ({"copy": {"object": 1, "stream": "gate"}}, "object 1 of stream gate cannot be copied: no tracks of"),
+        ({"copy": {"object": 1, "stream": "walk"}}, "stream 'walk' is the one that would receive the copy"),
+        ({"copy": {"object": 1, "out": "/none"}}, "object 1 in /none cannot be copied: /none is no output"),
+        ({"copy": {"object": 1, "out": "s3://k:secret@b/x"}}, "is stored as it is: leave credentials out"),
         ({"pin": 1000}, "frame 1000 is not in memory as a whole; whole frames: "),
     ],
 )
@@ -286,6 +369,8 @@ def test_the_command_edits(out: Path, call: Callable[..., tuple[int, str, str]])
     code, listed, _ = call("memory", out, "--json")
     assert json.loads(listed)["edits"] == [{"forget": [4, 6], "object": 1}, {"pin": 18}]
     for options, message in (
+        (("--copy", "1"), "object 1 cannot be copied: stream 'walk' is the one that would receive the copy"),
+        (("--from-stream", "a"), "--from-stream goes with --copy OBJECT"),
         (("--forget", "6"), "--forget '6' is not allowed: FIRST:LAST, such as 40:55"),
         (("--pin", "3", "--unpin", "3"), "--pin and --unpin are edits of their own: give one at a time"),
         (("--object", "3"), "--object goes with --forget FIRST:LAST"),

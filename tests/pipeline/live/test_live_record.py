@@ -23,8 +23,8 @@ from pipeline.base.records import Event, Frame, MaskRecord, events_table, tracks
 from pipeline.live.camera.ledger import LedgerCounts
 from pipeline.live.recent import LiveView
 from pipeline.live.record import Books, LiveRecord
-from pipeline.live.snapshot import LiveSnapshot
 from pipeline.live.spec import LivePrompts, LiveSettings, LiveSpec
+from pipeline.tracking.live_snapshot import LiveSnapshot
 from pipeline.tracking.snapshot import Snapshot
 from pipeline.tracks.store import StreamStore
 

@@ -10,9 +10,9 @@ from support.small_net import SMALL_MEMORY, frame_at, small_model, square
 
 from pipeline.live.record import Books
 from pipeline.live.recovery import Restored, restore, run_of
-from pipeline.live.snapshot import LiveSnapshot
 from pipeline.live.spec import LiveSpec
 from pipeline.prompts.box_segmenters import load_box_segmenter
+from pipeline.tracking.live_snapshot import LiveSnapshot
 from pipeline.tracking.snapshot import Snapshot
 from pipeline.tracks.store import StreamStore
 from xmem_core import Prompt, VideoSegmenter

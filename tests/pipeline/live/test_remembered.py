@@ -20,8 +20,8 @@ from support.videos import make_video
 from pipeline.base.errors import UsageError
 from pipeline.base.records import EVENTS_SCHEMA, tracks_table
 from pipeline.live.remembered import stream_memory, write_thumbnails
-from pipeline.live.snapshot import LiveSnapshot
 from pipeline.prompts.resolving import PromptSet
+from pipeline.tracking.live_snapshot import LiveSnapshot
 from pipeline.tracking.snapshot import Snapshot
 from pipeline.tracking.track import track
 from pipeline.tracks.store import StreamStore
@@ -54,7 +54,8 @@ def test_frames_have_the_numbers_of_the_video(tracked: tuple[Path, Path]) -> Non
     prompted = {(frame.frame_index, i) for frame in found.frames for i in frame.given}
     assert prompted == {(2, 1), (5, 7)}
     assert all(
-        f.frame_index is not None and f.frame_index + f.age == found.next_frame - 1 for f in found.frames
+        f.frame_index is not None and f.age is not None and f.frame_index + f.age == found.next_frame - 1
+        for f in found.frames
     )
     assert all(7 not in f.objects for f in found.frames if f.frame_index is not None and f.frame_index < 5)
     assert {f.kind for f in found.frames} == {"working", "permanent", "long_term"}
@@ -120,4 +121,4 @@ def test_streams_without_memory_are_named(
     code, _, err = call("memory", copy)
     assert code == 2
     assert "stream 'walk' in" in err
-    assert "has no usable snapshot: track it with fewer --snapshot-chunks" in err
+    assert "has no usable snapshot: a run saves one every --snapshot-chunks commits and at its end" in err

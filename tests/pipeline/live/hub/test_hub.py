@@ -26,8 +26,8 @@ from pipeline.live.hub.capacity import Load
 from pipeline.live.hub.hub import HubSettings, LiveHub
 from pipeline.live.hub.webhook import WebhookSettings
 from pipeline.live.recent import LiveView
-from pipeline.live.snapshot import LiveSnapshot
 from pipeline.live.spec import LiveSettings, LiveSpec
+from pipeline.tracking.live_snapshot import LiveSnapshot
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracks.masks import mask_to_rle
 from pipeline.tracks.store import StreamStore
@@ -229,6 +229,45 @@ def test_the_memory_is_listed_and_edited_between_frames(world: World) -> None:
         again.close()
     assert edited(copy.out) == [{"forget": [3, whole], "request": seq}]
     assert edited(world.out) == edited(copy.out)
+
+
+def test_an_object_is_copied_from_another_stream_and_stays_after_a_restart(world: World) -> None:
+    hub = world.hub()
+    hub.add(spec(prompts={"objects": [{"id": 1, "category": "bag", **mask_of()}]}))
+    hub.add(spec("door", "fake://door?fps=40", prompts=None))
+    store = StreamStore(world.out, "cam")
+    until(lambda: _snapshot(store))
+    tracked(hub, "door", more=2)
+    copy: dict[str, Any] = {"copy": {"stream": "cam", "object": 1}}
+    (new,) = hub.request("door", {"memory": copy})["ids"]
+    objects = [{"id": new, "category": "bag"}]
+    until(lambda: [{k: o[k] for k in ("id", "category")} for o in hub.status("door")["objects"]] == objects)
+    for wrong, message in (
+        ({**copy, "object": new}, f"object {new} is tracked already: give the copy another id"),
+        ({"copy": {"stream": "cam", "object": 8}}, r"no object 8 is tracked: there are \[1\]"),
+        ({"copy": {"stream": "cam", "object": 1, "out": "/elsewhere"}}, "a stream of the same output folder"),
+        ({"copy": {"stream": "door", "object": 1}}, "'door' is the one that would receive the copy"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            hub.request("door", {"memory": wrong})
+    hub.request("door", {"remove": [new]})
+    (again,) = hub.request("door", {"memory": copy})["ids"]
+    assert again > new
+    hub._capacity._budget = 1 << 20
+    with pytest.raises(UsageError, match="stream door does not fit the device's memory"):
+        hub.request("door", {"memory": copy})
+    until(lambda: [o["id"] for o in hub.status("door")["objects"]] == [again])
+    hub.close()
+    resumed = world.hub()
+    until(lambda: [o["id"] for o in resumed.status("door")["objects"]] == [again])
+    tracked(resumed, "door", more=2)
+    resumed.remove("door", wait=PATIENCE)
+    committed = Committed(world.out, "door")
+    assert [(e["object_id"], e["reason"]) for e in committed.of("object_added")] == [
+        (new, "copy"),
+        (again, "copy"),
+    ]
+    assert [e["detail"]["category"] for e in committed.of("memory_edited")] == ["bag", "bag"]
 
 
 def edited(out: Path) -> list[dict[str, Any]]:
