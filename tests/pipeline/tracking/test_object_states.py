@@ -91,10 +91,10 @@ def test_what_cannot_be_sought_is_one_line_and_nothing_is_lost(halves: Halves, t
     with pytest.raises(PromptError, match=r"object 1 .* was tracked with other weights \(") as raised:
         halves.track(halves.second, out, prompts, stream_id="second", model=other)
     assert "\n" not in str(raised.value)
-    with pytest.raises(PromptError, match="object 1 comes from another stream's state, .* track it forward"):
+    with pytest.raises(PromptError, match=r"object 1 comes from another stream's state, .* track it forward"):
         halves.track(halves.second, out, prompts, stream_id="second", direction="backward")
     halves.track(halves.first, out, PromptSet.from_record(PROMPTS), stream_id="bare", keep_state=False)
-    with pytest.raises(UsageError, match="stream 'bare' in .* has no usable snapshot: a run saves one every"):
+    with pytest.raises(UsageError, match=r"stream 'bare' in .* has no usable snapshot: a run saves one"):
         prompts_from_state(out, "bare")
     with pytest.raises(UsageError, match="is no output folder of xmem"):
         prompts_from_state(tmp_path / "nowhere")
@@ -105,7 +105,7 @@ def test_what_cannot_be_sought_is_one_line_and_nothing_is_lost(halves: Halves, t
     gone = PromptSet.from_record(
         {"version": 1, "objects": [{"id": 1, "state": {"object": 1, "out": str(copy)}}]}
     )
-    with pytest.raises(PromptError, match="object 1 in .* cannot be copied: .* has no usable snapshot"):
+    with pytest.raises(PromptError, match=r"object 1 in .* cannot be copied: .* has no usable snapshot"):
         halves.track(halves.first, out, gone, stream_id="bare", restart=True)
     assert rows(out, "bare") == before
 
