@@ -72,14 +72,14 @@ def edit_memory(
         blob = b""
         try:
             if wanted.source is not None:
+                chosen = wanted.object_id or wanted.source.object_id
+                if (wanted.source, chosen) in [(edit.source, edit.object_id) for edit in found.edits]:
+                    return None
                 copy, category = read_object(
                     wanted.source, store, found.state.model_fingerprint, found.state.room_for_copies
                 )
                 blob = copy.to_bytes()
-                chosen = wanted.object_id or wanted.source.object_id
                 wanted = wanted.with_copy(store.object_copies.key(blob), category, chosen)
-                if wanted in found.edits:
-                    return None
                 found.state.adopt(chosen, copy)
             else:
                 wanted.apply(found.state, found.snapshot.next_frame - 1, store.object_copies)

@@ -86,6 +86,85 @@ def test_empty_and_full_masks(mask: Any, truth: Any, j: float, f: float) -> None
     assert (region_similarity(mask, truth), boundary_accuracy(mask, truth)) == (j, f)
 
 
+def drawn(kind: str, h: int, w: int, cy: int, cx: int, ry: int, rx: int) -> np.ndarray:
+    y, x = np.mgrid[:h, :w]
+    if kind == "ellipse":
+        return np.asarray((y - cy) ** 2 * rx**2 + (x - cx) ** 2 * ry**2 <= (ry * rx) ** 2)
+    if kind == "box":
+        return np.asarray((abs(y - cy) <= ry) & (abs(x - cx) <= rx))
+    return np.asarray(abs(y - cy) * rx + abs(x - cx) * ry <= ry * rx)  # diamond
+
+
+# Truth, answer, and J and F as `db_eval_iou` and `db_eval_boundary` of davis2017-evaluation (commit 30b698a,
+# with NumPy's removed `np.bool` as `bool`, OpenCV and scikit-image) print them.
+OF_THE_TOOLKIT = {
+    "larger": (
+        ("ellipse", 480, 854, 200, 300, 60, 90),
+        ("ellipse", 480, 854, 203, 305, 71, 84),
+        (0.8334790434559013, 0.6857036727492223),
+    ),
+    "box and diamond": (
+        ("box", 480, 854, 240, 427, 50, 80),
+        ("diamond", 480, 854, 240, 427, 70, 110),
+        (0.70580950842621, 0.39350586722391895),
+    ),
+    "at the edge": (
+        ("box", 480, 854, 470, 10, 40, 60),
+        ("box", 480, 854, 462, 2, 52, 57),
+        (0.631578947368421, 0.13545816733067728),
+    ),
+    "thin": (
+        ("box", 240, 427, 100, 200, 1, 60),
+        ("box", 240, 427, 104, 205, 0, 66),
+        (0.0, 0.6587652057990334),
+    ),
+    "one pixel": (("box", 240, 427, 100, 200, 0, 0), ("box", 240, 427, 102, 203, 0, 0), (0.0, 1.0)),
+    "apart": (("ellipse", 240, 427, 60, 80, 20, 30), ("ellipse", 240, 427, 160, 300, 25, 20), (0.0, 0.0)),
+    "small picture": (
+        ("ellipse", 20, 30, 9, 14, 5, 8),
+        ("diamond", 20, 30, 10, 15, 6, 9),
+        (0.6879432624113475, 0.7922535211267606),
+    ),
+    "odd sides": (
+        ("diamond", 481, 855, 300, 600, 120, 160),
+        ("ellipse", 481, 855, 310, 590, 88, 118),
+        (0.7672533810660302, 0.37217763023261097),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OF_THE_TOOLKIT)
+def test_hand_made_cases_have_the_figures_of_the_davis_toolkit(case: str) -> None:
+    truth, mask, (j, f) = OF_THE_TOOLKIT[case]
+    shown, given = drawn(*truth), drawn(*mask)
+    assert region_similarity(given, shown) == pytest.approx(j, abs=1e-12)
+    assert boundary_accuracy(given, shown) == pytest.approx(f, abs=1e-12)
+
+
+def test_a_hand_made_video_has_the_figures_of_the_davis_toolkit(tmp_path: Path) -> None:
+    """Two objects, without the first and last frame; the answer drifts, grows and loses one on a frame."""
+    truth, answer = [], []
+    for t in range(6):
+        one, two = (
+            drawn("ellipse", 40, 60, 12 + t, 16 + 2 * t, 8, 11),
+            drawn("box", 40, 60, 28 - t, 42 - 2 * t, 6, 8),
+        )
+        truth.append(np.where(one, 1, np.where(two, 2, 0)).astype(np.uint8))
+        one = drawn("ellipse", 40, 60, 12 + t, 16 + 3 * t, 7 + t % 3, 11)
+        two = drawn("box", 40, 60, 28 - t, 41 - 2 * t, -1 if t == 3 else 6, 9)
+        answer.append(np.where(one, 1, np.where(two, 2, 0)).astype(np.uint8))
+    write_clip(tmp_path, "two", truth)
+    report = run(tmp_path, Replay(answer))
+    assert [(o.j, o.f) for o in report.clips[0].objects] == [
+        (pytest.approx(0.7356413724283155, abs=1e-12), pytest.approx(0.6047711426000899, abs=1e-12)),
+        (pytest.approx(0.6483127965918896, abs=1e-12), pytest.approx(0.5939166646786188, abs=1e-12)),
+    ]
+    assert (report.j, report.f) == (
+        pytest.approx(0.6919770845101025, abs=1e-12),
+        pytest.approx(0.5993439036393544, abs=1e-12),
+    )
+
+
 # --- a data set ----------------------------------------------------------------------------------
 
 

@@ -49,7 +49,7 @@ class Clip:
         options = {"memory": SMALL_MEMORY, "chunk_frames": 4, "snapshot_chunks": 2, **options}
         prompts = PromptSet.from_record(PROMPTS)
         names: dict[str, Any] = {"stream_id": "walk", "model": self.model, "threads": 1, "max_frames": frames}
-        return track(str(self.video), str(out), prompts, **names, **options)
+        return track(str(self.video), str(out), prompts, **(names | options))
 
 
 @pytest.fixture(scope="module")
@@ -277,14 +277,17 @@ def test_killed_while_it_copies_an_object_an_editor_leaves_the_edit_or_nothing(
     clip: Clip, second: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before or after each of the two files is created: that of the copy and that of the edit."""
-    link, left = local_files.link_exclusively, [step]
+    link, left = vars(local_files)["link_exclusively"], [step]
+
+    def alive() -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
 
     def killed(*places: Any) -> None:
-        for act in (lambda: None, lambda: link(*places)):
-            act()
-            if not left[0]:
-                raise KeyboardInterrupt
-            left[0] -= 1
+        alive()
+        link(*places)
+        alive()
 
     with monkeypatch.context() as patch:
         patch.setattr(local_files, "link_exclusively", killed)

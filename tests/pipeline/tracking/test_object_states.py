@@ -47,7 +47,10 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Halves:
 
 def rows(out: Path, stream: str) -> list[dict[str, Any]]:
     wanted = "select * from tracks where stream_id = "
-    return query(out, f"{wanted}'{stream}' order by frame_index, object_id").to_pylist()
+    found: list[dict[str, Any]] = query(
+        out, f"{wanted}'{stream}' order by frame_index, object_id"
+    ).to_pylist()
+    return found
 
 
 def test_objects_are_sought_in_the_next_video_and_a_cut_changes_nothing(
