@@ -214,7 +214,8 @@ class LiveHub(Closing):
         if tracker is None:
             state = state_of(stream)
             raise XmemError(f"stream {stream_id} is {state} just now: ask again later")
-        if isinstance(edit := content.get("memory"), Mapping) and "copy" in edit:
+        edit = content.get("memory") if isinstance(content, Mapping) else None
+        if isinstance(edit, Mapping) and "copy" in edit:
             with self._lock:
                 there = self._load()
             self._capacity.check_copy(stream_id, there)
