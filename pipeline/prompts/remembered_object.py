@@ -50,12 +50,12 @@ class RememberedObject:
                 '"out": folder}, the last two may be left out'
             )
         stream, out = value.get("stream"), value.get("out")
-        if out is not None and (not isinstance(out, str) or not out or "\0" in out):
+        if "out" in value and (not isinstance(out, str) or not out or "\0" in out):
             raise PromptError(f"{where}: out {check.short(out)} is not a folder's path or URI")
         if out is not None and redacted(out) != out:
             raise PromptError(f"{where}: {redacted(out)} is stored as it is: leave credentials out of it")
         try:
-            stream = None if stream is None else validate_stream_id(stream)
+            stream = validate_stream_id(stream) if "stream" in value else None
         except UsageError as error:
             raise PromptError(f"{where}: {error}") from None
         return cls(check.object_id(value["object"], where), stream, out)

@@ -124,6 +124,8 @@ def _mask_of(
 ) -> tuple[NDArray[np.bool_], bool]:
     """Return a prompt's mask, and whether it is an ellipse because the segmenter found nothing."""
     height, width = frame.size
+    if entry.state is not None:
+        raise PromptError(f"{name}: it comes from another stream's state, and a mask is needed here")
     if entry.rle is not None:
         if entry.rle[:2] != (height, width):
             raise PromptError(

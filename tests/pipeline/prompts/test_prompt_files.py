@@ -65,6 +65,8 @@ GOOD = [
     document(BOX, BOX, remove=[]),
     document(BOX, remove=[{"frame": 9, "id": 1}, {"frame": 10, "id": 1}]),
     {"version": 1.0, "objects": []},
+    document({"state": {"object": 3}}),
+    document({"frame": 4, "id": 2, "state": {"object": 3, "stream": "gate-1", "out": "s3://bucket/tracks"}}),
     document({**BOX, "category": "läufer \U0001f3c3\n"}),
 ]
 
@@ -144,6 +146,16 @@ BAD: list[Any] = [
     document({"rle": {**RLE, "counts": [1, "2", 3]}}),
     document({"rle": {**RLE, "counts": [1, True, 4]}}),
     document({"rle": {**RLE, "counts": {"0": 6}}}),
+    document({"state": None}),
+    document({"state": 3}),
+    document({"state": {}}),
+    document({"state": {"stream": "gate"}}),
+    document({"state": {"object": 0}}),
+    document({"state": {"object": 3, "stream": None}}),
+    document({"state": {"object": 3, "stream": "-gate"}}),
+    document({"state": {"object": 3, "out": ""}}),
+    document({"state": {"object": 3, "frame": 1}}),
+    document({**BOX, "state": {"object": 3}}),
     document({"polygons": None}),
     document({"polygons": []}),
     document({"polygons": [[]]}),
@@ -169,6 +181,7 @@ BAD_BEYOND_SCHEMA = {
     "a run beyond int64": document({"rle": {"size": [2, 3], "counts": [10**30]}}),
     "a number beyond floats": document({"box": [10**400, 0, 1, 1]}),
     "a frame beyond int64": document({**BOX, "frame": 10**30}),
+    "credentials": document({"state": {"object": 3, "out": "https://me:secret@host/tracks"}}),
     "half a character": document({**BOX, "category": "\ud800"}),
 }
 

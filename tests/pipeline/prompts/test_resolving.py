@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pipeline.base.errors import PromptError
 from pipeline.base.records import Frame
 from pipeline.prompts.box_segmenters import inscribed_ellipse
+from pipeline.prompts.remembered_object import RememberedObject
 from pipeline.prompts.resolving import PromptObject, PromptSet, ResolvedPrompt, resolve
 from pipeline.tracks.masks import mask_to_rle
 
@@ -108,6 +109,12 @@ def test_a_wholly_covered_object_is_refused() -> None:
 def test_a_mask_of_another_size_is_refused() -> None:
     with pytest.raises(PromptError, match="object 2 on frame 5: its mask is 16x12, the frame 12x16; give"):
         resolve([rle(2, rectangle(0, 0, 1, 1))], frame(16, 12), Blind())
+
+
+def test_an_object_of_another_streams_state_has_no_mask() -> None:
+    entry = PromptObject(2, state=RememberedObject(7, "gate"))
+    with pytest.raises(PromptError, match="object 2 on frame 5: it comes from another stream's state"):
+        resolve([entry], frame(), Blind())
 
 
 def test_an_empty_mask_is_refused() -> None:
