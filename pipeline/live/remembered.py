@@ -97,6 +97,7 @@ def stream_memory(
     snapshot, state = found.snapshot, found.state
     last = snapshot.next_frame - 1
     categories = dict(snapshot.categories)
+    categories.update({e.object_id: e.category for e in found.edits if e.source and e.object_id is not None})
     frames = []
     for entry in contents(state.memory):
         age = _age(entry, state)

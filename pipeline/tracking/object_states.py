@@ -32,7 +32,7 @@ def prompts_from_state(
         UsageError: there is no such stream, or it has no snapshot or object. StoreError: the folder cannot be
             read.
     """
-    store = StreamStore(out, chosen_stream(out, stream_id, storage_options), storage_options)
+    store = StreamStore(out, _chosen(out, stream_id, storage_options), storage_options)
     found = remembered_state(store)
     categories = dict(found.snapshot.categories)
     if not found.state.object_ids:
@@ -64,7 +64,7 @@ def read_object(
     """
     out, options = source.out or target.root, target.storage_options
     try:
-        stream_id = chosen_stream(out, source.stream_id, options)
+        stream_id = _chosen(out, source.stream_id, options)
         store = StreamStore(out, stream_id, options)
         if (store.root, stream_id) == (target.root, target.stream_id):
             raise UsageError(f"stream {stream_id!r} is the one that would receive the copy")
@@ -78,3 +78,9 @@ def read_object(
             f"({copy.model_fingerprint[:8]}, this stream's are {model_fingerprint[:8]}): use its --model"
         )
     return copy, dict(found.snapshot.categories).get(source.object_id)
+
+
+def _chosen(
+    out: str | os.PathLike[str], stream_id: str | None, storage_options: Mapping[str, Any] | None
+) -> str:
+    return chosen_stream(out, stream_id, storage_options, option="--from-stream")

@@ -120,18 +120,24 @@ def stream_ids(files: Files) -> list[str]:
 
 
 def chosen_stream(
-    root: str | os.PathLike[str], stream_id: str | None, storage_options: Mapping[str, Any] | None = None
+    root: str | os.PathLike[str],
+    stream_id: str | None,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    option: str = "--stream-id",
 ) -> str:
-    """The stream that is asked for; by default the only one of the folder. UsageError if there is none."""
+    """The stream that is asked for; by default the only one of the folder. UsageError if there is none.
+
+    Args:
+        option: how the stream is chosen, for the message.
+    """
     files = open_files(root, storage_options)
     ids = stream_ids(files)
     if not ids:
         raise UsageError(f"{files.root} is no output folder of xmem: nothing in it under tracks/")
     if stream_id is None:
         if len(ids) > 1:
-            raise UsageError(
-                f"{files.root} has {len(ids)} streams: choose one with --stream-id: {_some(ids)}"
-            )
+            raise UsageError(f"{files.root} has {len(ids)} streams: choose one with {option}: {_some(ids)}")
         return ids[0]
     if stream_id not in ids:
         raise UsageError(f"no tracks of stream {stream_id!r} in {files.root}: it has {_some(ids)}")

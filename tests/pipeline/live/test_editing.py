@@ -247,6 +247,7 @@ def test_an_object_is_copied_into_another_stream_and_stays_whatever_becomes_of_i
     assert edit_memory(second, COPY, "second") == 8
     assert edit_memory(second, COPY, "second") is None
     listed = stream_memory(second, "second")
+    assert listed.objects == {1: "square", 7: None, 5: "square"}
     assert [(f.frame_index, f.age, f.objects) for f in listed.frames if f.kind == "copied"] == [
         (None, None, (5,))
     ]
@@ -305,6 +306,8 @@ def test_copies_that_do_not_fit_are_one_line(second: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             edit_memory(second, edit, "second")
+    with pytest.raises(UsageError, match=r"has 2 streams: choose one with --from-stream: second, walk"):
+        edit_memory(second, {"copy": {"object": 1}}, "second")
     edit_memory(second, COPY, "second")
     with pytest.raises(UsageError, match="max_long_term_elements=20 are allowed: copy fewer objects"):
         edit_memory(second, {**COPY, "object": 6}, "second")
