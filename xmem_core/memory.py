@@ -325,9 +325,10 @@ class Memory:
         return {i: chosen[valid] for i, valid in validity.items()}
 
     def origin(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Of rows of the pool the region (0: long-term, 1: permanent, 2: working) and the time, int64."""
-        starts = torch.tensor([self.permanent.start, self.working.start], device=rows.device)
-        return torch.bucketize(rows, starts, right=True), self._columns["time"][rows]
+        """Region (0: long-term, 1: permanent, 2: copied, 3: working) and time of rows of the pool, int64."""
+        starts = [region.start for region in (self.permanent, self.copied, self.working)]
+        bounds = torch.tensor(starts, device=rows.device)
+        return torch.bucketize(rows, bounds, right=True), self._columns["time"][rows]
 
     def _as_readable(self, coarse: bool) -> _Readable:
         rows = self._used_rows()

@@ -12,7 +12,8 @@ from xmem_core.contents import Kind
 from xmem_core.steps import Choice
 from xmem_core.windows import STRIDE
 
-_KINDS: tuple[Kind, ...] = ("long_term", "permanent", "working")
+_KINDS: tuple[Kind, ...] = ("long_term", "permanent", "copied", "working")
+_OF_NO_FRAME = (0, 2)  # prototypes, and what was copied from another stream: each counts as one
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class ReadShare:
 
     Args:
         kind: region of the memory, see `xmem_core.contents.MemoryEntry`.
-        time: time of the frame, as in `TrackerState.time`; None: all long-term prototypes together.
+        time: time of the frame, as in `TrackerState.time`; None: all long-term prototypes together, or
+            all that was copied from another stream.
         share: 0 to 1.
     """
 
@@ -53,11 +55,11 @@ def _shares(choice: Choice, cells: Tensor | None) -> list[ReadShare]:
     if total == 0:
         return []
     region, time = choice.memory.origin(choice.rows.flatten())
-    time = torch.where(region == 0, -1, time)
+    time = torch.where(torch.isin(region, torch.tensor(_OF_NO_FRAME, device=region.device)), -1, time)
     pairs, place = torch.unique(torch.stack([region, time]), dim=1, return_inverse=True)
     sums = torch.bincount(place, weights.flatten(), minlength=pairs.shape[1]) / total
     found = [
-        ReadShare(_KINDS[kind], None if kind == 0 else when, share)
+        ReadShare(_KINDS[kind], None if kind in _OF_NO_FRAME else when, share)
         for (kind, when), share in zip(pairs.T.tolist(), sums.tolist(), strict=True)
         if share > 0
     ]

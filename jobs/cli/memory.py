@@ -35,8 +35,8 @@ def memory(
         int | None,
         typer.Option(
             "--object",
-            help="With --forget and --read: only this object. With --copy: id of the new object; default: its "
-            "id there.",
+            help="With --forget and --read: only this object. With --copy: id of the new object; default: "
+            "its id there.",
         ),
     ] = None,
     pin: Annotated[

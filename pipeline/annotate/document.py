@@ -10,7 +10,7 @@ from pipeline.annotate.recipe import CHANGEABLE
 from pipeline.base.errors import PromptError, UsageError
 from pipeline.prompts import values as check
 from pipeline.prompts.files import PromptObject, PromptSet
-from pipeline.tracking.memory_edit import MemoryEdit
+from pipeline.tracking.memory_edit import COPY, MemoryEdit
 
 MOST_OBJECTS = 200
 MOST_EDITS = 200
@@ -54,7 +54,9 @@ class Document:
 
     @classmethod
     def of_prompts(cls, prompts: PromptSet) -> Document:
-        """A document with the prompts of a prompts file."""
+        """A document with the prompts of a prompts file. UsageError: some are other streams' states."""
+        if prompts.states:
+            raise UsageError("objects of other streams' states cannot be annotated: give masks or boxes")
         names: dict[int, str | None] = dict.fromkeys(sorted(prompts.object_ids))
         for frame in sorted(prompts.objects):
             for entry in prompts.objects[frame]:
@@ -176,6 +178,8 @@ class Document:
     def _with_memory_edit(self, frame: int, edit: Mapping[str, Any]) -> Document:
         number = check.frame_number(frame, "edit")
         wanted = MemoryEdit.from_json(edit)
+        if wanted.kind == COPY:
+            raise UsageError("objects of other streams are not copied into an annotation: prompt them here")
         if wanted.object_id is not None:
             self._changeable(wanted.object_id)
         if wanted.first >= number:

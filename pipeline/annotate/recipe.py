@@ -15,7 +15,7 @@ from pipeline.base.errors import StoreError, UsageError
 from pipeline.prompts.files import PromptSet
 from pipeline.storage.files import Files
 from pipeline.tracking.backward import first_changed_frame
-from pipeline.tracking.memory_edit import MemoryEdit, planned_edits
+from pipeline.tracking.memory_edit import COPY, MemoryEdit, planned_edits
 from pipeline.tracks.edit_log import EditLog
 from pipeline.tracks.store import StreamStore
 from xmem_core.config import MemoryConfig
@@ -98,12 +98,18 @@ def edits_of(files: Files, stream_id: str) -> Edits:
 
     Raises:
         StoreError: an edit is damaged or of a newer version.
+        UsageError: an object was copied from another stream.
     """
     if not EditLog(files, stream_id).list():
         return {}
     store = StreamStore(files.root, stream_id)
     found: dict[int, tuple[MemoryEdit, ...]] = {}
     for planned in planned_edits(store, 0, store.committed().next_frame):
+        if planned.edit.kind == COPY:
+            raise UsageError(
+                f"stream {stream_id!r} has an object that was copied from another stream before frame "
+                f"{planned.frame}: it cannot be annotated"
+            )
         found[planned.frame] = (*found.get(planned.frame, ()), planned.edit)
     return found
 

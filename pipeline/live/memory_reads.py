@@ -31,8 +31,9 @@ class FrameShare:
     """The part of what was read that comes from one remembered frame.
 
     Args:
-        frame_index: index of the frame; None: all long-term prototypes together.
-        kind: working, permanent or long_term.
+        frame_index: index of the frame; None: all long-term prototypes together, or all that was copied from
+            another stream.
+        kind: working, permanent, long_term or copied.
         share: 0 to 1.
     """
 

@@ -105,13 +105,17 @@ class MemoryEdit:
         return replace(self, payload=payload, category=self.category or category, object_id=object_id)
 
     def apply(
-        self, state: TrackerState, newest: int, copies: ObjectCopies, begin: Begin = TrackerState.adopt
+        self,
+        state: TrackerState,
+        newest: int,
+        copies: ObjectCopies | None = None,
+        begin: Begin = TrackerState.adopt,
     ) -> None:
         """Edit a state.
 
         Args:
             newest: number of the last frame that the state has seen.
-            copies: those of the stream.
+            copies: those of the stream; needed for "copy".
             begin: starts a copied object; the default needs a state that has seen a frame.
 
         Raises:
@@ -119,7 +123,7 @@ class MemoryEdit:
             StoreError: the copy is missing.
         """
         if self.kind == COPY:
-            if self.payload is None or self.object_id is None:
+            if copies is None or self.payload is None or self.object_id is None:
                 raise ValueError("the edit names no stored copy")
             begin(state, self.object_id, ObjectCopy.from_bytes(copies.read(self.payload)))
             return

@@ -70,7 +70,9 @@ class Replay(Closing):
             if settings.direction == BACKWARD:
                 raise UsageError(f"stream {stream_id!r} was tracked backward only: it cannot be replayed")
             # The backward pass of `both` reads nothing of the forward one, nor the other way round.
-            commit = replace(settings.commit, chunk_frames=_ONE_CHUNK, max_frames=None, sinks=())
+            commit = replace(
+                settings.commit, chunk_frames=_ONE_CHUNK, max_frames=None, sinks=(), keep_state=False
+            )
             chosen = replace(settings, direction=FORWARD, commit=commit)
             new = StreamIdentity.of(source, chosen, old.prompts)
             store = StreamStore(self._folder.name, stream_id)
@@ -90,6 +92,7 @@ class Replay(Closing):
             for planned in planned_edits(original, start, original.committed().next_frame):
                 number = sum(logged.frame == planned.frame for logged in store.edit_log.list())
                 store.edit_log.add(planned.frame, number, {"edit": planned.edit.to_json()})
+            store.object_copies.take(original.object_copies)
             if start:
                 # A snapshot counts only if the frames before it are committed.
                 store.commit(0, start - 1, TRACKS_SCHEMA.empty_table(), EVENTS_SCHEMA.empty_table())

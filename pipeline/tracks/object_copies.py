@@ -57,12 +57,19 @@ class ObjectCopies:
                 "from a copy, or start the stream over"
             ) from None
 
+    def take(self, others: ObjectCopies) -> None:
+        """Store the copies of another stream, or of another folder, too."""
+        for name in others._names():
+            self._files.create(f"{self._folder}/{name.rpartition('/')[2]}", others._files.read(name))
+
     def remove_all(self) -> None:
         """Remove all copies."""
-        for name in self._files.names(self._folder):
-            if _NAME.fullmatch(name.rpartition("/")[2]):
-                self._files.remove(name)
+        for name in self._names():
+            self._files.remove(name)
         self._files.remove_empty_folder(self._folder)
+
+    def _names(self) -> list[str]:
+        return [n for n in self._files.names(self._folder) if _NAME.fullmatch(n.rpartition("/")[2])]
 
     def _name(self, key: str) -> str:
         return f"{self._folder}/copy-{key}.safetensors"

@@ -61,6 +61,8 @@ def test_a_sought_object_reads_its_copy_only_until_it_is_prompted(kind: str) -> 
     segmenter.adopt(state, 1, source(segmenter), FRAME)
     assert [e.kind for e in contents(state.memory) if 1 in e.objects] == ["copied"]
     assert not any(2 in e.objects for e in contents(state.memory) if e.kind == "copied")
+    (share,) = segmenter.reads(state, frame_at(3))[1]
+    assert (share.kind, share.time, share.share) == ("copied", None, pytest.approx(1))
     segmenter.step(state, frame_at(3), Prompt({1: square(*FRAME, 3, 4, 14)}))
     assert state.sought == set()
     assert {e.kind for e in contents(state.memory) if 1 in e.objects} >= {"copied", "working"}

@@ -99,7 +99,7 @@ def test_shares_are_what_a_step_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Memory, "read", spied)
     segmenter.step(state, frames[-1])
-    names = {0: "long_term", 1: "permanent", 2: "working"}
+    names = {0: "long_term", 1: "permanent", 2: "copied", 3: "working"}
     cell = (24 // 16) * 5 + 33 // 16
     for k, object_id in enumerate((1, 4)):
         for shares_of, got in (

@@ -19,6 +19,7 @@ from support.videos import make_video
 
 from pipeline import edit_memory, query, stream_memory, track
 from pipeline.base.errors import AnotherWriterError, UsageError
+from pipeline.live.memory_reads import memory_reads
 from pipeline.prompts.resolving import PromptSet
 from pipeline.storage import local_files
 from pipeline.tracks.lease import lease
@@ -252,6 +253,8 @@ def test_an_object_is_copied_into_another_stream_and_stays_whatever_becomes_of_i
         (None, None, (5,))
     ]
     clip.track(second, 16, stream_id="second")
+    (share, *_) = memory_reads(second, 9, object_id=5, stream_id="second").objects[5]
+    assert (share.kind, share.frame_index) == ("copied", None)
     other = Path(shutil.copytree(second, second.parent / "other"))
     for kind in ("tracks/stream_id=", "events/stream_id=", "state/"):
         shutil.rmtree(other / f"{kind}walk")
