@@ -49,13 +49,14 @@ class RememberedObject:
                 f'{where}: {check.short(value)} names no remembered object: {{"object": id, "stream": id, '
                 '"out": folder}, the last two may be left out'
             )
-        stream, out = value.get("stream"), value.get("out")
+        stream, out = None, value.get("out")
         if "out" in value and (not isinstance(out, str) or not out or "\0" in out):
             raise PromptError(f"{where}: out {check.short(out)} is not a folder's path or URI")
         if out is not None and redacted(out) != out:
             raise PromptError(f"{where}: {redacted(out)} is stored as it is: leave credentials out of it")
         try:
-            stream = validate_stream_id(stream) if "stream" in value else None
+            if "stream" in value:
+                stream = validate_stream_id(value["stream"])
         except UsageError as error:
             raise PromptError(f"{where}: {error}") from None
         return cls(check.object_id(value["object"], where), stream, out)
