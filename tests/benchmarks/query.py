@@ -8,7 +8,7 @@ A large archive is written beforehand, by `archive.py` with the same numbers; wi
 stopped goes on behind its last answer.
 
     PYTHONPATH=.:tests python tests/benchmarks/query.py [FOLDER] [--streams 100] [--files 20] [--rows 1000]
-        [--long-files 0] [--layout small|compacted|both] [--runs 2] [--results FILE] [--no-s3]
+        [--long-files 0] [--layout small|compacted|both] [--runs 2] [--results FILE] [--no-s3] [--no-disk]
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import fsspec
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.fs
 from archive import LONG, Archive, Writer, into_folder
 from support.faults import Happened, faulty
 from support.servers import seaweedfs
@@ -87,6 +90,7 @@ def main() -> None:
     parser.add_argument("--layout", choices=("small", "compacted", "both"), default="both")
     parser.add_argument("--results", type=Path, help="file that answers are added to, and taken from")
     parser.add_argument("--no-s3", action="store_true")
+    parser.add_argument("--no-disk", action="store_true")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
@@ -96,9 +100,10 @@ def main() -> None:
     layouts = LAYOUTS if given.layout == "both" else [name for name in LAYOUTS if given.layout in name]
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary) / "archive"
-        if not folder.exists():
+        if not folder.exists() and not given.no_disk:
             Writer(into_folder(folder)).write(size)
-        on_disk(folder, size, layouts, Answers(given.results, given.runs))
+        if not given.no_disk:
+            on_disk(folder, size, layouts, Answers(given.results, given.runs))
     if not given.no_s3:
         on_s3(Archive(min(size.streams, 20), min(size.files, 5), size.rows))
 
@@ -153,7 +158,7 @@ def on_disk(folder: Path, size: Archive, layouts: Sequence[str], known: Answers)
         ways = (*ways, "polars")
     else:
         row("polars is not installed and left out")
-    row(f"{'':22}{'':18}{'seconds':>9}{'CPU':>8}{'MB read':>9}{'MB held':>9}")
+    row(f"{'':24}{'':18}{'seconds':>9}{'CPU':>8}{'MB read':>9}{'MB held':>9}")
     for layout in layouts:
         if layout == "compacted":
             began = time.monotonic()
@@ -172,7 +177,7 @@ def on_disk(folder: Path, size: Archive, layouts: Sequence[str], known: Answers)
                 found = known.get(layout, way, sql, source)
                 assert answers.setdefault(name, found["answer"]) == found["answer"], (name, way)
                 row(
-                    f"{name:22}{way + ', ' + layout:18.18}{found['seconds']:9.2f}{found['cpu']:8.2f}"
+                    f"{name:24}{way + ', ' + layout:18.18}{found['seconds']:9.2f}{found['cpu']:8.2f}"
                     f"{found['read'] / 1e6:9.1f}{found['held'] / 1e6:9.0f}"
                 )
 
@@ -236,27 +241,62 @@ def most_held() -> int:
 
 
 def on_s3(size: Archive) -> None:
+    """The same questions on a store. DuckDB gets pyarrow's dataset: its own client must be downloaded."""
     with seaweedfs() as server, faulty(server.endpoint) as proxy:
         root = server.uri(f"archive-{secrets.token_hex(4)}")
         fs = fsspec.filesystem("s3", **server.options)
         Writer(lambda name, data: fs.pipe_file(f"{root}/{name}", data)).write(size)
         options = proxy.options(server.options)
         row(f"S3: {size.streams} streams, {size.streams * size.files} files of {size.rows} rows")
-        row(f"{'':22}{'':18}{'seconds':>9}{'requests':>9}{'MB sent':>9}")
+        row(f"{'':24}{'':18}{'seconds':>9}{'requests':>9}{'MB sent':>9}")
         answers: dict[str, Any] = {}
-        for layout in ("small files", "compacted"):
+        ways = ("xmem", "duckdb", *(("polars",) if importlib.util.find_spec("polars") else ()))
+        for layout in LAYOUTS:
             if layout == "compacted":
                 compact(root, server.options)
             for name, sql in statements(size).items():
-                proxy.happened = Happened()
-                began = time.monotonic()
-                answer = query(root, sql.format(tracks="tracks"), options).to_pylist()
-                seconds = time.monotonic() - began
-                assert answers.setdefault(name, answer) == answer, name
-                row(
-                    f"{name:22}{'xmem, ' + layout:18.18}{seconds:9.2f}{len(proxy.happened.requests):9d}"
-                    f"{proxy.happened.sent / 1e6:9.2f}"
-                )
+                for way in ways:
+                    if way != "xmem" and "{tracks}" not in sql:
+                        continue
+                    proxy.happened = Happened()
+                    began = time.monotonic()
+                    answer = s3_answer(way, sql, root, layout, options)
+                    seconds = time.monotonic() - began
+                    assert answers.setdefault(name, answer) == answer, (name, way)
+                    row(
+                        f"{name:24}{way + ', ' + layout:18.18}{seconds:9.2f}"
+                        f"{len(proxy.happened.requests):9d}{proxy.happened.sent / 1e6:9.2f}"
+                    )
+
+
+def s3_answer(way: str, sql: str, root: str, layout: str, options: Mapping[str, Any]) -> Any:
+    if way == "xmem":
+        return query(root, sql.format(tracks="tracks"), options).to_pylist()
+    folder = "tracks" if layout == "small files" else "compacted/tracks"
+    endpoint = options["client_kwargs"]["endpoint_url"]
+    if way == "duckdb":
+        keys = {"access_key": options["key"], "secret_key": options["secret"], "region": "us-east-1"}
+        store = pyarrow.fs.S3FileSystem(**keys, endpoint_override=endpoint)
+        partitions = ds.partitioning(pa.schema([("stream_id", pa.string())]), flavor="hive")
+        path = f"{root.removeprefix('s3://')}/{folder}"
+        tracks = ds.dataset(path, filesystem=store, partitioning=partitions if folder == "tracks" else None)
+        with duckdb.connect() as connection:
+            connection.register("tracks", tracks)
+            return connection.sql(sql.format(tracks="tracks")).to_arrow_table().to_pylist()
+    import polars
+
+    polars_options = {
+        "aws_endpoint_url": endpoint,
+        "aws_access_key_id": options["key"],
+        "aws_secret_access_key": options["secret"],
+        "aws_region": "us-east-1",
+        "aws_allow_http": "true",
+    }
+    pattern = "*/*.parquet" if folder == "tracks" else "*.parquet"
+    scanned = polars.scan_parquet(
+        f"{root}/{folder}/{pattern}", storage_options=polars_options, hive_partitioning=folder == "tracks"
+    )
+    return polars.SQLContext(tracks=scanned).execute(sql.format(tracks="tracks")).collect().to_dicts()
 
 
 def row(text: str) -> None:
