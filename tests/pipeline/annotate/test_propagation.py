@@ -239,6 +239,7 @@ def test_killed_while_it_tracks(video: str, settings: TrackSettings, tmp_path: P
     first = AnnotateProcess(tmp_path / "first.log", video, "--out", str(out), *options)
     try:
         assert first.ask("POST", "objects", category="square")["id"] == 1
+        first.ask("PATCH", "memory/settings", mem_every=3)
         saved = first.ask("PUT", "prompts/0/1", box=[10, 10, 40, 40])
         first.ask("POST", "propagate", until=FRAMES)
         work: list[Any] = until(lambda: list(out.glob("annotate/v/work/*/tracks/*/frames-*8.parquet")))
@@ -253,9 +254,11 @@ def test_killed_while_it_tracks(video: str, settings: TrackSettings, tmp_path: P
         assert state["objects"] == shown["objects"]
         assert state["edits"] == shown["edits"]
         assert state["tracked"] >= CHUNK
+        assert state["memory"]["settings"]["mem_every"] == 3
         again.ask("POST", "propagate", until=None)
         until(lambda: again.ask("GET", "state")["published"])
         prompts = PromptSet.from_record(again.ask("GET", "export/prompts"))
     finally:
         again.kill()
-    assert files(out) == tracked_by_track(video, prompts, settings, tmp_path / "other")
+    changed = settings.with_options({"mem_every": 3})
+    assert files(out) == tracked_by_track(video, prompts, changed, tmp_path / "other")
