@@ -12,6 +12,7 @@ const SETTINGS = [
   ["num_prototypes", "Prototypes a time", 1],
   ["top_k", "Top k", 1],
 ];
+const GROUPS = { long_term: "Long-term prototypes", copied: "Copied from another stream" };
 const NAMES = { working: "Working", permanent: "Permanent", long_term: "Long-term" };
 
 export class MemoryPanel {
@@ -57,6 +58,7 @@ export class MemoryPanel {
     this.from = element("div", { id: "reads" });
     this.from.setAttribute("role", "region");
     this.from.setAttribute("aria-label", "Read from");
+    this.from.setAttribute("aria-live", "polite");
     this.edits = element("ul", { className: "edits" });
     this.edits.setAttribute("aria-label", "Edits of the memory");
     this.place.append(heading, this.gauges, this.from, this.inside, this.edits, this.settings);
@@ -216,7 +218,7 @@ export class MemoryPanel {
       const list = element("ul", { className: "frames" });
       list.append(...object.frames.map((share) => {
         const percent = `${(100 * share.share).toFixed(share.share < 0.1 ? 1 : 0)} %`;
-        if (share.frame_index === null) return element("li", { className: "group", textContent: `Long-term prototypes: ${percent}` });
+        if (share.frame_index === null) return element("li", { className: "group", textContent: `${GROUPS[share.kind]}: ${percent}` });
         return this.tile(share.frame_index, percent, NAMES[share.kind].toLowerCase(), share.share);
       }));
       if (!object.frames.length) list.append(element("li", { className: "soft", textContent: "not searched for here" }));
