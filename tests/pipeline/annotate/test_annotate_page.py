@@ -287,7 +287,7 @@ def test_a_person_of_a_real_video_is_clicked_tracked_and_regrouped(carphone: Pat
         edits = annotator.project.edits
         page.value("document.querySelector('#remembered [aria-label^=\"Pin frame\"]').click()")
         hand.saved(edits + 1)
-        page.wait_for("document.querySelector('#remembered [aria-label^=\"Unpin frame\"]')")
+        page.wait_for("!!document.querySelector('#remembered [aria-label^=\"Unpin frame\"]')")
         hand.says("Changed from frame 36 on")
         (edit,) = annotator.state()["memory"]["edits"]
         assert edit["frame"] == 36
