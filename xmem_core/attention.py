@@ -22,6 +22,9 @@ _COARSE_GROUP = 8
 # then differs from a search in float32 alone by a millionth of the weights on average, 4 millionths at most
 # (xmem-lite, 9,000 elements); with 1.3 by 5 % at single queries.
 _CANDIDATES = 1.6
+# A reader's own elements are searched apart from the others if they are at most this share of all, and lie in
+# at most so many spans.
+_APART, _MOST_SPANS = 0.75, 16
 
 
 class Searchable(NamedTuple):
@@ -120,7 +123,7 @@ def search(
         top_k: maximum number of elements that a query reads.
         barred: a reader's forbidden elements, (N,) bool, or None; one entry per reader.
         wanted: queries whose result is used, (P,) bool, or None for all; one entry per reader. At the others
-            a reader with forbidden elements may get fewer elements than there are.
+            a reader with forbidden elements gets none: weights 0.
         enough: with how many elements a reader with forbidden ones is content at a query, if these are among
             the best of all elements; with fewer, its own are searched, which takes about as long as the first
             search. None: it gets exactly its best `top_k`. One entry per reader.
@@ -129,6 +132,7 @@ def search(
         per reader weights (P, k) and indices (P, k), as `top_k_weights` gives them.
     """
     positions = query_key.shape[1]
+    open_to = [None if bar is None else _Open.of(bar) for bar in barred]
     block = _CPU_BLOCK if query_key.device.type == "cpu" else positions
     found: list[list[tuple[Tensor, Tensor]]] = []
     for start in range(0, positions, block):
@@ -140,11 +144,33 @@ def search(
             scores = _scores(memory, key, selection)
         own = [None if rows is None else rows[part] for rows in wanted or (None,) * len(barred)]
         queries = _Queries(memory, scores, key, selection)
-        found.append(_read_by_each(queries, top_k, barred, own, enough or (None,) * len(barred)))
+        found.append(_read_by_each(queries, top_k, open_to, own, enough or (None,) * len(barred)))
     return [
         (torch.cat([w for w, _ in parts]), torch.cat([i for _, i in parts]))
         for parts in zip(*found, strict=True)
     ]
+
+
+class _Open(NamedTuple):
+    """The elements that a reader with forbidden ones may read.
+
+    Attributes:
+        barred: the others, (N,) bool.
+        elements: indices of the readable ones, ascending.
+        spans: the same as (start, end) of runs of successive indices.
+    """
+
+    barred: Tensor
+    elements: Tensor
+    spans: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, barred: Tensor) -> _Open:
+        index = (~barred).nonzero().flatten()
+        last = (index.diff() > 1).nonzero().flatten()  # of a run
+        starts, ends = index[torch.cat([last.new_zeros(1), last + 1])[: len(index)]], index[last] + 1
+        spans = list(zip(starts.tolist(), [*ends.tolist(), *(index[-1:] + 1).tolist()], strict=True))
+        return cls(barred, index, spans)
 
 
 class _Queries(NamedTuple):
@@ -161,26 +187,44 @@ class _Queries(NamedTuple):
     key: Tensor
     selection: Tensor
 
-    def at(self, rows: Tensor) -> _Queries:
-        """The queries of these rows of the scores."""
-        return _Queries(self.memory, self.scores[rows], self.key[:, rows], self.selection[:, rows])
+    def candidates(self, top_k: int, elements: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Exact scores and indices, (P, n) each, of the elements among which the best `top_k` are.
 
-    def candidates(self, top_k: int) -> tuple[Tensor, Tensor]:
-        """Exact scores and indices, (P, n) each, of the elements among which the best `top_k` are."""
+        Args:
+            elements: indices of the elements of which the scores are; None: all.
+        """
+        count = min(self.wanted(top_k), self.scores.shape[1])
         coarse = isinstance(self.memory, CoarselySearchable)
-        count = min(math.ceil(_CANDIDATES * top_k) if coarse else top_k, self.scores.shape[1])
         best, index = _best(self.scores, count, _COARSE_GROUP if coarse else _GROUP)
+        if elements is not None:
+            index = elements[index]
         if isinstance(self.memory, CoarselySearchable):
             distance = F.embedding(index, self.memory.key) - self.key.T.unsqueeze(1)  # P, n, C_k
             best = distance.square_().mul_(self.selection.T.unsqueeze(1)).sum(2).neg_()
             best *= self.memory.scale[index]
         return best, index
 
+    def wanted(self, top_k: int) -> int:
+        """Number of candidates."""
+        return math.ceil(_CANDIDATES * top_k) if isinstance(self.memory, CoarselySearchable) else top_k
+
+    def candidates_of(self, rows: Tensor, reader: _Open, top_k: int) -> tuple[Tensor, Tensor]:
+        """`candidates` of the queries of these rows among the elements that a reader may read."""
+        key, selection = self.key[:, rows], self.selection[:, rows]
+        total = self.scores.shape[1]
+        if self.wanted(top_k) <= len(reader.elements) <= _APART * total and len(reader.spans) <= _MOST_SPANS:
+            parts = [self.scores[:, start:end].index_select(0, rows) for start, end in reader.spans]
+            own = _Queries(self.memory, torch.cat(parts, 1), key, selection)
+            return own.candidates(top_k, reader.elements)
+        scores = self.scores[rows].masked_fill_(reader.barred, float("-inf"))
+        best, index = _Queries(self.memory, scores, key, selection).candidates(top_k)
+        return best.masked_fill_(reader.barred[index], float("-inf")), index
+
 
 def _read_by_each(
     queries: _Queries,
     top_k: int,
-    barred: Sequence[Tensor | None],
+    open_to: Sequence[_Open | None],
     wanted: Sequence[Tensor | None],
     enough: Sequence[int | None],
 ) -> list[tuple[Tensor, Tensor]]:
@@ -191,24 +235,27 @@ def _read_by_each(
     """
     scores, index = queries.candidates(top_k)
     found = []
-    for bar, rows, least in zip(barred, wanted, enough, strict=True):
-        seen, few = scores, None
-        if bar is not None:
-            out = bar[index]
-            seen = scores.masked_fill(out, float("-inf"))
-            least = index.shape[1] if least is None else least
-            few = (~out).sum(1) < min(least, int((~bar).sum()))
-            few = few if rows is None else few & rows
-        weights, place = top_k_weights(seen, top_k)
-        chosen = index.gather(1, place)
-        if bar is not None and few is not None and bool(few.any()):
-            again = few.nonzero().flatten()
-            own = queries.at(again)
-            own.scores.masked_fill_(bar, float("-inf"))
-            own_scores, own_index = own.candidates(top_k)
-            own_scores.masked_fill_(bar[own_index], float("-inf"))
+    for reader, used, least in zip(open_to, wanted, enough, strict=True):
+        if reader is None:
+            weights, place = top_k_weights(scores, top_k)
+            found.append((weights, index.gather(1, place)))
+            continue
+        rows = None if used is None else used.nonzero().flatten()
+        own_scores, own_index = (scores, index) if rows is None else (scores[rows], index[rows])
+        out = reader.barred[own_index]
+        weights, place = top_k_weights(own_scores.masked_fill(out, float("-inf")), top_k)
+        chosen = own_index.gather(1, place)
+        least = index.shape[1] if least is None else least
+        again = ((~out).sum(1) < min(least, len(reader.elements))).nonzero().flatten()
+        if len(again):
+            own_scores, own_index = queries.candidates_of(
+                again if rows is None else rows[again], reader, top_k
+            )
             weights[again], place = top_k_weights(own_scores, top_k)
             chosen[again] = own_index.gather(1, place)
+        if rows is not None:
+            weights = weights.new_zeros((len(scores), weights.shape[1])).index_copy_(0, rows, weights)
+            chosen = chosen.new_zeros((len(scores), chosen.shape[1])).index_copy_(0, rows, chosen)
         found.append((weights, chosen))
     return found
 

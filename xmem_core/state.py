@@ -252,6 +252,10 @@ class TrackerState:
 
     def to_bytes(self) -> bytes:
         """The complete state as safetensors bytes; tracking resumed from them is bit-identical."""
+        return self.frozen().to_bytes()
+
+    def frozen(self) -> FrozenState:
+        """A copy of the complete state as it is now, to be serialised later or in another thread."""
         self.check_usable()
         tensors: dict[str, Tensor] = {}
         facts: dict[str, Any] = {
@@ -274,17 +278,17 @@ class TrackerState:
         if self.memory is not None:
             parts, facts["memory"] = self.memory.export()
             tensors.update({f"memory.{name}": t for name, t in parts.items()})
+        # No step changes these in place, nor what `export` copied.
         if self.hidden is not None:
             tensors["hidden"] = self.hidden
         if self.masks is not None:
             tensors["masks"] = self.masks
-        tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        text = json.dumps(facts, sort_keys=True)
         copied = self.memory is not None and self.memory.copied_elements > 0
-        version = _VERSION_WITH_COPIES if copied or self.sought else _VERSION
-        envelope = {"version": version, "facts": text, "crc32": _checksum(tensors, text)}
-        # A single entry: safetensors writes several in random order, and equal states must have equal bytes.
-        return safetensors.torch.save(tensors, {_FORMAT: json.dumps(envelope, sort_keys=True)})
+        return FrozenState(
+            _VERSION_WITH_COPIES if copied or self.sought else _VERSION,
+            {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+            json.dumps(facts, sort_keys=True),
+        )
 
     @classmethod
     def from_bytes(cls, blob: bytes, device: torch.device | str = "cpu") -> TrackerState:
@@ -333,6 +337,26 @@ class TrackerState:
         ) as error:
             raise ValueError(f"damaged tracker state: {error}; take an older snapshot") from error
         return state
+
+
+class FrozenState:
+    """A copy of a `TrackerState`, made by `TrackerState.frozen`: later steps do not change it.
+
+    Args:
+        version: of the format.
+        tensors: by name, on the CPU.
+        facts: everything else, as JSON.
+    """
+
+    def __init__(self, version: int, tensors: dict[str, Tensor], facts: str) -> None:
+        self._version, self._tensors, self._facts = version, tensors, facts
+
+    def to_bytes(self) -> bytes:
+        """As `TrackerState.to_bytes` would have given them; takes several times as long as the copy."""
+        crc = _checksum(self._tensors, self._facts)
+        envelope = {"version": self._version, "facts": self._facts, "crc32": crc}
+        # A single entry: safetensors writes several in random order, and equal states must have equal bytes.
+        return safetensors.torch.save(self._tensors, {_FORMAT: json.dumps(envelope, sort_keys=True)})
 
 
 def _checksum(tensors: Mapping[str, Tensor], facts: str) -> int:

@@ -30,7 +30,10 @@ FRAMES_AHEAD = 64  # minimum number of frame numbers reserved in advance
 MOST_WAITING = 8  # files' worth of rows that may wait for a slow store
 _MARGIN = 8  # frames that may arrive during the check
 _EMPTY_SECONDS = 60.0  # between files without rows
-_HASTY_SNAPSHOT_SECONDS = 1.0
+_HASTY_SNAPSHOT_SECONDS = 1.0  # after a request
+# After the detector started or corrected objects, which it does every few frames where people walk. A
+# snapshot of eight people has 40 to 100 MB.
+_FOUND_SNAPSHOT_SECONDS = 10.0
 
 
 class LiveCommitter:
@@ -106,10 +109,13 @@ class LiveCommitter:
             return
         chosen = self._settings
         since = now - self._rotated_at
-        hasty = self._objects.changed and now - self._snapshot_at >= _HASTY_SNAPSHOT_SECONDS
-        snapshot = hasty or (
-            now - self._snapshot_at >= chosen.snapshot_seconds
-            and self._unwritten.tracked > self._snapshot_tracked
+        age = now - self._snapshot_at
+        hasty = self._objects.changed and age >= _HASTY_SNAPSHOT_SECONDS
+        found = self._objects.found and age >= _FOUND_SNAPSHOT_SECONDS
+        snapshot = (
+            hasty
+            or found
+            or (age >= chosen.snapshot_seconds and self._unwritten.tracked > self._snapshot_tracked)
         )
         due = (
             self._unwritten.waiting_rows >= chosen.rotate_rows
@@ -147,18 +153,23 @@ class LiveCommitter:
     def take_snapshot(self, now: float) -> None:
         """Queue a snapshot of the state after all frames queued for commit; written after them."""
         self._snapshot_at, self._snapshot_tracked = now, self._unwritten.tracked
-        self._objects.changed = False
+        self._objects.changed = self._objects.found = False
+        next_frame = self._unwritten.first
         stream = self._objects.snapshot(
-            self._unwritten.first,
+            next_frame,
             self._run,
             self.previous[0],
             rows=self._unwritten.rows,
             losses=self._unwritten.corrupt,
         )
-        snapshot = LiveSnapshot(stream, self.previous[1], self._requests.applied, self._requests.paused)
+        facts = self.previous[1], self._requests.applied, self._requests.paused
         # The store keeps two snapshots: requests that are in both need not be kept.
         done, self._snapshot_applied = self._snapshot_applied, self._requests.applied
-        self._committer.save_snapshot(stream.next_frame, snapshot.to_bytes, lambda: self._record.forget(done))
+        self._committer.save_snapshot(
+            next_frame,
+            lambda: LiveSnapshot(stream(), *facts).to_bytes(),
+            lambda: self._record.forget(done),
+        )
 
     def check(self) -> None:
         """Raise if a write has failed."""

@@ -39,7 +39,8 @@ class LiveSettings:
         max_lag_seconds: with "latest", frames that would be older than this once tracked are dropped.
         queue_frames: maximum number of decoded frames that wait.
         rotate_seconds, rotate_rows: rows are committed as a file after this time, or this number of rows.
-        snapshot_seconds: time between snapshots of the state; shorter if objects are added or removed.
+        snapshot_seconds: time between snapshots of the state. One follows a request after about a second,
+            and what the detector started or corrected after 10 seconds.
         finder: when detected objects are started and given up, in received frames. Its `max_objects` includes
             objects from prompts.
         box_segmenter: box segmenter that turns boxes into masks.

@@ -40,6 +40,7 @@ from pipeline.live.zones import LiveZones
 from pipeline.prompts.box_segmenters import BoxSegmenter, load_box_segmenter
 from pipeline.prompts.remembered_object import RememberedObject
 from pipeline.tracking.committer import Committer
+from pipeline.tracking.look_ahead import SideEncoder, looks_ahead
 from pipeline.tracking.object_states import read_object
 from pipeline.tracking.objects import TrackedObjects
 from pipeline.tracking.settings import TrackSettings
@@ -118,6 +119,7 @@ class LiveTracker(Closing):
         self._pace = Pace(spec.settings)
         self._spoilt = False  # a frame failed midway: the state may be wrong
         self._closed = False
+        self._encoder: SideEncoder | None = None
         self.record = LiveRecord(store, live_facts(spec, settings, spec.shown_url, None))
         # Two processes that follow the same camera write different rows: each range is checked.
         committer = Committer(store, sinks, lambda first: self.record.check_ours(), MOST_WAITING)
@@ -197,6 +199,8 @@ class LiveTracker(Closing):
         record.reserve(frames=first + FRAMES_AHEAD, ids=max(ids, record.ids_reserved) + IDS_AHEAD)
         self.source = open_feed(self.spec, ledger)
         self.source.resume(first, *restored.previous)
+        if looks_ahead(segmenter, threads := self.settings.threads):
+            self._encoder = SideEncoder(segmenter, self.state, threads)
 
     # --- asking ----------------------------------------------------------------------------------
 
@@ -254,11 +258,14 @@ class LiveTracker(Closing):
                     continue
                 self._unwritten.begin_frame()
                 try:
+                    if self._encoder is not None:
+                        self._encoder.begin(frame.image)
                     masks = self._arrivals.prepare(frame)
+                    image = frame.image if self._encoder is None else self._encoder.take(frame.image)
                 except BaseException:
                     self._spoil(frame)
                     raise
-                step = StepInput(self.state, frame.image, Prompt(masks) if masks else None)
+                step = StepInput(self.state, image, Prompt(masks) if masks else None)
                 self._pending = _Pending(frame, step, lag, read_at)
                 return step
         except BaseException as error:
@@ -354,6 +361,8 @@ class LiveTracker(Closing):
             next_id = self.record.ids_reserved if finder is None else finder.next_id
             self.record.rest(state, frames=self._unwritten.covered, ids=next_id)
         finally:
+            if self._encoder is not None:
+                self._encoder.close()
             self.record.close()
             self._committing.close()
 

@@ -11,9 +11,8 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 
-from pipeline.tracking.snapshot import Snapshot
+from pipeline.tracking.snapshot import Snapshot, packed
 
 _FORMAT = "xmem-live-snapshot"
 _VERSION = "1"
@@ -45,9 +44,7 @@ class LiveSnapshot:
         }
         text = json.dumps(facts, sort_keys=True)
         metadata = {"format": _FORMAT, "version": _VERSION, "facts": text, "crc32": _checksum(text)}
-        return safetensors.torch.save(
-            {"stream": torch.frombuffer(bytearray(inner), dtype=torch.uint8)}, metadata
-        )
+        return packed({"stream": inner}, metadata)
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> LiveSnapshot:

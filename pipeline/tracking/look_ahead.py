@@ -2,6 +2,9 @@
 
 With two threads of torch on a CPU, many operations of a step are too small to be divided, so that the second
 core idles. Encoding the next frame while the objects are read and decoded on the one before keeps it busy.
+A camera's next frame is not there yet, or would get too old meanwhile: `SideEncoder` encodes a live stream's
+frame while the detector looks at the same one.
+
 Rows do not depend on it: both threads compute with as many threads of torch as a step without look-ahead.
 """
 
@@ -9,9 +12,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from pipeline.base.closeable import Closing
 from pipeline.base.records import Frame
 from pipeline.video.prefetch import Prefetch
 from xmem_core import EncodedFrame, TrackerState, VideoSegmenter
@@ -73,3 +78,41 @@ class _Encoded(Iterator[Arrived]):
     def close(self) -> None:
         """Stop decoding."""
         self._frames.close()
+
+
+class SideEncoder(Closing):
+    """Encodes a frame in a thread while the caller prepares its prompts. To be used by one thread.
+
+    Args:
+        state: state of the stream, read only: frames are encoded while it has objects, at its network size.
+        threads: threads of torch of each step.
+    """
+
+    def __init__(self, segmenter: VideoSegmenter, state: TrackerState, threads: int) -> None:
+        self._segmenter, self._state = segmenter, state
+        # The number of torch's threads is the thread's.
+        self._pool = ThreadPoolExecutor(1, "xmem-encode", torch.set_num_threads, (threads,))
+        self._encoded: Future[EncodedFrame] | None = None
+
+    def begin(self, image: Image) -> None:
+        """Start encoding a frame, if the stream has objects."""
+        self._encoded = None
+        if self._state.object_ids:
+            self._encoded = self._pool.submit(self._segmenter.encode, image, self._state.network_size)
+
+    def take(self, image: Image) -> Image | EncodedFrame:
+        """What `VideoSegmenter.step` takes of the frame that was begun: waits until it is encoded."""
+        if self._encoded is None:
+            return image
+        try:
+            return self._encoded.result()
+        except Exception as error:
+            # The step repeats it and fails.
+            logger.debug("a frame could not be encoded aside: %s", error)
+            return image
+        finally:
+            self._encoded = None
+
+    def close(self) -> None:
+        """Wait for the thread and stop it."""
+        self._pool.shutdown(cancel_futures=True)

@@ -6,7 +6,7 @@ the failure stay in effect.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,8 +48,8 @@ class TrackedObjects:
         frame_size: (height, width) of the last tracked frame; None before the first.
 
     Attributes:
-        changed: whether objects were added or removed since the last snapshot; reset by the code that takes
-            the snapshot.
+        changed, found: whether objects were added, corrected or removed since the last snapshot: by requests
+            and prompts, or by the detector. Reset by the code that takes the snapshot.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class TrackedObjects:
     ) -> None:
         self.state, self.finder, self.frame_size = state, finder, frame_size
         self.categories = dict(categories or {})
-        self.changed = False
+        self.changed = self.found = False
         self._events, self._most = events, most
 
     def living(self) -> dict[int, str | None]:
@@ -202,7 +202,7 @@ class TrackedObjects:
             self.categories[new.object_id] = new.category
             detail = {"score": round(new.score, 4), "category": new.category}
             self._events.happened(frame, kind, object_id=new.object_id, reason=new.reason, detail=detail)
-            self.changed = True
+            self.found = True
 
     def seen(self, frame: Frame, result: StepResult, *, recorded: bool = True) -> list[MaskRecord]:
         """Process the result of a tracked frame and pass its label map to the finder.
@@ -227,16 +227,27 @@ class TrackedObjects:
 
     def snapshot(
         self, next_frame: int, run: str, previous_pts_seconds: float | None, *, rows: int, losses: int
-    ) -> Snapshot:
-        """A snapshot of the state after the last tracked frame; the arguments are fields of `Snapshot`."""
-        return Snapshot(
-            next_frame=next_frame,
-            tracker=self.state.to_bytes(),
-            run=run,
-            previous_pts_seconds=previous_pts_seconds,
-            previous_size=self.frame_size,
-            categories=tuple(self.categories.items()),
-            rows=rows,
-            losses=losses,
-            finder=None if self.finder is None else self.finder.to_bytes(),
-        )
+    ) -> Callable[[], Snapshot]:
+        """Copy the state after the last tracked frame; the arguments are fields of `Snapshot`.
+
+        Returns:
+            what makes a snapshot of the copy, later or in another thread. It takes several times as long.
+        """
+        tracker, size = self.state.frozen(), self.frame_size
+        categories = tuple(self.categories.items())
+        finder = None if self.finder is None else self.finder.to_bytes()
+
+        def made() -> Snapshot:
+            return Snapshot(
+                next_frame=next_frame,
+                tracker=tracker.to_bytes(),
+                run=run,
+                previous_pts_seconds=previous_pts_seconds,
+                previous_size=size,
+                categories=categories,
+                rows=rows,
+                losses=losses,
+                finder=finder,
+            )
+
+        return made

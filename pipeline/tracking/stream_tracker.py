@@ -452,7 +452,7 @@ class StreamTracker(Closing):
         except BaseException as error:
             self._failure = error
             raise
-        return self._snapshot()
+        return self._snapshot()()
 
     def accept(self, result: StepResult) -> None:
         """Take the segmenter's result for the frame that `next_input` gave last."""
@@ -606,10 +606,10 @@ class StreamTracker(Closing):
     def _take_snapshot(self) -> None:
         """Queue a snapshot of the state before the next frame, to be written after the commits before it."""
         snapshot = self._snapshot()
-        self._snapshot_at = snapshot.next_frame
-        self._committer.save_snapshot(snapshot.next_frame, snapshot.to_bytes)
+        self._snapshot_at = self._rows.next_frame
+        self._committer.save_snapshot(self._snapshot_at, lambda: snapshot().to_bytes())
 
-    def _snapshot(self) -> Snapshot:
+    def _snapshot(self) -> Callable[[], Snapshot]:
         return self._objects.snapshot(
             self._rows.next_frame,
             self._run,

@@ -212,3 +212,28 @@ def test_readout_sums_each_objects_values() -> None:
     weights = torch.tensor([[[0.25], [0.75]]])  # 1, N=2, P=1
     values = torch.tensor([[[[4.0, 8.0]], [[0.0, 4.0]]]])  # 1, O=2, C=1, N=2
     assert readout(weights, values).flatten().tolist() == [7.0, 3.0]
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_a_reader_of_few_elements_finds_among_them_what_it_finds_among_all(
+    coarse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, shrinkage, query, selection = (t[0] for t in random_inputs(4, 900, 150, 16))
+    elements = coarsely_searchable(key.T.contiguous(), shrinkage[0]) if coarse else searchable(key, shrinkage)
+    place = torch.arange(900)
+    young = (place < 300) | ((place >= 340) & (place < 700))  # two spans are open to it
+    single, scattered, none = place != 17, place % 3 > 0, place >= 0
+    bars = [young, single, scattered, none, None]
+    wanted = [None, None, place[:150] % 4 == 0, place[:150] < 0, None]
+    apart = search(elements, query, selection, 12, bars, wanted=wanted)
+    monkeypatch.setattr("xmem_core.attention._APART", 0.0)
+    among_all = search(elements, query, selection, 12, bars, wanted=wanted)
+    for (weights, index), (others, other_index) in zip(apart, among_all, strict=True):
+        one, other = (
+            torch.zeros(150, 900).scatter_add_(1, i, w) for i, w in ((index, weights), (other_index, others))
+        )
+        # In bfloat16 many scores are alike, so an element that hardly weighs may be another one.
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-3 if coarse else 0)
+    assert not young[apart[0][1]].any()
+    assert not apart[2][0][1::4].any()
+    assert apart[2][0][::4].sum(1).allclose(torch.ones(38))

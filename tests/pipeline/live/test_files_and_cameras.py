@@ -6,6 +6,7 @@ The same pictures, prompts and detections go through a `StreamTracker` and throu
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, EntryPoints
@@ -16,8 +17,11 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from support.live_scripted import ScriptedFeed
 from support.small_net import SMALL_MEMORY, frame_at, small_model, square
+from support.threads import torch_threads
+from support.written import files
 
 import pipeline.base.plugins as plugins
 import pipeline.detect.protocol as detectors
@@ -153,7 +157,9 @@ def step_all(stream: StreamTracker | LiveTracker, segmenter: VideoSegmenter) -> 
 class Camera:
     """A live stream with a simulated clock."""
 
-    def __init__(self, out: Path, segmenter: VideoSegmenter, sinks: Sinks | None, **more: Any) -> None:
+    def __init__(
+        self, out: Path, segmenter: VideoSegmenter, sinks: Sinks | None, threads: int = 1, **more: Any
+    ) -> None:
         values: dict[str, Any] = {"detector": "one-thing", "prompts": {"objects": [dog(0, category="dog")]}}
         chosen = LiveSettings.from_dict(
             {
@@ -171,7 +177,7 @@ class Camera:
             spec,
             StreamStore(out, "cam"),
             segmenter,
-            TrackSettings().of_segmenter(segmenter, threads=1),
+            TrackSettings().of_segmenter(segmenter, threads),
             lambda spec, ledger: ScriptedFeed(spec, ledger, picture),
             sinks=sinks,
             now=lambda: self.clock,
@@ -197,8 +203,10 @@ def track_file(images: Path, out: Path, segmenter: VideoSegmenter, journal: Jour
         step_all(stream, segmenter)
 
 
-def track_camera(images: Path, out: Path, segmenter: VideoSegmenter, journal: Journal) -> None:
-    camera = Camera(out, segmenter, journal.sinks)
+def track_camera(
+    images: Path, out: Path, segmenter: VideoSegmenter, journal: Journal, threads: int = 1
+) -> None:
+    camera = Camera(out, segmenter, journal.sinks, threads)
     camera.show(CORRECTED)
     camera.tracker.request({"prompts": {"objects": [dog(0)]}})
     camera.show(4)
@@ -240,6 +248,57 @@ def test_events_say_who_came_was_corrected_and_went(
     assert [tuple(row.values()) for row in rows] == [
         (i, k, c) for i in range(FRAMES) for k, c in ((1, "dog"), (2, "cat")) if k == 2 or i < REMOVED
     ]
+
+
+def test_snapshots_follow_requests_soon_and_detections_later(
+    tmp_path: Path, segmenter: VideoSegmenter
+) -> None:
+    """A detector changes objects every few frames; a snapshot of many objects takes long."""
+
+    def newest() -> int | None:
+        found = StreamStore(tmp_path, "cam").load_snapshot(2**60, lambda blob: blob)
+        return None if found is None else found[0]
+
+    camera, snapshots = Camera(tmp_path, segmenter, None, prompts=None), []
+    for frames, clock, removed in [
+        (1, 2, []),
+        (2, 9, []),
+        (3, 11, []),
+        (4, 30, [1]),
+        (5, 30.5, []),
+        (6, 31.5, []),
+    ]:
+        if removed:
+            camera.tracker.request({"remove": removed})
+        camera.clock = clock
+        camera.show(frames)
+        camera.written()
+        snapshots.append(newest())
+    camera.tracker.close()
+    assert snapshots == [None, None, 3, 4, 4, 4]
+
+
+def test_a_frame_encoded_while_the_detector_looks_gives_the_same_rows(
+    tmp_path: Path, images: Path, segmenter: VideoSegmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, calls = VideoSegmenter.encode, []
+
+    def noted(self: VideoSegmenter, *arguments: Any) -> Any:
+        calls.append((threading.current_thread().name, torch.get_num_threads()))
+        return encode(self, *arguments)
+
+    monkeypatch.setattr(VideoSegmenter, "encode", noted)
+    with torch_threads(2):
+        track_camera(images, tmp_path / "aside", segmenter, Journal(), threads=2)
+        # The first frame is encoded in its step: until then there are no objects.
+        assert calls == [("xmem-encode_0", 2)] * (FRAMES - 1)
+        assert "xmem-encode_0" not in {thread.name for thread in threading.enumerate()}
+        monkeypatch.setattr("pipeline.live.tracker.looks_ahead", lambda *_: False)
+        track_camera(images, tmp_path / "alone", segmenter, Journal(), threads=2)
+    assert len(calls) == FRAMES - 1
+    rows = files(tmp_path / "alone")
+    assert len(rows) == 4  # rows and events of two commits
+    assert files(tmp_path / "aside") == rows
 
 
 @pytest.mark.parametrize("kind", KINDS)

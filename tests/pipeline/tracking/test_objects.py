@@ -268,12 +268,18 @@ def test_another_frame_size_is_recorded_unless_the_source_tells_of_it(segmenter:
 def test_a_snapshot_holds_what_the_objects_are(segmenter: VideoSegmenter) -> None:
     scene = Scene(segmenter)
     scene.step(0, scene.prompt(0, prompts((1, "dog"), (4, None))))
-    snapshot = scene.objects.snapshot(1, "run", 0.0, rows=2, losses=0)
+    made = scene.objects.snapshot(1, "run", 0.0, rows=2, losses=0)
+    snapshot = made()
     assert (snapshot.categories, snapshot.previous_size) == (((1, "dog"), (4, None)), (HEIGHT, WIDTH))
     state = TrackerState.from_bytes(snapshot.tracker, device="cpu")
     assert state.object_ids == (1, 4)
     again = TrackedObjects(state, scene.unwritten, categories=dict(snapshot.categories))
-    assert again.snapshot(1, "run", 0.0, rows=2, losses=0).tracker == snapshot.tracker
+    assert again.snapshot(1, "run", 0.0, rows=2, losses=0)().tracker == snapshot.tracker
+    for index in range(1, 7):  # memory frames and a consolidation among them
+        scene.step(index, None)
+    scene.objects.categories[1] = "cat"
+    assert made() == snapshot
+    assert TrackerState.from_bytes(scene.objects.state.to_bytes()).time == 6
 
 
 def test_frames_that_have_rows_are_seen_without_records(segmenter: VideoSegmenter) -> None:
