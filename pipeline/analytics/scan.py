@@ -61,6 +61,8 @@ _COPY_TAIL_BYTES = 1 << 18
 _FILES_PER_TASK = 16
 _GROUPS_PER_TASK = 2
 _WORTH_SKIPPING = 1 << 13
+_COMPARED_TOGETHER = 64
+"""So many consecutive files of a stream are first compared with a condition as one."""
 _SPELT_OUT = 50
 """Up to so many streams are compared one by one, which pyarrow's row groups can be chosen by."""
 _LOCAL_THREADS = min(8, (os.cpu_count() or 1) + 1)
@@ -340,7 +342,7 @@ class ChunkDataset(_Source):
         ids = [s for s in self._listing.tracked if self.only is None or s in self.only]
         fields = _fields(condition, self._schema)
         exact: set[str] = set()
-        if condition is not None:
+        if condition is not None and "stream_id" in fields:
             ids, exact = self._chosen(condition, fields, {s: ds.field("stream_id") == s for s in ids})
         if not ids and self._listing.tracked and (self.only is not None or "stream_id" in fields):
             logger.warning("%s", self._listing.none_chosen())
@@ -348,12 +350,24 @@ class ChunkDataset(_Source):
         for stream_id, chunks in self._listing.chunks(None if everything else ids).items():
             if self._strict:
                 self._listing.check_begins(chunks)
-            if condition is None or fields <= {"stream_id"}:
+            if condition is None or "frame_index" not in fields:
                 yield from ((chunk, condition is None or stream_id in exact) for chunk in chunks)
             else:
-                known = {str(i): _frames(chunk) for i, chunk in enumerate(chunks)}
-                some, whole = self._chosen(condition, fields, known)
-                yield from ((chunks[int(i)], i in whole) for i in some)
+                yield from self._of_frames(condition, fields, chunks)
+
+    def _of_frames(
+        self, condition: pc.Expression, fields: set[str], chunks: Sequence[Chunk]
+    ) -> Iterator[tuple[Chunk, bool]]:
+        """The chunks of a stream that may have rows that fulfil the condition; many are compared at once."""
+        size = _COMPARED_TOGETHER if len(chunks) > _COMPARED_TOGETHER else 1
+        parts = [chunks[start : start + size] for start in range(0, len(chunks), size)]
+        known = {str(i): _frames(part[0], part[-1]) for i, part in enumerate(parts)}
+        some, whole = self._chosen(condition, fields, known)
+        for i in some:
+            if size == 1 or i in whole:
+                yield from ((chunk, i in whole) for chunk in parts[int(i)])
+            else:
+                yield from self._of_frames(condition, fields, parts[int(i)])
 
     def _chosen(
         self, condition: pc.Expression, fields: set[str], known: Mapping[str, pc.Expression]
@@ -432,7 +446,7 @@ class ChunkDataset(_Source):
 
     def _may_hold(self, condition: Any, group: Any, chunk: Chunk) -> bool:
         """Whether a row group may have rows that fulfil a condition on times, by its statistics."""
-        known = _frames(chunk) & _known(group, _TIMES)
+        known = _frames(chunk, chunk) & _known(group, _TIMES)
         return bool(_satisfying(condition, self._schema, {"0": known}))
 
 
@@ -520,10 +534,11 @@ def _filtered(
     return [batch for batch in table.to_batches() if batch.num_rows]
 
 
-def _frames(chunk: Chunk) -> pc.Expression:
+def _frames(first: Chunk, last: Chunk) -> pc.Expression:
+    """What is known of the rows of consecutive chunks."""
     frames = ds.field("frame_index")
-    known = (ds.field("stream_id") == chunk.stream_id) & (frames >= chunk.first)
-    return known if chunk.following is None else known & (frames < chunk.following)
+    known = (ds.field("stream_id") == first.stream_id) & (frames >= first.first)
+    return known if last.following is None else known & (frames < last.following)
 
 
 def chunk_fragments(listing: Listing, kind: str, schema: pa.Schema) -> ds.Dataset:
@@ -545,7 +560,7 @@ def chunk_fragments(listing: Listing, kind: str, schema: pa.Schema) -> ds.Datase
         schema=schema,
         format=ds.ParquetFileFormat(default_fragment_scan_options=checked),
         filesystem=filesystem,
-        partitions=[_frames(chunk) for chunk in chunks],
+        partitions=[_frames(chunk, chunk) for chunk in chunks],
     )
 
 

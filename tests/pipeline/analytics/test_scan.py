@@ -74,12 +74,44 @@ def chunk(out: Path, stream_id: str, first: int) -> Path:
         ("NOT (frame_index > 4) AND stream_id > 'cam-1'", ["cam-2/0", "door-1/0"], 20),
     ],
 )  # fmt: skip
+@pytest.mark.parametrize("together", [64, 2])
 def test_only_the_files_of_the_frames_asked_for_are_opened(
-    out: Path, opened: Callable[[], list[str]], where: str, expected: list[str], count: int
+    out: Path,
+    opened: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    together: int,
+    where: str,
+    expected: list[str],
+    count: int,
 ) -> None:
+    monkeypatch.setattr(scan, "_COMPARED_TOGETHER", together)
     found = query(out, f"SELECT count(*) AS n FROM tracks WHERE {where}")
     assert found["n"].to_pylist() == [count]
     assert opened() == expected
+
+
+@pytest.mark.parametrize(
+    ("where", "most"),
+    [
+        ("frame_index = 7 AND stream_id = 'cam-1'", 3),  # streams, then pairs of files, then files
+        ("pts_seconds BETWEEN 0.41 AND 0.5", 0),  # names of files tell nothing of times
+        ("stream_id >= 'cam-2'", 3),
+    ],
+)
+def test_files_are_not_compared_one_by_one(
+    out: Path, monkeypatch: pytest.MonkeyPatch, where: str, most: int
+) -> None:
+    compared = [0]
+    satisfying = scan._satisfying
+
+    def note(condition: Any, schema: pa.Schema, known: Any) -> list[str]:
+        compared.append(len(known))
+        return satisfying(condition, schema, known)
+
+    monkeypatch.setattr(scan, "_satisfying", note)
+    monkeypatch.setattr(scan, "_COMPARED_TOGETHER", 2)
+    query(out, f"SELECT count(*) FROM tracks WHERE {where}")
+    assert max(compared) == most
 
 
 @pytest.mark.parametrize(
