@@ -113,6 +113,20 @@ def open_parquet(
     return ParquetFile(source, metadata, dictionaries, pre_buffer=isinstance(source, pa.PythonFile))
 
 
+def read_metadata(files: Files, name: str, size: int, tail_bytes: int) -> Any:
+    """The metadata of a Parquet file of `size` bytes; as a rule, they are within its last `tail_bytes`.
+
+    Raises:
+        FileNotFoundError: there is none. StoreError, OSError, pyarrow.ArrowException: it cannot be read.
+    """
+    tail = files.part(name, max(0, size - tail_bytes), size)
+    found = _metadata(tail, len(tail) < size)
+    if found is not None:
+        return found
+    whole = int.from_bytes(tail[-8:-4], "little") + 8  # its footer is longer
+    return _metadata(files.part(name, max(0, size - whole), size), False)
+
+
 def _metadata(tail: bytes, is_part: bool) -> Any:
     """The metadata in the end of a file; None if they begin before it. pyarrow.ArrowInvalid if damaged."""
     if len(tail) < 12 or tail[-4:] != b"PAR1":

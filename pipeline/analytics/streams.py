@@ -11,9 +11,11 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.analytics.listing import Chunk, Listing
+from pipeline.analytics.parquet_file import read_metadata
+from pipeline.analytics.scan import check_chunk_file
 from pipeline.base.errors import StoreError
 from pipeline.storage.files import Files
-from pipeline.tracks.layout import chunk_footer, load_record
+from pipeline.tracks.layout import chunk_name, load_record
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ STREAMS_SCHEMA = pa.schema(
     ]
 )
 _THREADS = 16
+_TAIL_BYTES = 1 << 13
 
 
 def streams_table(listing: Listing) -> pa.Table:
@@ -82,11 +85,7 @@ def _stream_row(files: Files, stream_id: str, chunks: Sequence[Chunk]) -> dict[s
     """
     row: dict[str, Any] = {"stream_id": stream_id, "files": len(chunks), "next_frame": 0}
     if chunks:
-        try:
-            row["next_frame"] = chunk_footer(files, stream_id, chunks[-1].first).last + 1
-        except StoreError as error:
-            logger.warning("%s", error)
-            row["next_frame"] = None
+        row["next_frame"] = _next_frame(files, chunks[-1])
     try:
         record = load_record(files, stream_id) or {}
     except StoreError as error:
@@ -108,6 +107,20 @@ def _stream_row(files: Files, stream_id: str, chunks: Sequence[Chunk]) -> dict[s
     if isinstance(extra, dict) and extra:
         row["extra"], row["extras"] = json.dumps(extra), extra
     return row
+
+
+def _next_frame(files: Files, newest: Chunk) -> int | None:
+    """How far a stream is, by the end of its newest file; None if that cannot be read, which is a warning."""
+    name = chunk_name("tracks", newest.stream_id, newest.first)
+    try:
+        metadata = read_metadata(files, name, newest.size, _TAIL_BYTES)
+        check_chunk_file(metadata, "tracks", newest, files)
+        return int(metadata.metadata[b"xmem.last"]) + 1
+    except StoreError as error:
+        logger.warning("%s", error)
+    except (pa.ArrowException, OSError) as error:
+        logger.warning("%s cannot be read (%s)", files.uri(name), " ".join(str(error).split()))
+    return None
 
 
 def _text(value: Any) -> str | None:

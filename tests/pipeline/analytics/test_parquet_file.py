@@ -11,8 +11,9 @@ import pytest
 from support.chunks import NO_EVENTS, rows
 
 from pipeline.analytics import parquet_file
-from pipeline.analytics.parquet_file import open_parquet
+from pipeline.analytics.parquet_file import open_parquet, read_metadata
 from pipeline.analytics.query import query
+from pipeline.storage.local_files import LocalFiles
 from pipeline.storage.opening import open_files
 from pipeline.tracks.layout import chunk_name
 from pipeline.tracks.store import StreamStore
@@ -56,6 +57,17 @@ def test_rows_are_those_that_pyarrow_reads(
 
 
 @pytest.mark.usefixtures("way")
+def test_metadata_need_no_more_than_the_end(out: Path) -> None:
+    size = (out / NAME).stat().st_size
+    for tail_bytes in (100, 1 << 13, 1 << 20):
+        found = read_metadata(open_files(out), NAME, size, tail_bytes)
+        assert (found.num_rows, found.metadata[b"xmem.last"]) == (400, b"199")
+    (out / NAME).write_bytes((out / NAME).read_bytes()[:-1])
+    with pytest.raises(pa.ArrowInvalid, match="its end is missing"):
+        read_metadata(open_files(out), NAME, size - 1, 100)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("small", [1 << 15, 0])
 def test_damage_is_an_error(out: Path, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet_file, "_SMALL_BYTES", small)
@@ -72,6 +84,20 @@ def test_damage_is_an_error(out: Path, small: int, monkeypatch: pytest.MonkeyPat
         (out / NAME).write_bytes(changed)
         with pytest.raises(kind):
             opened(out).read(["category"])
+
+
+def test_the_view_of_streams_reads_little_of_each(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    part = LocalFiles.part
+
+    def note(self: LocalFiles, name: str, start: int, end: int) -> bytes:
+        read.append(end - start)
+        return part(self, name, start, end)
+
+    monkeypatch.setattr(LocalFiles, "part", note)
+    StreamStore(out, "a").commit(200, 2199, rows(200, 2199), NO_EVENTS)
+    assert query(out, "SELECT next_frame FROM streams")["next_frame"].to_pylist() == [2200]
+    assert read == [1 << 13]
 
 
 def test_a_footer_is_parsed_once(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
