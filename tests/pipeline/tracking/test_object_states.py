@@ -15,6 +15,7 @@ from support.videos import make_video
 from pipeline import prompts_from_state, query, track
 from pipeline.base.errors import PromptError, UsageError
 from pipeline.prompts.resolving import PromptSet
+from pipeline.tracking.stream_record import FINISHED, StreamRecord, StreamSummary
 
 PROMPTS: dict[str, Any] = {
     "version": 1,
@@ -75,6 +76,27 @@ def test_objects_are_sought_in_the_next_video_and_a_cut_changes_nothing(
     assert len(found) == 2 * 16
     events = query(cut, "select object_id, reason from events where kind = 'object_added' order by 1")
     assert events.to_pylist() == [{"object_id": 1, "reason": "copy"}, {"object_id": 7, "reason": "copy"}]
+
+
+def test_a_run_killed_between_its_last_snapshot_and_its_end_finishes(
+    halves: Halves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = StreamRecord.update
+
+    def killed(record: StreamRecord, state: str, summary: StreamSummary) -> None:
+        if state == FINISHED:
+            raise KeyboardInterrupt
+        update(record, state, summary)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamRecord, "update", killed)
+        with pytest.raises(KeyboardInterrupt):
+            halves.track(halves.first, tmp_path, PromptSet.from_record(PROMPTS), stream_id="first")
+    assert (tmp_path / f"state/first/{12:012d}.safetensors").is_file()
+    summary = halves.track(halves.first, tmp_path, None, stream_id="first")
+    assert (summary.state, summary.frames, summary.rows) == (FINISHED, 12, 20)
+    assert rows(tmp_path, "first") == rows(halves.out, "first")
+    assert prompts_from_state(tmp_path).object_ids == {1, 7}
 
 
 def test_a_state_and_masks_go_together_and_a_later_frame_may_begin_the_search(
