@@ -85,7 +85,7 @@ class DataSet:
         name: what it was recognised as.
         origin: file or folder that says which clips it has.
         clips: sorted by name, except those of a list.
-        skips_last: the last frame of a clip is not scored.
+        skips_last: the last frame of a clip is not scored, as in DAVIS.
         merged: all of a clip's objects are one.
         wrapped: a server wants the clips' folders in a folder Annotations.
         burst: the JSON file that BURST's evaluation wants with other masks.
@@ -160,7 +160,7 @@ def find_data_set(
             return _folders(root, split, clips)
     images, masks = _layers(root, resolution)
     if any(p.suffix.lower() in _SUFFIXES for p in images.iterdir() if p.is_file()):
-        return DataSet("a clip", root, (_clip(root.resolve().name, images, masks),))
+        return DataSet("a clip", root, (_clip(root.resolve().name, images, masks),), skips_last=False)
     names = sorted(folder.name for folder in images.iterdir() if folder.is_dir())
     if not names:
         raise UsageError(f"{images} holds no clip: need a folder of .jpg files per clip")
@@ -255,7 +255,7 @@ def _folders(root: Path, split: str | None, wanted: Sequence[str] | None) -> Dat
         if name not in places:
             raise UsageError(f"no clip {name!r} in {root}; there are: {', '.join(places)}")
     clips = tuple(_clip(n, *_layers(p, None)) for n, p in places.items() if not wanted or n in wanted)
-    return DataSet("folders", root, clips)
+    return DataSet("folders", root, clips, skips_last=False)
 
 
 def _burst(annotations: BurstFile, wanted: Sequence[str] | None) -> DataSet:

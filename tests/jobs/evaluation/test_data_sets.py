@@ -126,7 +126,10 @@ def test_folders_of_any_order(tmp_path: Path, images: str, masks: str) -> None:
     assert (data.name, names(data)) == ("folders", ["b"])
     alone = find_data_set(two / "b")
     assert (alone.name, names(alone)) == ("a clip", ["b"])
-    assert plan(data) == plan(alone) == {"00001": [1], "00002": [1]}
+    assert plan(data) == plan(alone) == {"00001": [1], "00002": [1], "00003": [1]}
+    for number in (1, 2):  # masks on the first and the last frame
+        (two / "b" / masks / f"{number:05d}.png").unlink()
+    assert run(two, Replay(ONE)).to_json()["overall"]["J&F"] == 100.0
 
 
 # --- what is scored ------------------------------------------------------------------------------------
