@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import webbrowser
+from contextlib import ExitStack
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -50,20 +52,40 @@ def annotate(
             "installed plugin's name."
         ),
     ] = None,
+    imported: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            help="Masks to begin with: a palette PNG, a folder of them named by their frames, a COCO file "
+            "or a prompts file; repeatable.",
+        ),
+    ] = None,
+    users: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--user",
+            help="Name of a user, who gets a link and a folder OUT/users/NAME; repeatable. Default: one.",
+        ),
+    ] = None,
     *,
     tracking: TrackSettings,
 ) -> None:
     """Point at objects in the browser, track them, and correct them.
 
-    The page is served on this machine only. `xmem annotate OUT` goes on where it was left.
+    The page is served on this machine only. `xmem annotate OUT` goes on where it was left; with --user,
+    give the same users.
     """
     import uvicorn
 
     from pipeline.annotate.annotator import Annotator
     from pipeline.annotate.app import create_app
+    from pipeline.annotate.users import UserApps, check_users, user_folder
+    from pipeline.api.guard import App
     from pipeline.api.tokens import Sessions
     from pipeline.base.malloc import keep_freed_memory
+    from pipeline.exchange.masks_as_prompts import read_masks_as_prompts
 
+    check_users(users or ())
     keep_freed_memory()
     fetch_model(tracking.model.name)
     with socket.socket() as listening:
@@ -73,18 +95,36 @@ def annotate(
         except (OSError, OverflowError) as error:
             raise UsageError(f"port {port} cannot be used: {bare_reason(error)}; choose another") from error
         address = f"http://{_HOST}:{listening.getsockname()[1]}/"
-        opened = None if out is None else video
-        with Annotator(
-            opened, out or video, stream_id, tracking, click_segmenter=click_segmenter
-        ) as annotator:
-            sessions = Sessions(lambda code: say(f"to open the page again: {address}#code={code}"))
-            link = f"{address}#code={sessions.code}"
-            say(f"annotating {redacted(annotator.video)} into {redacted(annotator.root)}; Ctrl-C ends it")
-            say(f"open {link}")
-            if browser:
-                webbrowser.open(link)
-            config = uvicorn.Config(
-                create_app(annotator, sessions), log_level="warning", timeout_graceful_shutdown=2
-            )
+        root = out or video
+        folders = {name: user_folder(root, name) for name in users or ()} or {"": root}
+        with ExitStack() as open_ones:
+            apps: dict[str, App] = {}
+            links: list[str] = []
+            for name, folder in folders.items():
+                annotator = open_ones.enter_context(
+                    Annotator(
+                        None if out is None else video,
+                        folder,
+                        stream_id,
+                        tracking,
+                        click_segmenter=click_segmenter,
+                    )
+                )
+                for path in imported or ():
+                    annotator.add_prompts(read_masks_as_prompts(path, stream_id=annotator.stream_id))
+                page = f"{address}{name}/" if name else address
+                sessions = Sessions(partial(_say_again, page))
+                apps[name] = create_app(annotator, sessions)
+                links.append(f"{page}#code={sessions.code}")
+                say(f"annotating {redacted(annotator.video)} into {redacted(annotator.root)}; Ctrl-C ends it")
+                say(f"open {links[-1]}")
+            if browser and not users:
+                webbrowser.open(links[0])
+            app = UserApps(apps) if users else apps[""]
+            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
             uvicorn.Server(config).run([listening])
-    say(f"xmem annotate {redacted(annotator.root)} goes on from here")
+    say(f"xmem annotate {redacted(root)} goes on from here")
+
+
+def _say_again(page: str, code: str) -> None:
+    say(f"to open the page again: {page}#code={code}")

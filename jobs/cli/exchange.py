@@ -16,8 +16,8 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="Format: coco, youtube-vis, mot, mots, davis, burst, cvat, labelstudio, supervision "
-            "or geojson.",
+            help="Format: coco, youtube-vis, mot, mots, davis, workspace, burst, cvat, labelstudio, "
+            "supervision or geojson.",
         ),
     ] = "coco",
     streams: Annotated[

@@ -50,6 +50,23 @@ def track(
     from_stream: Annotated[
         str | None, typer.Option(help="With --from-state: its stream. Default: the only one.")
     ] = None,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A click on an object, in pixels: frame,x,y[:id[:category]]; repeatable. Clicks of one id "
+            "on one frame add up."
+        ),
+    ] = None,
+    not_at: Annotated[
+        list[str] | None,
+        typer.Option(help="A click beside the object of --at: frame,x,y[:id]; repeatable."),
+    ] = None,
+    click_segmenter: Annotated[
+        str | None,
+        typer.Option(
+            help="What makes masks of clicks: xmem-click (the default), grabcut, or a plugin's name."
+        ),
+    ] = None,
     stream_id: Annotated[
         str | None,
         typer.Option(help="Name of the stream in the output folder. Default: derived from the video's URI."),
@@ -70,6 +87,7 @@ def track(
     """
     from pipeline.base.joined_uris import joined_uri
     from pipeline.base.malloc import keep_freed_memory
+    from pipeline.prompts.pointing import add_clicks
     from pipeline.prompts.resolving import gather_prompts
     from pipeline.tracking.object_states import prompts_from_state
     from pipeline.tracking.stream_tracker import FINISHED, StreamTracker
@@ -89,6 +107,15 @@ def track(
         asked = prompts_from_state(from_state, from_stream).combined(asked)
     elif from_stream is not None:
         raise UsageError("--from-stream goes with --from-state FOLDER")
+    if at or not_at:
+        asked = add_clicks(
+            asked,
+            video,
+            at or [],
+            not_at or [],
+            segmenter=click_segmenter,
+            max_pixels=tracking.commit.max_pixels,
+        )
     started = spoke = time.monotonic()
     already_done = False
     fetch_model(tracking.model.name)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.annotate.document import Change, Document
 from pipeline.annotate.gauges import device_memory
+from pipeline.annotate.look_layers import LookLayers
 from pipeline.annotate.memory_view import MemoryView
 from pipeline.annotate.project import (
     Project,
@@ -28,8 +29,11 @@ from pipeline.annotate.recipe import Recipe, changed_memory, edits_of, memory_va
 from pipeline.annotate.regrouping import merge, split
 from pipeline.base.closeable import Closing
 from pipeline.base.errors import PromptError, SettingsConflictError, SourceError, UsageError
+from pipeline.base.records import MaskRecord
 from pipeline.base.stream_ids import generate_stream_id
-from pipeline.draw.overlay import object_color
+from pipeline.draw.look import Look, parse_colour
+from pipeline.draw.overlay import object_color, overlay
+from pipeline.draw.video import render_video
 from pipeline.prompts.box_segmenters import load_box_segmenter
 from pipeline.prompts.click_segmenters import load_click_segmenter, segment_clicks
 from pipeline.prompts.clicks import Click, Stroke, joined
@@ -39,7 +43,8 @@ from pipeline.storage.opening import open_files
 from pipeline.tracking.memory_edit import MemoryEdit
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracks.layout import load_record
-from pipeline.tracks.masks import mask_to_rle, rle_to_mask
+from pipeline.tracks.masks import mask_to_rle, record_of_mask, rle_to_mask
+from pipeline.tracks.reader import TrackReader
 from pipeline.video.random_access import FrameAccess
 from pipeline.video.sources import open_source
 
@@ -76,6 +81,7 @@ class Annotator(Closing):
         out_storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._clicks = load_click_segmenter(click_segmenter)
+        self._options, self._out_options = storage_options, out_storage_options
         self._files = open_files(out, out_storage_options)
         if video is None:
             stream_id = stream_id or self._only_project()
@@ -112,6 +118,7 @@ class Annotator(Closing):
             self.frames.close()
             raise
         self.memory_view = MemoryView(self.propagation, self.frames)
+        self.layers = LookLayers(self._files, self.stream_id)
         self._resolved: OrderedDict[tuple[int, tuple[PromptObject, ...]], ResolvedPrompt] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -193,16 +200,21 @@ class Annotator(Closing):
         """(height, width) of the video's first frame."""
         return self.frames.source.height, self.frames.source.width
 
-    def jpeg(self, frame_index: int, quality: int = 90, side: int | None = None) -> bytes:
+    def jpeg(
+        self, frame_index: int, quality: int = 90, side: int | None = None, look: Look | None = None
+    ) -> bytes:
         """A frame as JPEG.
 
         Args:
             side: its longer side is reduced to so many pixels; None: it is not.
+            look: its masks are drawn as by `xmem render`, except outdated ones; None: it is without masks.
 
         Raises:
             UsageError: the video has no such frame. SourceError: it cannot be read.
         """
         image = self.frames.at(frame_index).image
+        if look is not None:
+            image = overlay(image, self.records(frame_index), look)
         if side is not None and max(image.shape[:2]) > side:
             scale = side / max(image.shape[:2])
             size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
@@ -213,6 +225,62 @@ class Annotator(Closing):
         if not done:
             raise SourceError(f"frame {frame_index} of {self.video} cannot be encoded")
         return bytes(np.asarray(data).tobytes())
+
+    def look(
+        self,
+        overlay: str,
+        opacity: float | None = None,
+        outlines: bool | None = None,
+        ids: bool | None = None,
+        layer: str | None = None,
+        layer_place: str = "behind",
+    ) -> Look:
+        """A look with the project's colours, without hidden objects; `layer` is one of `layers`.
+
+        Raises:
+            UsageError: a value is not allowed.
+        """
+        objects = self.project.document.objects
+        return Look(
+            overlay,
+            opacity,
+            outlines,
+            ids,
+            frozenset(i for i, known in objects.items() if not known.hidden),
+            {i: parse_colour(known.colour) for i, known in objects.items() if known.colour is not None},
+            None if layer is None else self.layers.get(layer),
+            layer_place,
+        )
+
+    def records(self, frame_index: int) -> list[MaskRecord]:
+        """The masks of a frame that are not outdated: tracked ones, or else those of its prompts."""
+        document = self.project.document
+        prompts = document.prompt_set()
+        found = self.propagation.rows(self.recipe, frame_index)
+        records = {} if found is None or found.stale else {r.object_id: r for r in found.records}
+        if not records and prompts.at(frame_index):
+            for object_id, mask in self._resolve(frame_index, prompts).masks.items():
+                records[object_id] = record_of_mask(
+                    mask_to_rle(mask), *mask.shape, frame_index=frame_index, object_id=object_id
+                )
+        return [
+            replace(records[i], category=known.category)
+            for i, known in sorted(document.objects.items())
+            if i in records
+        ]
+
+    def render(self, output: str, look: Look) -> int:
+        """Write a video of the finished stream, see `render_video`; return its number of frames."""
+        reader = TrackReader(self.root, self.stream_id, self._out_options)
+        return render_video(
+            self.video,
+            reader.at,
+            output,
+            last=reader.next_frame - 1,
+            look=look,
+            storage_options=self._options,
+            max_pixels=self.settings.commit.max_pixels,
+        )
 
     def masks(self, frame_index: int) -> list[dict[str, Any]]:
         """The masks to show on a frame: those of its prompts, and tracked ones of the other objects.
@@ -307,6 +375,26 @@ class Annotator(Closing):
             if after.prompts[frame_index] != before.prompts.get(frame_index):
                 self._resolve(frame_index, prompts)
         self.project.edit(changes)
+
+    def add_prompts(self, prompts: PromptSet) -> None:
+        """Add prompts of elsewhere as one edit; durable when it returns.
+
+        Objects keep their ids: one that the project has is prompted again, on those frames.
+
+        Raises:
+            UsageError, PromptError: they do not fit the document or their frames.
+        """
+        objects = self.project.document.objects
+        changes: list[Change] = []
+        named = Document.of_prompts(prompts).objects
+        for object_id, imported in named.items():
+            if object_id not in objects:
+                changes.append({"op": "object", "id": object_id, "category": imported.category})
+        for frame in prompts.frames:
+            for entry in prompts.at(frame):
+                changes.append({"op": "prompt", "frame": frame, "object": entry.to_json()})
+            changes += [{"op": "remove", "frame": frame, "id": i} for i in prompts.removals_at(frame)]
+        self.edit(changes)
 
     def merge(self, into: int, other: int) -> None:
         """Make one object of two, see `regrouping.merge`; durable when it returns."""

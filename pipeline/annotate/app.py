@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Path, Response
+from fastapi import APIRouter, Body, FastAPI, Path, Query, Response
 
 from pipeline.annotate import models
 from pipeline.annotate.annotator import Annotator
@@ -17,7 +19,9 @@ from pipeline.api.responses import handle_errors, page_file
 from pipeline.api.service import RefusedError
 from pipeline.api.tokens import Sessions
 from pipeline.base.errors import UsageError
+from pipeline.draw.look import Look
 from pipeline.exchange.export import export
+from pipeline.exchange.masks_as_prompts import read_masks_as_prompts
 from pipeline.prompts.clicks import Click, Stroke
 from pipeline.tracks.masks import mask_to_rle
 
@@ -31,12 +35,24 @@ PAGE = {
     "/page.css": ("pipeline.api", "page.css", "text/css"),
     **{
         f"/{name}.js": ("pipeline.annotate", f"{name}.js", "text/javascript")
-        for name in ("annotate", "server", "masks", "stage", "scribbles", "timeline", "objects", "memory")
+        for name in (
+            "annotate",
+            "server",
+            "masks",
+            "stage",
+            "scribbles",
+            "timeline",
+            "objects",
+            "looks",
+            "importing",
+            "memory",
+        )
     },
 }
 """Path: package, file in its folder `page`, media type."""
 
 THUMBNAIL_SIDE = 160
+_FILE_NAME = re.compile(r"[\w][\w .-]{0,199}", re.ASCII)
 
 FrameIndex = Annotated[int, Path(ge=0, le=2**53)]
 ObjectId = Annotated[int, Path(ge=1, le=2**31 - 1)]
@@ -86,8 +102,12 @@ def _router(annotator: Annotator, sessions: Sessions) -> APIRouter:
         return annotator.timeline()
 
     @router.get("/frames/{frame}.jpg")
-    def picture(frame: FrameIndex) -> Response:
-        return Response(annotator.jpeg(frame), media_type="image/jpeg")
+    def picture(frame: FrameIndex, look: Annotated[models.Look, Query()]) -> Response:
+        return Response(annotator.jpeg(frame, look=_look(annotator, look)), media_type="image/jpeg")
+
+    @router.post("/layers")
+    def add_layer(body: Annotated[bytes, Body(media_type="image/png")]) -> Answer:
+        return {"layer": annotator.layers.add(body)}
 
     @router.get("/thumbnails/{frame}.jpg")
     def thumbnail(frame: FrameIndex) -> Response:
@@ -177,6 +197,14 @@ def _router(annotator: Annotator, sessions: Sessions) -> APIRouter:
     def keep(frame: FrameIndex, object_id: ObjectId) -> Answer:
         return _edited({"op": "keep", "frame": frame, "id": object_id})
 
+    @router.post("/import")
+    def imported(body: models.Import) -> Answer:
+        with tempfile.TemporaryDirectory(prefix="xmem-import-") as folder:
+            path = _unpacked(body.files, FilePath(folder))
+            prompts = read_masks_as_prompts(path, frame=body.frame, stream_id=annotator.stream_id)
+        annotator.add_prompts(prompts)
+        return annotator.state()
+
     @router.post("/frames/{frame}/clicks")
     def clicks(frame: FrameIndex, body: models.Clicks) -> Answer:
         before = None if body.previous is None else annotator.mask(body.previous, "the mask before")
@@ -207,8 +235,8 @@ def _router(annotator: Annotator, sessions: Sessions) -> APIRouter:
         return annotator.state()
 
     @router.get("/export/{fmt}")
-    def exported(fmt: Annotated[str, Path(max_length=20)]) -> Response:
-        name, media_type, content = _export(annotator, fmt)
+    def exported(fmt: Annotated[str, Path(max_length=20)], look: Annotated[models.Look, Query()]) -> Response:
+        name, media_type, content = _export(annotator, fmt, look)
         disposition = f'attachment; filename="{name}"'
         return Response(content, media_type=media_type, headers={"Content-Disposition": disposition})
 
@@ -219,22 +247,47 @@ def _router(annotator: Annotator, sessions: Sessions) -> APIRouter:
     return router
 
 
-def _export(annotator: Annotator, fmt: str) -> tuple[str, str, bytes]:
+def _look(annotator: Annotator, given: models.Look) -> Look | None:
+    return None if given.overlay is None else annotator.look(**given.model_dump())
+
+
+def _unpacked(given: list[models.ImportedFile], folder: FilePath) -> FilePath:
+    """Write files into a folder; the only one's path, or the folder's."""
+    for file in given:
+        name = file.name.rpartition("/")[2]
+        if not _FILE_NAME.fullmatch(name):
+            raise UsageError(f"file name {name[:80]!r} is not allowed: letters, digits, - _ . and spaces")
+        if (folder / name).exists():
+            raise UsageError(f"{name} is given twice: choose each file once")
+        try:
+            (folder / name).write_bytes(base64.b64decode(file.content, validate=True))
+        except ValueError:
+            raise UsageError(f"{name}: its content is not base64") from None
+    if len(given) > 1 and not all(file.name.lower().endswith(".png") for file in given):
+        raise UsageError("several files must all be PNGs: choose one JSON file, or PNGs")
+    return folder / name if len(given) == 1 else folder
+
+
+def _export(annotator: Annotator, fmt: str, look: models.Look) -> tuple[str, str, bytes]:
     """Name, media type and bytes of an export."""
     stream_id = annotator.stream_id
     prompts = annotator.project.document.prompt_set()
     if fmt == "prompts":
         text = json.dumps(prompts.to_record(), indent=1) + "\n"
         return f"{stream_id}.prompts.json", "application/json", text.encode()
-    if fmt not in ("coco", "davis"):
-        raise UsageError(f"format {fmt!r} is not known: use coco, davis or prompts")
+    if fmt not in ("coco", "davis", "workspace", "video"):
+        raise UsageError(f"format {fmt!r} is not known: use coco, davis, workspace, video or prompts")
     if not annotator.propagation.is_published(annotator.recipe):
         raise UsageError("the video is not tracked to its end with these prompts: propagate first")
     with tempfile.TemporaryDirectory(prefix="xmem-export-") as folder:
+        if fmt == "video":
+            video = FilePath(folder) / "overlay.mp4"
+            annotator.render(str(video), _look(annotator, look) or annotator.look("davis"))
+            return f"{stream_id}.mp4", "video/mp4", video.read_bytes()
         if fmt == "coco":
             file = FilePath(folder) / "coco.json"
             export(annotator.root, "coco", file, streams=[stream_id])
             return f"{stream_id}.coco.json", "application/json", file.read_bytes()
-        export(annotator.root, "davis", FilePath(folder) / "davis", streams=[stream_id])
-        archive = shutil.make_archive(f"{folder}/davis", "zip", FilePath(folder) / "davis")
-        return f"{stream_id}.davis.zip", "application/zip", FilePath(archive).read_bytes()
+        export(annotator.root, fmt, FilePath(folder) / fmt, streams=[stream_id])
+        archive = shutil.make_archive(f"{folder}/{fmt}", "zip", FilePath(folder) / fmt)
+        return f"{stream_id}.{fmt}.zip", "application/zip", FilePath(archive).read_bytes()

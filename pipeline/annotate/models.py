@@ -123,5 +123,32 @@ class Reads(_Body):
     object: ObjectId | None = None
 
 
+class ImportedFile(_Body):
+    """A file and its bytes in base64."""
+
+    name: Annotated[str, Field(max_length=255)]
+    content: Annotated[str, Field(max_length=8_000_000)]
+
+
+class Import(_Body):
+    """Palette PNGs, a COCO file or a prompts file; `frame` is that of a PNG whose name is not a number."""
+
+    frame: FrameIndex = 0
+    files: Annotated[list[ImportedFile], Field(min_length=1, max_length=20_000)]
+
+
+class Look(BaseModel):
+    """How masks are shown; see `Annotator.look`. Without an overlay, the picture is as it is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    overlay: Annotated[str, Field(max_length=20)] | None = None
+    opacity: Annotated[float, Field(ge=0, le=1)] | None = None
+    outlines: bool | None = None
+    ids: bool | None = None
+    layer: Annotated[str, Field(max_length=40)] | None = None
+    layer_place: Annotated[str, Field(max_length=20)] = "behind"
+
+
 class Propagate(_Body):
     until: FrameIndex | None = None

@@ -5,6 +5,7 @@
     mot           a folder per stream with `gt/gt.txt` and `seqinfo.ini` (MOT16 and later)
     mots          `instances_txt/<stream>.txt` with run lengths (KITTI MOTS, MOTSChallenge)
     davis         `Annotations/<stream>/<frame>.png`, palette PNGs whose values are object ids
+    workspace     `<stream>/masks/<frame>.png`, the same as a workspace of the published XMem demo
     burst         one JSON file; a sequence per stream, masks by frame and track (BURST, TAO)
     cvat          `<stream>.xml`, "CVAT for images 1.1", masks with an attribute `track_id`
     labelstudio   one JSON file; a task per stream, a `videorectangle` with boxes per object
@@ -12,7 +13,7 @@
     geojson       one FeatureCollection; a polygon along the edges of pixels per object and frame
 
 What a format cannot hold is left out: rows of objects out of sight everywhere, masks in mot and labelstudio,
-scores and categories in davis.
+scores and categories in davis and workspace.
 """
 
 from __future__ import annotations
@@ -291,31 +292,41 @@ def _write_labels(path: Path, categories: Categories) -> None:
 def _davis(streams: Iterator[Stream], path: Path, count: Count) -> None:
     path.mkdir()
     for stream in streams:
-        folder = path / "Annotations" / stream.stream_id
-        folder.mkdir(parents=True)
-        size = stream.height, stream.width
-        found = iter(stream.reader.frames())
-        following = next(found, None)
-        for frame in range(stream.reader.next_frame):
-            rles: dict[int, str] = {}
-            if following is not None and following[0] == frame:
-                rows = visible(following[1])
-                size = following[1][0].frame_height, following[1][0].frame_width
-                rles = {r.object_id: str(r.mask_rle) for r in rows}
-                following = next(found, None)
-            large = [object_id for object_id in rles if object_id > MAX_VALUE]
-            if large:
-                raise UsageError(
-                    f"stream {stream.stream_id} has an object {large[0]}: davis holds ids up to {MAX_VALUE}, "
-                    "use mots or coco"
-                )
-            count.frames += 1
-            count.rows += len(rles)
-            try:
-                picture = palette_png(label_map_from_rles(rles, *size))
-            except ValueError as error:
-                raise StoreError(f"stream {stream.stream_id}, frame {frame}: {error}") from error
-            (folder / f"{frame:05d}.png").write_bytes(picture)
+        _palette_pngs(stream, path / "Annotations" / stream.stream_id, 5, count)
+
+
+def _workspace(streams: Iterator[Stream], path: Path, count: Count) -> None:
+    path.mkdir()
+    for stream in streams:
+        _palette_pngs(stream, path / stream.stream_id / "masks", 7, count)
+
+
+def _palette_pngs(stream: Stream, folder: Path, digits: int, count: Count) -> None:
+    """Write a palette PNG of each frame, named by its number."""
+    folder.mkdir(parents=True)
+    size = stream.height, stream.width
+    found = iter(stream.reader.frames())
+    following = next(found, None)
+    for frame in range(stream.reader.next_frame):
+        rles: dict[int, str] = {}
+        if following is not None and following[0] == frame:
+            rows = visible(following[1])
+            size = following[1][0].frame_height, following[1][0].frame_width
+            rles = {r.object_id: str(r.mask_rle) for r in rows}
+            following = next(found, None)
+        large = [object_id for object_id in rles if object_id > MAX_VALUE]
+        if large:
+            raise UsageError(
+                f"stream {stream.stream_id} has an object {large[0]}: palette PNGs hold ids up to "
+                f"{MAX_VALUE}, use mots or coco"
+            )
+        count.frames += 1
+        count.rows += len(rles)
+        try:
+            picture = palette_png(label_map_from_rles(rles, *size))
+        except ValueError as error:
+            raise StoreError(f"stream {stream.stream_id}, frame {frame}: {error}") from error
+        (folder / f"{frame:0{digits}d}.png").write_bytes(picture)
 
 
 _WRITERS: dict[str, Callable[[Iterator[Stream], Path, Count], None]] = {
@@ -324,6 +335,7 @@ _WRITERS: dict[str, Callable[[Iterator[Stream], Path, Count], None]] = {
     "mot": _mot,
     "mots": _mots,
     "davis": _davis,
+    "workspace": _workspace,
     "burst": write_burst,
     "cvat": write_cvat,
     "labelstudio": write_label_studio,

@@ -36,8 +36,8 @@ _MOTS_IGNORED = 10  # the class of regions that MOTS does not judge
 
 
 @dataclass(frozen=True)
-class _Source:
-    """A stream to write: rows by frame, and how many frames it has at least."""
+class ImportedStream:
+    """A stream of another tool: rows by frame, and how many frames it has at least."""
 
     stream_id: str
     rows: Mapping[int, list[MaskRecord]]
@@ -65,25 +65,30 @@ def import_tracks(
         UsageError: the format is unknown, a file is not in it, or a stream is there already. StoreError: the
             output folder cannot be read or written.
     """
-    readers = {"coco": _coco, "mots": _mots, "davis": _davis}
-    if fmt not in readers:
-        raise UsageError(f"format {fmt!r} is not known: use {', '.join(FORMATS)}")
     if frame_rate is not None and not 0 < frame_rate <= 10_000:
         raise UsageError(f"frame rate {frame_rate} is not allowed: above 0 and at most 10000")
-    source = Path(path)
-    if not source.exists():
-        raise UsageError(f"{source}: there is no such file or folder")
     streams = frames = rows = 0
-    for found in readers[fmt](source):
-        written = _write(found, source, out, frame_rate, storage_options)
+    for found in read_streams(path, fmt):
+        written = _write(found, Path(path), out, frame_rate, storage_options)
         streams, frames, rows = streams + 1, frames + found.frames, rows + written
     if not streams:
-        raise UsageError(f"{source} holds no tracks in the format {fmt}")
+        raise UsageError(f"{path} holds no tracks in the format {fmt}")
     return Exported(streams, frames, rows)
 
 
+def read_streams(path: str | os.PathLike[str], fmt: str) -> Iterator[ImportedStream]:
+    """Read a file or folder in one of `FORMATS`; UsageError as `import_tracks`."""
+    readers = {"coco": _coco, "mots": _mots, "davis": _davis}
+    if fmt not in readers:
+        raise UsageError(f"format {fmt!r} is not known: use {', '.join(FORMATS)}")
+    source = Path(path)
+    if not source.exists():
+        raise UsageError(f"{source}: there is no such file or folder")
+    return readers[fmt](source)
+
+
 def _write(
-    found: _Source,
+    found: ImportedStream,
     source: Path,
     out: str | os.PathLike[str],
     frame_rate: float | None,
@@ -111,7 +116,9 @@ def _write(
     return count
 
 
-def _whole(found: _Source, frame_rate: float | None) -> tuple[dict[int, list[MaskRecord]], list[Event]]:
+def _whole(
+    found: ImportedStream, frame_rate: float | None
+) -> tuple[dict[int, list[MaskRecord]], list[Event]]:
     """Rows with those out of sight and with times, and the events of objects."""
     spans: dict[int, tuple[int, int]] = {}
     latest: dict[int, MaskRecord] = {}
@@ -159,7 +166,7 @@ def _whole(found: _Source, frame_rate: float | None) -> tuple[dict[int, list[Mas
 # --- coco ----------------------------------------------------------------------------------------
 
 
-def _coco(path: Path) -> Iterator[_Source]:
+def _coco(path: Path) -> Iterator[ImportedStream]:
     try:
         document = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -172,7 +179,7 @@ def _coco(path: Path) -> Iterator[_Source]:
         raise UsageError(f"{path} is no COCO file: {type(error).__name__}: {error}") from error
 
 
-def _coco_streams(path: Path, document: Mapping[str, Any]) -> Iterator[_Source]:
+def _coco_streams(path: Path, document: Mapping[str, Any]) -> Iterator[ImportedStream]:
     names = {entry["id"]: entry["name"] for entry in document.get("categories", [])}
     videos = {entry["id"]: str(entry.get("name") or entry["id"]) for entry in document.get("videos", [])}
     images = sorted(document["images"], key=lambda image: (str(image.get("file_name")), image["id"]))
@@ -214,7 +221,7 @@ def _coco_streams(path: Path, document: Mapping[str, Any]) -> Iterator[_Source]:
                 raise UsageError(f"{named}: object {made.object_id} is on frame {frame} twice")
             others.append(made)
     for stream_id, found in rows.items():
-        yield _Source(stream_id, found, max(times[stream_id]) + 1, times[stream_id])
+        yield ImportedStream(stream_id, found, max(times[stream_id]) + 1, times[stream_id])
 
 
 def _coco_counts(segmentation: Any, height: int, width: int, named: str) -> Any:
@@ -231,7 +238,7 @@ def _coco_counts(segmentation: Any, height: int, width: int, named: str) -> Any:
 # --- mots ----------------------------------------------------------------------------------------
 
 
-def _mots(path: Path) -> Iterator[_Source]:
+def _mots(path: Path) -> Iterator[ImportedStream]:
     folder = path / "instances_txt" if (path / "instances_txt").is_dir() else path
     texts = [folder] if folder.is_file() else sorted(folder.glob("*.txt"))
     texts = [text for text in texts if text.name != "labels.txt"]
@@ -256,13 +263,13 @@ def _mots(path: Path) -> Iterator[_Source]:
             made = _record(frame - 1, track, (height, width), words[5], where, category=category)
             if made is not None:
                 rows.setdefault(frame - 1, []).append(made)
-        yield _Source(_stream_id(text.stem), rows, max(rows, default=0) + 1, {})
+        yield ImportedStream(_stream_id(text.stem), rows, max(rows, default=0) + 1, {})
 
 
 # --- davis ---------------------------------------------------------------------------------------
 
 
-def _davis(path: Path) -> Iterator[_Source]:
+def _davis(path: Path) -> Iterator[ImportedStream]:
     folder = path / "Annotations" if (path / "Annotations").is_dir() else path
     folders = [folder] if any(folder.glob("*.png")) else sorted(p for p in folder.rglob("*") if p.is_dir())
     for clip in folders:
@@ -279,7 +286,7 @@ def _davis(path: Path) -> Iterator[_Source]:
                 made = _record(frame, value, index.shape, mask_to_rle(index == value), str(picture))
                 if made is not None:
                     rows.setdefault(frame, []).append(made)
-        yield _Source(_stream_id(clip.name), rows, last + 1, {})
+        yield ImportedStream(_stream_id(clip.name), rows, last + 1, {})
 
 
 def _record(

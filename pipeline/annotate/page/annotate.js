@@ -4,7 +4,9 @@ import { SignedOut, ask, download, picture, signIn } from "./server.js";
 import { counts, decode } from "./masks.js";
 import { Stage } from "./stage.js";
 import { MemoryPanel } from "./memory.js";
+import { bodyOf } from "./importing.js";
 import { drawObjects } from "./objects.js";
+import { beginLooks, flip, nextLook, opacity, query } from "./looks.js";
 import { drawTimeline, frameAt, jumps } from "./timeline.js";
 
 const part = (id) => document.getElementById(id);
@@ -22,6 +24,7 @@ let timed = "";         // what the timeline was made from
 let playing = false;
 let wanted = null;      // frame that is asked for while another one is on its way
 let loading = false;
+let asked = 0;          // times that the picture was to be drawn again
 let seen = "";          // what the masks on the stage were made from
 const stage = new Stage(part("canvas"), { box, polygon, mask, click, scribble, read });
 const memory = new MemoryPanel(part("memory"), { now: () => ({ state, frame, selected }), change, fail, go });
@@ -101,29 +104,46 @@ function last() { return Math.max(1, state?.video.frames ?? 1) - 1; }
 // The newest wish wins: while one picture is on its way, those in between are left out.
 async function showFrame(index, again = false) {
   wanted = Math.min(last(), Math.max(0, index));
-  const key = () => `${wanted} ${state.edits} ${state.tracked} ${state.available}`;
-  if (wanted === frame && stage.image && key() === seen && !again) return;
+  if (again) asked++;
+  const key = () => `${wanted} ${state.edits} ${state.tracked} ${state.available} ${asked}`;
+  if (wanted === frame && stage.image && key() === seen) return;
   if (loading) return;
   loading = true;
   try {
     do {
       const target = wanted;
       const made = key();
-      const same = target === frame && stage.image;
-      const [image, found] = await Promise.all([same ? stage.image : picture(target), ask(`v1/frames/${target}/masks`)]);
-      if (target !== frame) forgetClicks();
+      const [image, found] = await Promise.all([picture(target, query()), ask(`v1/frames/${target}/masks`)]);
+      if (target !== frame) {
+        forgetClicks();
+        stage.plain = null;
+      }
       frame = target;
       seen = made;
       const known = new Map(state.objects.map((object) => [object.id, object]));
+      stage.opacity = opacity();
       stage.show(image, found.masks.filter((m) => known.has(m.id)).map((m) => ({ ...m, ...look(known.get(m.id)) })));
       draw();
-    } while (wanted !== frame);
+    } while (wanted !== frame || key() !== seen);
+    readPlain();
   } catch (error) {
     wanted = frame;
     playing = false;
     fail(error);
   } finally {
     loading = false;
+  }
+}
+
+// While masks are painted, they are drawn here, over the picture without masks.
+async function readPlain() {
+  const at = frame;
+  if (!["brush", "eraser"].includes(stage.tool) || stage.plain || playing) return;
+  try {
+    const image = await picture(at);
+    if (at === frame) stage.plain = image;
+  } catch (error) {
+    fail(error);
   }
 }
 
@@ -195,7 +215,10 @@ function polygon(points) {
 function mask(given, any) {
   forgetClicks();
   if (any) prompt({ counts: given });
-  else if (selected !== null) takePrompt();
+  else if (selected !== null) {
+    takePrompt();
+    showFrame(frame, true);
+  }
 }
 
 function click(point) { point.positive || begun() ? pointOut([...clicks, point], strokes) : refuse("click"); }
@@ -264,6 +287,7 @@ function choose(tool) {
   stage.tool = tool;
   stage.cancel();
   forgetClicks();
+  readPlain();
   draw();
 }
 
@@ -286,8 +310,21 @@ function toNext() {
   propagate(frames.length ? Math.min(...frames) : null);
 }
 
+async function importMasks() {
+  const files = [...part("masks").files];
+  part("masks").value = "";
+  if (!files.length) return;
+  forgetClicks();
+  try {
+    await change("v1/import", "POST", await bodyOf(files, frame));
+  } catch (error) {
+    fail(error);
+  }
+}
+
 async function save(format) {
   try {
+    say("Writing …");
     say(`Downloading ${await download(`v1/export/${format}`)}`);
   } catch (error) {
     fail(error);
@@ -342,7 +379,7 @@ function drawProgress() {
     : state.available > state.tracked ? `Changed from frame ${state.tracked} on: propagate again`
     : state.tracked ? `${state.tracked} of ${total} frames are tracked` : "Nothing is tracked yet";
   part("doing").textContent = words[run.state] ?? rest;
-  for (const id of ["coco", "davis"]) part(id).disabled = !state.published;
+  for (const id of ["coco", "davis", "workspace", "overlay-video"]) part(id).disabled = !state.published;
 }
 
 function edit(id, values) { return change(`v1/objects/${id}`, "PATCH", values); }
@@ -368,13 +405,16 @@ const ACTIONS = {
   "prompt-back": () => jump(-1), "prompt-forward": () => jump(1),
   add: async () => { const answer = await change("v1/objects", "POST", { category: null }); if (answer) select(answer.id); },
   help: () => part("keys").showModal(),
-  coco: () => save("coco"), davis: () => save("davis"), prompts: () => save("prompts"),
+  coco: () => save("coco"), davis: () => save("davis"), workspace: () => save("workspace"),
+  import: () => part("masks").click(), prompts: () => save("prompts"),
+  "overlay-video": () => save(`video${query()}`),
 };
 for (const [id, action] of Object.entries(ACTIONS)) part(id).addEventListener("click", () => action());
 for (const tool of TOOLS) part(`tool-${tool}`).addEventListener("click", () => choose(tool));
+part("masks").addEventListener("change", importMasks);
 part("scrub").addEventListener("input", () => go(Number(part("scrub").value)));
 part("size").addEventListener("input", () => { stage.brush = Number(part("size").value); stage.draw(); });
-part("opacity").addEventListener("input", () => { stage.opacity = Number(part("opacity").value); stage.draw(); });
+beginLooks(() => { if (state) showFrame(frame, true); }, fail);
 part("timeline").addEventListener("pointerdown", (event) => {
   part("timeline").setPointerCapture(event.pointerId);
   go(frameAt(part("timeline"), state, event));
@@ -388,6 +428,7 @@ const KEYS = {
   Home: () => go(0), End: () => go(last()), " ": play,
   ",": () => jump(-1), ".": () => jump(1),
   c: () => choose("click"), r: () => choose("scribble"), i: () => choose("read"), "Shift+I": () => { if (selected !== null) memory.readAt(null); }, m: () => memory.toggle(), b: () => choose("box"), o: () => choose("polygon"), p: () => choose("brush"), e: () => choose("eraser"),
+  f: () => ACTIONS.import(), v: nextLook, u: () => flip("outlines"), d: () => flip("ids"),
   "[": () => resize(-2), "]": () => resize(2), n: () => ACTIONS.add(), h: () => toggle("hidden"), l: () => toggle("locked"), x: removeHere, s: () => { if (selected !== null) did.split(selected); }, j: nextKind,
   Delete: takePrompt, Enter: () => stage.finishPolygon(), Escape: () => stage.cancel(),
   g: () => propagate(), "Shift+G": toNext, "Ctrl+z": () => ACTIONS.undo(), "Ctrl+Shift+Z": () => ACTIONS.redo(),

@@ -1,7 +1,7 @@
 // Requests to the annotator. The link on the terminal holds a code that opens one session; its token stays in
 // this tab and goes into headers only.
 
-const TOKEN = "xmem-annotate-token";
+const TOKEN = `xmem-annotate-token ${location.pathname}`;  // each user of a server has a path
 
 export class SignedOut extends Error {}
 
@@ -19,12 +19,12 @@ export async function signIn() {
   if (!sessionStorage.getItem(TOKEN)) throw new SignedOut("This page is opened by the link on the terminal.");
 }
 
-async function request(path, { method = "GET", body, signal } = {}) {
+async function request(path, { method = "GET", body, signal, file, type } = {}) {
   const headers = { Authorization: `Bearer ${sessionStorage.getItem(TOKEN)}` };
-  if (body !== undefined) headers["Content-Type"] = "application/json";
+  if (body !== undefined || file) headers["Content-Type"] = type ?? "application/json";
   let answer;
   try {
-    answer = await fetch(path, { method, headers, signal, body: body === undefined ? body : JSON.stringify(body) });
+    answer = await fetch(path, { method, headers, signal, body: file ?? (body === undefined ? body : JSON.stringify(body)) });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Error("The annotator does not answer. Is it still running on the terminal?");
@@ -44,8 +44,13 @@ export async function ask(path, options) {
   return (await request(path, options)).json();
 }
 
-export async function picture(frame) {
-  return createImageBitmap(await (await request(`v1/frames/${frame}.jpg`)).blob());
+export async function upload(path, file, type) {
+  return (await request(path, { method: "POST", file, type })).json();
+}
+
+// look: the query of a look; "" for the frame without masks.
+export async function picture(frame, look = "") {
+  return createImageBitmap(await (await request(`v1/frames/${frame}.jpg${look}`)).blob());
 }
 
 export async function thumbnail(frame) {

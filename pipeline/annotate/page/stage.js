@@ -13,7 +13,9 @@ export class Stage {
     this.tool = "click";
     this.brush = 12;
     this.opacity = 0.45;
-    this.image = null;
+    this.image = null;  // with masks, as the server draws them
+    this.plain = null;  // without masks, for painting them
+    this.painted = null;  // of the selected object, until a picture shows it
     this.masks = [];
     this.selected = null;
     this.colour = "#ffffff";
@@ -42,6 +44,7 @@ export class Stage {
 
   show(image, masks) {
     this.image = image;
+    this.painted = null;
     this.masks = masks.map((mask) => ({
       ...mask, pixels: mask.rle && mask.size[0] === this.height && mask.size[1] === this.width
         ? decode(mask.rle, this.height, this.width) : null,
@@ -49,7 +52,7 @@ export class Stage {
     this.draw();
   }
 
-  mine() { return this.masks.find((mask) => mask.id === this.selected)?.pixels ?? null; }
+  mine() { return this.painted ?? this.masks.find((mask) => mask.id === this.selected)?.pixels ?? null; }
 
   // Position of the pointer in pixels of the video.
   at(event) {
@@ -104,8 +107,7 @@ export class Stage {
     }
     if (done?.kind === "scribble") this.did.scribble({ points: shortened(done.points), positive: done.positive });
     if (done?.kind === "paint") {
-      const own = this.masks.find((mask) => mask.id === this.selected);
-      if (own) own.pixels = done.mask;
+      this.painted = done.mask;
       this.did.mask(counts(done.mask, this.height, this.width), done.mask.some((value) => value === 1));
     }
     this.draw();
@@ -145,16 +147,19 @@ export class Stage {
     this.canvas.height = Math.round(height * ratio);
     const context = this.canvas.getContext("2d");
     context.imageSmoothingEnabled = scale < 3;
-    context.drawImage(this.image, 0, 0, this.canvas.width, this.canvas.height);
+    const painting = this.gesture?.kind === "paint" ? this.gesture.mask : this.painted;
+    const picture = painting && this.plain ? this.plain : this.image;
+    context.drawImage(picture, 0, 0, this.canvas.width, this.canvas.height);
     const ink = this.tint.getContext("2d");
     const tinted = ink.createImageData(this.width, this.height);
     for (const mask of this.masks) {
-      const drawn = this.gesture?.kind === "paint" && mask.id === this.selected ? null : mask.pixels;
-      if (drawn && !mask.hidden) {
-        paint(tinted, drawn, this.height, this.width, mask.colour, this.opacity, mask.source === "stale");
+      // The picture has the others already, unless it is the one without masks.
+      const missing = mask.source === "stale" || picture === this.plain;
+      if (mask.pixels && missing && !mask.hidden && !(painting && mask.id === this.selected)) {
+        paint(tinted, mask.pixels, this.height, this.width, mask.colour, this.opacity, mask.source === "stale");
       }
     }
-    if (this.gesture?.kind === "paint") paint(tinted, this.gesture.mask, this.height, this.width, this.colour, this.opacity);
+    if (painting) paint(tinted, painting, this.height, this.width, this.colour, this.opacity);
     ink.putImageData(tinted, 0, 0);
     context.imageSmoothingEnabled = false;
     context.drawImage(this.tint, 0, 0, this.canvas.width, this.canvas.height);

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib.util
+import io
 import itertools
 import os
 import re
 import shutil
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import httpx2 as httpx
+import numpy as np
 import pytest
-from support.annotating import served_annotator
+from numpy.typing import NDArray
+from support.annotating import served_annotator, until
 from support.browser import Page, chromium, open_page
 from support.videos import make_video, shapes
 from support.written import files
@@ -24,15 +29,21 @@ from support.written import files
 from pipeline.analytics.query import query
 from pipeline.annotate.annotator import Annotator
 from pipeline.api.tokens import Sessions
+from pipeline.draw.look import Layer, Look
+from pipeline.draw.overlay import overlay as draw
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.track import track
 from pipeline.tracks.masks import rle_to_mask
+from pipeline.tracks.reader import TrackReader
 from pipeline.video.sources import open_source
 
 FRAMES = 24
 WIDTH, HEIGHT = 160, 120
 SETTINGS = TrackSettings.of(chunk_frames=10, threads=1)
 HOSTILE = "<img src=x onerror=document.title='broken'>"
+
+LAYER = cv2.imencode(".png", np.full((72, 88, 4), (60, 160, 30, 200), np.uint8))[1].tobytes()
+"""A picture that is green and lets a fifth of what is behind it through."""
 
 in_chromium = pytest.mark.skipif(chromium() is None, reason="no Chromium: apt-get install chromium")
 
@@ -88,6 +99,30 @@ class Hand:
             f"document.getElementById('notice').textContent === 'Saved' && "
             f"document.getElementById('main').dataset.edits === '{edits}'"
         )
+
+    def choose(self, name: str, value: str) -> None:
+        self.page.value(
+            f"(select => {{ select.value = {value!r}; select.dispatchEvent(new Event('change')); }})"
+            f"(document.getElementById('{name}'))"
+        )
+
+    def choose_file(self, name: str, *paths: Path) -> None:
+        root = self.page.do("DOM.getDocument")["root"]["nodeId"]
+        node = self.page.do("DOM.querySelector", nodeId=root, selector=f"#{name}")["nodeId"]
+        self.page.do("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in paths])
+
+    def shows(self, picture: NDArray[np.uint8]) -> None:
+        """Wait until the canvas shows a picture, but for losses of JPEG and scaling."""
+
+        def is_shown() -> bool:
+            data = self.page.value("document.getElementById('canvas').toDataURL()").partition(",")[2]
+            decoded = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
+            assert decoded is not None
+            scaled = cv2.resize(decoded, (self.width, self.height), interpolation=cv2.INTER_AREA)
+            shown, wanted = (cv2.blur(p, (5, 5)).astype(int) for p in (scaled[..., ::-1], picture))
+            return bool(np.abs(shown - wanted).mean() < 6)  # other looks: 10 and more
+
+        until(is_shown, 20)
 
     def says(self, text: str) -> None:
         self.page.wait_for(f"document.getElementById('doing').textContent.startsWith({text!r})")
@@ -244,6 +279,17 @@ def test_a_person_of_a_real_video_is_clicked_tracked_and_regrouped(carphone: Pat
         page.wait_for("document.body.innerText.includes('seen 60')")
         hand.frame(36)
         page.wait_for("document.body.innerText.includes('tracked ·')")
+        (tmp_path / "layer.png").write_bytes(LAYER)
+        layer = annotator.layers.add(LAYER)
+        frame, rows = annotator.frames.at(36).image, TrackReader(annotator.root, "carphone").at(36)
+        for overlay in ("fade", "light", "popup", "layered", "davis"):
+            if overlay == "layered":
+                hand.choose_file("layer", tmp_path / "layer.png")
+            else:
+                hand.choose("overlay", overlay)
+            look = annotator.look(overlay, layer=layer if overlay == "layered" else None)
+            hand.shows(draw(frame, rows, look))
+            page.screenshot(tmp_path / f"{overlay}.png")
         if folder := os.environ.get("XMEM_SCREENSHOTS"):
             page.screenshot(Path(folder) / "annotate.png")
 
@@ -261,6 +307,15 @@ def test_a_person_of_a_real_video_is_clicked_tracked_and_regrouped(carphone: Pat
         page.wait_for("document.querySelectorAll('#objects li').length === 1")
         hand.press("propagate")
         hand.says("All 60 frames are tracked and written")
+
+        badge = np.zeros((144, 176), np.uint8)
+        badge[100:, 120:] = 9
+        cv2.imwrite(str(tmp_path / "badge.png"), badge)
+        hand.choose_file("masks", tmp_path / "badge.png")
+        page.wait_for("document.querySelectorAll('#objects li').length === 2")
+        assert [m["area"] for m in annotator.masks(36) if m["id"] == 9] == [44 * 56]
+        hand.key("z", modifiers=2)
+        page.wait_for("document.querySelectorAll('#objects li').length === 1")
 
         hand.frame(0)
         page.value("document.getElementById('speed').value = '8'")
@@ -391,6 +446,24 @@ def test_what_is_refused(served: tuple[str, Sessions], annotator: Annotator) -> 
         refused("GET", f"frames/{FRAMES}.jpg", 422, "no frame")
         refused("GET", "export/coco", 422, "propagate first")
         refused("GET", "export/zip", 422, "not known")
+        refused("GET", "frames/0.jpg?overlay=neon", 422, "davis, fade, light, popup, layered")
+        refused("GET", "frames/0.jpg?overlay=layered", 422, "needs a layer")
+        refused("GET", "frames/0.jpg?overlay=layered&layer=../../project.json", 422, "not known")
+        refused("GET", f"frames/0.jpg?overlay=layered&layer={'0' * 20}", 422, "not known")
+        refused("GET", "frames/0.jpg?overlay=davis&opacity=7", 422, "opacity")
+        refused("GET", "frames/0.jpg?overlay=davis&blink=1", 422, "blink")
+        answer = client.post("/v1/layers", content=b"GIF89a")
+        assert answer.status_code == 422
+        assert "cannot be used as a layer" in answer.json()["message"]
+        for name, content, said in (
+            ("../x.png", "AAAA", "not a PNG"),
+            (".x", "AAAA", "not allowed"),
+            ("x.png", "A", "not base64"),
+            ("x.json", "AAAA", "neither JSON nor a PNG"),
+            ("x.json", "e30=", "no COCO file"),
+        ):
+            refused("POST", "import", 422, said, {"files": [{"name": name, "content": content}]})
+        refused("POST", "import", 422, "twice", {"files": [{"name": "1.png", "content": "AAAA"}] * 2})
         refused("POST", "propagate", 422, "nothing to track", {})
         refused("GET", "memory/9", 422, "not tracked with the present prompts")
         refused("POST", "memory/9", 422, "not tracked with the present prompts", {"pin": 3})
@@ -407,7 +480,7 @@ def test_what_is_refused(served: tuple[str, Sessions], annotator: Annotator) -> 
         assert annotator.project.edits == 1
 
 
-def test_exports(served: tuple[str, Sessions], annotator: Annotator) -> None:
+def test_exports_and_looks(served: tuple[str, Sessions], annotator: Annotator, tmp_path: Path) -> None:
     with signed_in(*served) as client:
         client.post("/v1/objects", json={"category": "square"})
         x, y = shapes(0, WIDTH, HEIGHT)["square"]
@@ -421,3 +494,42 @@ def test_exports(served: tuple[str, Sessions], annotator: Annotator) -> None:
         assert coco.headers["content-disposition"] == 'attachment; filename="v.coco.json"'
         assert len(coco.json()["annotations"]) == FRAMES
         assert client.get("/v1/export/davis").content[:2] == b"PK"
+
+        archive = zipfile.ZipFile(io.BytesIO(client.get("/v1/export/workspace").content))
+        archive.extractall(tmp_path / "saved")
+        masks = tmp_path / "saved" / "v" / "masks"
+        assert [p.name for p in sorted(masks.iterdir())] == [f"{i:07d}.png" for i in range(FRAMES)]
+        taken = [masks / "0000003.png", masks / "0000011.png"]
+        sent = [{"name": p.name, "content": base64.b64encode(p.read_bytes()).decode()} for p in taken]
+        edits = annotator.project.edits
+        assert client.post("/v1/import", json={"files": sent}).status_code == 200
+        assert annotator.project.edits == edits + 1
+        rows = TrackReader(annotator.root, "v").at
+        for frame in (3, 11):
+            (prompt,) = annotator.project.document.prompts[frame].values()
+            assert prompt.rle == (HEIGHT, WIDTH, rows(frame)[0].mask_rle)
+        client.post("/v1/undo")
+
+        client.patch("/v1/objects/1", json={"colour": "#ff00ff"})
+        digest = client.post("/v1/layers", content=LAYER).json()["layer"]
+        layered = {"overlay": "layered", "layer": digest, "opacity": 0.5}
+        (tmp_path / "o.mp4").write_bytes(client.get("/v1/export/video", params=layered).content)
+        video = [frame.image for frame in open_source(str(tmp_path / "o.mp4")).frames()]
+        assert len(video) == FRAMES
+        looks: tuple[tuple[dict[str, Any], Look | None], ...] = (
+            ({}, None),
+            (layered, Look("layered", 0.5, layer=Layer.decode(LAYER, "layer"))),
+            ({"overlay": "fade"}, Look("fade", colours={1: (255, 0, 255)})),
+        )
+        for given, look in looks:
+            plain = annotator.frames.at(7).image
+            wanted = plain if look is None else draw(plain, rows(7), look)
+            answer = client.get("/v1/frames/7.jpg", params=given).content
+            shown = cv2.imdecode(np.frombuffer(answer, np.uint8), cv2.IMREAD_COLOR)
+            assert shown is not None
+            assert np.abs(shown[..., ::-1].astype(int) - wanted).mean() < 6
+            if given is layered:
+                assert np.abs(video[7].astype(int) - wanted).mean() < 6
+        client.patch("/v1/objects/1", json={"hidden": True})
+        hidden = client.get("/v1/frames/7.jpg", params={"overlay": "davis"}).content
+        assert hidden == client.get("/v1/frames/7.jpg").content

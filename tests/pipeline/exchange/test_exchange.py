@@ -264,7 +264,7 @@ def test_what_is_refused(out: Path, tmp_path: Path) -> None:
 def test_large_ids_and_damaged_rows_leave_nothing(tmp_path: Path) -> None:
     rows = {0: [replace(exact(visible(WALKS["a"])[0]), frame_index=0, object_id=300)]}
     walked_folder(str(tmp_path / "out"), "c", Walk(rows))
-    with pytest.raises(UsageError, match="stream c has an object 300: davis holds ids up to 255"):
+    with pytest.raises(UsageError, match="stream c has an object 300: palette PNGs hold ids up to 255"):
         export(tmp_path / "out", "davis", tmp_path / "davis")
     rows = {0: [replace(rows[0][0], object_id=3, mask_rle="~")]}
     walked_folder(str(tmp_path / "bad"), "c", Walk(rows))

@@ -1,0 +1,69 @@
+"""Masks of other tools as prompts: what they hold on a frame is given to the tracker there."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline.base.errors import UsageError
+from pipeline.exchange.importing import ImportedStream, read_streams
+from pipeline.prompts.files import PromptObject, PromptSet, load_mask_png
+
+
+def read_masks_as_prompts(
+    path: str | os.PathLike[str], *, frame: int = 0, stream_id: str | None = None
+) -> PromptSet:
+    """Read masks as prompts.
+
+    Args:
+        path: an index or palette PNG; a folder of them, named by their frames (as DAVIS or the published XMem
+            demo saves them); a COCO file; or a prompts file.
+        frame: the frame of a single PNG whose name is not a number.
+        stream_id: the stream to take if there are several.
+
+    Raises:
+        UsageError, PromptError: the file is none of these, holds no mask, or holds several streams.
+    """
+    source = Path(path)
+    if source.suffix.lower() == ".png" and source.is_file():
+        stem = source.stem
+        return load_mask_png(str(source), int(stem) if stem.isascii() and stem.isdigit() else frame)
+    if source.is_dir():
+        return _of_stream(list(read_streams(source, "davis")), source, stream_id)
+    document = _json(source)
+    if isinstance(document, dict) and "version" in document and "images" not in document:
+        return PromptSet.from_record(document, str(source))
+    return _of_stream(list(read_streams(source, "coco")), source, stream_id)
+
+
+def _of_stream(streams: list[ImportedStream], source: Path, stream_id: str | None) -> PromptSet:
+    streams = [stream for stream in streams if stream.rows]
+    named = [stream for stream in streams if stream.stream_id == stream_id]
+    if not streams:
+        raise UsageError(f"{source} holds no masks: give PNGs with one value per object, or a COCO file")
+    if len(streams) > 1 and not named:
+        there = ", ".join(stream.stream_id for stream in streams[:5])
+        raise UsageError(f"{source} holds masks of {there}: give those of one video")
+    chosen = (named or streams)[0]
+    return PromptSet(
+        {
+            frame: tuple(
+                PromptObject(r.object_id, r.category, rle=(r.frame_height, r.frame_width, str(r.mask_rle)))
+                for r in sorted(chosen.rows[frame], key=lambda r: r.object_id)
+            )
+            for frame in sorted(chosen.rows)
+        }
+    )
+
+
+def _json(source: Path) -> Any:
+    try:
+        return json.loads(source.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{source} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError):
+        raise UsageError(
+            f"{source} is neither JSON nor a PNG: give palette PNGs, a COCO file or a prompts file"
+        ) from None

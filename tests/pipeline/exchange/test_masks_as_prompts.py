@@ -1,0 +1,92 @@
+"""Masks of other tools as prompts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.base.errors import PromptError, UsageError
+from pipeline.exchange.masks_as_prompts import read_masks_as_prompts
+from pipeline.exchange.palette_png import palette_png
+from pipeline.prompts.files import PromptSet
+from pipeline.tracks.masks import mask_to_rle, rle_to_mask
+
+
+def labels(*ids: int) -> NDArray[np.int32]:
+    found = np.zeros((20, 30), np.int32)
+    for position, object_id in enumerate(ids):
+        found[2:9, 5 * position : 5 * position + 4] = object_id
+    return found
+
+
+def masks(prompts: PromptSet) -> dict[int, dict[int, NDArray[np.bool_]]]:
+    return {
+        frame: {e.object_id: rle_to_mask(e.rle[2], *e.rle[:2]) for e in entries if e.rle is not None}
+        for frame, entries in prompts.objects.items()
+    }
+
+
+def test_palette_pngs_are_prompts_of_their_frames(tmp_path: Path) -> None:
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    for frame, ids in ((0, (1, 4)), (12, (4,)), (13, ())):
+        (folder / f"{frame:07d}.png").write_bytes(palette_png(labels(*ids)))
+    found = masks(read_masks_as_prompts(folder))
+    assert {frame: sorted(by_id) for frame, by_id in found.items()} == {0: [1, 4], 12: [4]}
+    assert np.array_equal(found[0][4], labels(1, 4) == 4)
+    assert set(masks(read_masks_as_prompts(folder / "0000012.png"))) == {12}
+    named = folder.rename(tmp_path / "other") / "first.png"
+    named.write_bytes(palette_png(labels(2)))
+    assert set(masks(read_masks_as_prompts(named, frame=5))) == {5}
+
+
+def coco(*streams: str) -> dict[str, Any]:
+    names = dict(enumerate(streams, 1))
+    rle = {"size": [20, 30], "counts": mask_to_rle(labels(7) == 7)}
+    return {
+        "images": [
+            {"id": n, "file_name": "a.jpg", "stream_id": name, "frame_index": 3, "width": 30, "height": 20}
+            for n, name in names.items()
+        ],
+        "annotations": [
+            {"id": n, "image_id": n, "category_id": 1, "track_id": 7, "segmentation": rle} for n in names
+        ],
+        "categories": [{"id": 1, "name": "car"}],
+    }
+
+
+def test_coco_and_prompts_files(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(coco("x")))
+    prompts = read_masks_as_prompts(file)
+    ((entry,),) = prompts.objects.values()
+    assert (entry.object_id, entry.category) == (7, "car")
+    assert np.array_equal(masks(prompts)[3][7], labels(7) == 7)
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts.to_record()))
+    assert read_masks_as_prompts(tmp_path / "prompts.json") == prompts
+    file.write_text(json.dumps(coco("x", "y")))
+    assert read_masks_as_prompts(file, stream_id="y") == prompts
+    with pytest.raises(UsageError, match="masks of x, y"):
+        read_masks_as_prompts(file)
+
+
+def test_files_that_hold_no_masks(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.json").write_text("no")
+    (tmp_path / "blank.png").write_bytes(palette_png(labels()))
+    (tmp_path / "coco.json").write_text(json.dumps({**coco("x"), "annotations": []}))
+    for name, said in (
+        ("none.json", "No such file"),
+        ("empty", "no masks"),
+        ("text.json", "neither JSON nor a PNG"),
+        ("coco.json", "no masks"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            read_masks_as_prompts(tmp_path / name)
+    with pytest.raises(PromptError, match="shows no object"):
+        read_masks_as_prompts(tmp_path / "blank.png")
