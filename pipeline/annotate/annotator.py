@@ -41,7 +41,7 @@ from pipeline.prompts.files import PromptObject, PromptSet
 from pipeline.prompts.resolving import ResolvedPrompt, resolve
 from pipeline.storage.opening import open_files
 from pipeline.tracking.memory_edit import MemoryEdit
-from pipeline.tracking.settings import TrackSettings
+from pipeline.tracking.settings import FORWARD, TrackSettings
 from pipeline.tracks.layout import load_record
 from pipeline.tracks.masks import mask_to_rle, record_of_mask, rle_to_mask
 from pipeline.tracks.reader import TrackReader
@@ -408,7 +408,8 @@ class Annotator(Closing):
         """
         self.frames.at(frame_index)
         new = self.project.document.next_id
-        self.edit(split(self.project.document, object_id, frame_index, self._mask_at))
+        backward = self.recipe.direction != FORWARD
+        self.edit(split(self.project.document, object_id, frame_index, self._mask_at, backward=backward))
         return new
 
     def edit_memory(self, frame_index: int, edits: Sequence[Mapping[str, Any]]) -> None:
@@ -449,16 +450,23 @@ class Annotator(Closing):
                 return rle_to_mask(shown["rle"], *shown["size"])
         return None
 
-    def propagate(self, until: int | None = None) -> None:
-        """Track the present recipe, see `Propagation.start`."""
+    def propagate(self, until: int | None = None, direction: str | None = None) -> None:
+        """Track the present recipe, see `Propagation.start`.
+
+        Args:
+            direction: the direction from now on, an edit like others; None: as before.
+        """
+        if direction is not None and direction != self.recipe.direction:
+            self.edit([{"op": "direction", "value": direction}])
         self.propagation.start(self.recipe, until)
 
     @property
     def recipe(self) -> Recipe:
-        """What the rows come from: the prompts, edits of the memory, and memory settings."""
+        """What the rows come from: the prompts, edits of the memory, memory settings, and direction."""
         document = self.project.document
         memory = changed_memory(self.settings.memory, document.memory)
-        return Recipe(document.prompt_set(), document.edits, memory_values(memory))
+        direction = document.direction or self.settings.direction
+        return Recipe(document.prompt_set(), document.edits, memory_values(memory), direction)
 
     @property
     def tracked(self) -> int:
@@ -517,6 +525,7 @@ class Annotator(Closing):
                 "gauges": self.propagation.gauges,
                 "device": device_memory(self.settings.model.device),
             },
+            "direction": recipe.direction,
             "tracked": self.propagation.tracked(recipe),
             "available": self.propagation.available(),
             "published": self.propagation.is_published(recipe),

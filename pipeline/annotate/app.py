@@ -226,8 +226,12 @@ def _router(annotator: Annotator, sessions: Sessions) -> APIRouter:
 
     @router.post("/propagate")
     def propagate(body: models.Propagate) -> Answer:
-        annotator.propagate(body.until)
+        annotator.propagate(body.until, body.direction)
         return annotator.state()
+
+    @router.put("/direction")
+    def direction(body: models.Direction) -> Answer:
+        return _edited({"op": "direction", "value": body.direction})
 
     @router.post("/pause")
     def pause() -> Answer:

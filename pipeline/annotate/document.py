@@ -11,6 +11,7 @@ from pipeline.base.errors import PromptError, UsageError
 from pipeline.prompts import values as check
 from pipeline.prompts.files import PromptObject, PromptSet
 from pipeline.tracking.memory_edit import COPY, MemoryEdit
+from pipeline.tracking.settings import DIRECTIONS
 
 MOST_OBJECTS = 200
 MOST_EDITS = 200
@@ -41,7 +42,8 @@ Change = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Document:
-    """Objects by id; prompts, removals and edits of the memory by frame; memory settings that were changed.
+    """Objects by id; prompts, removals and edits of the memory by frame; memory settings that were changed;
+    the direction of tracking, None: the project's own.
 
     Changes make a new document.
     """
@@ -51,6 +53,7 @@ class Document:
     removals: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     edits: Mapping[int, tuple[MemoryEdit, ...]] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
+    direction: str | None = None
 
     @classmethod
     def of_prompts(cls, prompts: PromptSet) -> Document:
@@ -106,6 +109,7 @@ class Document:
             "memory": self._with_memory_edit,
             "unmemory": self._without_memory_edit,
             "settings": self._with_settings,
+            "direction": self._with_direction,
         }
         apply = known.get(op if isinstance(op, str) else "")
         if apply is None:
@@ -210,6 +214,11 @@ class Document:
         changed = {**self.memory, **values}
         # None is the project's own value. Whether they go together is checked with those, see `Annotator`.
         return replace(self, memory={name: value for name, value in changed.items() if value is not None})
+
+    def _with_direction(self, value: str | None) -> Document:
+        if value is not None and value not in DIRECTIONS:
+            raise UsageError(f"direction {check.short(value)} is not known: use {', '.join(DIRECTIONS)}")
+        return replace(self, direction=value)
 
     def _known(self, object_id: int) -> AnnotatedObject:
         found = self.objects.get(object_id)

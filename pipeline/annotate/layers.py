@@ -14,10 +14,9 @@ from pipeline.base.errors import StoreError, UsageError
 from pipeline.base.records import MaskRecord
 from pipeline.storage.files import Files
 from pipeline.tracking.carry_over import stream_identity
-from pipeline.tracking.settings import FORWARD
+from pipeline.tracking.settings import TrackSettings
 from pipeline.tracks.layout import list_chunks
 from pipeline.tracks.reader import TrackReader
-from xmem_core.config import MemoryConfig
 
 
 class Layer:
@@ -29,11 +28,10 @@ class Layer:
         files: the output folder.
         stream_id: its stream.
         recipe: what its rows come from.
-        direction: where they were tracked from the prompts.
     """
 
-    def __init__(self, files: Files, stream_id: str, recipe: Recipe, direction: str = FORWARD) -> None:
-        self.files, self.recipe, self.direction = files, recipe, direction
+    def __init__(self, files: Files, stream_id: str, recipe: Recipe) -> None:
+        self.files, self.recipe = files, recipe
         self._stream_id = stream_id
         self._lock = threading.Lock()
         self._pending: dict[int, tuple[MaskRecord, ...]] = {}
@@ -108,7 +106,7 @@ class Found:
 
 def valid_frames(layer: Layer, recipe: Recipe) -> int:
     """Number of frames, from 0 on, whose rows are those of the given recipe."""
-    change = layer.recipe.first_change(recipe, layer.direction)
+    change = layer.recipe.first_change(recipe)
     return layer.available if change is None else min(layer.available, change)
 
 
@@ -119,7 +117,7 @@ def find_rows(layers: list[Layer], recipe: Recipe, frame_index: int) -> Found | 
         records = layer.at(frame_index)
         if records is None:
             continue
-        change = layer.recipe.first_change(recipe, layer.direction)
+        change = layer.recipe.first_change(recipe)
         if change is None or frame_index < change:
             return Found(records, stale=False)
         stale = stale or Found(records, stale=True)
@@ -139,11 +137,11 @@ def find_strips(layers: list[Layer], recipe: Recipe) -> Strips:
     return joined(parts, 0, max(layer.available for layer in layers))
 
 
-def work_folder(stream_id: str, recipe: Recipe, usual: MemoryConfig) -> str:
+def work_folder(stream_id: str, recipe: Recipe, usual: TrackSettings) -> str:
     """The folder, in the output folder, in which a stream is tracked with the given recipe.
 
     Args:
-        usual: settings of the memory with which the project was begun.
+        usual: settings with which the project was begun.
     """
     text = recipe.digest_text(usual)
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()
@@ -159,5 +157,6 @@ def read_layer(files: Files, stream_id: str) -> Layer | None:
         return None
     if identity is None:
         return None
-    recipe = Recipe(identity.prompts, edits, memory_values(identity.settings.memory))
-    return Layer(files, stream_id, recipe, identity.settings.direction)
+    settings = identity.settings
+    recipe = Recipe(identity.prompts, edits, memory_values(settings.memory), settings.direction)
+    return Layer(files, stream_id, recipe)

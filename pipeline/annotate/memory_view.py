@@ -149,7 +149,7 @@ class MemoryView(Closing):
         """Whether the replay at hand can go on to a frame, and has the recipe's state there."""
         if self._of is None or not replay.position <= frame <= replay.position + _AHEAD:
             return False
-        change = self._of.first_change(recipe, self._propagation.direction)
+        change = self._of.first_change(recipe)
         return change is None or change >= frame
 
     def _forget(self) -> None:

@@ -152,3 +152,8 @@ class Look(BaseModel):
 
 class Propagate(_Body):
     until: FrameIndex | None = None
+    direction: Annotated[str, Field(max_length=20)] | None = None
+
+
+class Direction(_Body):
+    direction: Annotated[str, Field(max_length=20)]

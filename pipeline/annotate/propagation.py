@@ -1,4 +1,4 @@
-"""Propagation: tracks a project's recipe (prompts, memory edits, memory settings) in a background thread.
+"""Propagation: tracks a project's recipe (see `pipeline.annotate.recipe`) in a background thread.
 
 Each recipe is tracked in a work folder of its own, an ordinary output folder:
 
@@ -163,11 +163,6 @@ class Propagation(Closing):
         return max((valid_frames(layer, recipe) for layer in self._all_layers()), default=0)
 
     @property
-    def direction(self) -> str:
-        """Where objects are tracked from their prompts."""
-        return self._settings.direction
-
-    @property
     def gauges(self) -> dict[str, Any] | None:
         """How full the memory is after the frame tracked last, see `gauges`; None before the first."""
         return self._gauges
@@ -233,25 +228,25 @@ class Propagation(Closing):
         if record is not None and record.get("source_fingerprint") == self._fingerprint:
             self._published = layer if record.get("state") == "finished" else None
 
-    def _layer_for(self, recipe: Recipe) -> Layer:
+    def _layer_for(self, recipe: Recipe, settings: TrackSettings) -> Layer:
         """The layer in which the recipe is tracked, begun from the one that has most of it."""
-        folder = work_folder(self._stream_id, recipe, self._settings.memory)
+        folder = work_folder(self._stream_id, recipe, self._settings)
         files = self._work_files(folder)
         known = [layer for layer in self._layers if layer.files.root == files.root]
         best = max(self._all_layers(), key=lambda layer: valid_frames(layer, recipe), default=None)
-        if best is not None and best not in known and self._fits(best):
+        if best is not None and best not in known and self._fits(best, settings):
             own = valid_frames(known[0], recipe) if known else 0
             # Replacing a folder that has rows already is worthwhile only for more than it has.
             if min(valid_frames(best, recipe), best.committed) > own:
                 remove_folder(self._out, folder)
                 # Before any row that depends on them.
                 write_edits(files, self._stream_id, recipe.edits)
-                change = best.recipe.first_change(recipe, best.direction)
+                change = best.recipe.first_change(recipe)
                 kept = carry_over(best.files, files, self._stream_id, recipe.prompts, change)
                 log.info("%s: %d frames carried over", self._stream_id, kept)
                 known = []
         write_edits(files, self._stream_id, recipe.edits)
-        layer = known[0] if known else Layer(files, self._stream_id, recipe, self._chosen.direction)
+        layer = known[0] if known else Layer(files, self._stream_id, recipe)
         others = [other for other in self._layers if other.files.root != files.root]
         self._layers = [layer, *others]
         for gone in self._layers[KEPT_WORKS:]:
@@ -259,13 +254,13 @@ class Propagation(Closing):
         self._layers = self._layers[:KEPT_WORKS]
         return layer
 
-    def _fits(self, layer: Layer) -> bool:
-        """Whether a layer's rows come from the settings and the video of this run."""
+    def _fits(self, layer: Layer, settings: TrackSettings) -> bool:
+        """Whether a layer's rows come from these settings and the video of this run."""
         record = load_record(layer.files, self._stream_id)
         return (
             record is not None
             and record.get("source_fingerprint") == self._fingerprint
-            and not self._chosen.differences(record["settings"])
+            and not settings.differences(record["settings"])
         )
 
     # --- the thread ------------------------------------------------------------------------------
@@ -307,16 +302,16 @@ class Propagation(Closing):
                 stream.close()
 
     def _opened(self, recipe: Recipe) -> tuple[StreamTracker, Layer]:
-        executor, _ = self._load(recipe)
+        executor, settings = self._load(recipe)
         source = self._opened_video()
         try:
-            layer = self._layer_for(recipe)
+            layer = self._layer_for(recipe, settings)
             for retry in (False, True):
                 store = StreamStore(
                     layer.files.root, self._stream_id, self._out_options, snapshots=KEPT_SNAPSHOTS
                 )
                 try:
-                    stream = StreamTracker(source, store, executor.segmenter, self._chosen, recipe.prompts)
+                    stream = StreamTracker(source, store, executor.segmenter, settings, recipe.prompts)
                 except SettingsConflictError as error:
                     if retry:
                         raise
@@ -336,7 +331,8 @@ class Propagation(Closing):
     def _load(self, recipe: Recipe) -> tuple[Executor, TrackSettings]:
         """The executor with the memory settings of a recipe, and all its settings."""
         with self._loading:
-            return self._loaded(changed_memory(self._settings.memory, recipe.memory))
+            executor, settings = self._loaded(changed_memory(self._settings.memory, recipe.memory))
+        return executor, replace(settings, direction=recipe.direction)
 
     def _loaded(self, memory: MemoryConfig) -> tuple[Executor, TrackSettings]:
         if self._executor is not None and self._memory == memory:

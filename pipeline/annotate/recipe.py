@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from pipeline.base.errors import StoreError, UsageError
 from pipeline.prompts.files import PromptSet
 from pipeline.storage.files import Files
-from pipeline.tracking.backward import first_changed_frame
+from pipeline.tracking.backward import BackwardPlan
 from pipeline.tracking.memory_edit import COPY, MemoryEdit, planned_edits
+from pipeline.tracking.settings import FORWARD, TrackSettings
 from pipeline.tracks.edit_log import EditLog
 from pipeline.tracks.store import StreamStore
 from xmem_core.config import MemoryConfig
@@ -36,43 +37,47 @@ Edits = Mapping[int, tuple[MemoryEdit, ...]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Prompts, edits of the memory, and the settings of `CHANGEABLE`."""
+    """Prompts, edits of the memory, the settings of `CHANGEABLE`, and where objects are tracked."""
 
     prompts: PromptSet
     edits: Edits = field(default_factory=dict)
     memory: Mapping[str, int | None] = field(default_factory=dict)
+    direction: str = FORWARD
 
-    def first_change(self, other: Recipe, direction: str) -> int | None:
-        """The first frame whose rows may differ between two recipes; None if all are equal."""
+    def first_change(self, other: Recipe) -> int | None:
+        """The first frame whose rows may differ between two recipes; None if all are equal.
+
+        A change of what a backward pass tracks may change the rows of every frame.
+        """
         if dict(self.memory) != dict(other.memory):
+            return 0
+        if BackwardPlan.of(self.prompts, self.direction) != BackwardPlan.of(other.prompts, other.direction):
             return 0
         frames = sorted({*self.edits, *other.edits})
         changes = [
-            first_changed_frame(self.prompts, other.prompts, direction),
+            self.prompts.first_difference(other.prompts),
             next((f for f in frames if self.edits.get(f, ()) != other.edits.get(f, ())), None),
         ]
         return min((change for change in changes if change is not None), default=None)
 
     def equals(self, other: Recipe) -> bool:
-        """Whether both give the same rows, in whichever direction."""
-        return (
-            dict(self.memory) == dict(other.memory)
-            and dict(self.edits) == dict(other.edits)
-            and self.prompts.first_difference(other.prompts) is None
-        )
+        """Whether both give the same rows."""
+        return self.first_change(other) is None
 
-    def digest_text(self, usual: MemoryConfig) -> str:
+    def digest_text(self, usual: TrackSettings) -> str:
         """Text that equal recipes share; that of the prompts alone where nothing else is special.
 
         Args:
-            usual: settings of the memory with which the project was begun.
+            usual: settings with which the project was begun.
         """
         record = self.prompts.to_record()
         if self.edits:
             record["edits"] = [[f, e.to_json()] for f in sorted(self.edits) for e in self.edits[f]]
-        changed = {k: v for k, v in self.memory.items() if v != getattr(usual, k)}
+        changed = {k: v for k, v in self.memory.items() if v != getattr(usual.memory, k)}
         if changed:
             record["memory"] = changed
+        if self.direction != usual.direction:
+            record["direction"] = self.direction
         return json.dumps(record, sort_keys=True)
 
 

@@ -53,22 +53,35 @@ def merge(document: Document, into: int, other: int, mask_at: MaskAt) -> list[Ch
     return changes
 
 
-def split(document: Document, object_id: int, frame: int, mask_at: MaskAt) -> list[Change]:
+def split(
+    document: Document, object_id: int, frame: int, mask_at: MaskAt, *, backward: bool = False
+) -> list[Change]:
     """The changes that give an object a new id, `document.next_id`, from a frame on.
 
     The object ends there. The new one starts with its mask on that frame, or with its next prompt if it is
     out of sight; prompts and ends from the frame on are moved to it.
+
+    Args:
+        backward: whether objects are also tracked backward. The new one then ends, backward, on the frame
+            before; and the old one, if it is prompted from the frame on only, with its mask on that frame.
 
     Raises:
         UsageError: there is no such object, it is locked, it does not exist before the frame or from it on.
     """
     _changeable(document, object_id)
     frames = _frames(document, object_id)
-    if not any(f < frame and object_id in document.prompts.get(f, {}) for f in frames):
-        raise UsageError(f"object {object_id} does not exist before frame {frame}: split it on a later frame")
     new = document.next_id
     known = document.objects[object_id]
     changes: list[Change] = [{"op": "object", "id": new, "category": known.category}]
+    if not any(f < frame and object_id in document.prompts.get(f, {}) for f in frames):
+        before = mask_at(frame - 1, object_id) if backward and frame else None
+        if before is None or not before.any():
+            raise UsageError(
+                f"object {object_id} does not exist before frame {frame}: split it on a later frame"
+            )
+        changes.append(_mask_prompt(frame - 1, object_id, before))
+    if backward:
+        changes.append({"op": "remove", "frame": frame - 1, "id": new})
     begins = False
     if object_id not in document.prompts.get(frame, {}) and _is_alive(document, object_id, frame):
         mask = mask_at(frame, object_id)

@@ -367,6 +367,7 @@ function drawProgress() {
   const total = last() + 1;
   part("propagate").textContent = busy ? "Pause" : "Propagate";
   part("next").disabled = busy;
+  if (document.activeElement !== part("direction")) part("direction").value = state.direction;
   part("progress").max = total;
   part("progress").value = state.tracked;
   const rate = run.rate ? `, ${run.rate.toFixed(1)} frames/s` : "";
@@ -375,7 +376,8 @@ function drawProgress() {
     running: `Tracking frame ${run.position ?? 0} of ${total}${rate}`,
     publishing: "Writing the rows …",
   };
-  const rest = state.published ? `All ${total} frames are tracked and written`
+  const rest = state.published && state.tracked >= total ? `All ${total} frames are tracked and written`
+    : state.published ? `Tracked backward from frame ${state.tracked - 1}, and written`
     : state.available > state.tracked ? `Changed from frame ${state.tracked} on: propagate again`
     : state.tracked ? `${state.tracked} of ${total} frames are tracked` : "Nothing is tracked yet";
   part("doing").textContent = words[run.state] ?? rest;
@@ -411,6 +413,7 @@ const ACTIONS = {
 };
 for (const [id, action] of Object.entries(ACTIONS)) part(id).addEventListener("click", () => action());
 for (const tool of TOOLS) part(`tool-${tool}`).addEventListener("click", () => choose(tool));
+part("direction").addEventListener("change", () => { part("direction").blur(); turn(part("direction").value); });
 part("masks").addEventListener("change", importMasks);
 part("scrub").addEventListener("input", () => go(Number(part("scrub").value)));
 part("size").addEventListener("input", () => { stage.brush = Number(part("size").value); stage.draw(); });
@@ -428,12 +431,18 @@ const KEYS = {
   Home: () => go(0), End: () => go(last()), " ": play,
   ",": () => jump(-1), ".": () => jump(1),
   c: () => choose("click"), r: () => choose("scribble"), i: () => choose("read"), "Shift+I": () => { if (selected !== null) memory.readAt(null); }, m: () => memory.toggle(), b: () => choose("box"), o: () => choose("polygon"), p: () => choose("brush"), e: () => choose("eraser"),
-  f: () => ACTIONS.import(), v: nextLook, u: () => flip("outlines"), d: () => flip("ids"),
+  f: () => ACTIONS.import(), y: () => turn(), v: nextLook, u: () => flip("outlines"), d: () => flip("ids"),
   "[": () => resize(-2), "]": () => resize(2), n: () => ACTIONS.add(), h: () => toggle("hidden"), l: () => toggle("locked"), x: removeHere, s: () => { if (selected !== null) did.split(selected); }, j: nextKind,
   Delete: takePrompt, Enter: () => stage.finishPolygon(), Escape: () => stage.cancel(),
   g: () => propagate(), "Shift+G": toNext, "Ctrl+z": () => ACTIONS.undo(), "Ctrl+Shift+Z": () => ACTIONS.redo(),
   "Ctrl+y": () => ACTIONS.redo(), "?": () => ACTIONS.help(),
 };
+
+function turn(to = null) {
+  const all = ["forward", "backward", "both"];
+  const direction = to ?? all[(all.indexOf(state.direction) + 1) % all.length];
+  change("v1/direction", "PUT", { direction });
+}
 
 function resize(by) {
   part("size").value = String(Number(part("size").value) + by);

@@ -126,6 +126,23 @@ def test_both_ways_rows_are_those_of_track(video: str, settings: TrackSettings, 
         second = annotator.project.document.prompt_set()
         assert files(tmp_path / "out") == tracked_by_track(video, second, both, tmp_path / "second")
 
+        new = annotator.split(1, 15)
+        propagated(annotator)
+        assert [m["id"] for m in annotator.masks(14)] == [1, 2]
+        assert [m["id"] for m in annotator.masks(15)] == [2, new]
+        third = annotator.project.document.prompt_set()
+        assert files(tmp_path / "out") == tracked_by_track(video, third, both, tmp_path / "third")
+
+        annotator.edit([{"op": "direction", "value": "forward"}])  # for this propagation
+        assert annotator.tracked == 0
+        propagated(annotator)
+        assert annotator.masks(4) == []
+        assert files(tmp_path / "out") == tracked_by_track(video, third, settings, tmp_path / "forward")
+        annotator.project.undo()
+        assert not annotator.state()["published"]
+        assert annotator.state()["direction"] == "both"
+        assert annotator.tracked == FRAMES  # the rows of both ways are kept
+
 
 def test_changed_memory_gives_the_rows_of_track(
     annotator: Annotator, video: str, settings: TrackSettings, tmp_path: Path
