@@ -24,6 +24,7 @@ let timed = "";         // what the timeline was made from
 let playing = false;
 let wanted = null;      // frame that is asked for while another one is on its way
 let loading = false;
+let shown = null;       // resolves when what is loading is shown
 let asked = 0;          // times that the picture was to be drawn again
 let seen = "";          // what the masks on the stage were made from
 const stage = new Stage(part("canvas"), { box, polygon, mask, click, scribble, read });
@@ -36,19 +37,19 @@ let working = 0;
 // Ask for a change. The notice says "Saved" only once the answer is here.
 async function change(path, method, body) {
   working++;
+  stage.settled = false;
   say("Saving …");
+  let answer = null;
   try {
-    const answer = await ask(path, { method, body });
+    answer = await ask(path, { method, body });
     take(answer.state ?? answer);
-    say("Saved");
-    return answer;
   } catch (error) {
     fail(error);
-    return null;
-  } finally {
-    working--;
-    await showFrame(frame, true);
   }
+  working--;
+  await showFrame(frame, true);
+  if (answer && !part("notice").classList.contains("bad")) say("Saved");
+  return answer;
 }
 
 function say(text, bad = false) {
@@ -101,13 +102,17 @@ async function poll() {
 
 function last() { return Math.max(1, state?.video.frames ?? 1) - 1; }
 
-// The newest wish wins: while one picture is on its way, those in between are left out.
-async function showFrame(index, again = false) {
+// The newest wish wins: while one picture is on its way, those in between are left out. Resolves when it is shown.
+function showFrame(index, again = false) {
   wanted = Math.min(last(), Math.max(0, index));
   if (again) asked++;
   const key = () => `${wanted} ${state.edits} ${state.tracked} ${state.available} ${asked}`;
   if (wanted === frame && stage.image && key() === seen) return;
-  if (loading) return;
+  if (!loading) shown = show(key);
+  return shown;
+}
+
+async function show(key) {
   loading = true;
   try {
     do {
@@ -116,13 +121,14 @@ async function showFrame(index, again = false) {
       const [image, found] = await Promise.all([picture(target, query()), ask(`v1/frames/${target}/masks`)]);
       if (target !== frame) {
         forgetClicks();
-        stage.plain = null;
+        stage.plain = stage.painted = null;
       }
       frame = target;
       seen = made;
       const known = new Map(state.objects.map((object) => [object.id, object]));
       stage.opacity = opacity();
-      stage.show(image, found.masks.filter((m) => known.has(m.id)).map((m) => ({ ...m, ...look(known.get(m.id)) })));
+      stage.show(image, found.masks.filter((m) => known.has(m.id)).map((m) => ({ ...m, ...look(known.get(m.id)) })),
+        !working && key() === made);
       draw();
     } while (wanted !== frame || key() !== seen);
     readPlain();
@@ -292,7 +298,10 @@ function choose(tool) {
 }
 
 function select(id) {
-  if (id !== selected) forgetClicks();
+  if (id !== selected) {
+    forgetClicks();
+    stage.painted = null;
+  }
   selected = id;
   draw();
 }

@@ -16,6 +16,7 @@ export class Stage {
     this.image = null;  // with masks, as the server draws them
     this.plain = null;  // without masks, for painting them
     this.painted = null;  // of the selected object, until a picture shows it
+    this.settled = false;  // whether the masks are those of the last change
     this.masks = [];
     this.selected = null;
     this.colour = "#ffffff";
@@ -42,9 +43,10 @@ export class Stage {
     this.tint.height = height;
   }
 
-  show(image, masks) {
+  show(image, masks, settled) {
     this.image = image;
-    this.painted = null;
+    this.settled = settled;
+    if (settled) this.painted = null;
     this.masks = masks.map((mask) => ({
       ...mask, pixels: mask.rle && mask.size[0] === this.height && mask.size[1] === this.width
         ? decode(mask.rle, this.height, this.width) : null,
@@ -73,6 +75,8 @@ export class Stage {
     if (this.tool === "box") this.gesture = { kind: "box", from: point, to: point };
     else if (this.tool === "polygon") this.addPoint(point);
     else if (this.tool === "brush" || this.tool === "eraser") {
+      // A stroke goes on from the mask before it, which must be known.
+      if (!this.settled && !this.painted) return;
       const value = (this.tool === "brush") !== other ? 1 : 0;
       const mask = this.mine()?.slice() ?? new Uint8Array(this.width * this.height);
       disc(mask, this.height, this.width, ...point, this.brush / 2, value);

@@ -71,7 +71,8 @@ class Hand:
             "(({left, top, width, height}) => [left, top, width, height])"
             "(document.getElementById('canvas').getBoundingClientRect())"
         )
-        return box[0] + x * box[2] / self.width, box[1] + y * box[3] / self.height
+        # A little inside the pixel: positions on the screen are rounded.
+        return box[0] + (x + 0.3) * box[2] / self.width, box[1] + (y + 0.3) * box[3] / self.height
 
     def _mouse(self, kind: str, x: float, y: float, button: str) -> None:
         held = {"left": 1, "right": 2}[button]
