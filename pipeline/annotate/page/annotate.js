@@ -356,6 +356,8 @@ function draw() {
   part("undo").disabled = !state.can_undo;
   part("redo").disabled = !state.can_redo;
   for (const tool of TOOLS) part(`tool-${tool}`).setAttribute("aria-pressed", String(stage.tool === tool));
+  part("negative").setAttribute("aria-pressed", String(stage.negative));
+  part("negative").disabled = !["click", "scribble"].includes(stage.tool);
   part("canvas").dataset.tool = stage.tool;
   const own = state.objects.find((object) => object.id === selected);
   stage.selected = selected;
@@ -416,6 +418,7 @@ const ACTIONS = {
   "prompt-back": () => jump(-1), "prompt-forward": () => jump(1),
   add: async () => { const answer = await change("v1/objects", "POST", { category: null }); if (answer) select(answer.id); },
   help: () => part("keys").showModal(),
+  negative: () => { stage.negative = !stage.negative; draw(); },
   coco: () => save("coco"), davis: () => save("davis"), workspace: () => save("workspace"),
   import: () => part("masks").click(), prompts: () => save("prompts"),
   "overlay-video": () => save(`video${query()}`),
@@ -440,7 +443,7 @@ const KEYS = {
   Home: () => go(0), End: () => go(last()), " ": play,
   ",": () => jump(-1), ".": () => jump(1),
   c: () => choose("click"), r: () => choose("scribble"), i: () => choose("read"), "Shift+I": () => { if (selected !== null) memory.readAt(null); }, m: () => memory.toggle(), b: () => choose("box"), o: () => choose("polygon"), p: () => choose("brush"), e: () => choose("eraser"),
-  f: () => ACTIONS.import(), y: () => turn(), v: nextLook, u: () => flip("outlines"), d: () => flip("ids"),
+  f: () => ACTIONS.import(), k: () => flip("negative"), y: () => turn(), v: nextLook, u: () => flip("outlines"), d: () => flip("ids"),
   "[": () => resize(-2), "]": () => resize(2), n: () => ACTIONS.add(), h: () => toggle("hidden"), l: () => toggle("locked"), x: removeHere, s: () => { if (selected !== null) did.split(selected); }, j: nextKind,
   Delete: takePrompt, Enter: () => stage.finishPolygon(), Escape: () => stage.cancel(),
   g: () => propagate(), "Shift+G": toNext, "Ctrl+z": () => ACTIONS.undo(), "Ctrl+Shift+Z": () => ACTIONS.redo(),

@@ -11,6 +11,7 @@ export class Stage {
     this.canvas = canvas;
     this.did = did;
     this.tool = "click";
+    this.negative = false;  // clicks and scribbles take away: a finger has no right button
     this.brush = 12;
     this.opacity = 0.45;
     this.image = null;  // with masks, as the server draws them
@@ -82,10 +83,10 @@ export class Stage {
       disc(mask, this.height, this.width, ...point, this.brush / 2, value);
       this.gesture = { kind: "paint", mask, value, last: point };
     } else if (this.tool === "scribble") {
-      this.gesture = { kind: "scribble", points: [this.inside(point)], positive: !other };
+      this.gesture = { kind: "scribble", points: [this.inside(point)], positive: other === this.negative };
     } else if (this.tool === "click" || this.tool === "read") {
       const [x, y] = this.inside(point).map(Math.floor);
-      this.did[this.tool]({ x, y, positive: !other });
+      this.did[this.tool]({ x, y, positive: other === this.negative });
     }
     this.draw();
   }
