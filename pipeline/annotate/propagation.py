@@ -384,7 +384,8 @@ class Propagation(Closing):
                 self._status = PropagationStatus("paused", position, job.until, rate)
                 return False
             running = self._executor.advance([stream])
-            self._gauges = gauges(stream.state)
+            if position is not None:  # a stream that was finished before has no state
+                self._gauges = gauges(stream.state)
             if stream.summary.frames != committed:
                 committed = stream.summary.frames
                 layer.reload()
