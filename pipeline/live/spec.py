@@ -58,7 +58,7 @@ class LiveSettings:
     rotate_rows: int = setting(20_000, least=1, most=1_000_000)
     snapshot_seconds: float = setting(30.0, above=0, most=86400)
     finder: FinderSettings = field(default_factory=FinderSettings)
-    box_segmenter: str = setting("grabcut")
+    box_segmenter: str = setting("xmem-click")
     expected_height: int = setting(720, least=1, most=8192)
     expected_width: int = setting(1280, least=1, most=8192)
 

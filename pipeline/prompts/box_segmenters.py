@@ -1,4 +1,4 @@
-"""Box segmenters: the protocol, the built-in GrabCut, and plugin look-up.
+"""Box segmenters: the protocol, the built-in ones, and plugin look-up.
 
 A box becomes a mask once per prompt; the mask is kept as RLE in the stream record, and tracking does not use
 the segmenter again. So a segmenter may be slow, but must give the same mask for the same frame and box.
@@ -12,9 +12,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.errors import UsageError
 from pipeline.base.plugins import load_plugin
 
 ENTRY_POINT_GROUP = "xmem.box_segmenters"
+BUILT_IN = ("xmem-click", "grabcut")
+DEFAULT = BUILT_IN[0]
 
 Box = tuple[int, int, int, int]
 """x, y, width, height in whole pixels, inside the frame."""
@@ -109,7 +112,7 @@ def inscribed_ellipse(size: tuple[int, ...], box: Box, share: float = 1.0) -> ND
     return mask
 
 
-def load_box_segmenter(name: str = "grabcut") -> BoxSegmenter:
+def load_box_segmenter(name: str = DEFAULT) -> BoxSegmenter:
     """Create a box segmenter by name: built in, or an entry point of the group `xmem.box_segmenters`.
 
     The entry point is a class or function that returns a segmenter when called without arguments.
@@ -119,13 +122,22 @@ def load_box_segmenter(name: str = "grabcut") -> BoxSegmenter:
     """
     if name == "grabcut":
         return GrabCut()
+    if name == DEFAULT:
+        # Imported here: whoever names another segmenter needs no torch.
+        from pipeline.prompts.click_network import BoxNetwork
+        from xmem_core.weights import WeightsError
+
+        try:
+            return BoxNetwork()
+        except WeightsError as error:
+            raise UsageError(f"box segmenter {name!r}: {error}; or choose 'grabcut'") from error
     segmenter: BoxSegmenter = load_plugin(
         name,
         group=ENTRY_POINT_GROUP,
         kind="box segmenter",
         protocol=BoxSegmenter,
         lacking="has no method segment(frame, box)",
-        built_in=["grabcut"],
+        built_in=BUILT_IN,
     )
     return segmenter
 

@@ -99,7 +99,8 @@ class CommitSettings:
         snapshot_chunks: commits between two snapshots of the tracker's state.
         max_frames: stop after this many frames. Default: the end of the video.
         max_pixels: reject pictures with more pixels than this (width x height) before they are decoded.
-        box_segmenter: plugin that converts boxes to masks: grabcut, or an installed plugin's name.
+        box_segmenter: what converts boxes to masks: xmem-click (a small network), grabcut (OpenCV), or an
+            installed plugin.
         sinks: plugin that also receives the rows, by name; repeatable.
         keep_state: save a snapshot at the end of the video, from which its objects are found in other videos.
     """
@@ -110,7 +111,7 @@ class CommitSettings:
     # Not decisive: a stream may be resumed with a larger limit, see `pipeline.tracking.stream_tracker`.
     max_frames: int | None = setting(None, least=1, decisive=False)
     max_pixels: int = setting(MAX_PIXELS, least=1, recorded=False)
-    box_segmenter: str = setting("grabcut")
+    box_segmenter: str = setting("xmem-click")
     sinks: tuple[str, ...] = setting((), recorded=False)
     keep_state: bool = setting(True, recorded=False)
 

@@ -16,6 +16,7 @@ import pipeline.base.plugins
 import pipeline.prompts.box_segmenters
 from pipeline.base.errors import UsageError
 from pipeline.prompts.box_segmenters import GrabCut, inscribed_ellipse, load_box_segmenter
+from pipeline.prompts.click_network import BoxNetwork
 from pipeline.testing.boxes import check_box_segmenter
 
 
@@ -210,13 +211,14 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_plugin_is_found_by_name(plugins: Any) -> None:
     assert type(load_box_segmenter("whole")).__name__ == "WholeBox"
-    assert isinstance(load_box_segmenter(), GrabCut)
+    assert isinstance(load_box_segmenter("grabcut"), GrabCut)
+    assert isinstance(load_box_segmenter(), BoxNetwork)
 
 
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("nobody", "no box segmenter 'nobody'; available: grabcut, gone, useless, whole"),
+        ("nobody", "no box segmenter 'nobody'; available: xmem-click, grabcut, gone, useless, whole"),
         ("useless", "has no method segment"),
         ("gone", "cannot be loaded: ModuleNotFoundError: No module named 'no_such_package'"),
     ],

@@ -11,13 +11,14 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.base.errors import UsageError
-from pipeline.prompts.click_network import ClickNetwork, _rounds
+from pipeline.prompts.click_network import BoxNetwork, ClickNetwork, _rounds
 from pipeline.prompts.click_segmenters import (
     Click,
     GrabCutClicks,
     load_click_segmenter,
     segment_clicks,
 )
+from pipeline.testing.boxes import check_box_segmenter
 
 Image = NDArray[np.uint8]
 
@@ -123,3 +124,23 @@ def test_looking_up_click_segmenters_imports_no_torch() -> None:
         "load('grabcut'); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_box_is_segmented_by_the_same_network() -> None:
+    segmenter = BoxNetwork()
+    check_box_segmenter(segmenter)
+    image, truth = scene()
+    assert iou(segmenter.segment(image, (80, 30, 80, 80)), truth) > 0.93
+    # A box off by a tenth of its sides still holds one thing, and nothing outside the box is taken.
+    tight = segmenter.segment(image, (92, 38, 68, 72))
+    inside = np.zeros_like(truth)
+    inside[38:110, 92:160] = True
+    assert iou(tight, truth & inside) > 0.85
+    assert not (tight & ~inside).any()
+
+
+def test_weights_that_are_no_click_models_are_refused(tmp_path: Path) -> None:
+    from xmem_core.weights import WeightsError
+
+    with pytest.raises(WeightsError, match=r"no click model at .*nowhere\.safetensors"):
+        BoxNetwork(tmp_path / "nowhere.safetensors")

@@ -19,7 +19,7 @@ from support.written import files
 
 from pipeline.analytics.query import query
 from pipeline.base.errors import SettingsConflictError, UsageError
-from pipeline.prompts.box_segmenters import GrabCut
+from pipeline.prompts.box_segmenters import load_box_segmenter
 from pipeline.prompts.resolving import PromptSet, resolve
 from pipeline.tracking.backward import BackwardPlan
 from pipeline.tracking.settings import TrackSettings
@@ -112,7 +112,7 @@ def test_backward_rows_are_those_of_a_bare_loop_from_the_end(
         if number == 4:
             state.remove_objects([3])
         first = {17: [2], 9: [3], 0: []}.get(number, [])
-        masks = resolve(prompts.at(number), frame, GrabCut()).masks if first else {}
+        masks = resolve(prompts.at(number), frame, load_box_segmenter()).masks if first else {}
         result = segmenter.step(state, frame.image, Prompt({i: masks[i] for i in first}) if first else None)
         labels = result.label_map.numpy()
         for object_id in result.object_ids:

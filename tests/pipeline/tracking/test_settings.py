@@ -50,7 +50,7 @@ def test_an_old_record_is_read_and_written_in_the_same_bytes() -> None:
     assert json.dumps(settings.to_dict()) == OLD_RECORD
     assert settings.model == ModelSettings("xmem-lite", size=48, dtype="float32", threads=1)
     assert settings.memory.top_k == 8
-    assert settings.commit == CommitSettings(chunk_frames=8, snapshot_chunks=3)
+    assert settings.commit == CommitSettings(chunk_frames=8, snapshot_chunks=3, box_segmenter="grabcut")
     assert settings.detector == DetectorSettings("motion", FinderSettings(every=2, out_of_sight=6))
     assert settings.differences(json.loads(OLD_RECORD)) == []
 

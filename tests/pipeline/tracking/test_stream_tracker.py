@@ -78,7 +78,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, video: Path, model: st
 
 
 def test_rows_are_those_of_a_bare_loop_over_the_segmenter(undisturbed: Path, video: Path, model: str) -> None:
-    from pipeline.prompts.box_segmenters import GrabCut
+    from pipeline.prompts.box_segmenters import load_box_segmenter
     from pipeline.prompts.resolving import resolve
     from xmem_core import Prompt
 
@@ -92,7 +92,7 @@ def test_rows_are_those_of_a_bare_loop_over_the_segmenter(undisturbed: Path, vid
             if frame.frame_index == 15:
                 state.remove_objects([2])
             given = prompts.at(frame.frame_index)
-            prompt = Prompt(resolve(given, frame, GrabCut()).masks) if given else None
+            prompt = Prompt(resolve(given, frame, load_box_segmenter()).masks) if given else None
             result = segmenter.step(state, frame.image, prompt)
             labels = result.label_map.numpy()
             for object_id in result.object_ids:
