@@ -4,6 +4,10 @@ Clicks are simulated as in the literature: each goes to the centre of the larges
 the mean number of clicks until that IoU is reached, 20 where it is not. Run it by hand:
 
     python tests/benchmarks/clicks.py DATA --stills 60 --segmenter xmem-click --segmenter grabcut
+
+With `--boxes` the box segmenters of these names instead: each object in one box whose sides are off by 5 % of
+its size (standard deviation), on people and clips scaled so that the object is 60 to 160 pixels long, as on a
+camera. Where nothing is found the ellipse in the box counts, as in tracking.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.prompts.box_segmenters import BoxSegmenter, inscribed_ellipse, load_box_segmenter
 from pipeline.prompts.click_segmenters import Click, ClickSegmenter, load_click_segmenter
 from xmem_core.training.clicks.samples import held_out_clips, held_out_still
 from xmem_core.training.clicks.simulated import next_click
@@ -87,6 +92,43 @@ def run(segmenter: ClickSegmenter, image: Image, truth: NDArray[np.bool_]) -> tu
     return ious, seconds
 
 
+def in_boxes(
+    segmenter: BoxSegmenter, files: dict[str, list[tuple[Path, Path]]], most: int = 45
+) -> Iterator[tuple[str, list[float], list[float]]]:
+    """For each set, the IoU and the seconds of up to `most` objects in boxes."""
+    random = np.random.default_rng(0)
+    for kind, pictures in files.items():
+        ious: list[float] = []
+        seconds: list[float] = []
+        for image, mask in (pair for picture, labels in pictures for pair in objects(picture, labels)):
+            if len(ious) == most:
+                break
+            long = max(np.ptp(np.flatnonzero(mask.any(1))), np.ptp(np.flatnonzero(mask.any(0)))) + 1
+            scale = random.uniform(60, 160) / long if kind not in ("ecssd", "coco") else 1.0
+            if scale < 1:
+                image = np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+                soft = cv2.resize(mask.astype(np.float32), image.shape[1::-1], interpolation=cv2.INTER_AREA)
+                mask = np.asarray(soft) > 0.5
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            if not len(rows):
+                continue
+            sides = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], float)
+            sides += random.normal(0, 0.05, 4) * np.tile(sides[2:] - sides[:2], 2)
+            height, width = mask.shape
+            limits = (width, height, width, height)
+            left, top, right, bottom = (int(v) for v in np.clip(np.round(sides), 0, limits))
+            if right - left < 6 or bottom - top < 6:
+                continue
+            box = (left, top, right - left, bottom - top)
+            started = time.perf_counter()
+            found = segmenter.segment(np.ascontiguousarray(image), box)
+            seconds.append(time.perf_counter() - started)
+            if not found.any():
+                found = inscribed_ellipse(mask.shape, box)
+            ious.append(float((found & mask).sum() / (found | mask).sum()))
+        yield kind, ious, seconds
+
+
 def clicks_to(ious: list[float], target: float) -> int:
     """How many clicks it took to reach an IoU; 20 if it was not reached."""
     return next((n for n, iou in enumerate(ious, 1) if iou >= target), MOST)
@@ -99,7 +141,20 @@ def main() -> None:
     parser.add_argument("--stills", type=int, default=0, help="of each kind; 0: all held out")
     parser.add_argument("--every", type=int, default=20, help="one frame in so many of the clips")
     parser.add_argument("--segmenter", action="append")
+    parser.add_argument("--boxes", action="store_true", help="one box for each object instead of clicks")
     arguments = parser.parse_args()
+    if arguments.boxes:
+        _say(
+            f"{'segmenter':<12}{'set':<16}" + "".join(f"{c:>8}" for c in ("objects", "IoU", "below 50", "ms"))
+        )
+        for name in arguments.segmenter or ["xmem-click", "grabcut"]:
+            all_of_them: list[float] = []
+            sets = pairs(arguments.data, arguments.stills, arguments.every)
+            for kind, found, took in in_boxes(load_box_segmenter(name), sets):
+                all_of_them += found
+                _say_boxes(name, kind, found, 1000 * float(np.median(took)))
+            _say_boxes(name, "all", all_of_them, float("nan"))
+        return
     columns = ("objects", "IoU@1", "IoU@3", "IoU@5", "NoC@85", "NoC@90", "ms")
     _say(f"{'segmenter':<12}{'set':<16}" + "".join(f"{column:>8}" for column in columns))
     for name in arguments.segmenter or ["xmem-click", "grabcut"]:
@@ -123,6 +178,11 @@ def _print(name: str, kind: str, rows: list[tuple[list[float], list[float]]]) ->
     ms = 1000 * np.median([s for _, seconds in rows for s in seconds])
     figures = (*(f"{iou:.1f}" for iou in ious), *(f"{n:.2f}" for n in noc), f"{ms:.0f}")
     _say(f"{name:<12}{kind:<16}{len(rows):>8}" + "".join(f"{figure:>8}" for figure in figures))
+
+
+def _say_boxes(name: str, kind: str, ious: list[float], ms: float) -> None:
+    figures = (f"{100 * np.mean(ious):.1f}", f"{sum(iou < 0.5 for iou in ious)}", f"{ms:.0f}")
+    _say(f"{name:<12}{kind:<16}{len(ious):>8}" + "".join(f"{figure:>8}" for figure in figures))
 
 
 def _say(line: str) -> None:
