@@ -80,6 +80,8 @@ _AROUND = 0.25
 _SAME = 0.7
 # Detections that overlap another one by this share of their area do not show one thing's colours alone.
 _ALONE = 0.15
+# A mask whose box is smaller than this share of the object's is a scrap if it is not detected.
+_SCRAP = 0.2
 # Confirmations after which an object is remembered when it is given up.
 _PROVEN = 2
 # Objects were out of sight for long after this share of `out_of_sight`; after the same share of that, those
@@ -250,7 +252,7 @@ class ObjectFinder:
 
         Returns:
             the labels; where the detector detects things, without what the tracker gave to objects started
-            here beside their homes.
+            here beside their homes, and without scraps of those that were not detected.
         """
         self._objects = {i: found for i, found in self._objects.items() if i in live}
         self._homes = homes_of(label_map, self._objects, self._homes)
@@ -263,7 +265,17 @@ class ObjectFinder:
                 again = frame_index - found.seen > self._settings.every
                 misses = max(found.misses, int(again))
                 self._objects[object_id] = replace(found, seen=frame_index, misses=misses)
-        return labels if self._instances else label_map
+        return self._without_scraps(labels) if self._instances else label_map
+
+    def _without_scraps(self, labels: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Labels without masks that are much smaller than the object and were not detected either."""
+        missed = [i for i, found in self._objects.items() if found.misses]
+        scraps = [
+            i
+            for i, shown in shown_in(labels, missed).items()
+            if shown.box[2] * shown.box[3] < _SCRAP * self._objects[i].box[2] * self._objects[i].box[3]
+        ]
+        return np.where(np.isin(labels, scraps), 0, labels).astype(np.int32) if scraps else labels
 
     # --- ends ------------------------------------------------------------------------------------
 

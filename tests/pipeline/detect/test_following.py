@@ -380,3 +380,16 @@ def test_cut_anywhere_it_decides_the_same(
                 stream.lose(min(stream.masks))
     assert straight.log == cut.log
     assert straight.finder.to_bytes() == cut.finder.to_bytes()
+
+
+def test_scraps_of_what_is_not_detected_are_not_shown() -> None:
+    stream = Stream(Scripted(lambda index: [person(50)] if index < 5 else []))
+    stream.run(5)
+    scrap = mask_of((54, 60, 6, 8))
+    labels = np.where(scrap, 1, 0).astype(np.int32)
+    # As long as no look has missed it, it may be the part that can be seen.
+    assert (stream.finder.saw(4, labels, [1]) == labels).all()
+    stream.masks[1] = scrap
+    stream.step()
+    assert not stream.finder.saw(5, labels, [1]).any()
+    assert (stream.finder.saw(5, np.where(mask_of((50, 40, 16, 40)), 1, 0).astype(np.int32), [1]) == 1).any()
