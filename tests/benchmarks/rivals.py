@@ -4,10 +4,11 @@ The rivals are those of the PyPI package `trackers`, with their defaults and the
 environment of their own that is made on first use. All are scored by `jobs.evaluation.identities` on the
 frames that the truth covers. McByte of the same package is left out: it downloads weights of SAM and Cutie.
 
-    PYTHONPATH=.:tests python tests/benchmarks/rivals.py VIDEO TRUTH --detections det.txt [--people] [--json]
+    PYTHONPATH=.:tests python tests/benchmarks/rivals.py VIDEO TRUTH --detections det.txt --people people.csv
 
 VIDEO is tracked with `--detect file:...`, the detector running on every frame, as the rivals see every frame.
-`--people` adds the detections of the detector `people`, on all tiles of every frame.
+`--people` adds the detections of the detector `people` on all tiles of every frame, kept in that file.
+`--json` prints JSON.
 """
 
 from __future__ import annotations
