@@ -194,7 +194,7 @@ BAD_OPTIONS = [
     (["--max-mid-term-frames", "3"], "max_mid_term_frames=3"),
     (["--model", "xmem-huge"], "no model 'xmem-huge'"),
     (["--stream-id", "a/b"], "stream id 'a/b' is not allowed"),
-    (["--box-segmenter", "sam9"], "no box segmenter 'sam9'; available: grabcut"),
+    (["--box-segmenter", "sam9"], "no box segmenter 'sam9'; available: xmem-click, grabcut"),
     (["--colour"], "--colour"),
 ]
 

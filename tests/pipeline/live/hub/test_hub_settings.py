@@ -27,7 +27,7 @@ def test_the_record_names_the_segmenter_that_tracks() -> None:
         "cam",
         "fake://cam",
         detector="motion",
-        settings=LiveSettings(finder=FinderSettings(every=9, max_objects=3)),
+        settings=LiveSettings(finder=FinderSettings(every=9, max_objects=3), box_segmenter="grabcut"),
     )
     settings = HubSettings(
         "out", tracking=TrackSettings.of(model="xmem", threads=2, size=480)
