@@ -142,7 +142,8 @@ def _start(options: Mapping[str, Any]) -> None:
         os.environ.setdefault(name, value)
     for wait in (*_START_WAITS, None):
         try:
-            ray.init(**options)
+            with local_ray.lean_start(logs=options["log_to_driver"]):
+                ray.init(**options)
             return
         except (ValueError, TypeError, PermissionError):
             raise

@@ -3,6 +3,8 @@
 Ray runs any code that a client sends. By default it listens on all addresses of the machine, and before 2.59
 it requires no token. A local Ray is for the command that starts it only: its token is random, new each time,
 passed to Ray's processes in their environment, and not stored.
+
+Processes that the command does not need are left out, see `lean_start`.
 """
 
 from __future__ import annotations
@@ -11,13 +13,15 @@ import ipaddress
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
 from ray import _raylet
-from ray._private import ray_constants
+from ray._private import ray_constants, services
+from ray._private.node import Node
 
 from jobs.cluster import auth_token as ray_token
 from pipeline.base.errors import XmemError
@@ -26,6 +30,8 @@ MINIMUM = (2, 59)
 """The first Ray that asks for a token by default. Before 2.58 a Serve replica unpickles what clients send,
 even if Ray asks for a token."""
 
+_RAYLET_SECONDS = 120.0
+_PRESTART = "RAY_prestart_worker_first_driver"
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: no other node may join, so all is on 127.0.0.1
 
 
@@ -61,6 +67,69 @@ def protected() -> Iterator[None]:
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = clusters
         _set(before)
+
+
+@contextmanager
+def lean_start(*, logs: bool) -> Iterator[None]:
+    """Context in which `ray.init` leaves out processes that one command does not need.
+
+    These are the autoscaler's monitor, the log monitor, and idle workers, one per CPU: actors with
+    environment variables, such as the trackers, get processes of their own. Together they take a quarter of
+    the CPU time in which a Ray with one actor starts. Ray has no options for them. Nor has it one for the
+    30 s in which a raylet must start: here it may take longer on a busy machine, and is given up as soon as
+    it has ended. Methods that another version of Ray lacks are left alone.
+
+    Args:
+        logs: start the log monitor, which passes the workers' output on to this process.
+    """
+    ours: dict[str, Any] = {
+        "start_monitor": _nothing,
+        "start_ray_processes": _patient(Node.start_ray_processes),
+    }
+    if not logs:
+        ours["start_log_monitor"] = _nothing
+    theirs = {name: getattr(Node, name) for name in ours if hasattr(Node, name)}
+    prestart = os.environ.get(_PRESTART)
+    os.environ.setdefault(_PRESTART, "0")
+    for name in theirs:
+        setattr(Node, name, ours[name])
+    try:
+        yield
+    finally:
+        for name, method in theirs.items():
+            setattr(Node, name, method)
+        if prestart is None:
+            del os.environ[_PRESTART]
+
+
+def _nothing(node: object) -> None:
+    pass
+
+
+def _patient(start: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Wrap `Node.start_ray_processes`: it returns once the raylet is registered.
+
+    If that fails, the wrapper stops all processes of the node and raises RuntimeError.
+    """
+
+    def started(node: Any) -> None:
+        start(node)
+        (raylet,) = node.all_processes[ray_constants.PROCESS_TYPE_RAYLET]
+        end = time.monotonic() + _RAYLET_SECONDS
+        while raylet.process.poll() is None and time.monotonic() < end:
+            with suppress(RuntimeError):  # it is not registered yet
+                services.get_node(node.gcs_address, node._node_id)
+                return
+            time.sleep(0.05)
+        ended = raylet.process.poll()
+        node.kill_all_processes(check_alive=False, allow_graceful=False)  # `ray.shutdown` does not know them
+        raise RuntimeError(
+            f"the raylet did not start in {_RAYLET_SECONDS:g} s"
+            if ended is None
+            else f"the raylet ended while it started, exit code {ended}"
+        )
+
+    return started
 
 
 def check_address() -> None:

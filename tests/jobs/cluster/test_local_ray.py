@@ -27,8 +27,13 @@ import ray
 
 from jobs.cluster.connection import connected
 
+class One:
+    def one(self):
+        return 1
+
 with connected():
-    ray.get(ray.remote(num_cpus=0)(lambda: 1).remote())
+    actor = ray.remote(num_cpus=0)(One).remote()
+    ray.get(actor.one.remote())
     print("ready", flush=True)
     sys.stdin.read()
 """
@@ -46,7 +51,13 @@ def test_a_ray_of_ours_is_on_loopback_and_lets_nobody_in_without_its_token(tmp_p
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        assert_guarded(processes_of(process.pid), tmp_path)
+        pids = processes_of(process.pid)
+        running = [Path(f"/proc/{pid}/cmdline").read_text() for pid in pids]
+        assert any("gcs_server" in line for line in running)
+        assert any(line.startswith("ray::One") for line in running)
+        for unneeded in ("monitor.py", "ray::IDLE"):  # and log_monitor.py
+            assert not [line for line in running if unneeded in line], unneeded
+        assert_guarded(pids, tmp_path)
         process.communicate(timeout=60)
         assert process.returncode == 0
     finally:
