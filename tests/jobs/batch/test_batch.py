@@ -74,7 +74,7 @@ def written(out: Path) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in (out / "tracks").rglob("*.parquet")}
 
 
-def test_every_good_video_is_tracked_as_by_itself_and_every_bad_one_is_named(
+def test_every_good_video_is_tracked_as_by_itself_and_every_bad_one_or_given_up_is_named(
     videos: Path, weights: str, tmp_path: Path
 ) -> None:
     (videos / "empty.mp4").write_bytes(b"")
@@ -85,6 +85,9 @@ def test_every_good_video_is_tracked_as_by_itself_and_every_bad_one_is_named(
         (videos / f"{name}.prompts.json").write_text(json.dumps(BOX))
     make_video(videos / "wrong.mp4", 8, width=64, height=48)
     (videos / "wrong.prompts.json").write_text("{")
+    make_video(videos / "late.mp4", 20, width=64, height=48)
+    outside = {"frame": 10, "id": 2, "box": [500, 500, 9, 9]}  # of the picture
+    (videos / "late.prompts.json").write_text(json.dumps({**BOX, "objects": [*BOX["objects"], outside]}))
     seen: list[tuple[Progress, Sequence[Running]]] = []
     out = tmp_path / "out"
     report = run_batch(
@@ -96,7 +99,8 @@ def test_every_good_video_is_tracked_as_by_itself_and_every_bad_one_is_named(
     assert report.exit_code == 1
     assert states(report) == {
         "a.mp4": "finished", "b.mp4": "finished", "c.mp4": "finished", "cut.mp4": "failed",
-        "empty.mp4": "failed", "nothing.mp4": "failed", "text.mp4": "failed", "wrong.mp4": "failed",
+        "empty.mp4": "failed", "late.mp4": "failed", "nothing.mp4": "failed", "text.mp4": "failed",
+        "wrong.mp4": "failed",
     }  # fmt: skip
     causes = {Path(j.spec.uri).name: r.cause.message for j, r in report.bad() if r.cause is not None}
     assert "nothing to track" in causes["nothing.mp4"]
@@ -112,18 +116,29 @@ def test_every_good_video_is_tracked_as_by_itself_and_every_bad_one_is_named(
         assert summary.frames == frames
         assert rows(out, summary.stream_id) == rows(alone, summary.stream_id)
         assert [r["frame_index"] for r in rows(out, summary.stream_id)] == list(range(frames))
-    assert report.frames == 45
+    assert report.frames == 45 + 10  # two of the given up one's second chunk, which is not committed
     assert 1 <= report.workers <= CPUS
     assert seen[-1][0].finished == 3
     assert seen[-1][1] == []
     assert {len(running) <= 8 for _, running in seen} == {True}
     saved = json.loads(Path(report.location).read_text())
     assert saved["totals"]["finished"] == 3
-    assert saved["totals"]["rows"] == 45
+    assert saved["totals"]["rows"] == 45 + 8
     assert [v["state"] for v in saved["videos"]] == [r.state for _, r in report.each()]
+    # The one given up in the middle keeps what it has committed, and says so.
+    ((job, result),) = ((j, r) for j, r in report.bad() if Path(j.spec.uri).name == "late.mp4")
+    assert (result.state, result.frames, result.rows) == ("failed", 8, 8)
+    ask = "select stream_id, state, cause, next_frame from streams order by all"
+    found = {row.pop("stream_id"): row for row in query(out, ask).to_pylist()}
+    assert result.cause is not None
+    failed = {"state": "failed", "cause": result.cause.message, "next_frame": 8}
+    assert found[job.spec.stream_id] == failed
+    finished = {j.spec.stream_id for j, r in report.each() if r.state == "finished"}
+    assert {name for name, row in found.items() if row["state"] == "finished"} == finished
+    assert {row["state"] for row in found.values()} == {"finished", "failed"}
 
 
-def test_run_again_only_what_is_unfinished_is_tracked_and_with_restart_all(
+def test_run_again_only_what_is_unfinished_is_tracked_with_other_settings_nothing_and_with_restart_all(
     videos: Path, weights: str, tmp_path: Path
 ) -> None:
     good = (videos / "b.mp4").read_bytes()
@@ -140,6 +155,19 @@ def test_run_again_only_what_is_unfinished_is_tracked_and_with_restart_all(
     after = written(out)
     assert {name: after[name] for name in before} == before
     assert len(list((out / "batches").iterdir())) == 2
+    # With other settings it is one error before anything is tracked.
+    kept = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    make_video(videos / "new.mp4", 9, width=64, height=48)
+    (videos / "new.prompts.json").write_text(json.dumps(BOX))
+    with pytest.raises(SettingsConflictError) as caught:
+        run_batch(load_manifest(videos), settings(out, weights, chunk_frames=5), ONE)
+    assert str(caught.value).startswith(
+        f"3 of 3 streams in {out} were tracked with other settings, such as a-"
+    )
+    assert f"chunk_frames was {CHUNK}, now 5; use the same" in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == kept
+    (videos / "new.mp4").unlink()
     anew = run_batch(load_manifest(videos, restart=True), settings(out, weights, chunk_frames=5), ONE)
     assert (anew.exit_code, anew.frames) == (0, 45)
 
@@ -174,24 +202,6 @@ def test_single_videos_of_a_manifest_are_tracked_backward_too(
         run_batch(load_manifest(manifest), settings(out, weights, direction="both"), ONE)
 
 
-def test_with_other_settings_it_is_one_error_before_anything_is_tracked(
-    videos: Path, weights: str, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    assert run_batch(load_manifest(videos), settings(out, weights), ONE).exit_code == 0
-    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    make_video(videos / "new.mp4", 9, width=64, height=48)
-    (videos / "new.prompts.json").write_text(json.dumps(BOX))
-    with pytest.raises(SettingsConflictError) as caught:
-        run_batch(load_manifest(videos), settings(out, weights, chunk_frames=5), ONE)
-    assert str(caught.value).startswith(
-        f"3 of 3 streams in {out} were tracked with other settings, such as a-"
-    )
-    assert f"chunk_frames was {CHUNK}, now 5; use the same" in str(caught.value)
-    assert caught.value.exit_code == 2
-    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
-
-
 def test_with_a_larger_max_frames_it_goes_on_and_with_a_smaller_one_nothing_is_left_to_do(
     videos: Path, weights: str, tmp_path: Path
 ) -> None:
@@ -203,27 +213,12 @@ def test_with_a_larger_max_frames_it_goes_on_and_with_a_smaller_one_nothing_is_l
     rest = run_batch(jobs, settings(out, weights), ONE)
     assert (rest.exit_code, rest.frames) == (0, 9 + 5)
     assert rest.totals()["rows"] == 45
-    whole = tmp_path / "whole"
-    assert run_batch(jobs, settings(whole, weights), ONE).exit_code == 0
     for job in jobs:
-        assert rows(out, job.spec.stream_id) == rows(whole, job.spec.stream_id)
-
-
-def test_a_stream_that_is_given_up_says_so(videos: Path, weights: str, tmp_path: Path) -> None:
-    later = {"frame": 10, "id": 2, "box": [500, 500, 9, 9]}  # outside the picture
-    (videos / "a.prompts.json").write_text(json.dumps({**BOX, "objects": [*BOX["objects"], later]}))
-    report = run_batch(load_manifest(videos), settings(tmp_path / "out", weights), ONE)
-    assert states(report) == {"a.mp4": "failed", "b.mp4": "finished", "c.mp4": "finished"}, list(
-        report.each()
-    )
-    ((job, result),) = report.bad()
-    assert (Path(job.spec.uri).name, result.state, result.frames, result.rows) == ("a.mp4", "failed", 8, 8)
-    ask = "select stream_id, state, cause, next_frame from streams order by all"
-    found = {row.pop("stream_id"): row for row in query(tmp_path / "out", ask).to_pylist()}
-    assert result.cause is not None
-    failed = {"state": "failed", "cause": result.cause.message, "next_frame": 8}
-    assert found.pop(result.stream_id) == failed
-    assert [row["state"] for row in found.values()] == ["finished", "finished"]
+        whole = track(
+            job.spec.uri, tmp_path / "whole", PromptSet.from_record(BOX), model=weights, threads=1,
+            chunk_frames=CHUNK, stream_id=job.spec.stream_id,
+        )  # fmt: skip
+        assert rows(out, whole.stream_id) == rows(tmp_path / "whole", whole.stream_id)
 
 
 def test_stopped_in_the_middle_it_commits_what_is_under_way_and_goes_on_later(
