@@ -157,7 +157,7 @@ function look(object) { return { colour: object.colour, hidden: object.hidden };
 
 function forgetClicks() {
   [clicks, strokes, base] = [[], [], null];
-  Object.assign(stage, { clicks, strokes });
+  Object.assign(stage, { clicks, strokes, asked: null });
 }
 
 // Plays at speed: frames that come too late are left out.
@@ -274,7 +274,10 @@ function middle() {
   return { x: best % stage.width, y: Math.floor(best / stage.width), positive: true };
 }
 
-function read(point) { memory.readAt(point); }
+function read(point) {
+  stage.asked = point;
+  memory.readAt(point);
+}
 
 function takePrompt() {
   forgetClicks();

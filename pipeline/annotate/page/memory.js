@@ -108,6 +108,7 @@ export class MemoryPanel {
       [this.listed, this.why] = [null, error.message];
     }
     this.drawFrames();
+    this.drawGauges(this.now().state.memory);
   }
 
   // What the selected object, or a pixel, is read from on the frame in sight.
@@ -154,7 +155,9 @@ export class MemoryPanel {
   }
 
   drawGauges(memory) {
-    const regions = memory.gauges?.regions ?? [];
+    // Before this session has tracked anything, what is remembered before the frame that was looked at.
+    const filled = memory.gauges ?? this.listed?.gauges;
+    const regions = filled?.regions ?? [];
     const items = regions.map((region) => this.gauge(
       NAMES[region.kind], region.elements, region.limit,
       `${region.elements} of ${region.limit ?? "any number of"} elements, ${region.frames} ${region.frames === 1 ? "frame" : "frames"}`,
@@ -162,8 +165,8 @@ export class MemoryPanel {
     const device = memory.device;
     const mib = (bytes) => `${Math.round(bytes / 2 ** 20)} MiB`;
     items.push(this.gauge(device.name === "cpu" ? "This process" : device.name, device.bytes, device.limit,
-      `${mib(device.bytes)}${device.limit ? ` of ${mib(device.limit)}` : ""}${memory.gauges ? `, memory of the video ${mib(memory.gauges.bytes)}` : ""}`));
-    if (!regions.length) items.unshift(element("p", { className: "soft", textContent: "Propagate to fill the memory." }));
+      `${mib(device.bytes)}${device.limit ? ` of ${mib(device.limit)}` : ""}${filled ? `, memory of the video ${mib(filled.bytes)}` : ""}`));
+    if (!regions.length) items.unshift(element("p", { className: "soft", textContent: "Propagate, or open “Remembered before this frame”." }));
     this.gauges.replaceChildren(...items);
   }
 

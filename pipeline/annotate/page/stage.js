@@ -24,6 +24,7 @@ export class Stage {
     this.points = [];
     this.clicks = [];
     this.strokes = [];
+    this.asked = null;     // pixel that the Read tool was asked about
     this.gesture = null;
     this.pointer = null;
     this.tint = document.createElement("canvas");
@@ -192,6 +193,16 @@ export class Stage {
     }
     const strokes = this.gesture?.kind === "scribble" ? [...this.strokes, this.gesture] : this.strokes;
     drawPoints(context, pixel, this.clicks, strokes);
+    if (this.asked && this.tool === "read") {
+      const [x, y] = [this.asked.x + 0.5, this.asked.y + 0.5];
+      for (const [ink, width] of [["#000", 4], ["#fff", 2]]) {
+        context.strokeStyle = ink;
+        context.lineWidth = width * pixel;
+        context.beginPath();
+        context.arc(x, y, 7 * pixel, 0, 2 * Math.PI);
+        context.stroke();
+      }
+    }
     if (this.pointer && (this.tool === "brush" || this.tool === "eraser")) {
       context.beginPath();
       context.arc(...this.pointer, this.brush / 2, 0, 2 * Math.PI);

@@ -150,6 +150,7 @@ def test_point_name_draw_zones_and_remove(tmp_path: Path) -> None:
             named = f"Object {second['id']} named spot"
             page.wait_for(f"document.querySelector('#events').innerText.includes({named!r})")
 
+            hand.fill("#category", "")
             hand.press(f"[aria-label='Correct object {first['id']}']")
             hand.drag((50, 40), (90, 80))
             hand.says(f"Object {first['id']} is corrected")
