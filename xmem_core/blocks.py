@@ -224,11 +224,15 @@ class SensoryUpdate(nn.Module):
         self.g4_conv = nn.Conv2d(dims[2] + 1, mid_dim, 1)
         self.transform = _gate_convolution(mid_dim, hidden_dim)
 
-    def forward(self, g16: Tensor, g8: Tensor, g4_logit: Tensor, hidden: Tensor) -> Tensor:
-        """Per-object maps (B*O, C, ...) at strides 16, 8 and 4 and hidden (B, O, C_h, h, w) -> new hidden."""
+    def summed(self, g16: Tensor, g8: Tensor, g4: Tensor, logit: Tensor) -> Tensor:
+        """Per-object maps (N, C, ...) at strides 16, 8 and 4 and logits at 4 -> their sum (N, C, h, w)."""
         x = self.g16_conv(g16)
         x = x + self.g8_conv(F.avg_pool2d(g8, 2))
-        x = x + self.g4_conv(F.avg_pool2d(g4_logit, 4))
+        # Pooled before they are put together: g4 is large.
+        return x + self.g4_conv(torch.cat([F.avg_pool2d(g4, 4), F.avg_pool2d(logit, 4)], 1))
+
+    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """x (B*O, C, h, w), from `summed`, and hidden (B, O, C_h, h, w) -> the new hidden."""
         return gated_update(self.transform, x.view(*hidden.shape[:2], *x.shape[1:]), hidden)
 
 
@@ -242,8 +246,13 @@ class UpBlock(nn.Module):
 
     def forward(self, skip: Tensor, g: Tensor) -> Tensor:
         """skip (B, C_s, 2h, 2w), g (B, O, in_dim, h, w) -> (B, O, out_dim, 2h, 2w)."""
+        return self.joined(self.skip_conv(skip), g)
+
+    def joined(self, skip: Tensor, g: Tensor) -> Tensor:
+        """`forward` with what `skip_conv` makes of the image's features."""
         b, o = g.shape[:2]
         up = F.interpolate(g.flatten(0, 1), scale_factor=2, mode="bilinear", align_corners=False)
-        up = up.view(b, o, *up.shape[1:]).add_(self.skip_conv(skip).unsqueeze(1))
+        # Autocast interpolates in float32 on a CPU.
+        up = up.to(skip.dtype).view(b, o, *up.shape[1:]).add_(skip.unsqueeze(1))
         out: Tensor = self.out_conv(up.flatten(0, 1))
         return out.view(b, o, *out.shape[1:])

@@ -438,7 +438,6 @@ class Cutie(nn.Module):
         g4 = decoder.up_8_4(s4, g8).flatten(0, 1)
         logit = decoder.pred(torch.relu(g4))  # B*O, 1, H/4, W/4
         if update_hidden:
-            hidden = decoder.sensory_update(
-                readout.flatten(0, 1), g8.flatten(0, 1), torch.cat([g4, logit], 1), hidden
-            )
+            update = decoder.sensory_update
+            hidden = update(update.summed(readout.flatten(0, 1), g8.flatten(0, 1), g4, logit), hidden)
         return hidden, logit.view(b, o, *logit.shape[2:])

@@ -16,14 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xmem_core.backbones import EfficientNetLite0Trunk, InvertedResidual
+from xmem_core.backbones import BasicBlock, Bottleneck, EfficientNetLite0Trunk, InvertedResidual
+from xmem_core.blocks import ResidualBlock, SplitConv2d
 from xmem_core.network import XMem
+from xmem_core.winograd import WinogradConv2d
 
 logger = logging.getLogger(__name__)
 
 # The operators' names and arguments of activations.
 _ACTIVATIONS: dict[str | None, tuple[str, list[float]]] = {
     None: ("none", []),
+    "relu": ("relu", []),
     "relu6": ("hardtanh", [0.0, 6.0]),
 }
 # Number of input sizes for which reordered weights are cached.
@@ -31,11 +34,11 @@ _MOST_SIZES = 8
 
 
 class FusedConv2d(nn.Module):
-    """Convolution fused with an activation or an addition.
+    """Convolution fused with an addition and an activation.
 
     Args:
         conv: its weights are used as they are, not copied.
-        activation: `relu6` or None.
+        activation: `relu`, `relu6` or None.
         padding: vertical and horizontal padding, if not the convolution's own.
     """
 
@@ -56,14 +59,16 @@ class FusedConv2d(nn.Module):
         self._packed: dict[torch.Size, Tensor] = {}
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        """x (N, C, h, w) -> (N, C', h', w'); `add`, of that shape, is added if there is no activation."""
+        """x (N, C, h, w) -> (N, C', h', w'); `add`, of that shape, is added before the activation."""
         convolve = torch.ops.mkldnn._convolution_pointwise
         weight = self._packed_for(x)
         out: Tensor
         if add is None:
             out = convolve(x, weight, self.bias, *self._geometry, self._name, self._arguments, None)
         else:
-            out = convolve.binary(x, add, weight, self.bias, *self._geometry, "add", 1.0, None, [], None)
+            name = None if self._name == "none" else self._name
+            arguments = (*self._geometry, "add", 1.0, name, self._arguments, None)
+            out = convolve.binary(x, add, weight, self.bias, *arguments)
         return out
 
     def _packed_for(self, x: Tensor) -> Tensor:
@@ -98,6 +103,68 @@ class _FusedInvertedResidual(nn.Module):
         return projected
 
 
+class _FusedResNetBlock(nn.Module):
+    """Equivalent of a `BasicBlock` or `Bottleneck` whose norms are folded."""
+
+    def __init__(self, block: BasicBlock | Bottleneck) -> None:
+        super().__init__()
+        convs = [block.conv1, block.conv2] + ([block.conv3] if isinstance(block, Bottleneck) else [])
+        self.convs = nn.ModuleList(FusedConv2d(conv, "relu") for conv in convs)
+        down = block.downsample
+        self.downsample = FusedConv2d(down[0]) if isinstance(down, nn.Sequential) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = _channels_last(x)
+        out = x
+        for conv in self.convs[:-1]:
+            out = conv(out)
+        out = self.convs[-1](out, x if self.downsample is None else self.downsample(x))
+        return out
+
+
+class _FusedResidual(nn.Module):
+    """Equivalent of a `ResidualBlock` of ordinary convolutions."""
+
+    def __init__(self, block: ResidualBlock) -> None:
+        super().__init__()
+        assert isinstance(block.conv2, nn.Conv2d)
+        self.dtype = block.conv2.weight.dtype
+        self.conv1 = _parts(block.conv1, "relu")
+        self.conv2 = FusedConv2d(block.conv2)
+        self.downsample = None if block.downsample is None else _parts(block.downsample)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(N, in_dim, h, w) -> (N, out_dim, h, w)."""
+        z = _channels_last(z.to(self.dtype))
+        out: Tensor = self.conv2(
+            self.conv1(torch.relu(z)), z if self.downsample is None else self.downsample(z)
+        )
+        return out
+
+    def forward_shared(self, shared: Tensor, own: Tensor) -> Tensor:
+        """`forward` of cat(shared, own): (B, C_s, h, w), (B, O, C_o, h, w) -> (B*O, out_dim, h, w)."""
+        b, o = own.shape[:2]
+        shared, each = _channels_last(shared.to(self.dtype)), _channels_last(own.flatten(0, 1).to(self.dtype))
+        assert isinstance(self.conv1, nn.ModuleDict)
+        assert isinstance(self.downsample, nn.ModuleDict)
+        once = self.conv1["shared"](torch.relu(shared)), self.downsample["shared"](shared)
+        of_image = [x.unsqueeze(1).expand(b, o, *x.shape[1:]).flatten(0, 1) for x in once]
+        out = self.conv1["own"](torch.relu(each), of_image[0])
+        out: Tensor = self.conv2(out, self.downsample["own"](each, of_image[1]))
+        return out
+
+
+def _parts(conv: nn.Module, activation: str | None = None) -> nn.Module:
+    """The convolution, fused; a split one as a `ModuleDict`, activated after the addition of both parts."""
+    if isinstance(conv, SplitConv2d):
+        return nn.ModuleDict({"shared": FusedConv2d(conv.shared), "own": FusedConv2d(conv.own, activation)})
+    return FusedConv2d(conv, activation)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 class FusedTrunk(nn.Module):
     """Equivalent of an `EfficientNetLite0Trunk` in evaluation mode, with fewer rounding steps.
 
@@ -125,11 +192,27 @@ class FusedTrunk(nn.Module):
         return f16, f8, f4
 
 
-def fuse_trunk(network: XMem) -> None:
-    """Replace the network's trunk by a `FusedTrunk` if it can be fused."""
+def fuse(network: XMem) -> None:
+    """Fuse what can be fused of a network prepared for inference on a CPU, in place.
+
+    Args:
+        network: its norms folded and its convolutions split and in channels-last layout, in float32 or
+            bfloat16.
+    """
+    dtype = network.decoder.pred.weight.dtype
+    if not can_fuse(dtype):
+        return
     trunk = network.key_encoder
-    if isinstance(trunk, EfficientNetLite0Trunk) and can_fuse(trunk.conv_stem.weight.dtype):
+    if isinstance(trunk, EfficientNetLite0Trunk):
         network.key_encoder = FusedTrunk(trunk)  # type: ignore[assignment]
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, BasicBlock | Bottleneck):
+                setattr(module, name, _FusedResNetBlock(child))
+            elif isinstance(child, ResidualBlock) and not any(
+                isinstance(m, WinogradConv2d) for m in child.modules()
+            ):
+                setattr(module, name, _FusedResidual(child))
 
 
 @cache
@@ -147,6 +230,7 @@ def can_fuse(dtype: torch.dtype) -> bool:
             (FusedConv2d(conv, "relu6")(x).float(), plain.clamp(0, 6)),
             (FusedConv2d(conv)(x).float(), plain),
             (FusedConv2d(conv)(x, x).float(), plain + x.float()),
+            (FusedConv2d(conv, "relu")(x, x).float(), torch.relu(plain + x.float())),
         ]
     except (AttributeError, RuntimeError, TypeError) as error:
         logger.info("this PyTorch cannot convolve and activate in one pass: %s", error)

@@ -209,15 +209,23 @@ class XMem(nn.Module):
         b, o = readout.shape[:2]
         own = readout if hidden is None else torch.cat([readout, hidden], 2)
         g16 = decoder.fuser(f16, own)
-        g8 = decoder.up_16_8(f8, g16)
-        g4 = decoder.up_8_4(f4, g8).flatten(0, 1)
-        logit = decoder.pred(torch.relu(g4))  # B*O, 1, H/4, W/4
-        if update_hidden and hidden is not None:
-            hidden = decoder.hidden_update(
-                g16.flatten(0, 1), g8.flatten(0, 1), torch.cat([g4, logit], 1), hidden
-            )
-        logits = F.interpolate(logit, scale_factor=4, mode="bilinear", align_corners=False)
-        return hidden, logits.view(b, o, *logits.shape[2:])
+        skip8, skip4 = decoder.up_16_8.skip_conv(f8), decoder.up_8_4.skip_conv(f4)
+        # On a CPU one object after the other, when tracking: their large maps then take the same memory, and
+        # the system need not provide new memory for each operation.
+        apart = g16.device.type == "cpu" and not torch.is_grad_enabled()
+        found, summed = [], []
+        for part in g16.split(1 if apart else o, 1):
+            g8 = decoder.up_16_8.joined(skip8, part)
+            g4 = decoder.up_8_4.joined(skip4, g8).flatten(0, 1)
+            logit = decoder.pred(torch.relu(g4))  # B*O, 1, H/4, W/4
+            if update_hidden and hidden is not None:
+                x = decoder.hidden_update.summed(part.flatten(0, 1), g8.flatten(0, 1), g4, logit)
+                summed.append(x.unflatten(0, (b, -1)))
+            logits = F.interpolate(logit, scale_factor=4, mode="bilinear", align_corners=False)
+            found.append(logits.view(b, -1, *logits.shape[2:]))
+        if hidden is not None and summed:
+            hidden = decoder.hidden_update(torch.cat(summed, 1).flatten(0, 1), hidden)
+        return hidden, torch.cat(found, 1)
 
     def weights_on_features(self) -> list[tuple[Tensor, int]]:
         """The weights that multiply the key encoder's features: (weight, input channels, the first)."""

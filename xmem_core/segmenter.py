@@ -21,7 +21,7 @@ from xmem_core.bounds import contested
 from xmem_core.config import AnyModelConfig, MemoryConfig, ModelConfig
 from xmem_core.corrections import contradicted
 from xmem_core.cutie_steps import CutieSteps
-from xmem_core.fused import fuse_trunk
+from xmem_core.fused import fuse
 from xmem_core.network import XMem, aggregate
 from xmem_core.object_copy import ObjectCopy
 from xmem_core.presence import PresenceConstants, presence_scores
@@ -262,10 +262,10 @@ class VideoSegmenter:
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     module.to(dtype)
         if on_cpu and isinstance(network, XMem):
-            if dtype in (torch.float32, torch.bfloat16):
-                fuse_trunk(network)
             if dtype == torch.float32:
                 use_winograd(network)
+            if dtype in (torch.float32, torch.bfloat16):
+                fuse(network)
         self._network = network
         self._steps = steps(network, self.memory_config, self.device, dtype, layout)
 

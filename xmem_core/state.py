@@ -22,6 +22,8 @@ _FORMAT = "xmem-tracker-state"
 _VERSION = 1
 # Version of states with copied objects. Others keep the older version, which older releases can read.
 _VERSION_WITH_COPIES = 2
+# Number of values from which a tensor is worth halving.
+_LARGE = 2**12
 
 
 class PoisonedStateError(RuntimeError):
@@ -250,9 +252,14 @@ class TrackerState:
             self.hidden = new if self.hidden is None else torch.cat([self.hidden, new])
         self.sought.add(object_id)
 
-    def to_bytes(self) -> bytes:
-        """The complete state as safetensors bytes; tracking resumed from them is bit-identical."""
-        return self.frozen().to_bytes()
+    def to_bytes(self, *, half: bool = False) -> bytes:
+        """The complete state as safetensors bytes; tracking resumed from them is bit-identical.
+
+        Args:
+            half: store keys, values and sensory memory in float16, in half the bytes. Masks of the resumed
+                stream then differ slightly, mostly along outlines.
+        """
+        return self.frozen().to_bytes(half=half)
 
     def frozen(self) -> FrozenState:
         """A copy of the complete state as it is now, to be serialised later or in another thread."""
@@ -307,6 +314,7 @@ class TrackerState:
             tensors = safetensors.torch.load(blob)
             if _checksum(tensors, envelope["facts"]) != envelope["crc32"]:
                 raise ValueError("its checksum does not match")
+            tensors = {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
             facts = json.loads(envelope["facts"])
             state = cls(
                 MemoryConfig.from_dict(facts["memory_config"]), facts["model_fingerprint"], facts["size"]
@@ -351,12 +359,20 @@ class FrozenState:
     def __init__(self, version: int, tensors: dict[str, Tensor], facts: str) -> None:
         self._version, self._tensors, self._facts = version, tensors, facts
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self, *, half: bool = False) -> bytes:
         """As `TrackerState.to_bytes` would have given them; takes several times as long as the copy."""
-        crc = _checksum(self._tensors, self._facts)
+        tensors = {name: _halved(t) for name, t in self._tensors.items()} if half else self._tensors
+        crc = _checksum(tensors, self._facts)
         envelope = {"version": self._version, "facts": self._facts, "crc32": crc}
         # A single entry: safetensors writes several in random order, and equal states must have equal bytes.
-        return safetensors.torch.save(self._tensors, {_FORMAT: json.dumps(envelope, sort_keys=True)})
+        return safetensors.torch.save(tensors, {_FORMAT: json.dumps(envelope, sort_keys=True)})
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    """A large tensor in float16, unless a value is out of its range. Counts and sums are small tensors."""
+    if tensor.dtype != torch.float32 or tensor.ndim < 2 or tensor.numel() < _LARGE:
+        return tensor
+    return tensor.half() if float(tensor.abs().max()) <= torch.finfo(torch.float16).max else tensor
 
 
 def _checksum(tensors: Mapping[str, Tensor], facts: str) -> int:

@@ -1,74 +1,97 @@
 """Convolutions of 3x3 by Winograd's algorithm F(4x4, 3x3), for float32 inference on CPUs.
 
 A tile of 4x4 outputs is computed from 6x6 inputs with 36 multiplications per pair of channels instead of 144
-(Lavin and Gray 2016). The transforms before and after the products are additions over whole rows of
-channels, so that wide convolutions take half to two thirds of oneDNN's time. The price is memory, four times
-that of the weights, and rounding: with the points 0, +-sqrt(1/2) and +-sqrt(2), half of the textbook's error,
-a result is wrong by a millionth of the results' deviation, where oneDNN's are by two to five tenths of that.
+(Lavin and Gray 2016). The transforms before and after them are products with matrices of 36 x 36 and 16 x 36,
+which take all channels of several tiles at once: a product is several times faster than the additions that it
+consists of, each of which is a pass over memory. Activations and additions are part of the copies that the
+transforms need anyway. So wide convolutions take a third to a half of oneDNN's time.
+
+The price is memory, four times that of the weights, and rounding: with the points 0, +-sqrt(1/2) and
++-sqrt(2), half of the textbook's error, a result is wrong by a millionth of the results' deviation, where
+oneDNN's are by two to five tenths of that.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from xmem_core.blocks import ResidualBlock, SplitConv2d
 from xmem_core.network import XMem
 
 _TILE = 4
 _SIDE = 6
-# The points of interpolation besides 0 and infinity: +-_A and +-_B. _A * _B = 1 saves a multiplication.
-_A, _B = math.sqrt(0.5), math.sqrt(2)
-_A2, _B2 = 0.5, 2.0
-# Narrower convolutions are bound by the transforms.
+# The finite points of interpolation; the last one is infinity.
+_POINTS = (0.0, math.sqrt(0.5), -math.sqrt(0.5), math.sqrt(2), -math.sqrt(2))
+# Narrower convolutions gain too little.
 _LEAST_CHANNELS = 256
-# Tiles per matrix product: fewer read the weights too often, more do not stay in the cache.
+# Tiles per product with the weights: fewer read the weights too often, more do not stay in the cache.
 _TILES = 128
-# Rows of tiles per transform with several threads; one row is too little work to share.
-_ROWS = 4
+# Tiles per transform and thread: fewer are too little work, more do not stay in the second-level cache.
+_PIECE = 16
 
 
-def _weight_transform() -> Tensor:
-    """(6, 3) float64: G of U = G g G^T, scaled so that `_to_outputs` needs few multiplications."""
-    rows = [[1.0, 0.0, 0.0]]
-    for point, square, other in ((_A, _A2, _B2), (-_A, _A2, _B2), (_B, _B2, _A2), (-_B, _B2, _A2)):
-        scale = abs(point) / (2 * square * (square - other))
-        rows.append([scale, scale * point, scale * square])
-    rows.append([0.0, 0.0, 1.0])
-    return torch.tensor(rows, dtype=torch.float64)
+def _transforms() -> tuple[Tensor, Tensor, Tensor]:
+    """Of one dimension, float64: input (6, 6), weight (6, 3) and output (4, 6) transform (Toom and Cook)."""
+    inputs, weights, outputs = (torch.zeros(n, m, dtype=torch.float64) for n, m in ((6, 6), (6, 3), (4, 6)))
+    for k, point in enumerate(_POINTS):
+        others = [other for other in _POINTS if other != point]
+        inputs[k, :-1] = _polynomial(others)
+        powers = torch.tensor([point**n for n in range(_TILE)], dtype=torch.float64)
+        weights[k] = powers[:3] / math.prod(point - other for other in others)
+        outputs[:, k] = powers
+    inputs[-1] = _polynomial(_POINTS)
+    weights[-1, -1] = outputs[-1, -1] = 1
+    return inputs, weights, outputs
 
 
-def _from_inputs(d: Sequence[Tensor], out: Sequence[Tensor], s: Tensor, t: Tensor) -> None:
-    """One dimension of the input transform: six rows `d` to six rows `out`; `s`, `t` are scratch."""
-    torch.add(d[4], d[2], alpha=-_B2, out=s)
-    torch.add(d[3], d[1], alpha=-_B2, out=t)
-    torch.add(s, t, alpha=_A, out=out[1])
-    torch.add(s, t, alpha=-_A, out=out[2])
-    torch.add(s, d[2], alpha=-_A2, out=out[0])
-    out[0].add_(d[0])
-    torch.add(d[4], d[2], alpha=-_A2, out=s)
-    torch.add(d[3], d[1], alpha=-_A2, out=t)
-    torch.add(s, t, alpha=_B, out=out[3])
-    torch.add(s, t, alpha=-_B, out=out[4])
-    torch.add(d[5], d[3], alpha=-_A2, out=out[5])
-    out[5].add_(t, alpha=-_B2)
+def _polynomial(roots: Sequence[float]) -> Tensor:
+    """Coefficients of the product of (x - root), the constant one first."""
+    found = torch.ones(1, dtype=torch.float64)
+    for root in roots:
+        shifted = torch.zeros(len(found) + 1, dtype=torch.float64)
+        shifted[1:] = found
+        shifted[:-1] -= root * found
+        found = shifted
+    return found
 
 
-def _to_outputs(m: Sequence[Tensor], out: Sequence[Tensor], s: Tensor, t: Tensor) -> None:
-    """One dimension of the output transform: six rows `m` to four rows `out`; `s`, `t` are scratch."""
-    torch.add(m[1], m[2], out=s)
-    torch.add(m[3], m[4], out=t)
-    torch.add(m[0], s, alpha=1 / _A, out=out[0])
-    out[0].add_(t, alpha=1 / _B)
-    torch.mul(s, _A, out=out[2])
-    out[2].add_(t, alpha=_B)
-    torch.sub(m[1], m[2], out=s)
-    torch.sub(m[3], m[4], out=t)
-    torch.add(s, t, out=out[1])
-    torch.add(m[5], s, alpha=_A2, out=out[3])
-    out[3].add_(t, alpha=_B2)
+class _Piece(NamedTuple):
+    """Neighbouring tiles of an image that are transformed at once: of rows and columns of tiles."""
+
+    image: int
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.bottom - self.top, self.right - self.left
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+
+def _strips(images: int, down: int, across: int) -> list[list[_Piece]]:
+    """All tiles, in pieces, in strips for one product with the weights each."""
+    most = _PIECE * torch.get_num_threads()
+    parts = -(-across // most)
+    columns = [(k * across // parts, (k + 1) * across // parts) for k in range(parts)]
+    rows = max(1, most // across)
+    pieces = [
+        _Piece(i, top, min(top + rows, down), left, right)
+        for i in range(images)
+        for top in range(0, down, rows)
+        for left, right in columns
+    ]
+    per = max(1, round(_TILES / max(piece.count for piece in pieces)))
+    return [pieces[n : n + per] for n in range(0, len(pieces), per)]
 
 
 class WinogradConv2d(nn.Module):
@@ -80,13 +103,17 @@ class WinogradConv2d(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    to_tiles: Tensor
+    from_tiles: Tensor
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        g = _weight_transform()
+        inputs, g, outputs = _transforms()
         weight = torch.einsum("ia,ocab,jb->ijco", g, conv.weight.double(), g).float()
         self.register_buffer("weight", weight.flatten(0, 1).contiguous(), persistent=False)
         self.register_buffer("bias", None if conv.bias is None else conv.bias.clone(), persistent=False)
+        self.register_buffer("to_tiles", torch.kron(inputs, inputs).float(), persistent=False)
+        self.register_buffer("from_tiles", torch.kron(outputs, outputs).float(), persistent=False)
 
     @staticmethod
     def suits(module: nn.Module | None) -> bool:
@@ -101,79 +128,121 @@ class WinogradConv2d(nn.Module):
             and min(module.in_channels, module.out_channels) >= _LEAST_CHANNELS
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, C', h, w), in channels-last layout."""
+    def forward(self, x: Tensor, add: Tensor | None = None, *, relu: bool = False) -> Tensor:
+        """Convolve `x`, or `relu(x)`, and add `add`.
+
+        Args:
+            x: (N, C, h, w)
+            add: (M, C', h, w), for N / M images in a row each.
+            relu: apply ReLU to the input.
+
+        Returns:
+            (N, C', h, w) in channels-last layout.
+        """
         n, channels, h, w = x.shape
         wanted = self.weight.shape[2]
         down, across = -(-h // _TILE), -(-w // _TILE)
-        padded = x.new_empty(n, down * _TILE + 2, across * _TILE + 2, channels)
-        padded[:, 0].zero_()
-        padded[:, h + 1 :].zero_()
-        padded[:, :, 0].zero_()
-        padded[:, :, w + 1 :].zero_()
-        padded[:, 1 : h + 1, 1 : w + 1].copy_(x.permute(0, 2, 3, 1))
+        strips = _strips(n, down, across)
+        most = max(piece.count for pieces in strips for piece in pieces)
+        longest = max(sum(piece.count for piece in pieces) for pieces in strips)
+        # One image at a time, and buffers that are used again: memory that the system has to provide first
+        # costs more than the arithmetic on it.
+        padded = x.new_zeros(down * _TILE + 2, across * _TILE + 2, channels)
+        inputs = x.new_empty(36 * most * channels)
+        tiles = x.new_empty(36 * longest * channels)
+        products = x.new_empty(36 * longest * wanted)
+        outputs = x.new_empty(16 * most * wanted)
         out = x.new_empty(n, down * _TILE, across * _TILE, wanted)
-        rows = 1 if torch.get_num_threads() == 1 else _ROWS
-        # (image, first row of tiles, end) of each transform, and these in strips of about _TILES tiles.
-        spans = [(i, a, min(a + rows, down)) for i in range(n) for a in range(0, down, rows)]
-        per = max(1, round(_TILES / (across * rows)))
-        work = _Workspace(x, per * rows, rows, across, channels, wanted)
-        for first in range(0, len(spans), per):
-            self._strip(padded, out, spans[first : first + per], work)
+        image = -1
+        for pieces in strips:
+            count = sum(piece.count for piece in pieces)
+            own_tiles = tiles[: 36 * count * channels].view(36, count, channels)
+            start = 0
+            for piece in pieces:
+                if piece.image != image:
+                    image = piece.image
+                    inside = padded[1 : h + 1, 1 : w + 1]
+                    if relu:
+                        torch.clamp_min(x[image].permute(1, 2, 0), 0, out=inside)
+                    else:
+                        inside.copy_(x[image].permute(1, 2, 0))
+                end = start + piece.count
+                self._to_tiles(padded, piece, inputs, own_tiles[:, start:end])
+                start = end
+            own_products = products[: 36 * count * wanted].view(36, count, wanted)
+            torch.bmm(own_tiles, self.weight, out=own_products)
+            start = 0
+            for piece in pieces:
+                end = start + piece.count
+                self._from_tiles(own_products[:, start:end], piece, outputs, out)
+                if add is not None:
+                    rows = slice(_TILE * piece.top, min(_TILE * piece.bottom, h))
+                    columns = slice(_TILE * piece.left, min(_TILE * piece.right, w))
+                    added = add[piece.image * len(add) // n, :, rows, columns].permute(1, 2, 0)
+                    out[piece.image, rows, columns].add_(added)
+                start = end
         return out[:, :h, :w].permute(0, 3, 1, 2)
 
-    def _strip(
-        self, padded: Tensor, out: Tensor, spans: Sequence[tuple[int, int, int]], work: _Workspace
-    ) -> None:
-        across, channels, wanted = work.across, work.channels, self.weight.shape[2]
-        count = sum(end - first for _, first, end in spans)
-        tiles = work.tiles[: 36 * count * across * channels].view(_SIDE, _SIDE, count, across, channels)
-        start = 0
-        for i, first, end in spans:
-            many = end - first
-            image = padded[i]
-            rows = [image[_TILE * first + j : _TILE * (end - 1) + j + 1 : _TILE] for j in range(_SIDE)]
-            lines = work.lines[:, :many]
-            _from_inputs(rows, lines.unbind(0), *work.line_scratch[:, :many])
-            columns = [lines[:, :, j : _TILE * (across - 1) + j + 1 : _TILE] for j in range(_SIDE)]
-            _from_inputs(
-                columns, list(tiles[:, :, start : start + many].unbind(1)), *work.tile_scratch[:, :, :many]
-            )
-            start += many
-        products = work.products[: 36 * count * across * wanted].view(36, count * across, wanted)
-        torch.bmm(tiles.view(36, count * across, channels), self.weight, out=products)
-        products = products.view(_SIDE, _SIDE, count, across, wanted)
-        start = 0
-        for i, first, end in spans:
-            many = end - first
-            halves = work.halves[:, :, :many]
-            _to_outputs(
-                products[:, :, start : start + many].unbind(0),
-                halves.unbind(0),
-                *work.product_scratch[:, :, :many],
-            )
-            target = out[i, _TILE * first : _TILE * end].view(many, _TILE, across, _TILE, wanted)
-            own = [target[:, :, :, j].transpose(0, 1) for j in range(_TILE)]
-            _to_outputs(halves.unbind(1), own, *work.half_scratch[:, :, :many])
-            if self.bias is not None:
-                target.add_(self.bias)
-            start += many
+    def _to_tiles(self, padded: Tensor, piece: _Piece, inputs: Tensor, tiles: Tensor) -> None:
+        """Transform the inputs of a piece: (36, tiles, C)."""
+        channels = padded.shape[2]
+        rows = padded[_TILE * piece.top : _TILE * piece.bottom + 2]
+        seen = rows[:, _TILE * piece.left : _TILE * piece.right + 2]
+        own = inputs[: 36 * piece.count * channels]
+        own.view(_SIDE, _SIDE, *piece.shape, channels).copy_(
+            seen.unfold(0, _SIDE, _TILE).unfold(1, _SIDE, _TILE).permute(3, 4, 0, 1, 2)
+        )
+        torch.mm(self.to_tiles, own.view(36, -1), out=tiles.view(36, -1))
+
+    def _from_tiles(self, products: Tensor, piece: _Piece, outputs: Tensor, out: Tensor) -> None:
+        """Transform the products of a piece, (36, tiles, C'), and put them in their place."""
+        wanted = products.shape[2]
+        own = outputs[: 16 * piece.count * wanted]
+        torch.mm(self.from_tiles, products.view(36, -1), out=own.view(16, -1))
+        rows = out[piece.image, _TILE * piece.top : _TILE * piece.bottom]
+        place = rows[:, _TILE * piece.left : _TILE * piece.right].unflatten(1, (-1, _TILE))
+        place = place.unflatten(0, (-1, _TILE)).permute(1, 3, 0, 2, 4)
+        found = own.view(_TILE, _TILE, *piece.shape, wanted)
+        if self.bias is None:
+            place.copy_(found)
+        else:
+            torch.add(found, self.bias, out=place)
 
 
-class _Workspace:
-    """Buffers of one call, used strip after strip."""
+class _Residual(nn.Module):
+    """A `ResidualBlock` of which all convolutions are computed so.
 
-    def __init__(self, x: Tensor, strip: int, rows: int, across: int, channels: int, wanted: int) -> None:
-        self.across, self.channels = across, channels
-        width = across * _TILE + 2
-        self.tiles = x.new_empty(36 * strip * across * channels)
-        self.products = x.new_empty(36 * strip * across * wanted)
-        self.lines = x.new_empty(_SIDE, rows, width, channels)
-        self.line_scratch = x.new_empty(2, rows, width, channels)
-        self.tile_scratch = x.new_empty(2, _SIDE, rows, across, channels)
-        self.halves = x.new_empty(_TILE, _SIDE, rows, across, wanted)
-        self.product_scratch = x.new_empty(2, _SIDE, rows, across, wanted)
-        self.half_scratch = x.new_empty(2, _TILE, rows, across, wanted)
+    Args:
+        block: one without other convolutions, see `suits`.
+    """
+
+    def __init__(self, block: ResidualBlock) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.downsample = block.conv1, block.conv2, block.downsample
+
+    @staticmethod
+    def suits(module: nn.Module) -> bool:
+        """Whether the module is such a block."""
+        if not isinstance(module, ResidualBlock):
+            return False
+        convs = [m for m in module.children() if not isinstance(m, SplitConv2d)]
+        convs += [part for m in module.children() if isinstance(m, SplitConv2d) for part in m.children()]
+        return all(isinstance(conv, WinogradConv2d) for conv in convs)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(N, in_dim, h, w) -> (N, out_dim, h, w)."""
+        out: Tensor = self.conv1(z, relu=True)
+        out = self.conv2(out, z if self.downsample is None else self.downsample(z), relu=True)
+        return out
+
+    def forward_shared(self, shared: Tensor, own: Tensor) -> Tensor:
+        """`forward` of cat(shared, own): (B, C_s, h, w), (B, O, C_o, h, w) -> (B*O, out_dim, h, w)."""
+        assert isinstance(self.conv1, SplitConv2d)
+        assert isinstance(self.downsample, SplitConv2d)
+        each = own.flatten(0, 1)
+        out: Tensor = self.conv1.own(each, self.conv1.shared(shared, relu=True), relu=True)
+        out = self.conv2(out, self.downsample.own(each, self.downsample.shared(shared)), relu=True)
+        return out
 
 
 def use_winograd(network: XMem) -> None:
@@ -181,8 +250,12 @@ def use_winograd(network: XMem) -> None:
 
     Those of the encoders run on memory frames only, or are narrow: they gain too little for the memory.
     """
-    for module in list(network.decoder.modules()):
+    _replace(network.decoder, WinogradConv2d)
+    _replace(network.decoder, _Residual)
+
+
+def _replace(root: nn.Module, kind: type[WinogradConv2d | _Residual]) -> None:
+    for module in list(root.modules()):
         for name, child in list(module.named_children()):
-            if WinogradConv2d.suits(child):
-                assert isinstance(child, nn.Conv2d)
-                setattr(module, name, WinogradConv2d(child))
+            if kind.suits(child):
+                setattr(module, name, kind(child))  # type: ignore[arg-type]

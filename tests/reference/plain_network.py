@@ -65,9 +65,10 @@ class PlainXMem(XMem):
         g4 = decoder.up_8_4(f4, g8).flatten(0, 1)
         logit = decoder.pred(torch.relu(g4))
         if update_hidden and hidden is not None:
-            hidden = decoder.hidden_update(
-                g16.flatten(0, 1), g8.flatten(0, 1), torch.cat([g4, logit], 1), hidden
-            )
+            update = decoder.hidden_update
+            x = update.g16_conv(g16.flatten(0, 1)) + update.g8_conv(F.avg_pool2d(g8.flatten(0, 1), 2))
+            x = x + update.g4_conv(F.avg_pool2d(torch.cat([g4, logit], 1), 4))
+            hidden = update(x, hidden)
         logits = F.interpolate(logit, scale_factor=4, mode="bilinear", align_corners=False)
         return hidden, logits.view(*readout.shape[:2], *logits.shape[2:])
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from support.small_net import SMALL, small_model
 from torch import nn
 
 from xmem_core import MemoryConfig, ModelConfig, VideoSegmenter, XMem, fused
-from xmem_core.backbones import EfficientNetLite0Trunk, fold_batch_norms
-from xmem_core.fused import FusedConv2d, FusedTrunk, can_fuse, fuse_trunk
+from xmem_core.backbones import BasicBlock, Bottleneck, EfficientNetLite0Trunk, fold_batch_norms
+from xmem_core.blocks import ResidualBlock
+from xmem_core.fused import FusedConv2d, FusedTrunk, can_fuse, fuse
 
 DTYPES = (torch.float32, torch.bfloat16)
 needs_operators = pytest.mark.skipif(
@@ -136,11 +139,47 @@ def test_float32_and_bfloat16_on_a_cpu_are_fused(dtype: torch.dtype) -> None:
     assert isinstance(model.key_encoder, EfficientNetLite0Trunk)  # the model that was given stays what it is
 
 
-def test_the_published_trunk_is_left_alone() -> None:
-    network = XMem(ModelConfig()).eval()
-    trunk = network.key_encoder
-    fuse_trunk(network)
-    assert network.key_encoder is trunk
+def prepared(config: ModelConfig, dtype: torch.dtype) -> XMem:
+    """A network as `VideoSegmenter` prepares it before it is fused."""
+    network = small_model(config).requires_grad_(False)
+    fold_batch_norms(network)
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    network.split_shared()
+    return network.to(dtype)
+
+
+@needs_operators
+@pytest.mark.parametrize("backbone", ["resnet50", "efficientnet-lite0"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_whole_network_computes_the_same(dtype: torch.dtype, backbone: Any) -> None:
+    """Key encoder, value encoder and decoder, in float32 up to rounding, in bfloat16 about as far from it."""
+    config = replace(SMALL, key_backbone=backbone)
+    exact, plain, fast = (prepared(config, d) for d in (torch.float32, dtype, dtype))
+    fuse(fast)
+    assert not any(isinstance(m, ResidualBlock | BasicBlock | Bottleneck) for m in fast.modules())
+    torch.manual_seed(1)
+    image = torch.randn(1, 3, 64, 96).contiguous(memory_format=torch.channels_last)
+    readout, hidden = torch.randn(1, 2, SMALL.value_dim, 4, 6), torch.randn(1, 2, SMALL.hidden_dim, 4, 6)
+    masks = torch.rand(1, 2, 64, 96)
+
+    def outputs(network: XMem) -> list[torch.Tensor]:
+        bfloat16 = network is not exact and dtype == torch.bfloat16
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            keys = network.encode_key(image)
+            renewed, logits = network.decode(keys.scales, readout, hidden)
+            value, deep = network.encode_value(image, keys.f16, hidden, masks)
+        assert renewed is not None
+        assert deep is not None
+        return [t.float() for t in (keys.key, keys.f4, renewed, logits, value, deep)]
+
+    for true, rounded, own in zip(*(outputs(network) for network in (exact, plain, fast)), strict=True):
+        assert own.shape == true.shape
+        if dtype == torch.float32:
+            assert (own - true).abs().max() < 1e-4 * true.abs().max()
+        else:
+            assert (own - true).abs().mean() < 1.5 * (rounded - true).abs().mean() + 1e-6
 
 
 @pytest.mark.parametrize("fault", [AttributeError, RuntimeError, TypeError, None])
@@ -159,7 +198,7 @@ def test_without_the_operators_nothing_is_fused(
     try:
         with caplog.at_level(logging.INFO, logger=fused.__name__):
             network = lite().eval()
-            fuse_trunk(network)
+            fuse(network)
         assert isinstance(network.key_encoder, EfficientNetLite0Trunk)
         assert ("no such operator" in caplog.text) == (fault is not None)
     finally:

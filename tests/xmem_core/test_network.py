@@ -137,7 +137,8 @@ def test_the_sensory_update_sums_three_scales() -> None:
         x = update.g16_conv(g16)
         x = x + update.g8_conv(nn.functional.interpolate(g8, scale_factor=0.5, mode="area"))
         x = x + update.g4_conv(nn.functional.interpolate(g4, scale_factor=0.25, mode="area"))
-        assert_same(update(g16, g8, g4, h), gated_update(update.transform, x.unsqueeze(0), h))
+        own = update(update.summed(g16, g8, g4[:, :4], g4[:, 4:]), h)
+        assert_same(own, gated_update(update.transform, x.unsqueeze(0), h))
 
 
 # --- the network -----------------------------------------------------------------------------------------

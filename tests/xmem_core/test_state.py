@@ -232,3 +232,30 @@ def test_the_bundled_model_computes_the_same_bits_after_bytes(dtype: torch.dtype
         assert one.hidden is not None
         assert one.hidden.is_contiguous()
     assert one.to_bytes() == two.to_bytes()
+
+
+def test_half_precision_takes_half_the_bytes_and_hardly_changes_masks() -> None:
+    segmenter = VideoSegmenter(load_model(), MemoryConfig(mem_every=2, search_window=0))
+    height, width = 96, 144
+    prompt = Prompt({i: square(height, width, 8, 12 + 50 * (i - 1), 30) for i in (1, 2)})
+    exact = segmenter.new_state()
+    for t in range(4):
+        segmenter.step(exact, frame_at(t, height, width), prompt if t == 0 else None)
+    whole, small = exact.to_bytes(), exact.to_bytes(half=True)
+    assert len(small) < 0.53 * len(whole)
+    halved = TrackerState.from_bytes(small)
+    assert halved.hidden is not None
+    assert halved.hidden.dtype == torch.float32
+    one, two = (segmenter.step(state, frame_at(4, height, width)) for state in (exact, halved))
+    assert 0 < (one.probabilities - two.probabilities).abs().mean() < 1e-3
+    assert (one.label_map == two.label_map).float().mean() > 0.999
+    assert len(halved.to_bytes()) > 0.9 * len(whole)  # what it goes on with is float32 again
+
+
+def test_values_out_of_the_range_of_half_precision_stay_as_they_are() -> None:
+    large = torch.ones(3, 4096)
+    assert state_module._halved(large).dtype == torch.float16
+    large[1, 2] = 1e5
+    assert torch.equal(state_module._halved(large), large)
+    times = torch.arange(8192).view(2, -1)
+    assert torch.equal(state_module._halved(times), times)

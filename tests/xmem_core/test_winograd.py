@@ -9,6 +9,7 @@ from support.threads import torch_threads
 from torch import Tensor, nn
 
 from xmem_core import ModelConfig, VideoSegmenter, XMem
+from xmem_core.blocks import ResidualBlock
 from xmem_core.winograd import WinogradConv2d, use_winograd
 
 
@@ -42,6 +43,29 @@ def test_without_bias() -> None:
     conv = convolution(16, 16, bias=False)
     x = torch.randn(1, 16, 9, 9)
     assert torch.allclose(WinogradConv2d(conv)(x), conv(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (5, 7)])
+def test_activation_and_addition(size: tuple[int, int]) -> None:
+    """ReLU before it, what is added after it: for each image, or for several in a row."""
+    conv = WinogradConv2d(convolution(16, 24))
+    x = torch.randn(6, 16, *size)
+    for images in (6, 2):
+        add = torch.randn(images, 24, *size)
+        wanted = conv(torch.relu(x)) + add.repeat_interleave(6 // images, 0)
+        torch.testing.assert_close(conv(x, add, relu=True), wanted, rtol=0, atol=1e-5)
+
+
+def test_long_rows_of_tiles_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece of several tiles in a row, of several rows, and of a single tile."""
+    conv = convolution(16, 24)
+    x = torch.randn(2, 16, 21, 70)
+    exact = conv.double()(x.double())
+    own = WinogradConv2d(conv.float())
+    for piece, tiles in ((1, 1), (5, 7), (40, 50), (1000, 2000)):
+        monkeypatch.setattr("xmem_core.winograd._PIECE", piece)
+        monkeypatch.setattr("xmem_core.winograd._TILES", tiles)
+        assert error(own(x), exact) < 3e-6
 
 
 def test_its_error_is_half_of_the_textbook_points() -> None:
@@ -104,7 +128,8 @@ def test_a_network_gives_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> Non
     plain = model.decode(scales, readout, hidden)  # type: ignore[arg-type]
     model.split_shared()
     use_winograd(model)
-    assert any(isinstance(m, WinogradConv2d) for m in model.decoder.modules())
+    assert sum(isinstance(m, WinogradConv2d) for m in model.decoder.modules()) > 10
+    assert not any(isinstance(m, ResidualBlock) for m in model.decoder.modules())
     fast = model.decode(scales, readout, hidden)  # type: ignore[arg-type]
     for a, b in zip(fast, plain, strict=True):
         assert a is not None
