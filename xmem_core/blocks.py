@@ -229,7 +229,8 @@ class SensoryUpdate(nn.Module):
         x = self.g16_conv(g16)
         x = x + self.g8_conv(F.avg_pool2d(g8, 2))
         # Pooled before they are put together: g4 is large.
-        return x + self.g4_conv(torch.cat([F.avg_pool2d(g4, 4), F.avg_pool2d(logit, 4)], 1))
+        summed: Tensor = x + self.g4_conv(torch.cat([F.avg_pool2d(g4, 4), F.avg_pool2d(logit, 4)], 1))
+        return summed
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
         """x (B*O, C, h, w), from `summed`, and hidden (B, O, C_h, h, w) -> the new hidden."""

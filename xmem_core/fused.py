@@ -118,8 +118,8 @@ class _FusedResNetBlock(nn.Module):
         out = x
         for conv in self.convs[:-1]:
             out = conv(out)
-        out = self.convs[-1](out, x if self.downsample is None else self.downsample(x))
-        return out
+        last: Tensor = self.convs[-1](out, x if self.downsample is None else self.downsample(x))
+        return last
 
 
 class _FusedResidual(nn.Module):
@@ -149,8 +149,8 @@ class _FusedResidual(nn.Module):
         assert isinstance(self.downsample, nn.ModuleDict)
         once = self.conv1["shared"](torch.relu(shared)), self.downsample["shared"](shared)
         of_image = [x.unsqueeze(1).expand(b, o, *x.shape[1:]).flatten(0, 1) for x in once]
-        out = self.conv1["own"](torch.relu(each), of_image[0])
-        out: Tensor = self.conv2(out, self.downsample["own"](each, of_image[1]))
+        inner = self.conv1["own"](torch.relu(each), of_image[0])
+        out: Tensor = self.conv2(inner, self.downsample["own"](each, of_image[1]))
         return out
 
 

@@ -74,7 +74,7 @@ class _Piece(NamedTuple):
         return self.bottom - self.top, self.right - self.left
 
     @property
-    def count(self) -> int:
+    def tiles(self) -> int:
         return math.prod(self.shape)
 
 
@@ -90,7 +90,7 @@ def _strips(images: int, down: int, across: int) -> list[list[_Piece]]:
         for top in range(0, down, rows)
         for left, right in columns
     ]
-    per = max(1, round(_TILES / max(piece.count for piece in pieces)))
+    per = max(1, round(_TILES / max(piece.tiles for piece in pieces)))
     return [pieces[n : n + per] for n in range(0, len(pieces), per)]
 
 
@@ -143,8 +143,8 @@ class WinogradConv2d(nn.Module):
         wanted = self.weight.shape[2]
         down, across = -(-h // _TILE), -(-w // _TILE)
         strips = _strips(n, down, across)
-        most = max(piece.count for pieces in strips for piece in pieces)
-        longest = max(sum(piece.count for piece in pieces) for pieces in strips)
+        most = max(piece.tiles for pieces in strips for piece in pieces)
+        longest = max(sum(piece.tiles for piece in pieces) for pieces in strips)
         # One image at a time, and buffers that are used again: memory that the system has to provide first
         # costs more than the arithmetic on it.
         padded = x.new_zeros(down * _TILE + 2, across * _TILE + 2, channels)
@@ -155,7 +155,7 @@ class WinogradConv2d(nn.Module):
         out = x.new_empty(n, down * _TILE, across * _TILE, wanted)
         image = -1
         for pieces in strips:
-            count = sum(piece.count for piece in pieces)
+            count = sum(piece.tiles for piece in pieces)
             own_tiles = tiles[: 36 * count * channels].view(36, count, channels)
             start = 0
             for piece in pieces:
@@ -166,14 +166,14 @@ class WinogradConv2d(nn.Module):
                         torch.clamp_min(x[image].permute(1, 2, 0), 0, out=inside)
                     else:
                         inside.copy_(x[image].permute(1, 2, 0))
-                end = start + piece.count
+                end = start + piece.tiles
                 self._to_tiles(padded, piece, inputs, own_tiles[:, start:end])
                 start = end
             own_products = products[: 36 * count * wanted].view(36, count, wanted)
             torch.bmm(own_tiles, self.weight, out=own_products)
             start = 0
             for piece in pieces:
-                end = start + piece.count
+                end = start + piece.tiles
                 self._from_tiles(own_products[:, start:end], piece, outputs, out)
                 if add is not None:
                     rows = slice(_TILE * piece.top, min(_TILE * piece.bottom, h))
@@ -188,7 +188,7 @@ class WinogradConv2d(nn.Module):
         channels = padded.shape[2]
         rows = padded[_TILE * piece.top : _TILE * piece.bottom + 2]
         seen = rows[:, _TILE * piece.left : _TILE * piece.right + 2]
-        own = inputs[: 36 * piece.count * channels]
+        own = inputs[: 36 * piece.tiles * channels]
         own.view(_SIDE, _SIDE, *piece.shape, channels).copy_(
             seen.unfold(0, _SIDE, _TILE).unfold(1, _SIDE, _TILE).permute(3, 4, 0, 1, 2)
         )
@@ -197,7 +197,7 @@ class WinogradConv2d(nn.Module):
     def _from_tiles(self, products: Tensor, piece: _Piece, outputs: Tensor, out: Tensor) -> None:
         """Transform the products of a piece, (36, tiles, C'), and put them in their place."""
         wanted = products.shape[2]
-        own = outputs[: 16 * piece.count * wanted]
+        own = outputs[: 16 * piece.tiles * wanted]
         torch.mm(self.from_tiles, products.view(36, -1), out=own.view(16, -1))
         rows = out[piece.image, _TILE * piece.top : _TILE * piece.bottom]
         place = rows[:, _TILE * piece.left : _TILE * piece.right].unflatten(1, (-1, _TILE))
