@@ -587,5 +587,5 @@ def model_fingerprint(model: Network) -> str:
     digest = hashlib.blake2b(repr(model.config).encode(), digest_size=16)
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -109,8 +109,9 @@ class WinogradConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         inputs, g, outputs = _transforms()
-        weight = torch.einsum("ia,ocab,jb->ijco", g, conv.weight.double(), g).float()
-        self.register_buffer("weight", weight.flatten(0, 1).contiguous(), persistent=False)
+        given = conv.weight.double().permute(2, 3, 1, 0)  # 3, 3, C, C'
+        weight = (torch.kron(g, g) @ given.flatten(0, 1).flatten(1)).float()
+        self.register_buffer("weight", weight.view(36, *given.shape[2:]), persistent=False)
         self.register_buffer("bias", None if conv.bias is None else conv.bias.clone(), persistent=False)
         self.register_buffer("to_tiles", torch.kron(inputs, inputs).float(), persistent=False)
         self.register_buffer("from_tiles", torch.kron(outputs, outputs).float(), persistent=False)
