@@ -359,8 +359,9 @@ def test_a_person_of_a_real_video_is_clicked_tracked_and_regrouped(carphone: Pat
             hand.saved(edits + count)
         hand.says("All 60 frames are tracked and written")
         unnamed = page.value(
-            "[...document.querySelectorAll('#memory button, #memory input, #memory select')].filter("
-            "e => !e.textContent.trim() && !e.ariaLabel && !e.labels?.length).map(e => e.outerHTML)"
+            "[...document.querySelectorAll('button, input, select, progress')].filter("
+            "e => !e.hidden && !e.textContent.trim() && !e.ariaLabel && !e.labels?.length)"
+            ".map(e => e.outerHTML)"
         )
         assert unnamed == []
         assert page.errors == []
