@@ -461,8 +461,8 @@ def test_a_file_that_is_merged_while_it_is_read(
     root = str(tmp_path / "out") if store == "disk" else f"memory://{secrets.token_hex(6)}/out"
     monkeypatch.setattr(compaction, "_ROWS_PER_GROUP", 30)
     hourly(root, 7)
-    monkeypatch.setattr("pipeline.analytics.scan._WHOLE_BYTES", 0)
-    monkeypatch.setattr("pipeline.analytics.scan._SMALL_BYTES", 0)
+    monkeypatch.setattr("pipeline.analytics.parquet_file._WHOLE_BYTES", 0)
+    monkeypatch.setattr("pipeline.analytics.parquet_file._SMALL_BYTES", 0)
     before = [answer(root), query(root, WHERE).to_pylist()]
     read = ChunkDataset._read_copy
     merged: list[int] = []
