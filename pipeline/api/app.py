@@ -20,7 +20,7 @@ from pipeline.api.following import BOUNDARY, follow, pictures
 from pipeline.api.guard import OPEN_PATHS, ApiGuard
 from pipeline.api.metrics import CONTENT_TYPE, metrics_text
 from pipeline.api.responses import handle_errors, page_file
-from pipeline.api.service import CLICK_SECONDS, ApiSettings, Hub, Service
+from pipeline.api.service import CLICK_SECONDS, ApiSettings, Hub, RefusedError, Service
 from pipeline.base.errors import UsageError
 from pipeline.base.stream_ids import generate_stream_id
 from pipeline.live.camera.url_guard import Resolver, system_resolver
@@ -170,6 +170,27 @@ def _router(service: Service) -> APIRouter:
     async def memory(stream_id: StreamIdPath) -> models.MemoryView:
         listing = await service.about(stream_id, hub.view(stream_id, LiveView.memory))
         return models.MemoryView(stream_id=stream_id, **models.clean(listing))
+
+    @router.get(
+        "/streams/{stream_id}/memory/{time}.jpg",
+        summary="A remembered frame as JPEG, up to 320 pixels long",
+        response_class=Response,
+        responses={200: {"content": {"image/jpeg": {}}}},
+    )
+    async def remembered(
+        stream_id: StreamIdPath,
+        time: Annotated[int, Path(ge=0, le=2**62, description="Its time in the listing of the memory.")],
+    ) -> Response:
+        """Frames that were remembered before the service was started have no picture."""
+        data = await service.about(stream_id, hub.view(stream_id, LiveView.thumbnail, time))
+        if data is None:
+            raise RefusedError(
+                404,
+                "not_found",
+                f"no picture of time {time}: the listing of the memory has the times; frames "
+                "remembered before the service was started have no picture",
+            )
+        return Response(data, media_type="image/jpeg")
 
     @router.get(
         "/streams/{stream_id}/frame.jpg",

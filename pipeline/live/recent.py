@@ -23,6 +23,10 @@ from pipeline.live.spec import JPEG_QUALITIES, JPEG_SIDES
 _KEPT_JPEGS = 4
 _KEPT_EVENTS = 500
 _MEMORY_SECONDS = 1.0
+THUMBNAIL_SIDE = 320
+"""Longer side of pictures of remembered frames, in pixels."""
+# Tracked frames whose small pictures wait for the next listing of the memory, at most.
+_WAITING = 64
 
 
 def record_json(record: MaskRecord) -> dict[str, Any]:
@@ -74,6 +78,8 @@ class LiveView:
         self._drawing = threading.Lock()
         self._closed = False
         self._remembered: tuple[float, dict[str, Any]] | None = None
+        self._waiting: deque[tuple[int, NDArray[np.uint8]]] = deque(maxlen=_WAITING)
+        self._thumbnails: dict[int, bytes] = {}
 
     def publish(
         self,
@@ -94,9 +100,34 @@ class LiveView:
         """Whether the listing of the memory is older than a second."""
         return self._remembered is None or now - self._remembered[0] >= _MEMORY_SECONDS
 
+    def seen_at(self, moment: int, picture: NDArray[np.uint8]) -> None:
+        """Keep a small copy of a tracked frame, in case it is remembered.
+
+        Args:
+            moment: its time, as in the listing of the memory.
+            picture: H x W x 3 RGB.
+        """
+        self._waiting.append((moment, _within(picture, THUMBNAIL_SIDE)))
+
     def remember(self, listing: dict[str, Any], now: float) -> None:
         """Set the listing of the memory, see `pipeline.live.remembered.memory_listing`."""
+        times = {entry["time"] for entry in listing["frames"] if entry["age"] is not None}
+        kept = {moment: data for moment, data in self._thumbnails.items() if moment in times}
+        # Until the first prompt time stands still: the last frame of a time is the one that is remembered.
+        for moment, picture in reversed(self._waiting):
+            if moment in times and moment not in kept:
+                kept[moment] = _as_jpeg(picture, 80)
+        self._waiting.clear()
+        self._thumbnails = kept  # readers have the old one or the new one
         self._remembered = (now, listing)
+
+    def thumbnail(self, moment: int) -> bytes | None:
+        """A remembered frame as JPEG; None if it is not remembered, or was before this process began.
+
+        Args:
+            moment: its time in the listing of the memory.
+        """
+        return self._thumbnails.get(moment)
 
     def memory(self) -> dict[str, Any]:
         """What the stream remembers, at most about a second old while frames arrive.
@@ -214,13 +245,22 @@ def _encoded(
     frame: Frame, records: tuple[MaskRecord, ...], overlay: bool, max_side: int, quality: int
 ) -> bytes:
     image: NDArray[np.uint8] = drawn_over(frame.image, records) if overlay else frame.image
-    height, width = frame.size
+    return _as_jpeg(_within(image, max_side), quality)
+
+
+def _within(image: NDArray[np.uint8], max_side: int) -> NDArray[np.uint8]:
+    """An image scaled down to a longer side; one that is small enough as it is."""
+    height, width = image.shape[:2]
     scale = max_side / max(height, width)
-    if scale < 1:
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    if scale >= 1:
+        return image
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _as_jpeg(image: NDArray[np.uint8], quality: int) -> bytes:
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     done, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
-        raise XmemError(f"frame {frame.frame_index} could not be encoded as JPEG")
+        raise XmemError(f"a picture of {image.shape[1]}x{image.shape[0]} could not be encoded as JPEG")
     return bytes(data.tobytes())

@@ -290,6 +290,7 @@ class LiveTracker(Closing):
             zone_events = self.zones.tracked(frame, records)
             self.view.publish(frame, records, zone_events, self._unwritten.take_recent())
             took = self._now() - read_at
+            self.view.seen_at(self.state.time, frame.image)
             if self._arrivals.memory_edited or self.view.memory_due(self._now()):
                 self._arrivals.memory_edited = False
                 listing = memory_listing(self.state, self._objects.living(), frame.frame_index)

@@ -100,6 +100,7 @@ class StandInHub:
             LiveView.wait: self._wait,
             LiveView.jpeg: self._jpeg,
             LiveView.memory: self._memory,
+            LiveView.thumbnail: self._thumbnail,
         }
         return await answers[read](stream_id, *arguments, **options)
 
@@ -118,6 +119,9 @@ class StandInHub:
             "objects": [{"id": 1, "category": "bag"}],
             "frames": [entry | {"pinned": True, "use": 0.5}],
         }
+
+    async def _thumbnail(self, stream_id: str, moment: int) -> bytes | None:
+        return await self._jpeg(stream_id, False, 64, 80) if moment == 0 else None
 
     async def _wait(self, stream_id: str, after_seq: int, timeout: float) -> dict[str, Any] | None:
         self.waits.append(after_seq)

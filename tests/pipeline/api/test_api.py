@@ -199,6 +199,11 @@ def test_memory(client: TestClient, hub: StandInHub) -> None:
     shown = client.get("/v1/streams/gate/memory").json()
     assert (shown["stream_id"], shown["time"]) == ("gate", 4)
     assert shown["frames"][0]["kind"] == "permanent"
+    picture = client.get("/v1/streams/gate/memory/0.jpg")
+    assert (picture.status_code, picture.content[:2]) == (200, b"\xff\xd8")
+    assert picture.headers["content-type"] == "image/jpeg"
+    for path, status in (("gate/memory/3.jpg", 404), ("door/memory/0.jpg", 404), ("gate/memory/-1.jpg", 422)):
+        assert client.get(f"/v1/streams/{path}").status_code == status
     copy = {"copy": {"stream": "door", "object": 3}}
     edits: tuple[dict[str, Any], ...] = (
         {"forget": [4, 9]},

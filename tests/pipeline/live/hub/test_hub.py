@@ -201,6 +201,10 @@ def test_the_memory_is_listed_and_edited_between_frames(world: World) -> None:
     # A listing is up to a second old; what is forgotten must reach as far as the snapshot.
     listed = until(lambda: (m := memory_of(hub)) and m["time"] > max(20, restored) and m)
     assert listed["objects"] == [{"id": 1, "category": None}]
+    pictures = {f["time"]: hub.view("cam", LiveView.thumbnail, f["time"]) for f in memory_of(hub)["frames"]}
+    assert pictures
+    assert all(data is not None and data[:2] == b"\xff\xd8" for data in pictures.values())
+    assert hub.view("cam", LiveView.thumbnail, 10**6) is None
     whole = max(f["time"] for f in listed["frames"] if f["kind"] == "working")
     seq = hub.request("cam", {"memory": {"forget": [3, whole]}})["seq"]
     assert until(lambda: not any(3 <= f["time"] <= whole for f in memory_of(hub)["frames"]))
