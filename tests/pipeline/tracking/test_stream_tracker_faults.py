@@ -138,11 +138,11 @@ def test_a_snapshot_of_another_run_is_not_taken(tmp_path: Path, video: Path, mod
     others = PromptSet.from_record(OTHERS)
     run(video, tmp_path / "clean", model, prompts=others)
     run(video, tmp_path / "out", model)
-    assert snapshots(tmp_path / "out") == [10, 20]
+    assert snapshots(tmp_path / "out") == [20, 23]
     for path in [*(tmp_path / "out/tracks/stream_id=cam").iterdir(), tmp_path / "out/streams/cam.json"]:
         path.unlink()
     run(video, tmp_path / "out", model, prompts=others, snapshot_chunks=50, stop=22)
-    assert snapshots(tmp_path / "out") == [10, 20]
+    assert snapshots(tmp_path / "out") == [20, 23]
     run(video, tmp_path / "out", model, prompts=others)
     assert files(tmp_path / "out", "tracks") == files(tmp_path / "clean", "tracks")
 
