@@ -14,13 +14,22 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import UsageError
 from pipeline.base.plugins import load_plugin
+from pipeline.prompts.boxes import Box, inscribed_ellipse
+
+__all__ = [
+    "BUILT_IN",
+    "DEFAULT",
+    "ENTRY_POINT_GROUP",
+    "Box",
+    "BoxSegmenter",
+    "GrabCut",
+    "inscribed_ellipse",
+    "load_box_segmenter",
+]
 
 ENTRY_POINT_GROUP = "xmem.box_segmenters"
 BUILT_IN = ("xmem-click", "grabcut")
 DEFAULT = BUILT_IN[0]
-
-Box = tuple[int, int, int, int]
-"""x, y, width, height in whole pixels, inside the frame."""
 
 
 @runtime_checkable
@@ -98,18 +107,6 @@ class GrabCut:
         cv2.grabCut(image, labels, unused, background, foreground, self._iterations, cv2.GC_INIT_WITH_MASK)
         cut: NDArray[np.bool_] = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
         return cut
-
-
-def inscribed_ellipse(size: tuple[int, ...], box: Box, share: float = 1.0) -> NDArray[np.bool_]:
-    """H x W mask of the ellipse that touches the box's sides, axes scaled by `share`; never empty."""
-    x, y, w, h = box
-    mask = np.zeros(size[:2], np.bool_)
-    across = (np.arange(w) + 0.5 - w / 2) / (w / 2 * share)
-    down = (np.arange(h) + 0.5 - h / 2) / (h / 2 * share)
-    inside = across[None, :] ** 2 + down[:, None] ** 2 <= 1
-    inside[h // 2, w // 2] = True
-    mask[y : y + h, x : x + w] = inside
-    return mask
 
 
 def load_box_segmenter(name: str = DEFAULT) -> BoxSegmenter:

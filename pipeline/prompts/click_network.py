@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.prompts.box_segmenters import Box, inscribed_ellipse
+from pipeline.prompts.boxes import Box, inscribed_ellipse
 from pipeline.prompts.clicks import Click, Mask
 
 if TYPE_CHECKING:

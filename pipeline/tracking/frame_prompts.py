@@ -20,18 +20,19 @@ class FramePrompts:
         warnings: list that warnings about prompts are appended to.
 
     Attributes:
+        name: name of the box segmenter.
         resolved: masks that were made from boxes. Each box is segmented once; a resumed run reuses the mask.
     """
 
     def __init__(self, name: str, box_segmenter: BoxSegmenter | None, warnings: list[str]) -> None:
         self.resolved = ResolvedPrompts()
-        self._name, self._boxes, self._warnings = name, box_segmenter, warnings
+        self.name, self._boxes, self._warnings = name, box_segmenter, warnings
         self._tried: tuple[int, ResolvedPrompt] | None = None
 
     def boxes(self) -> BoxSegmenter:
         """The box segmenter, loaded on first use."""
         if self._boxes is None:
-            self._boxes = load_box_segmenter(self._name)
+            self._boxes = load_box_segmenter(self.name)
         return self._boxes
 
     def try_first(self, source: VideoSource, prompts: PromptSet) -> None:
