@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.base.errors import PromptError, SettingsConflictError
@@ -16,7 +16,7 @@ from pipeline.prompts.box_segmenters import BoxSegmenter
 from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking.frame_prompts import FramePrompts
 from pipeline.tracking.object_states import read_object
-from pipeline.tracking.settings import CommitSettings, TrackSettings
+from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.snapshot import Snapshot
 from pipeline.tracking.stream_record import (
     FINISHED,
@@ -32,9 +32,6 @@ from pipeline.video.sources import VideoSource
 from xmem_core import TrackerState, VideoSegmenter
 
 logger = logging.getLogger(__name__)
-
-# The default box segmenter of earlier versions.
-_FORMER_BOXES = "grabcut"
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def open_stream(
     if stored is not None:
         stored = checked(stored, store.root)
         prompts = prompts_of(stored, store.root) if prompts is None else prompts
-        settings = _as_begun(settings, stored["settings"])
+        settings = settings.as_begun(stored["settings"])
         frame_prompts.name = settings.commit.box_segmenter
     elif committed.files:
         raise SettingsConflictError(
@@ -288,14 +285,6 @@ def restored_state(
     if finder is not None and snapshot.finder is not None:
         finder.from_bytes(snapshot.finder)
     return TrackerState.from_bytes(snapshot.tracker, device=segmenter.device)
-
-
-def _as_begun(settings: TrackSettings, stored: Mapping[str, Any]) -> TrackSettings:
-    """The settings, with GrabCut if the stream was begun when that was the default and no other is named."""
-    former, commit = stored.get("box_segmenter"), settings.commit
-    if former != _FORMER_BOXES or commit.box_segmenter != CommitSettings().box_segmenter:
-        return settings
-    return replace(settings, commit=replace(commit, box_segmenter=former))
 
 
 def _something(prompts: PromptSet | None, settings: TrackSettings) -> PromptSet:

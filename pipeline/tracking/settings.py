@@ -240,9 +240,23 @@ class TrackSettings:
         """The settings that affect rows, as a flat dict."""
         return _decisive(self.to_dict())
 
+    def as_begun(self, stored: Mapping[str, Any]) -> TrackSettings:
+        """These settings, with GrabCut if a stream was begun when that was the default and none is named.
+
+        Args:
+            stored: settings of the stream's record.
+        """
+        former = stored.get("box_segmenter")
+        if former != _FORMER_BOXES or self.commit.box_segmenter != CommitSettings().box_segmenter:
+            return self
+        return replace(self, commit=replace(self.commit, box_segmenter=former))
+
     def differences(self, stored: Mapping[str, Any]) -> list[str]:
-        """Differences to the settings of a record, one phrase each; only settings that affect rows."""
-        own, other = _DEFAULTS | self.decisive(), _DEFAULTS | _decisive(stored)
+        """Differences to the settings of a record, one phrase each; only settings that affect rows.
+
+        A stream goes on with the defaults that it was begun with, see `as_begun`.
+        """
+        own, other = _DEFAULTS | self.as_begun(stored).decisive(), _DEFAULTS | _decisive(stored)
         return [
             f"{name} was {other.get(name)!r}, now {own.get(name)!r}"
             for name in sorted(set(own) | set(other))
@@ -272,6 +286,8 @@ _RECORDED = tuple(o for o in track_options() if o.path[0] != "memory" and o.meta
 _INDIFFERENT = tuple(o.name for o in _RECORDED if not o.metadata.get("decisive", True))
 # Left out of records while they have their default.
 _DEFAULTS = {"direction": FORWARD}
+# The default box segmenter of earlier versions.
+_FORMER_BOXES = "grabcut"
 # Ignored without a detector, so that records written before detectors existed still match.
 _OF_DETECTOR = tuple(o.name for o in _RECORDED if o.path[0] == "detector")
 

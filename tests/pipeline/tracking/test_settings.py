@@ -55,6 +55,21 @@ def test_an_old_record_is_read_and_written_in_the_same_bytes() -> None:
     assert settings.differences(json.loads(OLD_RECORD)) == []
 
 
+def test_a_stream_goes_on_with_the_box_segmenter_that_was_the_default_when_it_was_begun() -> None:
+    old = json.loads(OLD_RECORD)
+    settings = TrackSettings.from_dict(old)
+
+    def named(name: str) -> TrackSettings:
+        return replace(settings, commit=replace(settings.commit, box_segmenter=name))
+
+    default = named(CommitSettings().box_segmenter)
+    assert default.differences(old) == []
+    assert default.as_begun(old) == settings
+    assert named("sam").differences(old) == ["box_segmenter was 'grabcut', now 'sam'"]
+    new = old | {"box_segmenter": default.commit.box_segmenter}
+    assert settings.differences(new) == ["box_segmenter was 'xmem-click', now 'grabcut'"]
+
+
 def test_frames_as_they_are_have_no_size_in_a_record() -> None:
     old = json.loads(OLD_RECORD) | {"size": None}
     settings = TrackSettings.from_dict(old)
