@@ -33,6 +33,7 @@ from pipeline.base.records import MaskRecord
 from pipeline.base.stream_ids import generate_stream_id
 from pipeline.draw.look import Look, parse_colour
 from pipeline.draw.overlay import object_color, overlay
+from pipeline.draw.pictures import within
 from pipeline.draw.video import render_video
 from pipeline.prompts.box_segmenters import load_box_segmenter
 from pipeline.prompts.click_segmenters import load_click_segmenter, segment_clicks
@@ -215,10 +216,8 @@ class Annotator(Closing):
         image = self.frames.at(frame_index).image
         if look is not None:
             image = overlay(image, self.records(frame_index), look)
-        if side is not None and max(image.shape[:2]) > side:
-            scale = side / max(image.shape[:2])
-            size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+        if side is not None:
+            image = within(image, side)
         done, data = cv2.imencode(
             ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
         )

@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.base.records import Event, Frame, MaskRecord
 from pipeline.draw.overlay import overlay as drawn_over
+from pipeline.draw.pictures import THUMBNAIL_SIDE, within
 from pipeline.live.spec import JPEG_QUALITIES, JPEG_SIDES
 
 _KEPT_JPEGS = 4
 _KEPT_EVENTS = 500
 _MEMORY_SECONDS = 1.0
-THUMBNAIL_SIDE = 320
-"""Longer side of pictures of remembered frames, in pixels."""
 # Tracked frames whose small pictures wait for the next listing of the memory, at most.
 _WAITING = 64
 
@@ -107,7 +106,7 @@ class LiveView:
             moment: its time, as in the listing of the memory.
             picture: H x W x 3 RGB.
         """
-        self._waiting.append((moment, _within(picture, THUMBNAIL_SIDE)))
+        self._waiting.append((moment, within(picture, THUMBNAIL_SIDE)))
 
     def remember(self, listing: dict[str, Any], now: float) -> None:
         """Set the listing of the memory, see `pipeline.live.remembered.memory_listing`."""
@@ -245,17 +244,7 @@ def _encoded(
     frame: Frame, records: tuple[MaskRecord, ...], overlay: bool, max_side: int, quality: int
 ) -> bytes:
     image: NDArray[np.uint8] = drawn_over(frame.image, records) if overlay else frame.image
-    return _as_jpeg(_within(image, max_side), quality)
-
-
-def _within(image: NDArray[np.uint8], max_side: int) -> NDArray[np.uint8]:
-    """An image scaled down to a longer side; one that is small enough as it is."""
-    height, width = image.shape[:2]
-    scale = max_side / max(height, width)
-    if scale >= 1:
-        return image
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return _as_jpeg(within(image, max_side), quality)
 
 
 def _as_jpeg(image: NDArray[np.uint8], quality: int) -> bytes:

@@ -14,6 +14,7 @@ from pipeline.base.picture_size import MAX_PIXELS
 from pipeline.draw.frames import frames_with_tracks, records_of
 from pipeline.draw.output_file import finished_file
 from pipeline.draw.overlay import overlay
+from pipeline.draw.pictures import THUMBNAIL_SIDE, within
 from pipeline.storage.opening import open_files
 from pipeline.tracking.remembered_state import remembered_state
 from pipeline.tracks.layout import load_record
@@ -22,9 +23,6 @@ from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import open_source
 from xmem_core.contents import Kind, MemoryEntry, contents
 from xmem_core.state import TrackerState
-
-THUMBNAIL_SIDE = 320
-"""Longer side of thumbnails, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -163,9 +161,7 @@ def write_thumbnails(
             if frame.frame_index not in wanted:
                 continue
             image = overlay(frame.image, records_of(tracks, frame))
-            scale = min(1.0, THUMBNAIL_SIDE / max(image.shape[:2]))
-            size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-            small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            small = within(image, THUMBNAIL_SIDE)
             _, data = cv2.imencode(".png", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
             uri = f"{os.fspath(folder).rstrip('/')}/frame-{frame.frame_index:012d}.png"
             with finished_file(uri, storage_options) as path:

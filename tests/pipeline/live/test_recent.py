@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.live.recent import THUMBNAIL_SIDE, LiveView
+from pipeline.draw.pictures import THUMBNAIL_SIDE
+from pipeline.live.recent import LiveView
 
 
 def picture(grey: int) -> NDArray[np.uint8]:
