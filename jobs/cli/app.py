@@ -132,9 +132,9 @@ def _set_up_logging(debug: bool) -> None:
         handlers=[_ConsoleHandler()],
         force=True,
     )
-    if debug:
-        for noisy in ("fsspec", "s3fs", "botocore", "aiobotocore", "matplotlib", "asyncio"):
-            logging.getLogger(noisy).setLevel(logging.INFO)
+    # Their own level is set in both cases: a command before this one in the same process may have asked for --debug.
+    for noisy in ("fsspec", "s3fs", "botocore", "aiobotocore", "matplotlib", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.INFO if debug else logging.NOTSET)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -377,6 +378,19 @@ def test_debug_shows_the_traceback_wherever_it_stands(made: Path, tmp_path: Path
         main(["track", "/absent.mp4", "--out", str(tmp_path), "--box", "1,1,9,9", "--debug"])
     with pytest.raises(SourceError):
         main(["--debug", "track", "/absent.mp4", "--out", str(tmp_path), "--box", "1,1,9,9"])
+
+
+def test_debug_ends_with_its_command(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Output of a command must not depend on what the same process ran before."""
+    from pipeline.base.errors import SourceError
+
+    with pytest.raises(SourceError):
+        main(["track", "/absent.mp4", "--out", str(tmp_path), "--box", "1,1,9,9", "--debug"])
+    logging.getLogger("aiobotocore.credentials").info("Found credentials")
+    assert "Found credentials" in capsys.readouterr().err
+    assert call("track", "/absent.mp4", "--out", tmp_path, "--box", "1,1,9,9") == 2
+    logging.getLogger("aiobotocore.credentials").info("Found credentials")
+    assert "Found credentials" not in capsys.readouterr().err
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
