@@ -132,7 +132,7 @@ def _set_up_logging(debug: bool) -> None:
         handlers=[_ConsoleHandler()],
         force=True,
     )
-    # Their own level is set in both cases: a command before this one in the same process may have asked for --debug.
+    # Their own level is set in both cases: a command before this one in the process may have had --debug.
     for noisy in ("fsspec", "s3fs", "botocore", "aiobotocore", "matplotlib", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.INFO if debug else logging.NOTSET)
 

@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -35,6 +36,7 @@ from pipeline.draw.look import Look, parse_colour
 from pipeline.draw.overlay import object_color, overlay
 from pipeline.draw.pictures import within
 from pipeline.draw.video import render_video
+from pipeline.exchange.export import export
 from pipeline.prompts.box_segmenters import load_box_segmenter
 from pipeline.prompts.click_segmenters import load_click_segmenter, segment_clicks
 from pipeline.prompts.clicks import Click, Stroke, joined
@@ -280,6 +282,10 @@ class Annotator(Closing):
             storage_options=self._options,
             max_pixels=self.settings.commit.max_pixels,
         )
+
+    def export(self, fmt: str, output: Path) -> None:
+        """Write the finished stream in the format of another tool, see `pipeline.exchange.export.export`."""
+        export(self.root, fmt, output, streams=[self.stream_id], storage_options=self._out_options)
 
     def masks(self, frame_index: int) -> list[dict[str, Any]]:
         """The masks to show on a frame: those of its prompts, and tracked ones of the other objects.

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
-import shutil
 import tempfile
 from pathlib import Path as FilePath
 from typing import Annotated, Any
@@ -14,13 +12,13 @@ from fastapi import APIRouter, Body, FastAPI, Path, Query, Response
 
 from pipeline.annotate import models
 from pipeline.annotate.annotator import Annotator
+from pipeline.annotate.exporting import exported_file
 from pipeline.api.guard import LOOPBACK_HOSTS, ApiGuard
 from pipeline.api.responses import handle_errors, page_file
 from pipeline.api.service import RefusedError
 from pipeline.api.tokens import Sessions
 from pipeline.base.errors import UsageError
 from pipeline.draw.look import Look
-from pipeline.exchange.export import export
 from pipeline.exchange.masks_as_prompts import read_masks_as_prompts
 from pipeline.prompts.clicks import Click, Stroke
 from pipeline.tracks.masks import mask_to_rle
@@ -240,9 +238,7 @@ def _router(annotator: Annotator, sessions: Sessions) -> APIRouter:
 
     @router.get("/export/{fmt}")
     def exported(fmt: Annotated[str, Path(max_length=20)], look: Annotated[models.Look, Query()]) -> Response:
-        name, media_type, content = _export(annotator, fmt, look)
-        disposition = f'attachment; filename="{name}"'
-        return Response(content, media_type=media_type, headers={"Content-Disposition": disposition})
+        return exported_file(annotator, fmt, _look(annotator, look))
 
     def _edited(change: dict[str, Any]) -> Answer:
         annotator.edit([change])
@@ -270,28 +266,3 @@ def _unpacked(given: list[models.ImportedFile], folder: FilePath) -> FilePath:
     if len(given) > 1 and not all(file.name.lower().endswith(".png") for file in given):
         raise UsageError("several files must all be PNGs: choose one JSON file, or PNGs")
     return folder / name if len(given) == 1 else folder
-
-
-def _export(annotator: Annotator, fmt: str, look: models.Look) -> tuple[str, str, bytes]:
-    """Name, media type and bytes of an export."""
-    stream_id = annotator.stream_id
-    prompts = annotator.project.document.prompt_set()
-    if fmt == "prompts":
-        text = json.dumps(prompts.to_record(), indent=1) + "\n"
-        return f"{stream_id}.prompts.json", "application/json", text.encode()
-    if fmt not in ("coco", "davis", "workspace", "video"):
-        raise UsageError(f"format {fmt!r} is not known: use coco, davis, workspace, video or prompts")
-    if not annotator.propagation.is_published(annotator.recipe):
-        raise UsageError("the video is not tracked to its end with these prompts: propagate first")
-    with tempfile.TemporaryDirectory(prefix="xmem-export-") as folder:
-        if fmt == "video":
-            video = FilePath(folder) / "overlay.mp4"
-            annotator.render(str(video), _look(annotator, look) or annotator.look("davis"))
-            return f"{stream_id}.mp4", "video/mp4", video.read_bytes()
-        if fmt == "coco":
-            file = FilePath(folder) / "coco.json"
-            export(annotator.root, "coco", file, streams=[stream_id])
-            return f"{stream_id}.coco.json", "application/json", file.read_bytes()
-        export(annotator.root, fmt, FilePath(folder) / fmt, streams=[stream_id])
-        archive = shutil.make_archive(f"{folder}/{fmt}", "zip", FilePath(folder) / fmt)
-        return f"{stream_id}.{fmt}.zip", "application/zip", FilePath(archive).read_bytes()

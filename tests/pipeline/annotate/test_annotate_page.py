@@ -10,7 +10,9 @@ import itertools
 import os
 import re
 import shutil
+import tempfile
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -480,6 +482,36 @@ def test_what_is_refused(served: tuple[str, Sessions], annotator: Annotator) -> 
         )
         assert answer.status_code == 413
         assert annotator.project.edits == 1
+
+
+def test_an_export_is_sent_in_pieces(
+    served: tuple[str, Sessions], annotator: Annotator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A video of any size goes through bounded memory, and leaves no temporary file, whoever goes away."""
+    size = 128 * 2**20
+
+    def render(output: str, look: Look) -> int:
+        with open(output, "wb") as file:
+            file.truncate(size)
+        return 1
+
+    monkeypatch.setattr(annotator, "render", render)
+    monkeypatch.setattr(annotator.propagation, "is_published", lambda recipe: True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with signed_in(*served) as client:
+        tracemalloc.start()
+        try:
+            with client.stream("GET", "/v1/export/video") as answer:
+                assert answer.headers["content-length"] == str(size)
+                assert sum(len(piece) for piece in answer.iter_bytes()) == size
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < size / 8
+        with client.stream("GET", "/v1/export/video") as answer:
+            next(answer.iter_bytes())
+            assert not list(tmp_path.glob("xmem-export-*"))  # while it is being sent
+        assert client.get("/v1/state").status_code == 200
 
 
 def test_exports_and_looks(served: tuple[str, Sessions], annotator: Annotator, tmp_path: Path) -> None:
