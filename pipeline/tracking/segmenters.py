@@ -14,7 +14,7 @@ from xmem_core.weights import MODEL_NAMES, WeightsError
 def open_segmenter(model: ModelSettings | None = None, memory: MemoryConfig | None = None) -> VideoSegmenter:
     """Open a segmenter from the same settings as `track`.
 
-    dtype "auto" means bfloat16 on a CPU with native bfloat16 arithmetic, else float32. The published models
+    dtype "auto" means bfloat16 on a CPU that is faster in it (with AMX), else float32. The published models
     keep the precision they were published for.
 
     Raises:

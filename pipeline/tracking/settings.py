@@ -53,7 +53,7 @@ class ModelSettings:
         size: shorter side of the network's input, in pixels; 0: frames are not resized. Default: the model's.
         full_size: do not resize frames; the same as a size of 0.
         device: device that the network runs on: cpu, cuda, cuda:1, ...
-        dtype: precision of the network: float32, bfloat16, float16, or auto: bfloat16 if the CPU supports it.
+        dtype: precision of the network: float32, bfloat16, float16, or auto: bfloat16 if the CPU has AMX.
             With auto, a resumed stream keeps its precision.
         threads: CPU threads of the network. Default: for a resumed stream, its previous number, else as many
             as the process or machine has. The number of threads affects the last bits of the results.

@@ -389,11 +389,15 @@ def test_auto_takes_bfloat16_where_the_cpu_has_it(
     assert open_segmenter(ModelSettings(model)).dtype == torch.float32
 
 
-def test_a_torch_that_cannot_tell_about_its_cpu_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+def test_bfloat16_is_for_cpus_with_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    slower = {"avx2": True, "avx512_bf16": True, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: slower, raising=False)
     assert not has_bfloat16()
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {**slower, "amx_bf16": True}, raising=False)
     assert has_bfloat16()
+
+
+def test_a_torch_that_cannot_tell_about_its_cpu_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert not has_bfloat16()
 
