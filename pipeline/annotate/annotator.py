@@ -367,7 +367,7 @@ class Annotator(Closing):
     # --- edits -----------------------------------------------------------------------------------
 
     def edit(self, changes: Sequence[Change]) -> None:
-        """Apply an edit; durable when it returns.
+        """Apply an edit; durable when it returns. Tracking pauses where its rows are outdated by the edit.
 
         Raises:
             UsageError, PromptError: it does not fit the document, or its masks do not fit their frame.
@@ -380,6 +380,17 @@ class Annotator(Closing):
             if after.prompts[frame_index] != before.prompts.get(frame_index):
                 self._resolve(frame_index, prompts)
         self.project.edit(changes)
+        self.propagation.keep_to(self.recipe)
+
+    def undo(self) -> None:
+        """Take back the last edit that is in effect; durable when it returns."""
+        self.project.undo()
+        self.propagation.keep_to(self.recipe)
+
+    def redo(self) -> None:
+        """Apply again what was undone last; durable when it returns."""
+        self.project.redo()
+        self.propagation.keep_to(self.recipe)
 
     def add_prompts(self, prompts: PromptSet) -> None:
         """Add prompts of elsewhere as one edit; durable when it returns.

@@ -38,6 +38,7 @@ PAGE = {
             "server",
             "masks",
             "stage",
+            "view",
             "scribbles",
             "timeline",
             "objects",
@@ -102,6 +103,17 @@ def _router(annotator: Annotator, sessions: Sessions) -> APIRouter:
     @router.get("/frames/{frame}.jpg")
     def picture(frame: FrameIndex, look: Annotated[models.Look, Query()]) -> Response:
         return Response(annotator.jpeg(frame, look=_look(annotator, look)), media_type="image/jpeg")
+
+    @router.get("/look")
+    def look() -> Answer:
+        return {"look": annotator.layers.kept()}
+
+    @router.put("/look")
+    def keep_look(body: models.Look) -> Answer:
+        shown = body if body.overlay == "layered" else body.model_copy(update={"layer": None})
+        _look(annotator, shown)  # refuses one that cannot be shown
+        annotator.layers.keep(body.model_dump())
+        return {"look": body.model_dump()}
 
     @router.post("/layers")
     def add_layer(body: Annotated[bytes, Body(media_type="image/png")]) -> Answer:
@@ -214,12 +226,12 @@ def _router(annotator: Annotator, sessions: Sessions) -> APIRouter:
 
     @router.post("/undo")
     def undo() -> Answer:
-        annotator.project.undo()
+        annotator.undo()
         return annotator.state()
 
     @router.post("/redo")
     def redo() -> Answer:
-        annotator.project.redo()
+        annotator.redo()
         return annotator.state()
 
     @router.post("/propagate")

@@ -12,6 +12,7 @@ from typing import IO
 
 from fastapi import Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from pipeline.annotate.annotator import Annotator
 from pipeline.base.errors import UsageError
@@ -56,7 +57,19 @@ def exported_file(annotator: Annotator, fmt: str, look: Look | None) -> Response
         file = path.open("rb")
     size = os.fstat(file.fileno()).st_size
     headers = {**_named(name), "Content-Length": str(size)}
-    return StreamingResponse(_pieces(file), media_type=media_type, headers=headers)
+    return _FileResponse(file, media_type, headers)
+
+
+class _FileResponse(StreamingResponse):
+    """Sends an open file in pieces, and closes it, also if the client goes away."""
+
+    def __init__(self, file: IO[bytes], media_type: str, headers: dict[str, str]) -> None:
+        super().__init__(_pieces(file), media_type=media_type, headers=headers)
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._file:
+            await super().__call__(scope, receive, send)
 
 
 def _named(name: str) -> dict[str, str]:
@@ -64,6 +77,5 @@ def _named(name: str) -> dict[str, str]:
 
 
 def _pieces(file: IO[bytes]) -> Iterator[bytes]:
-    with file:
-        while piece := file.read(_PIECE_BYTES):
-            yield piece
+    while piece := file.read(_PIECE_BYTES):
+        yield piece

@@ -1,24 +1,31 @@
-"""Pictures that the annotator lays over frames, kept with the project.
+"""The look chosen last, and pictures that the annotator lays over frames, kept with the project.
 
 OUT/annotate/<stream>/layers/<digest>       one picture each, created and never replaced
+OUT/annotate/<stream>/look.json             the look chosen last
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import re
 import threading
+from collections.abc import Mapping
+from typing import Any
 
 from pipeline.annotate.project import project_folder
 from pipeline.base.errors import UsageError
 from pipeline.draw.look import Layer
 from pipeline.storage.files import Files
 
+log = logging.getLogger(__name__)
+
 _DIGEST = re.compile(r"[0-9a-f]{20}")
 
 
 class LookLayers:
-    """The layers of one project. Thread-safe.
+    """The layers of one project, and the look chosen last. Thread-safe.
 
     Args:
         files: the output folder.
@@ -54,6 +61,27 @@ class LookLayers:
         with self._lock:
             self._newest = digest, layer
         return layer
+
+    def keep(self, look: Mapping[str, Any]) -> None:
+        """Store the look chosen last, as the page's requests give it."""
+        self._files.replace(self._look, json.dumps(look).encode(), self._stream_id)
+
+    def kept(self) -> dict[str, Any] | None:
+        """The look chosen last; None if there is none that can be shown."""
+        try:
+            look = json.loads(self._files.read(self._look))
+            if look.get("layer") is not None:
+                self.get(look["layer"])
+            return dict(look)
+        except FileNotFoundError:
+            return None
+        except (UsageError, ValueError, TypeError, AttributeError) as error:
+            log.warning("the look of %s is not used again: %s", self._stream_id, error)
+            return None
+
+    @property
+    def _look(self) -> str:
+        return f"{project_folder(self._stream_id)}/look.json"
 
     def _name(self, digest: str) -> str:
         return f"{project_folder(self._stream_id)}/layers/{digest}"

@@ -118,6 +118,8 @@ class Propagation(Closing):
         self._status = PropagationStatus()
         self._gauges: dict[str, Any] | None = None
         self._job: _Job | None = None
+        self._asked: Recipe | None = None  # that of the newest job
+        self._outdated: int | None = None  # the first frame of which its rows are outdated
         self._pause = threading.Event()
         self._closing = False
         self._changed = threading.Condition()
@@ -142,6 +144,7 @@ class Propagation(Closing):
         with self._changed:
             self._pause.set()  # what runs now makes way
             self._job = _Job(recipe, until)
+            self._asked, self._outdated = recipe, None
             self._changed.notify_all()
 
     def pause(self) -> None:
@@ -149,6 +152,15 @@ class Propagation(Closing):
         with self._changed:
             self._job = None
             self._pause.set()
+
+    def keep_to(self, recipe: Recipe) -> None:
+        """Pause where rows that are being tracked are not those of the given recipe any more.
+
+        Rows of frames before the first change are tracked on: they are valid for both.
+        """
+        with self._changed:
+            if self._asked is not None:
+                self._outdated = self._asked.first_change(recipe)
 
     def rows(self, recipe: Recipe, frame_index: int) -> Found | None:
         """The rows of a frame, see `find_rows`; None if no layer has any."""
@@ -380,7 +392,8 @@ class Propagation(Closing):
             rate = (stream.summary.tracked - tracked) / seconds if seconds > 0.2 else None
             self._status = PropagationStatus("running", position, job.until, rate)
             done = not backward and job.until is not None and position is not None and position >= job.until
-            if self._pause.is_set() or done:
+            outdated = self._outdated is not None and position is not None and position >= self._outdated
+            if self._pause.is_set() or done or outdated:
                 self._status = PropagationStatus("paused", position, job.until, rate)
                 return False
             running = self._executor.advance([stream])

@@ -26,6 +26,16 @@ def chromium() -> str | None:
     return next((found for name in _NAMES if (found := shutil.which(name))), None)
 
 
+_NAMED = frozenset(
+    """
+    button link checkbox radio switch combobox listbox textbox searchbox spinbutton slider ColorWell meter
+    progressbar ProgressIndicator image img Canvas application dialog toolbar region navigation complementary
+    form table list columnheader DisclosureTriangle
+    """.split()  # noqa: SIM905
+)
+"""Roles whose elements need a name for someone who hears the page."""
+
+
 class Page:
     """A browser page. `errors` has the errors of its console and scripts."""
 
@@ -73,6 +83,18 @@ class Page:
                     f"{expression} did not come true; the page: {self.value('document.body.innerText')}"
                 )
             time.sleep(0.1)
+
+    def unnamed(self) -> list[str]:
+        """The elements without a name in the browser's accessibility tree, of roles that need one."""
+        self.do("Accessibility.enable")
+        found = []
+        for node in self.do("Accessibility.getFullAXTree")["nodes"]:
+            role = node.get("role", {}).get("value")
+            if node.get("ignored") or role not in _NAMED or node.get("name", {}).get("value", "").strip():
+                continue
+            html = self.do("DOM.getOuterHTML", backendNodeId=node["backendDOMNodeId"])["outerHTML"]
+            found.append(f"{role}: {html[:120]}")
+        return found
 
     def screenshot(self, path: Path) -> None:
         """Screenshot as PNG."""

@@ -1,6 +1,6 @@
 // The annotator: keeps the page in step with the server. What is shown as saved is stored there durably.
 
-import { SignedOut, ask, download, picture, signIn } from "./server.js";
+import { NoAnswer, SignedOut, ask, download, picture, signIn } from "./server.js";
 import { counts, decode } from "./masks.js";
 import { Stage } from "./stage.js";
 import { MemoryPanel } from "./memory.js";
@@ -10,8 +10,9 @@ import { beginLooks, flip, nextLook, opacity, query } from "./looks.js";
 import { drawTimeline, frameAt, jumps } from "./timeline.js";
 
 const part = (id) => document.getElementById(id);
-const TOOLS = ["click", "scribble", "box", "polygon", "brush", "eraser", "read"];
+const TOOLS = ["select", "click", "scribble", "box", "polygon", "brush", "eraser", "read"];
 const BUSY = ["loading", "running", "publishing"];
+const READ_MS = 10000;  // that an error stays to be read
 
 let state = null;
 let frame = 0;
@@ -27,12 +28,17 @@ let loading = false;
 let shown = null;       // resolves when what is loading is shown
 let asked = 0;          // times that the picture was to be drawn again
 let seen = "";          // what the masks on the stage were made from
-const stage = new Stage(part("canvas"), { box, polygon, mask, click, scribble, read });
+let following = false;  // the frame that was tracked last is shown
+let adding = null;      // resolves when the object that is being added is there
+let pointed = 0;        // clicks and scribbles so far
+let said = 0;           // time of the newest error
+const stage = new Stage(part("canvas"), { box, polygon, mask, click, scribble, read, pick: (id) => { if (id !== null) select(id); } });
 const memory = new MemoryPanel(part("memory"), { now: () => ({ state, frame, selected }), change, fail, go });
 
 // --- the server --------------------------------------------------------------------------------
 
 let working = 0;
+let silent = false;  // the server did not answer
 
 // Ask for a change. The notice says "Saved" only once the answer is here.
 async function change(path, method, body) {
@@ -43,6 +49,7 @@ async function change(path, method, body) {
   try {
     answer = await ask(path, { method, body });
     take(answer.state ?? answer);
+    readTimeline().catch(fail);
   } catch (error) {
     fail(error);
   }
@@ -54,7 +61,9 @@ async function change(path, method, body) {
 
 function say(text, bad = false) {
   part("notice").textContent = text;
+  part("main").dataset.waiting = String(text.endsWith("…"));
   part("notice").classList.toggle("bad", bad);
+  said = bad ? performance.now() : 0;
 }
 
 function fail(error) {
@@ -64,6 +73,7 @@ function fail(error) {
     part("why").textContent = error.message;
   }
   say(error.message, true);
+  silent = error instanceof NoAnswer;
 }
 
 function take(next) {
@@ -86,9 +96,10 @@ async function poll() {
   if (!document.hidden && !working) {
     try {
       take(await ask("v1/state"));
-      if (part("notice").classList.contains("bad") && state.propagation.state !== "failed") say("");
-      if (state.propagation.state === "failed") say(state.propagation.message, true);
-      if (!loading) await showFrame(frame);  // what is on its way is newer
+      if (said && (silent || performance.now() - said > READ_MS)) say("");
+      if (following && state.propagation.state === "running" && state.tracked) await showFrame(state.tracked - 1);
+      else if (!loading) await showFrame(frame);  // what is on its way is newer
+      if (!BUSY.includes(state.propagation.state)) following = false;
       await readTimeline();
     } catch (error) {
       fail(error);
@@ -141,13 +152,14 @@ async function show(key) {
   }
 }
 
-// While masks are painted, they are drawn here, over the picture without masks.
+// A mask that is not saved yet is drawn here, over the picture without masks.
 async function readPlain() {
   const at = frame;
-  if (!["brush", "eraser"].includes(stage.tool) || stage.plain || playing) return;
+  if (!["click", "scribble", "brush", "eraser"].includes(stage.tool) || stage.plain || playing || following) return;
   try {
     const image = await picture(at);
     if (at === frame) stage.plain = image;
+    stage.draw();
   } catch (error) {
     fail(error);
   }
@@ -162,6 +174,7 @@ function forgetClicks() {
 
 // Plays at speed: frames that come too late are left out.
 async function play() {
+  following = false;
   playing = !playing;
   draw();
   const rate = (state.video.rate ?? 25) * Number(part("speed").value);
@@ -179,7 +192,7 @@ async function play() {
 }
 
 function go(index) {
-  playing = false;
+  playing = following = false;
   showFrame(index);
 }
 
@@ -197,13 +210,16 @@ function nextKind() {
 
 async function subject() {
   if (selected !== null && state.objects.some((object) => object.id === selected)) return selected;
-  const answer = await change("v1/objects", "POST", { category: null });
+  // Two quick clicks are of one object.
+  adding ??= change("v1/objects", "POST", { category: null }).finally(() => { adding = null; });
+  const answer = await adding;
   if (answer) select(answer.id);
   return selected;
 }
 
 async function prompt(body) {
   const at = frame;
+  following = false;
   const id = await subject();
   if (id !== null) await change(`v1/prompts/${at}/${id}`, "PUT", body);
 }
@@ -227,9 +243,9 @@ function mask(given, any) {
   }
 }
 
-function click(point) { point.positive || begun() ? pointOut([...clicks, point], strokes) : refuse("click"); }
+function click(point) { point.positive || begun() ? pointOut(point, null) : refuse("click"); }
 
-function scribble(stroke) { stroke.positive || begun() ? pointOut(clicks, [...strokes, stroke]) : refuse("scribble"); }
+function scribble(stroke) { stroke.positive || begun() ? pointOut(null, stroke) : refuse("scribble"); }
 
 // Whether there is something to take away from.
 function begun() { return clicks.length > 0 || strokes.length > 0 || stage.mine() !== null; }
@@ -240,21 +256,30 @@ function refuse(what) {
 }
 
 // The mask of all clicks and scribbles of the selected object on this frame becomes its prompt.
-async function pointOut(nextClicks, nextStrokes) {
+async function pointOut(point, stroke) {
   const at = frame;
+  playing = following = false;
+  say("Finding the outline …");
+  Object.assign(stage, { clicks: point ? [...clicks, point] : clicks, strokes: stroke ? [...strokes, stroke] : strokes });
+  stage.draw();
   const id = await subject();
-  if (id === null) return;
+  if (id === null || at !== frame) return;
   if (!clicks.length && !strokes.length) base = stage.mine() ? counts(stage.mine(), stage.height, stage.width) : null;
-  [clicks, strokes] = [nextClicks, nextStrokes];
+  if (point) clicks = [...clicks, point];
+  if (stroke) strokes = [...strokes, stroke];
   Object.assign(stage, { clicks, strokes });
   stage.draw();
   // A mask that is corrected by negative ones only has no point on the object yet: its middle is one.
   const onto = [...clicks, ...strokes].some((each) => each.positive);
   const given = { clicks: onto ? clicks : [middle(), ...clicks], strokes, previous: base };
+  const turn = ++pointed;
   try {
     const found = await ask(`v1/frames/${at}/clicks`, { method: "POST", body: given });
-    if (at !== frame || id !== selected) return;
+    // The answer of a later click has this one in it.
+    if (at !== frame || id !== selected || turn !== pointed) return;
     const pixels = decode(found.rle, ...found.size);
+    stage.painted = pixels;  // seen at once, saved thereafter
+    stage.draw();
     await prompt({ counts: counts(pixels, ...found.size) });
   } catch (error) {
     fail(error);
@@ -275,6 +300,7 @@ function middle() {
 }
 
 function read(point) {
+  playing = following = false;
   stage.asked = point;
   memory.readAt(point);
 }
@@ -313,7 +339,10 @@ function select(id) {
 
 function propagate(until = null) {
   if (BUSY.includes(state.propagation.state)) change("v1/pause", "POST");
-  else change("v1/propagate", "POST", { until });
+  else {
+    following = part("follow").checked;
+    change("v1/propagate", "POST", { until });
+  }
 }
 
 function toNext() {
@@ -336,7 +365,7 @@ async function importMasks() {
 
 async function save(format) {
   try {
-    say("Writing …");
+    say("Writing the file …");
     say(`Downloading ${await download(`v1/export/${format}`)}`);
   } catch (error) {
     fail(error);
@@ -354,6 +383,7 @@ function draw() {
   if (document.activeElement !== part("scrub") || !loading) part("scrub").value = String(frame);
   part("scrub").setAttribute("aria-valuetext", `frame ${frame} of ${last()}`);
   part("frame").textContent = `${frame} / ${last()}`;
+  part("goto").max = String(last());
   part("time").textContent = state.video.rate ? `${(frame / state.video.rate).toFixed(2)} s` : "";
   part("play").textContent = playing ? "Pause" : "Play";
   part("undo").disabled = !state.can_undo;
@@ -394,7 +424,9 @@ function drawProgress() {
     : state.published ? `Tracked backward from frame ${state.tracked - 1}, and written`
     : state.available > state.tracked ? `Changed from frame ${state.tracked} on: propagate again`
     : state.tracked ? `${state.tracked} of ${total} frames are tracked` : "Nothing is tracked yet";
-  part("doing").textContent = words[run.state] ?? rest;
+  const failed = run.state === "failed";
+  part("doing").textContent = failed ? `Failed: ${run.message}` : words[run.state] ?? rest;
+  part("doing").classList.toggle("bad", failed);
   for (const id of ["coco", "davis", "workspace", "overlay-video"]) part(id).disabled = !state.published;
 }
 
@@ -421,6 +453,7 @@ const ACTIONS = {
   "prompt-back": () => jump(-1), "prompt-forward": () => jump(1),
   add: async () => { const answer = await change("v1/objects", "POST", { category: null }); if (answer) select(answer.id); },
   help: () => part("keys").showModal(),
+  "zoom-in": () => stage.zoom(1.5), "zoom-out": () => stage.zoom(1 / 1.5), "zoom-fit": () => stage.zoom(0),
   negative: () => { stage.negative = !stage.negative; draw(); },
   coco: () => save("coco"), davis: () => save("davis"), workspace: () => save("workspace"),
   import: () => part("masks").click(), prompts: () => save("prompts"),
@@ -432,21 +465,32 @@ part("direction").addEventListener("change", () => { part("direction").blur(); t
 part("masks").addEventListener("change", importMasks);
 part("scrub").addEventListener("input", () => go(Number(part("scrub").value)));
 part("size").addEventListener("input", () => { stage.brush = Number(part("size").value); stage.draw(); });
-beginLooks(() => { if (state) showFrame(frame, true); }, fail);
 part("timeline").addEventListener("pointerdown", (event) => {
   part("timeline").setPointerCapture(event.pointerId);
   go(frameAt(part("timeline"), state, event));
 });
 part("timeline").addEventListener("pointermove", (event) => { if (event.buttons) go(frameAt(part("timeline"), state, event)); });
 window.addEventListener("resize", () => draw());
+part("goto").addEventListener("change", () => {
+  if (part("goto").value) go(Number(part("goto").value));
+  part("goto").value = "";
+});
+part("follow").addEventListener("change", () => { following = part("follow").checked; });
+stage.view.changed = (zoom) => {
+  part("zoom-fit").textContent = `${Math.round(100 * zoom)} %`;
+  part("zoom-fit").setAttribute("aria-label", `Show the whole picture; it is shown at ${Math.round(100 * zoom)} % of that`);
+  part("zoom-out").disabled = part("zoom-fit").disabled = zoom === 1;
+};
+stage.view.changed(1);
 
 const KEYS = {
   ArrowLeft: () => go(frame - 1), ArrowRight: () => go(frame + 1),
   "Shift+ArrowLeft": () => go(frame - 10), "Shift+ArrowRight": () => go(frame + 10),
   Home: () => go(0), End: () => go(last()), " ": play,
   ",": () => jump(-1), ".": () => jump(1),
+  a: () => choose("select"), "+": () => stage.zoom(1.5), "-": () => stage.zoom(1 / 1.5), "0": () => stage.zoom(0),
   c: () => choose("click"), r: () => choose("scribble"), i: () => choose("read"), "Shift+I": () => { if (selected !== null) memory.readAt(null); }, m: () => memory.toggle(), b: () => choose("box"), o: () => choose("polygon"), p: () => choose("brush"), e: () => choose("eraser"),
-  f: () => ACTIONS.import(), k: () => flip("negative"), y: () => turn(), v: nextLook, u: () => flip("outlines"), d: () => flip("ids"),
+  f: () => ACTIONS.import(), k: () => flip("negative"), y: () => turn(), w: () => flip("follow"), "#": () => part("goto").focus(), v: nextLook, u: () => flip("outlines"), d: () => flip("ids"),
   "[": () => resize(-2), "]": () => resize(2), n: () => ACTIONS.add(), h: () => toggle("hidden"), l: () => toggle("locked"), x: removeHere, s: () => { if (selected !== null) did.split(selected); }, j: nextKind,
   Delete: takePrompt, Enter: () => stage.finishPolygon(), Escape: () => stage.cancel(),
   g: () => propagate(), "Shift+G": toNext, "Ctrl+z": () => ACTIONS.undo(), "Ctrl+Shift+Z": () => ACTIONS.redo(),
@@ -472,8 +516,10 @@ function toggle(name) {
 document.addEventListener("keydown", (event) => {
   const typing = event.target.matches("input[type=text], input[type=number], input[type=color], select, textarea") || part("keys").open;
   if (typing || !state) return;
+  if (event.target === part("canvas") && stage.key(event)) return event.preventDefault();
+  if (event.target.matches("input[type=range]:not(#scrub)") && /^(Arrow|Home|End|Page)/.test(event.key)) return;
   if ((event.key === " " || event.key === "Enter") && event.target.matches("button, summary")) return;
-  const shift = event.shiftKey && event.key !== "?" ? "Shift+" : "";
+  const shift = event.shiftKey && !["?", "+", "#"].includes(event.key) ? "Shift+" : "";
   const name = (event.ctrlKey || event.metaKey ? "Ctrl+" : "") + shift + event.key;
   const number = /^[1-9]$/.test(event.key) ? state.objects[Number(event.key) - 1] : null;
   if (number) select(number.id);
@@ -485,6 +531,7 @@ document.addEventListener("keydown", (event) => {
 async function begin() {
   try {
     await signIn();
+    await beginLooks(() => { if (state) showFrame(frame, true); }, fail);
     take(await ask("v1/state"));
     part("main").hidden = false;
     stage.setSize(state.video.width, state.video.height);

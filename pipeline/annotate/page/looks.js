@@ -1,17 +1,14 @@
-// How masks are shown. The server draws them, as `xmem render` does; the choice is kept in this browser.
+// How masks are shown. The server draws them, as `xmem render` does, and keeps the choice with the project.
 
-import { upload } from "./server.js";
+import { ask, upload } from "./server.js";
 
-const KEPT = "xmem-annotate-look";
+const PAUSE = 300;  // ms without a change before a choice is sent
 const OWN = { davis: 0.5, fade: 0.5, light: 0.1, popup: 1, layered: 1 };  // opacity that an overlay begins with
 const MARKED = ["davis", "fade", "light"];
 const part = (id) => document.getElementById(id);
 
 let look = { overlay: "davis", opacity: 0.5, outlines: true, ids: true, layer: null, layer_place: "behind" };
-try {
-  look = { ...look, ...JSON.parse(localStorage.getItem(KEPT) ?? "{}"), layer: null };
-} catch { /* whoever forbids storage gets the defaults */ }
-if (look.overlay === "layered") look.overlay = "davis";  // its layer is not kept
+let sending = 0;
 
 // The look as the query of a picture's address; "" for the picture as it is.
 export function query() {
@@ -29,13 +26,16 @@ export function nextLook() {
 
 export function flip(id) { if (!part(id).disabled) part(id).click(); }
 
-// changed: called when masks are to be shown otherwise. failed: called with an error.
-export function beginLooks(changed, failed) {
+function keep(failed) {
+  clearTimeout(sending);
+  sending = setTimeout(() => ask("v1/look", { method: "PUT", body: { ...look, overlay: look.overlay || null } }).catch(failed), PAUSE);
+}
+
+// Begin with the look chosen last. changed: called when masks are to be shown otherwise. failed: called with an error.
+export async function beginLooks(changed, failed) {
   const set = (values) => {
     look = { ...look, ...values };
-    try {
-      localStorage.setItem(KEPT, JSON.stringify(look));
-    } catch { /* it is only not kept */ }
+    keep(failed);
     show();
     changed();
   };
@@ -64,6 +64,8 @@ export function beginLooks(changed, failed) {
       failed(error);
     }
   });
+  const { look: kept } = await ask("v1/look");
+  if (kept) look = { ...look, ...kept, overlay: kept.overlay ?? "" };
   show();
 }
 

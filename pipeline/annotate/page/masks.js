@@ -63,16 +63,15 @@ export function rgb(colour) {
 
 // Tint of a mask with its outline, as an image of the video's size.
 export function paint(image, mask, height, width, colour, opacity, faint) {
-  const [red, green, blue] = rgb(colour);
-  const inside = Math.round(255 * opacity * (faint ? 0.4 : 1));
-  const outline = faint ? 120 : 255;
-  for (let y = 0; y < height; y++) {
-    for (let x = 0; x < width; x++) {
-      const i = y * width + x;
+  const ink = (alpha) => new Uint32Array(new Uint8Array([...rgb(colour), alpha]).buffer)[0];
+  const [inside, outline] = [ink(Math.round(255 * opacity * (faint ? 0.4 : 1))), ink(faint ? 120 : 255)];
+  const pixels = new Uint32Array(image.data.buffer);
+  for (let y = 0, i = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, i++) {
       if (!mask[i]) continue;
       const edge = x === 0 || y === 0 || x === width - 1 || y === height - 1
         || !mask[i - 1] || !mask[i + 1] || !mask[i - width] || !mask[i + width];
-      image.data.set([red, green, blue, edge ? outline : inside], 4 * i);
+      pixels[i] = edge ? outline : inside;
     }
   }
 }

@@ -54,6 +54,7 @@ export class MemoryPanel {
     this.clear = element("button", { type: "button", id: "clear", textContent: "Clear all but prompted and pinned frames" });
     this.clear.onclick = () => this.edit({ clear: true });
     this.frames = element("ul", { className: "frames" });
+    this.frames.setAttribute("aria-label", "Remembered frames");
     this.inside.append(this.frames, this.span, this.clear);
     this.from = element("div", { id: "reads" });
     this.from.setAttribute("role", "region");
@@ -173,6 +174,7 @@ export class MemoryPanel {
   gauge(name, value, limit, text) {
     const label = element("label");
     const bar = element("meter", { min: 0, max: limit ?? Math.max(1, value), value });
+    bar.setAttribute("aria-label", name);
     bar.setAttribute("aria-valuetext", text);
     label.append(element("b", { textContent: name }), " ", element("span", { textContent: text }), bar);
     return label;
@@ -219,6 +221,7 @@ export class MemoryPanel {
     const head = element("h3", { textContent: point ? `Read at ${point.x}, ${point.y} on frame ${frame}` : `Read on frame ${frame}` });
     const parts = objects.flatMap((object) => {
       const list = element("ul", { className: "frames" });
+      list.setAttribute("aria-label", `Object ${object.id} is read from`);
       list.append(...object.frames.map((share) => {
         const percent = `${(100 * share.share).toFixed(share.share < 0.1 ? 1 : 0)} %`;
         if (share.frame_index === null) return element("li", { className: "group", textContent: `${GROUPS[share.kind]}: ${percent}` });
@@ -229,6 +232,7 @@ export class MemoryPanel {
     });
     if (!objects.length) parts.push(element("p", { className: "soft", textContent: "No object is remembered before this frame." }));
     this.from.replaceChildren(head, ...parts);
+    this.from.scrollIntoView({ block: "nearest" });
   }
 
   tile(frame, text, about, share = null) {
@@ -238,7 +242,11 @@ export class MemoryPanel {
     const canvas = element("canvas", { width: 1, height: 1 });
     canvas.setAttribute("aria-hidden", "true");
     button.append(canvas, element("span", { textContent: `${frame} · ${text}` }), element("small", { textContent: about }));
-    if (share !== null) button.append(element("meter", { min: 0, max: 1, value: share }));
+    if (share !== null) {
+      const bar = element("meter", { min: 0, max: 1, value: share });
+      bar.setAttribute("aria-hidden", "true");  // the button's name has the number
+      button.append(bar);
+    }
     item.append(button);
     this.picture(frame).then((image) => {
       [canvas.width, canvas.height] = [image.width, image.height];

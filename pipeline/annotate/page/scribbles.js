@@ -43,3 +43,28 @@ export function drawPoints(context, pixel, clicks, strokes) {
   }
   context.restore();
 }
+
+// A ring around the pixel that was asked about.
+export function drawAsked(context, pixel, { x, y }) {
+  for (const [ink, width] of [["#000", 4], ["#fff", 2]]) {
+    context.strokeStyle = ink;
+    context.lineWidth = width * pixel;
+    context.beginPath();
+    context.arc(x + 0.5, y + 0.5, 7 * pixel, 0, 2 * Math.PI);
+    context.stroke();
+  }
+}
+
+// The cross that keys move.
+export function drawPointer(context, pixel, [x, y]) {
+  for (const [ink, width] of [["#000", 4], ["#fff", 2]]) {
+    context.strokeStyle = ink;
+    context.lineWidth = width * pixel;
+    context.beginPath();
+    for (const [dx, dy] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
+      context.moveTo(x + 4 * dx * pixel, y + 4 * dy * pixel);
+      context.lineTo(x + 14 * dx * pixel, y + 14 * dy * pixel);
+    }
+    context.stroke();
+  }
+}

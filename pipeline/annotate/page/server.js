@@ -4,6 +4,7 @@
 const TOKEN = `xmem-annotate-token ${location.pathname}`;  // each user of a server has a path
 
 export class SignedOut extends Error {}
+export class NoAnswer extends Error {}
 
 export async function signIn() {
   const code = new URLSearchParams(location.hash.slice(1)).get("code");
@@ -27,7 +28,7 @@ async function request(path, { method = "GET", body, signal, file, type } = {}) 
     answer = await fetch(path, { method, headers, signal, body: file ?? (body === undefined ? body : JSON.stringify(body)) });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("The annotator does not answer. Is it still running on the terminal?");
+    throw new NoAnswer("The annotator does not answer. Is it still running on the terminal?");
   }
   if (answer.status === 401) {
     sessionStorage.removeItem(TOKEN);

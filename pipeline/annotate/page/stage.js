@@ -1,12 +1,14 @@
 // The picture with masks over it, and the gestures on it: box, polygon, brush, eraser, clicks and scribbles.
 
 import { counts, decode, disc, line, paint } from "./masks.js";
-import { drawPoints, longer, shortened } from "./scribbles.js";
+import { drawAsked, drawPoints, drawPointer, longer, shortened } from "./scribbles.js";
+import { View } from "./view.js";
 
 const HANDLE = 8;
+const STILL = 6;  // pixels of the screen that a finger or a selecting hand may move while it taps
 
 export class Stage {
-  // did: { box, polygon, mask, click, scribble, read }, called with what was drawn, in pixels of the video.
+  // did: { box, polygon, mask, click, scribble, read, pick }, called with what was drawn, in pixels of the video.
   constructor(canvas, did) {
     this.canvas = canvas;
     this.did = did;
@@ -27,12 +29,22 @@ export class Stage {
     this.asked = null;     // pixel that the Read tool was asked about
     this.gesture = null;
     this.pointer = null;
+    this.keyed = false;    // the pointer is moved by keys
+    this.fingers = new Map();
     this.tint = document.createElement("canvas");
+    this.tinted = null;    // what the tint was drawn from
+    this.waits = false;    // a drawing is due
+    this.view = new View(canvas);
     canvas.addEventListener("pointerdown", (event) => this.down(event));
     canvas.addEventListener("pointermove", (event) => this.move(event));
     canvas.addEventListener("pointerup", (event) => this.up(event));
-    canvas.addEventListener("pointercancel", () => { this.gesture = null; this.draw(); });
+    canvas.addEventListener("pointercancel", (event) => { this.fingers.delete(event.pointerId); this.gesture = null; this.draw(); });
     canvas.addEventListener("pointerleave", () => { this.pointer = null; this.draw(); });
+    canvas.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
+    // The keyboard moves the pointer only for whoever came to the picture with it, not after each click.
+    canvas.addEventListener("mousedown", (event) => { event.preventDefault(); document.activeElement?.blur(); });
+    canvas.addEventListener("focus", () => { this.keyed = true; this.pointer = this.view.middle(); this.draw(); });
+    canvas.addEventListener("blur", () => { this.keyed = false; this.pointer = null; this.draw(); });
     canvas.addEventListener("dblclick", () => this.finishPolygon());
     canvas.addEventListener("contextmenu", (event) => event.preventDefault());
     new ResizeObserver(() => this.draw()).observe(canvas.parentElement);
@@ -41,6 +53,7 @@ export class Stage {
   setSize(width, height) {
     this.width = width;
     this.height = height;
+    this.view.setSize(width, height);
     this.tint.width = width;
     this.tint.height = height;
   }
@@ -58,22 +71,116 @@ export class Stage {
 
   mine() { return this.painted ?? this.masks.find((mask) => mask.id === this.selected)?.pixels ?? null; }
 
-  // Position of the pointer in pixels of the video.
-  at(event) {
-    const box = this.canvas.getBoundingClientRect();
-    const inside = (value, most) => Math.min(most, Math.max(0, value));
-    return [inside((event.clientX - box.left) * this.width / box.width, this.width),
-      inside((event.clientY - box.top) * this.height / box.height, this.height)];
+  // The object at a pixel that is shown; of several the smallest, which the others would hide from the hand.
+  objectAt([x, y]) {
+    const at = Math.floor(y) * this.width + Math.floor(x);
+    const there = this.masks.filter((mask) => mask.pixels?.[at] && !mask.hidden);
+    return there.sort((a, b) => a.area - b.area)[0]?.id ?? null;
   }
 
   // On a pixel: the right and bottom edges of the picture belong to none.
   inside([x, y]) { return [Math.min(this.width - 1, x), Math.min(this.height - 1, y)]; }
 
+  // --- mouse, pen and fingers --------------------------------------------------------------------
+
   down(event) {
     if (!this.image) return;
-    const point = this.at(event);
     this.canvas.setPointerCapture(event.pointerId);
+    const place = [event.clientX, event.clientY];
+    if (event.pointerType === "touch") {
+      this.fingers.set(event.pointerId, place);
+      if (this.fingers.size > 1) {  // two fingers move the picture, and draw nothing
+        this.gesture = { kind: "pinch" };
+        this.draw();
+        return;
+      }
+    }
+    const point = this.view.at(event);
     const other = event.button === 2 || event.altKey;
+    if (event.button === 1) this.gesture = { kind: "pan", last: place };
+    else if (this.tool === "select") this.gesture = { kind: "pan", last: place, from: place, pick: point };
+    else if (event.pointerType === "touch" && ["click", "read"].includes(this.tool)) {
+      this.gesture = { kind: "tap", from: place, point, other };  // a second finger may follow
+    } else this.press(point, other);
+    this.draw();
+  }
+
+  move(event) {
+    this.pointer = this.view.at(event);
+    const place = [event.clientX, event.clientY];
+    const { kind } = this.gesture ?? {};
+    if (kind === "pinch") this.pinch(event.pointerId, place);
+    else if (kind === "pan") {
+      this.view.pan(place[0] - this.gesture.last[0], place[1] - this.gesture.last[1]);
+      this.gesture.last = place;
+    } else this.draws();
+    if (this.fingers.has(event.pointerId)) this.fingers.set(event.pointerId, place);
+    this.draw();
+  }
+
+  up(event) {
+    this.fingers.delete(event.pointerId);
+    const { kind, from } = this.gesture ?? {};
+    const still = from && Math.hypot(event.clientX - from[0], event.clientY - from[1]) < STILL;
+    if (kind === "pinch" && this.fingers.size) return;
+    if (kind === "tap") {
+      const { point, other } = this.gesture;
+      this.gesture = null;
+      if (still) this.press(point, other);
+    }
+    if (kind === "pan" && this.gesture.pick && still) this.did.pick(this.objectAt(this.inside(this.gesture.pick)));
+    this.release();
+  }
+
+  pinch(id, place) {
+    const other = [...this.fingers].find(([each]) => each !== id)?.[1];
+    const before = this.fingers.get(id);
+    if (!other || !before) return;
+    const apart = (from) => Math.max(1, Math.hypot(from[0] - other[0], from[1] - other[1]));
+    const [x, y] = [(place[0] + other[0]) / 2, (place[1] + other[1]) / 2];
+    this.view.pan((place[0] - before[0]) / 2, (place[1] - before[1]) / 2);
+    this.view.zoomAt(apart(place) / apart(before), x, y);
+  }
+
+  wheel(event) {
+    event.preventDefault();
+    const lines = event.deltaMode === 1 ? 30 : 1;
+    this.view.zoomAt(Math.exp(-0.002 * lines * event.deltaY), event.clientX, event.clientY);
+    this.pointer = this.view.at(event);
+    this.draw();
+  }
+
+  // Larger or smaller around the middle of what is seen; 0: the whole picture.
+  zoom(factor) {
+    if (factor) this.view.zoomAt(factor);
+    else this.view.reset();
+    this.draw();
+  }
+
+  // --- keys --------------------------------------------------------------------------------------
+
+  // Arrows move the pointer, the space bar is its button. Whether the key is one of these.
+  key(event) {
+    const step = event.shiftKey ? 10 : 1;
+    const way = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key];
+    if (!this.keyed || (!way && event.key !== " ")) return false;
+    this.pointer ??= this.view.middle();
+    if (way) {
+      const most = [this.width - 0.5, this.height - 0.5];
+      this.pointer = this.pointer.map((value, i) => Math.min(most[i], Math.max(0.5, Math.floor(value) + 0.5 + way[i])));
+      this.view.reveal(this.pointer);
+      this.draws();
+    } else if (this.tool === "select") this.did.pick(this.objectAt(this.pointer));
+    else if (this.gesture) this.release();
+    else this.press(this.pointer, event.altKey);
+    this.draw();
+    return true;
+  }
+
+  // --- gestures ----------------------------------------------------------------------------------
+
+  // other: with the right button
+  press(point, other) {
     if (this.tool === "box") this.gesture = { kind: "box", from: point, to: point };
     else if (this.tool === "polygon") this.addPoint(point);
     else if (this.tool === "brush" || this.tool === "eraser") {
@@ -82,28 +189,26 @@ export class Stage {
       const value = (this.tool === "brush") !== other ? 1 : 0;
       const mask = this.mine()?.slice() ?? new Uint8Array(this.width * this.height);
       disc(mask, this.height, this.width, ...point, this.brush / 2, value);
-      this.gesture = { kind: "paint", mask, value, last: point };
+      this.gesture = { kind: "paint", mask, value, last: point, turn: 0 };
     } else if (this.tool === "scribble") {
       this.gesture = { kind: "scribble", points: [this.inside(point)], positive: other === this.negative };
-    } else if (this.tool === "click" || this.tool === "read") {
+    } else {
       const [x, y] = this.inside(point).map(Math.floor);
       this.did[this.tool]({ x, y, positive: other === this.negative });
     }
-    this.draw();
   }
 
-  move(event) {
-    this.pointer = this.at(event);
+  draws() {
     if (this.gesture?.kind === "box") this.gesture.to = this.pointer;
     if (this.gesture?.kind === "scribble") longer(this.gesture.points, this.inside(this.pointer));
     if (this.gesture?.kind === "paint") {
       line(this.gesture.mask, this.height, this.width, this.gesture.last, this.pointer, this.brush / 2, this.gesture.value);
       this.gesture.last = this.pointer;
+      this.gesture.turn++;
     }
-    this.draw();
   }
 
-  up() {
+  release() {
     const done = this.gesture;
     this.gesture = null;
     if (done?.kind === "box") {
@@ -121,8 +226,7 @@ export class Stage {
 
   addPoint(point) {
     const [first] = this.points;
-    const scale = this.canvas.getBoundingClientRect().width / this.width;
-    if (this.points.length > 2 && Math.hypot(point[0] - first[0], point[1] - first[1]) * scale < HANDLE) this.finishPolygon();
+    if (this.points.length > 2 && Math.hypot(point[0] - first[0], point[1] - first[1]) * this.view.scale() < HANDLE) this.finishPolygon();
     else this.points.push(point);
   }
 
@@ -141,36 +245,46 @@ export class Stage {
     this.draw();
   }
 
+  // --- drawing -----------------------------------------------------------------------------------
+
+  // Before the screen is painted next, however often it is asked for until then.
   draw() {
+    if (this.waits) return;
+    this.waits = true;
+    requestAnimationFrame(() => {
+      this.waits = false;
+      this.drawNow();
+    });
+  }
+
+  drawNow() {
     if (!this.image) return;
-    const room = this.canvas.parentElement.getBoundingClientRect();
-    const scale = Math.max(0.05, Math.min(room.width / this.width, room.height / this.height));
-    const ratio = window.devicePixelRatio || 1;
-    const [width, height] = [Math.floor(this.width * scale), Math.floor(this.height * scale)];
-    this.canvas.style.width = `${width}px`;
-    this.canvas.style.height = `${height}px`;
-    this.canvas.width = Math.round(width * ratio);
-    this.canvas.height = Math.round(height * ratio);
-    const context = this.canvas.getContext("2d");
-    context.imageSmoothingEnabled = scale < 3;
+    const context = this.view.begin();
     const painting = this.gesture?.kind === "paint" ? this.gesture.mask : this.painted;
     const picture = painting && this.plain ? this.plain : this.image;
-    context.drawImage(picture, 0, 0, this.canvas.width, this.canvas.height);
-    const ink = this.tint.getContext("2d");
-    const tinted = ink.createImageData(this.width, this.height);
-    for (const mask of this.masks) {
-      // The picture has the others already, unless it is the one without masks.
-      const missing = mask.source === "stale" || picture === this.plain;
-      if (mask.pixels && missing && !mask.hidden && !(painting && mask.id === this.selected)) {
-        paint(tinted, mask.pixels, this.height, this.width, mask.colour, this.opacity, mask.source === "stale");
-      }
+    context.imageSmoothingEnabled = this.view.scale() < 3;
+    context.drawImage(picture, 0, 0, this.width, this.height);
+    // The picture has the others already, unless it is the one without masks.
+    const missing = this.masks.filter((mask) => mask.pixels && !mask.hidden && (mask.source === "stale" || picture === this.plain)
+      && !(painting && mask.id === this.selected));
+    if (painting || missing.length) {
+      this.drawTint(painting, missing);
+      context.imageSmoothingEnabled = false;
+      context.drawImage(this.tint, 0, 0, this.width, this.height);
     }
-    if (painting) paint(tinted, painting, this.height, this.width, this.colour, this.opacity);
-    ink.putImageData(tinted, 0, 0);
-    context.imageSmoothingEnabled = false;
-    context.drawImage(this.tint, 0, 0, this.canvas.width, this.canvas.height);
-    context.scale(this.canvas.width / this.width, this.canvas.height / this.height);
-    this.drawGesture(context, this.width / width);
+    this.drawGesture(context, 1 / this.view.scale());
+  }
+
+  // Masks as a picture of their own, drawn again only when they are others.
+  drawTint(painting, missing) {
+    const from = [painting, this.gesture?.turn ?? 0, this.colour, this.opacity, ...missing.flatMap((m) => [m.pixels, m.colour, m.source])];
+    if (this.tinted?.length === from.length && from.every((each, i) => each === this.tinted[i])) return;
+    this.tinted = from;
+    const ink = this.tint.getContext("2d");
+    const image = ink.createImageData(this.width, this.height);
+    for (const mask of missing) paint(image, mask.pixels, this.height, this.width, mask.colour, this.opacity, mask.source === "stale");
+    if (painting) paint(image, painting, this.height, this.width, this.colour, this.opacity);
+    ink.putImageData(image, 0, 0);
   }
 
   // pixel: size of a pixel of the screen in pixels of the video
@@ -193,16 +307,7 @@ export class Stage {
     }
     const strokes = this.gesture?.kind === "scribble" ? [...this.strokes, this.gesture] : this.strokes;
     drawPoints(context, pixel, this.clicks, strokes);
-    if (this.asked && this.tool === "read") {
-      const [x, y] = [this.asked.x + 0.5, this.asked.y + 0.5];
-      for (const [ink, width] of [["#000", 4], ["#fff", 2]]) {
-        context.strokeStyle = ink;
-        context.lineWidth = width * pixel;
-        context.beginPath();
-        context.arc(x, y, 7 * pixel, 0, 2 * Math.PI);
-        context.stroke();
-      }
-    }
+    if (this.asked && this.tool === "read") drawAsked(context, pixel, this.asked);
     if (this.pointer && (this.tool === "brush" || this.tool === "eraser")) {
       context.beginPath();
       context.arc(...this.pointer, this.brush / 2, 0, 2 * Math.PI);
@@ -210,5 +315,6 @@ export class Stage {
       context.lineWidth = 1.5 * pixel;
       context.stroke();
     }
+    if (this.pointer && this.keyed) drawPointer(context, pixel, this.pointer);
   }
 }

@@ -38,8 +38,8 @@ export class Wall {
       tile.button.setAttribute("aria-current", String(stream.id === shown));
       tile.state.textContent = stream.state;
       tile.state.className = `state ${stream.state}`;
-      tile.rate.textContent = `${number(stream.rates.tracked_fps)} of ${number(stream.rates.received_fps)} frames/s · `
-        + `lag ${number(stream.lag_seconds.p50, 2)} s`;
+      tile.rate.textContent = `${number(stream.rates.tracked_fps)} of ${number(stream.rates.received_fps)} frames/s`;
+      tile.lag.textContent = `lag ${number(stream.lag_seconds.p50, 2)} s`;
       tile.objects.textContent = stream.cause ?? byCategory(stream.objects);
       tile.item.classList.toggle("trouble", stream.state === "failed" || stream.state === "waiting");
     });
@@ -49,14 +49,15 @@ export class Wall {
     const item = element("li", null, { "data-stream": id });
     const button = element("button", null, { type: "button" });
     const canvas = element("canvas", null, { width: SIDE, height: Math.round(SIDE * 9 / 16), "aria-hidden": "true" });
-    const head = element("span", null, { class: "head" });
-    const [name, state] = [element("strong", id), element("span", "", { class: "state" })];
-    const [rate, objects] = [element("small"), element("small", "", { class: "counts" })];
-    head.append(name, state);
-    button.append(canvas, head, objects, rate);
+    const [head, foot] = [element("span", null, { class: "head" }), element("span", null, { class: "foot" })];
+    const [name, state] = [element("strong", id, { title: id }), element("span", "", { class: "state" })];
+    const [rate, lag, objects] = [element("small"), element("small"), element("small", "", { class: "counts" })];
+    head.append(name, " ", state);
+    foot.append(rate, " ", lag);
+    button.append(canvas, head, objects, foot);
     button.addEventListener("click", () => this.chosen(id));
     item.append(button);
-    const tile = { item, button, canvas, state, rate, objects };
+    const tile = { item, button, canvas, state, rate, lag, objects };
     this.tiles.set(id, tile);
     this.watcher.observe(item);
     return tile;

@@ -83,6 +83,27 @@ def test_rows_are_those_of_track(
     assert summary.tracked == 0
 
 
+def test_tracking_pauses_where_an_edit_outdates_it(annotator: Annotator) -> None:
+    def edited_at(frame: int, change: dict[str, Any]) -> int:
+        """Edit once a frame is tracked; return how many are once it has paused."""
+        until(lambda: annotator.tracked >= frame)
+        annotator.edit([change])
+        until(lambda: annotator.propagation.status.state == "paused")
+        return annotator.propagation.available()
+
+    annotator.propagate()
+    ahead = edited_at(3, CORRECTION)  # at frame 20
+    assert ahead == 20  # up to there, the rows are those of the new prompts
+    annotator.propagate()
+    box = {"id": 1, "box": [12, 12, 40, 40]}
+    behind = edited_at(22, {"op": "prompt", "frame": 2, "object": box})
+    assert behind < FRAMES
+    annotator.undo()
+    assert annotator.tracked == behind
+    propagated(annotator)
+    assert annotator.state()["published"]
+
+
 def test_a_removal_and_a_second_object(
     annotator: Annotator, video: str, settings: TrackSettings, tmp_path: Path
 ) -> None:

@@ -98,3 +98,52 @@ def test_page(address: str, hub: StandInHub, tmp_path: Path) -> None:
     assert picture is not None
     assert picture.shape[1] >= 1000
     assert picture.std() > 5
+
+
+def test_layout_and_names(address: str, hub: StandInHub, tmp_path: Path) -> None:
+    """Nothing is broken in the middle of a word or cut off on small screens, and every control has a name."""
+    for number in range(4):
+        name = f"loading-dock-north-entrance-{number}"
+        asyncio.run(hub.add(LiveSpec(name, f"rtsp://10.20.1.{number}/h264", detector="motion")))
+    one_line = (
+        "[...document.querySelectorAll('.state, #streams strong, #streams .foot small, th, dd')].filter("
+        "each => each.offsetHeight > 1.9 * parseFloat(getComputedStyle(each).fontSize) * 1.45)"
+        ".map(each => each.outerHTML)"
+    )
+    with open_page(tmp_path, 1280, 720) as page:
+        page.open(address)
+        page.wait_for("!document.getElementById('login').hidden")
+        assert page.unnamed() == []
+        page.value(f"document.getElementById('token').value = '{TOKEN}'")
+        page.value("document.querySelector('#login button').click()")
+        page.wait_for("document.querySelectorAll('#objects tr').length === 3")
+        page.wait_for("document.querySelectorAll('#streams li').length === 6")
+        page.wait_for("document.getElementById('picture').naturalWidth > 0")
+        for width, height in ((1280, 720), (1180, 820), (820, 1180), (390, 844)):
+            page.do(
+                "Emulation.setDeviceMetricsOverride",
+                width=width,
+                height=height,
+                deviceScaleFactor=1,
+                mobile=width < 1280,
+            )
+            page.wait_for(f"window.innerWidth === {width}")
+            assert page.value(one_line) == [], width
+            assert page.value("document.documentElement.scrollWidth") <= width
+            tops = page.value(
+                "[...document.querySelectorAll('#streams canvas')].map("
+                "each => each.getBoundingClientRect().top - each.closest('li').getBoundingClientRect().top)"
+            )
+            assert max(tops) - min(tops) < 1, width  # the pictures of a row are level
+            stream, wall = (
+                page.value(f"document.getElementById('{name}').getBoundingClientRect().top")
+                for name in ("stream", "streams")
+            )
+            # The other streams are in sight, beside the large one or above it.
+            assert abs(stream - wall) < 60 if width > 1000 else 100 < stream - wall < 300
+        assert page.unnamed() == []
+        page.value("document.getElementById('add').click()")
+        page.wait_for("document.querySelectorAll('#adding [name=detector] option').length > 1")
+        page.value("document.querySelector('#adding details').open = true")
+        assert page.unnamed() == []
+        page.screenshot(tmp_path / "layout.png")
