@@ -97,7 +97,7 @@ async function poll() {
     try {
       take(await ask("v1/state"));
       if (said && (silent || performance.now() - said > READ_MS)) say("");
-      if (following && state.propagation.state === "running" && state.tracked) await showFrame(state.tracked - 1);
+      if (following && state.propagation.state !== "loading" && state.tracked) await showFrame(state.tracked - 1);
       else if (!loading) await showFrame(frame);  // what is on its way is newer
       if (!BUSY.includes(state.propagation.state)) following = false;
       await readTimeline();

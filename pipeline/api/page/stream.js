@@ -145,6 +145,7 @@ export class Stream {
     const image = part("picture");
     const size = stream.width ? [stream.width, stream.height]
       : image.naturalWidth ? [image.naturalWidth, image.naturalHeight] : null;
+    if (size) part("frame").style.setProperty("--aspect", size[0] / size[1]);
     this.drawing.show(size, stream.zones_file);
     const newest = Math.max(0, ...stream.requests.rejected.map((rejected) => rejected.seq));
     if (this.rejected !== null && newest > this.rejected) {

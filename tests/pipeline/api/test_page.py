@@ -139,6 +139,8 @@ def test_layout_and_names(address: str, hub: StandInHub, tmp_path: Path) -> None
                 page.value(f"document.getElementById('{name}').getBoundingClientRect().top")
                 for name in ("stream", "streams")
             )
+            # The picture of 64 x 48 pixels takes the room there is.
+            assert page.value("document.getElementById('picture').offsetWidth") > min(500, 0.8 * width)
             # The other streams are in sight, beside the large one or above it.
             assert abs(stream - wall) < 60 if width > 1000 else 100 < stream - wall < 300
         assert page.unnamed() == []
