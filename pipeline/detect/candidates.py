@@ -25,7 +25,7 @@ class Candidate:
     Args:
         box: the last detection's.
         step: movement of the centre between looks, x and y.
-        hits: detections so far.
+        hits: detections so far, each with its weight.
         misses: looks since the last one that searched its place.
         unsearched: other looks since the last detection.
     """
@@ -62,12 +62,12 @@ class Candidate:
             return float("inf")
         return float(np.hypot(dx, dy)) * 4 / (w + h + other[2] + other[3])
 
-    def detected(self, box: Box) -> Candidate:
-        """After another detection of it."""
+    def detected(self, box: Box, weight: int = 1) -> Candidate:
+        """After another detection of it, which counts as `weight` hits."""
         moved = Candidate(box).centre
         looks = self.misses + self.unsearched + 1
         step = ((moved[0] - self.centre[0]) / looks, (moved[1] - self.centre[1]) / looks)
-        return Candidate(box, step, self.hits + 1)
+        return Candidate(box, step, self.hits + weight)
 
     def missed(self, look: Look | None, frame: Frame) -> Candidate | None:
         """After a look that did not detect it; None if it is no candidate any more.
@@ -100,6 +100,7 @@ def confirmed_among(
     look: Look,
     frame: Frame,
     needed: int,
+    weight: int = 1,
 ) -> tuple[list[Candidate], list[tuple[Candidate, Detection]]]:
     """Match detections with candidates.
 
@@ -110,6 +111,7 @@ def confirmed_among(
         look: where the detector searched.
         frame: the frame that they are of.
         needed: detections that make a candidate an object; twice as many while it touches the frame's edge.
+        weight: what a detection of a known candidate counts.
 
     Returns:
         the candidates for the next look, and those of them that may become objects now, with the detection.
@@ -127,7 +129,7 @@ def confirmed_among(
     kept, confirmed = [], []
     for k, detection in enumerate(unknown):
         box = detection.bounds
-        candidate = candidates[follows[k]].detected(box) if k in follows else Candidate(box)
+        candidate = candidates[follows[k]].detected(box, weight) if k in follows else Candidate(box)
         kept.append(candidate)
         if candidate.hits >= needed * (2 if reaches_out(box, frame) else 1):
             confirmed.append((candidate, detection))

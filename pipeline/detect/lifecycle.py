@@ -82,6 +82,9 @@ _SAME = 0.7
 _ALONE = 0.15
 # A mask whose box is smaller than this share of the object's is a scrap if it is not detected.
 _SCRAP = 0.2
+# What a look counts when more than `every` frames passed since the last one, as where frames are dropped:
+# what it confirms or misses was there, or not, for longer.
+_SPARSE = 2
 # Confirmations after which an object is remembered when it is given up.
 _PROVEN = 2
 # Objects were out of sight for long after this share of `out_of_sight`; after the same share of that, those
@@ -202,26 +205,40 @@ class ObjectFinder:
         self.release(unseen)
         return unseen
 
-    def look(self, frame: Frame, live: Collection[int], given: Mapping[int, NDArray[np.bool_]]) -> Decisions:
+    @property
+    def looked(self) -> int:
+        """Frame of the last run of the detector; -1 before the first."""
+        return self._looked
+
+    def look(
+        self,
+        frame: Frame,
+        live: Collection[int],
+        given: Mapping[int, NDArray[np.bool_]],
+        *,
+        may_detect: bool = True,
+    ) -> Decisions:
         """Decide what starts, ends and is corrected on a frame, with a run of the detector if it is due.
 
         Args:
             frame: the frame about to be tracked.
             live: ids of the tracked objects, without those that start on it.
             given: masks of prompts on this frame; they may start objects.
+            may_detect: whether the detector may run; if not, a run that is due waits for a later frame.
 
         Raises:
             XmemError: the detector failed, or violates its protocol.
         """
         decided = Decisions()
         self._end_unseen(frame, decided)
-        if frame.frame_index < self._next_look:
+        if frame.frame_index < self._next_look or not may_detect:
             return decided
         tracked = set(live) - set(decided.gone)
         labels = self._labels_on(frame, tracked, given)
         run = _Run(frame, self._detected(frame, self._wanted(frame)), labels, set(given))
         # Looks between the regular ones confirm, but do not hurry what takes several looks to be disproved.
         run.regular = frame.frame_index // self._settings.every != self._looked // self._settings.every
+        run.weight = _SPARSE if 0 <= self._looked < frame.frame_index - self._settings.every else 1
         self._looked = frame.frame_index
         # What lies on objects of users is theirs.
         users = np.where(np.isin(labels, list(self._objects)), 0, labels)
@@ -529,7 +546,13 @@ class ObjectFinder:
         least = self._settings.least_score
         weak = [run.detection(k).bounds for k in run.free if run.detection(k).score < least]
         self._candidates, confirmed = confirmed_among(
-            self._candidates, list(unknown.values()), weak, run.look, run.frame, self._settings.confirmations
+            self._candidates,
+            list(unknown.values()),
+            weak,
+            run.look,
+            run.frame,
+            self._settings.confirmations,
+            run.weight,
         )
         position = {id(detection): k for k, detection in unknown.items()}
         for candidate, detection in confirmed:
@@ -628,6 +651,7 @@ class _Run:
         self.frame, self.look, self.labels, self.given = frame, look, labels, given
         self.tracked = labels  # without what objects hold of other things
         self.regular = True
+        self.weight = 1  # what its detections and misses count
         self.free: list[int] = []  # positions of the detections that are not of users' objects
         self.distinct: frozenset[int] = frozenset()  # positions of those that are not another one's again
         self.shown: dict[int, Shown] = {}

@@ -35,6 +35,7 @@ class Arrivals:
         applying: numbers of the requests applied to the frame prepared last; reset by the caller once that
             frame is tracked.
         memory_edited: whether the memory was edited since the caller reset it.
+        detected: whether the detector ran on the frame prepared last.
     """
 
     def __init__(
@@ -49,14 +50,18 @@ class Arrivals:
         told: Collection[int] = (),
     ) -> None:
         self.applying: tuple[int, ...] = ()
-        self.memory_edited = False
+        self.memory_edited = self.detected = False
         self._told = told
         self._objects, self._requests, self._record = objects, requests, record
         self._boxes, self._max_objects = boxes, max_objects
         self._segmenter, self._copies = segmenter, copies
 
-    def prepare(self, frame: Frame) -> Masks:
-        """Prepare the next frame to track; returns the masks to prompt the segmenter with."""
+    def prepare(self, frame: Frame, *, may_detect: bool = True) -> Masks:
+        """Prepare the next frame to track; returns the masks to prompt the segmenter with.
+
+        Args:
+            may_detect: whether the detector may run on it.
+        """
         self._objects.arrive(frame)
         masks: Masks = {}
         self.applying = ()
@@ -69,7 +74,7 @@ class Arrivals:
                 break  # prompts of two requests may cover each other; the next frame is soon here
         if self._objects.finder is not None:
             self._reserve_ids(self._objects.finder)
-            self._objects.look(frame, masks)
+            self.detected = self._objects.look(frame, masks, may_detect=may_detect)
         return masks
 
     def _apply(self, frame: Frame, request: Request, masks: Masks) -> None:

@@ -7,7 +7,7 @@ from collections import deque
 
 import numpy as np
 
-from pipeline.live.camera.ledger import Ledger
+from pipeline.live.camera.ledger import TOO_OLD, Ledger
 from pipeline.live.spec import LiveSettings
 
 CATCH_UP_SECONDS = 2.0
@@ -18,6 +18,8 @@ _RATE_SECONDS = 10.0
 _SAMPLE_SECONDS = 0.25
 _HELD_UP_SECONDS = 0.05  # gap between two polls from which on the stream counts as held up by others
 _FORGOTTEN = 0.02  # decay of a slow frame's time with each frame after it
+_LOOKING = 0.4  # share of the time that runs of the detector may take while frames are dropped
+_NEW_LOOK = 0.3  # weight of the last look in the mean time of one
 
 
 class Pace:
@@ -64,7 +66,7 @@ class Pace:
         if chosen.policy == "latest":
             room = max(chosen.max_lag_seconds - self._step_seconds, chosen.max_lag_seconds / 4)
             if lag > room:
-                return "too old"
+                return TOO_OLD
         if chosen.fps is not None:
             arrival, gap = read_at - lag, 1 / chosen.fps
             if arrival < self._due - gap / 4:
@@ -105,3 +107,33 @@ class Pace:
             return {"p50": None, "p99": None}
         low, high = np.percentile(lags, [50, 99]).tolist()
         return {"p50": round(low, 4), "p99": round(high, 4)}
+
+
+class LookPace:
+    """Which frames of a stream the detector may look at. To be used by the thread that steps the stream.
+
+    Where every frame is tracked, all that are due. Where frames are dropped, a run of the detector takes the
+    time of several tracked frames, and masks then move so far from one to the next that each run finds more
+    to correct: so runs are spaced such that they take a limited share of the time.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = 0.0  # mean time of a look
+        self._began: float | None = None
+        self._late = 0  # frames dropped before the last look because tracking took too long
+
+    def may_look(self, now: float, late: int) -> bool:
+        """Whether the detector may look at a frame.
+
+        Args:
+            now: seconds.
+            late: frames of the stream dropped so far because tracking took too long.
+        """
+        behind = late > self._late
+        return self._began is None or not behind or now - self._began >= self._seconds / _LOOKING
+
+    def looked(self, began: float, ended: float, late: int) -> None:
+        """Record a look, in seconds, and the dropped frames when it began."""
+        took = ended - began
+        self._seconds = took if self._began is None else self._seconds + _NEW_LOOK * (took - self._seconds)
+        self._began, self._late = began, late

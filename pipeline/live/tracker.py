@@ -28,7 +28,7 @@ from pipeline.live.arrivals import IDS_AHEAD, Arrivals
 from pipeline.live.camera.ledger import Ledger
 from pipeline.live.committing import FRAMES_AHEAD, MOST_WAITING, LiveCommitter
 from pipeline.live.feed import LiveFeed, OpenFeed, live_facts
-from pipeline.live.pacing import Pace
+from pipeline.live.pacing import LookPace, Pace
 from pipeline.live.pending_rows import Unwritten
 from pipeline.live.recent import LiveView
 from pipeline.live.record import LiveRecord
@@ -42,7 +42,7 @@ from pipeline.prompts.remembered_object import RememberedObject
 from pipeline.tracking.committer import Committer
 from pipeline.tracking.look_ahead import SideEncoder, looks_ahead
 from pipeline.tracking.object_states import read_object
-from pipeline.tracking.objects import TrackedObjects
+from pipeline.tracking.objects import Masks, TrackedObjects
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.stream_tracker import StepInput
 from pipeline.tracks.edit_log import EDITED
@@ -116,7 +116,7 @@ class LiveTracker(Closing):
         boxes = load_box_segmenter(spec.settings.box_segmenter)
         self._failure: BaseException | None = None
         self._pending: _Pending | None = None
-        self._pace = Pace(spec.settings)
+        self._pace, self._looks = Pace(spec.settings), LookPace()
         self._spoilt = False  # a frame failed midway: the state may be wrong
         self._closed = False
         self._encoder: SideEncoder | None = None
@@ -260,7 +260,7 @@ class LiveTracker(Closing):
                 try:
                     if self._encoder is not None:
                         self._encoder.begin(frame.image)
-                    masks = self._arrivals.prepare(frame)
+                    masks = self._prepared(frame)
                     image = frame.image if self._encoder is None else self._encoder.take(frame.image)
                 except BaseException:
                     self._spoil(frame)
@@ -273,6 +273,14 @@ class LiveTracker(Closing):
             raise
         self.tick()
         return None
+
+    def _prepared(self, frame: Frame) -> Masks:
+        """The prompts of a frame, with those of the detector if its turn has come."""
+        began, late = self._now(), self.source.ledger.counts().late
+        masks = self._arrivals.prepare(frame, may_detect=self._looks.may_look(began, late))
+        if self._arrivals.detected:
+            self._looks.looked(began, self._now(), late)
+        return masks
 
     def accept(self, result: StepResult) -> None:
         """Process the segmenter's result for the frame returned last by `next_input`."""

@@ -184,15 +184,19 @@ class TrackedObjects:
             for object_id, unseen in finder.make_room(frame.frame_index, excess, yielding).items():
                 self.remove(frame, object_id, "made_room", {"for": ids, "unseen_frames": unseen})
 
-    def look(self, frame: Frame, masks: Masks) -> None:
+    def look(self, frame: Frame, masks: Masks, *, may_detect: bool = True) -> bool:
         """Run the finder: remove objects that were out of sight too long and add newly found ones.
 
         Args:
             masks: prompts of this frame; the masks of new objects are added to it.
+            may_detect: whether the detector may run on this frame.
+
+        Returns:
+            whether it ran.
         """
         if self.finder is None:
-            return
-        decided = self.finder.look(frame, self.state.object_ids, masks)
+            return False
+        decided = self.finder.look(frame, self.state.object_ids, masks, may_detect=may_detect)
         for object_id, reason in decided.gone.items():
             if object_id not in masks and object_id in self.state.object_ids:
                 self._remove(frame, object_id, reason)
@@ -203,6 +207,7 @@ class TrackedObjects:
             detail = {"score": round(new.score, 4), "category": new.category}
             self._events.happened(frame, kind, object_id=new.object_id, reason=new.reason, detail=detail)
             self.found = True
+        return self.finder.looked == frame.frame_index
 
     def seen(self, frame: Frame, result: StepResult, *, recorded: bool = True) -> list[MaskRecord]:
         """Process the result of a tracked frame and pass its label map to the finder.

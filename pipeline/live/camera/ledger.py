@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+# Reasons for dropping frames: they would exceed the allowed lag, or there is no room for them to wait.
+TOO_OLD, QUEUE_FULL = "too old", "queue full"
+
 
 @dataclass(frozen=True, slots=True)
 class LedgerCounts:
@@ -37,6 +40,11 @@ class LedgerCounts:
     @property
     def corrupt_total(self) -> int:
         return sum(self.corrupt.values())
+
+    @property
+    def late(self) -> int:
+        """Number of frames dropped because tracking took too long."""
+        return sum(self.dropped.get(reason, 0) for reason in (TOO_OLD, QUEUE_FULL))
 
     @property
     def in_flight(self) -> int:

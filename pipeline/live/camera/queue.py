@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pipeline.base.records import Event
 from pipeline.live.camera.clock import Stamp
-from pipeline.live.camera.ledger import Ledger
+from pipeline.live.camera.ledger import QUEUE_FULL, TOO_OLD, Ledger
 
 QueuePolicy = Literal["latest", "every"]
 
@@ -166,7 +166,7 @@ class LiveQueue:
             self._frames.append(item)
             self._bytes += size_bytes
             while self._policy == "latest" and len(self._frames) > 1 and self._full(0):
-                self._drop_oldest("queue full")
+                self._drop_oldest(QUEUE_FULL)
             self._changed.notify_all()
             return True
 
@@ -193,7 +193,7 @@ class LiveQueue:
             deadline = None if timeout is None else self._now() + timeout
             while True:
                 while self._policy == "latest" and self._frames and self._stale(self._frames[0]):
-                    self._drop_oldest("too old")
+                    self._drop_oldest(TOO_OLD)
                 if self._frames:
                     break
                 left = None if deadline is None else deadline - self._now()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -121,6 +121,30 @@ def test_a_thing_is_an_object_once_it_was_found_often_enough() -> None:
     _, new = stream.started[0]
     assert np.array_equal(new.mask, detections[2].mask)  # type: ignore[arg-type]
     assert (new.category, new.score) == ("dog", 0.7)
+
+
+def test_a_look_that_may_not_be_is_made_up_for_on_the_next_frame_that_may() -> None:
+    stream = Stream({}, FinderSettings(every=5, out_of_sight=3))
+    asked = []
+    for index in range(12):
+        stream.finder.look(blank(index), [], {}, may_detect=index not in (5, 6, 7))
+        asked.append(stream.finder.looked)
+    assert stream.detector.asked == [0, 8, 10]
+    assert asked == [0] * 8 + [8, 8, 10, 10]
+
+
+def test_what_is_seen_over_a_long_pause_is_confirmed_by_fewer_looks() -> None:
+    def started(frames: Sequence[int], *skipped: int) -> list[int]:
+        script = {i: [thing(20, 30)] for i in range(40) if i not in skipped}
+        stream = Stream(script, FinderSettings(every=5, confirmations=3))
+        for index in frames:
+            stream.step(index)
+        return [index for index, _ in stream.started]
+
+    assert started(range(40)) == [4]
+    assert started(range(0, 40, 5)) == [10]
+    assert started(range(0, 40, 6)) == [6]  # five frames are between two looks
+    assert started(range(0, 40, 8), 8) == [16]  # missed once, seen twice
 
 
 def test_the_detector_is_asked_every_few_frames_whichever_frames_come() -> None:

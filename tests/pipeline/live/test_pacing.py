@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.live.camera.ledger import Ledger
-from pipeline.live.pacing import Pace
+from pipeline.live.pacing import LookPace, Pace
 from pipeline.live.spec import LiveSettings
 
 
@@ -60,3 +60,24 @@ def test_rates_are_of_the_last_seconds() -> None:
     assert pace.rates() == {"received_fps": pytest.approx(20.0), "tracked_fps": pytest.approx(10.0)}
     pace.sample(29.0, ledger)  # ten frames came in the last ten seconds
     assert pace.rates()["received_fps"] == pytest.approx(1.0)
+
+
+def test_looks_take_a_limited_share_of_the_time_while_frames_are_dropped() -> None:
+    looks, now, late, seen = LookPace(), 0.0, 0, 0
+    assert looks.may_look(now, late)
+    for _ in range(500):  # a look takes 0.4 s, tracking 0.1 s; whatever comes meanwhile is dropped
+        if looks.may_look(now, late):
+            looks.looked(now, now + 0.4, late)
+            now, seen = now + 0.4, seen + 1
+        now, late = now + 0.1, late + 1
+    assert 0.3 * now < 0.4 * seen <= 0.4 * now
+
+
+def test_looks_are_not_held_back_where_every_frame_is_tracked() -> None:
+    looks = LookPace()
+    looks.looked(0.0, 0.4, late=7)
+    assert looks.may_look(0.5, late=7)
+    assert not looks.may_look(0.5, late=8)
+    assert looks.may_look(1.1, late=8)
+    looks.looked(1.1, 1.5, late=8)  # caught up: what was dropped before counts no more
+    assert looks.may_look(1.6, late=8)

@@ -54,7 +54,10 @@ class Finder:
     def reserve(self, ids: Iterable[int]) -> None:
         self.reserved |= set(ids)
 
-    def look(self, frame: Frame, live: Any, masks: Any) -> Decisions:
+    looked = -1
+
+    def look(self, frame: Frame, live: Any, masks: Any, *, may_detect: bool = True) -> Decisions:
+        self.looked = frame.frame_index if may_detect else self.looked
         self.started += [new.object_id for new in self.finds]
         return Decisions(dict.fromkeys(self.gives_up, "out_of_sight"), list(self.finds))
 
