@@ -221,7 +221,7 @@ async function prompt(body) {
   const at = frame;
   following = false;
   const id = await subject();
-  if (id !== null) await change(`v1/prompts/${at}/${id}`, "PUT", body);
+  return id === null ? null : change(`v1/prompts/${at}/${id}`, "PUT", body);
 }
 
 function box(given) {
@@ -280,10 +280,14 @@ async function pointOut(point, stroke) {
     const pixels = decode(found.rle, ...found.size);
     stage.painted = pixels;  // seen at once, saved thereafter
     stage.draw();
-    await prompt({ counts: counts(pixels, ...found.size) });
+    if (await prompt({ counts: counts(pixels, ...found.size) })) return;
+    forgetClicks();  // refused: what is shown is what is stored
   } catch (error) {
+    forgetClicks();
     fail(error);
   }
+  stage.painted = null;
+  stage.draw();
 }
 
 // The pixel of the selected object's mask that is nearest to its mean.

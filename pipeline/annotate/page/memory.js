@@ -164,9 +164,10 @@ export class MemoryPanel {
       `${region.elements} of ${region.limit ?? "any number of"} elements, ${region.frames} ${region.frames === 1 ? "frame" : "frames"}`,
     ));
     const device = memory.device;
+    const gib = (bytes) => `${(bytes / 2 ** 30).toFixed(1)} GiB`;
     const mib = (bytes) => `${Math.round(bytes / 2 ** 20)} MiB`;
     items.push(this.gauge(device.name === "cpu" ? "This process" : device.name, device.bytes, device.limit,
-      `${mib(device.bytes)}${device.limit ? ` of ${mib(device.limit)}` : ""}${filled ? `, memory of the video ${mib(filled.bytes)}` : ""}`));
+      `${mib(device.bytes)}${device.limit ? ` of ${gib(device.limit)}` : ""}${filled ? `, for the video ${mib(filled.bytes)}` : ""}`));
     if (!regions.length) items.unshift(element("p", { className: "soft", textContent: "Propagate, or open “Remembered before this frame”." }));
     this.gauges.replaceChildren(...items);
   }

@@ -341,12 +341,28 @@ def test_pointing_closely_and_by_keys(annotator: Annotator, tmp_path: Path) -> N
         page.wait_for(f"{selected} === 1")
         assert annotator.project.edits == 6
 
+        # What is refused leaves no mark.
+        annotator.edit([{"op": "object", "id": 2, "locked": True}])
+        hand.key("c")
+        hand.drag((across + 12, down + 12))
+        page.wait_for("document.getElementById('notice').textContent.includes('object 2 is locked')")
+        page.wait_for("document.getElementById('notice').className === 'bad'")
+        assert all("422" in text for text in page.errors)
+        page.errors.clear()
+        dot = (
+            "[...document.getElementById('canvas').getContext('2d').getImageData("
+            f"{across + 12.8} * canvas.width / {WIDTH}, {down + 12.8} * canvas.height / {HEIGHT}, 1, 1"
+            ").data].join() === '31,170,74,255'"
+        )
+        page.wait_for(f"!({dot})")
+        annotator.edit([{"op": "object", "id": 2, "locked": False}])
+
         # Undo, redo and pause by the mouse; a slider by its keys; a frame by its number.
         hand.click("undo")
-        hand.saved(7)
+        hand.saved(9)
         page.wait_for("!document.getElementById('redo').disabled")
         hand.click("redo")
-        hand.saved(8)
+        hand.saved(10)
         page.wait_for("document.getElementById('redo').disabled")
         page.value("document.getElementById('size').focus()")
         hand.key("ArrowLeft")
