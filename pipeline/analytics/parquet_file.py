@@ -17,12 +17,12 @@ from pipeline.storage.files import Files
 from pipeline.storage.local_files import LocalFiles
 
 try:
-    from pyarrow._parquet import ParquetReader, _reconstruct_filemetadata
+    from pyarrow._parquet import ParquetReader
 except ImportError:  # another version of pyarrow: its public classes take about twice the time
-    ParquetReader = _reconstruct_filemetadata = None
+    ParquetReader = None
 
 _SMALL_BYTES = 1 << 15
-_WHOLE_BYTES = 1 << 20
+WHOLE_BYTES = 1 << 20
 """A file on a store that is no larger is fetched in one request."""
 
 
@@ -98,7 +98,7 @@ def open_parquet(
             whole = source.read_at(size, 0)
         elif metadata is None:
             tail = source.read_at(tail_bytes, max(0, size - tail_bytes))
-    elif size is None or size <= _WHOLE_BYTES:
+    elif size is None or size <= WHOLE_BYTES:
         whole = files.read(name) if size is None else files.part(name, 0, size)
     else:
         source = pa.PythonFile(_Ranges(files, name, size), mode="r")
@@ -108,7 +108,7 @@ def open_parquet(
         source = pa.BufferReader(whole)
         tail = whole
     if metadata is None:
-        metadata = _metadata(tail, whole is None)
+        metadata = parse_metadata(tail, whole is None)
     # On a disk, joined ranges would only be copied.
     return ParquetFile(source, metadata, dictionaries, pre_buffer=isinstance(source, pa.PythonFile))
 
@@ -120,25 +120,32 @@ def read_metadata(files: Files, name: str, size: int, tail_bytes: int) -> Any:
         FileNotFoundError: there is none. StoreError, OSError, pyarrow.ArrowException: it cannot be read.
     """
     tail = files.part(name, max(0, size - tail_bytes), size)
-    found = _metadata(tail, len(tail) < size)
+    found = parse_metadata(tail, len(tail) < size)
     if found is not None:
         return found
     whole = int.from_bytes(tail[-8:-4], "little") + 8  # its footer is longer
-    return _metadata(files.part(name, max(0, size - whole), size), False)
+    return parse_metadata(files.part(name, max(0, size - whole), size), False)
 
 
-def _metadata(tail: bytes, is_part: bool) -> Any:
-    """The metadata in the end of a file; None if they begin before it. pyarrow.ArrowInvalid if damaged."""
+def parse_metadata(tail: bytes, is_part: bool) -> Any:
+    """The metadata in the end of a file; None if they begin before it.
+
+    Args:
+        is_part: whether the file has more than this end.
+
+    Raises:
+        OSError, pyarrow.ArrowException: they are damaged.
+    """
     if len(tail) < 12 or tail[-4:] != b"PAR1":
         raise pa.ArrowInvalid("its end is missing")
-    begin = len(tail) - 8 - int.from_bytes(tail[-8:-4], "little")
-    if begin < 0:
+    if len(tail) - 8 < int.from_bytes(tail[-8:-4], "little"):
         if is_part:
             return None
         raise pa.ArrowInvalid("its footer is larger than the file")
-    if _reconstruct_filemetadata is None:
+    try:
         return pq.read_metadata(pa.BufferReader(tail))
-    return _reconstruct_filemetadata(pa.py_buffer(tail).slice(begin, len(tail) - 8 - begin))
+    except UnicodeDecodeError as error:
+        raise pa.ArrowInvalid("the name of a column is damaged") from error
 
 
 class _Ranges:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import struct
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -28,6 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.fs
 
+from pipeline.analytics.joined_chunks import BOUNDED, Bounds, ChunkJoiner
 from pipeline.analytics.listing import Chunk, Listing
 from pipeline.analytics.parquet_file import ParquetFile, open_parquet
 from pipeline.base.errors import StoreError
@@ -58,7 +60,8 @@ logger = logging.getLogger(__name__)
 
 _TAIL_BYTES = 1 << 13
 _COPY_TAIL_BYTES = 1 << 18
-_FILES_PER_TASK = 16
+_FILES_PER_TASK = 64
+_BYTES_PER_TASK = 1 << 24
 _GROUPS_PER_TASK = 2
 _WORTH_SKIPPING = 1 << 13
 _COMPARED_TOGETHER = 64
@@ -69,6 +72,7 @@ _LOCAL_THREADS = min(8, (os.cpu_count() or 1) + 1)
 _REMOTE_THREADS = 16
 _TASKS_AHEAD = 2
 """Tasks per thread that are begun before their rows are asked for."""
+_GREATEST_KEY = 0x7FF << 52
 _GUESSED_ROWS = 1_000_000
 """Rows of a stream, for the plans of joins. Too many does no harm: what is joined to tracks is smaller."""
 _STREAM_IDS = pa.dictionary(pa.int32(), pa.string())
@@ -87,6 +91,8 @@ class ChunkDataset(_Source):
 
     reads_copies = True
     """Whether compacted files are read in place of chunk files."""
+    joins_files = True
+    """Whether small files are read together; else each with `_read`."""
 
     def __init__(self, listing: Listing, kind: str, schema: pa.Schema) -> None:
         # Neither base's __init__ is run: pyarrow's refuses to be, DuckDB's keeps the object that it wraps.
@@ -97,6 +103,7 @@ class ChunkDataset(_Source):
         self._kind = kind
         self._schema = pa.schema([pa.field("stream_id", pa.string()), *schema])
         self._strict = True
+        self._joiner = ChunkJoiner(self._files, kind, schema)
         self.failure: StoreError | None = None
         self.only: frozenset[str] | None = None
         """Streams that the statement can need; None: all."""
@@ -171,6 +178,10 @@ class ChunkDataset(_Source):
     ) -> Iterator[Callable[[], list[pa.RecordBatch]]]:
         """What to read, each at once: some chunk files, or some row groups of a compacted file."""
         copied: dict[str, tuple[Copy, list[tuple[Chunk, bool]]]] = {}
+        bounds: Bounds = {}
+        if condition is not None and self.joins_files:
+            timed = _fields(condition, self._schema) & {*BOUNDED}
+            bounds = {name: _bounds(condition, self._schema, name) for name in sorted(timed)}
 
         def own() -> Iterator[tuple[Chunk, bool]]:
             stream_id, copies = None, {}
@@ -183,12 +194,12 @@ class ChunkDataset(_Source):
                 else:
                     copied.setdefault(copy.name, (copy, []))[1].append((chunk, exact))
 
-        yield from self._chunk_tasks(own(), names, condition, most)
+        yield from self._chunk_tasks(own(), names, condition, bounds, most)
         for copy, chosen in copied.values():
             try:
                 tasks = self._copy_tasks(copy, chosen, names, condition)
             except FileNotFoundError:  # a stream in it is started over just now
-                yield from self._chunk_tasks(iter(chosen), names, condition, most)
+                yield from self._chunk_tasks(iter(chosen), names, condition, bounds, most)
             else:
                 yield from tasks
 
@@ -197,20 +208,28 @@ class ChunkDataset(_Source):
         chosen: Iterator[tuple[Chunk, bool]],
         names: Sequence[str],
         condition: pc.Expression | None,
+        bounds: Bounds,
         most: int,
     ) -> Iterator[Callable[[], list[pa.RecordBatch]]]:
         """Chunks to read together: those of which all rows fulfil the condition, or those to filter."""
         task: list[Chunk] = []
-        last = True
+        size, last = 0, (True, True)
         for chunk, exact in chosen:
-            if task and (len(task) >= most or exact != last):
-                yield partial(self._read_all, task, names, None if last else condition)
-                task = []
+            alike = exact, self._joiner.suits(chunk)
+            if task and (len(task) >= most or size >= _BYTES_PER_TASK or alike != last):
+                yield self._chunk_task(task, names, None if last[0] else condition, bounds)
+                task, size = [], 0
             task.append(chunk)
+            size += chunk.size
             self.small_files += 1
-            last = exact
+            last = alike
         if task:
-            yield partial(self._read_all, task, names, None if last else condition)
+            yield self._chunk_task(task, names, None if last[0] else condition, bounds)
+
+    def _chunk_task(
+        self, task: Sequence[Chunk], names: Sequence[str], condition: pc.Expression | None, bounds: Bounds
+    ) -> Callable[[], list[pa.RecordBatch]]:
+        return partial(self._read_all, task, names, condition, {} if condition is None else bounds)
 
     def _copy_tasks(
         self,
@@ -379,11 +398,39 @@ class ChunkDataset(_Source):
         return some, {*some} - {*_satisfying(~condition, self._schema, {key: known[key] for key in some})}
 
     def _read_all(
-        self, chunks: Sequence[Chunk], names: Sequence[str], condition: pc.Expression | None
+        self,
+        chunks: Sequence[Chunk],
+        names: Sequence[str],
+        condition: pc.Expression | None,
+        bounds: Bounds | None = None,
     ) -> list[pa.RecordBatch]:
         schema, fields = self._with_needed(names, condition), _fields(condition, self._schema)
-        batches = [batch for chunk in chunks for batch in self._read(chunk, schema, condition, fields)]
+        batches = self._read_joined(chunks, schema, fields, bounds or {})
+        if batches is None:  # one of them is not as expected: each by itself, which names it
+            batches = [batch for chunk in chunks for batch in self._read(chunk, schema, condition, fields)]
         return _filtered(batches, schema, names, condition)
+
+    def _read_joined(
+        self, chunks: Sequence[Chunk], schema: pa.Schema, fields: Set[str], bounds: Bounds
+    ) -> list[pa.RecordBatch] | None:
+        """The rows of small files, read together; None if they must be read one by one."""
+        if not self.joins_files or not schema.names or not all(map(self._joiner.suits, chunks)):
+            return None
+        joined = self._joiner.read(chunks, [name for name in schema.names if name != "stream_id"], bounds)
+        if joined is None:
+            return None
+        if "stream_id" not in fields:
+            schema = _emitted(schema)
+        try:
+            columns = [
+                _stream_ids(field, chunks, joined.counts)
+                if field.name == "stream_id"
+                else _column(field, joined.table, 0)
+                for field in schema
+            ]
+        except pa.ArrowException:
+            return None
+        return [pa.RecordBatch.from_arrays(columns, schema=schema)]
 
     def _with_needed(self, names: Sequence[str], condition: pc.Expression | None) -> pa.Schema:
         """The columns to read: those asked for, and those of the condition."""
@@ -438,7 +485,7 @@ class ChunkDataset(_Source):
                 f"{uri} cannot be read, it has vanished: if no run is starting this stream over just now, "
                 "restore that file from a copy"
             ) from None
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise StoreError(
                 f"{uri} cannot be read ({' '.join(str(error).split())}): restore that file from a copy, or "
                 f"leave the stream out (WHERE stream_id <> '{chunk.stream_id}')"
@@ -484,6 +531,40 @@ def _satisfying(condition: pc.Expression, schema: pa.Schema, known: Mapping[str,
         partitions=list(known.values()),
     )
     return [fragment.path for fragment in dataset.get_fragments(filter=condition)]
+
+
+def _bounds(condition: pc.Expression, schema: pa.Schema, name: str) -> tuple[float, float]:
+    """Values of a column in BOUNDED between which all rows lie that fulfil a condition.
+
+    An expression cannot be taken apart, only be compared with what is known. So both values are searched for,
+    until they are as near as 1 in 2 ** 32, or a second.
+    """
+    field, kind = ds.field(name), schema.field(name).type
+    value: Callable[[int], float] = _double if pa.types.is_floating(kind) else int
+
+    def may_hold(known: pc.Expression) -> bool:
+        return bool(_satisfying(condition, schema, {"0": known}))
+
+    low = _last_false(lambda key: may_hold(field <= pa.scalar(value(key), kind)))
+    high = -_last_false(lambda key: may_hold(field >= pa.scalar(value(-key), kind)))
+    return value(low), value(high)
+
+
+def _last_false(test: Callable[[int], bool]) -> int:
+    """A key at which a test fails that succeeds soon above it; the least key if it succeeds for all."""
+    low, high = -_GREATEST_KEY, _GREATEST_KEY
+    if test(low):
+        return low
+    while high - low > 1 << 20:
+        middle = (low + high) // 2
+        low, high = (low, middle) if test(middle) else (middle, high)
+    return low
+
+
+def _double(key: int) -> float:
+    """Doubles in the order of integers: of 0 it is 0, of `_GREATEST_KEY` infinity."""
+    found: tuple[float] = struct.unpack("<d", struct.pack("<q", abs(key)))
+    return found[0] if key >= 0 else -found[0]
 
 
 def _prunable(node: Any) -> Any:
@@ -628,6 +709,15 @@ def _encoded(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
+def _stream_ids(field: pa.Field, chunks: Sequence[Chunk], counts: Sequence[int]) -> pa.Array:
+    """The column `stream_id` of files that were read together."""
+    ids = sorted({chunk.stream_id for chunk in chunks})
+    place = {stream_id: index for index, stream_id in enumerate(ids)}
+    indices = np.repeat(np.array([place[chunk.stream_id] for chunk in chunks], np.int32), counts)
+    column = pa.DictionaryArray.from_arrays(indices, pa.array(ids, pa.string()))
+    return column if field.type == _STREAM_IDS else column.dictionary_decode()
+
+
 def _column(field: pa.Field, table: pa.Table | None, rows: int, stream_id: str | None = None) -> pa.Array:
     if field.name == "stream_id" and stream_id is not None:
         if field.type == _STREAM_IDS:
@@ -638,4 +728,7 @@ def _column(field: pa.Field, table: pa.Table | None, rows: int, stream_id: str |
     column = table[field.name]
     if column.type != field.type:
         column = column.cast(field.type)
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column.validate(full=True)  # the number of values in a dictionary's header is under no checksum
+    return column

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.chunks import NO_EVENTS, rows
+from support.recorded import recorded
 
 from pipeline.analytics import parquet_file
 from pipeline.analytics.parquet_file import open_parquet, read_metadata
 from pipeline.analytics.query import query
+from pipeline.analytics.scan import ChunkDataset
 from pipeline.storage.local_files import LocalFiles
 from pipeline.storage.opening import open_files
 from pipeline.tracks.layout import chunk_name
@@ -32,7 +36,6 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     """pyarrow's reader, and what is used where its version has none."""
     if request.param == "public":
         monkeypatch.setattr(parquet_file, "ParquetReader", None)
-        monkeypatch.setattr(parquet_file, "_reconstruct_filemetadata", None)
 
 
 def opened(out: Path, tail_bytes: int = 1 << 13) -> parquet_file.ParquetFile:
@@ -102,8 +105,25 @@ def test_the_view_of_streams_reads_little_of_each(out: Path, monkeypatch: pytest
 
 def test_a_footer_is_parsed_once(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> None:
-        raise AssertionError("pyarrow's classes parse it, and prepare for what is not needed")
+        raise AssertionError("pyarrow's class parses it, and prepares for what is not needed")
 
-    monkeypatch.setattr(pq, "read_metadata", refused)
+    parsed: list[Any] = []
+    monkeypatch.setattr(ChunkDataset, "joins_files", False)
+    monkeypatch.setattr(pq, "read_metadata", recorded(pq.read_metadata, parsed))
     monkeypatch.setattr(pq, "ParquetFile", refused)
     assert query(out, "SELECT count(*) AS n FROM tracks")["n"].to_pylist() == [400]
+    assert len(parsed) == 1
+
+
+def test_a_footer_that_does_not_begin_like_one_is_an_error(out: Path) -> None:
+    """pyarrow's inner function for it ends the process."""
+    path = out / NAME
+    data = bytearray(path.read_bytes())
+    data[len(data) - 8 - int.from_bytes(data[-8:-4], "little")] ^= 1
+    path.write_bytes(data)
+    code = (
+        "import sys; from pipeline import query\n"
+        "try: query(sys.argv[1], 'FROM tracks')\nexcept Exception as error: print(error)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True)
+    assert (ended.returncode, NAME in ended.stdout) == (0, True), ended.stderr

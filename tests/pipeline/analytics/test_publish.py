@@ -94,9 +94,9 @@ def test_compacted_copies_are_read_in_place_of_chunks(out: Path, monkeypatch: py
     compact(out)
     fill(out, "cam-1", 20, 1)
     opened: list[Any] = []
-    monkeypatch.setattr(ChunkDataset, "_read", recorded(ChunkDataset._read, opened, 1))
+    monkeypatch.setattr(ChunkDataset, "_read_all", recorded(ChunkDataset._read_all, opened, 1))
     assert publish(out).rows == 60
-    assert {(chunk.stream_id, chunk.first) for chunk in opened} == {("cam-1", 20)}
+    assert {(chunk.stream_id, chunk.first) for chunks in opened for chunk in chunks} == {("cam-1", 20)}
     assert in_delta(out / "delta") == in_views(out)
 
 

@@ -31,13 +31,13 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     names: set[str] = set()
-    read = ChunkDataset._read
+    read = ChunkDataset._read_all
 
-    def note(self: ChunkDataset, chunk: Any, *arguments: Any) -> Any:
-        names.add(f"{self._kind}/{chunk.stream_id}")
-        return read(self, chunk, *arguments)
+    def note(self: ChunkDataset, chunks: Any, *arguments: Any) -> Any:
+        names.update(f"{self._kind}/{chunk.stream_id}" for chunk in chunks)
+        return read(self, chunks, *arguments)
 
-    monkeypatch.setattr(ChunkDataset, "_read", note)
+    monkeypatch.setattr(ChunkDataset, "_read_all", note)
     return names
 
 

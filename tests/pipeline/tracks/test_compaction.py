@@ -58,13 +58,13 @@ def out(tmp_path: Path) -> Path:
 def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """The chunk files that were read by themselves since it was last asked."""
     names: list[str] = []
-    read = ChunkDataset._read
+    read = ChunkDataset._read_all
 
-    def note(self: ChunkDataset, chunk: Any, *arguments: Any) -> Any:
-        names.append(f"{chunk.stream_id}/{chunk.first}")
-        return read(self, chunk, *arguments)
+    def note(self: ChunkDataset, chunks: Any, *arguments: Any) -> Any:
+        names.extend(f"{chunk.stream_id}/{chunk.first}" for chunk in chunks)
+        return read(self, chunks, *arguments)
 
-    monkeypatch.setattr(ChunkDataset, "_read", note)
+    monkeypatch.setattr(ChunkDataset, "_read_all", note)
 
     def since() -> list[str]:
         found = sorted(names)
@@ -461,7 +461,7 @@ def test_a_file_that_is_merged_while_it_is_read(
     root = str(tmp_path / "out") if store == "disk" else f"memory://{secrets.token_hex(6)}/out"
     monkeypatch.setattr(compaction, "_ROWS_PER_GROUP", 30)
     hourly(root, 7)
-    monkeypatch.setattr("pipeline.analytics.parquet_file._WHOLE_BYTES", 0)
+    monkeypatch.setattr("pipeline.analytics.parquet_file.WHOLE_BYTES", 0)
     monkeypatch.setattr("pipeline.analytics.parquet_file._SMALL_BYTES", 0)
     before = [answer(root), query(root, WHERE).to_pylist()]
     read = ChunkDataset._read_copy
