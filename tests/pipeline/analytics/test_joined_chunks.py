@@ -56,7 +56,8 @@ def together(monkeypatch: pytest.MonkeyPatch) -> None:
 def one_by_one(out: Path, sql: str) -> list[dict[str, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ChunkDataset, "joins_files", False)
-        return query(out, sql).to_pylist()
+        found: list[dict[str, Any]] = query(out, sql).to_pylist()
+        return found
 
 
 @pytest.mark.usefixtures("together")
