@@ -73,9 +73,9 @@ def protected() -> Iterator[None]:
 def lean_start(*, logs: bool) -> Iterator[None]:
     """Context in which `ray.init` leaves out processes that one command does not need.
 
-    These are the autoscaler's monitor, the log monitor, and idle workers, one per CPU: actors with
-    environment variables, such as the trackers, get processes of their own. Together they take a quarter of
-    the CPU time in which a Ray with one actor starts. Ray has no options for them. Nor has it one for the
+    These are the autoscaler's monitor, the log monitor, the API server (the dashboard's, which Ray starts even
+    without the dashboard), and idle workers, one per CPU: actors with environment variables, such as the
+    trackers, get processes of their own. Ray has no options for them. Nor has it one for the
     30 s in which a raylet must start: here it may take longer on a busy machine, and is given up as soon as
     it has ended. Methods that another version of Ray lacks are left alone.
 
@@ -84,6 +84,7 @@ def lean_start(*, logs: bool) -> Iterator[None]:
     """
     ours: dict[str, Any] = {
         "start_monitor": _nothing,
+        "start_api_server": _without_api_server,
         "start_ray_processes": _patient(Node.start_ray_processes),
     }
     if not logs:
@@ -104,6 +105,10 @@ def lean_start(*, logs: bool) -> Iterator[None]:
 
 def _nothing(node: object) -> None:
     pass
+
+
+def _without_api_server(node: Any, **options: object) -> None:
+    node._webui_url = ""  # its address, which the raylet's and the workers' command lines name
 
 
 def _patient(start: Callable[[Any], None]) -> Callable[[Any], None]:

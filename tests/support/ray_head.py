@@ -19,6 +19,8 @@ from pathlib import Path
 from support.servers import free_ports
 
 TOKEN = "a-token-of-these-tests-0123456789abcdef"
+KEPT = ("RAY_worker_niceness",)
+"""Ray's variables that conftest.py sets for all Rays."""
 _START_SECONDS = 180.0
 
 
@@ -77,7 +79,7 @@ def _environment() -> dict[str, str]:
 
     Jobs' `python` is this interpreter.
     """
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "PYTHONPATH"}
+    kept = {k: v for k, v in os.environ.items() if k in KEPT or not k.startswith(("RAY_", "PYTHONPATH"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     threads = {"OMP_NUM_THREADS": "1", "AWS_EC2_METADATA_DISABLED": "true"}
     return {**kept, **threads, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}

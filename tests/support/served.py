@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+from support.ray_head import KEPT
 from support.ray_head import TOKEN as RAY_TOKEN
 from support.ray_head import _session as processes_of
 from support.servers import free_ports
@@ -50,7 +51,7 @@ class Service:
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=30)
 
     def start(self) -> None:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        kept = {k: v for k, v in os.environ.items() if k in KEPT or not k.startswith("RAY_")}
         given = {"XMEM_API_TOKENS": TOKEN, "OMP_NUM_THREADS": "1"}
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 from datetime import UTC, datetime
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from support.videos import make_video
 CHAOS = "XMEM_CHAOS" in os.environ
 ROUNDS = max(1, int(os.environ.get("XMEM_CHAOS", "1")) // 20)
 PROMPTS = {"objects": [{"id": 3, "box": [20, 20, 40, 40]}]}
+SLOW: dict[str, Any] = {"rate": 10, "time_base": Fraction(1, 10)}  # the camera: few frames to track
 ANOTHER = {"prompts": {"objects": [{"id": 9, "box": [90, 60, 40, 40]}]}}
 
 
@@ -65,7 +67,7 @@ class Watcher:
 @pytest.mark.chaos
 @pytest.mark.timeout(600 * ROUNDS)
 def test_hub_replica_and_driver_killed(tmp_path: Path) -> None:
-    clip, chance = make_video(tmp_path / "clip.mp4", 50, gop=10), random.Random(5)
+    clip, chance = make_video(tmp_path / "clip.mp4", 50, gop=10, **SLOW), random.Random(5)
     restarts = certain = 0
     with camera(clip) as made, served(tmp_path, made.port) as service:
         watcher = Watcher(service, "cam")
@@ -127,7 +129,7 @@ def test_hub_replica_and_driver_killed(tmp_path: Path) -> None:
 @pytest.mark.chaos
 @pytest.mark.skipif(not CHAOS, reason="takes a minute: make chaos runs it")
 def test_on_a_cluster_a_killed_driver_is_not_even_missed(tmp_path: Path) -> None:
-    clip = make_video(tmp_path / "clip.mp4", 50, gop=10)
+    clip = make_video(tmp_path / "clip.mp4", 50, gop=10, **SLOW)
     with camera(clip) as made, ray_head() as head, served(tmp_path, made.port, head.address) as service:
         watcher = Watcher(service, "cam")
         service.until(lambda: service.get("/readyz"))
@@ -151,7 +153,7 @@ def test_on_a_cluster_a_killed_driver_is_not_even_missed(tmp_path: Path) -> None
 
 @pytest.mark.timeout(600)
 def test_a_killed_raylet_ends_all_of_it_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    clip = make_video(tmp_path / "clip.mp4", 50, gop=10)
+    clip = make_video(tmp_path / "clip.mp4", 50, gop=10, **SLOW)
     with camera(clip) as made, served(tmp_path, made.port) as service:
         watcher = Watcher(service, "cam")
         service.until(lambda: service.get("/readyz"))
