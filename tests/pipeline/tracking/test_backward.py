@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.forked import Forked
 from support.interrupted import InterruptedRunError
 from support.tiny import CAPPED_MEMORY
 from support.videos import make_video, shapes, truncate
@@ -215,10 +214,7 @@ def test_killed_at_any_time_it_ends_with_the_same_bytes(
     }
     moments = random.Random(7)
     for _ in range(2):
-        with subprocess.Popen(
-            [sys.executable, str(WORKER), json.dumps(arguments)], stdout=subprocess.PIPE, text=True
-        ) as worker:
-            assert worker.stdout is not None
+        with Forked(WORKER, [json.dumps(arguments)]) as worker:
             assert worker.stdout.readline() == "go\n"
             time.sleep(moments.uniform(0.2, 1.0))
             worker.kill()

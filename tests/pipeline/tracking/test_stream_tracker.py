@@ -8,9 +8,8 @@ import logging
 import os
 import random
 import subprocess
-import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support.forked import Forked
 from support.interrupted import InterruptedRunError, stop_at
 from support.prompted import three_objects
 from support.small_net import small_cutie
@@ -506,11 +506,7 @@ def test_a_second_writer_stops_or_writes_the_same(
     tmp_path: Path, undisturbed: Path, video: Path, model: str
 ) -> None:
     """Two simultaneous runs of a stream: both may finish, with exactly the same rows."""
-    environment = dict(os.environ, PYTHONPATH=f"{WORKER.parents[2]}")
-    with (
-        _start(video, tmp_path, model, environment) as one,
-        _start(video, tmp_path, model, environment) as two,
-    ):
+    with _start(video, tmp_path, model) as one, _start(video, tmp_path, model) as two:
         codes = [one.wait(timeout=300), two.wait(timeout=300)]
     assert 0 in codes
     assert files(tmp_path, "tracks") == files(undisturbed, "tracks")
@@ -566,11 +562,7 @@ def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
         TrackSettings.of(**wrong)
 
 
-def _start(
-    video: Path, out: Path, model: str, environment: dict[str, str], **changes: Any
-) -> subprocess.Popen[str]:
-    from dataclasses import asdict
-
+def _start(video: Path, out: Path, model: str, **changes: Any) -> Forked:
     arguments = {
         "video": str(video),
         "out": str(out),
@@ -584,13 +576,7 @@ def _start(
         "memory": asdict(CAPPED_MEMORY),
         **changes,
     }
-    return subprocess.Popen(
-        [sys.executable, str(WORKER), json.dumps(arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=environment,
-    )
+    return Forked(WORKER, [json.dumps(arguments)])
 
 
 @pytest.mark.chaos
@@ -598,15 +584,13 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     tmp_path: Path, undisturbed: Path, video: Path, model: str
 ) -> None:
     """SIGKILL at seeded moments, repeatedly, until a run completes."""
-    environment = dict(os.environ, PYTHONPATH=f"{WORKER.parents[2]}")
     rng = random.Random(5)
     kills, rounds = 0, 0
     while kills < KILLS:
         out = tmp_path / str(rounds)
         rounds += 1
         while True:
-            process = _start(video, out, model, environment)
-            assert process.stdout is not None
+            process = _start(video, out, model)
             assert process.stdout.readline() == "go\n"
             try:
                 code = process.wait(timeout=rng.uniform(0.02, 1.2) if kills < KILLS else 300)
@@ -628,12 +612,10 @@ def test_killed_while_starting_over_it_ends_with_the_same_bytes(
     tmp_path: Path, undisturbed: Path, video: Path, model: str
 ) -> None:
     """An interrupted restart is completed by the next run, even without --restart."""
-    environment = dict(os.environ, PYTHONPATH=f"{WORKER.parents[2]}")
     rng = random.Random(11)
     run(video, tmp_path, model)
     for _ in range(KILLS):
-        with _start(video, tmp_path, model, environment, restart=True) as process:
-            assert process.stdout is not None
+        with _start(video, tmp_path, model, restart=True) as process:
             assert process.stdout.readline() == "go\n"
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=rng.uniform(0.05, 0.6))

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 from dataclasses import asdict, replace
 from fractions import Fraction
 from importlib.metadata import EntryPoint, EntryPoints
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.forked import Forked
 from support.interrupted import InterruptedRunError, stop_at
 from support.tiny import CAPPED_MEMORY
 from support.videos import make_video
@@ -265,15 +265,11 @@ def test_snapshots_of_a_detector_that_are_damaged_are_passed_over(
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     tmp_path: Path, undisturbed: Path, video: Path, model: str
 ) -> None:
-    environment = dict(os.environ, PYTHONPATH=f"{WORKER.parents[2]}")
     arguments = {**ARGUMENTS, "video": str(video), "out": str(tmp_path), "prompts": PROMPTS, "model": model}
-    command = [sys.executable, str(WORKER), json.dumps({**arguments, "memory": asdict(CAPPED_MEMORY)})]
+    given = [json.dumps({**arguments, "memory": asdict(CAPPED_MEMORY)})]
     rng, kills, code = random.Random(7), 0, None
     while code is None:
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-        ) as process:
-            assert process.stdout is not None
+        with Forked(WORKER, given) as process:
             assert process.stdout.readline() == "go\n"
             try:
                 code = process.wait(timeout=rng.uniform(0.2, 2.0) if kills < KILLS else 300)

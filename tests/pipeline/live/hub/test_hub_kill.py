@@ -6,12 +6,11 @@ import contextlib
 import json
 import os
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from support.forked import Forked
 from support.live_books import Committed
 from test_hub import PATIENCE, QUICK, mask_of, prompts
 
@@ -22,21 +21,10 @@ class Process:
     """A hub in a separate process."""
 
     def __init__(self, out: Path) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, str(WORKER), str(out)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-        assert self.process.stdout is not None
+        self.process = Forked(WORKER, [str(out)], env={**os.environ, "OMP_NUM_THREADS": "1"}, stdin=True)
         assert self.process.stdout.readline() == "ready\n"
 
     def call(self, *request: Any) -> Any:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
@@ -58,7 +46,6 @@ class Process:
         self._end()
 
     def close(self) -> None:
-        assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait(PATIENCE)
         self._end()
@@ -66,7 +53,6 @@ class Process:
     def _end(self) -> None:
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
             with contextlib.suppress(OSError):
                 pipe.close()
 
