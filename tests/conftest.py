@@ -1,5 +1,6 @@
 """Fixtures and markers that many tests share."""
 
+import collections
 import logging
 import os
 import secrets
@@ -18,9 +19,13 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Ray runs its workers at a niceness of 15: beside the other workers of pytest-xdist they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 # All Rays of a process share one token: Ray keeps the first that it read, also for a Ray started later.
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
+from support import costs
 from support.needs import needs
 from support.servers import s3_server  # noqa: F401
 
@@ -42,9 +47,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by their needs.
 
     On pytest-xdist's workers, files with tests that use `local_ray` come first, so that each worker starts it
-    once; then those whose tests take long.
+    once; then the files that cost most, so that the workers end together.
     """
-    long: set[Path] = set()
+    seconds = costs.listed()
+    of_files: dict[Path, float] = collections.defaultdict(float)
+    for name, cost in seconds.items():
+        of_files[costs.TESTS / name.partition("::")[0]] += cost
     for item in items:
         if not isinstance(item, pytest.Function):
             continue
@@ -54,10 +62,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "local_ray" in item.fixturenames:
             item.add_marker("ray")
             _with_ray.add(item.path)
-        if any(item.get_closest_marker(name) for name in ("slow", "chaos", "ray")):
-            long.add(item.path)
+        if costs.name_of(item) in seconds:
+            item.add_marker("slow")
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: (item.path not in _with_ray, item.path not in long))
+        items.sort(key=lambda item: (item.path not in _with_ray, -of_files[item.path], item.path))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--measure-costs", action="store_true", help="update tests/costs.txt: support/costs.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--measure-costs"):
+        config.pluginmanager.register(costs.Measuring())
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +96,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_sessionfinish() -> None:
     _stop_ray()
+    if forked := sys.modules.get("support.forked"):
+        forked.stop()
 
 
 def _stop_ray() -> None:

@@ -1,0 +1,61 @@
+"""What tests cost: CPU seconds per test function, measured, in `tests/costs.txt`.
+
+`conftest.py` marks the listed functions `slow` and starts the most expensive files first, so that the workers
+of pytest-xdist end together. To measure anew, in one process:
+
+    python -m pytest --measure-costs
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+LIST = TESTS / "costs.txt"
+LEAST = 0.2
+"""CPU seconds per case from which on a function is listed."""
+
+
+def listed() -> dict[str, float]:
+    """CPU seconds of all cases of each function, by `path::function`, the path relative to `tests/`."""
+    lines = (line.split() for line in LIST.read_text().splitlines())
+    return {name: float(seconds) for seconds, name in lines}
+
+
+def name_of(item: pytest.Item) -> str:
+    """The name under which an item's function is listed."""
+    return f"{item.path.relative_to(TESTS).as_posix()}::{getattr(item, 'originalname', item.name)}"
+
+
+class Measuring:
+    """A pytest plugin that replaces the list: adds, updates and removes the functions that ran."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, list[float]] = collections.defaultdict(list)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
+        """Measure this process and the children that it waited for; fixtures are shared and do not count."""
+        before = _cpu_seconds()
+        yield
+        self._seconds[name_of(item)].append(_cpu_seconds() - before)
+
+    def pytest_sessionfinish(self) -> None:
+        """Write the list."""
+        found = listed()
+        for name, seconds in self._seconds.items():
+            found.pop(name, None)
+            if sum(seconds) >= LEAST * len(seconds):
+                found[name] = sum(seconds)
+        LIST.write_text("".join(f"{found[name]:.1f} {name}\n" for name in sorted(found)))
+
+
+def _cpu_seconds() -> float:
+    children = os.times()
+    return time.process_time() + children.children_user + children.children_system
