@@ -73,8 +73,8 @@ def protected() -> Iterator[None]:
 def lean_start(*, logs: bool) -> Iterator[None]:
     """Context in which `ray.init` leaves out processes that one command does not need.
 
-    These are the autoscaler's monitor, the log monitor, the API server (the dashboard's, which Ray starts even
-    without the dashboard), and idle workers, one per CPU: actors with environment variables, such as the
+    These are the autoscaler's monitor, the log monitor, the API server (the dashboard's, which Ray starts
+    without the dashboard too), and idle workers, one per CPU: actors with environment variables, such as the
     trackers, get processes of their own. Ray has no options for them. Nor has it one for the
     30 s in which a raylet must start: here it may take longer on a busy machine, and is given up as soon as
     it has ended. Methods that another version of Ray lacks are left alone.
