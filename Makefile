@@ -6,9 +6,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet 
 SOURCES := xmem_core pipeline jobs xmem_pipeline
 PYTEST := $(BIN)/python -m pytest
 QUICK := not soak and not alone and not slow and not process and not ray and not s3 and not rtsp
-# Each test file runs on one worker of pytest-xdist, in the order of tests/conftest.py. More than two workers
-# gain little on two cores, and each needs about 2 GB.
-WORKERS ?= 2
+# Each test file runs on one worker of pytest-xdist, in the order of tests/conftest.py. Tests of Ray, cameras and
+# servers wait for other processes, so there are two workers a core if each has 3 GB of memory.
+CORES := $(or $(shell nproc 2>&-),2)
+MEMORY := $(or $(shell awk '/^MemAvailable/ { print int($$2 / 3e6) }' /proc/meminfo 2>&-),2)
+WORKERS ?= $(shell n=$$((2 * $(CORES))); [ $$n -le $(MEMORY) ] || n=$(MEMORY); [ $$n -ge 2 ] || n=2; echo $$n)
 BESIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # The files with such tests: to collect all others takes longer than these tests.
 ALONE = $(shell grep -rl 'mark\.alone' tests --include='test_*.py')
@@ -54,6 +56,7 @@ test: setup-dev
 	@$(PYTEST) $(BESIDE) --durations=20 -m 'not soak and not alone'; beside=$$?; \
 	$(PYTEST) -m alone $(ALONE); alone=$$?; exit $$(( beside ? beside : alone ))
 
+quick: WORKERS := $(CORES)
 quick: setup-dev
 	$(PYTEST) $(BESIDE) -m '$(QUICK)'
 
