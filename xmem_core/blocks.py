@@ -71,6 +71,25 @@ def conv_shared(conv: nn.Module, shared: Tensor, own: Tensor) -> Tensor:
     return from_own.view(b, o, *from_own.shape[1:]).add_(from_shared.unsqueeze(1))
 
 
+def flattened(own: Tensor) -> Tensor:
+    """(B, O, C, h, w) -> (B * O, C, h, w), in channels-last layout so that torch sees it if it is in that."""
+    return as_channels_last(own.flatten(0, 1))
+
+
+def as_channels_last(x: Tensor) -> Tensor:
+    """(N, C, h, w) of which torch recognises the layout, if it is channels-last.
+
+    A view of a single image can have any stride along N. Torch's kernels for channels-last images look at
+    this stride too: they would convert the image to the other layout, and the next convolution would convert
+    it back, which takes several times as long as what they compute.
+    """
+    n, channels, height, width = x.shape
+    strides = (channels * height * width, 1, width * channels, channels)
+    if n == 1 and x.stride() != strides and x.is_contiguous(memory_format=torch.channels_last):
+        return x.as_strided(x.shape, strides)
+    return x
+
+
 class ResidualBlock(nn.Module):
     """relu, conv1, relu, conv2, plus the input; a `downsample`, 3x3 unless given, brings it to `out_dim`
     channels.
@@ -252,8 +271,8 @@ class UpBlock(nn.Module):
     def joined(self, skip: Tensor, g: Tensor) -> Tensor:
         """`forward` with what `skip_conv` makes of the image's features."""
         b, o = g.shape[:2]
-        up = F.interpolate(g.flatten(0, 1), scale_factor=2, mode="bilinear", align_corners=False)
+        up = F.interpolate(flattened(g), scale_factor=2, mode="bilinear", align_corners=False)
         # Autocast interpolates in float32 on a CPU.
         up = up.to(skip.dtype).view(b, o, *up.shape[1:]).add_(skip.unsqueeze(1))
-        out: Tensor = self.out_conv(up.flatten(0, 1))
+        out: Tensor = self.out_conv(flattened(up))
         return out.view(b, o, *out.shape[1:])

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xmem_core.backbones import BasicBlock, Bottleneck, EfficientNetLite0Trunk, InvertedResidual
-from xmem_core.blocks import ResidualBlock, SplitConv2d
+from xmem_core.blocks import ResidualBlock, SplitConv2d, as_channels_last
 from xmem_core.network import XMem
 from xmem_core.winograd import WinogradConv2d
 
@@ -162,7 +162,7 @@ def _parts(conv: nn.Module, activation: str | None = None) -> nn.Module:
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
+    return as_channels_last(x.contiguous(memory_format=torch.channels_last))
 
 
 class FusedTrunk(nn.Module):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xmem_core.backbones import EfficientNetLite0Trunk, MaskTrunk, key_trunk
-from xmem_core.blocks import FeatureFusion, GatedUpdate, SensoryUpdate, SplitConv2d, UpBlock
+from xmem_core.blocks import FeatureFusion, GatedUpdate, SensoryUpdate, SplitConv2d, UpBlock, flattened
 from xmem_core.config import ModelConfig
 
 # Probabilities are clamped to [eps, 1 - eps] before the logit.
@@ -216,10 +216,10 @@ class XMem(nn.Module):
         found, summed = [], []
         for part in g16.split(1 if apart else o, 1):
             g8 = decoder.up_16_8.joined(skip8, part)
-            g4 = decoder.up_8_4.joined(skip4, g8).flatten(0, 1)
+            g4 = flattened(decoder.up_8_4.joined(skip4, g8))
             logit = decoder.pred(torch.relu(g4))  # B*O, 1, H/4, W/4
             if update_hidden and hidden is not None:
-                x = decoder.hidden_update.summed(part.flatten(0, 1), g8.flatten(0, 1), g4, logit)
+                x = decoder.hidden_update.summed(flattened(part), flattened(g8), g4, logit)
                 summed.append(x.unflatten(0, (b, -1)))
             logits = F.interpolate(logit, scale_factor=4, mode="bilinear", align_corners=False)
             found.append(logits.view(b, -1, *logits.shape[2:]))

@@ -148,7 +148,9 @@ class WinogradConv2d(nn.Module):
         longest = max(sum(piece.tiles for piece in pieces) for pieces in strips)
         # One image at a time, and buffers that are used again: memory that the system has to provide first
         # costs more than the arithmetic on it.
-        padded = x.new_zeros(down * _TILE + 2, across * _TILE + 2, channels)
+        padded = x.new_empty(down * _TILE + 2, across * _TILE + 2, channels)
+        for margin in (padded[:1], padded[h + 1 :], padded[:, :1], padded[:, w + 1 :]):
+            margin.zero_()
         inputs = x.new_empty(36 * most * channels)
         tiles = x.new_empty(36 * longest * channels)
         products = x.new_empty(36 * longest * wanted)
@@ -182,7 +184,8 @@ class WinogradConv2d(nn.Module):
                     added = add[piece.image * len(add) // n, :, rows, columns].permute(1, 2, 0)
                     out[piece.image, rows, columns].add_(added)
                 start = end
-        return out[:, :h, :w].permute(0, 3, 1, 2)
+        # Without the rows and columns of incomplete tiles: the next operations are faster on whole rows.
+        return out[:, :h, :w].contiguous().permute(0, 3, 1, 2)
 
     def _to_tiles(self, padded: Tensor, piece: _Piece, inputs: Tensor, tiles: Tensor) -> None:
         """Transform the inputs of a piece: (36, tiles, C)."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support.small_net import SMALL, small_model
 from torch import nn
 
@@ -180,6 +182,38 @@ def test_the_whole_network_computes_the_same(dtype: torch.dtype, backbone: Any) 
             assert (own - true).abs().max() < 1e-4 * true.abs().max()
         else:
             assert (own - true).abs().mean() < 1.5 * (rounded - true).abs().mean() + 1e-6
+
+
+@needs_operators
+@pytest.mark.parametrize("objects", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_decoder_stays_in_one_layout(
+    dtype: torch.dtype, objects: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch recognises the layout of a single object's maps; else every operation would convert them."""
+    network = prepared(SMALL, dtype)
+    fuse(network)
+    given: list[torch.Tensor] = []
+
+    def seen(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def inner(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            out = function(x, *args, **kwargs)
+            given.extend(t for t in (x, out) if t.shape[1] > 1)
+            return out
+
+        return inner
+
+    for name in ("interpolate", "avg_pool2d"):
+        monkeypatch.setattr(F, name, seen(getattr(F, name)))
+    image = torch.randn(1, 3, 64, 96).contiguous(memory_format=torch.channels_last)
+    readout = torch.randn(1, objects, SMALL.value_dim, 4, 6)
+    hidden = torch.randn(1, objects, SMALL.hidden_dim, 4, 6)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        network.decode(network.encode_key(image).scales, readout, hidden)
+    assert len(given) == 8 * objects  # two that upsample and two that pool
+    for x in given:
+        _, channels, height, width = x.shape
+        assert x.stride() == (channels * height * width, 1, width * channels, channels)
 
 
 @pytest.mark.parametrize("fault", [AttributeError, RuntimeError, TypeError, None])

@@ -36,6 +36,7 @@ def test_it_computes_the_convolution(size: tuple[int, int], threads: int) -> Non
         for layout in (torch.contiguous_format, torch.channels_last):
             found = own(x.contiguous(memory_format=layout))
             assert found.shape == exact.shape
+            assert found.permute(0, 2, 3, 1).is_contiguous()
             assert error(found, exact) < 3e-6
 
 
