@@ -109,6 +109,11 @@ class Hand:
         for kind in ("mousePressed", "mouseReleased"):
             self._mouse(kind, x, y, "left")
 
+    def touch(self, kind: str, *points: tuple[float, float]) -> None:
+        """Fingers on places of the screen."""
+        held = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(points)]
+        self.page.do("Input.dispatchTouchEvent", type=kind, touchPoints=held)
+
     def wheel(self, x: float, y: float, delta: float) -> tuple[float, float]:
         """Turn the wheel over a pixel; return its place on the screen."""
         place = self._at(x, y)
@@ -292,6 +297,19 @@ def test_pointing_closely_and_by_keys(annotator: Annotator, tmp_path: Path) -> N
         page.screenshot(tmp_path / "zoomed.png")
         hand.key("0")
         page.wait_for("document.getElementById('zoom-out').disabled")
+
+        # Two fingers zoom, and draw nothing.
+        fingers = [hand._at(60, 60), hand._at(100, 60)]
+        for count in (1, 2):
+            hand.touch("touchStart", *fingers[:count])
+        (left, row), (right, _) = fingers
+        for step in range(1, 9):
+            hand.touch("touchMove", (left - 5 * step, row), (right + 5 * step, row))
+        hand.touch("touchEnd")
+        page.wait_for("parseFloat(document.getElementById('zoom-fit').textContent) > 120")
+        hand.key("0")
+        page.wait_for("document.getElementById('zoom-out').disabled")
+        assert annotator.project.edits == 3
 
         # Keys only: an object, its box, and a click that takes a part away.
         hand.key("n")
@@ -548,6 +566,7 @@ def test_who_is_let_in(served: tuple[str, Sessions]) -> None:
             "/v1/frames/0.jpg",
             "/v1/thumbnails/0.jpg",
             "/v1/memory/0",
+            "/v1/look",
             "/v1/export/coco",
             "/openapi.json",
             "/docs",
@@ -603,6 +622,15 @@ def test_what_is_refused(served: tuple[str, Sessions], annotator: Annotator) -> 
         refused("GET", f"frames/0.jpg?overlay=layered&layer={'0' * 20}", 422, "not known")
         refused("GET", "frames/0.jpg?overlay=davis&opacity=7", 422, "opacity")
         refused("GET", "frames/0.jpg?overlay=davis&blink=1", 422, "blink")
+        refused("PUT", "look", 422, "needs a layer", {"overlay": "layered"})
+        refused("PUT", "look", 422, "not known", {"overlay": "layered", "layer": "../../project.json"})
+        refused("PUT", "look", 422, "owner", {"overlay": "fade", "owner": "me"})
+        assert client.get("/v1/look").json() == {"look": None}
+        assert client.put("/v1/look", json={"overlay": "fade"}).status_code == 200
+        assert client.get("/v1/look").json()["look"]["overlay"] == "fade"
+        for damaged in (b"{", b"[]", b'{"layer": "none"}', b'{"layer": 7}'):
+            (Path(annotator.root) / "annotate" / "v" / "look.json").write_bytes(damaged)
+            assert client.get("/v1/look").json() == {"look": None}, damaged
         answer = client.post("/v1/layers", content=b"GIF89a")
         assert answer.status_code == 422
         assert "cannot be used as a layer" in answer.json()["message"]
