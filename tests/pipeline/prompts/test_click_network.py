@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,3 +145,29 @@ def test_weights_that_are_no_click_models_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(WeightsError, match=r"no click model at .*nowhere\.safetensors"):
         BoxNetwork(tmp_path / "nowhere.safetensors")
+
+
+def test_an_uncertain_first_mask_is_looked_at_closer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that sees a small object from near only: one click finds it, if the rest is uncertain."""
+    image, truth = scene(400, 600)
+    large, small = np.zeros_like(truth), np.zeros_like(truth)
+    large[10:210, 60:260] = True
+    small[60:80, 110:130] = True
+    sides: list[int] = []
+    sure = False
+
+    def look(self: ClickNetwork, frame: Image, digest: bytes, window: Any, *given: Any, **more: Any) -> Any:
+        sides.append(window.width)
+        near = window.width <= 160
+        seen = (small if near else large)[window.cut]
+        return np.where(seen, np.float32(3 if near or sure else 0.2), np.float32(-3))
+
+    monkeypatch.setattr(ClickNetwork, "_look", look)
+    click = Click(120, 70)
+    assert iou(ClickNetwork().segment(image, [click], None), small) == 1
+    assert max(sides) == 600
+    sides.clear()
+    sure = True  # nothing is to be gained: the mask of the whole frame stays
+    monkeypatch.setattr("pipeline.prompts.click_network._SAME", 0.0)
+    assert iou(ClickNetwork().segment(image, [click], None), large) == 1
+    assert sides == [600]
