@@ -95,8 +95,8 @@ class ClickNetwork:
 
     Clicks are taken one after another, each on the mask of those before it: the first on the whole frame,
     then in a window around the mask found there, later ones in such a window only. If that mask is uncertain,
-    the first click is looked at closer, too. What was computed for the last few windows and clicks is kept, so
-    that a click more on the same frame costs only itself. May be called from several threads.
+    the first click is looked at closer, too. What was computed for the last few windows and clicks is kept,
+    so that a click more on the same frame costs only itself. May be called from several threads.
 
     Args:
         weights: a click model's safetensors. None: the bundled one.

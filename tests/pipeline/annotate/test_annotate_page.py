@@ -302,9 +302,9 @@ def test_pointing_closely_and_by_keys(annotator: Annotator, tmp_path: Path) -> N
         fingers = [hand._at(60, 60), hand._at(100, 60)]
         for count in (1, 2):
             hand.touch("touchStart", *fingers[:count])
-        (left, row), (right, _) = fingers
+        (left, level), (right, _) = fingers
         for step in range(1, 9):
-            hand.touch("touchMove", (left - 5 * step, row), (right + 5 * step, row))
+            hand.touch("touchMove", (left - 5 * step, level), (right + 5 * step, level))
         hand.touch("touchEnd")
         page.wait_for("parseFloat(document.getElementById('zoom-fit').textContent) > 120")
         hand.key("0")
