@@ -83,7 +83,7 @@ def narrowed(
         alias = use.leaf["alias"] or use.leaf["table_name"]
         ids = ", ".join(f"'{stream_id}'" for stream_id in sorted(use.streams)) or "''"
         quoted = str(alias).replace('"', '""')
-        extra = _tree(connection, f'SELECT 1 FROM x WHERE 1 AND "{quoted}".stream_id IN ({ids})')
+        extra = statement_tree(connection, f'SELECT 1 FROM x WHERE 1 AND "{quoted}".stream_id IN ({ids})')
         both = extra["statements"][0]["node"]["where_clause"]
         both["children"][0] = use.select["where_clause"]
         use.select["where_clause"] = both
@@ -91,7 +91,8 @@ def narrowed(
     return str(text)
 
 
-def _tree(connection: duckdb.DuckDBPyConnection, statement: str) -> Node:
+def statement_tree(connection: duckdb.DuckDBPyConnection, statement: str) -> Node:
+    """A statement as DuckDB's parser sees it; its entry `error` is true if it is no SELECT."""
     (text,) = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [statement]).fetchall()[0]
     tree: Node = json.loads(text)
     return tree
@@ -116,7 +117,7 @@ def _parsed_and_found(
     if not _WORTH.search(statement):
         return {}, {}
     try:
-        tree = _tree(connection, statement)
+        tree = statement_tree(connection, statement)
         if tree["error"]:
             return {}, {}
         return tree, _found(connection, tree["statements"][0]["node"], listing.tracked, columns)
@@ -134,7 +135,7 @@ def _found(
     ids: Sequence[str],
     columns: Callable[[str], Sequence[str]],
 ) -> dict[str, _Use]:
-    nodes = list(_nodes(root))
+    nodes = list(tree_nodes(root))
     uses = [DATASETS_OF.get(_table(node), "") for node in nodes if node.get("type") == "BASE_TABLE"]
     if any(str(entry.get("key", "")).lower() in _VIEWS for node in nodes for entry in _entries(node)):
         return {}  # a name of a view that is something else
@@ -174,7 +175,7 @@ def _passing(
     ids: Sequence[str],
 ) -> set[str]:
     """The streams that fulfil conditions; all if a null would, as outer joins make them."""
-    tree = _tree(connection, "SELECT stream_id FROM x AS y WHERE 1 AND 2")
+    tree = statement_tree(connection, "SELECT stream_id FROM x AS y WHERE 1 AND 2")
     node = tree["statements"][0]["node"]
     node["from_table"] |= {"alias": leaf["alias"] or leaf["table_name"], "table_name": table}
     if "qualified_name" in node["from_table"]:
@@ -207,7 +208,7 @@ def _joined_streams(node: Node, leaf: Node) -> Node | None:
         return other
     condition = node.get("condition") or {}
     if condition.get("type") == "COMPARE_EQUAL":
-        names = {_names(condition["left"]), _names(condition["right"])}
+        names = {column_names(condition["left"]), column_names(condition["right"])}
         if names == {(_alias(leaf), "stream_id"), (_alias(other), "stream_id")}:
             return other
     return None
@@ -223,7 +224,7 @@ def _refers(
         only: the table is the only one, so that columns need no table's name.
         shared: columns that need none though there are others.
     """
-    columns = [_names(node) for node in _nodes(condition) if node.get("class") == "COLUMN_REF"]
+    columns = [column_names(node) for node in tree_nodes(condition) if node.get("class") == "COLUMN_REF"]
     free = {*names} if only else shared or set()
     return bool(columns) and all(
         (len(column) == 1 and column[0] in free)
@@ -234,7 +235,7 @@ def _refers(
 
 def _is_plain(condition: Node) -> bool:
     """Whether a condition is made of columns, constants and functions that are always the same."""
-    for node in _nodes(condition):
+    for node in tree_nodes(condition):
         kind = node.get("class")
         if kind is not None and kind not in _CLASSES:
             return False
@@ -260,7 +261,7 @@ def _leaves(node: Node) -> Iterator[Node]:
         yield node
 
 
-def _nodes(value: Any) -> Iterator[Node]:
+def tree_nodes(value: Any) -> Iterator[Node]:
     """All objects of a tree."""
     pending = [value]
     while pending:
@@ -285,5 +286,6 @@ def _alias(leaf: Node) -> str:
     return str(leaf["alias"] or leaf["table_name"]).lower()
 
 
-def _names(node: Node) -> tuple[str, ...]:
+def column_names(node: Node) -> tuple[str, ...]:
+    """The parts of a column's name in lower case; none of what is no column."""
     return tuple(str(name).lower() for name in node.get("column_names", ()))

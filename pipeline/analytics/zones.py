@@ -16,11 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 
 from pipeline.analytics.listing import Chunk, Listing
 from pipeline.analytics.query import query
 from pipeline.analytics.scan import check_chunk_file, open_chunk_file
+from pipeline.analytics.stream_choice import column_names, statement_tree, tree_nodes
 from pipeline.base.errors import StoreError, UsageError
 from pipeline.storage.files import Files
 from pipeline.storage.opening import open_files
@@ -45,6 +47,8 @@ from pipeline.zones.results import (
 from pipeline.zones.rows import COLUMNS, Moment, Rows
 
 _READ_AHEAD = 4
+_NAMED = 10
+"""Zones that a message names."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PERIOD = [
     pa.field("begin_seconds", pa.float64()),
@@ -160,8 +164,10 @@ def query_zones(
     """The result of one SQL statement over the views of `zone_views` beside those of `query`.
 
     Raises:
+        UsageError: the statement compares a zone, line or rule with a name that `zones` does not have.
         UsageError, StoreError: as for `zone_views` and `query`.
     """
+    _check_names(sql, zones)
     tables = zone_views(
         root,
         zones,
@@ -171,6 +177,39 @@ def query_zones(
         storage_options=storage_options,
     )
     return query(root, sql, storage_options, tables=tables)
+
+
+def _check_names(sql: str, zones: ZoneSet) -> None:
+    """UsageError if a statement compares a zone, line or rule with a name that no row can have."""
+    known = {"zone": [z.name for z in zones.zones], "line": [n.name for n in zones.lines]}
+    known["rule"] = [rule.name for rule in zones.near]
+    with duckdb.connect(":memory:") as connection:
+        try:
+            tree = statement_tree(connection, sql)
+        except duckdb.Error:  # `query` says what is wrong
+            return
+    for node in tree_nodes(tree):
+        if node.get("type") in ("COMPARE_EQUAL", "COMPARE_NOTEQUAL"):
+            compared = [node["left"], node["right"]]
+        elif node.get("type") in ("COMPARE_IN", "COMPARE_NOT_IN"):
+            compared = list(node.get("children", ()))
+        else:
+            continue
+        columns = {names[-1] for names in map(column_names, compared) if names} & {*known}
+        for column in columns:
+            for name in filter(None, map(_text, compared)):
+                if name not in known[column]:
+                    some = ", ".join(known[column][:_NAMED]) or f"no {column}"
+                    more = ", ..." if len(known[column]) > _NAMED else ""
+                    raise UsageError(f"{column} {name!r} is not in the zones file, which has {some}{more}")
+
+
+def _text(node: dict[str, Any]) -> str | None:
+    """A string that a statement has as a constant; None for all else."""
+    if node.get("class") != "CONSTANT":
+        return None
+    found = node["literal"].get("text") if "literal" in node else node.get("value", {}).get("value")
+    return found if isinstance(found, str) else None
 
 
 _SCHEMAS = {

@@ -179,3 +179,32 @@ def test_the_command(local: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert call("schema", "zones") == 0
     assert json.loads(capsys.readouterr().out)["title"] == "xmem zones"
     assert call("schema", "zone") == 2
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("FROM visits WHERE zone = 'squre'", "zone 'squre' is not in the zones file, which has square, low"),
+        ("FROM occupancy o WHERE 'high' <> o.zone AND mean_objects > 1", "zone 'high' is not"),
+        ("FROM inside WHERE zone IN ('square', 'Low')", "zone 'Low' is not"),
+        (
+            "FROM flow WHERE line NOT IN ('line', 'square')",
+            "line 'square' is not in the zones file, which has line",
+        ),
+        (
+            "FROM (SELECT * FROM encounters WHERE rule = 'far')",
+            "rule 'far' is not in the zones file, which has close",
+        ),
+    ],
+)
+def test_a_name_that_no_zone_has_is_an_error(local: str, where: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        query_zones(local, ZONES, f"SELECT count(*) {where}")
+
+
+def test_other_comparisons_with_zones_are_no_error(local: str) -> None:
+    sql = (
+        "SELECT zone FROM visits WHERE zone LIKE 'squ%' AND zone = 'square' AND state <> 'squre' "
+        "AND zone IN (SELECT zone FROM occupancy) AND zone <> concat('lo', 'w')"
+    )
+    assert {row["zone"] for row in query_zones(local, ZONES, sql).to_pylist()} == {"square"}
