@@ -40,6 +40,8 @@ class ModelConfig:
         decoder_dims: decoder channels at strides 16, 8 and 4.
         sensory_mid_dim: channels to which the decoder's scales are brought before the sensory update.
         default_size: shorter side of the network's input, in pixels, that the model was trained for.
+        default_small_size: size for videos whose objects are small, see `pipeline.tracking.settings`; None:
+            the same size.
         default_search_window: used where `MemoryConfig.search_window` is None.
         default_least_area: used where `MemoryConfig.least_area` is None.
         presence: constants of `StepResult.presence`, from `PresenceConstants.to_list`; None if none were
@@ -60,6 +62,7 @@ class ModelConfig:
     sensory_mid_dim: int = 256
     default_size: int = 480
     # Excluded from comparison and fingerprint: these affect how a model is used, not its weights.
+    default_small_size: int | None = field(default=None, repr=False, compare=False)
     default_search_window: int | None = field(default=None, repr=False, compare=False)
     default_least_area: float | None = field(default=None, repr=False, compare=False)
     presence: tuple[float, ...] | None = field(default=None, repr=False, compare=False)
@@ -75,8 +78,13 @@ class ModelConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.presence is not None:
             object.__setattr__(self, "presence", tuple(PresenceConstants.from_list(self.presence).to_list()))
-        no_number = ("key_backbone", "default_search_window", "default_least_area", "presence")
+        optional = ("default_small_size", "default_search_window", "default_least_area", "presence")
+        no_number = ("key_backbone", *optional)
         _require_whole(self, *(f.name for f in fields(self) if f.name not in no_number))
+        if self.default_small_size is not None:
+            _require_whole(self, "default_small_size")
+            small, least = self.default_small_size, self.default_size
+            _require(small > least, "default_small_size", small, f"more than default_size={least}, or None")
         # MemoryConfig has the checks for these values.
         MemoryConfig(search_window=self.default_search_window, least_area=self.default_least_area)
         for name in ("value_stem", "key_dim", "sensory_mid_dim"):
@@ -104,6 +112,7 @@ class ModelConfig:
             decoder_dims=(96, 32, 16),
             sensory_mid_dim=64,
             default_size=384,
+            default_small_size=512,
             default_search_window=192,
             default_least_area=0.7,
         )
@@ -163,6 +172,7 @@ class CutieConfig:
     presence: tuple[float, ...] | None = field(default=None, repr=False, compare=False)
 
     default_search_window: ClassVar[int | None] = None
+    default_small_size: ClassVar[int | None] = None
     published: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

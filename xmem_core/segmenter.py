@@ -393,11 +393,16 @@ class VideoSegmenter:
                 raise
         return results
 
-    def network_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) at which a stream is seen whose first frame has this size, before padding."""
-        if self.size is None or min(height, width) <= self.size:
+    def network_size(self, height: int, width: int, size: int | None = None) -> tuple[int, int]:
+        """(height, width) at which a stream is seen whose first frame has this size, before padding.
+
+        Args:
+            size: shorter side in place of the segmenter's own.
+        """
+        shorter = size or self.size
+        if shorter is None or min(height, width) <= shorter:
             return height, width
-        return self._steps.network_size(height, width, self.size)
+        return self._steps.network_size(height, width, shorter)
 
     def adopt(
         self, state: TrackerState, object_id: int, copy: ObjectCopy, frame_size: tuple[int, int]

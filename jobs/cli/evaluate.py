@@ -20,6 +20,7 @@ _NOT_EVALUATED = SAID_BY_SIZE | {
     if option.path[0] in ("commit", "detector", "direction")
 }
 _NOT_EVALUATED["size"] = "--size may be given several times here"
+_NOT_EVALUATED["small_size"] = "every clip is seen at the sizes that --size gives"
 
 
 @tracking_options(without=_NOT_EVALUATED, defaults={"dtype": "float32"})  # figures comparable between CPUs

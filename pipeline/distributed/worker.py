@@ -308,10 +308,11 @@ class Worker:
         stream = held.stream
         source, segmenter = stream.source, self._segmenter
         dtype = stream.settings.model.dtype
-        sizes = (source.height, source.width, stream.most_objects, segmenter.size, dtype)
+        side = stream.network_shorter_side
+        sizes = (source.height, source.width, stream.most_objects, side, dtype)
         ahead = 0
         if stream.looks_ahead:
-            ahead = predict_ahead_bytes(segmenter.config, source.height, source.width, segmenter.size, dtype)
+            ahead = predict_ahead_bytes(segmenter.config, source.height, source.width, side, dtype)
         status = StreamStatus(
             stream.store.stream_id,
             next_frame=_position(stream),

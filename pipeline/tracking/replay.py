@@ -67,6 +67,7 @@ class Replay(Closing):
             old, record = stream_identity(files, stream_id), load_record(files, stream_id)
             if old is None or record is None:
                 raise UsageError(f"{files.root} holds no stream {stream_id!r}")
+            settings = settings.as_begun(record["settings"])
             if settings.direction == BACKWARD:
                 raise UsageError(f"stream {stream_id!r} was tracked backward only: it cannot be replayed")
             # The backward pass of `both` reads nothing of the forward one, nor the other way round.

@@ -51,6 +51,9 @@ class ModelSettings:
         name: network: xmem-lite, xmem, xmem-s012, xmem-s2, xmem-no-sensory, cutie-base, cutie-small, or a
             file.
         size: shorter side of the network's input, in pixels; 0: frames are not resized. Default: the model's.
+        small_size: size if an object is small: if a mask of the first frame with prompts has a longer side of
+            less than 64 pixels at `size`. Not with a detector, nor for cameras. 0: the same as `size`.
+            Default: the model's (xmem-lite: 512) if no `size` is given.
         full_size: do not resize frames; the same as a size of 0.
         device: device that the network runs on: cpu, cuda, cuda:1, ...
         dtype: precision of the network: float32, bfloat16, float16, or auto: bfloat16 if the CPU has AMX.
@@ -61,6 +64,7 @@ class ModelSettings:
 
     name: str = setting("xmem-lite", flat="model", decisive=False)
     size: int | None = setting(None, least=MIN_SIZE, most=MAX_SIZE)
+    small_size: int | None = setting(None, least=0, most=MAX_SIZE, later=True)
     full_size: bool = setting(False, recorded=False)
     device: str = setting("cpu", recorded=False)
     dtype: str = setting(AUTO, choices=(*DTYPES, AUTO))
@@ -71,6 +75,10 @@ class ModelSettings:
             object.__setattr__(self, "size", None)
             object.__setattr__(self, "full_size", True)
         check(self)
+        if self.small_size and self.small_size < MIN_SIZE:
+            raise UsageError(
+                f"small_size={self.small_size} is not allowed: {MIN_SIZE} or more, or 0 for the same as size"
+            )
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,7 @@ class TrackOptions(TypedDict, total=False):
 
     model: str
     size: int | None
+    small_size: int | None
     full_size: bool
     device: str
     dtype: str
@@ -207,6 +216,7 @@ class TrackSettings:
         model = replace(
             self.model,
             size=segmenter.size,
+            small_size=self._small_size(segmenter),
             full_size=segmenter.size is None,
             dtype=dtype_name(segmenter),
             threads=threads,
@@ -214,6 +224,15 @@ class TrackSettings:
         return replace(
             self, model=model, memory=segmenter.memory_config, model_fingerprint=segmenter.fingerprint
         )
+
+    def _small_size(self, segmenter: VideoSegmenter) -> int | None:
+        """The size for small objects; None if it is that of all."""
+        asked, size = self.model.small_size, segmenter.size
+        if size is None or self.detector.name is not None:
+            return None
+        if asked is None and self.model.size is None:
+            asked = segmenter.config.default_small_size
+        return asked if asked and asked > size else None
 
     @property
     def threads(self) -> int:
@@ -241,15 +260,20 @@ class TrackSettings:
         return _decisive(self.to_dict())
 
     def as_begun(self, stored: Mapping[str, Any]) -> TrackSettings:
-        """These settings, with GrabCut if a stream was begun when that was the default and none is named.
+        """These settings, with the defaults that a stream was begun with.
+
+        That is GrabCut, if it was the default then and none is named, and one size for all objects, if there
+        was no other.
 
         Args:
             stored: settings of the stream's record.
         """
-        former = stored.get("box_segmenter")
-        if former != _FORMER_BOXES or self.commit.box_segmenter != CommitSettings().box_segmenter:
-            return self
-        return replace(self, commit=replace(self.commit, box_segmenter=former))
+        begun, former = self, stored.get("box_segmenter")
+        if former == _FORMER_BOXES and self.commit.box_segmenter == CommitSettings().box_segmenter:
+            begun = replace(begun, commit=replace(begun.commit, box_segmenter=former))
+        if stored.get("small_size") is None and self.model.small_size is not None:
+            begun = replace(begun, model=replace(begun.model, small_size=None))
+        return begun
 
     def differences(self, stored: Mapping[str, Any]) -> list[str]:
         """Differences to the settings of a record, one phrase each; only settings that affect rows.
@@ -272,6 +296,7 @@ def track_options() -> tuple[Option, ...]:
 NOT_LIVE = {
     "detector": "each stream of the API names its own, of those that --allow-detector names",
     "full_size": "a size of 0 says the same",
+    "small_size": "the load that a camera is admitted with is that of one size",
     "chunk_frames": "a live stream's rows are committed after rotate_seconds or rotate_rows",
     "snapshot_chunks": "a live stream's snapshots follow after snapshot_seconds",
     "max_frames": "a camera has no end",
@@ -285,7 +310,7 @@ _RECORDED = tuple(o for o in track_options() if o.path[0] != "memory" and o.meta
 # The model's name may differ (a file name, for instance): its fingerprint is compared instead.
 _INDIFFERENT = tuple(o.name for o in _RECORDED if not o.metadata.get("decisive", True))
 # Left out of records while they have their default.
-_DEFAULTS = {"direction": FORWARD}
+_DEFAULTS = {"direction": FORWARD, "small_size": None}
 # The default box segmenter of earlier versions.
 _FORMER_BOXES = "grabcut"
 # Ignored without a detector, so that records written before detectors existed still match.

@@ -47,6 +47,7 @@ from pipeline.tracking.object_states import read_object
 from pipeline.tracking.objects import Masks, TrackedObjects
 from pipeline.tracking.resume import open_stream, resume
 from pipeline.tracking.settings import BACKWARD, FORWARD, TrackSettings
+from pipeline.tracking.small_objects import has_small_object
 from pipeline.tracking.snapshot import Snapshot
 from pipeline.tracking.stream_record import FINISHED, RUNNING, StreamSummary
 from pipeline.tracks.sinks import Sinks
@@ -170,6 +171,7 @@ class StreamTracker(Closing):
             restart=restart,
         )
         self._committed, self._prompts, self._record = opened.committed, opened.prompts, opened.record
+        self.settings = opened.identity.settings
         self._run = opened.identity.digest()
         self._plan = BackwardPlan.of(self._prompts, self.settings.direction)
         if self._plan is not None and self._plan.prompts.states:
@@ -520,7 +522,27 @@ class StreamTracker(Closing):
                 self._begin_from_state(frame, entry)
         masks: Masks = {} if prompt is None else self._objects.prompt(frame, prompt)
         self._objects.look(frame, masks)
+        self._choose_size(frame, masks)
         return Prompt(masks) if masks else None
+
+    def _choose_size(self, frame: Frame, masks: Masks) -> None:
+        """Let the network see the video larger if an object of the first frame with prompts is small."""
+        size = self.settings.model.small_size
+        if size is None or not masks or self.state.memory is not None:
+            return
+        height, width = frame.size
+        seen = self._segmenter.network_size(height, width)
+        if has_small_object(masks, seen[0] / height):
+            self.state.network_size = self._segmenter.network_size(height, width, size)
+
+    @property
+    def network_shorter_side(self) -> int | None:
+        """Shorter side of the network's input at most; None: that of the frames."""
+        size, model = self._segmenter.size, self.settings.model
+        if model.small_size is None or (not self._ended and self.state.memory is not None):
+            chosen = None if self._ended else self.state.network_size
+            return size if size is None or chosen is None else max(size, min(chosen))
+        return model.small_size
 
     def _pass_on(self, frame: Frame) -> None:
         """Record what begins on a frame that gets rows of the backward pass only."""

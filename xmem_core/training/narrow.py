@@ -15,7 +15,7 @@ from xmem_core.network import XMem
 # their widths and thus their learned representations.
 _WIDTHS = ("value_stem", "value_widths", "decoder_dims")
 # Usage of a network and properties of its weights, not its shape.
-_USE = ("default_size", "default_search_window", "default_least_area", "presence")
+_USE = ("default_size", "default_small_size", "default_search_window", "default_least_area", "presence")
 
 # Tensors by name, with the channels of their first and second dimension; None: not narrowed. Channels that
 # are added to each other share a name, so that the same ones are kept. v: stages of the value encoder (v0:

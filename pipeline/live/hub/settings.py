@@ -68,6 +68,7 @@ class HubSettings:
         """What a stream's record says of how it is tracked, by the segmenter that tracks it."""
         asked = replace(
             self.tracking,
+            model=replace(self.tracking.model, small_size=0),
             detector=DetectorSettings(spec.detector, spec.settings.finder),
             commit=replace(self.tracking.commit, box_segmenter=spec.settings.box_segmenter),
         )

@@ -29,14 +29,14 @@ WITHOUT = {
     "track": {"full_size"},
     "batch run": {"full_size"},
     "serve": {
-        "full_size", "detector", "chunk_frames", "snapshot_chunks", "max_frames", "max_pixels", "direction",
-        "keep_state",
+        "full_size", "small_size", "detector", "chunk_frames", "snapshot_chunks", "max_frames", "max_pixels",
+        "direction", "keep_state",
     },
     "evaluate": {
         "full_size", "detector", "detect_every", "detect_confirmations", "max_objects", "out_of_sight_frames",
         "detect_classes", "detect_score", "give_up_looks", "kept_for_prompts",
         "chunk_frames", "snapshot_chunks", "max_frames", "max_pixels", "box_segmenter",
-        "sinks", "size", "direction", "keep_state",
+        "sinks", "size", "small_size", "direction", "keep_state",
     },
 }  # fmt: skip
 # Figures of different machines are compared, and not all have bfloat16.
@@ -55,6 +55,7 @@ def another_value(option: Option) -> Any:
     given: dict[str, Any] = {
         "model": "xmem",
         "size": 96,
+        "small_size": 128,
         "device": "cuda",
         "dtype": "float16",
         "deep_update_every": 6,
