@@ -26,6 +26,7 @@ from pipeline.prompts.resolving import PromptSet, load_mask_png, load_prompts
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
 from pipeline.tracking.executor import Begun, Executor, begun_with
+from pipeline.tracking.look_ahead import threads_of_step
 from pipeline.tracking.memory_plan import (
     device_bytes,
     predict_ahead_bytes,
@@ -177,7 +178,7 @@ class Worker:
                     f"{stream.settings.commit.chunk_frames} frames"
                 )
             else:
-                torch.set_num_threads(stream.settings.threads)
+                torch.set_num_threads(threads_of_step(self._segmenter, stream.settings.threads))
                 outcome = self._advance(stream, chunk.last)
         except Exception as error:
             failure = self._failure(chunk.stream_id, error)

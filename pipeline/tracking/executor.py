@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pipeline.tracking.look_ahead import threads_of_step
 from pipeline.tracking.settings import AUTO, DTYPES, ModelSettings
 from pipeline.tracking.stream_tracker import StreamSummary, StreamTracker
 from pipeline.tracks.store import StreamStore
@@ -27,7 +28,7 @@ class Executor:
     def __init__(self, segmenter: VideoSegmenter, threads: int | None = None) -> None:
         self.segmenter = segmenter
         if threads is not None:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(threads_of_step(segmenter, threads))
 
     def advance(self, streams: Sequence[StreamTracker]) -> list[StreamTracker]:
         """Track one frame of every stream; return the streams that have not ended.

@@ -5,7 +5,7 @@ core idles. Encoding the next frame while the objects are read and decoded on th
 A camera's next frame is not there yet, or would get too old meanwhile: `SideEncoder` encodes a live stream's
 frame while the detector looks at the same one.
 
-Rows do not depend on it: both threads compute with as many threads of torch as a step without look-ahead.
+Rows do not depend on which frames are encoded ahead: both threads compute with equally many threads of torch.
 """
 
 from __future__ import annotations
@@ -38,6 +38,16 @@ def looks_ahead(segmenter: VideoSegmenter, threads: int) -> bool:
     A GPU gets its work without waiting for it, so there is nothing to overlap.
     """
     return segmenter.device.type == "cpu" and threads > 1
+
+
+def threads_of_step(segmenter: VideoSegmenter, threads: int) -> int:
+    """How many threads of torch a step has, of those that its stream may use.
+
+    Half of them where frames are encoded ahead: the other half encodes. Two threads that each compute alone
+    are faster than two that share every operation, because on a CPU most operations of a step are short, and
+    the threads that share one must be woken for it.
+    """
+    return (threads + 1) // 2 if looks_ahead(segmenter, threads) else threads
 
 
 def arriving(

@@ -87,7 +87,21 @@ def test_rows_are_those_of_a_run_without_it(
     assert files(tmp_path / "out") == alone
     # All but the first few, which may have been decoded before the first objects began.
     assert len(encoded) >= FRAMES - 1 - look_ahead.AHEAD
-    assert set(encoded) == {("xmem-encode", 2)}
+    assert set(encoded) == {("xmem-encode", 1)}
+
+
+@pytest.mark.parametrize(("threads", "each"), [(1, 1), (2, 1), (3, 2), (4, 2)])
+def test_steps_and_the_encoder_share_the_threads(
+    tmp_path: Path, video: Path, model: str, encoded: list[tuple[str, int]], threads: int, each: int
+) -> None:
+    counts: set[int] = set()
+
+    def note(_: object) -> None:
+        counts.add(torch.get_num_threads())
+
+    run(video, tmp_path / "out", model, threads=threads, max_frames=8, on_frame=note)
+    assert counts == {each}
+    assert {count for _, count in encoded} == ({each} if threads > 1 else set())
 
 
 def test_interrupted_it_ends_with_the_same_bytes_and_no_thread_stays(
