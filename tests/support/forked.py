@@ -35,7 +35,8 @@ class Forked:
     Args:
         program: path of the program, run as `__main__`.
         arguments: its arguments.
-        env: its environment; None: this process's. PYTHONPATH is ignored: it finds the repository and tests/.
+        env: its environment; None: this process's. Folders of its PYTHONPATH come before tests/ and the
+            repository.
         stdin: whether its standard input is a pipe to this process; else it is empty.
     """
 
@@ -200,6 +201,7 @@ def _run(request: dict[str, Any], given: list[int]) -> None:
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])
+        sys.path[:0] = filter(None, request["env"].get("PYTHONPATH", "").split(os.pathsep))
         sys.argv = [request["program"], *request["arguments"]]
         runpy.run_path(request["program"], run_name="__main__")
         code = 0

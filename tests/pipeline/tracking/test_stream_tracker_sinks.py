@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import subprocess
-import sys
 import textwrap
 from collections import Counter
 from dataclasses import asdict
@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.forked import Forked
 from support.tiny import SHORT_MEMORY
 from support.videos import damage_packets, make_video
 
@@ -241,23 +242,14 @@ def test_a_sink_that_came_later_gets_what_comes_later(tmp_path: Path, video: Pat
 # --- processes that die --------------------------------------------------------------------------
 
 
-def start(
-    video: Path, out: Path, model: str, plugin: Path, kept: Path, die: str = ""
-) -> subprocess.Popen[str]:
+def start(video: Path, out: Path, model: str, plugin: Path, kept: Path, die: str = "") -> Forked:
     arguments = {
         "video": str(video), "out": str(out), "stream_id": "cam", "model": model, "threads": 1,
         "chunk_frames": CHUNK, "snapshot_chunks": 2, "memory": asdict(SHORT_MEMORY),
         "prompts": PROMPTS, "sinks": ["kept"],
     }  # fmt: skip
-    paths = [str(plugin), str(WORKER.parents[2]), str(WORKER.parents[1])]
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(paths), KEPT=str(kept), DIE=die)
-    return subprocess.Popen(
-        [sys.executable, str(WORKER), json.dumps(arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+    environment = dict(os.environ, PYTHONPATH=str(plugin), KEPT=str(kept), DIE=die)
+    return Forked(WORKER, [json.dumps(arguments)], env=environment)
 
 
 def kept_calls(kept: Path) -> list[Any]:
@@ -283,9 +275,8 @@ def test_killed_beside_a_commit_the_range_is_given_again(
 ) -> None:
     out = tmp_path / "out"
     when, first = die.split(":")
-    worker = start(video, out, model, plugin, kept, die)
-    worker.communicate()
-    assert worker.returncode == -9
+    with start(video, out, model, plugin, kept, die) as worker:
+        assert worker.wait() == -9
     assert StreamStore(out, "cam").committed().next_frame == int(first)
     go_on(video, out, model)
     calls, stored = kept_calls(kept), committed(out)
@@ -303,14 +294,11 @@ def test_killed_at_any_moment_every_committed_range_has_reached_the_sink(
     out = tmp_path / "out"
     rng = random.Random(11)
     for _ in range(KILLS):
-        worker = start(video, out, model, plugin, kept)
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == "go\n"
-        try:
-            worker.wait(rng.uniform(0.0, 0.8))
-        except subprocess.TimeoutExpired:
+        with start(video, out, model, plugin, kept) as worker:
+            assert worker.stdout.readline() == "go\n"
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.wait(rng.uniform(0.0, 0.8))
             worker.kill()
-        worker.communicate()
         reached = dict(kept_calls(kept))
         if (out / "tracks").exists():
             assert all(reached.get(frames) == rows for frames, rows in committed(out).items())
