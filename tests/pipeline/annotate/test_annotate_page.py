@@ -33,6 +33,7 @@ from pipeline.annotate.annotator import Annotator
 from pipeline.api.tokens import Sessions
 from pipeline.draw.look import Layer, Look
 from pipeline.draw.overlay import overlay as draw
+from pipeline.tracking.executor import Executor
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.track import track
 from pipeline.tracks.masks import rle_to_mask
@@ -264,8 +265,17 @@ def test_point_track_correct_and_go_on(annotator: Annotator, video: str, tmp_pat
 
 
 @in_chromium
-def test_pointing_closely_and_by_keys(annotator: Annotator, tmp_path: Path) -> None:
+def test_pointing_closely_and_by_keys(
+    annotator: Annotator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Zoom, moving the picture, selecting on it, and pointing at it without a mouse."""
+    advance = Executor.advance
+
+    def slowly(self: Executor, *given: Any, **more: Any) -> Any:
+        time.sleep(0.4)  # else so short a video may be tracked before the page asks again
+        return advance(self, *given, **more)
+
+    monkeypatch.setattr(Executor, "advance", slowly)
     with served_annotator(annotator) as (address, sessions), open_page(tmp_path, 1280, 720) as page:
         hand = Hand(page)
         page.open(f"{address}/#code={sessions.code}")
