@@ -76,6 +76,10 @@ class Pace:
                 self._missed = 0.0
         return None
 
+    def is_late(self, lag: float) -> bool:
+        """Whether a frame of this age, in seconds, is older than allowed even before it is tracked."""
+        return self._settings.policy == "latest" and lag > self._settings.max_lag_seconds
+
     def tracked(self, lag: float, took: float) -> bool:
         """Record a tracked frame, its lag and its tracking time in seconds.
 

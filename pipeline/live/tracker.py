@@ -25,7 +25,7 @@ from pipeline.base.closeable import Closing
 from pipeline.base.errors import SourceError
 from pipeline.base.records import Event, Frame
 from pipeline.live.arrivals import IDS_AHEAD, Arrivals
-from pipeline.live.camera.ledger import Ledger
+from pipeline.live.camera.ledger import TOO_OLD, Ledger
 from pipeline.live.committing import FRAMES_AHEAD, MOST_WAITING, LiveCommitter
 from pipeline.live.feed import LiveFeed, OpenFeed, live_facts
 from pipeline.live.pacing import LookPace, Pace
@@ -40,7 +40,7 @@ from pipeline.live.zones import LiveZones
 from pipeline.prompts.box_segmenters import BoxSegmenter, load_box_segmenter
 from pipeline.prompts.remembered_object import RememberedObject
 from pipeline.tracking.committer import Committer
-from pipeline.tracking.look_ahead import SideEncoder, looks_ahead
+from pipeline.tracking.look_ahead import SideEncoder, looks_ahead, threads_of_step
 from pipeline.tracking.object_states import read_object
 from pipeline.tracking.objects import Masks, TrackedObjects
 from pipeline.tracking.settings import TrackSettings
@@ -55,16 +55,26 @@ __all__ = ["LiveFeed", "LiveTracker", "OpenFeed", "Rejected"]
 logger = logging.getLogger(__name__)
 
 _AT_ONCE = 16  # maximum number of frames dropped per call
+_NEWEST = 0.2  # weight of the last frame in the mean time of one
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """The frame whose result is awaited; it was `lag` seconds old when it was read."""
+    """The frame whose result is awaited; it was `lag` seconds old when its turn came."""
 
     frame: Frame
     step: StepInput
     lag: float
-    read_at: float
+    begun_at: float
+
+
+@dataclass(frozen=True)
+class _Arrived:
+    """A frame to track that arrived `at` this time; `held`: it was read ahead of its turn."""
+
+    frame: Frame
+    at: float
+    held: bool
 
 
 class LiveTracker(Closing):
@@ -116,6 +126,8 @@ class LiveTracker(Closing):
         boxes = load_box_segmenter(spec.settings.box_segmenter)
         self._failure: BaseException | None = None
         self._pending: _Pending | None = None
+        self._held: _Arrived | None = None  # read ahead of its turn
+        self._took: float | None = None  # mean seconds of a frame
         self._pace, self._looks = Pace(spec.settings), LookPace()
         self._spoilt = False  # a frame failed midway: the state may be wrong
         self._closed = False
@@ -200,7 +212,7 @@ class LiveTracker(Closing):
         self.source = open_feed(self.spec, ledger)
         self.source.resume(first, *restored.previous)
         if looks_ahead(segmenter, threads := self.settings.threads):
-            self._encoder = SideEncoder(segmenter, self.state, threads)
+            self._encoder = SideEncoder(segmenter, self.state, threads_of_step(segmenter, threads))
 
     # --- asking ----------------------------------------------------------------------------------
 
@@ -242,23 +254,16 @@ class LiveTracker(Closing):
         self._pace.looks(self._now())
         try:
             self._committing.check()
-            for _ in range(_AT_ONCE):
-                if self._committing.backlogged or self._committing.numbers_run_out(self.source.ledger):
-                    break  # frames wait in the source, or are dropped and counted there
-                frame = self.source.read(0)
-                if frame is None:
-                    if self.source.closed:
-                        raise SourceError(f"{self.source.uri}: the source ended")
-                    break
-                lag, read_at = float(self.source.status().lag_seconds or 0.0), self._now()
+            arrived = self._arrived()
+            if arrived is None:
+                if self.source.closed and self._held is None:
+                    raise SourceError(f"{self.source.uri}: the source ended")
+            else:
+                frame, begun_at = arrived.frame, self._now()
                 self._receive(frame)
-                reason = "paused" if self.requests.paused else self._pace.unwanted(lag, read_at)
-                if reason is not None:
-                    self._drop(frame, reason)
-                    continue
                 self._unwritten.begin_frame()
                 try:
-                    if self._encoder is not None:
+                    if self._encoder is not None and not arrived.held:
                         self._encoder.begin(frame.image)
                     masks = self._prepared(frame)
                     image = frame.image if self._encoder is None else self._encoder.take(frame.image)
@@ -266,13 +271,67 @@ class LiveTracker(Closing):
                     self._spoil(frame)
                     raise
                 step = StepInput(self.state, image, Prompt(masks) if masks else None)
-                self._pending = _Pending(frame, step, lag, read_at)
+                self._pending = _Pending(frame, step, begun_at - arrived.at, begun_at)
+                self._read_ahead()
                 return step
         except BaseException as error:
             self._failure = error
             raise
         self.tick()
         return None
+
+    def _arrived(self) -> _Arrived | None:
+        """The next frame to track: the one read ahead, else from the source."""
+        held = self._held
+        if held is None:
+            return self._next_wanted()
+        if self._committing.backlogged or self._committing.numbers_run_out(self.source.ledger):
+            return None
+        self._held = None
+        if self.requests.paused:
+            reason = "paused"
+        elif self._pace.is_late(self._now() - held.at):  # other streams had their turns meanwhile
+            reason = TOO_OLD
+        else:
+            return held
+        self._receive(held.frame)
+        self._drop(held.frame, reason)
+        return self._next_wanted()
+
+    def _next_wanted(self, ahead: float | None = None) -> _Arrived | None:
+        """Read the next frame that is to be tracked; None if there is none. Those before it are dropped.
+
+        Args:
+            ahead: seconds until the frame's turn, if it is read ahead of it.
+        """
+        wait = ahead or 0.0
+        for _ in range(_AT_ONCE):
+            if self._committing.backlogged or self._committing.numbers_run_out(self.source.ledger):
+                break  # frames wait in the source, or are dropped and counted there
+            frame = self.source.read(0)
+            if frame is None:
+                break
+            lag, now = float(self.source.status().lag_seconds or 0.0), self._now()
+            reason = "paused" if self.requests.paused else self._pace.unwanted(lag + wait, now + wait)
+            if reason is None:
+                return _Arrived(frame, now - lag, ahead is not None)
+            self._receive(frame)
+            self._drop(frame, reason)
+        return None
+
+    def _read_ahead(self) -> None:
+        """If the next frame is there already, encode it while the pending one is tracked.
+
+        It is received only when its turn comes: until then files end before it.
+        """
+        if self._encoder is None or not self.state.object_ids or self._took is None:
+            return
+        try:
+            self._held = self._next_wanted(self._took)
+        except SourceError as error:  # the next read fails as well, after the pending frame
+            logger.debug("stream %s: nothing read ahead: %s", self.spec.stream_id, error)
+        if self._held is not None:
+            self._encoder.begin(self._held.frame.image)
 
     def _prepared(self, frame: Frame) -> Masks:
         """The prompts of a frame, with those of the detector if its turn has come."""
@@ -288,7 +347,7 @@ class LiveTracker(Closing):
             raise self._failure
         if self._pending is None:
             raise RuntimeError("accept() without a frame from next_input()")
-        frame, lag, read_at = self._pending.frame, self._pending.lag, self._pending.read_at
+        frame, lag, begun_at = self._pending.frame, self._pending.lag, self._pending.begun_at
         try:
             records = self._objects.seen(frame, result)
             self._committing.previous = (frame.pts_seconds, frame.wall_time)
@@ -297,7 +356,8 @@ class LiveTracker(Closing):
             self._unwritten.add_tracked(records)
             zone_events = self.zones.tracked(frame, records)
             self.view.publish(frame, records, zone_events, self._unwritten.take_recent())
-            took = self._now() - read_at
+            took = self._now() - begun_at
+            self._took = took if self._took is None else self._took + _NEWEST * (took - self._took)
             self.view.seen_at(self.state.time, frame.image)
             if self._arrivals.memory_edited or self.view.memory_due(self._now()):
                 self._arrivals.memory_edited = False
@@ -352,6 +412,10 @@ class LiveTracker(Closing):
             if self._pending is not None:
                 frame, self._pending = self._pending.frame, None
                 self._spoil(frame)
+            if self._held is not None:
+                held, self._held = self._held.frame, None
+                self._receive(held)
+                self._drop(held, "closed")
             self.source.close()
             for event in self.source.trailing_losses:
                 self._unwritten.add(event)

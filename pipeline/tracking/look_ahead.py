@@ -2,8 +2,8 @@
 
 With two threads of torch on a CPU, many operations of a step are too small to be divided, so that the second
 core idles. Encoding the next frame while the objects are read and decoded on the one before keeps it busy.
-A camera's next frame is not there yet, or would get too old meanwhile: `SideEncoder` encodes a live stream's
-frame while the detector looks at the same one.
+`SideEncoder` does it for a live stream, if the next frame is there already; else it encodes a frame while the
+detector looks at the same one.
 
 Rows do not depend on which frames are encoded ahead: both threads compute with equally many threads of torch.
 """
@@ -91,7 +91,7 @@ class _Encoded(Iterator[Arrived]):
 
 
 class SideEncoder(Closing):
-    """Encodes a frame in a thread while the caller prepares its prompts. To be used by one thread.
+    """Encodes a frame in a thread while the caller does something else. To be used by one thread.
 
     Args:
         state: state of the stream, read only: frames are encoded while it has objects, at its network size.

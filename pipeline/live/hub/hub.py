@@ -38,6 +38,7 @@ from pipeline.live.spec import LiveSpec
 from pipeline.live.tracker import LiveFeed, LiveTracker, OpenFeed
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
+from pipeline.tracking.look_ahead import threads_of_step
 from pipeline.tracking.segmenters import open_segmenter
 from pipeline.tracking.stream_record import FINISHED, RUNNING
 from pipeline.tracks.sinks import Sinks
@@ -88,7 +89,7 @@ class LiveHub(Closing):
         self._list = LiveList(files, settings.hub, Path(settings.secrets) if settings.secrets else None)
         self._capacity = Capacity(self._segmenter, settings.memory_bytes, settings.load)
         if settings.calibrate:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(threads_of_step(self._segmenter, threads))
             self._capacity.calibrate()
         self._turns = Turns(settings.load)
         self._streams: dict[str, HubStream] = {}
@@ -318,7 +319,8 @@ class LiveHub(Closing):
     # --- the tracking thread ---------------------------------------------------------------------
 
     def _run(self) -> None:
-        torch.set_num_threads(self.settings.tracking.threads)  # applies to the calling thread only
+        threads = threads_of_step(self._segmenter, self.settings.tracking.threads)
+        torch.set_num_threads(threads)  # applies to the calling thread only
         while not self._stop.is_set():
             with self._lock:
                 streams = list(self._streams.values())

@@ -158,7 +158,13 @@ class Camera:
     """A live stream with a simulated clock."""
 
     def __init__(
-        self, out: Path, segmenter: VideoSegmenter, sinks: Sinks | None, threads: int = 1, **more: Any
+        self,
+        out: Path,
+        segmenter: VideoSegmenter,
+        sinks: Sinks | None,
+        threads: int = 1,
+        policy: str = "every",
+        **more: Any,
     ) -> None:
         values: dict[str, Any] = {"detector": "one-thing", "prompts": {"objects": [dog(0, category="dog")]}}
         chosen = LiveSettings.from_dict(
@@ -166,7 +172,7 @@ class Camera:
                 "detect_confirmations": 1,
                 "detect_every": 1,
                 "give_up_looks": 100,
-                "policy": "every",
+                "policy": policy,
                 "rotate_seconds": ROTATE,
                 "snapshot_seconds": ROTATE,
             }
@@ -288,10 +294,10 @@ def test_a_frame_encoded_while_the_detector_looks_gives_the_same_rows(
         return encode(self, *arguments)
 
     monkeypatch.setattr(VideoSegmenter, "encode", noted)
-    with torch_threads(2):
+    with torch_threads(1):  # a step's, of the stream's two
         track_camera(images, tmp_path / "aside", segmenter, Journal(), threads=2)
         # The first frame is encoded in its step: until then there are no objects.
-        assert calls == [("xmem-encode_0", 2)] * (FRAMES - 1)
+        assert calls == [("xmem-encode_0", 1)] * (FRAMES - 1)
         assert "xmem-encode_0" not in {thread.name for thread in threading.enumerate()}
         monkeypatch.setattr("pipeline.live.tracker.looks_ahead", lambda *_: False)
         track_camera(images, tmp_path / "alone", segmenter, Journal(), threads=2)
@@ -299,6 +305,66 @@ def test_a_frame_encoded_while_the_detector_looks_gives_the_same_rows(
     rows = files(tmp_path / "alone")
     assert len(rows) == 4  # rows and events of two commits
     assert files(tmp_path / "aside") == rows
+
+
+def test_the_next_frame_is_encoded_while_one_is_tracked_and_counted_once_whatever_comes_between(
+    tmp_path: Path, segmenter: VideoSegmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, order = VideoSegmenter.encode, []
+
+    def noted(self: VideoSegmenter, *arguments: Any) -> Any:
+        order.append("encode")
+        return encode(self, *arguments)
+
+    monkeypatch.setattr(VideoSegmenter, "encode", noted)
+    with torch_threads(1):
+        camera = Camera(tmp_path, segmenter, None, threads=2)
+        tracker, ledger = camera.tracker, camera.tracker.source.ledger
+
+        def tracked() -> int:
+            step = tracker.next_input()
+            assert step is not None
+            order.append("step")
+            tracker.accept(segmenter.step(step.state, step.image, step.prompt))
+            return ledger.counts().tracked
+
+        tracker.source.allowed = 6  # type: ignore[attr-defined]
+        assert [tracked() for _ in range(3)] == [1, 2, 3]
+        # The first frame has no objects yet. The third was read before the second was tracked.
+        assert order.count("step") == 3
+        assert order.count("encode") >= 2
+        assert ledger.counts().in_flight == 1
+        camera.rotate()  # while frame 3 is held: the file ends before it
+        assert tracker.record.books.frames == 3
+        tracker.request({"pause": True})
+        assert tracker.next_input() is None
+        assert ledger.counts().dropped == {"paused": 3}
+        tracker.request({"pause": False})
+        tracker.source.allowed = 9  # type: ignore[attr-defined]
+        assert [tracked(), tracked()] == [4, 5]
+        tracker.close()
+    counts = ledger.counts()
+    assert (counts.received, counts.tracked, counts.dropped) == (9, 5, {"paused": 3, "closed": 1})
+    assert counts.settled
+    books = query(tmp_path, "select distinct frame_index from tracks order by 1").to_pylist()
+    assert [row["frame_index"] for row in books] == [0, 1, 2, 6, 7]
+
+
+def test_a_frame_read_ahead_that_gets_too_old_is_dropped(tmp_path: Path, segmenter: VideoSegmenter) -> None:
+    with torch_threads(1):
+        camera = Camera(tmp_path, segmenter, None, threads=2, policy="latest")
+        tracker, ledger = camera.tracker, camera.tracker.source.ledger
+        for allowed, late in ((1, 0.0), (3, 0.0), (4, 5.0)):
+            tracker.source.allowed = allowed  # type: ignore[attr-defined]
+            camera.clock += late
+            step = tracker.next_input()
+            assert step is not None
+            tracker.accept(segmenter.step(step.state, step.image, step.prompt))
+        tracker.close()
+    assert ledger.counts().settled
+    assert (ledger.counts().tracked, ledger.counts().dropped) == (3, {"too old": 1})
+    events = query(tmp_path, "select frame_index from events where kind = 'dropped'").to_pylist()
+    assert [event["frame_index"] for event in events] == [2]
 
 
 @pytest.mark.parametrize("kind", KINDS)

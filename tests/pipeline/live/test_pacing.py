@@ -21,7 +21,9 @@ def test_frames_that_would_be_too_old_once_tracked_are_unwanted() -> None:
     assert pace.unwanted(0.65, 0.0) == "too old"
     pace.tracked(0.1, 5.0)
     assert pace.unwanted(0.25, 0.0) is None  # however slow: some frames are tracked
+    assert [pace.is_late(lag) for lag in (0.9, 1.1)] == [False, True]
     assert Pace(LiveSettings(policy="every")).unwanted(99.0, 0.0) is None
+    assert not Pace(LiveSettings(policy="every")).is_late(99.0)
 
 
 def test_a_rate_is_kept_on_average_though_frames_jitter() -> None:
