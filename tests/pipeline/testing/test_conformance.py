@@ -72,7 +72,9 @@ print(json.dumps([codes, summary.state, summary.frames, summary.rows]))
     # Bright for three frames, found, and confirmed by the pipeline.
     assert [frame for frame, object_id in rows if object_id == 5] == [*range(4, 11)]
     events = [(e["kind"], e["reason"], e["object_id"]) for chunk in given for e in chunk["events"]]
-    assert events == [("object_added", "prompt", 4), ("object_added", "detector", 5)]
+    # With random weights a mask may leave its square, and the detector then corrects it.
+    begun = [event for event in events if event != ("corrected", "drifted", 5)]
+    assert begun == [("object_added", "prompt", 4), ("object_added", "detector", 5)]
     record = json.loads((out / "streams" / "cam.json").read_text())
     assert (record["settings"]["box_segmenter"], record["container"]) == ("diamond", "plugin")
     assert record["width"] == 80
