@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make demo    install, track a real clip, query it, render an overlay"
 	@echo "make test    install, run every test"
-	@echo "make quick   the tests that need nothing but this process and are not slow: about five minutes"
+	@echo "make quick   the tests that need nothing but this process and are not slow: two minutes"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make bench   benchmarks;  make soak: long runs;  make chaos: kill tests by the hundred"
 
