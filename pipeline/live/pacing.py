@@ -19,7 +19,7 @@ _SAMPLE_SECONDS = 0.25
 _HELD_UP_SECONDS = 0.05  # gap between two polls from which on the stream counts as held up by others
 _FORGOTTEN = 0.02  # decay of a slow frame's time with each frame after it
 _LOOKING = 0.4  # share of the time that runs of the detector may take while frames are dropped
-_NEW_LOOK = 0.3  # weight of the last look in the mean time of one
+_NEW_FRAME, _NEW_LOOK = 0.2, 0.3  # weight of the last one in the mean time of a frame and of a look
 
 
 class Pace:
@@ -33,7 +33,8 @@ class Pace:
         self._settings = settings
         self._lags: deque[float] = deque(maxlen=_KEPT)
         self._samples: deque[tuple[float, int, int]] = deque()  # time, frames received and tracked by then
-        self._step_seconds = 0.0
+        self._step_seconds = 0.0  # of slow frames
+        self._mean: float | None = None  # seconds of a frame
         self._due = -math.inf  # with a limited rate: time at which the next frame is wanted
         self._looked_at: float | None = None
         self._missed = 0.0  # seconds held up by other streams, not yet caught up on
@@ -89,11 +90,17 @@ class Pace:
         # Follows the slow frames, which are added to memory or given to the detector: with the mean of
         # all frames, every slow one would exceed the lag.
         self._step_seconds = max(took, (1 - _FORGOTTEN) * self._step_seconds + _FORGOTTEN * took)
+        self._mean = _mean(self._mean, took, _NEW_FRAME)
         self._lags.append(lag + took)
         chosen = self._settings
         slow = took > chosen.max_lag_seconds and chosen.policy == "latest" and not self._slow_told
         self._slow_told = self._slow_told or slow
         return slow
+
+    @property
+    def frame_seconds(self) -> float | None:
+        """Mean tracking time of the last frames; None before the first."""
+        return self._mean
 
     def rates(self) -> dict[str, float]:
         """Recent rates of received and tracked frames per second."""
@@ -122,8 +129,8 @@ class LookPace:
     """
 
     def __init__(self) -> None:
-        self._seconds = 0.0  # mean time of a look
-        self._began: float | None = None
+        self._mean: float | None = None  # seconds of a look
+        self._began = 0.0
         self._late = 0  # frames dropped before the last look because tracking took too long
 
     def may_look(self, now: float, late: int) -> bool:
@@ -134,10 +141,14 @@ class LookPace:
             late: frames of the stream dropped so far because tracking took too long.
         """
         behind = late > self._late
-        return self._began is None or not behind or now - self._began >= self._seconds / _LOOKING
+        return self._mean is None or not behind or now - self._began >= self._mean / _LOOKING
 
     def looked(self, began: float, ended: float, late: int) -> None:
         """Record a look, in seconds, and the dropped frames when it began."""
-        took = ended - began
-        self._seconds = took if self._began is None else self._seconds + _NEW_LOOK * (took - self._seconds)
+        self._mean = _mean(self._mean, ended - began, _NEW_LOOK)
         self._began, self._late = began, late
+
+
+def _mean(known: float | None, newest: float, weight: float) -> float:
+    """A running mean after one more value of this weight."""
+    return newest if known is None else known + weight * (newest - known)

@@ -40,7 +40,7 @@ from pipeline.live.zones import LiveZones
 from pipeline.prompts.box_segmenters import BoxSegmenter, load_box_segmenter
 from pipeline.prompts.remembered_object import RememberedObject
 from pipeline.tracking.committer import Committer
-from pipeline.tracking.look_ahead import SideEncoder, looks_ahead, threads_of_step
+from pipeline.tracking.look_ahead import SideEncoder, looks_ahead
 from pipeline.tracking.object_states import read_object
 from pipeline.tracking.objects import Masks, TrackedObjects
 from pipeline.tracking.settings import TrackSettings
@@ -55,7 +55,6 @@ __all__ = ["LiveFeed", "LiveTracker", "OpenFeed", "Rejected"]
 logger = logging.getLogger(__name__)
 
 _AT_ONCE = 16  # maximum number of frames dropped per call
-_NEWEST = 0.2  # weight of the last frame in the mean time of one
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,6 @@ class LiveTracker(Closing):
         self._failure: BaseException | None = None
         self._pending: _Pending | None = None
         self._held: _Arrived | None = None  # read ahead of its turn
-        self._took: float | None = None  # mean seconds of a frame
         self._pace, self._looks = Pace(spec.settings), LookPace()
         self._spoilt = False  # a frame failed midway: the state may be wrong
         self._closed = False
@@ -212,7 +210,7 @@ class LiveTracker(Closing):
         self.source = open_feed(self.spec, ledger)
         self.source.resume(first, *restored.previous)
         if looks_ahead(segmenter, threads := self.settings.threads):
-            self._encoder = SideEncoder(segmenter, self.state, threads_of_step(segmenter, threads))
+            self._encoder = SideEncoder(segmenter, self.state, threads)
 
     # --- asking ----------------------------------------------------------------------------------
 
@@ -324,10 +322,11 @@ class LiveTracker(Closing):
 
         It is received only when its turn comes: until then files end before it.
         """
-        if self._encoder is None or not self.state.object_ids or self._took is None:
+        wait = self._pace.frame_seconds
+        if self._encoder is None or not self.state.object_ids or wait is None:
             return
         try:
-            self._held = self._next_wanted(self._took)
+            self._held = self._next_wanted(wait)
         except SourceError as error:  # the next read fails as well, after the pending frame
             logger.debug("stream %s: nothing read ahead: %s", self.spec.stream_id, error)
         if self._held is not None:
@@ -357,7 +356,6 @@ class LiveTracker(Closing):
             zone_events = self.zones.tracked(frame, records)
             self.view.publish(frame, records, zone_events, self._unwritten.take_recent())
             took = self._now() - begun_at
-            self._took = took if self._took is None else self._took + _NEWEST * (took - self._took)
             self.view.seen_at(self.state.time, frame.image)
             if self._arrivals.memory_edited or self.view.memory_due(self._now()):
                 self._arrivals.memory_edited = False

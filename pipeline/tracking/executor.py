@@ -22,7 +22,7 @@ class Executor:
 
     Args:
         segmenter: shared by all streams.
-        threads: CPU threads of the network, for the whole process.
+        threads: CPU threads that a stream may use; those of a step are set for the whole process.
     """
 
     def __init__(self, segmenter: VideoSegmenter, threads: int | None = None) -> None:

@@ -57,9 +57,10 @@ def arriving(
 
     Args:
         state: state of the stream, read only: frames are encoded while it has objects, at its network size.
-        threads: threads of torch of each step.
+        threads: threads that the stream may use, see `threads_of_step`.
     """
-    return Prefetch(_Encoded(frames, segmenter, state, threads), _DEPTH, name="xmem-encode")
+    encoded = _Encoded(frames, segmenter, state, threads_of_step(segmenter, threads))
+    return Prefetch(encoded, _DEPTH, name="xmem-encode")
 
 
 class _Encoded(Iterator[Arrived]):
@@ -95,13 +96,14 @@ class SideEncoder(Closing):
 
     Args:
         state: state of the stream, read only: frames are encoded while it has objects, at its network size.
-        threads: threads of torch of each step.
+        threads: threads that the stream may use, see `threads_of_step`.
     """
 
     def __init__(self, segmenter: VideoSegmenter, state: TrackerState, threads: int) -> None:
         self._segmenter, self._state = segmenter, state
+        own = threads_of_step(segmenter, threads)
         # The number of torch's threads is the thread's.
-        self._pool = ThreadPoolExecutor(1, "xmem-encode", torch.set_num_threads, (threads,))
+        self._pool = ThreadPoolExecutor(1, "xmem-encode", torch.set_num_threads, (own,))
         self._encoded: Future[EncodedFrame] | None = None
 
     def begin(self, image: Image) -> None:

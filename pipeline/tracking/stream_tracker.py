@@ -41,7 +41,7 @@ from pipeline.tracking.backward import (
 from pipeline.tracking.chunk_rows import ChunkRows
 from pipeline.tracking.committer import Committer
 from pipeline.tracking.frame_prompts import FramePrompts
-from pipeline.tracking.look_ahead import Arrived, arriving, looks_ahead, threads_of_step
+from pipeline.tracking.look_ahead import Arrived, arriving, looks_ahead
 from pipeline.tracking.memory_edit import COPY, planned_edits
 from pipeline.tracking.object_states import read_object
 from pipeline.tracking.objects import Masks, TrackedObjects
@@ -247,8 +247,7 @@ class StreamTracker(Closing):
         frames = Prefetch(self._limited(start, previous_pts))
         if not self.looks_ahead:
             return frames
-        threads = threads_of_step(self._segmenter, self.settings.threads)
-        return arriving(frames, self._segmenter, self._objects.state, threads)
+        return arriving(frames, self._segmenter, self._objects.state, self.settings.threads)
 
     @property
     def looks_ahead(self) -> bool:
