@@ -124,6 +124,7 @@ class Annotator(Closing):
         self.layers = LookLayers(self._files, self.stream_id)
         self._resolved: OrderedDict[tuple[int, tuple[PromptObject, ...]], ResolvedPrompt] = OrderedDict()
         self._lock = threading.Lock()
+        self._editing = threading.RLock()  # an edit is made from the document that it changes
 
     def close(self) -> None:
         """Stop tracking and close the video; everything that was acknowledged is stored."""
@@ -372,25 +373,39 @@ class Annotator(Closing):
         Raises:
             UsageError, PromptError: it does not fit the document, or its masks do not fit their frame.
         """
-        before = self.project.document
-        after = before.changed(changes)
-        changed_memory(self.settings.memory, after.memory)
-        prompts = after.prompt_set()
-        for frame_index in after.prompts:
-            if after.prompts[frame_index] != before.prompts.get(frame_index):
-                self._resolve(frame_index, prompts)
-        self.project.edit(changes)
-        self.propagation.keep_to(self.recipe)
+        with self._editing:
+            before = self.project.document
+            after = before.changed(changes)
+            changed_memory(self.settings.memory, after.memory)
+            prompts = after.prompt_set()
+            for frame_index in after.prompts:
+                if after.prompts[frame_index] != before.prompts.get(frame_index):
+                    self._resolve(frame_index, prompts)
+            self.project.edit(changes)
+            self.propagation.keep_to(self.recipe)
+
+    def add_object(self, category: str | None = None, colour: str | None = None) -> int:
+        """Add an object; durable when its id is returned.
+
+        Raises:
+            UsageError: the category or the colour is not allowed.
+        """
+        with self._editing:
+            new = self.project.document.next_id
+            self.edit([{"op": "object", "id": new, "category": category, "colour": colour}])
+        return new
 
     def undo(self) -> None:
         """Take back the last edit that is in effect; durable when it returns."""
-        self.project.undo()
-        self.propagation.keep_to(self.recipe)
+        with self._editing:
+            self.project.undo()
+            self.propagation.keep_to(self.recipe)
 
     def redo(self) -> None:
         """Apply again what was undone last; durable when it returns."""
-        self.project.redo()
-        self.propagation.keep_to(self.recipe)
+        with self._editing:
+            self.project.redo()
+            self.propagation.keep_to(self.recipe)
 
     def add_prompts(self, prompts: PromptSet) -> None:
         """Add prompts of elsewhere as one edit; durable when it returns.
@@ -400,21 +415,25 @@ class Annotator(Closing):
         Raises:
             UsageError, PromptError: they do not fit the document or their frames.
         """
-        objects = self.project.document.objects
         changes: list[Change] = []
-        named = Document.of_prompts(prompts).objects
-        for object_id, imported in named.items():
-            if object_id not in objects:
-                changes.append({"op": "object", "id": object_id, "category": imported.category})
         for frame in prompts.frames:
             for entry in prompts.at(frame):
                 changes.append({"op": "prompt", "frame": frame, "object": entry.to_json()})
             changes += [{"op": "remove", "frame": frame, "id": i} for i in prompts.removals_at(frame)]
-        self.edit(changes)
+        named = Document.of_prompts(prompts).objects
+        with self._editing:
+            known = self.project.document.objects
+            new: list[Change] = [
+                {"op": "object", "id": object_id, "category": imported.category}
+                for object_id, imported in named.items()
+                if object_id not in known
+            ]
+            self.edit([*new, *changes])
 
     def merge(self, into: int, other: int) -> None:
         """Make one object of two, see `regrouping.merge`; durable when it returns."""
-        self.edit(merge(self.project.document, into, other, self._mask_at))
+        with self._editing:
+            self.edit(merge(self.project.document, into, other, self._mask_at))
 
     def split(self, object_id: int, frame_index: int) -> int:
         """Give an object a new id from a frame on, see `regrouping.split`; durable when it returns.
@@ -423,9 +442,10 @@ class Annotator(Closing):
             the new id.
         """
         self.frames.at(frame_index)
-        new = self.project.document.next_id
-        backward = self.recipe.direction != FORWARD
-        self.edit(split(self.project.document, object_id, frame_index, self._mask_at, backward=backward))
+        with self._editing:
+            new = self.project.document.next_id
+            backward = self.recipe.direction != FORWARD
+            self.edit(split(self.project.document, object_id, frame_index, self._mask_at, backward=backward))
         return new
 
     def edit_memory(self, frame_index: int, edits: Sequence[Mapping[str, Any]]) -> None:
@@ -438,9 +458,10 @@ class Annotator(Closing):
             UsageError: the frame is not tracked yet, or an edit cannot be made there. Nothing is edited then.
         """
         changes: list[Change] = [{"op": "memory", "frame": frame_index, "edit": edit} for edit in edits]
-        self.project.document.changed(changes)
-        self.memory_view.checked(self.recipe, frame_index, [MemoryEdit.from_json(edit) for edit in edits])
-        self.edit(changes)
+        with self._editing:
+            self.project.document.changed(changes)
+            self.memory_view.checked(self.recipe, frame_index, [MemoryEdit.from_json(edit) for edit in edits])
+            self.edit(changes)
 
     def clear_memory(self, frame_index: int) -> None:
         """Forget all but prompted and pinned frames before a tracked frame; durable when it returns."""

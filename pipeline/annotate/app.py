@@ -17,7 +17,7 @@ from pipeline.api.guard import LOOPBACK_HOSTS, ApiGuard
 from pipeline.api.responses import handle_errors, page_file
 from pipeline.api.service import RefusedError
 from pipeline.api.tokens import Sessions
-from pipeline.base.errors import UsageError
+from pipeline.base.errors import UsageError, XmemError
 from pipeline.draw.look import Look
 from pipeline.exchange.masks_as_prompts import read_masks_as_prompts
 from pipeline.prompts.clicks import Click, Stroke
@@ -159,9 +159,7 @@ def _router(annotator: Annotator, sessions: Sessions) -> APIRouter:
 
     @router.post("/objects")
     def add_object(body: models.NewObject) -> Answer:
-        object_id = annotator.project.document.next_id
-        annotator.edit([{"op": "object", "id": object_id, "category": body.category, "colour": body.colour}])
-        return {"id": object_id, "state": annotator.state()}
+        return {"id": annotator.add_object(body.category, body.colour), "state": annotator.state()}
 
     @router.patch("/objects/{object_id}")
     def change_object(object_id: ObjectId, body: models.ObjectChange) -> Answer:
@@ -211,7 +209,11 @@ def _router(annotator: Annotator, sessions: Sessions) -> APIRouter:
     def imported(body: models.Import) -> Answer:
         with tempfile.TemporaryDirectory(prefix="xmem-import-") as folder:
             path = _unpacked(body.files, FilePath(folder))
-            prompts = read_masks_as_prompts(path, frame=body.frame, stream_id=annotator.stream_id)
+            try:
+                prompts = read_masks_as_prompts(path, frame=body.frame, stream_id=annotator.stream_id)
+            except XmemError as error:  # whoever chose the files does not know that folder
+                text = str(error).replace(f"{folder}/", "").replace(folder, "the files")
+                raise UsageError(text) from error
         annotator.add_prompts(prompts)
         return annotator.state()
 

@@ -14,9 +14,10 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.annotate import models
 from pipeline.annotate.project import project_folder
 from pipeline.base.errors import UsageError
-from pipeline.draw.look import Layer
+from pipeline.draw.look import Layer, Look
 from pipeline.storage.files import Files
 
 log = logging.getLogger(__name__)
@@ -69,10 +70,12 @@ class LookLayers:
     def kept(self) -> dict[str, Any] | None:
         """The look chosen last; None if there is none that can be shown."""
         try:
-            look = json.loads(self._files.read(self._look))
-            if look.get("layer") is not None:
-                self.get(look["layer"])
-            return dict(look)
+            look = models.Look.model_validate_json(self._files.read(self._look))
+            layer = None if look.layer is None else self.get(look.layer)
+            if look.overlay is not None:
+                used = layer if look.overlay == "layered" else None
+                Look(look.overlay, look.opacity, look.outlines, look.ids, None, {}, used, look.layer_place)
+            return look.model_dump()
         except FileNotFoundError:
             return None
         except (UsageError, ValueError, TypeError, AttributeError) as error:

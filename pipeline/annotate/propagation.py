@@ -4,10 +4,11 @@ Each recipe is tracked in a work folder of its own, an ordinary output folder:
 
     OUT/annotate/<stream>/work/<digest of the recipe>/
 
-Chunks are committed there exactly once, as by `track`. A new recipe begins with what an earlier one has of it
+Chunks are committed there exactly once, as by `track`; where tracking pauses, the chunk under way is cut and
+committed, too. A new recipe begins with what an earlier one has of it
 before the first frame that differs (`pipeline.tracking.carry_over`), so that a correction tracks only from
 there. Going back to a former recipe finds its folder again. When a stream is finished, its
-files replace those of the stream in OUT (`pipeline.tracks.copying.replace_stream`).
+files, with cut chunks joined, replace those of the stream in OUT (`pipeline.tracks.copying.replace_stream`).
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ class Propagation(Closing):
             self._changed.notify_all()
 
     def pause(self) -> None:
-        """Pause after the frame that is being tracked."""
+        """Pause after the frame that is being tracked, and commit what is tracked."""
         with self._changed:
             self._job = None
             self._pause.set()
@@ -207,7 +208,7 @@ class Propagation(Closing):
         return self._published is not None and self._published.recipe.equals(recipe)
 
     def close(self) -> None:
-        """Stop the thread. What is committed stays; the rest is tracked again when the project goes on."""
+        """Stop the thread; what is tracked is committed first."""
         with self._changed:
             self._closing = True
             self._job = None
@@ -394,6 +395,9 @@ class Propagation(Closing):
             done = not backward and job.until is not None and position is not None and position >= job.until
             outdated = self._outdated is not None and position is not None and position >= self._outdated
             if self._pause.is_set() or done or outdated:
+                # What is shown as tracked is then there again, also if this process is killed.
+                stream.commit_here()
+                layer.reload()
                 self._status = PropagationStatus("paused", position, job.until, rate)
                 return False
             running = self._executor.advance([stream])
@@ -410,6 +414,8 @@ class Propagation(Closing):
 
     def _publish(self, layer: Layer) -> None:
         self._status = PropagationStatus("publishing")
-        replace_stream(layer.files, self._out, self._stream_id)
+        replace_stream(
+            layer.files, self._out, self._stream_id, chunk_frames=self._settings.commit.chunk_frames
+        )
         self._find_published()
         self._status = PropagationStatus("finished")

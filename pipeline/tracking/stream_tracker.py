@@ -456,6 +456,33 @@ class StreamTracker(Closing):
             raise
         return self._snapshot()()
 
+    def commit_here(self) -> None:
+        """Commit the frames that are tracked, and save the state after them; durable when it returns.
+
+        The chunk under way is cut there, its rows stay the same. Does nothing while frames that have rows are
+        repeated, nor after the end.
+
+        Raises:
+            RuntimeError: a frame waits for `accept`. SourceError, StoreError: as `settle` does.
+        """
+        if self._pending is not None:
+            raise RuntimeError("commit_here() between next_input() and accept()")
+        # Only what follows shows that no events of the video's end belong to the chunk.
+        if not self.settle():
+            return
+        if self._backward is not None:
+            return self._in_backward(self._backward.commit_here)
+        try:
+            next_frame = self._rows.next_frame
+            if next_frame > self._rows.first:
+                self._commit(next_frame)
+                if next_frame > self._snapshot_at:
+                    self._take_snapshot()
+                self._committer.drain()
+        except BaseException as error:
+            self._failure = error
+            raise
+
     def accept(self, result: StepResult) -> None:
         """Take the segmenter's result for the frame that `next_input` gave last."""
         if self._failure is not None:

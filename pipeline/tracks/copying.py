@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.base.errors import AnotherWriterError, StoreError
 from pipeline.storage.files import Files
+from pipeline.tracks.chunk_file import check_chunk, events_bytes, tracks_bytes
 from pipeline.tracks.edit_log import EditLog
 from pipeline.tracks.layout import (
     chunk_footer,
@@ -42,7 +47,9 @@ def copy_chunks(source: Files, target: Files, stream_id: str, before: int) -> tu
     return next_frame, rows
 
 
-def replace_stream(source: Files, target: Files, stream_id: str, snapshots: int = 2) -> int:
+def replace_stream(
+    source: Files, target: Files, stream_id: str, snapshots: int = 2, *, chunk_frames: int | None = None
+) -> int:
     """Make a stream of `target` equal to that of `source`.
 
     Chunks at the beginning that are the same stay. Then the others are removed from the last one on, and the
@@ -52,6 +59,8 @@ def replace_stream(source: Files, target: Files, stream_id: str, snapshots: int 
 
     Args:
         snapshots: number of snapshots to copy, the newest ones.
+        chunk_frames: chunks that were cut between two multiples of it are joined again: the files are those
+            of a single pass.
 
     Returns:
         the number of chunks that were written.
@@ -60,9 +69,15 @@ def replace_stream(source: Files, target: Files, stream_id: str, snapshots: int 
         StoreError: a file cannot be read or written; calling it again completes it.
     """
     record = source.read(record_name(stream_id))
-    firsts, old = list_chunks(source, stream_id), list_chunks(target, stream_id)
+    cut, old = list_chunks(source, stream_id), list_chunks(target, stream_id)
+    parts = [list(p) for _, p in groupby(cut, lambda first: first // chunk_frames if chunk_frames else first)]
+    firsts = [part[0] for part in parts]
     same = 0
-    while same < min(len(firsts), len(old)) and _equal(source, target, stream_id, firsts[same], old[same]):
+    while (
+        same < min(len(firsts), len(old))
+        and firsts[same] == old[same]
+        and _holds(target, stream_id, old[same], _content(source, stream_id, parts[same]))
+    ):
         same += 1
     changed = same < len(firsts) or same < len(old)
     if changed:
@@ -71,12 +86,12 @@ def replace_stream(source: Files, target: Files, stream_id: str, snapshots: int 
     for first in reversed(old[same:]):
         for kind in ("tracks", "events"):
             target.remove(chunk_name(kind, stream_id, first))
-    for first in firsts[same:]:
+    for first, part in zip(firsts[same:], parts[same:], strict=True):
+        content = _content(source, stream_id, part)
         # As in `StreamStore.commit`: an events file without its tracks file is what a killed writer left.
-        name = chunk_name("events", stream_id, first)
-        target.replace(name, source.read(name), stream_id)
+        target.replace(chunk_name("events", stream_id, first), content["events"], stream_id)
         name = chunk_name("tracks", stream_id, first)
-        if not target.create(name, source.read(name), stream_id):
+        if not target.create(name, content["tracks"], stream_id):
             raise AnotherWriterError(f"{target.uri(name)} exists: another run writes stream {stream_id}")
     _replace_edits(source, target, stream_id)
     wanted = list_snapshots(source, stream_id)[-snapshots:]
@@ -100,11 +115,30 @@ def _replace_edits(source: Files, target: Files, stream_id: str) -> None:
         target.replace(name, data, stream_id)
 
 
-def _equal(source: Files, target: Files, stream_id: str, first: int, other: int) -> bool:
-    if first != other:
-        return False
-    names = [chunk_name(kind, stream_id, first) for kind in ("tracks", "events")]
+def _content(source: Files, stream_id: str, firsts: list[int]) -> dict[str, bytes]:
+    """The tracks and events files of neighbouring chunks as one chunk."""
+    if len(firsts) == 1:
+        return {kind: source.read(chunk_name(kind, stream_id, firsts[0])) for kind in ("tracks", "events")}
+    footers = [chunk_footer(source, stream_id, first) for first in firsts]
+    rows = [
+        pq.read_table(pa.BufferReader(source.read(chunk_name("tracks", stream_id, first))))
+        for first in firsts
+    ]
+    first, last = firsts[0], footers[-1].last
     try:
-        return all(source.read(name) == target.read(name) for name in names)
+        tracks, events = check_chunk(
+            first, last, pa.concat_tables(rows), pa.concat_tables(footer.events for footer in footers)
+        )
+    except ValueError as error:
+        raise StoreError(f"{source.root}: stream {stream_id}: {error}") from error
+    return {
+        "tracks": tracks_bytes(stream_id, first, last, tracks, events),
+        "events": events_bytes(stream_id, first, last, events),
+    }
+
+
+def _holds(target: Files, stream_id: str, first: int, content: dict[str, bytes]) -> bool:
+    try:
+        return all(target.read(chunk_name(kind, stream_id, first)) == data for kind, data in content.items())
     except FileNotFoundError:
         return False

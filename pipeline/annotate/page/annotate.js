@@ -12,6 +12,7 @@ import { drawTimeline, frameAt, jumps } from "./timeline.js";
 const part = (id) => document.getElementById(id);
 const TOOLS = ["select", "click", "scribble", "box", "polygon", "brush", "eraser", "read"];
 const BUSY = ["loading", "running", "publishing"];
+const FINDING = "Finding the outline …";
 const READ_MS = 10000;  // that an error stays to be read
 
 let state = null;
@@ -31,6 +32,8 @@ let seen = "";          // what the masks on the stage were made from
 let following = false;  // the frame that was tracked last is shown
 let adding = null;      // resolves when the object that is being added is there
 let pointed = 0;        // clicks and scribbles so far
+const newest = new Map();  // the newest click or scribble on an object of a frame
+let finding = 0;        // outlines that are on their way
 let said = 0;           // time of the newest error
 const stage = new Stage(part("canvas"), { box, polygon, mask, click, scribble, read, pick: (id) => { if (id !== null) select(id); } });
 const memory = new MemoryPanel(part("memory"), { now: () => ({ state, frame, selected }), change, fail, go });
@@ -55,7 +58,7 @@ async function change(path, method, body) {
   }
   working--;
   await showFrame(frame, true);
-  if (answer && !part("notice").classList.contains("bad")) say("Saved");
+  if (answer && !part("notice").classList.contains("bad")) say(finding ? FINDING : "Saved");
   return answer;
 }
 
@@ -212,17 +215,17 @@ async function subject() {
   if (selected !== null && state.objects.some((object) => object.id === selected)) return selected;
   // Two quick clicks are of one object.
   adding ??= change("v1/objects", "POST", { category: null }).finally(() => { adding = null; });
-  const answer = await adding;
-  if (answer) select(answer.id);
-  return selected;
+  return (await adding)?.id ?? null;  // the first object is selected by itself
 }
 
 async function prompt(body) {
   const at = frame;
   following = false;
   const id = await subject();
-  return id === null ? null : change(`v1/prompts/${at}/${id}`, "PUT", body);
+  return id === null ? null : putPrompt(at, id, body);
 }
+
+function putPrompt(at, id, body) { return change(`v1/prompts/${at}/${id}`, "PUT", body); }
 
 function box(given) {
   forgetClicks();
@@ -255,37 +258,45 @@ function refuse(what) {
   stage.draw();
 }
 
-// The mask of all clicks and scribbles of the selected object on this frame becomes its prompt.
+// The mask of all clicks and scribbles of the selected object on this frame becomes its prompt; also if another
+// object or frame is chosen before it is found.
 async function pointOut(point, stroke) {
   const at = frame;
   playing = following = false;
-  say("Finding the outline …");
-  Object.assign(stage, { clicks: point ? [...clicks, point] : clicks, strokes: stroke ? [...strokes, stroke] : strokes });
-  stage.draw();
-  const id = await subject();
-  if (id === null || at !== frame) return;
   if (!clicks.length && !strokes.length) base = stage.mine() ? counts(stage.mine(), stage.height, stage.width) : null;
   if (point) clicks = [...clicks, point];
   if (stroke) strokes = [...strokes, stroke];
-  Object.assign(stage, { clicks, strokes });
-  stage.draw();
   // A mask that is corrected by negative ones only has no point on the object yet: its middle is one.
   const onto = [...clicks, ...strokes].some((each) => each.positive);
   const given = { clicks: onto ? clicks : [middle(), ...clicks], strokes, previous: base };
+  Object.assign(stage, { clicks, strokes });
+  stage.draw();
+  finding++;
+  say(FINDING);
+  const id = await subject();
+  const key = `${at} ${id}`;
   const turn = ++pointed;
+  newest.set(key, turn);
+  const isShown = () => at === frame && id === selected;
+  let found = null;
   try {
-    const found = await ask(`v1/frames/${at}/clicks`, { method: "POST", body: given });
-    // The answer of a later click has this one in it.
-    if (at !== frame || id !== selected || turn !== pointed) return;
-    const pixels = decode(found.rle, ...found.size);
-    stage.painted = pixels;  // seen at once, saved thereafter
-    stage.draw();
-    if (await prompt({ counts: counts(pixels, ...found.size) })) return;
-    forgetClicks();  // refused: what is shown is what is stored
+    if (id !== null) found = await ask(`v1/frames/${at}/clicks`, { method: "POST", body: given });
   } catch (error) {
-    forgetClicks();
+    if (isShown()) forgetClicks();
     fail(error);
   }
+  finding--;
+  // The answer of a later click has this one in it.
+  if (newest.get(key) !== turn) return;
+  newest.delete(key);
+  if (found) {
+    const pixels = decode(found.rle, ...found.size);
+    if (isShown()) stage.painted = pixels;  // seen at once, saved thereafter
+    stage.draw();
+    if (await putPrompt(at, id, { counts: counts(pixels, ...found.size) })) return;
+  }
+  if (id !== null && !isShown()) return;
+  forgetClicks();  // refused: what is shown is what is stored
   stage.painted = null;
   stage.draw();
 }

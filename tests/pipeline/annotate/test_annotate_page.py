@@ -14,7 +14,8 @@ import tempfile
 import time
 import tracemalloc
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from support.written import files
 
 from pipeline.analytics.query import query
 from pipeline.annotate.annotator import Annotator
+from pipeline.annotate.document import Change
 from pipeline.api.tokens import Sessions
 from pipeline.draw.look import Layer, Look
 from pipeline.draw.overlay import overlay as draw
@@ -262,6 +264,91 @@ def test_point_track_correct_and_go_on(annotator: Annotator, video: str, tmp_pat
     picture = cv2.imread(str(tmp_path / "corrected.png"))
     assert picture is not None
     assert picture.std() > 5
+
+
+@in_chromium
+def test_a_click_is_kept_when_the_hand_is_faster_than_the_network(
+    annotator: Annotator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = annotator.click
+
+    def slow(*arguments: Any) -> NDArray[np.bool_]:
+        time.sleep(0.8)
+        return quick(*arguments)
+
+    monkeypatch.setattr(annotator, "click", slow)
+    with served_annotator(annotator) as (address, sessions), open_page(tmp_path) as page:
+        hand = Hand(page)
+        page.open(f"{address}/#code={sessions.code}")
+        page.wait_for("document.getElementById('canvas').width > 300")
+        hand.drag(middle("square", 0))
+        hand.key("n")  # the next object, while the outline of the first one is on its way
+        page.wait_for("document.querySelectorAll('#objects li').length === 2")
+        page.wait_for("document.getElementById('notice').textContent === 'Finding the outline …'")
+        assert annotator.masks(0) == []  # nothing is called saved before it is
+        hand.saved(3)
+        (first,) = annotator.masks(0)
+        assert first["id"] == 1
+        assert 0.8 < first["area"] / 24**2 < 1.2
+        assert page.value("document.querySelector('#objects li.selected b').textContent") == "2"
+        hand.drag(middle("disc", 0))
+        hand.frame(5)  # another frame, likewise
+        hand.saved(4)
+        assert [m["id"] for m in annotator.masks(0)] == [1, 2]
+        assert annotator.masks(5) == []
+        assert page.errors == []
+
+
+def test_objects_added_at_the_same_time_have_ids_of_their_own(
+    annotator: Annotator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = annotator.edit
+
+    def slow(changes: Sequence[Change]) -> None:
+        time.sleep(0.05)  # the next request reads the document meanwhile
+        stored(changes)
+
+    monkeypatch.setattr(annotator, "edit", slow)
+    with ThreadPoolExecutor(4) as pool:
+        ids = list(pool.map(lambda _: annotator.add_object(), range(4)))
+    assert sorted(ids) == [1, 2, 3, 4]
+    assert sorted(annotator.project.document.objects) == [1, 2, 3, 4]
+
+
+@in_chromium
+def test_controls_keep_their_rows_on_a_tablet(annotator: Annotator, tmp_path: Path) -> None:
+    with served_annotator(annotator) as (address, sessions), open_page(tmp_path) as page:
+        page.do("Emulation.setTouchEmulationEnabled", enabled=True, maxTouchPoints=5)
+        page.open(f"{address}/#code={sessions.code}")
+        page.wait_for("!document.getElementById('main').hidden")
+        for width, height in ((1024, 768), (768, 1024)):
+            page.do(
+                "Emulation.setDeviceMetricsOverride",
+                width=width,
+                height=height,
+                deviceScaleFactor=1,
+                mobile=True,
+            )
+            page.wait_for(f"innerWidth === {width}")
+
+            def rows(selector: str) -> int:
+                """The number of rows in which elements lie."""
+                spans = sorted(
+                    page.value(
+                        f"[...document.querySelectorAll({selector!r})].map(e => e.getBoundingClientRect())"
+                        ".map(box => [box.top, box.bottom])"
+                    )
+                )
+                ends = itertools.accumulate((bottom for _, bottom in spans), max)
+                below: list[bool] = [top >= end for end, (top, _) in zip(ends, spans[1:], strict=False)]
+                return 1 + sum(below)
+
+            assert rows("#transport > .line > *") == 1
+            assert rows("#take, #remove") == 1
+            assert rows(".place, #legend") == 1
+            assert rows("#tools > *") == (1 if width > 1000 else 2)
+            assert page.value("document.documentElement.scrollWidth") <= width
+            page.screenshot(tmp_path / f"tablet-{width}.png")
 
 
 @in_chromium
@@ -610,6 +697,7 @@ def test_what_is_refused(served: tuple[str, Sessions], annotator: Annotator) -> 
             answer = client.request(method, f"/v1/{path}", json=body)
             assert answer.status_code == status, answer.text
             assert said in answer.json()["message"]
+            assert tempfile.gettempdir() not in answer.json()["message"]
 
         refused("PUT", "prompts/0/1", 422, "none of box", {})
         refused("PUT", "prompts/0/1", 422, "box and polygons", {"box": [1, 1, 9, 9], "polygons": [[0] * 6]})
@@ -638,7 +726,16 @@ def test_what_is_refused(served: tuple[str, Sessions], annotator: Annotator) -> 
         assert client.get("/v1/look").json() == {"look": None}
         assert client.put("/v1/look", json={"overlay": "fade"}).status_code == 200
         assert client.get("/v1/look").json()["look"]["overlay"] == "fade"
-        for damaged in (b"{", b"[]", b'{"layer": "none"}', b'{"layer": 7}'):
+        for damaged in (
+            b"{",
+            b"[]",
+            b'{"layer": "none"}',
+            b'{"layer": 7}',
+            b'{"overlay": "neon"}',
+            b'{"overlay": "fade", "opacity": 7}',
+            b'{"overlay": "fade", "blink": 1}',
+            b'{"overlay": "layered"}',
+        ):
             (Path(annotator.root) / "annotate" / "v" / "look.json").write_bytes(damaged)
             assert client.get("/v1/look").json() == {"look": None}, damaged
         answer = client.post("/v1/layers", content=b"GIF89a")

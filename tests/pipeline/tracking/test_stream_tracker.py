@@ -28,11 +28,13 @@ from support.written import files
 from pipeline.analytics.query import query
 from pipeline.base.errors import PromptError, SettingsConflictError, SourceError, UsageError
 from pipeline.prompts.resolving import PromptSet
+from pipeline.storage.opening import open_files
 from pipeline.tracking.executor import Executor, begun_with
 from pipeline.tracking.segmenters import open_segmenter
 from pipeline.tracking.settings import ModelSettings, TrackSettings
 from pipeline.tracking.stream_tracker import StreamTracker
 from pipeline.tracking.track import track
+from pipeline.tracks.copying import replace_stream
 from pipeline.tracks.masks import rle_to_mask
 from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import open_source
@@ -46,6 +48,8 @@ WORKER = Path(__file__).parents[2] / "support" / "track_worker.py"
 KILLS = int(os.environ.get("XMEM_CHAOS", "4"))
 PROMPTS = three_objects(correct_at=21)
 FRAMES = 33
+# Of the pass that tracks the object of frame 9 back to the beginning.
+BACKWARD_FRAMES = 10
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +285,37 @@ def test_with_a_larger_max_frames_it_goes_on_where_it_was(
         again = run(video, tmp_path, model, max_frames=limit)
         assert (again.state, again.frames, again.rows, again.tracked) == ("finished", done, summary.rows, 0)
     assert files(tmp_path, "tracks", "events", "state", "streams") == before
+
+
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_what_is_committed_in_the_middle_of_a_chunk_is_not_tracked_again(
+    tmp_path: Path, video: Path, model: str, direction: str
+) -> None:
+    def cut_at(*frames: int) -> Any:
+        def on_frame(stream: StreamTracker) -> None:
+            if stream.summary.tracked in frames:
+                stream.commit_here()
+                stream.commit_here()  # nothing is left to commit
+                raise InterruptedRunError
+
+        return on_frame
+
+    whole = tmp_path / "whole"
+    run(video, whole, model, direction=direction)
+    tracked = 0
+    for more in (7, 4):  # the backward pass, if there is one, is cut first
+        with pytest.raises(InterruptedRunError):
+            run(video, tmp_path / "cut", model, direction=direction, on_frame=cut_at(more))
+        tracked += more
+    summary = run(video, tmp_path / "cut", model, direction=direction)
+    passes = FRAMES if direction == "forward" else FRAMES + BACKWARD_FRAMES
+    assert summary.tracked == passes - tracked
+    for view, order in (("tracks", "frame_index, object_id"), ("events", "frame_index, object_id, kind")):
+        ask = f"select * from {view} order by {order}"
+        assert query(tmp_path / "cut", ask).equals(query(whole, ask))
+    target = open_files(str(tmp_path / "joined"))
+    replace_stream(open_files(str(tmp_path / "cut")), target, "cam", chunk_frames=5)
+    assert files(tmp_path / "joined") == files(whole)
 
 
 def test_stopped_beyond_a_smaller_max_frames_there_is_nothing_to_do_and_it_still_goes_on(
