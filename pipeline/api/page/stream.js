@@ -239,32 +239,36 @@ export class Stream {
 
   // --- changes ---
 
-  async change(body, done = "") {
-    const id = this.id;
+  async change(body, done = "", id = this.id) {
     try {
       const stream = await ask(streamPath(id), { method: "PATCH", body });
-      if (id !== this.id) return;
-      this.draw(stream);
-      this.say(done, true);
+      if (id === this.id) this.draw(stream);
+      this.say(id === this.id ? done : `${id}: ${done}`, true);
     } catch (error) {
       if (!(error instanceof SignedOut)) this.say(`Not done: ${error.message}.`);
     }
   }
 
-  prompt(shape) {
-    const object = { ...shape };
-    const target = part("target").value;
-    const category = part("category").value.trim();
-    if (target) object.id = Number(target);
-    if (category) object.category = category;
-    return this.change({ prompts: { objects: [object] } }, target ? `Object ${target} is corrected` : "The object is followed");
+  prompt(shape) { return this.follow(shape, this.asked(), this.id); }
+
+  // For which object, and of which name, the fields say that the next prompt is.
+  asked() {
+    const [target, category] = [part("target").value, part("category").value.trim()];
+    return { ...(target ? { id: Number(target) } : {}), ...(category ? { category } : {}) };
   }
 
+  follow(shape, asked, id) {
+    const done = asked.id ? `Object ${asked.id} is corrected` : "The object is followed";
+    return this.change({ prompts: { objects: [{ ...shape, ...asked }] } }, done, id);
+  }
+
+  // Another stream may be opened, and the fields be filled in anew, before the outline is found.
   async clicked(x, y) {
+    const [id, asked] = [this.id, this.asked()];
     this.say("Looking for the object's outline …", true);
     try {
-      const { rle } = await ask(`${streamPath(this.id)}/clicks`, { method: "POST", body: { clicks: [{ x, y }] } });
-      await this.prompt({ rle });
+      const { rle } = await ask(`${streamPath(id)}/clicks`, { method: "POST", body: { clicks: [{ x, y }] } });
+      await this.follow({ rle }, asked, id);
     } catch (error) {
       if (!(error instanceof SignedOut)) this.say(`Not done: ${error.message}.`);
     }
@@ -272,11 +276,12 @@ export class Stream {
 
   // The zones in force are asked for first: someone else may have changed them.
   async changeZones(make, done) {
+    const id = this.id;
     try {
-      const { zones_file: zones } = await ask(streamPath(this.id));
+      const { zones_file: zones } = await ask(streamPath(id));
       const changed = make(zones);
       const left = ["zones", "lines", "near", "homographies"].some((kind) => changed[kind]?.length);
-      await this.change({ zones: left ? changed : {} }, done);
+      await this.change({ zones: left ? changed : {} }, done, id);
     } catch (error) {
       if (!(error instanceof SignedOut)) this.say(`Not done: ${error.message}.`);
     }

@@ -13,7 +13,9 @@ from support.browser import chromium, open_page
 from support.live_standin import StandInHub, record
 from support.local_hub import served_hub
 
+from pipeline.api import app, clicking
 from pipeline.api.guard import LOOPBACK_HOSTS
+from pipeline.api.models import Clicks, Outline
 from pipeline.api.service import ApiSettings
 from pipeline.api.tokens import TokenSet
 from pipeline.live.spec import LiveSpec
@@ -98,6 +100,40 @@ def test_page(address: str, hub: StandInHub, tmp_path: Path) -> None:
     assert picture is not None
     assert picture.shape[1] >= 1000
     assert picture.std() > 5
+
+
+def test_a_click_stays_with_its_stream(
+    address: str, hub: StandInHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = clicking.outline
+
+    def slow(jpeg: bytes, given: Clicks) -> Outline:
+        time.sleep(0.8)
+        return quick(jpeg, given)
+
+    monkeypatch.setattr(app, "outline", slow)
+    with open_page(tmp_path) as page:
+        page.open(address)
+        page.wait_for("!document.getElementById('login').hidden")
+        page.value(f"document.getElementById('token').value = '{TOKEN}'")
+        page.value("document.querySelector('#login button').click()")
+        page.wait_for("document.getElementById('picture').naturalWidth > 0")
+        page.wait_for("document.getElementById('frame').style.getPropertyValue('--aspect') !== ''")
+        page.value("document.getElementById('tool-click').click()")
+        page.value("document.getElementById('category').value = 'van'")
+        x, y = page.value(
+            "(({ left, top, width, height }) => [left + 0.28 * width, top + 0.5 * height])"
+            "(document.getElementById('over').getBoundingClientRect())"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            page.do("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        page.value("document.querySelectorAll('#streams button')[1].click()")
+        page.value("document.getElementById('category').value = 'of another stream'")
+        page.wait_for("document.getElementById('name').textContent === 'yard'")
+        page.wait_for("document.getElementById('notice').textContent === 'gate-3: The object is followed'")
+    ((stream_id, content),) = hub.requests
+    assert stream_id == "gate-3"
+    assert content["prompts"]["objects"][0]["category"] == "van"
 
 
 def test_layout_and_names(address: str, hub: StandInHub, tmp_path: Path) -> None:
