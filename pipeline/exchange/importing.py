@@ -174,12 +174,17 @@ def _coco(path: Path) -> Iterator[ImportedStream]:
     if not isinstance(document, dict) or not isinstance(document.get("images"), list):
         raise UsageError(f"{path} is no COCO file: it needs images, annotations and categories")
     try:
-        yield from _coco_streams(path, document)
+        yield from coco_streams(path, document)
     except (LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is no COCO file: {type(error).__name__}: {error}") from error
 
 
-def _coco_streams(path: Path, document: Mapping[str, Any]) -> Iterator[ImportedStream]:
+def coco_streams(path: Path, document: Mapping[str, Any]) -> Iterator[ImportedStream]:
+    """The streams of a COCO document; `path` is for messages and names a stream without a name.
+
+    Raises:
+        UsageError, LookupError, TypeError, AttributeError: it is damaged.
+    """
     names = {entry["id"]: entry["name"] for entry in document.get("categories", [])}
     videos = {entry["id"]: str(entry.get("name") or entry["id"]) for entry in document.get("videos", [])}
     images = sorted(document["images"], key=lambda image: (str(image.get("file_name")), image["id"]))

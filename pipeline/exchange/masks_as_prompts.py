@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from pipeline.base.errors import UsageError
-from pipeline.exchange.importing import ImportedStream, read_streams
+from pipeline.exchange.importing import ImportedStream, coco_streams, read_streams
 from pipeline.prompts.files import PromptObject, PromptSet, load_mask_png
 
 
@@ -20,7 +21,8 @@ def read_masks_as_prompts(
     Args:
         path: an index or palette PNG; a folder of them, named by their frames (as DAVIS or the published XMem
             demo saves them); a COCO file; or a prompts file.
-        frame: the frame of a single PNG whose name is not a number.
+        frame: the frame of a single PNG whose name is no number, and of a COCO file's only image if neither
+            `frame_index` nor a number at the end of its name says which frame it is.
         stream_id: the stream to take if there are several.
 
     Raises:
@@ -35,7 +37,25 @@ def read_masks_as_prompts(
     document = _json(source)
     if isinstance(document, dict) and "version" in document and "images" not in document:
         return PromptSet.from_record(document, str(source))
-    return _of_stream(list(read_streams(source, "coco")), source, stream_id)
+    return _of_stream(_coco(source, document, frame), source, stream_id)
+
+
+def _coco(source: Path, document: Any, frame: int) -> list[ImportedStream]:
+    try:
+        images = document["images"]
+        for image in images:
+            if any(isinstance(image.get(known), int) for known in ("frame_index", "frame_id")):
+                continue
+            # As annotation tools name the pictures of a video: frame_000020.png.
+            number = re.search(r"(\d{1,9})$", Path(str(image.get("file_name", ""))).stem, re.ASCII)
+            if number is not None or len(images) == 1:
+                image["frame_index"] = frame if number is None else int(number[1])
+        return list(coco_streams(source, document))
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{source} is no COCO file, which has images, annotations and categories: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _of_stream(streams: list[ImportedStream], source: Path, stream_id: str | None) -> PromptSet:

@@ -75,16 +75,39 @@ def test_coco_and_prompts_files(tmp_path: Path) -> None:
         read_masks_as_prompts(file)
 
 
+@pytest.mark.parametrize(
+    ("image", "frame"),
+    [
+        ({"file_name": "frame_000012.PNG"}, 12),
+        ({"file_name": "videos/7/00020.jpg"}, 20),
+        ({"file_name": "still.jpg"}, 5),  # the frame that is shown
+        ({"file_name": "00020.jpg", "frame_id": 2}, 2),
+    ],
+)
+def test_the_frame_of_an_image_of_another_tool(tmp_path: Path, image: dict[str, Any], frame: int) -> None:
+    document = coco("x")
+    (known,) = document["images"]
+    known.pop("frame_index")
+    known.update(image)
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(document))
+    assert list(read_masks_as_prompts(file, frame=5).objects) == [frame]
+
+
 def test_files_that_hold_no_masks(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.json").write_text("no")
     (tmp_path / "blank.png").write_bytes(palette_png(labels()))
     (tmp_path / "coco.json").write_text(json.dumps({**coco("x"), "annotations": []}))
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "images.json").write_text('{"images": 3}')
     for name, said in (
         ("none.json", "No such file"),
         ("empty", "no masks"),
         ("text.json", "neither JSON nor a PNG"),
         ("coco.json", "no masks"),
+        ("list.json", "no COCO file"),
+        ("images.json", "no COCO file"),
     ):
         with pytest.raises(UsageError, match=said):
             read_masks_as_prompts(tmp_path / name)
