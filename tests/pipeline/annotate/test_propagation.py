@@ -254,6 +254,14 @@ def test_going_on(annotator: Annotator, video: str, settings: TrackSettings, tmp
     assert files(tmp_path / "out") == tracked_by_track(video, prompts, settings, tmp_path / "other")
 
 
+def test_closed_while_it_tracks(annotator: Annotator, tmp_path: Path) -> None:
+    annotator.propagate()
+    shown: int = until(lambda: annotator.tracked > 2 and annotator.tracked)
+    annotator.close()
+    with Annotator(None, str(tmp_path / "out")) as again:
+        assert shown <= again.tracked < FRAMES
+
+
 def test_a_video_that_changes(settings: TrackSettings, tmp_path: Path) -> None:
     video = make_video(tmp_path / "v.mp4", FRAMES)
     with Annotator(str(video), str(tmp_path / "out"), "v", settings) as annotator:
