@@ -83,6 +83,12 @@ def test_page(address: str, hub: StandInHub, tmp_path: Path) -> None:
         assert "rtsp://10.20.0.31/h264" in text
         assert "hunter2" not in text
         assert HOSTILE in text  # as text, and not as a picture
+        # What can be used does not look disabled.
+        colours = page.value(
+            "['#name', 'tr.hidden-now button', '#category', '#target'].map("
+            "each => getComputedStyle(document.querySelector(each)).color)"
+        )
+        assert len(set(colours)) == 1, colours
 
         hub.publish("gate-3", *(record(1, number) for number in (1, 2, 5, 9)))  # comes by the WebSocket
         page.wait_for("document.querySelectorAll('#objects tr').length === 4")
