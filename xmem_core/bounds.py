@@ -13,6 +13,16 @@ if TYPE_CHECKING:
 _MAJORITY = 0.51
 
 
+def above(values: Tensor, limit: float) -> Tensor:
+    """Where float32 values, of any shape, exceed a limit: bool, of that shape."""
+    if values.device.type != "cpu":
+        return values > limit
+    import torch  # lazily: settings import this module
+
+    # numpy compares ten times faster than torch.
+    return torch.from_numpy(values.numpy() > limit)
+
+
 def bounds(mask: Tensor) -> tuple[slice, slice] | None:
     """The rows and columns in which the set pixels of a mask, (H, W) bool, lie; None for an empty mask."""
     spans = []
@@ -32,4 +42,4 @@ def contested(background: Tensor) -> tuple[slice, slice] | None:
     Args:
         background: (H, W), its probability, where those of the background and all objects sum to 1.
     """
-    return bounds(background <= _MAJORITY)
+    return bounds(~above(background, _MAJORITY))

@@ -29,6 +29,8 @@ _ACTIVATIONS: dict[str | None, tuple[str, list[float]]] = {
     "relu": ("relu", []),
     "relu6": ("hardtanh", [0.0, 6.0]),
 }
+# Bytes of an expanded image that are computed at once.
+_MOST_AT_ONCE = 24 << 20
 # Number of input sizes for which reordered weights are cached.
 _MOST_SIZES = 8
 
@@ -57,6 +59,12 @@ class FusedConv2d(nn.Module):
         self._name, self._arguments = _ACTIVATIONS[activation]
         # bfloat16 weights in oneDNN's layout, for the most recent input sizes.
         self._packed: dict[torch.Size, Tensor] = {}
+
+    @property
+    def sides(self) -> tuple[int, int, int]:
+        """Height of the kernel, vertical stride and vertical padding."""
+        (padding, _), (stride, _), *_ = self._geometry
+        return self.weight.shape[2], stride, padding
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """x (N, C, h, w) -> (N, C', h', w'); `add`, of that shape, is added before the activation."""
@@ -88,6 +96,12 @@ class FusedConv2d(nn.Module):
 
 
 class _FusedInvertedResidual(nn.Module):
+    """Equivalent of an `InvertedResidual` whose norms are folded.
+
+    In float32 a single image is computed in strips if what it is expanded to would be large: glibc takes
+    blocks of more than 32 MiB from the system each time, and fresh pages cost more than the arithmetic.
+    """
+
     def __init__(self, block: InvertedResidual) -> None:
         super().__init__()
         expand = block.expand_conv
@@ -97,10 +111,33 @@ class _FusedInvertedResidual(nn.Module):
         self.residual = block.residual
 
     def forward(self, x: Tensor) -> Tensor:
-        out = x if self.expand_conv is None else self.expand_conv(x)
+        expand = self.expand_conv
+        if expand is not None and len(x) == 1 and x.dtype == expand.weight.dtype == torch.float32:
+            strips = -(-4 * len(expand.weight) * x.shape[2] * x.shape[3] // _MOST_AT_ONCE)
+            if strips > 1:
+                return self._in_strips(x, strips)
+        out = x if expand is None else expand(x)
         out = self.depthwise_conv(out)
         projected: Tensor = self.project_conv(out, x if self.residual else None)
         return projected
+
+    def _in_strips(self, x: Tensor, strips: int) -> Tensor:
+        """`forward` in so many strips of rows. Equal to it, up to the last bit."""
+        assert self.expand_conv is not None
+        kernel, stride, padding = self.depthwise_conv.sides
+        wanted = (x.shape[2] + 2 * padding - kernel) // stride + 1
+        rows = -(-wanted // strips)
+        parts = []
+        for top in range(0, wanted, rows):
+            end = min(top + rows, wanted)
+            # The first rows of a strip's output see padding where the image goes on. They are not kept.
+            first = max(0, top + -padding // stride)
+            there = x[:, :, first * stride : (end - 1) * stride - padding + kernel]
+            out: Tensor = self.depthwise_conv(self.expand_conv(as_channels_last(there)))
+            kept = as_channels_last(out[:, :, top - first : end - first])
+            own = as_channels_last(x[:, :, top:end]) if self.residual else None
+            parts.append(self.project_conv(kept, own))
+        return torch.cat(parts, 2)
 
 
 class _FusedResNetBlock(nn.Module):

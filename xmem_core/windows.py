@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xmem_core.bounds import bounds
+from xmem_core.bounds import above, bounds
 from xmem_core.network import XMem, aggregate
 
 STRIDE = 16
@@ -94,7 +94,7 @@ def next_window(probability: Tensor, before: Window, least: int) -> Window:
     """
     grid = probability.shape[0] // STRIDE, probability.shape[1] // STRIDE
     everywhere = before.size == grid
-    found = _cells(probability > _LEAST_PROBABILITY)
+    found = _cells(above(probability, _LEAST_PROBABILITY))
     spans, lost = [], 0
     for axis, count in enumerate(grid):
         if found is not None:

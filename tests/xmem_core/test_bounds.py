@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from xmem_core.bounds import bounds, contested
+from xmem_core.bounds import above, bounds, contested
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (6, 8), (3, 0), (2, 5)])
@@ -37,3 +37,11 @@ def test_outside_of_the_contested_part_the_background_wins(objects: int) -> None
 
 def test_a_clear_background_is_not_contested() -> None:
     assert contested(torch.full((4, 5), 0.9)) is None
+
+
+def test_above_compares_as_torch_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(3, 40, 50, generator=generator)
+    values[0, 0, 0] = values[1, 2, 3] = torch.tensor(0.2)
+    for part in (values, values[1], values[:, 5:20, 7:9]):
+        assert torch.equal(above(part, 0.2), part > 0.2)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from support.small_net import SMALL, small_model
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xmem_core import MemoryConfig, ModelConfig, VideoSegmenter, XMem, fused
 from xmem_core.backbones import BasicBlock, Bottleneck, EfficientNetLite0Trunk, fold_batch_norms
@@ -55,6 +56,48 @@ def test_in_float32_it_computes_what_the_trunk_does_up_to_rounding() -> None:
             for wanted, own in zip(plain(image), fast(image), strict=True):
                 assert own.dtype == torch.float32
                 assert (own - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+@needs_operators
+@pytest.mark.parametrize("height", [96, 80, 112])
+def test_strips_give_the_same_bits(height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = FusedTrunk(trunk(torch.float32))
+    image = torch.randn(1, 3, height, 64).contiguous(memory_format=torch.channels_last)
+    done: list[int] = []
+    in_strips = fused._FusedInvertedResidual._in_strips
+
+    def counted(self: fused._FusedInvertedResidual, x: torch.Tensor, strips: int) -> torch.Tensor:
+        done.append(strips)
+        return in_strips(self, x, strips)
+
+    monkeypatch.setattr(fused._FusedInvertedResidual, "_in_strips", counted)
+    with torch.no_grad():
+        whole = fast(image)
+        assert not done
+        for size in (100_000, 20_000):
+            monkeypatch.setattr(fused, "_MOST_AT_ONCE", size)
+            for wanted, own in zip(whole, fast(image), strict=True):
+                assert torch.equal(own, wanted)
+                assert own.is_contiguous(memory_format=torch.channels_last)
+    assert len(set(done)) > 5  # of all kernels and strides, in two and more strips
+
+
+@needs_operators
+def test_no_large_block_is_new_memory() -> None:
+    """glibc takes blocks of 32 MiB and more from the system each time; `xmem-lite` at 512 had one."""
+    sizes = []
+
+    class Blocks(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                sizes.append(out.nbytes)
+            return out
+
+    fast = FusedTrunk(trunk(torch.float32))
+    with torch.no_grad(), Blocks():
+        fast(torch.zeros(1, 3, 512, 688).contiguous(memory_format=torch.channels_last))
+    assert max(sizes) < 32 << 20
 
 
 @needs_operators

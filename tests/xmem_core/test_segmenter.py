@@ -29,7 +29,7 @@ from xmem_core import steps as steps_module
 from xmem_core.corrections import contradicted
 from xmem_core.memory import Memory
 from xmem_core.segmenter import StepResult, model_fingerprint
-from xmem_core.steps import XMemSteps
+from xmem_core.steps import XMemSteps, padding
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -401,6 +401,20 @@ def test_frames_are_normalised_as_published(segmenter: VideoSegmenter) -> None:
     image = segmenter._prepare(frame, (16, 16))[0, :, 0, 0]
     expected = [(1 - 0.485) / 0.229, -0.456 / 0.224, -0.406 / 0.225]
     torch.testing.assert_close(image, torch.tensor(expected))
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (45, 61), (16, 17), (50, 16)])
+def test_frames_are_normalised_to_the_last_bit(height: int, width: int, xmem: VideoSegmenter) -> None:
+    """In the order of the published model's operations."""
+    rng = np.random.default_rng(height)
+    frame = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    mean, std = (t.view(1, 3, 1, 1) for t in (xmem._steps.mean, xmem._steps.std))
+    for given in (frame, frame[:, ::-1], np.asfortranarray(frame)):
+        image = torch.from_numpy(given.copy()).permute(2, 0, 1)[None].float() / 255
+        wanted = F.pad((image - mean) / std, padding((height, width)))
+        own = xmem._prepare(given, (height, width))
+        assert torch.equal(own, wanted)
+        assert own.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(("height", "width"), [(97, 131), (480, 640), (333, 64), (50, 50)])
