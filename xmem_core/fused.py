@@ -60,12 +60,6 @@ class FusedConv2d(nn.Module):
         # bfloat16 weights in oneDNN's layout, for the most recent input sizes.
         self._packed: dict[torch.Size, Tensor] = {}
 
-    @property
-    def sides(self) -> tuple[int, int, int]:
-        """Height of the kernel, vertical stride and vertical padding."""
-        (padding, _), (stride, _), *_ = self._geometry
-        return self.weight.shape[2], stride, padding
-
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """x (N, C, h, w) -> (N, C', h', w'); `add`, of that shape, is added before the activation."""
         convolve = torch.ops.mkldnn._convolution_pointwise
@@ -109,6 +103,8 @@ class _FusedInvertedResidual(nn.Module):
         self.depthwise_conv = FusedConv2d(block.depthwise_conv, "relu6")
         self.project_conv = FusedConv2d(block.project_conv)
         self.residual = block.residual
+        conv = block.depthwise_conv
+        self.kernel, self.stride = conv.kernel_size[0], conv.stride[0]
 
     def forward(self, x: Tensor) -> Tensor:
         expand = self.expand_conv
@@ -124,7 +120,8 @@ class _FusedInvertedResidual(nn.Module):
     def _in_strips(self, x: Tensor, strips: int) -> Tensor:
         """`forward` in so many strips of rows. Equal to it, up to the last bit."""
         assert self.expand_conv is not None
-        kernel, stride, padding = self.depthwise_conv.sides
+        kernel, stride = self.kernel, self.stride
+        padding = kernel // 2
         wanted = (x.shape[2] + 2 * padding - kernel) // stride + 1
         rows = -(-wanted // strips)
         parts = []

@@ -290,7 +290,8 @@ def streams(bench: Bench, model: str, dtype: str) -> dict[str, Any]:
 def precision(bench: Bench, dtype: str) -> dict[str, Any]:
     """Mean IoU of the bundled model's masks with those in float32, on the made-up clip."""
     count = 6 if bench.quick else 60
-    height, width = (96, 128) if bench.quick else (480, 640)
+    # In 96 x 128, discs of 170 pixels differ in IoU by 0.02 when 8 pixels of their outlines do.
+    height, width = (240, 320) if bench.quick else (480, 640)
     frames, prompt = clip(count, 3, height, width)
     labels = {}
     for name in ("float32", dtype):

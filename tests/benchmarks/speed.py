@@ -2,7 +2,8 @@
 
 And of the command `xmem track` with its defaults on a real video (`--video`, by default the fixed camera with
 people of `../shared/data`, where that is): as it reports them, GrabCut included, and by the clock on the wall
-from its start to its end.
+from its start to its end. With `--busy 10` once more beside ten processes that compute without end: the ratio
+is to what the command does alone, divided by the share of the CPUs that its threads then get.
 
 Figures of one run may be compared with each other, not with those of another machine or hour.
 """
@@ -17,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import xmem_core  # noqa: F401  before torch, as in every command: see xmem_core.openmp
@@ -85,12 +87,15 @@ def whole(video: Path, frames: int, objects: int, warm: int, threads: int) -> fl
     return (len(at) - warm) / (at[-1] - at[warm - 1])
 
 
-def command(video: Path, boxes: Sequence[str], threads: int, frames: int | None) -> tuple[float, float]:
+def command(
+    video: Path, boxes: Sequence[str], threads: int, frames: int | None, size: int | None
+) -> tuple[float, float]:
     """Frames per second of `xmem track`, as it reports and by the clock."""
     with tempfile.TemporaryDirectory() as out:
         arguments = [sys.executable, "-m", "jobs.cli", "track", str(video), "--out", out]
         arguments += [part for box in boxes for part in ("--box", box)]
         arguments += ["--threads", str(threads), *(["--max-frames", str(frames)] if frames else [])]
+        arguments += ["--size", str(size)] if size else []
         started = time.perf_counter()
         said = subprocess.run(arguments, check=True, capture_output=True, text=True).stderr
         seconds = time.perf_counter() - started
@@ -98,6 +103,23 @@ def command(video: Path, boxes: Sequence[str], threads: int, frames: int | None)
     if found is None:
         raise RuntimeError(f"xmem track did not say how fast it was: {said!r}")
     return float(found[2]), int(found[1]) / seconds
+
+
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """Beside so many processes that compute without end."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def fair_share(threads: int, others: int, cores: int) -> float:
+    """Share of a core that each of `threads` gets beside `others` busy threads, over that alone, 0 to 1."""
+    return min(1.0, cores / (threads + others)) / min(1.0, cores / threads)
 
 
 def main() -> None:
@@ -108,6 +130,9 @@ def main() -> None:
     parser.add_argument("--video", type=Path, default=VIDEO)
     parser.add_argument("--box", action="append", help="x,y,w,h on its first frame; repeatable")
     parser.add_argument("--max-frames", type=int, help="of the video; default: all")
+    parser.add_argument("--size", type=int, help="of the command; default: its own")
+    parser.add_argument("--busy", type=int, default=0, help="processes that compute beside the command")
+    parser.add_argument("--only-command", action="store_true", help="nothing but `xmem track` on the video")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warm = 20
@@ -115,20 +140,27 @@ def main() -> None:
     table = Table(title=f"{WIDTH}x{HEIGHT} H.264, {options.threads} threads, {machine}")
     for name in ("what", "frames/s", "ratio"):
         table.add_column(name, justify="left" if name == "what" else "right")
-    with tempfile.TemporaryDirectory() as folder:
-        video = make_video(Path(folder) / "clip.mp4", options.frames, width=WIDTH, height=HEIGHT)
-        for threads in (1, options.threads):
-            table.add_row(f"decode, {threads} threads", f"{decode(video, threads):.0f}", "")
-        for objects in (1, 3):
-            alone = bare(video, options.frames, objects, warm)
-            table.add_row(f"step, {objects} objects", f"{alone:.1f}", "1.00")
-            full = whole(video, options.frames, objects, warm, options.threads)
-            table.add_row(f"track, {objects} objects", f"{full:.1f}", f"{full / alone:.2f}")
+    if not options.only_command:
+        with tempfile.TemporaryDirectory() as folder:
+            video = make_video(Path(folder) / "clip.mp4", options.frames, width=WIDTH, height=HEIGHT)
+            for threads in (1, options.threads):
+                table.add_row(f"decode, {threads} threads", f"{decode(video, threads):.0f}", "")
+            for objects in (1, 3):
+                alone = bare(video, options.frames, objects, warm)
+                table.add_row(f"step, {objects} objects", f"{alone:.1f}", "1.00")
+                full = whole(video, options.frames, objects, warm, options.threads)
+                table.add_row(f"track, {objects} objects", f"{full:.1f}", f"{full / alone:.2f}")
     if options.video.exists():
         given = options.box or PEOPLE
-        said, clock = command(options.video, given, options.threads, options.max_frames)
+        said, clock = command(options.video, given, options.threads, options.max_frames, options.size)
         table.add_row(f"xmem track {options.video.name}, {len(given)} objects", f"{said:.1f}", "")
         table.add_row("the same from start to end of the process", f"{clock:.1f}", f"{clock / said:.2f}")
+        if options.busy:
+            with busy(options.busy):
+                beside, _ = command(options.video, given, options.threads, options.max_frames, options.size)
+            alone = said * fair_share(options.threads, options.busy, os.cpu_count() or 1)
+            name = f"the same beside {options.busy} busy processes, over its share"
+            table.add_row(name, f"{beside:.1f}", f"{beside / alone:.2f}")
     Console().print(table)
 
 

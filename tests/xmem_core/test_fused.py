@@ -95,7 +95,7 @@ def test_no_large_block_is_new_memory() -> None:
             return out
 
     fast = FusedTrunk(trunk(torch.float32))
-    with torch.no_grad(), Blocks():
+    with torch.no_grad(), Blocks():  # type: ignore[no-untyped-call]
         fast(torch.zeros(1, 3, 512, 688).contiguous(memory_format=torch.channels_last))
     assert max(sizes) < 32 << 20
 
