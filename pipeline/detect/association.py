@@ -89,6 +89,9 @@ def matches(
 ) -> dict[int, int]:
     """Which detection each object has. All objects compete for them, those without a mask included.
 
+    Objects that were out of sight for long do not compete: where they are expected says little, so they have
+    what the others leave.
+
     Args:
         objects: the objects, by id.
         shown: the masks of those that have one.
@@ -103,6 +106,13 @@ def matches(
     Returns:
         position of the detection, by object id; objects without one are left out.
     """
+    late = {i for i, found in objects.items() if i not in shown and frame_index - found.seen > long}
+    if late and len(late) < len(objects):
+        others = {i: found for i, found in objects.items() if i not in late}
+        first = matches(others, shown, labels, detections, certain, colours, frame_index, long)
+        left = {k: detection for k, detection in detections.items() if k not in first.values()}
+        lost = {i: objects[i] for i in late}
+        return first | matches(lost, shown, labels, left, certain, colours, frame_index, long)
     ids, positions = sorted(objects), sorted(detections)
     gain = np.zeros((len(ids), len(positions)))
     for row, object_id in enumerate(ids):

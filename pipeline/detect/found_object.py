@@ -34,6 +34,11 @@ class FoundObject:
         hits: detections that confirmed it, the first one included.
         misses: looks in a row that searched where it is and did not confirm it.
         disagreed: looks in a row on which its mask was not where its detection was.
+        portrait, views: colours of its mask while it was alone, averaged over so many looks; None: not yet.
+        met: ids of the objects that it met and was not compared with since, see `pipeline.detect.contacts`.
+        since, since_views: like portrait and views, but since it met them.
+        before: its box and the frame of it when it met the first of them; None: it met none.
+        born: its box when it was started, and the frame; None: not known.
     """
 
     box: Box
@@ -45,6 +50,13 @@ class FoundObject:
     hits: int = 1
     misses: int = 0
     disagreed: int = 0
+    portrait: Colours | None = None
+    views: int = 0
+    met: tuple[int, ...] = ()
+    since: Colours | None = None
+    since_views: int = 0
+    before: tuple[Box, int] | None = None
+    born: tuple[Box, int] | None = None
 
     @property
     def size(self) -> float:
@@ -98,18 +110,38 @@ class FoundObject:
         """Build from `to_json`'s output; LookupError, TypeError or ValueError for anything else."""
         x, y, w, h = (int(v) for v in values["box"])
         vx, vy = (float(v) for v in values["velocity"])
-        colours, category = values["colours"], values["category"]
+        category = values["category"]
+        # Earlier versions did not know contacts.
+        portrait, since = (_colours(values.get(name)) for name in ("portrait", "since"))
         return cls(
             box=(x, y, w, h),
             frame=int(values["frame"]),
             seen=int(values["seen"]),
             category=None if category is None else str(category),
-            colours=None if colours is None else tuple(float(v) for v in colours),
+            colours=_colours(values["colours"]),
             velocity=(vx, vy),
             hits=int(values["hits"]),
             misses=int(values["misses"]),
             disagreed=int(values["disagreed"]),
+            portrait=portrait,
+            views=int(values.get("views", 0)),
+            met=tuple(int(i) for i in values.get("met", ())),
+            since=since,
+            since_views=int(values.get("since_views", 0)),
+            before=_place(values.get("before")),
+            born=_place(values.get("born")),
         )
+
+
+def _place(values: Any) -> tuple[Box, int] | None:
+    if values is None:
+        return None
+    (x, y, w, h), frame = values
+    return (int(x), int(y), int(w), int(h)), int(frame)
+
+
+def _colours(values: Any) -> Colours | None:
+    return None if values is None else tuple(float(v) for v in values)
 
 
 def centre_of(box: Box) -> tuple[float, float]:

@@ -13,6 +13,9 @@ position and colours (`pipeline.detect.association`). What follows from a match:
   often and its mask moves on as one thing, since detectors overlook people who stand close together. So,
   after a while, is one that is found only together with another one: of two objects on one thing the older
   stays.
+- Objects that met and are seen alone again are compared with what they looked like before. If their masks
+  were exchanged, the ids change places; a new object that looks like one lost nearby continues that one's id
+  (`pipeline.detect.contacts`).
 - The other detections are candidates: one that is detected several times in a row, near its expected
   position, becomes an object with a new id.
 
@@ -52,6 +55,15 @@ from pipeline.detect.appearance import Colours, colours_of
 from pipeline.detect.association import FITS, Shown, distance, matches, reach, share_inside, shown_in
 from pipeline.detect.candidates import Candidate, confirmed_among, inside, reaches_out
 from pipeline.detect.components import homes_of, without_strays
+from pipeline.detect.contacts import (
+    after_meeting,
+    after_view,
+    lost_before,
+    meetings,
+    moved_to,
+    parted,
+    settled,
+)
 from pipeline.detect.found_object import FoundObject, centre_of, iou, overlap
 from pipeline.detect.protocol import Detection, Detector, Look, look_with
 from pipeline.detect.settings import FinderSettings
@@ -248,7 +260,8 @@ class ObjectFinder:
         if self._instances:
             self._follow(run, decided)
         room = self._settings.max_objects - self._settings.kept_for_prompts
-        room -= len((tracked | set(given)) - set(decided.gone))
+        tracked |= given.keys() | {new.object_id for new in decided.masks}
+        room -= len(tracked - decided.gone.keys())
         self._waiting = 0
         self._restrict(run)
         if self._instances:
@@ -392,9 +405,13 @@ class ObjectFinder:
         )
         run.matched = {i: k for i, k in pairs.items() if i in run.shown}
         run.lost = {i: k for i, k in pairs.items() if i not in run.shown}
+        for pair in meetings(run.shown):
+            for one, other in (pair, pair[::-1]):
+                self._objects[one] = after_meeting(self._objects[one], other)
         apart = [i for i, k in sorted(run.matched.items()) if not self._confirm(run, i, k)]
         for object_id in apart:
             self._correct(run, object_id, run.matched[object_id], decided)
+        self._tell_apart(run, decided)
         if run.regular:
             for object_id in sorted(set(run.shown) - set(run.matched)):
                 self._not_detected(run, object_id, decided)
@@ -425,8 +442,61 @@ class ObjectFinder:
         self._objects[object_id] = (
             confirmed if fits else replace(confirmed, disagreed=found.disagreed + run.regular)
         )
+        if clear:
+            view = run.colours_of_mask(object_id)
+            self._objects[object_id] = after_view(self._objects[object_id], view)
         run.agreed.add(object_id)
         return True
+
+    def _tell_apart(self, run: _Run, decided: Decisions) -> None:
+        """Put right which object is which, for objects that met others and are seen alone again."""
+        known = self._remembered | self._objects
+        visible = [i for i in run.shown if i in self._objects]
+        agreed = [i for i in visible if i in run.agreed and i in run.matched]
+        pairs, unchanged = parted(known, visible, agreed)
+        for object_id in unchanged:
+            self._objects[object_id] = settled(self._objects[object_id])
+        for one, other in pairs:
+            at = {other: run.matched[one]}
+            if other in visible:
+                at[one] = run.matched[other]
+            self._exchange(one, other, lost=other not in visible)
+            if one not in at:
+                # It was lost where it met the other one, and is sought from there.
+                box, frame = known[one].before or (known[one].box, known[one].frame)
+                self._objects[one] = replace(self._objects[one], box=box, frame=frame, velocity=(0.0, 0.0))
+                self._give_up(one, "unconfirmed", decided)
+                run.labels[run.labels == one] = 0
+            run.agreed -= at.keys()
+            for object_id, k in at.items():
+                self._place_on(run, object_id, k, "drifted", decided)
+        self._recognize(run, decided)
+
+    def _recognize(self, run: _Run, decided: Decisions) -> None:
+        """Give new objects that are lost ones the ids of those."""
+        visible = [i for i in run.shown if i in self._objects]
+        agreed = [i for i in visible if i in run.agreed and i in run.matched]
+        known = self._remembered | self._objects
+        lost = [i for i in known if i not in visible and not self._has_left(i, run.frame)]
+        for new, old in lost_before(known, lost, agreed, self._long):
+            self._exchange(new, old, lost=True)
+            del self._objects[new]
+            decided.gone[new] = "unconfirmed"
+            run.labels[run.labels == new] = 0
+            self._place_on(run, old, run.matched[new], "found_again", decided)
+
+    def _place_on(self, run: _Run, object_id: int, k: int, reason: str, decided: Decisions) -> None:
+        """Give an object the mask of a detection, if it has one that is nobody else's."""
+        mask = self._free_mask(run, run.detection(k))
+        if mask.any():
+            self._place(run, object_id, k, mask, reason, decided)
+
+    def _exchange(self, one: int, other: int, *, lost: bool) -> None:
+        """Exchange where two objects are, the second of which may be lost; their looks stay theirs."""
+        a, b = (self._objects.get(i) or self._remembered[i] for i in (one, other))
+        self._remembered.pop(other, None)
+        self._objects[one] = moved_to(a, b, visible=not lost)
+        self._objects[other] = moved_to(b, a, visible=True)
 
     def _correct(self, run: _Run, object_id: int, k: int, decided: Decisions) -> None:
         """An object's mask is not where its detection is: replace it if that is certain, or goes on."""
@@ -570,7 +640,7 @@ class ObjectFinder:
             room -= 1
             colours = run.colours(position[id(detection)]) if self._instances else None
             self._objects[new.object_id] = FoundObject(
-                detection.bounds, now, now, detection.category, colours, hits=1
+                detection.bounds, now, now, detection.category, colours, hits=1, born=(detection.bounds, now)
             )
             self._candidates.remove(candidate)
             run.mark(mask, new.object_id)
@@ -671,6 +741,10 @@ class _Run:
         if k not in self._colours:
             self._colours[k] = colours_of(self.frame.image, self.detection(k))
         return self._colours[k]
+
+    def colours_of_mask(self, object_id: int) -> Colours:
+        """The colours where an object's mask was on the previous frame."""
+        return colours_of(self.frame.image, Detection(self.labels == object_id))
 
     def alone(self, k: int) -> bool:
         """Whether no other detection covers much of a detection."""

@@ -63,6 +63,16 @@ def test_a_mask_on_another_object_does_not_take_that_ones_detection() -> None:
     assert matched(objects, {2: (92, 44, 16, 56)}, [(100, 40, 20, 60), (60, 40, 20, 60)]) == {1: 0, 2: 1}
 
 
+def test_what_was_lost_for_long_has_what_the_others_leave() -> None:
+    # 2 is where its mask is; that it is expected at the other detection must not let 1 take its own.
+    objects = {1: known((20, 40, 20, 60), frame=-LONG), 2: known((56, 40, 20, 60))}
+    masks, boxes = {2: (26, 40, 20, 60)}, [(25, 40, 20, 60), (56, 40, 20, 60)]
+    assert matched(objects, masks, boxes)[2] == 0
+    # Lost just now, it may be the one that the mask of 2 slid onto.
+    lately = {1: known((24, 40, 20, 60)), 2: known((56, 40, 20, 60))}
+    assert matched(lately, masks, boxes) == {1: 0, 2: 1}
+
+
 def test_a_mask_that_was_not_confirmed_takes_no_detection_far_from_the_object() -> None:
     objects = {1: known((20, 40, 20, 60), misses=1)}
     mask, there = {1: (200, 40, 20, 60)}, [(200, 40, 20, 60)]

@@ -185,6 +185,60 @@ def test_masks_that_were_exchanged_are_put_right_by_movement_and_colours() -> No
     assert all(index < 30 for index, reason, _ in stream.log if reason == "drifted")
 
 
+@pytest.mark.parametrize("alike", [False, True])
+def test_masks_exchanged_in_a_crowd_change_back_when_both_are_seen_alone_again(alike: bool) -> None:
+    def places(index: int) -> tuple[Box, Box]:
+        left, right = (40, 120) if index < 10 else (80, 88)
+        apart = max(0, min(10, index - 14))
+        return (left - 4 * apart, 40, 16, 40), (right + 4 * apart, 40, 16, 40)
+
+    def script(index: int) -> list[Detection]:
+        return [Detection(box=box, category="person", score=0.9) for box in places(index)]
+
+    stream = Stream(Scripted(script))
+    put_right = None
+    for index in range(40):
+        red, blue = places(index)
+        if index > 1:
+            # They stand close together from frame 10 to 14; on frame 12 the tracker confuses them.
+            wrong = index >= 12 and put_right is None
+            first, second = (blue, red) if wrong else (red, blue)
+            second_mask = mask_of(second)
+            stream.masks = {1: mask_of(first) & ~second_mask, 2: second_mask}
+            labels = np.where(second_mask, 2, np.where(stream.masks[1], 1, 0)).astype(np.int32)
+            stream.finder.saw(index - 1, labels, [1, 2])
+        decided = stream.step(painted(index, [(red, RED), (blue, RED if alike else BLUE)]))
+        if index == 20:
+            stream.cut()
+        if index > 14 and len(decided.masks) == 2:
+            put_right = index
+            assert {new.object_id: box_of(new.mask) for new in decided.masks} == {1: red, 2: blue}
+    # Nobody can tell which of two people who look the same is which.
+    assert (put_right is None) if alike else (put_right is not None and 17 <= put_right <= 24)
+
+
+@pytest.mark.parametrize(("colour", "x", "same"), [(RED, 86, True), (BLUE, 86, False), (RED, 200, False)])
+def test_a_new_object_that_looks_like_one_lost_nearby_is_that_one(
+    colour: tuple[int, int, int], x: int, same: bool
+) -> None:
+    def script(index: int) -> list[Detection]:
+        return [person(50)] if index < 12 else [] if index < 17 else [person(x)]
+
+    stream = Stream(Scripted(script))
+    for index in range(36):
+        if index == 12:
+            stream.lose(1)
+        stream.step(painted(index, [(d.bounds, RED if index < 12 else colour) for d in script(index)]))
+        if index == 19:
+            stream.cut()
+    # Too far away to be found again at once, it is a new object until it has been looked at.
+    assert (18, "detector", 2) in stream.log
+    assert (2 in stream.masks) is not same
+    if same:
+        assert [entry[1:] for entry in stream.log[-2:]] == [("unconfirmed", 2), ("found_again", 1)]
+        assert box_of(stream.masks[1]) == (x, 40, 16, 40)
+
+
 def test_a_lost_object_goes_on_where_it_is_detected_under_its_own_id() -> None:
     stream = Stream(Scripted(lambda index: [person(50)] if index < 5 else [] if index < 9 else [person(58)]))
     stream.run(5)
