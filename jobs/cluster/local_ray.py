@@ -24,6 +24,7 @@ from ray._private import ray_constants, services
 from ray._private.node import Node
 
 from jobs.cluster import auth_token as ray_token
+from jobs.cluster import worker_start
 from pipeline.base.errors import XmemError
 
 MINIMUM = (2, 59)
@@ -75,7 +76,8 @@ def lean_start(*, logs: bool) -> Iterator[None]:
 
     These are the autoscaler's monitor, the log monitor, the API server (the dashboard's, which Ray starts
     without the dashboard too), and idle workers, one per CPU: actors with environment variables, such as the
-    trackers, get processes of their own. Ray has no options for them. Nor has it one for the
+    trackers, get processes of their own. Workers are started by `jobs.cluster.worker_start`, which does not
+    import Ray before they do. Ray has no options for them. Nor has it one for the
     30 s in which a raylet must start: here it may take longer on a busy machine, and is given up as soon as
     it has ended. Methods that another version of Ray lacks are left alone.
 
@@ -85,6 +87,7 @@ def lean_start(*, logs: bool) -> Iterator[None]:
     ours: dict[str, Any] = {
         "start_monitor": _nothing,
         "start_api_server": _without_api_server,
+        "start_raylet": _with_our_workers(Node.start_raylet),
         "start_ray_processes": _patient(Node.start_ray_processes),
     }
     if not logs:
@@ -109,6 +112,16 @@ def _nothing(node: object) -> None:
 
 def _without_api_server(node: Any, **options: object) -> None:
     node._webui_url = ""  # its address, which the raylet's and the workers' command lines name
+
+
+def _with_our_workers(start: Callable[..., None]) -> Callable[..., None]:
+    """Wrap `Node.start_raylet`: its workers are started by `jobs.cluster.worker_start`."""
+
+    def started(node: Any, *arguments: Any, **options: Any) -> None:
+        node._ray_params.setup_worker_path = worker_start.__file__
+        start(node, *arguments, **options)
+
+    return started
 
 
 def _patient(start: Callable[[Any], None]) -> Callable[[Any], None]:
