@@ -205,7 +205,7 @@ class VideoSegmenter:
     One segmenter serves any number of streams: each has its own `TrackerState`, passed to every step.
 
     Args:
-        model: the network; the segmenter keeps a copy prepared for inference.
+        model: the network; the segmenter keeps a copy prepared for inference, see `keep_model`.
         memory_config: memory settings. Default: the published ones, with the model's own search window.
         size: shorter side of the network's input; frames are downscaled to it, never upscaled. None: not
             resized.
@@ -213,6 +213,8 @@ class VideoSegmenter:
             with bfloat16 on a CPU, candidates among very many elements are found in bfloat16.
         allow_tf32: on a GPU, whether float32 arithmetic may be done in TF32, which is faster and rounds to 10
             bits of mantissa. The setting is the process's: the segmenter that was made last decides.
+        keep_model: False: the model itself is prepared for inference, which saves the copy's time and memory;
+            it cannot be used otherwise afterwards.
 
     Raises:
         ValueError: size is under 16 or dtype is none of these.
@@ -226,6 +228,7 @@ class VideoSegmenter:
         size: int | None = None,
         dtype: torch.dtype = torch.float32,
         allow_tf32: bool = False,
+        keep_model: bool = True,
     ) -> None:
         if size is not None and size < STRIDE:
             raise ValueError(f"size={size} is not allowed: at least {STRIDE} pixels, or None")
@@ -241,7 +244,7 @@ class VideoSegmenter:
         self._presence = None if presence is None else PresenceConstants.from_list(presence)
         steps = steps_of(model.config)
         self.memory_config = steps.resolve(memory_config or MemoryConfig(), model.config, self.device)
-        network = copy.deepcopy(model).eval().requires_grad_(False)
+        network = (copy.deepcopy(model) if keep_model else model).eval().requires_grad_(False)
         layout = torch.channels_last
         on_cpu = self.device.type == "cpu"
         if isinstance(network, XMem):

@@ -34,7 +34,7 @@ def open_segmenter(model: ModelSettings | None = None, memory: MemoryConfig | No
         fast = not network.config.published and torch.device(model.device).type == "cpu"
         dtype = "bfloat16" if fast and has_bfloat16() else "float32"
     try:
-        return VideoSegmenter(network, memory, size=side, dtype=getattr(torch, dtype))
+        return VideoSegmenter(network, memory, size=side, dtype=getattr(torch, dtype), keep_model=False)
     except ValueError as error:  # a memory setting that this model does not have
         raise UsageError(f"{model.name}: {error}") from None
 

@@ -742,6 +742,17 @@ def test_the_callers_model_is_left_alone() -> None:
     assert all(p.requires_grad for p in model.parameters())
 
 
+def test_a_model_that_is_given_away_is_not_copied_and_tracks_the_same() -> None:
+    kept, given = small_model(), small_model()
+    prompts = {0: Prompt({1: MASK})}
+    segmenter = VideoSegmenter(given, SMALL_MEMORY, keep_model=False)
+    assert segmenter._network is given
+    _, expected = follow(VideoSegmenter(kept, SMALL_MEMORY), prompts, 4)
+    _, found = follow(segmenter, prompts, 4)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.probabilities, other.probabilities)
+
+
 # --- failures half-way ---------------------------------------------------------------------------------
 
 
