@@ -1,6 +1,7 @@
 """Fixtures and markers that many tests share."""
 
 import collections
+import gc
 import logging
 import os
 import secrets
@@ -41,6 +42,17 @@ settings.load_profile("no-deadline")
 
 _with_ray: set[Path] = set()
 """Files with tests that use `local_ray`."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Leave modules and tests out of all garbage collections: there are half a million objects of them."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -95,6 +107,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # extensions complain of what is left over
     _stop_ray()
     if forked := sys.modules.get("support.forked"):
         forked.stop()

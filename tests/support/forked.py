@@ -1,21 +1,26 @@
 """Programs in processes of their own, forked from one that has imported torch and the pipeline.
 
 To import them takes two seconds of CPU time, which a program under test would spend again in every process.
-For tests that need a process to kill or to race, and to which its start is of no importance.
+For tests that need a process to kill or to race, and to which its start is of no importance. Workers of Ray
+are forked from it, too: see `support.forked_ray`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
+import random
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
@@ -26,7 +31,14 @@ from typing import IO, Any
 TESTS = Path(__file__).parents[1]
 _START_SECONDS = 300.0
 _IMPORTED = ("support.live_fake", "support.small_net", "pipeline.live.hub.hub", "pipeline.tracking.track")
-_servers: dict[int, tuple[subprocess.Popen[bytes], socket.socket]] = {}
+# Packages that Ray and Ray Serve import.
+_IMPORTED_BY_RAY = (
+    "fastapi", "google.protobuf.descriptor_pb2", "google.protobuf.json_format", "grpc.aio",
+    "grpc_reflection.v1alpha.reflection", "jsonschema", "msgpack", "opentelemetry.sdk.metrics", "pandas",
+    "prometheus_client", "requests", "starlette.middleware.cors", "uvicorn.main", "uvloop", "watchfiles",
+    "yaml",
+)  # fmt: skip
+_servers: dict[int, tuple[subprocess.Popen[bytes], socket.socket, Path]] = {}
 
 
 class Forked:
@@ -116,32 +128,46 @@ def _server() -> socket.socket:
     """The connection to this process's server, which is started by the first call and ends with it."""
     if os.getpid() not in _servers:
         ours, theirs = socket.socketpair()
+        folder = Path(tempfile.mkdtemp(prefix="xf-", dir="/tmp"))  # names of sockets must be short
         environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
         # A fork has the forking thread only: no library may have threads of its own.
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         environment |= {**dict.fromkeys(names, "1"), "JE_ARROW_MALLOC_CONF": "background_thread:false"}
         with theirs:
-            command = [sys.executable, "-m", "support.forked", str(theirs.fileno())]
+            command = [sys.executable, "-m", "support.forked", str(theirs.fileno()), str(folder / "s")]
             process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()])
         ours.settimeout(_START_SECONDS)
         if ours.recv(1) != b"r":
             raise RuntimeError("the process that programs are forked from did not start")
-        _servers[os.getpid()] = process, ours
+        _servers[os.getpid()] = process, ours, folder
     return _servers[os.getpid()][1]
+
+
+def address() -> str:
+    """Path of the socket at which `support.forked_ray` has workers forked by this process's server."""
+    _server()
+    return str(_servers[os.getpid()][2] / "s")
 
 
 def stop() -> None:
     """Stop this process's server, if it has one."""
     if found := _servers.pop(os.getpid(), None):
-        process, connection = found
+        process, connection, folder = found
         connection.close()
         process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _serve(connection: socket.socket) -> None:
-    """Fork a program per request until the connection ends; report the exit statuses of those that end."""
+def _serve(connection: socket.socket, listener: socket.socket) -> None:
+    """Fork a program per request until the connection ends; report the exit statuses of those that end.
+
+    Args:
+        connection: to the process that has started this one.
+        listener: at which workers of Ray are asked for.
+    """
     for name in _IMPORTED:
         importlib.import_module(name)
+    _warm_up()
     statuses: dict[int, int] = {}
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -149,39 +175,92 @@ def _serve(connection: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     connection.sendall(b"r")
     while True:
-        ready, _, _ = select.select([connection.fileno(), woken], [], [])
+        ready, _, _ = select.select([connection.fileno(), listener.fileno(), woken], [], [])
         if woken in ready:
             os.read(woken, 1000)
             _report(statuses)
         if connection.fileno() in ready:
-            size, given, _, _ = socket.recv_fds(connection, 8, 3)
-            if not size:
+            if (asked := _asked(connection)) is None:
                 return
-            content = b""
-            while len(content) < int.from_bytes(size, "big"):
-                content += connection.recv(int.from_bytes(size, "big") - len(content))
-            threads = os.listdir("/proc/self/task")
-            assert len(threads) == 1, threads
-            child = os.fork()
-            if not child:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for end in (connection.detach(), woken, wake, *statuses.values()):
-                    os.close(end)
-                _run(json.loads(content), given)
+            request, given = asked
+            others = [given[2], *statuses.values()]
+            child = _fork(request, given[:2], [connection, listener], [woken, wake, *others])
             statuses[child] = given[2]
-            for end in given[:2]:
-                os.close(end)
             connection.sendall(child.to_bytes(8, "big"))
+        if listener.fileno() in ready:
+            worker, _ = listener.accept()
+            with worker, contextlib.suppress(OSError):
+                if (asked := _asked(worker)) is None:
+                    continue
+                request, given = asked
+                for name in _IMPORTED_BY_RAY:
+                    importlib.import_module(name)
+                sockets, ends = [connection, listener, worker], [woken, wake, *statuses.values()]
+                worker.sendall(_fork(request, given, sockets, ends).to_bytes(8, "big"))
+
+
+def _warm_up() -> None:
+    """Track two frames and cut an object out, so that the forks find their kernels compiled."""
+    import cv2
+    import numpy as np
+    from support.tiny import SHORT_MEMORY, tiny_model
+
+    from pipeline.prompts.box_segmenters import load_box_segmenter
+    from xmem_core import Prompt, VideoSegmenter
+
+    segmenter, frame = VideoSegmenter(tiny_model(), SHORT_MEMORY, size=48), np.zeros((48, 64, 3), np.uint8)
+    state, mask = segmenter.new_state(), np.zeros((48, 64), np.bool_)
+    mask[10:40, 10:40] = True
+    for prompt in (Prompt({1: mask}), None, None):
+        segmenter.step(state, frame, prompt)
+    cv2.setNumThreads(0)  # it would start threads here
+    load_box_segmenter().segment(frame, (10, 10, 30, 30))
+    cv2.setNumThreads(-1)
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy all pages
+
+
+def _asked(connection: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+    """The next request and the file descriptors given with it; None if the connection has ended."""
+    size, given, _, _ = socket.recv_fds(connection, 8, 3)
+    if not size:
+        return None
+    content = b""
+    while len(content) < int.from_bytes(size, "big"):
+        content += connection.recv(int.from_bytes(size, "big") - len(content))
+    request: dict[str, Any] = json.loads(content)
+    return request, given
+
+
+def _fork(
+    request: dict[str, Any], given: list[int], sockets: list[socket.socket], ends: Sequence[int]
+) -> int:
+    """Run a program in a fork with these standard streams; the fork closes `sockets` and `ends`."""
+    threads = os.listdir("/proc/self/task")
+    assert len(threads) == 1, threads
+    child = os.fork()
+    if not child:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for end in (*(s.detach() for s in sockets), *ends):
+            os.close(end)
+        _run(request, given)
+    for end in given:
+        os.close(end)
+    return child
 
 
 def _report(statuses: dict[int, int]) -> None:
-    while statuses:
-        pid, status = os.waitpid(-1, os.WNOHANG)
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
         if not pid:
             return
-        end = statuses.pop(pid)
-        code = os.waitstatus_to_exitcode(status)
+        end, code = statuses.pop(pid, None), os.waitstatus_to_exitcode(status)
+        if end is None:
+            continue  # a worker of Ray
         with contextlib.suppress(OSError):  # nobody waits for it
             os.write(end, code.to_bytes(8, "big", signed=True))
         os.close(end)
@@ -191,11 +270,13 @@ def _run(request: dict[str, Any], given: list[int]) -> None:
     """Run a program in this process, which ends with it."""
     code = 1
     try:
-        for target, end in enumerate(given[:2]):
+        if len(given) < 3:
+            given = [*given, os.open(os.devnull, os.O_WRONLY)]
+        for target, end in enumerate(given):
             os.dup2(end, target)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         for end in given:
             os.close(end)
+        random.seed()
         sys.stdin, sys.stdout = open(0, encoding="utf-8"), open(1, "w", encoding="utf-8")  # noqa: SIM115
         sys.stderr = open(2, "w", encoding="utf-8")  # noqa: SIM115
         os.chdir(request["cwd"])
@@ -217,5 +298,7 @@ def _run(request: dict[str, Any], given: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    with socket.socket(fileno=int(sys.argv[1])) as _connection:
-        _serve(_connection)
+    with socket.socket(fileno=int(sys.argv[1])) as _connection, socket.socket(socket.AF_UNIX) as _listener:
+        _listener.bind(sys.argv[2])
+        _listener.listen(100)
+        _serve(_connection, _listener)

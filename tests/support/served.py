@@ -48,7 +48,9 @@ class Service:
             self._environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": RAY_TOKEN}
         self.process: subprocess.Popen[bytes] | None = None
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=30)
+        self.client = httpx.Client(
+            base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=PATIENCE
+        )
 
     def start(self) -> None:
         kept = {k: v for k, v in os.environ.items() if k in KEPT or not k.startswith("RAY_")}

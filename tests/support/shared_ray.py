@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import ray
+from support import forked
+from support.forked_ray import ADDRESS, forking_workers
 
 from jobs.cluster import connection
 from jobs.cluster.local_ray import protected
@@ -30,7 +32,8 @@ def start() -> None:
     # it has read for an earlier Ray.
     _running.enter_context(protected())
     _running.callback(ray.shutdown)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, forking_workers():
+        patch.setenv(ADDRESS, forked.address())
         patch.setenv("PYTHONPATH", f"{_TESTS.parent}{os.pathsep}{_TESTS}")
         patch.setenv(slow_clients.VARIABLE, slow_clients.CALLBACK)  # read by proxies of Ray Serve only
         patch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # as `xmem serve` sets it

@@ -62,6 +62,12 @@ def spec(video: Path, stream_id: str) -> StreamSpec:
     return StreamSpec(stream_id, str(video), prompts=PROMPTS)
 
 
+def test_workers_of_the_shared_ray_are_forked(actors: list[Any]) -> None:
+    """Else they would start as ever, and only slow the tests down; see `support.forked_ray`."""
+    parent = ray.get(actors[0].__ray_call__.remote(lambda self: os.getppid()))
+    assert b"support.forked" in Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_any_order_of_actors_gives_the_rows_of_one_pass(
     actors: list[Any], video: Path, out: Path, one_pass: pa.Table, seed: int

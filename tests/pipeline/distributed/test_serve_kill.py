@@ -107,7 +107,7 @@ def test_hub_replica_and_driver_killed(tmp_path: Path) -> None:
                 if kind != "replica":
                     restarts, certain = restarts + 1, certain + settles
         for index in range(20):  # no answer is a server's error, and no request gets stuck, once it is back
-            assert service.client.get("/v1/streams").status_code == 200, index
+            assert service.client.get("/v1/streams", timeout=30).status_code == 200, index
         assert service.client.delete("/v1/streams/cam").status_code == 204
         service.until(lambda: service.client.get("/v1/streams/cam").status_code == 404)
         assert service.stop() == 0, service.log.read_text(errors="replace")[-3000:]
