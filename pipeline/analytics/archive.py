@@ -18,10 +18,11 @@ import pyarrow.dataset as ds
 import pyarrow.fs
 from numpy.typing import NDArray
 
+from pipeline.analytics.compacted_tracks import TRIES, CompactedTracks
 from pipeline.analytics.listing import Listing
 from pipeline.analytics.mask_functions import MASKS_SQL, MaskFunctions
 from pipeline.analytics.scan import ChunkDataset, chunk_fragments
-from pipeline.analytics.stream_choice import narrowed, needed_streams
+from pipeline.analytics.stream_choice import narrowed, needed_streams, statement_tree, streams_use
 from pipeline.analytics.streams import streams_table
 from pipeline.analytics.views import GAPS_SQL, OBJECTS_SQL, FileDataset, FrameDataset
 from pipeline.base.errors import StoreError, UsageError, XmemError
@@ -40,9 +41,8 @@ _SETTINGS = (
     "autoload_known_extensions=false",
     "python_enable_replacements=false",
     "TimeZone='UTC'",
-    "enable_external_access=false",
-    "lock_configuration=true",
 )
+_LAST_SETTINGS = ("enable_external_access=false", "lock_configuration=true")
 _ALLOWED = (
     duckdb.StatementType.SELECT,
     duckdb.StatementType.EXPLAIN,
@@ -82,23 +82,26 @@ class Archive:
     ) -> None:
         self._limit = _checked_limit(memory_limit)
         self._listing = Listing(open_files(root, storage_options))
-        self._views = (*VIEWS, *(tables or {}))
+        self._views: tuple[str, ...] = VIEWS
         self._has_streams = False
         self._connection = connection = duckdb.connect(":memory:")
         if memory_limit is not None:
             connection.execute(f"SET memory_limit = '{memory_limit}'")
         self._functions = MaskFunctions(connection)
-        for setting in _SETTINGS:
+        self._copies = CompactedTracks(connection, self._listing)
+        for setting in (*_SETTINGS, *self._copies.settings, *_LAST_SETTINGS):
             connection.execute(f"SET {setting}")
         self._datasets: dict[str, ChunkDataset] = {
             **{kind: ChunkDataset(self._listing, kind, schema) for kind, schema in DATASETS.items()},
             "frames": FrameDataset(self._listing),
             "files": FileDataset(self._listing),
         }
-        for name, source in {**self._datasets, **(tables or {})}.items():
-            connection.register(name, source)
+        for name, source in self._datasets.items():
+            connection.register(self._copies.own_name if name == "tracks" else name, source)
+        self._copies.make_view(self._datasets["tracks"])
         for view in (OBJECTS_SQL, GAPS_SQL, MASKS_SQL):
             connection.execute(view)
+        self.add_tables(tables or {})
 
     def __repr__(self) -> str:
         return f"Archive({self.root!r})"
@@ -112,11 +115,30 @@ class Archive:
     def close(self) -> None:
         """Close the DuckDB connection."""
         self._connection.close()
+        self._copies.close()
 
     @property
     def root(self) -> str:
         """The output folder."""
         return self._listing.files.root
+
+    @property
+    def listing(self) -> Listing:
+        """The folder's files."""
+        return self._listing
+
+    def add_tables(self, tables: Mapping[str, pa.Table]) -> None:
+        """Further views by name."""
+        for name, table in tables.items():
+            self._connection.register(name, table)
+        self._views = (*self._views, *tables)
+
+    def tree(self, statement: str) -> dict[str, Any]:
+        """A statement as DuckDB's parser sees it; {} if it is not one SELECT."""
+        try:
+            return statement_tree(self._connection, statement)
+        except duckdb.Error:
+            return {}
 
     @property
     def streams(self) -> list[str]:
@@ -137,6 +159,10 @@ class Archive:
         """
         self._listing.chunks()  # what is committed from now on is not seen
         self._register_streams()
+        try:
+            self._copies.keep()
+        except duckdb.Error as error:
+            raise self._failure(error) from error
         return self._connection
 
     def sql(self, statement: str) -> Any:
@@ -148,6 +174,7 @@ class Archive:
         """
         self._parsed(statement)
         try:
+            self._copies.keep()
             return self._connection.sql(narrowed(self._connection, statement, self._listing, self._columns))
         except duckdb.Error as error:
             raise self._failure(error) from error
@@ -162,13 +189,21 @@ class Archive:
         """
         parsed = self._parsed(statement)
         self._functions.failure = None
-        chosen = needed_streams(self._connection, statement, self._listing, self._columns)
-        for name, dataset in self._datasets.items():
-            dataset.failure, dataset.only = None, chosen.get(name)
+        compared = self._copies.may_hold
+        chosen = needed_streams(self._connection, statement, self._listing, self._columns, compared=compared)
         try:
-            return self._connection.sql(parsed).to_arrow_table()
-        except duckdb.Error as error:
-            raise self._failure(error) from error
+            for name, dataset in self._datasets.items():
+                dataset.only = chosen.get(name)
+            for left in reversed(range(TRIES)):
+                for dataset in self._datasets.values():
+                    dataset.failure = None
+                try:
+                    self._copies.choose(chosen.get("tracks"), none=not left)
+                    return self._connection.sql(parsed).to_arrow_table()
+                except duckdb.Error as error:
+                    if not left or not self._copies.is_worth_a_retry(error):
+                        raise self._failure(error) from error
+            raise AssertionError("unreachable")
         finally:
             for dataset in self._datasets.values():
                 dataset.only = None
@@ -230,7 +265,7 @@ class Archive:
 
     def _parsed(self, statement: str) -> Any:
         try:
-            statements = duckdb.extract_statements(statement)
+            statements = self._connection.extract_statements(statement)
         except duckdb.Error as error:
             raise UsageError(f"query: {_first_lines(error)}") from error
         if len(statements) != 1:
@@ -239,8 +274,8 @@ class Archive:
             raise UsageError(
                 f"query: {statements[0].type.name} is not allowed, an output folder is only read: use SELECT"
             )
-        if _names_streams(statement):
-            self._register_streams()
+        if not self._has_streams and (use := streams_use(statement, self.tree)) is not None:
+            self._register_streams(progress=use)
         return statements[0]
 
     def _columns(self, view: str) -> list[str]:
@@ -248,16 +283,17 @@ class Archive:
         described = self._connection.execute(f"DESCRIBE {view}").fetchall()
         return [str(row[0]).lower() for row in described]
 
-    def _register_streams(self) -> None:
-        """Make the view `streams`. It costs two reads for each stream."""
+    def _register_streams(self, *, progress: bool = True) -> None:
+        """Make the view `streams`. A read for each stream, with `next_frame` (`progress`) two."""
         if not self._has_streams:
-            self._connection.register("streams", streams_table(self._listing))
-            self._has_streams = True
+            self._connection.register("streams", streams_table(self._listing, progress=progress))
+            self._has_streams = progress
 
     def _failure(self, error: duckdb.Error) -> XmemError:
         """What is raised for an error of DuckDB, which has only the text of errors in views and functions."""
-        failures = [dataset.failure for dataset in self._datasets.values()]
-        failure = next((found for found in (*failures, self._functions.failure) if found), None)
+        failures: list[XmemError | None] = [dataset.failure for dataset in self._datasets.values()]
+        failures += [self._functions.failure, self._copies.failure]
+        failure = next((found for found in failures if found), None)
         if failure is not None:
             return failure
         if isinstance(error, duckdb.OutOfMemoryException):
@@ -326,17 +362,6 @@ def _mask(row: Mapping[str, Any]) -> NDArray[np.bool_]:
         return rle_to_mask(counts, int(height), int(width))
     except ValueError as error:
         raise StoreError(f"a mask is damaged: {error}") from error
-
-
-def _names_streams(sql: str) -> bool:
-    """Whether a statement may read the view `streams`."""
-    if not re.search(r"\bstreams\b", sql, re.IGNORECASE):
-        return False
-    with duckdb.connect(":memory:") as connection:
-        try:
-            return "streams" in {name.lower() for name in connection.get_table_names(sql)}
-        except duckdb.Error:  # it looks for the columns of some joins
-            return True
 
 
 def _first_lines(error: BaseException) -> str:

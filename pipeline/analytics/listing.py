@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
 
 from pipeline.base.errors import StoreError, UsageError
 from pipeline.base.stream_ids import is_stream_id
@@ -22,9 +24,8 @@ _NAMED = 3
 """Streams that a message names."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A committed chunk.
+class Chunk(NamedTuple):
+    """A committed chunk. A tuple: there are a hundred thousand of them.
 
     Args:
         stream_id: its stream.
@@ -41,6 +42,26 @@ class Chunk:
     is_first: bool = False
 
 
+def _chunks(stream_id: str, sizes: Mapping[int, int]) -> list[Chunk]:
+    firsts = sorted(sizes)
+    return [
+        Chunk(stream_id, first, following, sizes[first], first == firsts[0])
+        for first, following in zip(firsts, [*firsts[1:], None], strict=True)
+    ]
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Garbage is not looked for: among many objects that stay, that takes longer than to make them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class Listing:
     """The chunks of an output folder. Each stream's are listed once, so that they do not change afterwards.
 
@@ -54,13 +75,15 @@ class Listing:
     def __init__(self, files: Files) -> None:
         self.files = files
         self._lock = threading.Lock()
+        self._sizes: dict[str, dict[int, int]] = {}
         self._known: dict[str, list[Chunk]] = {}
         names = files.folders("tracks")
         found = (name.removeprefix(_PARTITION) for name in names if name.startswith(_PARTITION))
         self.tracked = sorted(stream_id for stream_id in found if is_stream_id(stream_id))
         self._tracked = {*self.tracked}
         self._recorded: list[str] | None = None
-        self._copies: dict[str, list[Copy]] | None = None
+        self._copies: list[Copy] | None = None
+        self._copies_of: dict[str, list[Copy]] = {}
         if not self.tracked and not self.recorded:
             raise UsageError(
                 f"{files.root} is no output folder of xmem: nothing in it under tracks/ or streams/"
@@ -82,47 +105,60 @@ class Listing:
 
     def chunks(self, stream_ids: Iterable[str] | None = None) -> dict[str, list[Chunk]]:
         """The chunks of some or all streams, by stream, ascending; streams without tracks are left out."""
-        with self._lock:
+        found = {}
+        sizes = self.sizes(stream_ids)
+        with _no_garbage_collection():
+            for stream_id, of_stream in sizes.items():
+                if stream_id not in self._known:
+                    self._known[stream_id] = _chunks(stream_id, of_stream)
+                found[stream_id] = self._known[stream_id]
+        return found
+
+    def sizes(self, stream_ids: Iterable[str] | None = None) -> dict[str, dict[int, int]]:
+        """Bytes of the chunks' files by stream and first frame, as in `chunks`; their order is any."""
+        with self._lock, _no_garbage_collection():
             wanted = self.tracked if stream_ids is None else sorted(self._tracked & {*stream_ids})
-            unknown = [stream_id for stream_id in wanted if stream_id not in self._known]
+            unknown = [stream_id for stream_id in wanted if stream_id not in self._sizes]
             if len(unknown) > _ONE_BY_ONE or len(unknown) == len(self.tracked) > 1:
                 found = self.files.sizes("tracks", recursive=True)
-                self._keep(unknown, found)
+                self._keep([s for s in self.tracked if s not in self._sizes], found)
             else:
                 for stream_id in unknown:
                     self._keep([stream_id], self.files.sizes(chunk_folder("tracks", stream_id)))
-            return {stream_id: self._known[stream_id] for stream_id in wanted if self._known[stream_id]}
+            return {stream_id: self._sizes[stream_id] for stream_id in wanted if self._sizes[stream_id]}
 
     def copies(self, stream_id: str) -> dict[int, Copy]:
         """The compacted files that hold for chunks of a stream, by the chunks' first frames.
 
         They are listed after the stream's own files; see `pipeline.tracks.copies`.
         """
-        chunks = {chunk.first: chunk.size for chunk in self.chunks([stream_id]).get(stream_id, [])}
-        with self._lock:
+        return {first: copy for copy in self.copies_of(stream_id) for first in copy.chunks[stream_id]}
+
+    def copies_of(self, stream_id: str) -> list[Copy]:
+        """The compacted files that hold for chunks of a stream."""
+        sizes = self.sizes([stream_id]).get(stream_id, {})
+        self.all_copies()
+        return [copy for copy in self._copies_of.get(stream_id, []) if copy.matches(stream_id, sizes)]
+
+    def all_copies(self) -> list[Copy]:
+        """The compacted files that are written and not withdrawn. Streams may be others by now."""
+        with self._lock, _no_garbage_collection():
             if self._copies is None:
                 found = load_copies(self.files)
                 if found.problem is not None:
                     logger.warning("%s", found.problem)
-                self._copies = {}
-                for copy in found.files:
-                    if copy.bytes is not None and not copy.void:
-                        for name in copy.chunks:
-                            self._copies.setdefault(name, []).append(copy)
-            of_stream = [c for c in self._copies.get(stream_id, []) if c.matches(stream_id, chunks)]
-        return {first: copy for copy in of_stream for first in copy.chunks[stream_id]}
+                self._copies = [copy for copy in found.files if copy.bytes is not None and not copy.void]
+                for copy in self._copies:
+                    for name in copy.chunks:
+                        self._copies_of.setdefault(name, []).append(copy)
+            return self._copies
 
     def _keep(self, stream_ids: Iterable[str], sizes: Mapping[str, int]) -> None:
         found = chunk_sizes(sizes)
         if len(sizes) > sum(map(len, found.values())):
             self._warn_of_others(sizes, found)
         for stream_id in stream_ids:
-            chunks = found.get(stream_id, {})
-            firsts = sorted(chunks)
-            self._known[stream_id] = [
-                Chunk(stream_id, first, following, chunks[first], first == firsts[0])
-                for first, following in zip(firsts, [*firsts[1:], None], strict=False)
-            ]
+            self._sizes[stream_id] = found.get(stream_id, {})
 
     def _warn_of_others(self, sizes: Mapping[str, int], found: Mapping[str, Mapping[int, int]]) -> None:
         """Name Parquet files that are no chunk files: other tools read them beside ours."""

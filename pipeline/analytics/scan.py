@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import struct
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,9 +28,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.fs
 
+from pipeline.analytics.copy_reader import CopyFile
 from pipeline.analytics.joined_chunks import BOUNDED, Bounds, ChunkJoiner
 from pipeline.analytics.listing import Chunk, Listing
-from pipeline.analytics.parquet_file import ParquetFile, open_parquet
+from pipeline.analytics.parquet_file import ParquetFile, open_parquet, parse_metadata
 from pipeline.base.errors import StoreError
 from pipeline.storage.files import Files
 from pipeline.storage.local_files import LocalFiles
@@ -107,6 +107,8 @@ class ChunkDataset(_Source):
         self.failure: StoreError | None = None
         self.only: frozenset[str] | None = None
         """Streams that the statement can need; None: all."""
+        self.read_elsewhere: Mapping[str, CopyFile] = {}
+        """Compacted files by name whose rows DuckDB reads itself: they and their chunks are left out."""
         self.small_files = 0
         """Chunk files that statements have needed, each counted every time; compacted files are not."""
 
@@ -196,6 +198,9 @@ class ChunkDataset(_Source):
 
         yield from self._chunk_tasks(own(), names, condition, bounds, most)
         for copy, chosen in copied.values():
+            if copy.name in self.read_elsewhere:
+                self._check_elsewhere(copy, {chunk.stream_id for chunk, _ in chosen})
+                continue
             try:
                 tasks = self._copy_tasks(copy, chosen, names, condition)
             except FileNotFoundError:  # a stream in it is started over just now
@@ -245,7 +250,7 @@ class ChunkDataset(_Source):
             if isinstance(self._files, LocalFiles):
                 source = pa.OSFile(self._files.path(copy_path(self._kind, copy.name)))
             metadata = self._open_copy(copy, source).metadata
-            self._check_copy(copy, metadata, chosen)
+            self._check_copy(copy, metadata, {chunk.stream_id for chunk, _ in chosen})
             check_columns(metadata.schema.names, self._schema)
             wanted = sorted({chunk.stream_id for chunk, _ in chosen})
             parts = [] if condition is None else [condition]
@@ -331,17 +336,37 @@ class ChunkDataset(_Source):
         name = copy_path(self._kind, copy.name)
         return open_parquet(self._files, name, size, _COPY_TAIL_BYTES, metadata, dictionaries, source)
 
-    def _check_copy(self, copy: Copy, metadata: Any, chosen: Sequence[tuple[Chunk, bool]]) -> None:
+    def _check_copy(self, copy: Copy, metadata: Any, stream_ids: Set[str]) -> None:
         """StoreError if a compacted file lacks a stream, or if the file after it is missing."""
         reach = copied_frames(metadata.metadata)
-        for stream_id in sorted({chunk.stream_id for chunk, _ in chosen}):
-            chunks = self._listing.chunks([stream_id])[stream_id]
-            firsts = [chunk.first for chunk in chunks]
+        for stream_id in sorted(stream_ids):
+            sizes = self._listing.sizes([stream_id])[stream_id]
+            newest = max(sizes)
             for _, end in reach[stream_id]:
-                following = bisect_left(firsts, end)
-                if following < len(firsts) and firsts[following] != end:
+                if end not in sizes and end <= newest:
                     missing = self._files.uri(chunk_name("tracks", stream_id, end))
                     raise StoreError(f"{missing} is missing, though files of later frames exist: {MEND}")
+
+    def _check_elsewhere(self, copy: Copy, stream_ids: Set[str]) -> None:
+        """`_check_copy` for a compacted file that is read elsewhere."""
+        with self._reporting_copy(copy):
+            self._check_copy(copy, self.read_elsewhere[copy.name].metadata, stream_ids)
+
+    def _left(self, stream_ids: Sequence[str]) -> list[str]:
+        """The streams that have rows which are not read elsewhere. The others are checked."""
+        sizes, left = self._listing.sizes(stream_ids), []
+        elsewhere: dict[str, tuple[Copy, set[str]]] = {}
+        for stream_id in stream_ids:
+            copies = [c for c in self._listing.copies_of(stream_id) if c.name in self.read_elsewhere]
+            of_stream = sizes.get(stream_id, {})
+            if sum(len(copy.chunks[stream_id]) for copy in copies) < len(of_stream) or 0 not in of_stream:
+                left.append(stream_id)
+                continue
+            for copy in copies:
+                elsewhere.setdefault(copy.name, (copy, set()))[1].add(stream_id)
+        for copy, of_copy in elsewhere.values():
+            self._check_elsewhere(copy, of_copy)
+        return left
 
     @contextmanager
     def _reporting_copy(self, copy: Copy) -> Iterator[None]:
@@ -365,6 +390,8 @@ class ChunkDataset(_Source):
             ids, exact = self._chosen(condition, fields, {s: ds.field("stream_id") == s for s in ids})
         if not ids and self._listing.tracked and (self.only is not None or "stream_id" in fields):
             logger.warning("%s", self._listing.none_chosen())
+        if self.read_elsewhere:
+            ids = self._left(ids)
         everything = len(ids) == len(self._listing.tracked)
         for stream_id, chunks in self._listing.chunks(None if everything else ids).items():
             if self._strict:
@@ -688,8 +715,23 @@ def check_chunk_file(metadata: Any, kind: str, chunk: Chunk, files: Files) -> No
     if last + 1 > chunk.following:
         following = files.uri(chunk_name("tracks", chunk.stream_id, chunk.following))
         raise StoreError(f"{following} begins before frame {last + 1}, where the file before it ends: {MEND}")
+    _check_foreign(files, chunk.stream_id, chunk.following)
     missing = files.uri(chunk_name("tracks", chunk.stream_id, last + 1))
     raise StoreError(f"{missing} is missing, though files of later frames exist: {MEND}")
+
+
+def _check_foreign(files: Files, stream_id: str, first: int) -> None:
+    """StoreError if a file that seems to leave a gap before it is none of ours."""
+    name = chunk_name("tracks", stream_id, first)
+    try:
+        found = parse_metadata(files.read(name), is_part=False).metadata or {}
+    except (FileNotFoundError, StoreError, OSError, pa.ArrowException):
+        return
+    if b"xmem.stream_id" not in found:
+        raise StoreError(
+            f"{files.uri(name)} is no tracks file of xmem, though it is named like one: move it out of the "
+            "output folder"
+        )
 
 
 def _emitted(schema: pa.Schema) -> pa.Schema:

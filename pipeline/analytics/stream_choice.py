@@ -54,6 +54,8 @@ def needed_streams(
     statement: str,
     listing: Listing,
     columns: Callable[[str], Sequence[str]],
+    *,
+    compared: bool = False,
 ) -> dict[str, frozenset[str]]:
     """The streams that a statement can need of each dataset; datasets of which it may need all are left out.
 
@@ -61,9 +63,12 @@ def needed_streams(
         connection: has the views.
         listing: has all streams.
         columns: gives the names of a view's columns, in lower case.
+        compared: look at comparisons too, which DuckDB offers to scans.
     """
+    if not compared and not _WORTH.search(statement):
+        return {}
     _, found = _parsed_and_found(connection, statement, listing, columns)
-    return {dataset: use.streams for dataset, use in found.items()}
+    return {name: frozenset().union(*(use.streams for use in uses)) for name, uses in found.items()}
 
 
 def narrowed(
@@ -76,10 +81,12 @@ def narrowed(
 
     They exclude only rows that do not fulfil its own conditions. For statements that are run later.
     """
+    if not _WORTH.search(statement):
+        return statement
     tree, found = _parsed_and_found(connection, statement, listing, columns)
     if not found:
         return statement
-    for use in found.values():
+    for use in (use for uses in found.values() for use in uses):
         alias = use.leaf["alias"] or use.leaf["table_name"]
         ids = ", ".join(f"'{stream_id}'" for stream_id in sorted(use.streams)) or "''"
         quoted = str(alias).replace('"', '""')
@@ -98,9 +105,30 @@ def statement_tree(connection: duckdb.DuckDBPyConnection, statement: str) -> Nod
     return tree
 
 
+def streams_use(statement: str, parse: Callable[[str], Node]) -> bool | None:
+    """Whether a statement may need the column `next_frame` of the view `streams`; None if not even that view.
+
+    Args:
+        parse: gives a statement's tree, or {}.
+    """
+    if not re.search(r"\bstreams\b", statement, re.IGNORECASE):
+        return None
+    tree = parse(statement)
+    if tree.get("error", True):  # no SELECT
+        return True
+    nodes = list(tree_nodes(tree))
+    leaves = [node for node in nodes if _table(node) == "streams"]
+    if not leaves:
+        return None
+    # A table's name as a column is a whole row.
+    needed = {"next_frame", "streams", *map(_alias, leaves)}
+    named = {names[-1] for names in map(column_names, nodes) if names}
+    return not named.isdisjoint(needed) or any(node.get("class") == "STAR" for node in nodes)
+
+
 @dataclass(frozen=True)
 class _Use:
-    """The only use of a dataset in a statement: its table in a SELECT, and the streams that it can need."""
+    """A use of a dataset in a statement: its table in a SELECT, and the streams that it can need."""
 
     select: Node
     leaf: Node
@@ -112,10 +140,8 @@ def _parsed_and_found(
     statement: str,
     listing: Listing,
     columns: Callable[[str], Sequence[str]],
-) -> tuple[Node, dict[str, _Use]]:
-    """A statement's tree, and what it uses of datasets of which it does not need all streams."""
-    if not _WORTH.search(statement):
-        return {}, {}
+) -> tuple[Node, dict[str, list[_Use]]]:
+    """A statement's tree, and all uses of datasets of which it does not need all streams."""
     try:
         tree = statement_tree(connection, statement)
         if tree["error"]:
@@ -134,12 +160,12 @@ def _found(
     root: Node,
     ids: Sequence[str],
     columns: Callable[[str], Sequence[str]],
-) -> dict[str, _Use]:
+) -> dict[str, list[_Use]]:
     nodes = list(tree_nodes(root))
     uses = [DATASETS_OF.get(_table(node), "") for node in nodes if node.get("type") == "BASE_TABLE"]
     if any(str(entry.get("key", "")).lower() in _VIEWS for node in nodes for entry in _entries(node)):
         return {}  # a name of a view that is something else
-    found: dict[str, _Use] = {}
+    found: dict[str, list[_Use]] = {}
     for node in nodes:
         if node.get("type") != "SELECT_NODE" or not node.get("where_clause"):
             continue
@@ -147,7 +173,7 @@ def _found(
         conditions = [c for c in _conjuncts(node["where_clause"]) if _is_plain(c)]
         for leaf in leaves:
             dataset = DATASETS_OF.get(_table(leaf))
-            if dataset is None or uses.count(dataset) != 1:
+            if dataset is None:
                 continue
             if leaf.get("sample") or node.get("sample") or leaf.get("column_name_alias"):
                 continue
@@ -163,8 +189,8 @@ def _found(
                 if theirs:
                     chosen &= _passing(connection, other, theirs, "streams", ids)
             if len(chosen) < len(ids):
-                found[dataset] = _Use(node, leaf, frozenset(chosen))
-    return found
+                found.setdefault(dataset, []).append(_Use(node, leaf, frozenset(chosen)))
+    return {dataset: some for dataset, some in found.items() if len(some) == uses.count(dataset)}
 
 
 def _passing(

@@ -15,6 +15,7 @@ from pipeline.analytics.parquet_file import read_metadata
 from pipeline.analytics.scan import check_chunk_file
 from pipeline.base.errors import StoreError
 from pipeline.storage.files import Files
+from pipeline.storage.local_files import LocalFiles
 from pipeline.tracks.layout import chunk_name, load_record
 
 logger = logging.getLogger(__name__)
@@ -41,11 +42,23 @@ _THREADS = 16
 _TAIL_BYTES = 1 << 13
 
 
-def streams_table(listing: Listing) -> pa.Table:
-    """One row per stream: what its record says, and how far its files are."""
-    files, tracks = listing.files, listing.chunks()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        rows = list(pool.map(lambda s: _stream_row(files, s, tracks.get(s, [])), listing.streams))
+def streams_table(listing: Listing, *, progress: bool = True) -> pa.Table:
+    """One row per stream: what its record says, and how far its files are.
+
+    Args:
+        progress: read the ends of the newest files, which `next_frame` is from; else it is null.
+    """
+    files, sizes = listing.files, listing.sizes()
+    newest = {s: chunks[-1] for s, chunks in listing.chunks().items()} if progress else {}
+
+    def row(stream_id: str) -> dict[str, Any]:
+        return _stream_row(files, stream_id, len(sizes.get(stream_id, ())), newest.get(stream_id))
+
+    if isinstance(files, LocalFiles):  # small files of a disk are read in less time than threads take turns
+        rows = [row(stream_id) for stream_id in listing.streams]
+    else:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            rows = list(pool.map(row, listing.streams))
     extras = [row.pop("extras", {}) for row in rows]
     table = pa.Table.from_pylist(rows, schema=STREAMS_SCHEMA)
     for name, values in _extra_columns(extras).items():
@@ -79,13 +92,13 @@ def _extra_columns(extras: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
     return columns
 
 
-def _stream_row(files: Files, stream_id: str, chunks: Sequence[Chunk]) -> dict[str, Any]:
+def _stream_row(files: Files, stream_id: str, count: int, newest: Chunk | None) -> dict[str, Any]:
     """One row of `streams`. Damaged values and values of an unexpected type are null, so that one bad stream
     does not hide the others.
     """
-    row: dict[str, Any] = {"stream_id": stream_id, "files": len(chunks), "next_frame": 0}
-    if chunks:
-        row["next_frame"] = _next_frame(files, chunks[-1])
+    row: dict[str, Any] = {"stream_id": stream_id, "files": count, "next_frame": 0}
+    if newest is not None:
+        row["next_frame"] = _next_frame(files, newest)
     try:
         record = load_record(files, stream_id) or {}
     except StoreError as error:

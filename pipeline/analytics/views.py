@@ -180,7 +180,9 @@ class FileDataset(ChunkDataset):
             if chunk.is_first:
                 self._listing.check_begins([chunk])
         except StoreError as error:
-            row["problem"] = str(error)
+            # Relative, as `file`, and without that name: tables cut long texts.
+            problem = str(error).replace(self._files.uri("x").removesuffix("x"), "")
+            row["problem"] = problem.removeprefix(f"{row['file']} ")
         yield pa.RecordBatch.from_pylist([row], schema=schema)
 
 

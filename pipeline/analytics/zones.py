@@ -16,13 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
+from pipeline.analytics.archive import Archive
 from pipeline.analytics.listing import Chunk, Listing
-from pipeline.analytics.query import query
 from pipeline.analytics.scan import check_chunk_file, open_chunk_file
-from pipeline.analytics.stream_choice import column_names, statement_tree, tree_nodes
+from pipeline.analytics.stream_choice import column_names, tree_nodes
 from pipeline.base.errors import StoreError, UsageError
 from pipeline.storage.files import Files
 from pipeline.storage.opening import open_files
@@ -132,11 +131,15 @@ def zone_views(
         UsageError: the folder is no output folder, an entry's or the given streams match none in it, or
             frames have no times. StoreError: files are missing, damaged or cannot be read.
     """
+    return _views(Listing(open_files(root, storage_options)), zones, streams, period_seconds, inside)
+
+
+def _views(
+    listing: Listing, zones: ZoneSet, streams: Sequence[str], period_seconds: float, inside: bool
+) -> dict[str, pa.Table]:
     if not period_seconds > 0:
         raise UsageError(f"period of {period_seconds} s is not allowed: more than 0")
-    files = open_files(root, storage_options)
-    listing = Listing(files)
-    ids = listing.tracked
+    files, ids = listing.files, listing.tracked
     if not ids:
         raise UsageError(f"{files.root} is no output folder of xmem: nothing in it under tracks/")
     zones.check_streams(ids)
@@ -167,27 +170,17 @@ def query_zones(
         UsageError: the statement compares a zone, line or rule with a name that `zones` does not have.
         UsageError, StoreError: as for `zone_views` and `query`.
     """
-    _check_names(sql, zones)
-    tables = zone_views(
-        root,
-        zones,
-        streams=streams,
-        period_seconds=period_seconds,
-        inside=re.search(r"\binside\b", sql, re.IGNORECASE) is not None,
-        storage_options=storage_options,
-    )
-    return query(root, sql, storage_options, tables=tables)
+    with Archive(root, storage_options) as archive:
+        _check_names(archive.tree(sql), zones)
+        inside = re.search(r"\binside\b", sql, re.IGNORECASE) is not None
+        archive.add_tables(_views(archive.listing, zones, streams, period_seconds, inside))
+        return archive.arrow(sql)
 
 
-def _check_names(sql: str, zones: ZoneSet) -> None:
+def _check_names(tree: Mapping[str, Any], zones: ZoneSet) -> None:
     """UsageError if a statement compares a zone, line or rule with a name that no row can have."""
     known = {"zone": [z.name for z in zones.zones], "line": [n.name for n in zones.lines]}
     known["rule"] = [rule.name for rule in zones.near]
-    with duckdb.connect(":memory:") as connection:
-        try:
-            tree = statement_tree(connection, sql)
-        except duckdb.Error:  # `query` says what is wrong
-            return
     for node in tree_nodes(tree):
         if node.get("type") in ("COMPARE_EQUAL", "COMPARE_NOTEQUAL"):
             compared = [node["left"], node["right"]]
@@ -290,7 +283,8 @@ def _chunks(listing: Listing, stream_id: str, with_masks: bool) -> Iterator[tupl
         except FileNotFoundError:
             raise StoreError(f"{uri} has vanished: is another run starting over?") from None
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-            raise StoreError(f"{uri} is damaged: {MEND}") from error
+            reason = " ".join(str(error).split())
+            raise StoreError(f"{uri} is damaged ({reason}): {MEND}") from error
 
     chunks = listing.chunks([stream_id]).get(stream_id, [])
     listing.check_begins(chunks)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.analytics.query import query
 from pipeline.analytics.zones import query_zones
-from pipeline.base.errors import UsageError
+from pipeline.base.errors import StoreError, UsageError
 from pipeline.tracks.masks import rle_to_mask
 from pipeline.tracks.reader import chosen_stream
 from pipeline.zones.config import ZoneSet
@@ -142,6 +142,11 @@ def load_stream(
 
     here = f"stream_id = '{name.replace(chr(39), 2 * chr(39))}'"
     facts = ask(f"SELECT * FROM streams WHERE {here}").to_pylist()[0]
+    if facts["next_frame"] is None:  # a warning has said why
+        raise StoreError(
+            f"the newest tracks file of stream {name!r} cannot be read: restore it from a copy, or "
+            "start this stream over with --restart"
+        )
     committed = int(facts["next_frame"])
     end = committed - 1 if last is None else min(last, committed - 1)
     if not 0 <= first <= end:

@@ -132,11 +132,11 @@ class LocalFiles(Files):
         with self._reporting("list", folder), suppress(FileNotFoundError), self._listing(folder) as entries:
             for entry in entries:
                 name = f"{folder}/{entry.name}"
-                if entry.is_symlink():
-                    # Silently missing rows would be worse than an error.
-                    raise self._linked(name)
                 if entry.is_file(follow_symlinks=False):
                     found.append((name, entry.stat(follow_symlinks=False).st_size if sized else 0))
+                elif entry.is_symlink():
+                    # Silently missing rows would be worse than an error.
+                    raise self._linked(name)
                 elif recursive and entry.is_dir(follow_symlinks=False):
                     found += self._found(name, True, sized)
         return found

@@ -65,7 +65,7 @@ class Copy:
 
     def matches(self, stream_id: str, sizes: Mapping[int, int]) -> bool:
         """Whether a stream's chunk files are there, with the sizes that they had."""
-        return all(sizes.get(first) == size for first, size in self.chunks[stream_id].items())
+        return self.chunks[stream_id].items() <= sizes.items()
 
 
 def plan_name(number: int) -> str:
@@ -135,9 +135,7 @@ def _plan(files: Files, name: str) -> list[Sizes]:
         plan: dict[str, Any] = json.loads(files.read(name))
         version = plan["format_version"]
         if version == PLAN_VERSION:
-            return [
-                {s: {int(f): int(b) for f, b in c} for s, c in of_file.items()} for of_file in plan["files"]
-            ]
+            return [{s: dict(chunks) for s, chunks in of_file.items()} for of_file in plan["files"]]
     except FileNotFoundError:
         raise StoreError(f"{files.uri(name)} has vanished") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -46,12 +46,19 @@ def chunk_first(name: str) -> int | None:
 def chunk_sizes(sizes: Mapping[str, int]) -> dict[str, dict[int, int]]:
     """Bytes of chunk files by stream and first frame, from what `Files.sizes` lists; without other files."""
     found: dict[str, dict[int, int]] = {}
+    folder, chunks = "", None
     for name, size in sizes.items():
-        _, partition, *rest = name.split("/")
-        stream_id, first = partition.removeprefix("stream_id="), chunk_first(name)
-        if first is not None and len(rest) == 1 and stream_id != partition and is_stream_id(stream_id):
-            found.setdefault(stream_id, {})[first] = size
-    return found
+        above, _, leaf = name.rpartition("/")
+        if above != folder:  # names of a folder mostly follow each other
+            folder, chunks = above, None
+            _, _, partition = above.partition("/")
+            stream_id = partition.removeprefix("stream_id=")
+            if stream_id != partition and is_stream_id(stream_id):
+                chunks = found.setdefault(stream_id, {})
+        match = _CHUNK.fullmatch(leaf)
+        if chunks is not None and match is not None:
+            chunks[int(match[1])] = size
+    return {stream_id: of_stream for stream_id, of_stream in found.items() if of_stream}
 
 
 def list_chunks(files: Files, stream_id: str, kind: str = "tracks") -> list[int]:

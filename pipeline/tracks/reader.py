@@ -30,6 +30,9 @@ class TrackReader:
     Args:
         root: the output folder.
         stream_id: id of a stream in it; UsageError if it does not exist.
+
+    Raises:
+        StoreError: a file is missing, damaged or foreign; of those behind the first one, when it is needed.
     """
 
     def __init__(
@@ -44,6 +47,8 @@ class TrackReader:
         self._kept: OrderedDict[int, dict[int, list[MaskRecord]]] = OrderedDict()
         if not self._firsts:
             raise UsageError(self._absent())
+        if self._firsts[0] != 0:
+            raise self._missing(0)
         self.next_frame = chunk_footer(self._files, stream_id, self._firsts[-1]).last + 1
 
     def at(self, frame_index: int) -> list[MaskRecord]:
@@ -75,10 +80,29 @@ class TrackReader:
             raise StoreError(f"{self._files.uri(name)} has vanished: is another run starting over?") from None
         except (pa.ArrowException, OSError) as error:
             raise StoreError(f"{self._files.uri(name)} is damaged: {MEND}") from error
+        self._check_next(first, table)
         self._kept[first] = rows = _records(table)
         while len(self._kept) > _CHUNKS_KEPT:
             self._kept.popitem(last=False)
         return rows
+
+    def _check_next(self, first: int, table: pa.Table) -> None:
+        """StoreError if a chunk is no chunk of ours, or if the one behind it is missing."""
+        try:
+            end = int((table.schema.metadata or {})[b"xmem.last"]) + 1
+        except (KeyError, ValueError):
+            name = chunk_name("tracks", self.stream_id, first)
+            raise StoreError(
+                f"{self._files.uri(name)} is no tracks file of xmem, though it is named like one: move it "
+                "out of the output folder"
+            ) from None
+        position = bisect_right(self._firsts, first)
+        if position < len(self._firsts) and self._firsts[position] != end:
+            raise self._missing(end)
+
+    def _missing(self, first: int) -> StoreError:
+        uri = self._files.uri(chunk_name("tracks", self.stream_id, first))
+        return StoreError(f"{uri} is missing, though files of later frames exist: {MEND}")
 
     def _absent(self) -> str:
         ids = stream_ids(self._files)

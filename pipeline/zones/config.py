@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib.resources import files as resource_files
 from typing import Any, Literal, TypeVar, get_args
@@ -360,7 +361,10 @@ class _Entry:
         if key not in self.values:
             if default:
                 return default[0]
-            raise UsageError(f"{self.where}: {key!r} is missing")
+            others = [str(other) for other in self.values if other not in self._asked]
+            meant = get_close_matches(key, others, 1)
+            hint = f" (there is {meant[0]!r})" if meant else ""
+            raise UsageError(f"{self.where}: {key!r} is missing{hint}")
         try:
             return parse(self.values[key])
         except ValueError as error:

@@ -565,6 +565,24 @@ def test_a_damaged_chunk_is_named(local: str) -> None:
         reader.at(10)
 
 
+def test_a_walk_over_a_gap_is_an_error(tmp_path: Path) -> None:
+    store = StreamStore(tmp_path, "cam")
+    for first in (0, 5, 10):
+        store.commit(first, first + 4, rows(first, first + 4), NO_EVENTS)
+    folder = tmp_path / "tracks" / "stream_id=cam"
+    (folder / "frames-000000000005.parquet").unlink()
+    walk = TrackReader(tmp_path, "cam").frames()
+    with pytest.raises(StoreError, match=r"frames-000000000005\.parquet is missing, though files of later"):
+        list(walk)
+    assert len(list(TrackReader(tmp_path, "cam").frames(10, 14))) == 5
+    (folder / "frames-000000000000.parquet").unlink()
+    with pytest.raises(StoreError, match=r"frames-000000000000\.parquet is missing"):
+        TrackReader(tmp_path, "cam")
+    pq.write_table(pa.table({"a": [1]}), folder / "frames-000000000000.parquet")
+    with pytest.raises(StoreError, match=r"000000000000\.parquet is no tracks file of xmem"):
+        TrackReader(tmp_path, "cam").at(0)
+
+
 def test_duckdb_alone_reads_the_folder_as_the_layout_promises(local: str) -> None:
     """Readers without xmem: hive partitions and zstd Parquet."""
     code = (

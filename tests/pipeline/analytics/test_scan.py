@@ -245,6 +245,10 @@ def test_a_foreign_file_under_our_name_is_named(out: Path) -> None:
     pq.write_table(pa.table({"area": [1]}), chunk(out, "cam-1", 30))
     with pytest.raises(StoreError, match=r"frames-000000000030\.parquet is no tracks file of xmem"):
         query(out, "SELECT sum(area) FROM tracks")
+    chunk(out, "cam-1", 30).rename(chunk(out, "cam-1", 90))  # a gap before it would not be the problem
+    with pytest.raises(StoreError, match=r"frames-000000000090\.parquet is no tracks file of xmem"):
+        query(out, "SELECT sum(area) FROM tracks")
+    chunk(out, "cam-1", 90).unlink()
     chunk(out, "cam-1", 30).write_bytes(chunk(out, "cam-2", 25).read_bytes())
     with pytest.raises(
         StoreError, match=r"000030\.parquet holds frames 25\.\.29 of stream 'cam-2', not what"

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from support.chunks import events, rows
+from support.recorded import recorded
 
-from pipeline import open_archive
+from pipeline import Archive, open_archive
+from pipeline.analytics.parquet_file import read_metadata
 from pipeline.analytics.query import connect, query
 from pipeline.analytics.scan import ChunkDataset
+from pipeline.analytics.stream_choice import needed_streams, statement_tree, streams_use
 from pipeline.tracks.store import StreamStore
 
 STREAMS = {"cam-1": "north", "cam-2": "south", "door-1": "north", "Door-2": "south"}
@@ -147,3 +151,59 @@ def test_a_choice_ends_with_its_statement(out: Path, opened: set[str]) -> None:
     with open_archive(out) as archive:
         archive.arrow("SELECT count(*) FROM tracks WHERE stream_id LIKE 'cam-%'")
         assert archive.arrow("SELECT count(DISTINCT stream_id) n FROM tracks")["n"].to_pylist() == [4]
+
+
+@pytest.mark.parametrize(
+    ("sql", "needed"),
+    [
+        ("SELECT 1 FROM tracks", None),
+        ("SELECT stream_id, files, rate FROM streams", False),
+        ("SELECT count(*) FROM tracks JOIN streams USING (stream_id) WHERE state = 'finished'", False),
+        ("SELECT max(s.next_frame) FROM streams s", True),
+        ("SELECT stream_id FROM streams WHERE Next_Frame > 3", True),
+        ("FROM streams", True),
+        ("SELECT s.* FROM streams s", True),
+        ("SELECT s FROM streams s", True),
+        ("SELECT streams FROM streams", True),
+        ("SELECT max(COLUMNS('next.*')) FROM streams", True),
+        ("WITH x AS (SELECT * FROM streams) SELECT next_frame FROM x", True),
+        ("DESCRIBE streams", True),
+        ("SELECT 'streams' AS a FROM tracks", None),
+    ],
+)
+def test_whether_a_statement_asks_how_far_streams_are(sql: str, needed: bool | None) -> None:
+    with duckdb.connect() as connection:
+        assert streams_use(sql, lambda statement: statement_tree(connection, statement)) is needed
+
+
+def test_ends_of_files_are_read_for_next_frame_alone(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[object] = []
+    monkeypatch.setattr("pipeline.analytics.streams.read_metadata", recorded(read_metadata, read, 1))
+    with Archive(out) as archive:
+        archive.arrow("SELECT stream_id, state FROM streams")
+        assert read == []
+        assert None not in archive.arrow("SELECT next_frame FROM streams")["next_frame"].to_pylist()
+        count = len(read)
+        assert count > 0
+        archive.arrow("SELECT next_frame FROM streams")
+        assert len(read) == count, "they are read once"
+
+
+def test_streams_of_several_uses_are_those_of_all(out: Path) -> None:
+    with Archive(out) as archive:
+
+        def needed(sql: str, *, compared: bool = True) -> set[str] | None:
+            chosen = needed_streams(
+                archive.connection, sql, archive.listing, archive._columns, compared=compared
+            )
+            return {*chosen["tracks"]} if "tracks" in chosen else None
+
+        first, second = archive.streams[:2]
+        one = f"SELECT 1 FROM tracks WHERE stream_id = '{first}'"
+        assert needed(one) == {first}
+        assert needed(one, compared=False) is None
+        assert needed(f"{one} UNION ALL SELECT 1 FROM objects WHERE stream_id IN ('{second}')") == {
+            first,
+            second,
+        }
+        assert needed(f"{one} UNION ALL SELECT 1 FROM masks") is None

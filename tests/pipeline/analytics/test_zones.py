@@ -7,6 +7,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from support.recorded import recorded
 from support.walks import Walk, random_walk, record, walked_folder
@@ -143,6 +144,22 @@ def test_each_file_is_opened_once(local: str, monkeypatch: pytest.MonkeyPatch) -
     chunks = [chunk for chunk in opened if isinstance(chunk, Chunk)]
     assert len(chunks) == len({(c.stream_id, c.first) for c in chunks}) > 1
     assert all(name.startswith("streams/") for name in opened if isinstance(name, str))
+
+
+def test_a_statement_is_parsed_by_the_duckdb_that_runs_it(
+    local: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+    monkeypatch.setattr(duckdb, "connect", recorded(duckdb.connect, opened, 0))
+    listed: list[Any] = []
+    monkeypatch.setattr(LocalFiles, "folders", recorded(LocalFiles.folders, listed, 1))
+    with pytest.raises(UsageError, match="zone 'squar' is not in the zones file, which has square, low"):
+        query_zones(local, ZONES, "SELECT * FROM visits WHERE zone = 'squar'")
+    assert query_zones(
+        local, ZONES, "SELECT count(*) AS n FROM visits JOIN streams USING (stream_id)"
+    ).num_rows
+    assert len(opened) == 2
+    assert listed.count("tracks") == 2
 
 
 def test_missing_and_damaged_files_are_named(local: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.walks import BEGAN, HEIGHT, WIDTH, Walk, random_walk, record, walked_folder
 
-from pipeline.base.errors import UsageError
+from pipeline.base.errors import StoreError, UsageError
 from pipeline.plots import stream_data
 from pipeline.plots.stream_data import load_stream, mask_heat, zone_occupancy
 from pipeline.tracks.masks import rle_to_mask
@@ -124,4 +124,12 @@ def test_what_is_refused(out: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         walked_folder(str(tmp_path), name, Walk(STEPS))
     with pytest.raises(UsageError, match="has 2 streams: choose one with --stream-id: a, b"):
+        load_stream(tmp_path)
+
+
+def test_a_half_written_file_is_named(tmp_path: Path) -> None:
+    walked_folder(str(tmp_path), "its", Walk(STEPS))
+    newest = max((tmp_path / "tracks").rglob("*.parquet"))
+    newest.write_bytes(newest.read_bytes()[:-20])
+    with pytest.raises(StoreError, match="newest tracks file of stream 'its' cannot be read"):
         load_stream(tmp_path)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import pytest
 from support.chunks import NO_EVENTS, events, rows
 from support.recorded import recorded
 
+from pipeline.analytics.copy_reader import CopyFile, CopyFiles
 from pipeline.analytics.query import query
 from pipeline.analytics.scan import ChunkDataset
 from pipeline.base.errors import StoreError, UsageError
@@ -123,12 +125,16 @@ def test_the_rows_are_read_from_few_files_and_are_the_same(
         "stream_id IN ('door-1', 'cam-1') AND category IS NULL",
     ],
 )
-def test_conditions_choose_the_rows_that_they_choose_without(out: Path, where: str) -> None:
+def test_conditions_choose_the_rows_that_they_choose_without(
+    out: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sql = f"SELECT * FROM tracks WHERE {where} ORDER BY ALL"
     before = query(out, sql).to_pylist()
     compact(out, file_bytes=12_000)
     assert query(out, sql).to_pylist() == before
     assert before
+    without_duckdbs_reader(monkeypatch)
+    assert query(out, sql).to_pylist() == before
 
 
 def test_other_readers_find_each_row_once(out: Path) -> None:
@@ -158,9 +164,50 @@ def test_what_is_committed_later_is_read_beside_the_copies(
     assert plain(out) == expected(out)
 
 
+def without_duckdbs_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a version of DuckDB that takes no file systems."""
+
+    def none(*_: Any) -> None:
+        raise duckdb.Error("no file systems")
+
+    monkeypatch.setattr(CopyFiles, "__init__", none)
+
+
+def test_only_row_groups_of_the_streams_asked_for_are_read_by_duckdb(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "_ROWS_PER_GROUP", 30)
+    compact(out)
+    (copy,) = (out / "compacted" / "tracks").iterdir()
+    metadata, size = pq.read_metadata(copy), copy.stat().st_size
+    starts = [metadata.row_group(i).column(0).dictionary_page_offset for i in range(6)]
+    reads: list[int] = []
+    read = CopyFile.read
+
+    def note(self: CopyFile, start: int, count: int) -> bytes:
+        if start + count < size:  # else it is the footer
+            reads.append(bisect_right(starts, start) - 1)
+        return read(self, start, count)
+
+    monkeypatch.setattr(CopyFile, "read", note)
+    sql = "SELECT count(*) n, sum(area)::BIGINT m FROM tracks WHERE stream_id = 'cam-2'"
+    expected = query(out, sql).to_pylist()
+
+    def groups() -> set[int]:
+        found = {*reads}
+        reads.clear()
+        return found
+
+    assert groups() == {2, 3}
+    assert [row["n"] for row in expected] == [60]
+    query(out, sql + " AND frame_index < 3")
+    assert groups() == {2}
+
+
 def test_only_row_groups_of_the_streams_asked_for_are_read(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    without_duckdbs_reader(monkeypatch)
     monkeypatch.setattr(compaction, "_ROWS_PER_GROUP", 30)
     compact(out)
     groups: list[Any] = []
@@ -459,6 +506,7 @@ def test_a_file_that_is_merged_while_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
 ) -> None:
     root = str(tmp_path / "out") if store == "disk" else f"memory://{secrets.token_hex(6)}/out"
+    without_duckdbs_reader(monkeypatch)
     monkeypatch.setattr(compaction, "_ROWS_PER_GROUP", 30)
     hourly(root, 7)
     monkeypatch.setattr("pipeline.analytics.parquet_file.WHOLE_BYTES", 0)

@@ -94,6 +94,7 @@ WRONG: list[tuple[Any, str]] = [
     (zone(categories=3), "categories=3: not allowed"),
     ({"zones": [{"polygon": SQUARE}]}, "zone 0: 'name' is missing"),
     ({"zones": [{"name": "z"}]}, "zone 'z': 'polygon' is missing"),
+    ({"zones": [{"name": "z", "poligon": SQUARE}]}, "'polygon' is missing (there is 'poligon')"),
     ({**zone(), **{"lines": [{"name": "z", "from": [0, 0], "to": [1, 1]}]}}, "there is a zone of that name"),
     (line(to=[0, 0]), "from and to are the same point"),
     (line(part="mask"), "part='mask': not allowed: use foot, centroid"),
