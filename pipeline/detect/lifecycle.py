@@ -411,7 +411,8 @@ class ObjectFinder:
         apart = [i for i, k in sorted(run.matched.items()) if not self._confirm(run, i, k)]
         for object_id in apart:
             self._correct(run, object_id, run.matched[object_id], decided)
-        self._tell_apart(run, decided)
+        confirmed = [i for i in sorted(run.agreed) if i not in apart]
+        self._recognize(run, self._tell_apart(run, confirmed, decided), decided)
         if run.regular:
             for object_id in sorted(set(run.shown) - set(run.matched)):
                 self._not_detected(run, object_id, decided)
@@ -448,12 +449,18 @@ class ObjectFinder:
         run.agreed.add(object_id)
         return True
 
-    def _tell_apart(self, run: _Run, decided: Decisions) -> None:
-        """Put right which object is which, for objects that met others and are seen alone again."""
+    def _tell_apart(self, run: _Run, confirmed: Collection[int], decided: Decisions) -> list[int]:
+        """Put right which object is which, for objects that met others and are seen alone again.
+
+        Args:
+            confirmed: ids of the objects that are where their masks are.
+
+        Returns:
+            those of them that remain where they are.
+        """
         known = self._remembered | self._objects
         visible = [i for i in run.shown if i in self._objects]
-        agreed = [i for i in visible if i in run.agreed and i in run.matched]
-        pairs, unchanged = parted(known, visible, agreed)
+        pairs, unchanged = parted(known, visible, confirmed)
         for object_id in unchanged:
             self._objects[object_id] = settled(self._objects[object_id])
         for one, other in pairs:
@@ -470,15 +477,21 @@ class ObjectFinder:
             run.agreed -= at.keys()
             for object_id, k in at.items():
                 self._place_on(run, object_id, k, "drifted", decided)
-        self._recognize(run, decided)
+        moved = {i for pair in pairs for i in pair}
+        return [i for i in confirmed if i not in moved]
 
-    def _recognize(self, run: _Run, decided: Decisions) -> None:
+    def _recognize(self, run: _Run, confirmed: Collection[int], decided: Decisions) -> None:
         """Give new objects that are lost ones the ids of those."""
-        visible = [i for i in run.shown if i in self._objects]
-        agreed = [i for i in visible if i in run.agreed and i in run.matched]
         known = self._remembered | self._objects
-        lost = [i for i in known if i not in visible and not self._has_left(i, run.frame)]
-        for new, old in lost_before(known, lost, agreed, self._long):
+        placed = {new.object_id for new in decided.masks}
+        lost = [
+            i
+            for i in known
+            if not (i in run.shown and i in self._objects)
+            and i not in placed
+            and not self._has_left(i, run.frame)
+        ]
+        for new, old in lost_before(known, lost, confirmed, self._long):
             self._exchange(new, old, lost=True)
             del self._objects[new]
             decided.gone[new] = "unconfirmed"
