@@ -9,27 +9,30 @@ import typer
 from jobs.cli.terminal import say
 from pipeline.base.errors import UsageError, XmemError
 
-_LATER = ("iceberg", "ducklake")
-
 
 def publish(
     folder: Annotated[str, typer.Argument(help="Output folder of `xmem track`, `batch` or `serve`.")],
-    fmt: Annotated[str, typer.Option("--to", help="Table format: delta.")] = "delta",
+    fmt: Annotated[str, typer.Option("--to", help="Table format: delta or iceberg.")] = "delta",
     output: Annotated[
         str | None,
         typer.Option(
-            "--output", "-o", help="Folder of the tables `tracks` and `events`. Default: FOLDER/delta."
+            "--output",
+            "-o",
+            help="Folder of the tables `tracks` and `events`. Default: `delta` or `iceberg` in FOLDER.",
         ),
     ] = None,
 ) -> None:
-    """Write the rows as Delta Lake tables; each further run appends what is new."""
-    if fmt in _LATER:
-        raise UsageError(f"--to {fmt} is not supported: publish to delta, which readers of {fmt} can convert")
-    if fmt != "delta":
-        raise UsageError(f"--to {fmt!r} is not a table format: delta")
+    """Write the rows as Delta Lake or Iceberg tables; each further run appends what is new."""
+    if fmt == "ducklake":
+        raise UsageError(
+            "--to ducklake is not supported: it is written by an extension that DuckDB downloads; publish to "
+            "delta or iceberg"
+        )
+    if fmt not in ("delta", "iceberg"):
+        raise UsageError(f"--to {fmt!r} is not a table format: delta or iceberg")
     from pipeline.analytics.publish import publish as run
 
-    done = run(folder, output)
+    done = run(folder, output, to=fmt)
     again = f"; older rows of {len(done.replaced)} streams deleted" if done.replaced else ""
     say(
         f"{done.rows} rows and {done.events} events added to {done.destination} "

@@ -1,4 +1,4 @@
-"""`publish` to Delta Lake: each row is there once, whatever is committed, started over or killed."""
+"""`publish` to Delta Lake and Iceberg: each row is there once, whatever is committed or killed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 from support.chunks import NO_EVENTS, events, rows
 from support.recorded import recorded
 
-from pipeline.analytics import publish as publishing
 from pipeline.analytics.publish import Published, publish
+from pipeline.analytics.published_table import PublishedTable
 from pipeline.analytics.query import query
 from pipeline.analytics.scan import ChunkDataset
 from pipeline.base.errors import StoreError, UsageError
@@ -55,6 +55,28 @@ def in_delta(destination: str | Path, options: dict[str, str] | None = None) -> 
     return found
 
 
+def in_tables(to: str, destination: str | Path) -> list[list[dict[str, Any]]]:
+    """All rows of both tables, as the format's own library reads them."""
+    if to == "delta":
+        return in_delta(destination)
+    from pyiceberg.catalog.sql import SqlCatalog
+
+    catalog = SqlCatalog("xmem", uri=f"sqlite:///{destination}/catalog.db")
+    tables = [catalog.load_table(("xmem", kind)).scan().to_arrow() for kind in ("tracks", "events")]
+    return [sorted(table.to_pylist(), key=repr) for table in tables]
+
+
+def needs_iceberg() -> None:
+    pytest.importorskip("pyiceberg", reason="pyiceberg is not installed: pip install -e '.[iceberg]'")
+
+
+@pytest.fixture(params=["delta", "iceberg"])
+def to(request: pytest.FixtureRequest) -> str:
+    if request.param == "iceberg":
+        needs_iceberg()
+    return str(request.param)
+
+
 def in_views(root: str | Path, options: dict[str, Any] | None = None) -> list[list[dict[str, Any]]]:
     found = [query(root, f"FROM {kind}", options).to_pylist() for kind in ("tracks", "events")]
     return [sorted(kind, key=repr) for kind in found]
@@ -64,26 +86,30 @@ def counts(done: Published) -> tuple[int, int, int]:
     return done.rows, done.events, done.commits
 
 
-def test_a_run_appends_what_is_new(out: Path) -> None:
-    assert counts(publish(out)) == (80, 8, 2)
-    assert in_delta(out / "delta") == in_views(out)
-    assert counts(publish(out)) == (0, 0, 0)
+def test_a_run_appends_what_is_new(out: Path, to: str) -> None:
+    assert counts(publish(out, to=to)) == (80, 8, 2)
+    assert in_tables(to, out / to) == in_views(out)
+    assert counts(publish(out, to=to)) == (0, 0, 0)
     fill(out, "cam-2", 20, 2)
     fill(out, "cam-3", 0, 1)
-    assert counts(publish(out)) == (30, 2, 2)
-    assert in_delta(out / "delta") == in_views(out)
-    assert len(list((out / "delta" / "tracks" / "_xmem").iterdir())) == 1
+    assert counts(publish(out, to=to)) == (30, 2, 2)
+    assert in_tables(to, out / to) == in_views(out)
+    assert len(list((out / to / "tracks" / "_xmem").iterdir())) == 1
+
+
+def test_types_of_delta(out: Path) -> None:
+    publish(out)
     schema = deltalake.DeltaTable(str(out / "delta" / "tracks")).to_pyarrow_table().schema
     assert str(schema.field("stream_id").type) == "string"
     assert str(schema.field("wall_time").type) == "timestamp[us, tz=UTC]"
 
 
-def test_small_commits_and_chunks_without_rows(out: Path) -> None:
+def test_small_commits_and_chunks_without_rows(out: Path, to: str) -> None:
     store = StreamStore(out, "empty")
     store.commit(0, 4, rows(0, 4).slice(0, 0), NO_EVENTS)
-    assert publish(out, out.parent / "elsewhere", commit_bytes=1).commits == 18
-    assert in_delta(out.parent / "elsewhere") == in_views(out)
-    assert counts(publish(out, out.parent / "elsewhere")) == (0, 0, 0)
+    assert publish(out, out.parent / "elsewhere", to=to, commit_bytes=1).commits == 18
+    assert in_tables(to, out.parent / "elsewhere") == in_views(out)
+    assert counts(publish(out, out.parent / "elsewhere", to=to)) == (0, 0, 0)
 
 
 def test_compacted_copies_are_read_in_place_of_chunks(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,9 +126,9 @@ def test_compacted_copies_are_read_in_place_of_chunks(out: Path, monkeypatch: py
     assert in_delta(out / "delta") == in_views(out)
 
 
-def test_streams_that_were_started_over_or_removed(out: Path) -> None:
+def test_streams_that_were_started_over_or_removed(out: Path, to: str) -> None:
     StreamStore(out, "empty").commit(0, 4, rows(0, 4).slice(0, 0), NO_EVENTS)
-    publish(out)
+    publish(out, to=to)
     StreamStore(out, "cam-1").restart()
     StreamStore(out, "empty").restart()
     # The first chunks are those of before: only a later one tells.
@@ -110,20 +136,20 @@ def test_streams_that_were_started_over_or_removed(out: Path) -> None:
     fill(out, "cam-1", 15, 2, salt=3)
     shutil.rmtree(out / "tracks" / "stream_id=cam-2")
     shutil.rmtree(out / "events" / "stream_id=cam-2")
-    done = publish(out)
+    done = publish(out, to=to)
     assert done.replaced == {"cam-1", "cam-2", "empty"}
-    assert in_delta(out / "delta") == in_views(out)
-    assert counts(publish(out)) == (0, 0, 0)
+    assert in_tables(to, out / to) == in_views(out)
+    assert counts(publish(out, to=to)) == (0, 0, 0)
 
 
-def test_a_stream_without_rows_that_was_started_over(tmp_path: Path) -> None:
+def test_a_stream_without_rows_that_was_started_over(tmp_path: Path, to: str) -> None:
     out = tmp_path / "out"
     StreamStore(out, "a").commit(0, 4, rows(0, 4).slice(0, 0), NO_EVENTS)
-    publish(out)
+    publish(out, to=to)
     StreamStore(out, "a").restart()
     fill(out, "a", 0, 1)
-    assert counts(publish(out))[:2] == (10, 0)
-    assert in_delta(out / "delta") == in_views(out)
+    assert counts(publish(out, to=to))[:2] == (10, 0)
+    assert in_tables(to, out / to) == in_views(out)
 
 
 def test_a_damaged_stream_is_named_and_the_others_are_published(out: Path) -> None:
@@ -135,51 +161,73 @@ def test_a_damaged_stream_is_named_and_the_others_are_published(out: Path) -> No
 
 
 def test_a_run_that_another_overtakes_publishes_nothing_twice(
-    out: Path, monkeypatch: pytest.MonkeyPatch
+    out: Path, to: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append = publishing._Table.append
+    append = PublishedTable.append
     overtaken: list[int] = []
 
     def late(self: Any, *arguments: Any) -> bool:
         if not overtaken:
             overtaken.append(1)
-            overtaken.append(publish(out).rows)
+            overtaken.append(publish(out, to=to).rows)
             fill(out, "cam-1", 20, 1)  # not listed by the first run
         return append(self, *arguments)
 
-    monkeypatch.setattr(publishing._Table, "append", late)
-    assert publish(out).rows == 0
+    monkeypatch.setattr(PublishedTable, "append", late)
+    assert publish(out, to=to).rows == 0
     assert overtaken == [1, 80]
-    assert publish(out).rows == 10
-    assert in_delta(out / "delta") == in_views(out)
+    assert publish(out, to=to).rows == 10
+    assert in_tables(to, out / to) == in_views(out)
 
 
 KILLED = """
 import os, signal, sys
-import deltalake
 from pipeline.analytics import publish as publishing
-write, left, when = deltalake.write_deltalake, [int(sys.argv[2])], sys.argv[3]
-def killed(*arguments, **more):
+left, when, to = [int(sys.argv[2])], sys.argv[3], sys.argv[4]
+table = {"delta": publishing.DeltaTable, "iceberg": publishing.IcebergTable}[to]
+write = table._write
+def killed(self, *arguments):
     left[0] -= 1
     if left[0] < 0 and when == "before":
         os.kill(os.getpid(), signal.SIGKILL)
-    write(*arguments, **more)
+    write(self, *arguments)
     if left[0] < 0:
         os.kill(os.getpid(), signal.SIGKILL)
-deltalake.write_deltalake = killed
-publishing.publish(sys.argv[1], commit_bytes=4000)
+table._write = killed
+publishing.publish(sys.argv[1], commit_bytes=4000, to=to)
 """
 
 
 @pytest.mark.process
 @pytest.mark.parametrize(("commits", "when"), [(0, "after"), (2, "before"), (3, "after")])
-def test_a_run_that_was_killed_is_continued_by_the_next(out: Path, commits: int, when: str) -> None:
+def test_a_run_that_was_killed_is_continued_by_the_next(out: Path, to: str, commits: int, when: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", KILLED, str(out), str(commits), when]
+    command = [sys.executable, "-c", KILLED, str(out), str(commits), when, to]
     assert subprocess.run(command, env=environment, timeout=120).returncode == -signal.SIGKILL
-    publish(out)
-    assert in_delta(out / "delta") == in_views(out)
-    assert len(list((out / "delta" / "tracks" / "_xmem").iterdir())) == 1
+    publish(out, to=to)
+    assert in_tables(to, out / to) == in_views(out)
+    assert len(list((out / to / "tracks" / "_xmem").iterdir())) == 1
+
+
+def test_where_iceberg_cannot_be_published_to(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_iceberg()
+    with pytest.raises(UsageError, match=r"cannot be written to 's3://x/tracks': their catalog is an SQLite"):
+        publish(out, "s3://x", to="iceberg")
+    with pytest.raises(UsageError, match="'hudi' is not a table format that can be published to: delta, ice"):
+        publish(out, to="hudi")
+    publish(out, to="iceberg")
+    from pyiceberg.catalog.sql import SqlCatalog
+
+    catalog = SqlCatalog("xmem", uri=f"sqlite:///{out}/iceberg/catalog.db")
+    with catalog.load_table("xmem.tracks").transaction() as transaction:
+        transaction.set_properties({"commit.retry.num-retries": "4"})
+    with pytest.raises(StoreError, match=r"lacks the property commit\.retry\.num-retries = 0"):
+        publish(out, to="iceberg")
+    monkeypatch.setattr("pipeline.analytics.publish.find_spec", lambda _: None)
+    with pytest.raises(
+        UsageError, match=r"pyiceberg is not installed: pip install 'xmem-pipeline\[iceberg\]'"
+    ):
+        publish(out, to="iceberg")
 
 
 def test_what_cannot_be_published_to(out: Path, tmp_path: Path) -> None:
@@ -223,10 +271,18 @@ def test_the_command(out: Path, call: Callable[..., tuple[int, str, str]]) -> No
     code, printed, said = call("publish", out, "--to", "delta")
     assert (code, printed) == (0, "")
     assert f"80 rows and 8 events added to {out}/delta in 2 commits" in said
-    for fmt in ("iceberg", "ducklake"):
-        assert call("publish", out, "--to", fmt)[0] == 2
-    assert "--to 'csv' is not a table format: delta" in call("publish", out, "--to", "csv")[2]
+    code, _, said = call("publish", out, "--to", "ducklake")
+    assert code == 2
+    assert "an extension that DuckDB downloads; publish to delta or iceberg" in said
+    assert "--to 'csv' is not a table format: delta or iceberg" in call("publish", out, "--to", "csv")[2]
     (out / chunk_name("tracks", "cam-1", 0)).unlink()
     code, _, said = call("publish", out, "-o", out.parent / "new")
     assert code == 1
     assert "not published, since files are missing or damaged: cam-1" in said
+
+
+def test_the_command_with_iceberg(out: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    needs_iceberg()
+    code, _, said = call("publish", out, "--to", "iceberg")
+    assert code == 0
+    assert f"80 rows and 8 events added to {out}/iceberg in 2 commits" in said
