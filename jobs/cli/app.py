@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -84,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = [a for a in arguments if a != "--debug"]
     _set_up_logging(debug)
     try:
-        code = app(arguments, standalone_mode=False)
+        code = _command()(arguments, standalone_mode=False)
     except KeyboardInterrupt:  # outside Typer, which converts those inside to an exit code
         code = _INTERRUPTED
     except Exception as error:
@@ -103,6 +104,12 @@ def main(arguments: list[str] | None = None) -> None:
     if code == _INTERRUPTED:
         _fail("interrupted" + _how_to_go_on(arguments), _INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@functools.cache
+def _command() -> Any:
+    """The command with its subcommands; `app` would put them together anew for every call."""
+    return typer.main.get_command(app)
 
 
 def _how_to_go_on(arguments: list[str]) -> str:

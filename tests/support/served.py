@@ -96,15 +96,19 @@ class Service:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def until(self, what: Callable[[], Any]) -> Any:
-        """Wait for a true result; errors while the service is down count as None."""
+    def until(self, what: Callable[[], Any], every: float = 0.1) -> Any:
+        """Wait for a true result; errors while the service is down count as None.
+
+        Args:
+            every: seconds between two tries.
+        """
         end = time.monotonic() + PATIENCE
         while True:
             with contextlib.suppress(httpx.TransportError):
                 if found := what():
                     return found
             assert time.monotonic() < end, self.log.read_text(errors="replace")[-3000:]
-            time.sleep(0.1)
+            time.sleep(every)
 
     def get(self, path: str) -> Any:
         """The response's JSON; None if there is no response."""

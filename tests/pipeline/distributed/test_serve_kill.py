@@ -49,7 +49,8 @@ class Watcher:
 
     def goes_on(self, after: datetime, ids: set[int]) -> None:
         """Wait for frames newer than a time that show exactly these objects."""
-        self.service.until(lambda: (when := self.look()) and when > after)
+        # A look takes thousands of rows through three processes.
+        self.service.until(lambda: (when := self.look()) and when > after, every=0.5)
         self.service.until(lambda: {o["id"] for o in self.status()["objects"]} == ids)
 
     def status(self) -> dict[str, Any]:

@@ -185,7 +185,9 @@ def test_odd_sizes_are_padded(tmp_path: Path) -> None:
     uri = str(videos.make_video(tmp_path / "clip.mkv", pictures, codec="ffv1"))
     tracks = {i: [record(square(97, 65, 30, 30), 2, i)] for i in range(4)}
     render_video(uri, tracks, str(tmp_path / "out.mp4"))
-    for frame in open_source(str(tmp_path / "out.mp4")).frames():
+    frames = list(open_source(str(tmp_path / "out.mp4")).frames())
+    assert len(frames) == 4
+    for frame in frames:
         assert frame.size == (66, 98)
         expected = overlay(pictures[frame.frame_index], tracks[frame.frame_index])
         assert np.abs(frame.image[:65, :97].astype(int) - expected).mean() < 14

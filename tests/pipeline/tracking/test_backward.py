@@ -216,7 +216,7 @@ def test_killed_at_any_time_it_ends_with_the_same_bytes(
     for _ in range(2):
         with Forked(WORKER, [json.dumps(arguments)]) as worker:
             assert worker.stdout.readline() == "go\n"
-            time.sleep(moments.uniform(0.2, 1.0))
+            time.sleep(moments.uniform(0.1, 0.7))
             worker.kill()
     run(video, tmp_path, model)
     assert files(tmp_path, "tracks", "events", "streams") == files(both, "tracks", "events", "streams")

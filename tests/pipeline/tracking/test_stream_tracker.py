@@ -628,7 +628,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
             process = _start(video, out, model)
             assert process.stdout.readline() == "go\n"
             try:
-                code = process.wait(timeout=rng.uniform(0.02, 1.2) if kills < KILLS else 300)
+                code = process.wait(timeout=rng.uniform(0.02, 0.8) if kills < KILLS else 300)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -653,7 +653,7 @@ def test_killed_while_starting_over_it_ends_with_the_same_bytes(
         with _start(video, tmp_path, model, restart=True) as process:
             assert process.stdout.readline() == "go\n"
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=rng.uniform(0.05, 0.6))
+                process.wait(timeout=rng.uniform(0.02, 0.35))
             process.kill()
         run(video, tmp_path, model)
         assert files(tmp_path, "tracks", "events") == files(undisturbed, "tracks", "events")

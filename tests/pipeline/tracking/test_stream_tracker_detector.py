@@ -265,19 +265,22 @@ def test_snapshots_of_a_detector_that_are_damaged_are_passed_over(
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     tmp_path: Path, undisturbed: Path, video: Path, model: str
 ) -> None:
-    arguments = {**ARGUMENTS, "video": str(video), "out": str(tmp_path), "prompts": PROMPTS, "model": model}
-    given = [json.dumps({**arguments, "memory": asdict(CAPPED_MEMORY)})]
-    rng, kills, code = random.Random(7), 0, None
-    while code is None:
-        with Forked(WORKER, given) as process:
-            assert process.stdout.readline() == "go\n"
-            try:
-                code = process.wait(timeout=rng.uniform(0.2, 2.0) if kills < KILLS else 300)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                kills += 1
-    assert code == 0
-    assert files(tmp_path, "tracks", "events") == files(undisturbed, "tracks", "events")
+    arguments = {**ARGUMENTS, "video": str(video), "prompts": PROMPTS, "model": model}
+    arguments["memory"] = asdict(CAPPED_MEMORY)
+    rng, kills, rounds = random.Random(7), 0, 0
+    while kills < KILLS:
+        out, code = tmp_path / str(rounds), None
+        rounds += 1
+        while code is None:
+            with Forked(WORKER, [json.dumps({**arguments, "out": str(out)})]) as process:
+                assert process.stdout.readline() == "go\n"
+                try:
+                    code = process.wait(timeout=rng.uniform(0.05, 1.2) if kills < KILLS else 300)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    kills += 1
+        assert code == 0
+        assert files(out, "tracks", "events") == files(undisturbed, "tracks", "events")
 
 
 @pytest.mark.parametrize(

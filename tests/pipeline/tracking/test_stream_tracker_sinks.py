@@ -297,7 +297,7 @@ def test_killed_at_any_moment_every_committed_range_has_reached_the_sink(
         with start(video, out, model, plugin, kept) as worker:
             assert worker.stdout.readline() == "go\n"
             with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.wait(rng.uniform(0.0, 0.8))
+                worker.wait(rng.uniform(0.0, 0.5))
             worker.kill()
         reached = dict(kept_calls(kept))
         if (out / "tracks").exists():
