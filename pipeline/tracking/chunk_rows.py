@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,7 @@ class ChunkRows:
         self._summary, self._committed = summary, committed
         self._records: list[MaskRecord] = []
         self._events: list[Event] = []
+        self._awaited: tuple[Frame, Future[list[MaskRecord]]] | None = None
 
     def is_new(self, frame: Frame) -> bool:
         """Whether a frame is not committed yet."""
@@ -63,19 +65,22 @@ class ChunkRows:
             Event(frame.frame_index, kind, pts_seconds=frame.pts_seconds, wall_time=frame.wall_time, **values)
         )
 
-    def tracked(self, frame: Frame, records: list[MaskRecord], objects: int) -> None:
+    def tracked(
+        self, frame: Frame, records: list[MaskRecord] | Future[list[MaskRecord]], objects: int
+    ) -> None:
         """Add a tracked frame.
 
         Args:
-            records: mask records of its objects; empty if the frame is already committed.
+            records: mask records of its objects; empty if the frame is already committed. Those that are
+                still being made are waited for when the next frame is added or the chunk is cut, and raise
+                there what making them raised.
             objects: number of its objects.
         """
-        self._records.extend(records)
-        for record in records:
-            seen = self._summary.objects.setdefault(record.object_id, [frame.frame_index, -1, 0])
-            if record.area:
-                seen[1] = frame.frame_index
-                seen[2] += 1
+        self._receive()
+        if isinstance(records, Future):
+            self._awaited = (frame, records)
+        else:
+            self._extend(frame, records)
         self._summary.tracked += 1
         self.next_frame = frame.frame_index + 1
         # Counted for repeated frames too: a snapshot may be older than the last commit.
@@ -83,6 +88,20 @@ class ChunkRows:
 
     def cut(self, next_frame: int) -> ChunkContent:
         """Remove and return everything up to frame next_frame - 1."""
+        self._receive()
         content = ChunkContent(self.first, next_frame - 1, self._records, self._events, self.rows)
         self.first, self._records, self._events = next_frame, [], []
         return content
+
+    def _receive(self) -> None:
+        if self._awaited is not None:
+            (frame, records), self._awaited = self._awaited, None
+            self._extend(frame, records.result())
+
+    def _extend(self, frame: Frame, records: list[MaskRecord]) -> None:
+        self._records.extend(records)
+        for record in records:
+            seen = self._summary.objects.setdefault(record.object_id, [frame.frame_index, -1, 0])
+            if record.area:
+                seen[1] = frame.frame_index
+                seen[2] += 1

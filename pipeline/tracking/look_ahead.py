@@ -50,6 +50,14 @@ def threads_of_step(segmenter: VideoSegmenter, threads: int) -> int:
     return (threads + 1) // 2 if looks_ahead(segmenter, threads) else threads
 
 
+def thread_aside(segmenter: VideoSegmenter, threads: int, name: str) -> ThreadPoolExecutor:
+    """A thread for work beside the steps of a stream that may use so many threads.
+
+    It computes with as many threads of torch as they do, which torch sets by thread.
+    """
+    return ThreadPoolExecutor(1, name, torch.set_num_threads, (threads_of_step(segmenter, threads),))
+
+
 def arriving(
     frames: Prefetch[Arrived], segmenter: VideoSegmenter, state: TrackerState, threads: int
 ) -> Prefetch[Arrived]:
@@ -101,9 +109,7 @@ class SideEncoder(Closing):
 
     def __init__(self, segmenter: VideoSegmenter, state: TrackerState, threads: int) -> None:
         self._segmenter, self._state = segmenter, state
-        own = threads_of_step(segmenter, threads)
-        # The number of torch's threads is the thread's.
-        self._pool = ThreadPoolExecutor(1, "xmem-encode", torch.set_num_threads, (own,))
+        self._pool = thread_aside(segmenter, threads, "xmem-encode")
         self._encoded: Future[EncodedFrame] | None = None
 
     def begin(self, image: Image) -> None:

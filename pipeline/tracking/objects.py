@@ -7,6 +7,7 @@ the failure stay in effect.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,9 @@ from pipeline.tracking.snapshot import Snapshot
 from pipeline.tracks.edit_log import EDITED
 from pipeline.tracks.masks import tracked_records
 from xmem_core import StepResult, TrackerState
+
+# Pixels of a frame times objects and background up to which records are made in a thread: 16 MB.
+_MOST_ASIDE = 4 << 20
 
 Masks = dict[int, NDArray[np.bool_]]
 """Masks of shape (height, width) by object id; the segmenter's prompts."""
@@ -227,6 +231,24 @@ class TrackedObjects:
         if self.finder is not None:
             label_map = self.finder.saw(frame.frame_index, label_map, ids)
         return tracked_records(result, label_map, frame, self.categories) if recorded else []
+
+    def seen_aside(
+        self, pool: Executor, frame: Frame, result: StepResult
+    ) -> Future[list[MaskRecord]] | list[MaskRecord]:
+        """`seen`, with the records made in a thread while the next frame is tracked.
+
+        Not so with a finder, which needs the label map first, nor where a thread would take much memory.
+        """
+        size = (len(result.object_ids) + 1) * frame.size[0] * frame.size[1]
+        if self.finder is not None or not result.object_ids or size > _MOST_ASIDE:
+            return self.seen(frame, result)
+        self.frame_size = frame.size
+        categories = dict(self.categories)  # the next frame may rename or remove objects
+
+        def made() -> list[MaskRecord]:
+            return tracked_records(result, result.label_map.cpu().numpy(), frame, categories)
+
+        return pool.submit(made)
 
     # --- storage ---------------------------------------------------------------------------------
 

@@ -22,7 +22,8 @@ Settings and prompts are fixed by the first commit: until then, a run with other
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -41,7 +42,7 @@ from pipeline.tracking.backward import (
 from pipeline.tracking.chunk_rows import ChunkRows
 from pipeline.tracking.committer import Committer
 from pipeline.tracking.frame_prompts import FramePrompts
-from pipeline.tracking.look_ahead import Arrived, arriving, looks_ahead
+from pipeline.tracking.look_ahead import Arrived, arriving, looks_ahead, thread_aside
 from pipeline.tracking.memory_edit import COPY, planned_edits
 from pipeline.tracking.object_states import read_object
 from pipeline.tracking.objects import Masks, TrackedObjects
@@ -101,10 +102,6 @@ class StreamTracker(Closing):
         extra: user data for the stream record, JSON-ready; None: the data of the record.
         frame_prompts: resolves the prompts; None: one made from the settings.
 
-    Attributes:
-        latest: mask records of the frame that was accepted last; empty if the frame had rows already, and in
-            the backward pass.
-
     Raises:
         SettingsConflictError: the folder holds this stream with other settings, prompts or another video.
         PromptError: there is nothing to track.
@@ -144,7 +141,8 @@ class StreamTracker(Closing):
         self._backward: StreamTracker | None = None
         self._plan: BackwardPlan | None = None
         self._earlier: BackwardRows | None = None
-        self.latest: tuple[MaskRecord, ...] = ()
+        self._latest: Sequence[MaskRecord] | Future[list[MaskRecord]] = ()
+        self._aside: ThreadPoolExecutor | None = None
         try:
             self._open(prompts, extra, restart, snapshot)
         except BaseException:
@@ -317,6 +315,13 @@ class StreamTracker(Closing):
         if self._ended or self._rows.next_frame < self._committed:
             return self.summary.rows
         return self._rows.rows
+
+    @property
+    def latest(self) -> tuple[MaskRecord, ...]:
+        """Mask records of the frame that was accepted last; empty if the frame had rows already, and in the
+        backward pass.
+        """
+        return tuple(self._latest.result() if isinstance(self._latest, Future) else self._latest)
 
     @property
     def ended(self) -> bool:
@@ -512,6 +517,8 @@ class StreamTracker(Closing):
             if self._frames is not None:
                 self._frames.close()
         finally:
+            if self._aside is not None:
+                self._aside.shutdown(cancel_futures=True)
             self._committer.close()
             self.source.close()
 
@@ -624,15 +631,21 @@ class StreamTracker(Closing):
         self._record.update(RUNNING, self.summary)
 
     def _take(self, frame: Frame, result: StepResult) -> None:
-        records = self._objects.seen(frame, result, recorded=self._rows.is_new(frame))
         objects = len(result.object_ids)
-        if self._earlier is not None:
-            earlier = self._earlier.at(frame)
-            objects += len(earlier)
-            if self._rows.is_new(frame):
-                records = sorted([*earlier, *records], key=lambda record: record.object_id)
+        records: list[MaskRecord] | Future[list[MaskRecord]]
+        if self.looks_ahead and self._earlier is None and self._rows.is_new(frame):
+            if self._aside is None:
+                self._aside = thread_aside(self._segmenter, self.settings.threads, "xmem-rows")
+            records = self._objects.seen_aside(self._aside, frame, result)
+        else:
+            records = made = self._objects.seen(frame, result, recorded=self._rows.is_new(frame))
+            if self._earlier is not None:
+                earlier = self._earlier.at(frame)
+                objects += len(earlier)
+                if self._rows.is_new(frame):
+                    records = sorted([*earlier, *made], key=lambda record: record.object_id)
         self._rows.tracked(frame, records, objects)
-        self.latest = tuple(records)
+        self._latest = records
         self._previous_pts = frame.pts_seconds
 
     # --- committing ------------------------------------------------------------------------------

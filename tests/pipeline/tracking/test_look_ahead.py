@@ -19,9 +19,10 @@ from support.videos import make_video
 from support.written import files
 
 from pipeline.prompts.resolving import PromptSet
-from pipeline.tracking import look_ahead
+from pipeline.tracking import look_ahead, objects
 from pipeline.tracking.memory_plan import predict_ahead_bytes
 from pipeline.tracking.track import track
+from pipeline.tracks.masks import tracked_records
 from pipeline.video.sources import open_source
 from xmem_core import VideoSegmenter
 
@@ -111,7 +112,60 @@ def test_interrupted_it_ends_with_the_same_bytes_and_no_thread_stays(
     with pytest.raises(InterruptedRunError):
         run(video, tmp_path / "out", model, on_frame=stop_at(16))
     started = set(threading.enumerate()) - before
-    assert not [t.name for t in started if t.name in ("xmem-encode", "xmem-decode")]
+    assert not [t.name for t in started if t.name.startswith(("xmem-encode", "xmem-decode", "xmem-rows"))]
+    run(video, tmp_path / "out", model)
+    assert files(tmp_path / "out") == alone
+
+
+@pytest.mark.parametrize(
+    ("threads", "most", "thread"),
+    [(2, objects._MOST_ASIDE, "xmem-rows_0"), (1, objects._MOST_ASIDE, "MainThread"), (2, 0, "MainThread")],
+)
+def test_rows_are_made_while_the_next_frame_is_tracked(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    video: Path,
+    model: str,
+    alone: dict[str, bytes],
+    threads: int,
+    most: int,
+    thread: str,
+) -> None:
+    made: list[tuple[str, int]] = []
+
+    def noted(*arguments: Any) -> Any:
+        made.append((threading.current_thread().name, torch.get_num_threads()))
+        return tracked_records(*arguments)
+
+    monkeypatch.setattr(objects, "tracked_records", noted)
+    monkeypatch.setattr(objects, "_MOST_ASIDE", most)
+    latest: list[int] = []
+    run(
+        video,
+        tmp_path / "out",
+        model,
+        threads=threads,
+        on_frame=lambda stream: latest.append(len(stream.latest)),
+    )
+    assert set(made) == {(thread, 1)}
+    assert len(made) == FRAMES - latest.count(0)
+    assert max(latest) == 3
+    assert files(tmp_path / "out") == alone
+
+
+def test_a_frame_whose_rows_fail_is_tracked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, video: Path, model: str, alone: dict[str, bytes]
+) -> None:
+    def fail(result: Any, label_map: Any, frame: Any, *rest: Any) -> Any:
+        if frame.frame_index == 14:  # the last one of its chunk
+            raise RuntimeError("out of memory")
+        return tracked_records(result, label_map, frame, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "tracked_records", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run(video, tmp_path / "out", model)
+    assert len(files(tmp_path / "out", "tracks")) == 2
     run(video, tmp_path / "out", model)
     assert files(tmp_path / "out") == alone
 
