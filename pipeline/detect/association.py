@@ -68,6 +68,22 @@ def shown_in(labels: NDArray[np.int32], object_ids: Sequence[int]) -> dict[int, 
     return found
 
 
+def moved_on(labels: NDArray[np.int32], objects: Mapping[int, FoundObject], frames: int) -> NDArray[np.int32]:
+    """An H x W label map in which the masks of objects are where their movement leads in so many frames."""
+    shown = shown_in(labels, sorted(objects))
+    moved = np.where(np.isin(labels, list(shown)), 0, labels)
+    height, width = labels.shape
+    for object_id, mask in shown.items():
+        x, y, w, h = mask.box
+        dx, dy = objects[object_id].way(frames)
+        left, top = max(x, -dx, 0), max(y, -dy, 0)
+        right, bottom = min(x + w, width - dx, width), min(y + h, height - dy, height)
+        if left < right and top < bottom:
+            part = labels[top:bottom, left:right] == object_id
+            moved[top + dy : bottom + dy, left + dx : right + dx][part] = object_id
+    return moved.astype(np.int32, copy=False)
+
+
 def share_inside(labels: NDArray[np.int32], object_id: int, shown: Shown, detection: Detection) -> float:
     """Share of an object's mask that lies in a detection."""
     if not overlap(shown.box, detection.bounds):

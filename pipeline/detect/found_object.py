@@ -66,11 +66,18 @@ class FoundObject:
     def expected(self, frame_index: int) -> Box:
         """Where its box should be on a frame; may reach outside the picture."""
         x, y, w, h = self.box
-        dx, dy = (v * (frame_index - self.frame) for v in self.velocity)
-        far = math.hypot(dx, dy) / (_FURTHEST * self.size)
-        if far > 1:
-            dx, dy = dx / far, dy / far
+        dx, dy = self._way(frame_index - self.frame)
         return round(x + dx), round(y + dy), w, h
+
+    def way(self, frames: int) -> tuple[int, int]:
+        """How far it should move in so many frames, in whole pixels, x and y."""
+        dx, dy = self._way(frames)
+        return round(dx), round(dy)
+
+    def _way(self, frames: int) -> tuple[float, float]:
+        dx, dy = (v * frames for v in self.velocity)
+        far = math.hypot(dx, dy) / (_FURTHEST * self.size)
+        return (dx / far, dy / far) if far > 1 else (dx, dy)
 
     def moved(self, box: Box) -> Box:
         """Where a box of it should be one frame later."""

@@ -52,7 +52,16 @@ from numpy.typing import NDArray
 from pipeline.base.errors import XmemError, one_line
 from pipeline.base.records import Frame
 from pipeline.detect.appearance import Colours, colours_of
-from pipeline.detect.association import FITS, Shown, distance, matches, reach, share_inside, shown_in
+from pipeline.detect.association import (
+    FITS,
+    Shown,
+    distance,
+    matches,
+    moved_on,
+    reach,
+    share_inside,
+    shown_in,
+)
 from pipeline.detect.candidates import Candidate, confirmed_among, inside, reaches_out
 from pipeline.detect.components import homes_of, without_strays
 from pipeline.detect.contacts import (
@@ -166,6 +175,7 @@ class ObjectFinder:
         self._remembered: dict[int, FoundObject] = {}  # started here, no longer tracked
         self._labels: NDArray[np.int32] | None = None  # of the previous frame
         self._labelled: set[int] = set()  # the objects that were tracked on it
+        self._saw = -1  # its frame_index; -1: not known
         self._waiting = 0  # confirmed candidates without room at the last detector run
         self._homes: NDArray[np.int32] | None = None  # homes of the objects started here, see `homes_of`
         self.reserve(used_ids)
@@ -288,7 +298,7 @@ class ObjectFinder:
         self._homes = homes_of(label_map, self._objects, self._homes)
         labels = label_map.copy()
         without_strays(labels, self._objects, self._homes)
-        self._labels, self._labelled = labels, set(live)
+        self._labels, self._labelled, self._saw = labels, set(live), frame_index
         for object_id, found in self._objects.items():
             if bool((labels == object_id).any()):
                 # The tracker may have taken something else for an object that was out of sight.
@@ -345,7 +355,10 @@ class ObjectFinder:
     def _labels_on(
         self, frame: Frame, live: Collection[int], given: Mapping[int, NDArray[np.bool_]]
     ) -> NDArray[np.int32]:
-        """Return the labels for a frame not tracked yet: those of the previous frame, updated by prompts."""
+        """Return the labels for a frame not tracked yet: those of the previous frame, updated by prompts.
+
+        If the previous frame was not tracked, they are those that objects started here should have on it.
+        """
         height, width = frame.size
         if self._labels is None:
             labels = np.zeros((height, width), np.int32)
@@ -357,6 +370,9 @@ class ObjectFinder:
                 self._candidates = []
         for object_id in self._labelled - set(live):
             labels[labels == object_id] = 0
+        dropped = frame.frame_index - self._saw - 1
+        if dropped > 0 and self._saw >= 0 and self._instances:
+            labels = moved_on(labels, self._objects, dropped)
         for object_id, mask in given.items():
             labels[labels == object_id] = 0
             labels[mask] = object_id
@@ -684,6 +700,7 @@ class ObjectFinder:
             "remembered": [[i, found.to_json()] for i, found in self._remembered.items()],
             "waiting": self._waiting,
             "labelled": sorted(self._labelled),
+            "saw": self._saw,
             "labels": None if self._labels is None else list(self._labels.shape),
             "homes": None if self._homes is None else list(self._homes.shape),
             "lengths": [len(labels), len(homes), len(detector)],
@@ -717,11 +734,12 @@ class ObjectFinder:
                 for name in ("objects", "remembered")
             )
             next_id, next_look, looked = (int(facts[name]) for name in ("next_id", "next_look", "looked"))
+            saw = int(facts.get("saw", -1))  # earlier versions did not store it
             instances = bool(facts["instances"])
             self._detector.from_bytes(parts[2])
         except (struct.error, zlib.error, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"damaged or foreign bytes of the object finder: {error}") from error
-        self._labels, self._labelled, self._homes = labels, labelled, homes
+        self._labels, self._labelled, self._homes, self._saw = labels, labelled, homes, saw
         self._candidates, self._objects, self._remembered = candidates, objects, remembered
         self._waiting, self._looked, self._instances = waiting, looked, instances
         self._next_id, self._next_look = max(self._next_id, next_id), next_look

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.detect.appearance import Colours
-from pipeline.detect.association import distance, matches, reach, share_inside, shown_in
+from pipeline.detect.association import distance, matches, moved_on, reach, share_inside, shown_in
 from pipeline.detect.found_object import FoundObject
 from pipeline.detect.protocol import Detection
 from pipeline.prompts.box_segmenters import Box
@@ -131,3 +131,22 @@ def test_masks_as_boxes_and_pixels() -> None:
 def test_distances_are_in_sizes_of_the_boxes() -> None:
     assert distance((0, 0, 20, 60), (40, 0, 20, 60)) == 1.0
     assert reach(0, LONG) < reach(LONG // 2, LONG) < reach(LONG, LONG) == reach(10 * LONG, LONG)
+
+
+def test_masks_move_on_as_their_objects_do() -> None:
+    labels = np.zeros((60, 100), np.int32)
+    for object_id, x in ((1, 10), (2, 80), (3, 40), (4, 60)):
+        labels[20:40, x : x + 10] = object_id
+    objects = {
+        1: known((10, 20, 10, 20), velocity=(3.0, -1.0)),
+        2: known((80, 20, 10, 20), velocity=(4.0, 0.0)),
+        3: known((40, 20, 10, 20), velocity=(-100.0, 0.0)),
+    }
+    moved = moved_on(labels, objects, 4)
+    boxes = {i: shown.box for i, shown in shown_in(moved, [1, 2, 3, 4]).items()}
+    # The second is partly outside; the third is not expected further away than one and a half of its sizes;
+    # the fourth was not started by a detection.
+    assert boxes == {1: (22, 16, 10, 20), 2: (96, 20, 4, 20), 3: (18, 20, 10, 20), 4: (60, 20, 10, 20)}
+    assert (moved_on(labels, {}, 4) == labels).all()
+    gone = {2: known((80, 20, 10, 20), velocity=(15.0, 0.0))}
+    assert 2 not in moved_on(np.where(labels == 2, 2, 0).astype(np.int32), gone, 9)

@@ -483,6 +483,25 @@ def test_cut_anywhere_it_decides_the_same(
     assert straight.finder.to_bytes() == cut.finder.to_bytes()
 
 
+def test_where_frames_are_dropped_masks_are_expected_where_the_movement_leads() -> None:
+    def place(index: int) -> Box:
+        return 20 + 4 * index, 40, 16, 40
+
+    stream = Stream(Scripted(lambda index: [Detection(box=place(index), category="person", score=0.9)]))
+    before = 0
+    # All of the first frames are tracked, then every fifth, on which a walker is 20 pixels further.
+    for index in [*range(12), *range(16, 46, 5)]:
+        if index > 1:
+            stream.masks = {1: mask_of(place(before))}
+            stream.finder.saw(before, np.where(stream.masks[1], 1, 0).astype(np.int32), [1])
+        stream.index = index
+        stream.step(painted(index, [(place(index), RED)]))
+        before = index
+        if index == 21:
+            stream.cut()
+    assert stream.log == [(1, "detector", 1)]
+
+
 def test_scraps_of_what_is_not_detected_are_not_shown() -> None:
     stream = Stream(Scripted(lambda index: [person(50)] if index < 5 else []))
     stream.run(5)
