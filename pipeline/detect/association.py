@@ -44,6 +44,8 @@ _ALIKE_SOON, _ALIKE_LATER = 0.65, 0.15
 # expected one with this IoU.
 _LATELY, _OVERLAPS = 0.2, 0.3
 _LOST_SIZES = 2.0
+# Share of an object's size from which its mask is moved on where frames were dropped.
+_MOVES = 0.25
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,18 @@ def shown_in(labels: NDArray[np.int32], object_ids: Sequence[int]) -> dict[int, 
 
 
 def moved_on(labels: NDArray[np.int32], objects: Mapping[int, FoundObject], frames: int) -> NDArray[np.int32]:
-    """An H x W label map in which the masks of objects are where their movement leads in so many frames."""
+    """An H x W label map in which the masks of objects are where their movement leads in so many frames.
+
+    Masks that move little beside their sizes stay where they are: velocities are not that exact.
+    """
     shown = shown_in(labels, sorted(objects))
     moved = np.where(np.isin(labels, list(shown)), 0, labels)
     height, width = labels.shape
     for object_id, mask in shown.items():
         x, y, w, h = mask.box
         dx, dy = objects[object_id].way(frames)
+        if math.hypot(dx, dy) < _MOVES * objects[object_id].size:
+            dx = dy = 0
         left, top = max(x, -dx, 0), max(y, -dy, 0)
         right, bottom = min(x + w, width - dx, width), min(y + h, height - dy, height)
         if left < right and top < bottom:
