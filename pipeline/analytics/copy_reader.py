@@ -26,14 +26,13 @@ import pyarrow as pa
 from fsspec import AbstractFileSystem
 
 from pipeline.analytics.listing import Listing
-from pipeline.analytics.parquet_file import parse_metadata
+from pipeline.analytics.parquet_file import VARINT, parse_metadata, unsigned
 from pipeline.base.errors import StoreError
 from pipeline.storage.local_files import LocalFiles
 from pipeline.tracks.copies import FOLDER, Copy, copy_path
 
 _TAIL_BYTES = 1 << 18
-_VARINT = rb"[\x80-\xff]*[\x00-\x7f]"
-_PAGE = re.compile(rb"\x15([\x00\x04])\x15%b\x15(%b)\x15(%b)(?:\x1c|\x3c)\x15(%b)" % ((_VARINT,) * 4))
+_PAGE = re.compile(rb"\x15([\x00\x04])\x15%b\x15(%b)\x15(%b)(?:\x1c|\x3c)\x15(%b)" % ((VARINT,) * 4))
 """PageHeader 1 type: a data page or a dictionary; 2 and 3 its sizes; 4 crc; 5 data_page_header or
 7 dictionary_page_header: 1 num_values."""
 _SUFFIX = ".parquet"
@@ -324,7 +323,7 @@ def _skip_struct(data: bytes, at: int) -> int:
             at = _skip_varint(data, at)
         elif kind == 8:
             behind = _skip_varint(data, at)
-            at = behind + _unsigned(data[at:behind])
+            at = behind + unsigned(data[at:behind])
         elif kind == 12:
             at = _skip_struct(data, at)
         elif kind not in (1, 2):
@@ -338,15 +337,8 @@ def _skip_varint(data: bytes, at: int) -> int:
     return at + 1
 
 
-def _unsigned(varint: bytes) -> int:
-    value = 0
-    for shift, byte in enumerate(varint):
-        value |= (byte & 0x7F) << 7 * shift
-    return value
-
-
 def _signed(varint: bytes) -> int:
-    value = _unsigned(varint)
+    value = unsigned(varint)
     return (value >> 1) ^ -(value & 1)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.analytics.published_table import OvertakenError, PublishedTable
+from pipeline.analytics.published_table import OvertakenError, PublishedTable, of_streams
 from pipeline.base.errors import UsageError, bare_reason
 from pipeline.storage.filesystems import connect, is_local, is_s3
 
@@ -74,10 +74,9 @@ class DeltaTable(PublishedTable):
     def _delete(self, stream_ids: Sequence[str], marks: tuple[int, int]) -> None:
         from deltalake.exceptions import CommitFailedError
 
-        ids = ", ".join(f"'{stream_id}'" for stream_id in stream_ids)  # they have no quotes
         before = self._delta.version()
         try:
-            self._delta.delete(f"stream_id IN ({ids})", commit_properties=_marked(marks))
+            self._delta.delete(of_streams(stream_ids), commit_properties=_marked(marks))
         except CommitFailedError as error:
             raise OvertakenError(str(error)) from error
         if self._delta.version() == before:  # there are no such rows: Delta has committed nothing

@@ -6,14 +6,14 @@ Number and token of the progress file are properties of the table, which are set
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.analytics.published_table import OvertakenError, PublishedTable
+from pipeline.analytics.published_table import OvertakenError, PublishedTable, of_streams
 from pipeline.base.errors import StoreError, UsageError
 
 CATALOG = "catalog.db"
@@ -70,31 +70,25 @@ class IcebergTable(PublishedTable):
         return number, token
 
     def _write(self, rows: pa.Table, marks: tuple[int, int]) -> None:
-        from pyiceberg.exceptions import CommitFailedException
-
-        try:
-            with self._table.transaction() as transaction:
-                transaction.append(rows)
-                transaction.set_properties(dict(zip(_MARKS, map(str, marks), strict=True)))
-        except CommitFailedException as error:
-            raise OvertakenError(str(error)) from error
+        with self._transaction(marks) as transaction:
+            transaction.append(rows)
 
     def _delete(self, stream_ids: Sequence[str], marks: tuple[int, int]) -> None:
+        with self._transaction(marks) as transaction:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of streams without rows
+                transaction.delete(of_streams(stream_ids))
+            # A commit with a snapshot is refused if another run has made one.
+            transaction.append(self.schema.empty_table())
+
+    @contextmanager
+    def _transaction(self, marks: tuple[int, int]) -> Iterator[Any]:
+        """A commit that sets number and token, too. Raises `OvertakenError`."""
         from pyiceberg.exceptions import CommitFailedException
 
         try:
             with self._table.transaction() as transaction:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of streams without rows
-                    transaction.delete(_of_streams(stream_ids))
-                # A commit with a snapshot is refused if another run has made one.
-                transaction.append(self.schema.empty_table())
+                yield transaction
                 transaction.set_properties(dict(zip(_MARKS, map(str, marks), strict=True)))
         except CommitFailedException as error:
             raise OvertakenError(str(error)) from error
-
-
-def _of_streams(stream_ids: Sequence[str]) -> str:
-    """A filter of rows; ids have no quotes."""
-    ids = ", ".join(f"'{stream_id}'" for stream_id in stream_ids)
-    return f"stream_id IN ({ids})"

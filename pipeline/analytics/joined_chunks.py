@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.analytics.listing import Chunk
-from pipeline.analytics.parquet_file import WHOLE_BYTES, ParquetFile, parse_metadata
+from pipeline.analytics.parquet_file import VARINT, WHOLE_BYTES, ParquetFile, parse_metadata, unsigned
 from pipeline.base.errors import StoreError
 from pipeline.storage.files import Files
 from pipeline.storage.local_files import LocalFiles
@@ -43,8 +43,7 @@ BOUNDED = {"pts_seconds": "<dd", "wall_time": "<qq"}
 
 _MAGIC = b"PAR1"
 _TAIL_BYTES = 1 << 13
-_VARINT = rb"[\x80-\xff]*[\x00-\x7f]"
-_AFTER_SCHEMA = re.compile(rb"\x16(" + _VARINT + rb")\x19\x1c\x19")
+_AFTER_SCHEMA = re.compile(rb"\x16(" + VARINT + rb")\x19\x1c\x19")
 """FileMetaData 3 num_rows; 4 row_groups: a list of one struct; RowGroup 1 columns: a list."""
 _CHUNK = re.compile(
     rb"\x18\x0exmem\.stream_id\x18.([A-Za-z0-9._-]+)\x00"
@@ -52,7 +51,7 @@ _CHUNK = re.compile(
     re.DOTALL,
 )
 """Three KeyValues of a chunk. JSON escapes control characters: nothing in its events looks like them."""
-_DATA_PAGE = re.compile(rb"\x15\x00\x15%b\x15%b\x15%b\x1c\x15(%b)" % ((_VARINT,) * 4))
+_DATA_PAGE = re.compile(rb"\x15\x00\x15%b\x15%b\x15%b\x1c\x15(%b)" % ((VARINT,) * 4))
 """PageHeader 1 type: a data page; 2 and 3 its sizes; 4 crc; 5 data_page_header: 1 num_values."""
 _TYPES = {"INT32": 1, "INT64": 2, "FLOAT": 4, "DOUBLE": 5, "BYTE_ARRAY": 6}
 _ERRORS = (OSError, StoreError, pa.ArrowException, ValueError, LookupError, struct.error)
@@ -269,8 +268,8 @@ def _path(name: str) -> bytes:
 def _place_pattern(name: str) -> bytes:
     """Finds a column's fields 3 to 7, 5 num_values, 7 total_compressed_size, 9 data_page_offset,
     11 dictionary_page_offset, and of its statistics 5 max_value and 6 min_value, if 3 null_count is 0."""
-    fields = rb"(" + re.escape(_path(name)) + rb"\x15.\x16(%b)\x16%b\x16(%b))" % ((_VARINT,) * 3)
-    offsets = rb"\x26(%b)(?:\x26(%b))?" % (_VARINT, _VARINT)
+    fields = rb"(" + re.escape(_path(name)) + rb"\x15.\x16(%b)\x16%b\x16(%b))" % ((VARINT,) * 3)
+    offsets = rb"\x26(%b)(?:\x26(%b))?" % (VARINT, VARINT)
     if name not in BOUNDED:
         return fields + offsets + rb"()()"
     return fields + offsets + rb"(?:<(?:\x18\x08.{8}\x18\x08.{8})?\x16\x00\(\x08(.{8})\x18\x08(.{8}))?"
@@ -344,7 +343,4 @@ def _zigzag(value: int) -> bytes:
 
 def _number(varint: bytes) -> int:
     """The number of at least 0 of a zigzag varint."""
-    value = 0
-    for byte in reversed(varint):
-        value = value << 7 | byte & 0x7F
-    return value >> 1
+    return unsigned(varint) >> 1

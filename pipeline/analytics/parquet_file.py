@@ -21,6 +21,8 @@ try:
 except ImportError:  # another version of pyarrow: its public classes take about twice the time
     ParquetReader = None
 
+VARINT = rb"[\x80-\xff]*[\x00-\x7f]"
+"""Matches a number in footers and page headers, which are Thrift structs in the compact protocol."""
 _SMALL_BYTES = 1 << 15
 WHOLE_BYTES = 1 << 20
 """A file on a store that is no larger is fetched in one request."""
@@ -183,3 +185,11 @@ class _Ranges:
 
     def close(self) -> None:
         self.closed = True
+
+
+def unsigned(varint: bytes) -> int:
+    """The number that a varint holds."""
+    value = 0
+    for byte in reversed(varint):
+        value = value << 7 | byte & 0x7F
+    return value

@@ -158,3 +158,9 @@ def _parsed(data: bytes) -> dict[str, tuple[int, int]]:
         return {str(s): (int(newest), int(mark)) for s, (newest, mark) in json.loads(data).items()}
     except (TypeError, AttributeError) as error:
         raise ValueError(str(error)) from error
+
+
+def of_streams(stream_ids: Sequence[str]) -> str:
+    """A filter of the rows of streams, in SQL; ids have no quotes."""
+    ids = ", ".join(f"'{stream_id}'" for stream_id in stream_ids)
+    return f"stream_id IN ({ids})"

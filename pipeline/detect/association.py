@@ -80,7 +80,7 @@ def moved_on(labels: NDArray[np.int32], objects: Mapping[int, FoundObject], fram
     height, width = labels.shape
     for object_id, mask in shown.items():
         x, y, w, h = mask.box
-        dx, dy = objects[object_id].way(frames)
+        dx, dy = (round(value) for value in objects[object_id].way(frames))
         if math.hypot(dx, dy) < _MOVES * objects[object_id].size:
             dx = dy = 0
         left, top = max(x, -dx, 0), max(y, -dy, 0)

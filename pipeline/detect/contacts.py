@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from pipeline.detect.appearance import Colours, blended, similarity
 from pipeline.detect.association import Shown, distance
-from pipeline.detect.found_object import FoundObject, overlap
+from pipeline.detect.found_object import FoundObject, overlap, smaller_area
 
 # Two objects meet when their masks' boxes overlap by this share of the smaller one.
 _TOUCH = 0.15
@@ -36,7 +36,7 @@ def meetings(shown: Mapping[int, Shown]) -> Iterator[tuple[int, int]]:
     for at, one in enumerate(ids):
         for other in ids[at + 1 :]:
             a, b = shown[one].box, shown[other].box
-            if overlap(a, b) >= _TOUCH * min(a[2] * a[3], b[2] * b[3]):
+            if overlap(a, b) >= _TOUCH * smaller_area(a, b):
                 yield one, other
 
 

@@ -66,15 +66,11 @@ class FoundObject:
     def expected(self, frame_index: int) -> Box:
         """Where its box should be on a frame; may reach outside the picture."""
         x, y, w, h = self.box
-        dx, dy = self._way(frame_index - self.frame)
+        dx, dy = self.way(frame_index - self.frame)
         return round(x + dx), round(y + dy), w, h
 
-    def way(self, frames: int) -> tuple[int, int]:
-        """How far it should move in so many frames, in whole pixels, x and y."""
-        dx, dy = self._way(frames)
-        return round(dx), round(dy)
-
-    def _way(self, frames: int) -> tuple[float, float]:
+    def way(self, frames: int) -> tuple[float, float]:
+        """How far it should move in so many frames, in pixels, x and y."""
         dx, dy = (v * frames for v in self.velocity)
         far = math.hypot(dx, dy) / (_FURTHEST * self.size)
         return (dx / far, dy / far) if far > 1 else (dx, dy)
@@ -168,3 +164,8 @@ def overlap(one: Box, other: Box) -> int:
     across = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
     down = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
     return max(0, across) * max(0, down)
+
+
+def smaller_area(one: Box, other: Box) -> int:
+    """Number of pixels of the smaller one of two boxes."""
+    return min(one[2] * one[3], other[2] * other[3])

@@ -73,7 +73,7 @@ from pipeline.detect.contacts import (
     parted,
     settled,
 )
-from pipeline.detect.found_object import FoundObject, centre_of, iou, overlap
+from pipeline.detect.found_object import FoundObject, centre_of, iou, overlap, smaller_area
 from pipeline.detect.protocol import Detection, Detector, Look, look_with
 from pipeline.detect.settings import FinderSettings
 from pipeline.prompts.box_segmenters import Box, BoxSegmenter, inscribed_ellipse
@@ -492,7 +492,7 @@ class ObjectFinder:
                 run.labels[run.labels == one] = 0
             run.agreed -= at.keys()
             for object_id, k in at.items():
-                self._place_on(run, object_id, k, "drifted", decided)
+                self._place(run, object_id, k, "drifted", decided)
         moved = {i for pair in pairs for i in pair}
         return [i for i in confirmed if i not in moved]
 
@@ -512,13 +512,7 @@ class ObjectFinder:
             del self._objects[new]
             decided.gone[new] = "unconfirmed"
             run.labels[run.labels == new] = 0
-            self._place_on(run, old, run.matched[new], "found_again", decided)
-
-    def _place_on(self, run: _Run, object_id: int, k: int, reason: str, decided: Decisions) -> None:
-        """Give an object the mask of a detection, if it has one that is nobody else's."""
-        mask = self._free_mask(run, run.detection(k))
-        if mask.any():
-            self._place(run, object_id, k, mask, reason, decided)
+            self._place(run, old, run.matched[new], "found_again", decided)
 
     def _exchange(self, one: int, other: int, *, lost: bool) -> None:
         """Exchange where two objects are, the second of which may be lost; their looks stay theirs."""
@@ -535,31 +529,28 @@ class ObjectFinder:
             return
         elsewhere = share_inside(run.labels, object_id, shown, detection) < _ELSEWHERE
         disagreed = found.disagreed + run.regular
-        if elsewhere or disagreed >= _DISAGREE:
-            mask = self._free_mask(run, detection)
-            if mask.any():
-                self._place(run, object_id, k, mask, "drifted", decided)
-                return
+        replaced = elsewhere or disagreed >= _DISAGREE
+        if replaced and self._place(run, object_id, k, "drifted", decided):
+            return
         moved = found.confirmed(detection.bounds, run.frame.frame_index, None)
         self._objects[object_id] = replace(moved, disagreed=disagreed)
 
-    def _place(
-        self, run: _Run, object_id: int, k: int, mask: NDArray[np.bool_], reason: str, decided: Decisions
-    ) -> None:
-        """Give an object a new mask, that of its detection."""
+    def _place(self, run: _Run, object_id: int, k: int, reason: str, decided: Decisions) -> bool:
+        """Give an object a new mask: that of a detection, if any of it is nobody else's; returns whether."""
         detection, now = run.detection(k), run.frame.frame_index
+        mask = self._mask_of(detection, run.frame) & ~self._certain(run, run.labels)
+        if not mask.any():
+            return False
         found = self._remembered.pop(object_id, None) or self._objects[object_id]
         found = found.confirmed(detection.bounds, now, run.colours(k) if run.alone(k) else None)
         self._objects[object_id] = replace(found, seen=now)
         run.agreed.add(object_id)
+        run.lost.pop(object_id, None)
         run.mark(mask, object_id)
         decided.gone.pop(object_id, None)
         category = found.category or detection.category
         decided.masks.append(NewObject(object_id, mask, category, detection.score, reason))
-
-    def _free_mask(self, run: _Run, detection: Detection) -> NDArray[np.bool_]:
-        """The mask of a detection, without objects that are where their masks are."""
-        return self._mask_of(detection, run.frame) & ~self._certain(run, run.labels)
+        return True
 
     def _certain(self, run: _Run, labels: NDArray[np.int32]) -> NDArray[np.bool_]:
         """H x W, where labels are of users' objects, or of objects that this run confirmed."""
@@ -633,10 +624,9 @@ class ObjectFinder:
             if object_id in self._remembered and room <= 0:
                 self._waiting += 1
                 continue
-            mask = self._free_mask(run, run.detection(k))
-            if mask.any():
-                room -= object_id in self._remembered
-                self._place(run, object_id, k, mask, "found_again", decided)
+            needs_room = object_id in self._remembered
+            if self._place(run, object_id, k, "found_again", decided):
+                room -= needs_room
         return room
 
     def _start(self, run: _Run, unknown: dict[int, Detection], room: int, decided: Decisions) -> None:
@@ -775,7 +765,7 @@ class _Run:
 
     def colours_of_mask(self, object_id: int) -> Colours:
         """The colours where an object's mask was on the previous frame."""
-        return colours_of(self.frame.image, Detection(self.labels == object_id))
+        return colours_of(self.frame.image, Detection(self.labels == object_id, self.shown[object_id].box))
 
     def alone(self, k: int) -> bool:
         """Whether no other detection covers much of a detection."""
@@ -841,9 +831,7 @@ def _distinct(look: Look) -> list[int]:
     for k in sorted(range(len(look.detections)), key=lambda at: (-look.detections[at].score, at)):
         box = look.detections[k].bounds
         others = [look.detections[at].bounds for at in kept]
-        if not any(
-            overlap(box, other) >= _SAME * min(box[2] * box[3], other[2] * other[3]) for other in others
-        ):
+        if not any(overlap(box, other) >= _SAME * smaller_area(box, other) for other in others):
             kept.append(k)
     return sorted(kept)
 

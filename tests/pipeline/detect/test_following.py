@@ -251,6 +251,41 @@ def test_an_object_is_not_corrected_and_exchanged_on_one_frame() -> None:
     assert {entry[1:] for entry in stream.log[3:]} >= {("unconfirmed", 1), ("drifted", 2)}
 
 
+def test_an_object_that_is_recognised_is_not_found_elsewhere_on_the_same_frame() -> None:
+    def places(index: int) -> list[int]:
+        meet = min(max(0, index - 6), 10) * 3  # they come together, and part again
+        part = min(max(0, index - 18), 10) * 3
+        return [40 + meet - part, 110 - meet + part]
+
+    stranger = (64, 40, 16, 40)
+
+    def script(index: int) -> list[Detection]:
+        left, right = places(index)
+        return [
+            *([person(left)] if index < 17 else []),
+            person(right),
+            *([person(stranger[0])] if index >= 19 else []),
+        ]
+
+    stream = Stream(Scripted(script))
+    for index in range(20):
+        left, right = places(index)
+        if index >= 2:
+            # From frame 17 on the left one is hidden, its mask is on the right one, whose own is lost. On
+            # frame 19 this is known, and somebody is where that one was expected.
+            masks = {1: mask_of((left, 40, 16, 40)), 2: mask_of((right, 40, 16, 40))}
+            if index >= 17:
+                masks = {1: masks[2], 2: np.zeros((HEIGHT, WIDTH), np.bool_)}
+            stream.masks = {1: masks[1] & ~masks[2], 2: masks[2]}
+            labels = np.where(masks[2], 2, np.where(stream.masks[1], 1, 0)).astype(np.int32)
+            stream.finder.saw(index - 1, labels, [1, 2])
+        people = [((left, 40, 16, 40), RED)] if index < 17 else []
+        people += [((right, 40, 16, 40), BLUE), *([(stranger, BLUE)] if index >= 19 else [])]
+        stream.step(painted(index, people))
+    assert stream.log[2:] == [(19, "unconfirmed", 1), (19, "drifted", 2)]
+    assert box_of(stream.masks[2]) == (places(19)[1], 40, 16, 40)
+
+
 @pytest.mark.parametrize(("colour", "x", "same"), [(RED, 86, True), (BLUE, 86, False), (RED, 200, False)])
 def test_a_new_object_that_looks_like_one_lost_nearby_is_that_one(
     colour: tuple[int, int, int], x: int, same: bool
