@@ -31,9 +31,7 @@ let asked = 0;          // times that the picture was to be drawn again
 let seen = "";          // what the masks on the stage were made from
 let following = false;  // the frame that was tracked last is shown
 let adding = null;      // resolves when the object that is being added is there
-let pointed = 0;        // clicks and scribbles so far
-const newest = new Map();  // the newest click or scribble on an object of a frame
-let finding = 0;        // outlines that are on their way
+let finds = [];         // outlines that are on their way, oldest first; key: frame and object, once that is known
 let said = 0;           // time of the newest error
 const stage = new Stage(part("canvas"), { box, polygon, mask, click, scribble, read, pick: (id) => { if (id !== null) select(id); } });
 const memory = new MemoryPanel(part("memory"), { now: () => ({ state, frame, selected }), change, fail, go });
@@ -41,16 +39,22 @@ const memory = new MemoryPanel(part("memory"), { now: () => ({ state, frame, sel
 // --- the server --------------------------------------------------------------------------------
 
 let working = 0;
+let changed = 0;     // changes that were asked for so far
+let due = Promise.resolve();  // the newest of them is answered
 let silent = false;  // the server did not answer
 
-// Ask for a change. The notice says "Saved" only once the answer is here.
+// Ask for a change, once those before it are answered: the server takes them in the order of the hand. The notice
+// says "Saved" only when none is on its way.
 async function change(path, method, body) {
   working++;
+  changed++;
   stage.settled = false;
   say("Saving …");
   let answer = null;
+  const turn = due.then(() => ask(path, { method, body }));
+  due = turn.catch(() => {});
   try {
-    answer = await ask(path, { method, body });
+    answer = await turn;
     take(answer.state ?? answer);
     readTimeline().catch(fail);
   } catch (error) {
@@ -58,7 +62,7 @@ async function change(path, method, body) {
   }
   working--;
   await showFrame(frame, true);
-  if (answer && !part("notice").classList.contains("bad")) say(finding ? FINDING : "Saved");
+  if (answer && !working && !part("notice").classList.contains("bad")) say(finds.length ? FINDING : "Saved");
   return answer;
 }
 
@@ -98,7 +102,9 @@ async function readTimeline() {
 async function poll() {
   if (!document.hidden && !working) {
     try {
-      take(await ask("v1/state"));
+      const before = changed;
+      const next = await ask("v1/state");
+      if (before === changed) take(next);  // else a change has been answered with a newer one
       if (said && (silent || performance.now() - said > READ_MS)) say("");
       if (following && state.propagation.state !== "loading" && state.tracked) await showFrame(state.tracked - 1);
       else if (!loading) await showFrame(frame);  // what is on its way is newer
@@ -271,12 +277,11 @@ async function pointOut(point, stroke) {
   const given = { clicks: onto ? clicks : [middle(), ...clicks], strokes, previous: base };
   Object.assign(stage, { clicks, strokes });
   stage.draw();
-  finding++;
+  const find = { key: null, dropped: false };
+  finds.push(find);
   say(FINDING);
   const id = await subject();
-  const key = `${at} ${id}`;
-  const turn = ++pointed;
-  newest.set(key, turn);
+  find.key = `${at} ${id}`;
   const isShown = () => at === frame && id === selected;
   let found = null;
   try {
@@ -285,10 +290,13 @@ async function pointOut(point, stroke) {
     if (isShown()) forgetClicks();
     fail(error);
   }
-  finding--;
-  // The answer of a later click has this one in it.
-  if (newest.get(key) !== turn) return;
-  newest.delete(key);
+  const place = finds.indexOf(find);
+  const alike = (other) => other.key === find.key && !other.dropped;
+  // The answer of a later click has this one in it, whichever comes first.
+  const overtaken = find.dropped || finds.slice(place + 1).some(alike);
+  if (found && !overtaken) for (const older of finds.slice(0, place).filter(alike)) older.dropped = true;
+  finds = finds.filter((other) => other !== find);
+  if (overtaken) return;
   if (found) {
     const pixels = decode(found.rle, ...found.size);
     if (isShown()) stage.painted = pixels;  // seen at once, saved thereafter
@@ -299,6 +307,17 @@ async function pointOut(point, stroke) {
   forgetClicks();  // refused: what is shown is what is stored
   stage.painted = null;
   stage.draw();
+}
+
+// A click or scribble whose outline is on its way is what was done last.
+function undo() {
+  const last = finds.findLast((find) => !find.dropped);
+  forgetClicks();
+  if (!last) return change("v1/undo", "POST");
+  last.dropped = true;
+  stage.painted = null;
+  stage.draw();
+  say("The click was taken back");
 }
 
 // The pixel of the selected object's mask that is nearest to its mean.
@@ -462,7 +481,7 @@ const did = {
 
 const ACTIONS = {
   play, propagate: () => propagate(), next: toNext, take: takePrompt, remove: removeHere,
-  undo: () => { forgetClicks(); change("v1/undo", "POST"); },
+  undo,
   redo: () => { forgetClicks(); change("v1/redo", "POST"); },
   back: () => go(frame - 1), forward: () => go(frame + 1),
   "prompt-back": () => jump(-1), "prompt-forward": () => jump(1),

@@ -299,6 +299,58 @@ def test_a_click_is_kept_when_the_hand_is_faster_than_the_network(
         assert page.errors == []
 
 
+@in_chromium
+def test_edits_that_overlap_are_saved_in_their_order(
+    annotator: Annotator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored, quick = annotator.edit, annotator.click
+    waits = iter((0.0, 1.0))
+
+    def slow(changes: Sequence[Change]) -> None:
+        time.sleep(next(waits, 0.0))  # the first stroke: whatever comes after it would be stored before it
+        stored(changes)
+
+    def slow_click(*arguments: Any) -> NDArray[np.bool_]:
+        time.sleep(0.8)
+        return quick(*arguments)
+
+    monkeypatch.setattr(annotator, "edit", slow)
+    monkeypatch.setattr(annotator, "click", slow_click)
+    with served_annotator(annotator) as (address, sessions), open_page(tmp_path) as page:
+        hand = Hand(page)
+        page.open(f"{address}/#code={sessions.code}")
+        page.wait_for("document.getElementById('canvas').width > 300")
+        hand.key("n")
+        hand.saved(1)
+        page.value(
+            "(notice => { window.said = []; new MutationObserver(() => said.push(notice.textContent))"
+            ".observe(notice, { childList: true }); })(document.getElementById('notice'))"
+        )
+        hand.key("p")
+        hand.drag((20, 20), (60, 20))
+        hand.drag((20, 90), (60, 90))
+        hand.saved(3)
+        assert page.value("said.filter(text => text === 'Saved').length") == 1  # not after the first one only
+        mask = rle_to_mask(annotator.masks(0)[0]["rle"], HEIGHT, WIDTH)
+        assert [bool(mask[y, 40]) for y in (20, 55, 90)] == [True, False, True]
+
+        # What is undone before its outline is there is not saved.
+        hand.key("n")
+        hand.saved(4)
+        hand.key("c")
+        hand.drag(middle("disc", 0))
+        page.wait_for("document.getElementById('notice').textContent === 'Finding the outline …'")
+        hand.key("z", modifiers=2)
+        page.wait_for("document.getElementById('notice').textContent === 'The click was taken back'")
+        hand.drag(middle("square", 0))
+        hand.saved(5)
+        x, y = middle("square", 0)
+        masks = {m["id"]: rle_to_mask(m["rle"], HEIGHT, WIDTH) for m in annotator.masks(0)}
+        assert masks[2][y, x]
+        assert 0.8 < masks[2].sum() / 24**2 < 1.2  # without what the first click was on
+        assert page.errors == []
+
+
 def test_objects_added_at_the_same_time_have_ids_of_their_own(
     annotator: Annotator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
