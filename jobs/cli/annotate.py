@@ -111,7 +111,7 @@ def annotate(
                     )
                 )
                 for path in imported or ():
-                    annotator.add_prompts(read_masks_as_prompts(path, stream_id=annotator.stream_id))
+                    annotator.add_prompts(*read_masks_as_prompts(path, stream_id=annotator.stream_id))
                 page = f"{address}{name}/" if name else address
                 sessions = Sessions(partial(_say_again, page))
                 apps[name] = create_app(annotator, sessions)

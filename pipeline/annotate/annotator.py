@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -407,28 +407,33 @@ class Annotator(Closing):
             self.project.redo()
             self.propagation.keep_to(self.recipe)
 
-    def add_prompts(self, prompts: PromptSet) -> None:
+    def add_prompts(self, prompts: PromptSet, numbered: Collection[int] = ()) -> None:
         """Add prompts of elsewhere as one edit; durable when it returns.
 
         Objects keep their ids: one that the project has is prompted again, on those frames.
 
+        Args:
+            numbered: ids that their source did not give; such objects are new ones.
+
         Raises:
             UsageError, PromptError: they do not fit the document or their frames.
         """
+        with self._editing:
+            self._add_prompts(_renumbered(prompts, numbered, self.project.document.next_id))
+
+    def _add_prompts(self, prompts: PromptSet) -> None:
         changes: list[Change] = []
         for frame in prompts.frames:
             for entry in prompts.at(frame):
                 changes.append({"op": "prompt", "frame": frame, "object": entry.to_json()})
             changes += [{"op": "remove", "frame": frame, "id": i} for i in prompts.removals_at(frame)]
-        named = Document.of_prompts(prompts).objects
-        with self._editing:
-            known = self.project.document.objects
-            new: list[Change] = [
-                {"op": "object", "id": object_id, "category": imported.category}
-                for object_id, imported in named.items()
-                if object_id not in known
-            ]
-            self.edit([*new, *changes])
+        known = self.project.document.objects
+        new: list[Change] = [
+            {"op": "object", "id": object_id, "category": imported.category}
+            for object_id, imported in Document.of_prompts(prompts).objects.items()
+            if object_id not in known
+        ]
+        self.edit([*new, *changes])
 
     def merge(self, into: int, other: int) -> None:
         """Make one object of two, see `regrouping.merge`; durable when it returns."""
@@ -574,6 +579,19 @@ class Annotator(Closing):
                 "message": status.message,
             },
         }
+
+
+def _renumbered(prompts: PromptSet, numbered: Collection[int], least: int) -> PromptSet:
+    """The prompts with `numbered` objects under free ids, from `least` on."""
+    first = max(least, max(prompts.object_ids - set(numbered), default=0) + 1)
+    ids = {old: first + count for count, old in enumerate(sorted(numbered))}
+    return replace(
+        prompts,
+        objects={
+            frame: tuple(replace(e, object_id=ids.get(e.object_id, e.object_id)) for e in entries)
+            for frame, entries in prompts.objects.items()
+        },
+    )
 
 
 def _asked(stored: Mapping[str, Any]) -> TrackSettings:

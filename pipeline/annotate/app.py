@@ -210,11 +210,11 @@ def _router(annotator: Annotator, sessions: Sessions) -> APIRouter:
         with tempfile.TemporaryDirectory(prefix="xmem-import-") as folder:
             path = _unpacked(body.files, FilePath(folder))
             try:
-                prompts = read_masks_as_prompts(path, frame=body.frame, stream_id=annotator.stream_id)
+                found = read_masks_as_prompts(path, frame=body.frame, stream_id=annotator.stream_id)
             except XmemError as error:  # whoever chose the files does not know that folder
                 text = str(error).replace(f"{folder}/", "").replace(folder, "the files")
                 raise UsageError(text) from error
-        annotator.add_prompts(prompts)
+        annotator.add_prompts(*found)
         return annotator.state()
 
     @router.post("/frames/{frame}/clicks")

@@ -1,6 +1,7 @@
 """Import of tracks in the formats of other tools into an output folder.
 
-    coco     a JSON file; `track_id` makes tracks, `stream_id` and `frame_index` of images say where they are
+    coco     a JSON file; `track_id` makes tracks, `stream_id` and `frame_index` of images say where they are;
+             without `track_id`, a category that no image has twice is one track, and other masks are one each
     mots     a file `<stream>.txt`, or a folder of them (perhaps below `instances_txt`)
     davis    a folder of index PNGs, or a folder of such folders (perhaps below `Annotations`)
 
@@ -13,7 +14,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -37,12 +39,17 @@ _MOTS_IGNORED = 10  # the class of regions that MOTS does not judge
 
 @dataclass(frozen=True)
 class ImportedStream:
-    """A stream of another tool: rows by frame, and how many frames it has at least."""
+    """A stream of another tool: rows by frame, and how many frames it has at least.
+
+    Args:
+        numbered: object ids that the tool did not give, but this import.
+    """
 
     stream_id: str
     rows: Mapping[int, list[MaskRecord]]
     frames: int
     times: Mapping[int, tuple[float | None, datetime | None]]
+    numbered: frozenset[int] = frozenset()
 
 
 def import_tracks(
@@ -202,10 +209,10 @@ def coco_streams(path: Path, document: Mapping[str, Any]) -> Iterator[ImportedSt
         known[frame] = image.get("pts_seconds"), datetime.fromisoformat(wall) if wall else None
         where[image["id"]] = stream_id, frame, image
     rows: dict[str, dict[int, list[MaskRecord]]] = {stream_id: {} for stream_id in times}
-    for position, annotation in enumerate(document.get("annotations", []), 1):
+    annotations = document.get("annotations", [])
+    tracks, numbered = _track_ids(annotations, where)
+    for position, (annotation, track) in enumerate(zip(annotations, tracks, strict=True), 1):
         stream_id, frame, image = where[annotation["image_id"]]
-        attributes = annotation.get("attributes") or {}
-        track = annotation.get("track_id", attributes.get("track_id", annotation.get("id", position)))
         height, width = int(image["height"]), int(image["width"])
         named = f"{path}: annotation {annotation.get('id', position)}"
         counts = _coco_counts(annotation.get("segmentation"), height, width, named)
@@ -226,7 +233,43 @@ def coco_streams(path: Path, document: Mapping[str, Any]) -> Iterator[ImportedSt
                 raise UsageError(f"{named}: object {made.object_id} is on frame {frame} twice")
             others.append(made)
     for stream_id, found in rows.items():
-        yield ImportedStream(stream_id, found, max(times[stream_id]) + 1, times[stream_id])
+        yield ImportedStream(
+            stream_id, found, max(times[stream_id]) + 1, times[stream_id], frozenset(numbered[stream_id])
+        )
+
+
+def _track_ids(
+    annotations: Sequence[Mapping[str, Any]], where: Mapping[Any, tuple[str, int, Mapping[str, Any]]]
+) -> tuple[list[Any], dict[str, set[int]]]:
+    """The object id of each annotation, and by stream those that are made here.
+
+    An annotation's own id says nothing about which object it is. Without `track_id`, a category that no image
+    of the stream has twice is one object; of others, each annotation is one. Their ids are above the known.
+    """
+    tracks: list[Any] = []
+    places = [
+        (where[annotation["image_id"]][:2], annotation.get("category_id")) for annotation in annotations
+    ]
+    highest: dict[str, int] = {}
+    for annotation, ((stream_id, _), _) in zip(annotations, places, strict=True):
+        track = annotation.get("track_id")
+        track = (annotation.get("attributes") or {}).get("track_id") if track is None else track
+        tracks.append(track)
+        highest[stream_id] = max(highest.get(stream_id, 0), track if isinstance(track, int) else 0)
+    unknown = [place for place, track in zip(places, tracks, strict=True) if track is None]
+    several = {(at[0], category) for (at, category), count in Counter(unknown).items() if count > 1}
+    made: dict[Any, int] = {}
+    numbered: dict[str, set[int]] = {stream_id: set() for stream_id, _, _ in where.values()}
+    # In the order of frames, so that ids ascend with them.
+    for i in sorted((i for i, track in enumerate(tracks) if track is None), key=lambda i: places[i][0]):
+        (stream_id, _), category = places[i]
+        kind = (stream_id, category)
+        key = (*kind, i) if kind in several else kind
+        if key not in made:
+            made[key] = highest[stream_id] = highest[stream_id] + 1
+            numbered[stream_id].add(made[key])
+        tracks[i] = made[key]
+    return tracks, numbered
 
 
 def _coco_counts(segmentation: Any, height: int, width: int, named: str) -> Any:

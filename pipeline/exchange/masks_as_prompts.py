@@ -6,16 +6,28 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.base.errors import UsageError
 from pipeline.exchange.importing import ImportedStream, coco_streams, read_streams
 from pipeline.prompts.files import PromptObject, PromptSet, load_mask_png
 
 
+class MaskPrompts(NamedTuple):
+    """Prompts made of masks.
+
+    Args:
+        prompts: the prompts.
+        numbered: ids in them that the file did not give: of COCO annotations without `track_id`.
+    """
+
+    prompts: PromptSet
+    numbered: frozenset[int] = frozenset()
+
+
 def read_masks_as_prompts(
     path: str | os.PathLike[str], *, frame: int = 0, stream_id: str | None = None
-) -> PromptSet:
+) -> MaskPrompts:
     """Read masks as prompts.
 
     Args:
@@ -31,12 +43,13 @@ def read_masks_as_prompts(
     source = Path(path)
     if source.suffix.lower() == ".png" and source.is_file():
         stem = source.stem
-        return load_mask_png(str(source), int(stem) if stem.isascii() and stem.isdigit() else frame)
+        at = int(stem) if stem.isascii() and stem.isdigit() else frame
+        return MaskPrompts(load_mask_png(str(source), at))
     if source.is_dir():
         return _of_stream(list(read_streams(source, "davis")), source, stream_id)
     document = _json(source)
     if isinstance(document, dict) and "version" in document and "images" not in document:
-        return PromptSet.from_record(document, str(source))
+        return MaskPrompts(PromptSet.from_record(document, str(source)))
     return _of_stream(_coco(source, document, frame), source, stream_id)
 
 
@@ -58,7 +71,7 @@ def _coco(source: Path, document: Any, frame: int) -> list[ImportedStream]:
         ) from error
 
 
-def _of_stream(streams: list[ImportedStream], source: Path, stream_id: str | None) -> PromptSet:
+def _of_stream(streams: list[ImportedStream], source: Path, stream_id: str | None) -> MaskPrompts:
     streams = [stream for stream in streams if stream.rows]
     named = [stream for stream in streams if stream.stream_id == stream_id]
     if not streams:
@@ -67,7 +80,7 @@ def _of_stream(streams: list[ImportedStream], source: Path, stream_id: str | Non
         there = ", ".join(stream.stream_id for stream in streams[:5])
         raise UsageError(f"{source} holds masks of {there}: give those of one video")
     chosen = (named or streams)[0]
-    return PromptSet(
+    prompts = PromptSet(
         {
             frame: tuple(
                 PromptObject(r.object_id, r.category, rle=(r.frame_height, r.frame_width, str(r.mask_rle)))
@@ -76,6 +89,7 @@ def _of_stream(streams: list[ImportedStream], source: Path, stream_id: str | Non
             for frame in sorted(chosen.rows)
         }
     )
+    return MaskPrompts(prompts, chosen.numbered)
 
 
 def _json(source: Path) -> Any:

@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import io
 import itertools
+import json
 import os
 import re
 import shutil
@@ -816,6 +817,29 @@ def test_what_is_refused(served: tuple[str, Sessions], annotator: Annotator) -> 
         )
         assert answer.status_code == 413
         assert annotator.project.edits == 1
+
+
+def test_imported_objects_without_ids_leave_the_others_alone(
+    served: tuple[str, Sessions], annotator: Annotator
+) -> None:
+    """Without `track_id`, a COCO file does not say which objects it means: they are new ones."""
+    corner = [0, 0, 20, 0, 20, 20, 0, 20]
+
+    def coco(**known: int) -> bytes:
+        entry = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [corner], **known}
+        image = {"id": 1, "file_name": "00004.jpg", "width": WIDTH, "height": HEIGHT}
+        named = {"images": [image], "annotations": [entry], "categories": [{"id": 1, "name": "cup"}]}
+        return base64.b64encode(json.dumps(named).encode())
+
+    with signed_in(*served) as client:
+        client.post("/v1/objects", json={"category": "square"})
+        client.put("/v1/prompts/4/1", json={"box": [60, 60, 20, 20]})
+        for known, expected in (({}, {1: "square", 2: "cup"}), ({"track_id": 1}, {1: "square", 2: "cup"})):
+            file = {"name": "a.json", "content": coco(**known).decode()}
+            answer = client.post("/v1/import", json={"files": [file]})
+            assert answer.status_code == 200, answer.text
+            assert {o["id"]: o["category"] for o in answer.json()["objects"]} == expected
+            assert (annotator.project.document.prompts[4][1].box is None) == bool(known)
 
 
 def test_an_export_is_sent_in_pieces(

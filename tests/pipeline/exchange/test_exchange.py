@@ -230,7 +230,7 @@ def test_coco_of_other_tools(tmp_path: Path) -> None:
             "annotation 5: RLE counts hold",
         ),
         (
-            {"annotations": [{"id": 0, "image_id": 7, "segmentation": [[3, 2, 9, 2, 9, 5]]}]},
+            {"annotations": [{"id": 5, "track_id": 0, "image_id": 7, "segmentation": [[3, 2, 9, 2, 9, 5]]}]},
             "object id 0 is not allowed",
         ),
     ],

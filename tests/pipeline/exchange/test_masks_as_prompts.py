@@ -36,13 +36,13 @@ def test_palette_pngs_are_prompts_of_their_frames(tmp_path: Path) -> None:
     folder.mkdir()
     for frame, ids in ((0, (1, 4)), (12, (4,)), (13, ())):
         (folder / f"{frame:07d}.png").write_bytes(palette_png(labels(*ids)))
-    found = masks(read_masks_as_prompts(folder))
+    found = masks(read_masks_as_prompts(folder).prompts)
     assert {frame: sorted(by_id) for frame, by_id in found.items()} == {0: [1, 4], 12: [4]}
     assert np.array_equal(found[0][4], labels(1, 4) == 4)
-    assert set(masks(read_masks_as_prompts(folder / "0000012.png"))) == {12}
+    assert set(masks(read_masks_as_prompts(folder / "0000012.png").prompts)) == {12}
     named = folder.rename(tmp_path / "other") / "first.png"
     named.write_bytes(palette_png(labels(2)))
-    assert set(masks(read_masks_as_prompts(named, frame=5))) == {5}
+    assert set(masks(read_masks_as_prompts(named, frame=5).prompts)) == {5}
 
 
 def coco(*streams: str) -> dict[str, Any]:
@@ -63,14 +63,15 @@ def coco(*streams: str) -> dict[str, Any]:
 def test_coco_and_prompts_files(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     file.write_text(json.dumps(coco("x")))
-    prompts = read_masks_as_prompts(file)
+    prompts, numbered = read_masks_as_prompts(file)
+    assert numbered == set()  # `track_id` is the object's id
     ((entry,),) = prompts.objects.values()
     assert (entry.object_id, entry.category) == (7, "car")
     assert np.array_equal(masks(prompts)[3][7], labels(7) == 7)
     (tmp_path / "prompts.json").write_text(json.dumps(prompts.to_record()))
-    assert read_masks_as_prompts(tmp_path / "prompts.json") == prompts
+    assert read_masks_as_prompts(tmp_path / "prompts.json").prompts == prompts
     file.write_text(json.dumps(coco("x", "y")))
-    assert read_masks_as_prompts(file, stream_id="y") == prompts
+    assert read_masks_as_prompts(file, stream_id="y").prompts == prompts
     with pytest.raises(UsageError, match="masks of x, y"):
         read_masks_as_prompts(file)
 
@@ -91,7 +92,34 @@ def test_the_frame_of_an_image_of_another_tool(tmp_path: Path, image: dict[str, 
     known.update(image)
     file = tmp_path / "a.json"
     file.write_text(json.dumps(document))
-    assert list(read_masks_as_prompts(file, frame=5).objects) == [frame]
+    assert list(read_masks_as_prompts(file, frame=5).prompts.objects) == [frame]
+
+
+def test_objects_of_coco_files_without_track_ids(tmp_path: Path) -> None:
+    """As annotation tools write them: an annotation has an id of its own, of any size, and no other."""
+    rle = {"size": [20, 30], "counts": mask_to_rle(labels(7) == 7)}
+    document: dict[str, Any] = {
+        "images": [{"id": n, "file_name": f"{n:05d}.jpg", "width": 30, "height": 20} for n in (1, 2)],
+        "annotations": [
+            {"id": 900_100_259_690 + n, "image_id": image, "category_id": category, "segmentation": rle}
+            for n, (image, category) in enumerate(((1, 1), (1, 2), (1, 2), (2, 1), (2, 2)))
+        ],
+        "categories": [{"id": 1, "name": "van"}, {"id": 2, "name": "person"}],
+    }
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(document))
+    prompts, numbered = read_masks_as_prompts(file)
+    found = {
+        frame: [(e.object_id, e.category) for e in entries] for frame, entries in prompts.objects.items()
+    }
+    # One van; which of two people a third mask is of, nobody knows.
+    assert found == {1: [(1, "van"), (2, "person"), (3, "person")], 2: [(1, "van"), (4, "person")]}
+    assert numbered == {1, 2, 3, 4}
+    document["annotations"][0]["track_id"] = 12
+    file.write_text(json.dumps(document))
+    prompts, numbered = read_masks_as_prompts(file)
+    assert [e.object_id for e in prompts.objects[1]] == [12, 13, 14]
+    assert numbered == {13, 14, 15, 16}
 
 
 def test_files_that_hold_no_masks(tmp_path: Path) -> None:
