@@ -39,12 +39,13 @@ export function setUpAdding(added) {
     dialog.showModal();
     try {
       const options = await ask("v1/options");
-      const before = form.detector.value;
+      const [filled, before] = [form.detector.length > 0, form.detector.value];
       form.detector.replaceChildren(
         ...options.detectors.map((name) => element("option", name, { value: name })),
         element("option", "nothing: I point at objects myself", { value: "" }),
       );
-      if (options.detectors.includes(before)) form.detector.value = before;
+      // What was chosen while the answer was on its way stays.
+      if (filled && ["", ...options.detectors].includes(before)) form.detector.value = before;
       form.most.placeholder = options.streams.max_objects ?? "";
       part("allowed").textContent = options.networks.length
         ? `Cameras may be in ${options.networks.join(", ")}, on ${options.ports.length > 1 ? "ports" : "port"} ${options.ports.join(", ")}.`

@@ -1,11 +1,11 @@
 // What is drawn over the large picture: the zones, and the gestures of the tools. Positions are pixels of the
 // camera's frames.
 
-const HANDLE = 10;
+const HANDLE = 10, FINGER = 24;  // pixels of the screen around a corner that a mouse, a finger hits
 export const TOOLS = ["look", "box", "click", "zone", "line"];
 
 export class Drawing {
-  // did: { box, click, zone, line }, called with what was drawn.
+  // did: { box, click, zone, line }, called with what was drawn; corners, with the number of the zone's so far.
   constructor(canvas, did) {
     this.canvas = canvas;
     this.did = did;
@@ -15,18 +15,25 @@ export class Drawing {
     this.points = [];
     this.drag = null;
     this.pointer = null;
+    this.keyed = false;   // the pointer is moved by keys
     canvas.addEventListener("pointerdown", (event) => this.down(event));
     canvas.addEventListener("pointermove", (event) => this.move(event));
     canvas.addEventListener("pointerup", () => this.up());
     canvas.addEventListener("pointercancel", () => this.cancel());
     canvas.addEventListener("dblclick", () => this.finish());
     canvas.addEventListener("contextmenu", (event) => event.preventDefault());
+    canvas.addEventListener("pointerleave", () => { if (!this.drag) { this.pointer = null; this.draw(); } });
+    // Keys move the pointer only for whoever came to the picture with them.
+    canvas.addEventListener("mousedown", (event) => { event.preventDefault(); document.activeElement?.blur(); });
+    canvas.addEventListener("focus", () => { this.keyed = true; this.pointer = this.size?.map((side) => Math.floor(side / 2) + 0.5) ?? null; this.draw(); });
+    canvas.addEventListener("blur", () => { this.keyed = false; this.pointer = this.drag = null; this.draw(); });
     new ResizeObserver(() => this.draw()).observe(canvas);
   }
 
   use(tool) {
     this.tool = tool;
     this.canvas.dataset.tool = tool;
+    this.canvas.tabIndex = tool === "look" ? -1 : 0;
     this.cancel();
   }
 
@@ -46,19 +53,42 @@ export class Drawing {
   down(event) {
     if (!this.size || this.tool === "look" || event.button !== 0) return;
     this.canvas.setPointerCapture(event.pointerId);
-    const point = this.at(event);
+    this.press(this.at(event), event.pointerType === "touch" ? FINGER : HANDLE);
+    this.draw();
+  }
+
+  press(point, near = HANDLE) {
     if (this.tool === "click") {
       const [width, height] = this.size;
       this.did.click(Math.min(width - 1, Math.floor(point[0])), Math.min(height - 1, Math.floor(point[1])));
     } else if (this.tool === "zone") {
-      const near = this.points.length > 2
-        && Math.hypot(...point.map((value, i) => value - this.points[0][i])) * this.scale() < HANDLE;
-      if (near) this.finish();
-      else this.points.push(point);
+      const closes = this.points.length > 2
+        && Math.hypot(...point.map((value, i) => value - this.points[0][i])) * this.scale() < near;
+      if (closes) this.finish();
+      else this.put([...this.points, point]);
     } else {
       this.drag = { from: point, to: point };
     }
+  }
+
+  put(points) {
+    this.points = points;
+    this.did.corners(points.length);
+  }
+
+  // Arrows move the pointer, the space bar presses and releases it. Whether the key is one of these.
+  key(event) {
+    const step = event.shiftKey ? 10 : 1;
+    const way = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key];
+    if (!this.keyed || !this.size || this.tool === "look" || (!way && event.key !== " ")) return false;
+    this.pointer ??= this.size.map((side) => Math.floor(side / 2) + 0.5);
+    if (way) {
+      this.pointer = this.pointer.map((value, i) => Math.min(this.size[i] - 0.5, Math.max(0.5, value + way[i])));
+      if (this.drag) this.drag.to = this.pointer;
+    } else if (this.drag) this.up();
+    else this.press(this.pointer);
     this.draw();
+    return true;
   }
 
   move(event) {
@@ -82,17 +112,18 @@ export class Drawing {
     this.draw();
   }
 
+  // With fewer than three corners, the zone stays under way.
   finish() {
-    const points = this.points;
-    this.points = [];
     // A double click adds its own point twice.
-    const apart = points.filter((p, i) => i === 0 || Math.hypot(p[0] - points[i - 1][0], p[1] - points[i - 1][1]) > 1);
+    const apart = this.points.filter((p, i, all) => i === 0 || Math.hypot(p[0] - all[i - 1][0], p[1] - all[i - 1][1]) > 1);
+    this.put(apart.length > 2 ? [] : apart);
     if (apart.length > 2) this.did.zone(apart.map((point) => point.map(Math.round)));
     this.draw();
   }
 
   cancel() {
-    [this.points, this.drag] = [[], null];
+    this.drag = null;
+    this.put([]);
     this.draw();
   }
 
@@ -120,6 +151,36 @@ export class Drawing {
       const points = this.drag ? [this.drag.from, this.drag.to] : [...this.points, ...(this.pointer ? [this.pointer] : [])];
       context.beginPath();
       points.forEach((point, i) => (i ? context.lineTo(...point) : context.moveTo(...point)));
+      context.stroke();
+      this.corners(context, pixel);
+    }
+    if (this.keyed && this.pointer) this.cross(context, pixel, this.pointer);
+  }
+
+  // The first one is larger once the zone can be closed there.
+  corners(context, pixel) {
+    context.setLineDash([]);
+    context.fillStyle = "#fff";
+    context.strokeStyle = "#000";
+    context.lineWidth = pixel;
+    this.points.forEach(([x, y], i) => {
+      const half = (i === 0 && this.points.length > 2 ? 7 : 4) * pixel;
+      context.fillRect(x - half, y - half, 2 * half, 2 * half);
+      context.strokeRect(x - half, y - half, 2 * half, 2 * half);
+    });
+  }
+
+  // The cross that keys move.
+  cross(context, pixel, [x, y]) {
+    context.setLineDash([]);
+    for (const [ink, width] of [["#000", 4], ["#fff", 2]]) {
+      context.strokeStyle = ink;
+      context.lineWidth = width * pixel;
+      context.beginPath();
+      for (const [dx, dy] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
+        context.moveTo(x + 4 * dx * pixel, y + 4 * dy * pixel);
+        context.lineTo(x + 14 * dx * pixel, y + 14 * dy * pixel);
+      }
       context.stroke();
     }
   }

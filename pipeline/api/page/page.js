@@ -93,10 +93,20 @@ window.addEventListener("hashchange", () => {
   if (id) stream.open(id);
   refresh();
 });
+const KEYS = {
+  "?": () => part("keys").showModal(),
+  n: () => part("add").click(),
+  p: () => { if (stream.id !== null) part("pause").click(); },
+  "[": () => wall.step(stream.id, -1), "]": () => wall.step(stream.id, 1),
+};
+part("help").addEventListener("click", KEYS["?"]);
 window.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]") || part("main").hidden) return;
   if (["INPUT", "SELECT", "BUTTON"].includes(event.target.tagName) && event.key === "Enter") return;
-  if (!["INPUT", "SELECT"].includes(event.target.tagName) && stream.id !== null) stream.key(event);
+  if (["INPUT", "SELECT"].includes(event.target.tagName)) return;
+  if (KEYS[event.key]) KEYS[event.key]();
+  else if (stream.id === null || !stream.key(event)) return;
+  event.preventDefault();  // else arrow keys scroll, too, and a key is typed into the form that it opens
 });
 part("login").addEventListener("submit", (event) => {
   event.preventDefault();

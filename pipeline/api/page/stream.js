@@ -27,7 +27,13 @@ export class Stream {
       click: (x, y) => this.clicked(x, y),
       zone: (polygon) => this.addZone("zones", { polygon }),
       line: (from, to) => this.addZone("lines", { from, to }),
+      corners: (count) => {
+        part("zone-close").disabled = count < 3;
+        part("zone-drop").disabled = count === 0;
+      },
     });
+    part("zone-close").addEventListener("click", () => this.drawing.finish());
+    part("zone-drop").addEventListener("click", () => this.drawing.cancel());
     for (const tool of TOOLS) part(`tool-${tool}`).addEventListener("click", () => this.use(tool));
     part("pause").addEventListener("click", () => this.change({ pause: part("state").textContent !== "paused" }));
     part("remove").addEventListener("click", () => {
@@ -42,15 +48,21 @@ export class Stream {
     for (const other of TOOLS) part(`tool-${other}`).setAttribute("aria-pressed", String(other === tool));
     part("hint").textContent = HINTS[tool];
     part("object-options").hidden = tool !== "box" && tool !== "click";
+    // There before the first corner, so that the picture does not move under the hand.
+    part("zone-close").hidden = part("zone-drop").hidden = tool !== "zone";
     part("zone-options").hidden = tool !== "zone" && tool !== "line";
     this.drawing.use(tool);
   }
 
+  // Whether the key did something.
   key(event) {
+    if (event.target === part("over") && this.drawing.key(event)) return true;
     const tool = { v: "look", b: "box", c: "click", z: "zone", l: "line" }[event.key];
     if (tool) this.use(tool);
     else if (event.key === "Enter") this.drawing.finish();
     else if (event.key === "Escape") this.drawing.cancel();
+    else return false;
+    return true;
   }
 
   async open(id) {

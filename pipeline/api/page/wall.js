@@ -45,6 +45,13 @@ export class Wall {
     });
   }
 
+  // Choose the stream that is `by` tiles after one.
+  step(id, by) {
+    const ids = [...this.list.children].map((item) => item.dataset.stream);
+    const at = Math.max(0, ids.indexOf(id));
+    if (ids.length) this.chosen(ids[(at + by + ids.length) % ids.length]);
+  }
+
   add(id) {
     const item = element("li", null, { "data-stream": id });
     const button = element("button", null, { type: "button" });

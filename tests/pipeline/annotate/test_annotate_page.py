@@ -823,9 +823,10 @@ def test_imported_objects_without_ids_leave_the_others_alone(
     served: tuple[str, Sessions], annotator: Annotator
 ) -> None:
     """Without `track_id`, a COCO file does not say which objects it means: they are new ones."""
-    corner = [0, 0, 20, 0, 20, 20, 0, 20]
 
     def coco(**known: int) -> bytes:
+        left = 40 if known else 0
+        corner = [left, 0, left + 20, 0, left + 20, 20, left, 20]
         entry = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [corner], **known}
         image = {"id": 1, "file_name": "00004.jpg", "width": WIDTH, "height": HEIGHT}
         named = {"images": [image], "annotations": [entry], "categories": [{"id": 1, "name": "cup"}]}
@@ -833,7 +834,7 @@ def test_imported_objects_without_ids_leave_the_others_alone(
 
     with signed_in(*served) as client:
         client.post("/v1/objects", json={"category": "square"})
-        client.put("/v1/prompts/4/1", json={"box": [60, 60, 20, 20]})
+        client.put("/v1/prompts/4/1", json={"box": [60, 60, 40, 40]})
         for known, expected in (({}, {1: "square", 2: "cup"}), ({"track_id": 1}, {1: "square", 2: "cup"})):
             file = {"name": "a.json", "content": coco(**known).decode()}
             answer = client.post("/v1/import", json={"files": [file]})

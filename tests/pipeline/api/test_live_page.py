@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 from support.browser import Page, chromium, open_page
 from support.live_books import Committed
@@ -69,15 +70,27 @@ class Hand:
             buttons=0 if kind == "mouseReleased" else 1,
         )
 
+    def tap(self, *way: tuple[float, float]) -> None:
+        """A finger goes down at the first place, and up at the last one."""
+        box = self.page.value(
+            "(({left, top, width, height}) => [left, top, width, height])"
+            "(document.getElementById('over').getBoundingClientRect())"
+        )
+        for number, (x, y) in enumerate(way):
+            place = {"x": box[0] + x * box[2] / WIDTH, "y": box[1] + y * box[3] / HEIGHT, "id": 0}
+            kind = "touchMove" if number else "touchStart"
+            self.page.do("Input.dispatchTouchEvent", type=kind, touchPoints=[place])
+        self.page.do("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
     def drag(self, *way: tuple[float, float]) -> None:
         self.mouse("mousePressed", *way[0])
         for point in way[1:]:
             self.mouse("mouseMoved", *point)
         self.mouse("mouseReleased", *way[-1])
 
-    def key(self, key: str) -> None:
+    def key(self, key: str, modifiers: int = 0) -> None:
         for kind in ("keyDown", "keyUp"):
-            self.page.do("Input.dispatchKeyEvent", type=kind, key=key)
+            self.page.do("Input.dispatchKeyEvent", type=kind, key=key, modifiers=modifiers)
 
     def says(self, text: str) -> None:
         self.page.wait_for(f"document.getElementById('notice').textContent.includes({text!r})")
@@ -168,6 +181,42 @@ def test_point_name_draw_zones_and_remove(tmp_path: Path) -> None:
             page.wait_for("document.querySelector('#zones').innerText.includes('line 1')")
             assert [zone["name"] for zone in hub.status("yard")["zones_file"]["zones"]] == ["door"]
             page.screenshot(tmp_path / "dashboard.png")
+
+            # With a finger, which has no Enter key; and with keys only.
+            page.do("Emulation.setTouchEmulationEnabled", enabled=True, maxTouchPoints=1)
+            page.wait_for("matchMedia('(pointer: coarse)').matches")  # the controls are larger then
+            hand.press("#tool-zone")
+            hand.fill("#zone-name", "pad")
+            top = page.value("document.getElementById('over').getBoundingClientRect().top")
+            for corner in ((20, 20), (60, 20), (60, 60)):
+                hand.tap(corner)
+            assert page.value("document.getElementById('over').getBoundingClientRect().top") == top
+            page.screenshot(tmp_path / "corners.png")
+            assert hub.status("yard")["zones_file"]["zones"][-1]["name"] == "door"
+            hand.press("#zone-close")
+            page.wait_for("document.querySelector('#zones').innerText.includes('pad')")
+            hand.press("#tool-line")
+            hand.fill("#zone-name", "kerb")
+            hand.tap((20, 100), (60, 100), (140, 100))
+            page.wait_for("document.querySelector('#zones').innerText.includes('kerb')")
+            page.do("Emulation.setTouchEmulationEnabled", enabled=False)
+            hand.key("z")
+            page.value("document.getElementById('over').focus()")
+            for key in ("", "ArrowRight", "ArrowDown"):
+                for _ in range(3 if key else 0):
+                    hand.key(key, modifiers=8)
+                hand.key(" ")
+            hand.key("Enter")
+            page.wait_for("document.querySelector('#zones').innerText.includes('zone 1')")
+            zones, lines = (hub.status("yard")["zones_file"][kind] for kind in ("zones", "lines"))
+            corners = {zone["name"]: zone["polygon"] for zone in zones}
+            assert np.abs(np.array(corners["pad"]) - [(20, 20), (60, 20), (60, 60)]).max() <= 1
+            assert np.abs(np.array(corners["zone 1"]) - [(80, 60), (110, 60), (110, 90)]).max() <= 1
+            kerb = next(line for line in lines if line["name"] == "kerb")
+            assert np.abs(np.array([kerb["from"], kerb["to"]]) - [(20, 100), (140, 100)]).max() <= 1
+            hand.key("?", modifiers=8)
+            page.wait_for("document.getElementById('keys').open")
+            page.value("document.getElementById('keys').close()")
             hand.press("[aria-label='Remove door']")
             page.wait_for("!document.querySelector('#zones').innerText.includes('door')")
 
@@ -196,7 +245,7 @@ def test_point_name_draw_zones_and_remove(tmp_path: Path) -> None:
     assert first["id"] in [event["object_id"] for event in committed.of("corrected")]
     assert [row["category"] for row in committed.rows if row["object_id"] == second["id"]][-1] == "spot"
     assert [event["object_id"] for event in committed.of("object_removed")] == [first["id"]]
-    assert len(committed.of("zones_changed")) == 3
+    assert len(committed.of("zones_changed")) == 6
     assert cv2.imread(str(tmp_path / "dashboard.png")) is not None
     if folder := os.environ.get("XMEM_SCREENSHOTS"):
         for shot in ("refused", "dashboard", "tablet"):
