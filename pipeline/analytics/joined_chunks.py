@@ -1,17 +1,14 @@
-"""Many small chunk files read at once: as the row groups of one Parquet file, put together in memory.
+"""Many small chunk files read at once.
 
 Of a file of a thousand rows, parsing its footer (17 columns with statistics, and the schema twice) and
 preparing a reader take five times as long as its rows. All chunk files begin their footers with the same
 schema, which is parsed once here. Of each footer only the places of the columns that are asked for are looked
-up. Their pages are copied behind each other, unchanged, and one footer that names only them is written for
-all. pyarrow reads the result in one call and verifies the checksum of each page, as it would in the files.
+up, and their pages of all files are decoded together (`pipeline.analytics.joined_pages`).
 
 Whatever is not as expected (another schema, several row groups; a file that is damaged, foreign or missing)
 is no error here: the caller reads these files one by one, and says what is wrong with which.
 
-Footers are Thrift structs in the compact protocol, laid out by parquet.thrift. A field is a byte, with the
-distance from the field before in its upper half and the type in its lower half, and a value. Integers are
-zigzag varints; binaries have their length before them.
+Footers are Thrift structs in the compact protocol; see `pipeline.analytics.joined_pages`.
 """
 
 from __future__ import annotations
@@ -22,13 +19,22 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipeline.analytics.joined_pages import (
+    MAGIC,
+    ColumnPages,
+    PlainColumn,
+    decode,
+    footer_end,
+    number,
+    path,
+    written,
+)
 from pipeline.analytics.listing import Chunk
-from pipeline.analytics.parquet_file import VARINT, WHOLE_BYTES, ParquetFile, parse_metadata, unsigned
+from pipeline.analytics.parquet_file import VARINT, WHOLE_BYTES, parse_metadata
 from pipeline.base.errors import StoreError
 from pipeline.storage.files import Files
 from pipeline.storage.local_files import LocalFiles
@@ -41,19 +47,16 @@ Bounds = Mapping[str, tuple[float, float]]
 BOUNDED = {"pts_seconds": "<dd", "wall_time": "<qq"}
 """Columns of which statistics are looked at, and how these are packed (wall_time: microseconds)."""
 
-_MAGIC = b"PAR1"
 _TAIL_BYTES = 1 << 13
 _AFTER_SCHEMA = re.compile(rb"\x16(" + VARINT + rb")\x19\x1c\x19")
 """FileMetaData 3 num_rows; 4 row_groups: a list of one struct; RowGroup 1 columns: a list."""
+_STREAM_KEY = b"\x18\x0exmem.stream_id\x18"
 _CHUNK = re.compile(
-    rb"\x18\x0exmem\.stream_id\x18.([A-Za-z0-9._-]+)\x00"
+    re.escape(_STREAM_KEY) + rb".([A-Za-z0-9._-]+)\x00"
     rb"\x18\x0axmem\.first\x18.(\d+)\x00\x18\x09xmem\.last\x18.(\d+)\x00",
     re.DOTALL,
 )
 """Three KeyValues of a chunk. JSON escapes control characters: nothing in its events looks like them."""
-_DATA_PAGE = re.compile(rb"\x15\x00\x15%b\x15%b\x15%b\x1c\x15(%b)" % ((VARINT,) * 4))
-"""PageHeader 1 type: a data page; 2 and 3 its sizes; 4 crc; 5 data_page_header: 1 num_values."""
-_TYPES = {"INT32": 1, "INT64": 2, "FLOAT": 4, "DOUBLE": 5, "BYTE_ARRAY": 6}
 _ERRORS = (OSError, StoreError, pa.ArrowException, ValueError, LookupError, struct.error)
 
 Read = Callable[[int, int], bytes]
@@ -73,17 +76,14 @@ class JoinedRows:
     counts: list[int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     """Where a column of a file is.
 
     Args:
-        fields: fields 3 to 7 of its ColumnMetaData, from path_in_schema to total_compressed_size.
         start, size: its bytes in the file.
         data: position of its first data page behind `start`: the size of its dictionary.
     """
 
-    fields: bytes
     start: int
     size: int
     data: int
@@ -120,19 +120,13 @@ class ChunkJoiner:
         """
         try:
             layout = self._layout(names, bounds)
-            pieces, groups, counts, at = [_MAGIC], [], [], len(_MAGIC)
-            for chunk in chunks:
-                rows, places, parts = self._parts(chunk, layout)
-                counts.append(rows)
-                if rows and parts:
-                    groups.append(layout.row_group(rows, places, at))
-                    pieces += parts
-                    at += sum(map(len, parts))
+            columns = [ColumnPages(column) for column in layout.columns]
+            counts = [self._add(chunk, layout, columns) for chunk in chunks]
             if not names:
                 return JoinedRows(None, counts)
-            footer = layout.footer(sum(counts), groups)
-            pieces += [footer, _end(footer)]
-            table = ParquetFile(pa.BufferReader(b"".join(pieces))).read(layout.names)
+            if not sum(counts):
+                return JoinedRows(layout.schema.empty_table(), counts)
+            table = pa.Table.from_arrays(decode(columns), schema=layout.schema)
         except _ERRORS:
             return None
         return JoinedRows(table, counts) if table.num_rows == sum(counts) else None
@@ -143,39 +137,33 @@ class ChunkJoiner:
             self._layouts[key] = _Layout(self._schema, names, bounds)
         return self._layouts[key]
 
-    def _parts(self, chunk: Chunk, layout: _Layout) -> tuple[int, list[_Place], list[bytes]]:
-        """The number of rows of a file, and the places and bytes of its columns."""
+    def _add(self, chunk: Chunk, layout: _Layout, columns: Sequence[ColumnPages]) -> int:
+        """Add the columns of a file to those of others; the number of rows that it has."""
         name = chunk_name(self._kind, chunk.stream_id, chunk.first)
         if self._local:
             assert isinstance(self._files, LocalFiles)
             descriptor = os.open(self._files.path(name), os.O_RDONLY | NO_LINK)
             try:
-                return self._parts_of(chunk, chunk.size, partial(os.pread, descriptor), layout)
+                return self._add_parts(chunk, chunk.size, partial(os.pread, descriptor), layout, columns)
             finally:
                 os.close(descriptor)
         # An events file was not listed, and may be a link, which `read` refuses.
         is_listed = self._kind == "tracks"
         whole = self._files.part(name, 0, chunk.size) if is_listed else self._files.read(name)
-        return self._parts_of(chunk, len(whole), lambda count, at: whole[at : at + count], layout)
+        return self._add_parts(chunk, len(whole), lambda count, at: whole[at : at + count], layout, columns)
 
-    def _parts_of(
-        self, chunk: Chunk, size: int, read: Read, layout: _Layout
-    ) -> tuple[int, list[_Place], list[bytes]]:
+    def _add_parts(
+        self, chunk: Chunk, size: int, read: Read, layout: _Layout, columns: Sequence[ColumnPages]
+    ) -> int:
         footer = _footer(size, read)
         _check_chunk(chunk, footer)
         if not footer.startswith(self._heads):
             self._heads = (*self._heads, _head(footer, self._schema))
         head = next(head for head in self._heads if footer.startswith(head))
         rows, places = layout.found(footer, len(head))
-        if not rows:
-            return 0, [], []
-        parts = [read(place.size, place.start) for place in places]
-        for place, part in zip(places, parts, strict=True):
-            # A checksum is of a page without its header. All else in that is noticed when the page is read.
-            page = _DATA_PAGE.match(part, place.data)
-            if page is None or _number(page[1]) != rows:
-                raise ValueError("there is not one data page of all rows")
-        return rows, places, parts
+        for column, place in zip(columns, places, strict=False):  # without rows, there are no places
+            column.add(read(place.size, place.start), place.data, rows)
+        return rows
 
 
 class _Layout:
@@ -193,18 +181,10 @@ class _Layout:
             raise KeyError(names)
         self._bounds = bounds
         self._looked_up = [name for name in schema.names if name in names or name in bounds]
-        self._keys = [_path(name) for name in self._looked_up]
+        self._keys = [path(name) for name in self._looked_up]
         self._pattern = re.compile(rb".*?".join(map(_place_pattern, self._looked_up)), re.DOTALL)
-        empty = pa.schema([schema.field(name) for name in self.names]).empty_table()
-        footer, metadata = _written(empty)
-        at = footer.find(b"\x16\x00\x19")  # 3 num_rows: none
-        keys = footer.find(b"\x18\x0cARROW:schema") - 2  # 5 key_value_metadata, a list of one struct
-        if at < 0 or keys < 0:
-            raise ValueError("pyarrow writes other footers")
-        self._before, self._behind = footer[:at], footer[keys:]
-        kinds = [_TYPES[metadata.schema.column(i).physical_type] for i in range(len(self.names))]
-        # ColumnChunk 2 file_offset; 3 meta_data: 1 type; 2 encodings. Readers ignore offset and encodings.
-        self._begins = [b"\x26\x00\x1c\x15" + _zigzag(kind) + b"\x19\x15\x00" for kind in kinds]
+        self.schema = pa.schema([schema.field(name) for name in self.names])
+        self.columns = [PlainColumn(field) for field in self.schema]
 
     def found(self, footer: bytes, at: int) -> tuple[int, list[_Place]]:
         """How many rows of a file may be asked for, and where its columns are.
@@ -218,7 +198,7 @@ class _Layout:
         after = _AFTER_SCHEMA.match(footer, at)
         if after is None:
             raise ValueError("there is not one row group")
-        rows = _number(after[1])
+        rows = number(after[1])
         if not self._keys or not rows:
             return rows, []
         found = self._pattern.search(footer, after.end())
@@ -227,14 +207,14 @@ class _Layout:
             raise ValueError("a column is not found")
         groups, places = found.groups(), []
         for index, name in enumerate(self._looked_up):
-            fields, values, size, data, dictionary, high, low = groups[7 * index : 7 * index + 7]
+            values, size, data, dictionary, high, low = groups[6 * index : 6 * index + 6]
             if values != after[1]:
                 raise ValueError("columns are of different lengths")
             if name in self._bounds and low and self._is_outside(name, low + high):
                 return 0, []
-            start = _number(data if dictionary is None else dictionary)
+            start = number(data if dictionary is None else dictionary)
             if name in self.names:
-                places.append(_Place(fields, start, _number(size), _number(data) - start))
+                places.append(_Place(start, number(size), number(data) - start))
         return rows, places
 
     def _is_outside(self, name: str, packed: bytes) -> bool:
@@ -243,32 +223,11 @@ class _Layout:
         low, high = self._bounds[name]
         return bool(greatest < low or least > high)
 
-    def row_group(self, rows: int, places: Sequence[_Place], at: int) -> bytes:
-        """A RowGroup of columns whose bytes begin at a position and follow each other."""
-        columns = []
-        for begin, place in zip(self._begins, places, strict=True):
-            # ColumnMetaData 9 data_page_offset; 11 dictionary_page_offset.
-            offsets = b"\x26" + _zigzag(at + place.data) + (b"\x26" + _zigzag(at) if place.data else b"")
-            columns += [begin, place.fields, offsets, b"\x00\x00"]
-            at += place.size
-        # RowGroup 1 columns; 2 total_byte_size, which readers ignore; 3 num_rows.
-        return b"\x19" + _list_of(len(places)) + b"".join(columns) + b"\x16\x00\x16" + _zigzag(rows) + b"\x00"
-
-    def footer(self, rows: int, groups: Sequence[bytes]) -> bytes:
-        """The footer of a file of some row groups."""
-        row_groups = b"\x19" + _list_of(len(groups)) + b"".join(groups)
-        return self._before + b"\x16" + _zigzag(rows) + row_groups + self._behind
-
-
-def _path(name: str) -> bytes:
-    """ColumnMetaData 3 path_in_schema: a list of one binary."""
-    return b"\x19\x18" + bytes([len(name)]) + name.encode()
-
 
 def _place_pattern(name: str) -> bytes:
-    """Finds a column's fields 3 to 7, 5 num_values, 7 total_compressed_size, 9 data_page_offset,
+    """Finds a column's fields 3 to 7 (4: zstd), 5 num_values, 7 total_compressed_size, 9 data_page_offset,
     11 dictionary_page_offset, and of its statistics 5 max_value and 6 min_value, if 3 null_count is 0."""
-    fields = rb"(" + re.escape(_path(name)) + rb"\x15.\x16(%b)\x16%b\x16(%b))" % ((VARINT,) * 3)
+    fields = re.escape(path(name)) + rb"\x15\x0c\x16(%b)\x16%b\x16(%b)" % ((VARINT,) * 3)
     offsets = rb"\x26(%b)(?:\x26(%b))?" % (VARINT, VARINT)
     if name not in BOUNDED:
         return fields + offsets + rb"()()"
@@ -279,7 +238,7 @@ def _footer(size: int, read: Read) -> bytes:
     """A file's FileMetaData. ValueError if its end is missing."""
     tail = read(min(size, _TAIL_BYTES), max(0, size - _TAIL_BYTES))
     length = int.from_bytes(tail[-8:-4], "little")
-    if tail[-4:] != _MAGIC or length + 8 > size:
+    if tail[-4:] != MAGIC or length + 8 > size:
         raise ValueError("its end is missing")
     if length + 8 > len(tail):
         return read(length, size - 8 - length)
@@ -288,8 +247,9 @@ def _footer(size: int, read: Read) -> bytes:
 
 def _check_chunk(chunk: Chunk, footer: bytes) -> None:
     """ValueError if a file is not that of a chunk, or if the next one is missing."""
-    found = _CHUNK.search(footer)
-    if found is None or footer.count(b"\x18\x0exmem.stream_id\x18") != 1:
+    at = footer.find(_STREAM_KEY)
+    found = _CHUNK.match(footer, at) if at >= 0 else None
+    if found is None or footer.find(_STREAM_KEY, at + 1) >= 0:
         raise ValueError("no file of xmem")
     first, last = int(found[2]), int(found[3])
     if found[1] != chunk.stream_id.encode() or first != chunk.first or last < first:
@@ -300,47 +260,10 @@ def _check_chunk(chunk: Chunk, footer: bytes) -> None:
 
 def _head(footer: bytes, schema: pa.Schema) -> bytes:
     """How a footer with our schema begins, up to the number of rows. ValueError if it has another schema."""
-    metadata = parse_metadata(footer + _end(footer), is_part=False)
-    if not metadata.schema.equals(_written(schema.empty_table())[1].schema):
+    metadata = parse_metadata(footer + footer_end(footer), is_part=False)
+    if not metadata.schema.equals(written(schema.empty_table())[1].schema):
         raise ValueError("another schema")
     found = _AFTER_SCHEMA.search(footer, footer.find(schema.names[-1].encode()))
-    if found is None or _number(found[1]) != metadata.num_rows:
+    if found is None or number(found[1]) != metadata.num_rows:
         raise ValueError("there is not one row group")
     return footer[: found.start()]
-
-
-def _written(table: pa.Table) -> tuple[bytes, Any]:
-    """The footer of a table, and its metadata."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, version="2.6", use_dictionary=False, store_schema=True)
-    data = sink.getvalue().to_pybytes()
-    return _footer(len(data), lambda count, at: data[at : at + count]), parse_metadata(data, is_part=False)
-
-
-def _end(footer: bytes) -> bytes:
-    """What follows a footer."""
-    return len(footer).to_bytes(4, "little") + _MAGIC
-
-
-def _list_of(count: int) -> bytes:
-    """The head of a list of structs."""
-    return bytes([count << 4 | 0xC]) if count < 15 else b"\xfc" + _varint(count)
-
-
-def _varint(value: int) -> bytes:
-    found = bytearray()
-    while value >= 0x80:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
-
-
-def _zigzag(value: int) -> bytes:
-    """A number of at least 0 as zigzag varint."""
-    return _varint(value << 1)
-
-
-def _number(varint: bytes) -> int:
-    """The number of at least 0 of a zigzag varint."""
-    return unsigned(varint) >> 1

@@ -189,6 +189,17 @@ class _Ranges:
 
 def unsigned(varint: bytes) -> int:
     """The number that a varint holds."""
+    value = int.from_bytes(varint, "little")
+    if value < 0x80:
+        return value
+    if len(varint) <= 5:  # seven bits of each byte, moved together
+        return (
+            value & 0x7F
+            | value >> 1 & 0x3F80
+            | value >> 2 & 0x1FC000
+            | value >> 3 & 0xFE00000
+            | value >> 4 & 0x7F0000000
+        )
     value = 0
     for byte in reversed(varint):
         value = value << 7 | byte & 0x7F

@@ -60,7 +60,7 @@ logger = logging.getLogger(__name__)
 
 _TAIL_BYTES = 1 << 13
 _COPY_TAIL_BYTES = 1 << 18
-_FILES_PER_TASK = 64
+_FILES_PER_TASK = 256
 _BYTES_PER_TASK = 1 << 24
 _GROUPS_PER_TASK = 2
 _WORTH_SKIPPING = 1 << 13

@@ -69,6 +69,7 @@ class LocalFiles(Files):
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder))
         self._folder = folder
+        self._prefix = os.path.join(self.root, "")
 
     def create(self, name: str, data: bytes, owner: str = "") -> bool:
         with self._reporting("write", name):
@@ -160,7 +161,7 @@ class LocalFiles(Files):
 
     def path(self, name: str) -> str:
         """Path of a file on this machine."""
-        return os.path.join(self.root, name)
+        return self._prefix + name
 
     def sweep(self, owner: str) -> None:
         with suppress(OSError), self._listing(TEMP_FOLDER) as entries:
