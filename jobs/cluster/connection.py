@@ -140,9 +140,10 @@ def _start(options: Mapping[str, Any]) -> None:
     """Start a local Ray; retries, since start-up may time out on a busy machine."""
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
-    for wait in (*_START_WAITS, None):
+    for tries, wait in enumerate((*_START_WAITS, None)):
         try:
-            with local_ray.lean_start(logs=options["log_to_driver"]):
+            # A version of Ray may need its own agent.
+            with local_ray.lean_start(logs=options["log_to_driver"], agent=tries > 0):
                 ray.init(**options)
             return
         except (ValueError, TypeError, PermissionError):

@@ -15,7 +15,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import ray
@@ -24,7 +24,7 @@ from ray._private import ray_constants, services
 from ray._private.node import Node
 
 from jobs.cluster import auth_token as ray_token
-from jobs.cluster import worker_start
+from jobs.cluster import silent_agent, worker_start
 from pipeline.base.errors import XmemError
 
 MINIMUM = (2, 59)
@@ -33,6 +33,7 @@ even if Ray asks for a token."""
 
 _RAYLET_SECONDS = 120.0
 _PRESTART = "RAY_prestart_worker_first_driver"
+_AGENT_OPTION = "--dashboard_agent_command="
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: no other node may join, so all is on 127.0.0.1
 
 
@@ -71,23 +72,25 @@ def protected() -> Iterator[None]:
 
 
 @contextmanager
-def lean_start(*, logs: bool) -> Iterator[None]:
+def lean_start(*, logs: bool, agent: bool = False) -> Iterator[None]:
     """Context in which `ray.init` leaves out processes that one command does not need.
 
     These are the autoscaler's monitor, the log monitor, the API server (the dashboard's, which Ray starts
-    without the dashboard too), and idle workers, one per CPU: actors with environment variables, such as the
-    trackers, get processes of their own. Workers are started by `jobs.cluster.worker_start`, which does not
-    import Ray before they do. Ray has no options for them. Nor has it one for the
-    30 s in which a raylet must start: here it may take longer on a busy machine, and is given up as soon as
-    it has ended. Methods that another version of Ray lacks are left alone.
+    without the dashboard too), the dashboard's agent, and idle workers, one per CPU: actors with environment
+    variables, such as the trackers, get processes of their own. Workers are started by
+    `jobs.cluster.worker_start`, which does not import Ray before they do. Ray has no options for them. Nor
+    has it one for the 30 s in which a raylet must start: here it may take longer on a busy machine, and is
+    given up as soon as it has ended. Methods that another version of Ray lacks are left alone.
 
     Args:
         logs: start the log monitor, which passes the workers' output on to this process.
+        agent: start the dashboard's agent, which serves metrics, logs and jobs of the node; else
+            `jobs.cluster.silent_agent` takes its place.
     """
     ours: dict[str, Any] = {
         "start_monitor": _nothing,
         "start_api_server": _without_api_server,
-        "start_raylet": _with_our_workers(Node.start_raylet),
+        "start_raylet": _with_our_programs(Node.start_raylet, agent=agent),
         "start_ray_processes": _patient(Node.start_ray_processes),
     }
     if not logs:
@@ -114,14 +117,40 @@ def _without_api_server(node: Any, **options: object) -> None:
     node._webui_url = ""  # its address, which the raylet's and the workers' command lines name
 
 
-def _with_our_workers(start: Callable[..., None]) -> Callable[..., None]:
-    """Wrap `Node.start_raylet`: its workers are started by `jobs.cluster.worker_start`."""
+def _with_our_programs(start: Callable[..., None], *, agent: bool) -> Callable[..., None]:
+    """Wrap `Node.start_raylet`: `jobs.cluster.worker_start` starts its workers, and it gets our agent.
+
+    Args:
+        agent: leave it Ray's own agent.
+    """
 
     def started(node: Any, *arguments: Any, **options: Any) -> None:
         node._ray_params.setup_worker_path = worker_start.__file__
-        start(node, *arguments, **options)
+        with nullcontext() if agent else _silent_agent():
+            start(node, *arguments, **options)
 
     return started
+
+
+@contextmanager
+def _silent_agent() -> Iterator[None]:
+    """Context in which a raylet is started with `jobs.cluster.silent_agent` as the dashboard's agent."""
+    module: Any = services
+    theirs = module.start_ray_process
+    rays = os.path.join(os.path.dirname(ray.__file__), "dashboard", "agent.py")
+
+    def start(command: list[str], *arguments: Any, **options: Any) -> Any:
+        ours = [
+            part.replace(rays, silent_agent.__file__) if part.startswith(_AGENT_OPTION) else part
+            for part in command
+        ]
+        return theirs(ours, *arguments, **options)
+
+    module.start_ray_process = start
+    try:
+        yield
+    finally:
+        module.start_ray_process = theirs
 
 
 def _patient(start: Callable[[Any], None]) -> Callable[[Any], None]:

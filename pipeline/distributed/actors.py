@@ -3,15 +3,18 @@
 Ray restarts an actor whose process died. The new one has no open streams and answers "unknown" until a stream
 is opened again from the store. Ray does not retry calls: a chunk without an answer may be tracked or not, and
 only the store can tell.
+
+The actors' classes only name the methods. `Worker` and `LiveHub`, and with them torch, are imported in the
+actors' processes: drivers and the replicas of the API start without torch.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 
@@ -19,9 +22,12 @@ from pipeline.base.malloc import keep_freed_memory
 from pipeline.base.records import FrameChunk
 from pipeline.distributed.messages import ChunkReport, StreamSpec, StreamStatus, WorkerSettings
 from pipeline.distributed.parent import end_with_parent
-from pipeline.distributed.worker import Worker
-from pipeline.live.hub.hub import HubSettings, LiveHub
+from pipeline.live.hub.settings import HubSettings
 from xmem_core.openmp import passive_environment
+
+if TYPE_CHECKING:
+    from pipeline.distributed.worker import Worker
+    from pipeline.live.hub.hub import LiveHub
 
 logger = logging.getLogger(__name__)
 
@@ -33,33 +39,50 @@ WATCHERS = "watchers"
 _WATCHING = 128
 
 
-class Tracker(Worker):
+def _of(attribute: str, name: str) -> Callable[..., Any]:
+    """A method that calls the one of this name of the object in an attribute."""
+
+    def call(self: object, *arguments: Any, **options: Any) -> Any:
+        return getattr(getattr(self, attribute), name)(*arguments, **options)
+
+    call.__name__ = name
+    return call
+
+
+class Tracker:
     """A `Worker` in an actor's process, which runs calls in order of arrival."""
+
+    _worker: Worker
+    conflicts, release, close, close_all = (
+        _of("_worker", name) for name in ("conflicts", "release", "close", "close_all")
+    )
 
     def __init__(self, settings: WorkerSettings, environment: Mapping[str, str] | None = None) -> None:
         os.environ.update(environment or {})
         end_with_parent()
         keep_freed_memory()
-        super().__init__(settings)
+        from pipeline.distributed.worker import Worker
+
+        self._worker = Worker(settings)
 
     def facts(self) -> dict[str, Any]:
         """The facts of `Worker.facts`, and the id of the Ray node."""
-        return {**super().facts(), "node_id": ray.get_runtime_context().get_node_id()}
+        return {**self._worker.facts(), "node_id": ray.get_runtime_context().get_node_id()}
 
     def open(self, spec: StreamSpec, state: bytes | None = None) -> StreamStatus:
         """Open a stream as a `Worker` does; ends the process if the device has become unusable."""
-        return self._usable(super().open(spec, state))
+        return self._usable(self._worker.open(spec, state))
 
     def track(self, chunk: FrameChunk) -> ChunkReport:
         """Track a chunk as a `Worker` does; ends the process if the device has become unusable."""
-        return self._usable(super().track(chunk))
+        return self._usable(self._worker.track(chunk))
 
     def _usable(self, answer: T) -> T:
         """The answer; ends the process if the device is unusable, since every further stream would fail.
 
         Ray restarts the process with a working device, and the scheduler finds out which stream caused it.
         """
-        if self.broken:
+        if self._worker.broken:
             logger.error("the device is unusable, ending this process: %s", answer)
             os._exit(1)
         return answer
@@ -91,7 +114,7 @@ def tracker_actor(
     return TrackerActor.options(**chosen).remote(settings, dict(environment or {}))
 
 
-class Live(LiveHub):
+class Live:
     """A `LiveHub` in an actor's process. Its methods do not block and run concurrently.
 
     Calls that wait for a frame run in the concurrency group `WATCHERS`, which has separate threads, so that
@@ -99,10 +122,18 @@ class Live(LiveHub):
     streams.
     """
 
+    _hub: LiveHub
+    add, remove, list, status, request, view, metrics, capacity, close = (
+        _of("_hub", name)
+        for name in ("add", "remove", "list", "status", "request", "view", "metrics", "capacity", "close")
+    )
+
     def __init__(self, settings: HubSettings) -> None:
         end_with_parent()
         keep_freed_memory()
-        super().__init__(settings)
+        from pipeline.live.hub.hub import LiveHub
+
+        self._hub = LiveHub(settings)
 
     def pid(self) -> int:
         """Process id of the actor."""

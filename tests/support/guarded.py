@@ -50,7 +50,10 @@ def joining(address: str, mark: Path, home: Path, **more: str) -> Iterator[subpr
 def assert_guarded(pids: list[int], folder: Path) -> None:
     """These processes listen on loopback only, and only clients with the token can run a task."""
     found = listeners(pids)
-    assert len(found) > 6, found  # GCS, raylet, object manager, agents, workers
+    programs = [Path(name.split()[0]).name for name, _, _ in found]
+    assert {"gcs_server", "raylet", "ray::RuntimeEnvAgent"} < set(programs), found
+    assert programs.count("raylet") == 2  # itself and its object manager
+    assert len(found) > 5, found  # the driver and a worker, too
     assert [one for one in found if not is_loopback(one[1])] == []
     (gcs,) = (pid for pid in pids if "gcs_server" in Path(f"/proc/{pid}/cmdline").read_text())
     (address,) = (f"{host}:{port}" for name, host, port in listeners([gcs]))

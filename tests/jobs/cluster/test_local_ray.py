@@ -55,7 +55,13 @@ def test_a_ray_of_ours_is_on_loopback_and_lets_nobody_in_without_its_token(tmp_p
         running = [Path(f"/proc/{pid}/cmdline").read_text() for pid in pids]
         assert any("gcs_server" in line for line in running)
         assert any(line.startswith("ray::One") for line in running)
-        for unneeded in ("monitor.py", "dashboard.py", "ray::IDLE"):  # and log_monitor.py
+        assert any("silent_agent.py" in line for line in running)
+        for unneeded in (
+            "monitor.py",
+            "dashboard.py",
+            "ray::DashboardAgent",
+            "ray::IDLE",
+        ):  # and log_monitor.py
             assert not [line for line in running if unneeded in line], unneeded
         assert_guarded(pids, tmp_path)
         process.communicate(timeout=60)
