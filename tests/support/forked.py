@@ -30,7 +30,10 @@ from typing import IO, Any
 
 TESTS = Path(__file__).parents[1]
 _START_SECONDS = 300.0
-_IMPORTED = ("support.live_fake", "support.small_net", "pipeline.live.hub.hub", "pipeline.tracking.track")
+_IMPORTED = (
+    "support.live_fake", "support.small_net", "pipeline.distributed.worker", "pipeline.live.hub.hub",
+    "pipeline.tracking.track",
+)  # fmt: skip
 # Packages that Ray and Ray Serve import.
 _IMPORTED_BY_RAY = (
     "fastapi", "google.protobuf.descriptor_pb2", "google.protobuf.json_format", "grpc.aio",
@@ -200,12 +203,16 @@ def _serve(connection: socket.socket, listener: socket.socket) -> None:
 
 
 def _warm_up() -> None:
-    """Track two frames and cut an object out, so that the forks find their kernels compiled."""
+    """Track two frames and cut an object out, so that the forks find their kernels compiled.
+
+    To predict what a step takes imports torch's compiler, for a second and a half.
+    """
     import cv2
     import numpy as np
     from support.tiny import SHORT_MEMORY, tiny_model
 
     from pipeline.prompts.box_segmenters import load_box_segmenter
+    from pipeline.tracking.memory_plan import predict_workspace_bytes
     from xmem_core import Prompt, VideoSegmenter
 
     segmenter, frame = VideoSegmenter(tiny_model(), SHORT_MEMORY, size=48), np.zeros((48, 64, 3), np.uint8)
@@ -213,6 +220,7 @@ def _warm_up() -> None:
     mask[10:40, 10:40] = True
     for prompt in (Prompt({1: mask}), None, None):
         segmenter.step(state, frame, prompt)
+    predict_workspace_bytes(segmenter.config, segmenter.memory_config, 48, 64, 1)
     cv2.setNumThreads(0)  # it would start threads here
     load_box_segmenter().segment(frame, (10, 10, 30, 30))
     cv2.setNumThreads(-1)

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import ray
 from ray import _raylet
+from ray._private import node, services
 
-from jobs.cluster import connection, local_ray, silent_agent
+from jobs.cluster import connection, silent_agent
 from pipeline.base.errors import XmemError
 
 RAYS: Any = _raylet
@@ -29,12 +30,12 @@ sys.stdin.read()
 def test_it_writes_the_files_that_rays_agent_writes(tmp_path: Path) -> None:
     theirs = {"METRICS_AGENT_PORT_NAME", "METRICS_EXPORT_PORT_NAME", "DASHBOARD_AGENT_LISTEN_PORT_NAME"}
     assert {getattr(RAYS, name) for name in theirs} == set(silent_agent.PORTS)
-    node = "0a1b" * 14
-    silent_agent.report(str(tmp_path), node)
+    name_of_node = "0a1b" * 14
+    silent_agent.report(str(tmp_path), name_of_node)
     ours = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     for name in silent_agent.PORTS:
-        (tmp_path / f"{name}_{node}").unlink()
-        RAYS.persist_port(str(tmp_path), node, name, -1)
+        (tmp_path / f"{name}_{name_of_node}").unlink()
+        RAYS.persist_port(str(tmp_path), name_of_node, name, -1)
     assert ours == {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     assert len(ours) == 3
 
@@ -59,22 +60,22 @@ def test_it_ends_with_its_raylet(tmp_path: Path) -> None:
 
 def test_a_ray_that_does_not_start_with_it_gets_its_own_agent(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Path(ray.__file__).parent / "dashboard" / "agent.py"
-    services: Any = local_ray.services
+    nodes: Any = node
+    theirs: Any = services
     given: list[str] = []
 
     def start_process(command: list[str]) -> None:
         given.extend(command)
         raise RuntimeError("the raylet ended while it started")
 
-    def start_raylet(node: object) -> None:
-        services.start_ray_process(["raylet", f"--dashboard_agent_command=python {agent} --head"])
+    def start_raylet(started: object) -> None:
+        theirs.start_ray_process(["raylet", f"--dashboard_agent_command=python {agent} --head"])
 
     def init(**options: object) -> None:
-        node: Any = SimpleNamespace(_ray_params=SimpleNamespace())
-        local_ray.Node.start_raylet(node)
+        nodes.Node.start_raylet(SimpleNamespace(_ray_params=SimpleNamespace()))
 
-    monkeypatch.setattr(services, "start_ray_process", start_process)
-    monkeypatch.setattr(local_ray.Node, "start_raylet", start_raylet)
+    monkeypatch.setattr(theirs, "start_ray_process", start_process)
+    monkeypatch.setattr(nodes.Node, "start_raylet", start_raylet)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(connection, "_START_WAITS", (0.0, 0.0))
     with pytest.raises(XmemError, match="the raylet ended while it started"), connection.connected():
@@ -84,7 +85,7 @@ def test_a_ray_that_does_not_start_with_it_gets_its_own_agent(monkeypatch: pytes
         f"--dashboard_agent_command=python {program} --head"
         for program in (silent_agent.__file__, agent, agent)
     ]
-    assert services.start_ray_process is start_process
+    assert theirs.start_ray_process is start_process
 
 
 def until(what: Callable[[], object]) -> None:

@@ -139,7 +139,7 @@ def test_an_actor_whose_device_is_beyond_use_dies_and_comes_back(
         def step_many(inputs: Any) -> Any:
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-        tracker._segmenter.step_many = step_many
+        tracker._worker._segmenter.step_many = step_many
 
     actor, stream_id = actors[1], "device"
     status, before = _persistently(actor, spec(video, stream_id))
@@ -168,7 +168,7 @@ def test_a_hub_on_a_single_machine_takes_the_cpus_that_are_free(out: Path, model
     settings = HubSettings(str(out), hub="free", tracking=tracking, calibrate=False)
     live = live_actor(settings, num_cpus=0, lifetime=None)
     assert ray.get(live.__ray_call__.remote(lambda self: os.environ["OMP_NUM_THREADS"])) == free
-    threads = live.__ray_call__.remote(lambda self: self.settings.tracking.threads)
+    threads = live.__ray_call__.remote(lambda self: self._hub.settings.tracking.threads)
     assert str(ray.get(threads)) == free
     ray.kill(live)
 
