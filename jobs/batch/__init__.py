@@ -1,4 +1,4 @@
-"""Batch jobs: manifests, the Ray pool, leases, submission and reports.
+"""Batch jobs: manifests, the Ray pool, submission and reports.
 
 May use: scheduling, cluster.
 """
