@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -11,7 +12,9 @@ from jobs.cli.query import FormatOption, OutputOption, check_format, write_resul
 
 def zones(
     folder: Annotated[str, typer.Argument(help="Output folder of `xmem track`, `batch` or `serve`.")],
-    file: Annotated[str, typer.Argument(metavar="ZONES", help="Zones file; see `xmem schema zones`.")],
+    file: Annotated[
+        str, typer.Argument(metavar="ZONES", help="Zones file; see `xmem schema zones`. -: stdin.")
+    ],
     sql: Annotated[
         str | None,
         typer.Argument(
@@ -29,10 +32,9 @@ def zones(
 ) -> None:
     """Ask who was in a zone, for how long, and who crossed a line."""
     from pipeline.analytics.zones import SUMMARY, query_zones
-    from pipeline.zones.config import load_zones
+    from pipeline.zones.config import load_zones, read_zones
 
     check_format(fmt)
-    result = query_zones(
-        folder, load_zones(file), sql or SUMMARY, streams=streams or (), period_seconds=period
-    )
+    chosen = read_zones(sys.stdin.buffer.read(), "stdin") if file == "-" else load_zones(file)
+    result = query_zones(folder, chosen, sql or SUMMARY, streams=streams or (), period_seconds=period)
     write_result(result, fmt, output)

@@ -114,16 +114,12 @@ def _csv_cell(value: Any) -> Any:
 
 def _write_table(table: pa.Table, out: IO[str], factor: int) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(file=out)
-    style = box.HEAVY_HEAD
+    console = _console(out)
     terminal = console.is_terminal
-    if not terminal:
-        # A pipe or file has no width: rich would assume 80 columns, and fold or cut cells to fit.
-        console, style = Console(file=out, width=_UNBOUNDED), box.ASCII
+    style = box.HEAVY_HEAD if terminal else box.ASCII
     shown = Table(box=style, show_edge=False, pad_edge=False)
     for field in table.schema:
         numeric = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
@@ -142,12 +138,9 @@ def _write_table(table: pa.Table, out: IO[str], factor: int) -> None:
 
 
 def _write_vertical(table: pa.Table, out: IO[str], factor: int) -> None:
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(file=out)
-    if not console.is_terminal:
-        console = Console(file=out, width=_UNBOUNDED)
+    console = _console(out)
     names = table.schema.names
     widest = max((len(name) for name in names), default=0)
     shown = min(table.num_rows, max(1, factor * MAX_VERTICAL_LINES // (len(names) + 1)))
@@ -157,6 +150,19 @@ def _write_vertical(table: pa.Table, out: IO[str], factor: int) -> None:
             text = " ".join(_cell(value).split())
             console.print(Text(f"{name.ljust(widest)}  {text}".rstrip()), soft_wrap=True)
     _write_count(console, table.num_rows, shown)
+
+
+def _console(out: IO[str]) -> Any:
+    """A rich console on a stream. If its reader is gone, rich itself would end the process."""
+    from rich.console import Console
+
+    class Own(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # what it handles
+
+    console = Own(file=out)
+    # A pipe or file has no width: rich would assume 80 columns, and fold or cut cells to fit.
+    return console if console.is_terminal else Own(file=out, width=_UNBOUNDED)
 
 
 def _write_count(console: Any, rows: int, shown: int) -> None:

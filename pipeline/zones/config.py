@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib.resources import files as resource_files
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -226,14 +227,26 @@ def load_zones(path: str | os.PathLike[str], storage_options: Mapping[str, Any] 
     """
     name = os.fspath(path)
     try:
-        text = locate(name, storage_options).read_bytes().decode()
-    except UnicodeDecodeError:
-        raise UsageError(f"{name} is no zones file: it is not text in UTF-8") from None
+        # A pipe, as of the shell's <(...), has no size, which fsspec asks for.
+        data = Path(name).read_bytes() if Path(name).is_fifo() else locate(name, storage_options).read_bytes()
     except Exception as error:  # every store behind fsspec has errors of its own
         if may_pass(error):
             raise read_error(name, error) from shareable(error)
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UsageError(f"{name} cannot be read: {' '.join(reason.split())}") from shareable(error)
+    return read_zones(data, name)
+
+
+def read_zones(data: bytes, name: str) -> ZoneSet:
+    """The bytes of a zones file, parsed. UsageError if something in it is wrong.
+
+    Args:
+        name: where they are from, for messages.
+    """
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"{name} is no zones file: it is not text in UTF-8") from None
     return parse_zones(_json(text, name), name)
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -130,40 +131,56 @@ class _Kafka:
             self._producer = confluent_kafka.Producer(self._given)
         except confluent_kafka.KafkaException as error:
             raise UsageError(f"settings of Kafka are not allowed: {_reason(error)}") from error
+        # Every message is confirmed or fails within its time, in milliseconds; then its fate is known.
+        limits = [self._given.get(name, "") for name in ("message.timeout.ms", "delivery.timeout.ms")]
+        known = [int(limit) / 1000 for limit in limits if str(limit).isdigit()]
+        self._patience = max(known, default=_SECONDS) + _SECONDS
         self._failed = False
         self._closed = threading.Event()
         self._topic = topic
+        self._confirmed: dict[str, set[str]] = {}
+        """Ids of events of a call that failed which were confirmed before all others, by stream."""
 
     def send(self, stream_id: str, events: Sequence[Mapping[str, Any]]) -> None:
-        """Deliver events to all replicas that are in sync. XmemError if one is not confirmed."""
+        """Deliver events to all replicas that are in sync. XmemError if one is not confirmed.
+
+        If it fails, what was confirmed up to the first event that was not is left out of the next call.
+        """
         import confluent_kafka
 
         if self._failed:  # what it may still hold would be sent twice, and out of order
             self._producer = confluent_kafka.Producer(self._given)
         self._failed = True
-        failures: list[str] = []
-        confirmed = 0
+        confirmed = self._confirmed.setdefault(stream_id, set())
+        left = [event for event in events if event["id"] not in confirmed]
+        verdicts: dict[int, str | None] = {}
 
-        def delivered(error: Any, _: Any) -> None:
-            nonlocal confirmed
-            if error is None:
-                confirmed += 1
-            else:
-                failures.append(str(error.str()))
+        def delivered(index: int, error: Any, _: Any) -> None:
+            verdicts[index] = None if error is None else str(error.str())
 
-        for event in events:
+        for index, event in enumerate(left):
             self._producer.produce(
-                self._topic, _message(stream_id, event), key=stream_id, on_delivery=delivered
+                self._topic,
+                _message(stream_id, event),
+                key=stream_id,
+                on_delivery=partial(delivered, index),
             )
-        until = time.monotonic() + _SECONDS
-        while confirmed < len(events) and not failures:
-            if self._closed.is_set() or time.monotonic() > until:
-                failures.append("closed" if self._closed.is_set() else f"no answer in {_SECONDS:.0f} s")
-                break
-            self._producer.poll(0.1)
-        if failures:
+        until, problem = time.monotonic() + self._patience, None
+        while len(verdicts) < len(left) and problem is None:
+            if self._closed.is_set():
+                problem = "closed"
+            elif time.monotonic() > until:
+                problem = f"no answer in {self._patience:.0f} s"
+            else:
+                self._producer.poll(0.1)
+        good = [index in verdicts and verdicts[index] is None for index in range(len(left))]
+        if not all(good):
             self._producer.purge()
-            raise XmemError(f"{len(events) - confirmed} messages were not confirmed: {failures[0]}")
+            first = good.index(False)
+            confirmed.update(event["id"] for event in left[:first])
+            reason = problem or verdicts[first]
+            raise XmemError(f"{good.count(False)} messages were not confirmed: {reason}")
+        del self._confirmed[stream_id]
         self._failed = False
 
     def close(self) -> None:

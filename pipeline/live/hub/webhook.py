@@ -1,6 +1,7 @@
 """Webhook: pushes the zone events of live streams to an HTTP address.
 
-The operator names the address; redirects are not followed. See `pipeline.live.hub.event_push`.
+The operator names the address; redirects are not followed, and of an answer only the status counts. A request
+ends after ten seconds, however slowly the receiver answers. See `pipeline.live.hub.event_push`.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ import hashlib
 import hmac
 import http.client
 import json
+import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -64,13 +68,26 @@ class Webhook:
 
     def __init__(self, settings: WebhookSettings) -> None:
         self._settings = settings
+        self._lock = threading.Lock()
+        self._connection: http.client.HTTPConnection | None = None
+        self._closed = False
 
     def send(self, stream_id: str, events: Sequence[Mapping[str, Any]]) -> None:
         """Send events in one request. XmemError if it is not answered with 2xx."""
         self._post({"stream_id": stream_id, "events": list(events)})
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """End `send`; what was not delivered is sent after the next start."""
+        self._closed = True
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """End the request under way; `send` gets an error."""
+        with self._lock:
+            found = None if self._connection is None else self._connection.sock
+        if found is not None:
+            with suppress(OSError):  # it has ended by itself
+                found.shutdown(socket.SHUT_RDWR)
 
     def _post(self, content: Mapping[str, Any]) -> None:
         body = json.dumps(content).encode()
@@ -84,12 +101,24 @@ class Webhook:
             SIGNATURE: signature(self._settings.secret, timestamp, body),
         }
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        # The socket's timeout is of each read: a receiver that sends a byte now and then has no other limit.
+        limit = threading.Timer(_SECONDS, self._hang_up)
+        limit.daemon = True
         try:
+            with self._lock:
+                self._connection = connection
+            connection.connect()
+            limit.start()
+            if self._closed:
+                raise OSError("closed")
             connection.request("POST", target, body, headers)
             status = connection.getresponse().status
         except (OSError, http.client.HTTPException) as error:
             raise XmemError(f"no answer: {type(error).__name__}: {one_line(error)}") from error
         finally:
+            limit.cancel()
+            with self._lock:
+                self._connection = None
             connection.close()
         if not 200 <= status < 300:
             raise XmemError(f"it answered {status}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -115,6 +116,20 @@ def test_a_piped_table_and_a_vertical_one(out: Path, capsys: pytest.CaptureFixtu
         "frame_index  1",
         "category     dog",
     ]
+
+
+@pytest.mark.parametrize("fmt", ["table", "vertical", "csv", "json"])
+def test_a_reader_that_has_gone_ends_it_quietly(
+    out: Path, fmt: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf-8") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        code = call("query", out, "SELECT * FROM tracks", "--format", fmt)
+        monkeypatch.undo()
+    assert code == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_many_small_files_are_mentioned_on_a_terminal(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import secrets
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -174,14 +177,15 @@ def test_missing_and_damaged_files_are_named(local: str) -> None:
         zone_views(local, ZONES)
 
 
-def test_the_command(local: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def call(*arguments: object) -> int:
     from jobs.cli.app import main
 
-    def call(*arguments: object) -> int:
-        with pytest.raises(SystemExit) as ended:
-            main([str(a) for a in arguments])
-        return int(ended.value.code or 0)
+    with pytest.raises(SystemExit) as ended:
+        main([str(a) for a in arguments])
+    return int(ended.value.code or 0)
 
+
+def test_the_command(local: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "zones.json"
     path.write_text(json.dumps(DOCUMENT))
     assert call("zones", local, path) == 0
@@ -225,3 +229,23 @@ def test_other_comparisons_with_zones_are_no_error(local: str) -> None:
         "AND zone IN (SELECT zone FROM occupancy) AND zone <> concat('lo', 'w')"
     )
     assert {row["zone"] for row in query_zones(local, ZONES, sql).to_pylist()} == {"square"}
+
+
+def test_zones_of_a_pipe_and_of_stdin(
+    tmp_path: Path, local: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = json.dumps(DOCUMENT)
+    path, pipe = tmp_path / "zones.json", tmp_path / "pipe"
+    path.write_text(text)
+    assert call("zones", local, path) == 0
+    expected = capsys.readouterr().out
+    os.mkfifo(pipe)
+    threading.Thread(target=pipe.write_text, args=(text,)).start()
+    assert call("zones", local, pipe) == 0
+    assert capsys.readouterr().out == expected
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert call("zones", local, "-") == 0
+    assert capsys.readouterr().out == expected
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
+    assert call("zones", local, "-") == 2
+    assert "stdin is no zones file: it is not text in UTF-8" in capsys.readouterr().err

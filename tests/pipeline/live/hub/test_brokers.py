@@ -7,13 +7,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 from support.servers import Mosquitto, mosquitto
 
-from pipeline.base.errors import UsageError
+from pipeline.base.errors import UsageError, XmemError
 from pipeline.base.records import Event, events_table, tracks_table
+from pipeline.live.hub import brokers
 from pipeline.live.hub.brokers import BrokerSettings
 from pipeline.live.hub.event_push import EventPush
 from pipeline.tracks.store import StreamStore
@@ -114,6 +116,63 @@ def test_kafka_that_is_away_loses_nothing(
         push.watch("cam", 2)
         until(lambda: cursor(tmp_path, "kafka") == 2)
     assert shown([value for _, value in read_kafka(kafka, "later", 3)]) == EXPECTED
+
+
+class FakeProducer:
+    """In place of librdkafka: confirms messages after a while, but for those that are to fail once."""
+
+    delay_seconds = 0.0
+    failing: ClassVar[set[str]] = set()
+    sent: ClassVar[list[str]] = []
+
+    def __init__(self, _: Any) -> None:
+        self.waiting: list[tuple[float, Any, Any]] = []
+
+    def produce(self, _topic: str, value: bytes, *, key: str, on_delivery: Callable[..., None]) -> None:
+        event = json.loads(value)["id"]
+        self.sent.append(event)
+        error = None
+        if event in self.failing:
+            self.failing.discard(event)
+            error = SimpleNamespace(str=lambda: "timed out")
+        self.waiting.append((time.monotonic() + self.delay_seconds, on_delivery, error))
+
+    def poll(self, seconds: float) -> None:
+        time.sleep(seconds / 10)
+        while self.waiting and self.waiting[0][0] <= time.monotonic():
+            _, on_delivery, error = self.waiting.pop(0)
+            on_delivery(error, None)
+
+    def purge(self) -> None:
+        self.waiting.clear()
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeProducer]:
+    monkeypatch.setattr("confluent_kafka.Producer", FakeProducer)
+    FakeProducer.sent, FakeProducer.failing, FakeProducer.delay_seconds = [], set(), 0.0
+    return FakeProducer
+
+
+def test_kafka_gets_again_only_what_was_not_confirmed(fake: type[FakeProducer]) -> None:
+    fake.failing = {"2"}
+    kafka = BrokerSettings("kafka://host/zones").connect()
+    some = [{"id": str(number)} for number in range(5)]
+    with pytest.raises(XmemError, match="1 messages were not confirmed: timed out"):
+        kafka.send("cam", some)
+    kafka.send("cam", some)
+    assert fake.sent == [*"01234", *"234"], "from the first that was not confirmed on, in order"
+    kafka.send("cam", some)
+    assert fake.sent[8:] == [*"01234"], "nothing is remembered of a call that succeeded"
+
+
+def test_kafka_waits_as_long_as_a_message_may_take(
+    fake: type[FakeProducer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(brokers, "_SECONDS", 0.1)
+    fake.delay_seconds = 0.5
+    BrokerSettings("kafka://host/zones?message.timeout.ms=20000").connect().send("cam", [{"id": "0"}])
+    assert fake.sent == ["0"]
 
 
 class Subscriber:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from support.webhook_receiver import SECRET, Receiver
 from support.webhook_receiver import receiver as serving
 
-from pipeline.base.errors import UsageError
+from pipeline.base.errors import UsageError, XmemError
 from pipeline.base.records import Event, events_table, tracks_table
+from pipeline.live.hub import webhook
 from pipeline.live.hub.event_push import EventPush
 from pipeline.live.hub.webhook import Webhook, WebhookSettings
 from pipeline.tracks.store import StreamStore
@@ -82,6 +87,73 @@ def test_nothing_is_lost_over_a_restart_and_old_events_are_not_pushed(
         hook.notify("cam", 3)
         receiver.until(lambda: 3 in frames(receiver))
     assert frames(receiver) == [1, 2, 3]
+
+
+class Dripping:
+    """A receiver that begins an answer and never ends it: a byte now and then, or long headers."""
+
+    def __init__(self, piece: bytes) -> None:
+        self.piece = piece
+        self.answering = threading.Event()
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/"
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def run(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self.socket.accept()
+                with connection, suppress(OSError):
+                    connection.recv(1 << 16)
+                    connection.sendall(b"HTTP/1.1 ")
+                    while True:
+                        connection.sendall(self.piece)
+                        self.answering.set()
+                        time.sleep(0.05)
+
+
+@pytest.fixture(params=[b"2", b"100 Continue\r\n\r\nHTTP/1.1 ", b"200 OK\r\nX: " + b"y" * 30_000 + b"\r\n"])
+def dripping(request: pytest.FixtureRequest) -> Iterator[Dripping]:
+    made = Dripping(request.param)
+    yield made
+    made.socket.close()
+
+
+def test_a_receiver_that_never_ends_its_answer_is_given_up(
+    dripping: Dripping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook, "_SECONDS", 0.4)
+    began = time.monotonic()
+    hook = Webhook(WebhookSettings(dripping.url, SECRET))
+    if b"200" in dripping.piece:  # that is confirmed, whatever follows
+        hook.send("cam", [])
+    else:
+        with pytest.raises(XmemError, match="no answer"):
+            hook.send("cam", [])
+    assert time.monotonic() - began < 8
+
+
+def test_closing_does_not_wait_for_a_receiver(tmp_path: Path) -> None:
+    dripping = Dripping(b"2")
+    push = EventPush(Webhook(WebhookSettings(dripping.url, SECRET)), str(tmp_path), "default")
+    push.watch("cam", 0)
+    commit(tmp_path, 0, "zone_entered")
+    push.notify("cam", 0)
+    assert dripping.answering.wait(20)
+    began = time.monotonic()
+    push.close()
+    assert time.monotonic() - began < 8
+    dripping.socket.close()
+
+
+def test_what_an_answer_holds_is_not_read(receiver: Receiver) -> None:
+    """Redirects are not followed, wherever they lead, and a large answer costs nothing."""
+    receiver.statuses = [302, 307]
+    hook = Webhook(settings(receiver))
+    for status in (302, 307):
+        with pytest.raises(XmemError, match=f"it answered {status}"):
+            hook.send("cam", [])
+    assert receiver.requests == 2
 
 
 @pytest.mark.parametrize("url", ["ftp://a/b", "http://", "http://a b/", "https://a:99999/", "nothing"])
