@@ -12,25 +12,22 @@ from pipeline.base.errors import UsageError, XmemError
 
 def publish(
     folder: Annotated[str, typer.Argument(help="Output folder of `xmem track`, `batch` or `serve`.")],
-    fmt: Annotated[str, typer.Option("--to", help="Table format: delta or iceberg.")] = "delta",
+    fmt: Annotated[str, typer.Option("--to", help="Table format: delta, iceberg or ducklake.")] = "delta",
     output: Annotated[
         str | None,
         typer.Option(
             "--output",
             "-o",
-            help="Folder of the tables `tracks` and `events`. Default: `delta` or `iceberg` in FOLDER.",
+            help="Folder of the tables `tracks` and `events`. Default: `delta` ... in FOLDER.",
         ),
     ] = None,
 ) -> None:
-    """Write the rows as Delta Lake or Iceberg tables; each further run appends what is new."""
-    if fmt == "ducklake":
-        raise UsageError(
-            "--to ducklake is not supported: it is written by an extension that DuckDB downloads; publish to "
-            "delta or iceberg"
-        )
-    if fmt not in ("delta", "iceberg"):
-        raise UsageError(f"--to {fmt!r} is not a table format: delta or iceberg")
+    """Write the rows as Delta Lake, Iceberg or DuckLake tables; each further run appends what is new."""
+    from pipeline.analytics.publish import FORMATS
     from pipeline.analytics.publish import publish as run
+
+    if fmt not in FORMATS:
+        raise UsageError(f"--to {fmt!r} is not a table format: {', '.join(FORMATS)}")
 
     done = run(folder, output, to=fmt)
     again = f"; older rows of {len(done.replaced)} streams deleted" if done.replaced else ""

@@ -1,9 +1,10 @@
-"""`publish`: the rows of an output folder as Delta Lake or Iceberg tables, for tools that read those.
+"""`publish`: the rows of an output folder as tables of Delta Lake, Iceberg or DuckLake.
 
     DEST/tracks                              the rows of `tracks`, `stream_id` first
     DEST/events                              the rows of `events`
     DEST/tracks/_xmem/<number>-<token>.json  how far each stream is published; readers ignore such folders
     DEST/catalog.db                          the catalog of Iceberg tables
+    DEST/catalog.sqlite                      the catalog of DuckLake tables
 
 The tables are derived: the output folder's own files stay the truth.
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -29,6 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from pipeline.analytics.delta_table import DeltaTable
+from pipeline.analytics.ducklake_table import DuckLakeTable
 from pipeline.analytics.iceberg_table import IcebergTable
 from pipeline.analytics.listing import Chunk, Listing
 from pipeline.analytics.published_table import ATTEMPTS, SCHEMAS, PublishedTable
@@ -40,7 +42,7 @@ from pipeline.tracks.layout import chunk_name
 logger = logging.getLogger(__name__)
 
 COMMIT_BYTES = 64 << 20
-FORMATS = ("delta", "iceberg")
+FORMATS = ("delta", "iceberg", "ducklake")
 _NEEDS = {"delta": "deltalake", "iceberg": "pyiceberg"}
 _SORTED_BY = {
     "tracks": ("stream_id", "frame_index", "object_id"),
@@ -102,7 +104,7 @@ def publish(
     """
     if to not in FORMATS:
         raise UsageError(f"{to!r} is not a table format that can be published to: {', '.join(FORMATS)}")
-    if find_spec(_NEEDS[to]) is None:
+    if to in _NEEDS and find_spec(_NEEDS[to]) is None:
         raise UsageError(f"{_NEEDS[to]} is not installed: pip install 'xmem-pipeline[{to}]'")
     if commit_bytes < 1:
         raise UsageError(f"commit size of {commit_bytes} bytes is not allowed: at least 1")
@@ -110,9 +112,13 @@ def publish(
     target = str(destination if destination is not None else listing.files.uri(to)).rstrip("/")
     done = Published(target)
     prints = _Fingerprints(listing)
-    kind_of_table = DeltaTable if to == "delta" else IcebergTable
+    kinds: dict[str, Callable[..., PublishedTable]] = {
+        "delta": DeltaTable,
+        "iceberg": IcebergTable,
+        "ducklake": DuckLakeTable,
+    }
     for kind in SCHEMAS:
-        _update(listing, kind_of_table(f"{target}/{kind}", kind, storage_options), prints, commit_bytes, done)
+        _update(listing, kinds[to](f"{target}/{kind}", kind, storage_options), prints, commit_bytes, done)
     return done
 
 

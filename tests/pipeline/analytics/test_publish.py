@@ -6,12 +6,16 @@ import os
 import secrets
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support.chunks import NO_EVENTS, events, rows
 from support.recorded import recorded
@@ -59,6 +63,8 @@ def in_tables(to: str, destination: str | Path) -> list[list[dict[str, Any]]]:
     """All rows of both tables, as the format's own library reads them."""
     if to == "delta":
         return in_delta(destination)
+    if to == "ducklake":
+        return in_ducklake(Path(destination))
     from pyiceberg.catalog.sql import SqlCatalog
 
     catalog = SqlCatalog("xmem", uri=f"sqlite:///{destination}/catalog.db")
@@ -66,11 +72,40 @@ def in_tables(to: str, destination: str | Path) -> list[list[dict[str, Any]]]:
     return [sorted(table.to_pylist(), key=repr) for table in tables]
 
 
+def in_ducklake(destination: Path) -> list[list[dict[str, Any]]]:
+    """All rows of both tables, by the catalog; DuckDB's extension, which reads them, has to be downloaded."""
+    found: list[list[dict[str, Any]]] = []
+    with closing(sqlite3.connect(destination / "catalog.sqlite")) as catalog:
+        for kind in ("tracks", "events"):
+            files = catalog.execute(
+                "SELECT f.path, f.record_count, f.file_size_bytes, f.footer_size FROM ducklake_data_file f "
+                "JOIN ducklake_table t USING (table_id) WHERE t.table_name = ? AND f.end_snapshot IS NULL",
+                (kind,),
+            ).fetchall()
+            rows = []
+            for name, count, size, footer in files:
+                data = (destination / kind / name).read_bytes()
+                assert (len(data), int.from_bytes(data[-8:-4], "little")) == (size, footer)
+                table = pq.read_table(pa.BufferReader(data))
+                assert table.num_rows == count
+                ids = [item.metadata[b"PARQUET:field_id"] for item in table.schema]
+                assert ids == [str(number).encode() for number in range(1, len(ids) + 1)]
+                rows += table.to_pylist()
+            found.append(sorted(rows, key=repr))
+            (total,) = catalog.execute(
+                "SELECT record_count FROM ducklake_table_stats JOIN ducklake_table USING (table_id) "
+                "WHERE table_name = ?",
+                (kind,),
+            ).fetchone()
+            assert total == len(rows)
+    return found
+
+
 def needs_iceberg() -> None:
     pytest.importorskip("pyiceberg", reason="pyiceberg is not installed: pip install -e '.[iceberg]'")
 
 
-@pytest.fixture(params=["delta", "iceberg"])
+@pytest.fixture(params=["delta", "iceberg", "ducklake"])
 def to(request: pytest.FixtureRequest) -> str:
     if request.param == "iceberg":
         needs_iceberg()
@@ -184,7 +219,8 @@ KILLED = """
 import os, signal, sys
 from pipeline.analytics import publish as publishing
 left, when, to = [int(sys.argv[2])], sys.argv[3], sys.argv[4]
-table = {"delta": publishing.DeltaTable, "iceberg": publishing.IcebergTable}[to]
+tables = {"delta": publishing.DeltaTable, "iceberg": publishing.IcebergTable}
+table = tables.get(to, publishing.DuckLakeTable)
 write = table._write
 def killed(self, *arguments):
     left[0] -= 1
@@ -272,13 +308,72 @@ def test_the_command(out: Path, call: Callable[..., tuple[int, str, str]]) -> No
     assert (code, printed) == (0, "")
     assert f"80 rows and 8 events added to {out}/delta in 2 commits" in said
     code, _, said = call("publish", out, "--to", "ducklake")
+    assert code == 0
+    assert f"80 rows and 8 events added to {out}/ducklake in 2 commits" in said
+    code, _, said = call("publish", out, "--to", "ducklake", "-o", "s3://lake/x")
     assert code == 2
-    assert "an extension that DuckDB downloads; publish to delta or iceberg" in said
-    assert "--to 'csv' is not a table format: delta or iceberg" in call("publish", out, "--to", "csv")[2]
+    assert "DuckLake tables cannot be written to" in said
+    assert (
+        "--to 'csv' is not a table format: delta, iceberg, ducklake" in call("publish", out, "--to", "csv")[2]
+    )
     (out / chunk_name("tracks", "cam-1", 0)).unlink()
     code, _, said = call("publish", out, "-o", out.parent / "new")
     assert code == 1
     assert "not published, since files are missing or damaged: cam-1" in said
+
+
+def test_what_the_catalog_of_ducklake_says(out: Path) -> None:
+    """Names, types and least and greatest values, by which readers choose files."""
+    publish(out, to="ducklake")
+    with closing(sqlite3.connect(out / "ducklake" / "catalog.sqlite")) as catalog:
+        columns = catalog.execute(
+            "SELECT column_name, column_type, nulls_allowed FROM ducklake_column WHERE table_id = 1 "
+            "ORDER BY column_order"
+        ).fetchall()
+        assert columns[:4] == [
+            ("stream_id", "varchar", 0),
+            ("frame_index", "int64", 0),
+            ("pts_seconds", "float64", 1),
+            ("wall_time", "timestamptz", 1),
+        ]
+        stats = catalog.execute(
+            "SELECT value_count, null_count, min_value, max_value, contains_nan "
+            "FROM ducklake_file_column_stats WHERE table_id = 1 AND column_id IN (1, 2, 3) "
+            "ORDER BY data_file_id, column_id"
+        ).fetchall()
+        assert stats[:2] == [(80, 0, "cam-1", "cam-2", None), (80, 0, "0", "19", None)]
+        assert stats[2][4] == 0
+        fill(out, "cam-0", 0, 40)
+        publish(out, to="ducklake")
+        of_all = catalog.execute(
+            "SELECT contains_null, min_value, max_value FROM ducklake_table_column_stats "
+            "WHERE table_id = 1 AND column_id IN (1, 2) ORDER BY column_id"
+        ).fetchall()
+        assert of_all == [(0, "cam-0", "cam-2"), (0, "0", "199")]
+        changes = catalog.execute("SELECT changes_made FROM ducklake_snapshot_changes ORDER BY snapshot_id")
+        assert [made for (made,) in changes] == [
+            'created_schema:"main"',
+            'created_table:"main"."tracks"',
+            "inserted_into_table:1",
+            'created_table:"main"."events"',
+            "inserted_into_table:2",
+            "inserted_into_table:1",
+            "inserted_into_table:2",
+        ]
+        catalog.execute("UPDATE ducklake_metadata SET value = '9.0' WHERE key = 'version'")
+        catalog.commit()
+    with pytest.raises(StoreError, match=r"has version '9\.0', and this xmem writes 1\.0"):
+        publish(out, to="ducklake")
+
+
+def test_rows_that_others_deleted_from_ducklake_are_not_brought_back(out: Path) -> None:
+    publish(out, to="ducklake")
+    with closing(sqlite3.connect(out / "ducklake" / "catalog.sqlite")) as catalog:
+        catalog.execute("INSERT INTO ducklake_delete_file (delete_file_id, table_id) VALUES (9, 1)")
+        catalog.commit()
+    shutil.rmtree(out / "tracks" / "stream_id=cam-1")
+    with pytest.raises(StoreError, match="another program has deleted or changed rows"):
+        publish(out, to="ducklake")
 
 
 def test_the_command_with_iceberg(out: Path, call: Callable[..., tuple[int, str, str]]) -> None:
