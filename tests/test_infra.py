@@ -15,6 +15,7 @@ import subprocess
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -199,13 +200,19 @@ def test_gpu_machines_come_and_go() -> None:
 # --- KubeRay -------------------------------------------------------------------------------------
 
 
-def manifest_errors(document: dict[str, Any]) -> list[str]:
-    """Errors found by infra/k8s/schema.json, and those that no schema can express."""
+@cache
+def manifest_validator() -> Any:
+    """Validator by infra/k8s/schema.json, which is checked itself."""
     import jsonschema
 
     schema = json.loads((INFRA / "k8s" / "schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
-    found = [e.message for e in jsonschema.Draft202012Validator(schema).iter_errors(document)]
+    return jsonschema.Draft202012Validator(schema)
+
+
+def manifest_errors(document: dict[str, Any]) -> list[str]:
+    """Errors found by infra/k8s/schema.json, and those that no schema can express."""
+    found = [e.message for e in manifest_validator().iter_errors(document)]
     return found or [*_inconsistencies(document)]
 
 
