@@ -13,6 +13,7 @@ from dataclasses import replace
 from pipeline.detect.appearance import Colours, blended, similarity
 from pipeline.detect.association import Shown, distance
 from pipeline.detect.found_object import FoundObject, overlap, smaller_area
+from pipeline.prompts.box_segmenters import Box
 
 # Two objects meet when their masks' boxes overlap by this share of the smaller one.
 _TOUCH = 0.15
@@ -116,38 +117,58 @@ def parted(
 
 
 def lost_before(
-    objects: Mapping[int, FoundObject], among: Collection[int], agreed: Collection[int], long: int
+    objects: Mapping[int, FoundObject],
+    among: Collection[int],
+    agreed: Collection[int],
+    candidates: Collection[Box],
+    frame_index: int,
+    long: int,
 ) -> list[tuple[int, int]]:
     """New objects that are old ones, found again.
+
+    As long as something else that may be the lost one was not seen well enough, the answer waits.
 
     Args:
         objects, agreed: as for `parted`.
         among: ids of the lost objects that may be meant.
+        candidates: where something was detected that may become an object.
+        frame_index: the current frame.
         long: frames after which an object was lost for too long.
 
     Returns:
         pairs of a new object and the lost one that it is.
     """
     found: list[tuple[float, int, int]] = []
-    for new in agreed:
-        one = objects[new]
-        if one.met or one.born is None or one.portrait is None or not _VIEWS <= one.views <= _ENOUGH:
+    unknown: set[int] = set()  # lost objects that may be something that was not seen well yet
+    for new, one in objects.items():
+        if one.met or one.born is None or one.views > _ENOUGH or new in among:
             continue
         for old in among:
             lost = objects[old]
             if old >= new or lost.portrait is None or lost.views < _VIEWS:
                 continue
             box, frame = one.born
-            passed = frame - lost.frame
-            near = distance(lost.box, box) <= _WAY + passed / _FRAMES
-            if near and 0 < passed <= long and lost.category in (None, one.category):
-                found.append((similarity(lost.portrait, one.portrait), new, old))
+            soon = lost.frame < frame <= lost.seen + long
+            if soon and _may_be_at(lost, box, frame) and lost.category in (None, one.category):
+                if one.portrait is None or one.views < _VIEWS:
+                    unknown.add(old)
+                else:
+                    found.append((similarity(lost.portrait, one.portrait), new, old))
+    unknown.update(
+        old for old in among if any(_may_be_at(objects[old], box, frame_index) for box in candidates)
+    )
     pairs = []
     for alike, new, old in sorted(found, key=lambda f: (-f[0], f[1:])):
         others = [a for a, n, o in found if (n == new) != (o == old)]
-        if alike >= _SAME and all(other < alike - _CLEAR for other in others):
+        waits = old in unknown and objects[new].views < _ENOUGH
+        if new in agreed and alike >= _SAME and not waits and all(a < alike - _CLEAR for a in others):
             pairs.append((new, old))
     return pairs
+
+
+def _may_be_at(lost: FoundObject, box: Box, frame: int) -> bool:
+    """Whether a lost object may have come to a box by a frame."""
+    return distance(lost.box, box) <= _WAY + (frame - lost.frame) / _FRAMES
 
 
 def _gain(one: FoundObject, other: FoundObject, both: bool) -> float:

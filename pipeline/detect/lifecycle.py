@@ -507,7 +507,9 @@ class ObjectFinder:
             and i not in placed
             and not self._has_left(i, run.frame)
         ]
-        for new, old in lost_before(known, lost, confirmed, self._long):
+        candidates = [candidate.box for candidate in self._candidates]
+        pairs = lost_before(known, lost, confirmed, candidates, run.frame.frame_index, self._long)
+        for new, old in pairs:
             self._exchange(new, old, lost=True)
             del self._objects[new]
             decided.gone[new] = "unconfirmed"

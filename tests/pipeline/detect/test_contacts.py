@@ -120,26 +120,44 @@ def test_what_is_exchanged_is_the_place_and_not_the_look() -> None:
 def test_a_new_object_is_the_lost_one_that_looks_like_it() -> None:
     new = known(RED, born=((40, 40, 20, 60), 20))
     lost = known(RED)
-    assert lost_before({1: lost, 2: new}, [1], [2], 50) == [(2, 1)]
+    assert lost_before({1: lost, 2: new}, [1], [2], [], 30, 50) == [(2, 1)]
     for other in (
         known(BLUE),
         known(RED, views=2),
         replace(lost, category="car"),
         replace(lost, frame=20),  # it was there when the new one started
-        replace(lost, frame=-31),  # too long ago
+        replace(lost, frame=-31, seen=-31),  # too long ago
         replace(lost, box=(180, 40, 20, 60)),  # too far away
     ):
-        assert lost_before({1: other, 2: new}, [1], [2], 50) == []
+        assert lost_before({1: other, 2: new}, [1], [2], [], 30, 50) == []
     for started in (
         replace(new, met=(5,)),
         replace(new, born=None),
         replace(new, views=9),
         replace(new, views=2),
     ):
-        assert lost_before({1: lost, 2: started}, [1], [2], 50) == []
+        assert lost_before({1: lost, 2: started}, [1], [2], [], 30, 50) == []
+    # It was exchanged with another one, whose mask was seen lately: since when it is lost is not known.
+    assert lost_before({1: replace(lost, frame=-31), 2: new}, [1], [2], [], 30, 50) == [(2, 1)]
     # Which of two it is, or which of two is it, can't be told.
-    assert lost_before({1: lost, 2: lost, 3: new}, [1, 2], [3], 50) == []
-    assert lost_before({1: lost, 2: new, 3: new}, [1], [2, 3], 50) == []
+    assert lost_before({1: lost, 2: lost, 3: new}, [1, 2], [3], [], 30, 50) == []
+    assert lost_before({1: lost, 2: new, 3: new}, [1], [2, 3], [], 30, 50) == []
+
+
+def test_who_was_not_seen_well_yet_may_be_the_lost_one() -> None:
+    lost, new = known(RED), known((0.96, 0.28, 0.96, 0.28), born=((40, 40, 20, 60), 20))
+    assert lost_before({1: lost, 2: new}, [1], [2], [], 30, 50) == [(2, 1)]
+    assert lost_before({1: lost, 2: new}, [1], [2], [BOX], 30, 50) == []
+    newer = replace(new, born=((60, 40, 20, 60), 28), views=2)
+    objects = {1: lost, 2: new, 3: newer}
+    assert lost_before(objects, [1], [2, 3], [], 30, 50) == []
+    objects[3] = replace(newer, portrait=RED, views=3)
+    assert lost_before(objects, [1], [2, 3], [], 35, 50) == [(3, 1)]
+    # It does not wait for ever.
+    objects[2], objects[3] = replace(objects[2], views=8), newer
+    assert lost_before(objects, [1], [2, 3], [], 70, 50) == [(2, 1)]
+    # What is far away is no reason to wait.
+    assert lost_before({1: lost, 2: objects[2]}, [1], [2], [(400, 40, 20, 60)], 30, 50) == [(2, 1)]
 
 
 def test_they_are_stored() -> None:
