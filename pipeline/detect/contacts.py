@@ -126,7 +126,8 @@ def lost_before(
 ) -> list[tuple[int, int]]:
     """New objects that are old ones, found again.
 
-    As long as something else that may be the lost one was not seen well enough, the answer waits.
+    While something else that may be the lost one was not seen well enough, the answer waits, for as many views
+    again as it takes.
 
     Args:
         objects, agreed: as for `parted`.
@@ -160,7 +161,7 @@ def lost_before(
     pairs = []
     for alike, new, old in sorted(found, key=lambda f: (-f[0], f[1:])):
         others = [a for a, n, o in found if (n == new) != (o == old)]
-        waits = old in unknown and objects[new].views < _ENOUGH
+        waits = old in unknown and objects[new].views < 2 * _VIEWS
         if new in agreed and alike >= _SAME and not waits and all(a < alike - _CLEAR for a in others):
             pairs.append((new, old))
     return pairs

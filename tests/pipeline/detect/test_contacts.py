@@ -154,7 +154,7 @@ def test_who_was_not_seen_well_yet_may_be_the_lost_one() -> None:
     objects[3] = replace(newer, portrait=RED, views=3)
     assert lost_before(objects, [1], [2, 3], [], 35, 50) == [(3, 1)]
     # It does not wait for ever.
-    objects[2], objects[3] = replace(objects[2], views=8), newer
+    objects[2], objects[3] = replace(objects[2], views=6), newer
     assert lost_before(objects, [1], [2, 3], [], 70, 50) == [(2, 1)]
     # What is far away is no reason to wait.
     assert lost_before({1: lost, 2: objects[2]}, [1], [2], [(400, 40, 20, 60)], 30, 50) == [(2, 1)]
