@@ -126,8 +126,8 @@ def lost_before(
 ) -> list[tuple[int, int]]:
     """New objects that are old ones, found again.
 
-    While something else that may be the lost one was not seen well enough, the answer waits, for as many views
-    again as it takes.
+    While something else that may be the lost one was not seen well enough, the answer waits, for as many
+    views again as it takes.
 
     Args:
         objects, agreed: as for `parted`.
