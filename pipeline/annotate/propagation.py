@@ -4,11 +4,11 @@ Each recipe is tracked in a work folder of its own, an ordinary output folder:
 
     OUT/annotate/<stream>/work/<digest of the recipe>/
 
-Chunks are committed there exactly once, as by `track`; where tracking pauses, the chunk under way is cut and
-committed, too. A new recipe begins with what an earlier one has of it
-before the first frame that differs (`pipeline.tracking.carry_over`), so that a correction tracks only from
-there. Going back to a former recipe finds its folder again. When a stream is finished, its
-files, with cut chunks joined, replace those of the stream in OUT (`pipeline.tracks.copying.replace_stream`).
+Chunks are committed there exactly once, as by `track`, but cut after `CUT_FRAMES` and where tracking pauses,
+each with the state after it. A new recipe begins with what an earlier one has of it before the first frame
+that differs (`pipeline.tracking.carry_over`), so that a correction tracks only from the last state before it.
+Going back to a former recipe finds its folder again. When a stream is finished, its files, with cut chunks
+joined, replace those of the stream in OUT (`pipeline.tracks.copying.replace_stream`).
 """
 
 from __future__ import annotations
@@ -56,6 +56,11 @@ log = logging.getLogger(__name__)
 
 KEPT_WORKS = 6
 KEPT_SNAPSHOTS = 24
+SNAPSHOT_BYTES = 128 * 2**20
+"""More snapshots than these are kept up to so many bytes, spread over the video."""
+CUT_FRAMES = 20
+"""So often at least, a chunk is committed with its state: a correction tracks fewer frames again that it does
+not change, as long as all snapshots are kept."""
 
 
 @dataclass(frozen=True)
@@ -321,7 +326,11 @@ class Propagation(Closing):
             layer = self._layer_for(recipe, settings)
             for retry in (False, True):
                 store = StreamStore(
-                    layer.files.root, self._stream_id, self._out_options, snapshots=KEPT_SNAPSHOTS
+                    layer.files.root,
+                    self._stream_id,
+                    self._out_options,
+                    snapshots=KEPT_SNAPSHOTS,
+                    spread=SNAPSHOT_BYTES,
                 )
                 try:
                     stream = StreamTracker(source, store, executor.segmenter, settings, recipe.prompts)
@@ -400,6 +409,8 @@ class Propagation(Closing):
                 layer.reload()
                 self._status = PropagationStatus("paused", position, job.until, rate)
                 return False
+            if not backward and position is not None and position % CUT_FRAMES == 0:
+                stream.commit_here()
             running = self._executor.advance([stream])
             if position is not None:  # a stream that was finished before has no state
                 self._gauges = gauges(stream.state)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.prompts.boxes import Box, inscribed_ellipse
 from pipeline.prompts.clicks import Click, Mask
+from pipeline.prompts.mask_parts import clicked_part
 
 if TYPE_CHECKING:
     from xmem_core.clicks import ClickNet, Features
@@ -95,8 +96,10 @@ class ClickNetwork:
 
     Clicks are taken one after another, each on the mask of those before it: the first on the whole frame,
     then in a window around the mask found there, later ones in such a window only. If that mask is uncertain,
-    the first click is looked at closer, too. What was computed for the last few windows and clicks is kept,
-    so that a click more on the same frame costs only itself. May be called from several threads.
+    the first click is looked at closer, too. After a click that takes away, a mask with necks is of several
+    like things: the parts without a click on them are left out. What was computed for the last few windows
+    and clicks is kept, so that a click more on the same frame costs only itself. May be called from several
+    threads.
 
     Args:
         weights: a click model's safetensors. None: the bundled one.
@@ -144,7 +147,9 @@ class ClickNetwork:
         whole = _Window(0, 0, width, height)
         if seen is not None:
             prior[seen.window.cut] = seen.probabilities
-            return self._looks(frame, digest, clicks, _around(seen.mask, clicks), prior, afresh=True)
+            again = self._looks(frame, digest, clicks, _around(seen.mask, clicks), prior, afresh=True)
+            # Which clicks the parts of a mask given to begin with come from is not known: it stays whole.
+            return again if previous is not None else _of_clicked_part(again, clicks)
         if previous is not None:
             prior = previous.astype(np.float32)
             return self._looks(frame, digest, clicks, _around(previous, clicks), prior)
@@ -156,7 +161,7 @@ class ClickNetwork:
                 closer = self._looks(frame, digest, clicks, window, prior)
                 if closer.certainty > best.certainty + _MARGIN:
                     best = closer
-        return best
+        return _of_clicked_part(best, clicks)
 
     def _looks(
         self,
@@ -331,6 +336,26 @@ def _loaded(weights: str | None) -> ClickNet:
     from xmem_core.clicks import load_click_model
 
     return load_click_model(weights)
+
+
+def _of_clicked_part(seen: _Seen, clicks: Sequence[Click]) -> _Seen:
+    """Without what is joined to the clicked thing by a neck only, see `clicked_part`.
+
+    Only once a click has taken something away: the first mask of a person may have a neck, too.
+    """
+    if all(click.positive for click in clicks):
+        return seen
+    cut = seen.window.cut
+    inside = [Click(c.x - seen.window.left, c.y - seen.window.top, c.positive) for c in clicks]
+    part = clicked_part(seen.mask[cut], inside)
+    if np.array_equal(part, seen.mask[cut]):
+        return seen
+    mask = np.zeros_like(seen.mask)
+    mask[cut] = part
+    mask = _tidied(mask, clicks, *mask.shape)
+    probabilities = seen.probabilities.copy()
+    probabilities[seen.mask[cut] & ~mask[cut]] = 0
+    return _Seen(mask, seen.window, probabilities)
 
 
 def _rounds(clicks: Sequence[Click], side: int) -> list[int]:

@@ -481,9 +481,9 @@ class StreamTracker(Closing):
             next_frame = self._rows.next_frame
             if next_frame > self._rows.first:
                 self._commit(next_frame)
-                if next_frame > self._snapshot_at:
-                    self._take_snapshot()
-                self._committer.drain()
+            if next_frame == self._rows.first and next_frame > self._snapshot_at:
+                self._take_snapshot()
+            self._committer.drain()
         except BaseException as error:
             self._failure = error
             raise

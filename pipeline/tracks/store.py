@@ -78,7 +78,8 @@ class StreamStore:
         root: the output folder, a local path or any fsspec URI.
         stream_id: see `validate_stream_id`; UsageError if it is not allowed.
         storage_options: passed to the fsspec file system.
-        snapshots: number of snapshots that are kept.
+        snapshots: number of snapshots that are kept, the newest.
+        spread: bytes up to which more are kept, spread over the whole stream; None: only the newest.
     """
 
     def __init__(
@@ -88,11 +89,12 @@ class StreamStore:
         storage_options: Mapping[str, Any] | None = None,
         *,
         snapshots: int = 2,
+        spread: int | None = None,
     ) -> None:
         self.stream_id = validate_stream_id(stream_id)
         self._files = open_files(root, storage_options)
         self._options = storage_options
-        self._kept_snapshots = snapshots
+        self._kept_snapshots, self._spread = snapshots, spread
         self.edit_log = EditLog(self._files, self.stream_id)
         self.object_copies = ObjectCopies(self._files, self.stream_id)
         self._next_frame: int | None = None
@@ -255,7 +257,7 @@ class StreamStore:
     # Snapshots
 
     def save_snapshot(self, next_frame: int, blob: bytes, keep: int | None = None) -> None:
-        """Saves the tracker's state after frames 0..next_frame - 1; keeps the newest `keep` up to it.
+        """Saves the tracker's state after frames 0..next_frame - 1; keeps `keep` up to it, see `StreamStore`.
 
         Snapshots of later frames are removed: they are unusable, or rows were removed since.
         """
@@ -264,7 +266,11 @@ class StreamStore:
             raise ValueError(f"snapshot of frame {next_frame}, keep {keep}: need next_frame >= 0, keep >= 1")
         self._files.replace(self._snapshot_name(next_frame), blob, self.stream_id)
         frames = self._snapshots()
-        kept = [frame for frame in frames if frame <= next_frame][-keep:]
+        kept = [frame for frame in frames if frame <= next_frame]
+        if self._spread is None:
+            kept = kept[-keep:]
+        else:
+            kept = _spread_out(kept, max(keep, self._spread // max(1, len(blob))))
         for frame in frames:
             if frame not in kept:
                 self._files.remove(self._snapshot_name(frame))
@@ -337,7 +343,9 @@ class StreamStore:
             digest: says what determines its rows.
         """
         folder = self._files.uri(f"{backward_folder(self.stream_id)}/{digest}")
-        return StreamStore(folder, self.stream_id, self._options, snapshots=self._kept_snapshots)
+        return StreamStore(
+            folder, self.stream_id, self._options, snapshots=self._kept_snapshots, spread=self._spread
+        )
 
     def remove_backward(self) -> None:
         """Remove the stores of all backward passes of this stream."""
@@ -466,3 +474,12 @@ def _is_doubtful(firsts: Sequence[int], i: int) -> bool:
     if i == 0 or i == len(firsts) - 1:
         return True
     return firsts[i + 1] - firsts[i] != firsts[i] - firsts[i - 1]
+
+
+def _spread_out(frames: list[int], most: int) -> list[int]:
+    """At most `most` of ascending frames, with the last one, and without large gaps, also from 0."""
+    kept = list(frames)
+    while len(kept) > most:
+        gaps = [after - before for before, after in zip([0, *kept], kept[1:], strict=False)]
+        del kept[gaps.index(min(gaps)) if gaps else 0]
+    return kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,18 @@ from support.videos import make_video
 from support.written import files
 
 from pipeline.analytics.query import query
+from pipeline.annotate import propagation
 from pipeline.annotate.annotator import Annotator
 from pipeline.base.errors import SettingsConflictError, UsageError
 from pipeline.live.editing import edit_memory
 from pipeline.prompts.files import PromptSet
 from pipeline.storage.opening import open_files
 from pipeline.tracking.carry_over import carry_over
+from pipeline.tracking.executor import Executor
 from pipeline.tracking.settings import TrackSettings
+from pipeline.tracking.stream_tracker import StreamTracker
 from pipeline.tracking.track import track
+from xmem_core import StepResult
 
 FRAMES, CHUNK = 30, 8
 SQUARE = {"op": "prompt", "frame": 0, "object": {"id": 1, "box": [10, 10, 40, 40]}}
@@ -83,7 +88,44 @@ def test_rows_are_those_of_track(
     assert summary.tracked == 0
 
 
-def test_tracking_pauses_where_an_edit_outdates_it(annotator: Annotator) -> None:
+def test_a_correction_tracks_again_only_what_it_changes(
+    video: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(propagation, "CUT_FRAMES", 6)
+    settings = TrackSettings.of(chunk_frames=12, threads=1)
+    tracked: list[int] = []
+    accept = StreamTracker.accept
+
+    def counted(self: StreamTracker, result: StepResult) -> None:
+        tracked.append(self.next_frame)
+        accept(self, result)
+
+    monkeypatch.setattr(StreamTracker, "accept", counted)
+    with Annotator(video, str(tmp_path / "out"), "v", settings) as opened:
+        opened.edit([{"op": "object", "id": 1, "category": "square"}, SQUARE])
+        propagated(opened)
+        assert len(tracked) == FRAMES
+        for frame, first in ((20, 18), (24, 24), (13, 12)):
+            tracked.clear()
+            opened.edit([{**CORRECTION, "frame": frame}])
+            propagated(opened)
+            assert len(tracked) == FRAMES - first
+        prompts = opened.project.document.prompt_set()
+        expected = tracked_by_track(video, prompts, settings, tmp_path / "other")
+        assert files(tmp_path / "out") == expected
+
+
+def test_tracking_pauses_where_an_edit_outdates_it(
+    annotator: Annotator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance = Executor.advance
+
+    def slowly(self: Executor, *given: Any, **more: Any) -> Any:
+        time.sleep(0.2)  # else so short a video may be tracked before the edit comes
+        return advance(self, *given, **more)
+
+    monkeypatch.setattr(Executor, "advance", slowly)
+
     def edited_at(frame: int, change: dict[str, Any]) -> int:
         """Edit once a frame is tracked; return how many are once it has paused."""
         until(lambda: annotator.tracked >= frame)
@@ -218,12 +260,12 @@ def test_a_new_prompt_keeps_rows_and_states_before_it(
     (work,) = (tmp_path / "out" / "annotate" / "v" / "work").iterdir()
     target = open_files(str(tmp_path / "target"))
     prompts = annotator.project.document.prompt_set()
-    assert carry_over(open_files(str(work)), target, "v", prompts) == 16
+    assert carry_over(open_files(str(work)), target, "v", prompts) == 20
     kept = files(tmp_path / "target", "tracks", "events")
     assert kept == {n: b for n, b in files(work, "tracks", "events").items() if n in kept}
-    assert len(kept) == 4
+    assert len(kept) == 6  # the chunk of frames 16 to 23 is cut at frame 20
     summary = track(annotator.video, tmp_path / "target", prompts, stream_id="v", settings=settings)
-    assert summary.tracked == FRAMES - 16  # from the state before the chunk of the correction
+    assert summary.tracked == FRAMES - 20  # from the state before the correction
 
 
 def test_what_track_wrote_is_corrected(video: str, settings: TrackSettings, tmp_path: Path) -> None:

@@ -171,3 +171,27 @@ def test_an_uncertain_first_mask_is_looked_at_closer(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("pipeline.prompts.click_network._SAME", 0.0)
     assert iou(ClickNetwork().segment(image, [click], None), large) == 1
     assert sides == [600]
+
+
+def test_a_click_that_takes_away_takes_the_like_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that sees three discs, which touch, as one thing."""
+    image, _ = scene()
+    rows, columns = np.mgrid[:150, :230]
+    middles = (50, 110, 170)
+    discs = [(rows - 70) ** 2 + (columns - x) ** 2 < 28**2 for x in middles]
+    group = np.any([*discs, (abs(rows - 70) < 5) & (columns > 50) & (columns < 170)], 0)
+
+    def look(self: ClickNetwork, frame: Image, digest: bytes, window: Any, *given: Any, **more: Any) -> Any:
+        return np.where(group[window.cut], np.float32(4), np.float32(-4))
+
+    monkeypatch.setattr(ClickNetwork, "_look", look)
+
+    def seen(clicks: list[Click], previous: NDArray[np.bool_] | None = None) -> list[bool]:
+        mask = ClickNetwork().segment(image, clicks, previous)
+        return [bool(mask[60, x]) for x in middles]
+
+    on, beside = Click(110, 70), Click(50, 70, False)
+    assert seen([on]) == [True] * 3  # it may be meant
+    assert seen([on, beside]) == [False, True, False]
+    assert seen([on, beside, Click(170, 70)]) == [False, True, True]
+    assert seen([on, beside], group) == [True] * 3  # a mask given before stays whole

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -323,6 +324,20 @@ def test_the_newest_two_snapshots_are_kept(output: Output) -> None:
     assert len(output.files.names("state/cam-1")) == 3
     store.save_snapshot(45, b"y")
     assert [n[-18:-12] for n in output.files.names("state/cam-1")] == ["000040", "000045"]
+
+
+def test_snapshots_are_spread_over_the_stream(local: Output) -> None:
+    """Whatever frame one goes back to, a snapshot is not far before it."""
+    store = StreamStore(local.root, "cam-1", snapshots=3, spread=80)
+    for frame in range(10, 1010, 10):
+        store.save_snapshot(frame, bytes(10))  # eight of them are 80 bytes
+    frames = [int(name[-24:-12]) for name in local.files.names("state/cam-1")]
+    assert len(frames) == 8
+    assert frames[-1] == 1000
+    gaps = np.diff([0, *frames])
+    assert max(gaps) <= 2 * 1000 / 8
+    store.save_snapshot(1010, bytes(100))  # larger ones: as many as are always kept
+    assert len(local.files.names("state/cam-1")) == 3
 
 
 def test_a_damaged_snapshot_gives_way_to_an_older_one(
