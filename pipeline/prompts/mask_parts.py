@@ -41,8 +41,10 @@ def clicked_part(mask: Mask, clicks: Sequence[Click]) -> Mask:
     ]
     for _ in range(_MOST_CUTS):
         parts = _cut(small)
-        wanted = {int(parts[place]) for place in places} - {0} if parts is not None else set()
-        kept = np.isin(parts, list(wanted)) if wanted else small
+        if parts is None:
+            break
+        wanted = {int(parts[place]) for place in places} - {0}
+        kept = np.isin(parts, list(wanted))
         if kept.sum() < _LEAST_PART or kept.sum() == small.sum():
             break
         small = kept
@@ -55,7 +57,8 @@ def clicked_part(mask: Mask, clicks: Sequence[Click]) -> Mask:
 
 def _cut(mask: NDArray[np.bool_]) -> NDArray[np.int32] | None:
     """Parts of a mask, numbered from 1, cut at the widest necks that are narrow enough; None without one."""
-    depth = np.asarray(cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 5))[1:-1, 1:-1]
+    padded = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 5)
+    depth = np.asarray(padded, np.float32)[1:-1, 1:-1]
     top = float(depth.max(initial=0))
     for level in np.linspace(0.05, 0.9, 18) * top:
         count, pieces = cv2.connectedComponents((depth > level).astype(np.uint8), connectivity=4)
