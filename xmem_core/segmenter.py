@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xmem_core.backbones import fold_batch_norms
-from xmem_core.bounds import contested
 from xmem_core.config import AnyModelConfig, MemoryConfig, ModelConfig
 from xmem_core.corrections import contradicted
 from xmem_core.cutie_steps import CutieSteps
+from xmem_core.foreground import Foreground, foreground
 from xmem_core.fused import fuse
 from xmem_core.network import XMem, aggregate
 from xmem_core.object_copy import ObjectCopy
@@ -150,22 +150,40 @@ class StepResult:
     @cached_property
     def probabilities(self) -> Tensor:
         """(O + 1, H, W) float32, background first, summing to 1 at each pixel."""
-        if tuple(self.network_probabilities.shape[1:]) == self.frame_size:
-            return self.network_probabilities
-        full: Tensor = F.interpolate(
-            self.network_probabilities.unsqueeze(0), self.frame_size, mode="bilinear", align_corners=False
-        )[0]
-        return full
+        return _at_size(self.network_probabilities, self.frame_size)
+
+    @cached_property
+    def foreground(self) -> Foreground:
+        """Labels and their probabilities in the part of the frame outside of which all is background.
+
+        On a GPU that is the whole frame, on the GPU.
+        """
+        if self.network_probabilities.device.type == "cpu":
+            return foreground(self.network_probabilities, self.frame_size, self.object_ids)
+        planes = self.probabilities
+        ids = torch.tensor((0, *self.object_ids), dtype=torch.int32, device=planes.device)
+        best, index = planes.max(0)
+        return Foreground(slice(0, planes.shape[1]), slice(0, planes.shape[2]), ids[index], best)
 
     @cached_property
     def label_map(self) -> Tensor:
         """(H, W) int32: id of the most probable object; 0 for the background."""
-        return self._winners[0]
+        rows, columns, labels, _ = self.foreground
+        if tuple(labels.shape) == self.frame_size:
+            return labels
+        whole = torch.zeros(self.frame_size, dtype=torch.int32)
+        whole[rows, columns] = labels
+        return whole
 
     @cached_property
     def label_probabilities(self) -> Tensor:
         """(H, W) float32: probability of the label in `label_map` at each pixel."""
-        return self._winners[1]
+        rows, columns, _, best = self.foreground
+        if tuple(best.shape) == self.frame_size:
+            return best
+        whole = _at_size(self.network_probabilities[:1], self.frame_size)[0].clone()
+        whole[rows, columns] = best
+        return whole
 
     @cached_property
     def presence(self) -> Tensor | None:
@@ -178,25 +196,13 @@ class StepResult:
             return None
         return presence_scores(self.network_probabilities, self.presence_constants)
 
-    @cached_property
-    def _winners(self) -> tuple[Tensor, Tensor]:
-        planes = self.probabilities
-        if planes.device.type != "cpu":
-            ids = torch.tensor((0, *self.object_ids), dtype=torch.int32, device=planes.device)
-            best, index = planes.max(0)
-            return ids[index], best
-        # On a CPU a reduction over the outermost dimension is many times slower than this loop over planes,
-        # which gives the same result (in a tie, the first wins).
-        whole_best = planes[0].clone()
-        whole_labels = torch.zeros(planes.shape[1:], dtype=torch.int32)
-        spans = contested(planes[0])
-        if spans is not None:
-            best, labels = whole_best[spans], whole_labels[spans]
-            for object_id, plane in zip(self.object_ids, planes[1:], strict=True):
-                part = plane[spans]
-                labels.masked_fill_(part > best, object_id)
-                torch.maximum(best, part, out=best)
-        return whole_labels, whole_best
+
+def _at_size(planes: Tensor, size: tuple[int, int]) -> Tensor:
+    """(O, h, w) -> (O, H, W), bilinearly."""
+    if tuple(planes.shape[1:]) == size:
+        return planes
+    full: Tensor = F.interpolate(planes.unsqueeze(0), size, mode="bilinear", align_corners=False)[0]
+    return full
 
 
 class VideoSegmenter:

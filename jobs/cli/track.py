@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from typing import Annotated, Any
 
@@ -124,6 +125,8 @@ def track(
         def on_open(stream: StreamTracker) -> None:
             nonlocal already_done, started
             started = time.monotonic()  # excludes loading and opening from the frame rate
+            # The garbage collector looks at all modules and weights again and again otherwise.
+            gc.freeze()
             already_done = stream.summary.state == FINISHED
             total = stream.frame_count
             if total is not None:
@@ -144,16 +147,19 @@ def track(
                 of = f" of {total}" if (total := progress.tasks[0].total) else ""
                 say(f"{shown}: {done(stream)}{of} frames, {rate}")
 
-        summary = track_video(
-            video,
-            out,
-            asked,
-            stream_id=stream_id,
-            settings=tracking,
-            restart=restart,
-            on_open=on_open,
-            on_frame=on_frame,
-        )
+        try:
+            summary = track_video(
+                video,
+                out,
+                asked,
+                stream_id=stream_id,
+                settings=tracking,
+                restart=restart,
+                on_open=on_open,
+                on_frame=on_frame,
+            )
+        finally:
+            gc.unfreeze()
     if already_done:
         say(
             f"{summary.stream_id} is finished: {summary.frames} frames, {summary.rows} rows in "

@@ -142,13 +142,15 @@ def tracked_records(
 
     Args:
         result: result of the step.
-        label_map: the result's label map on the CPU.
+        label_map: the result's label map on the CPU, from which objects may have been removed.
         frame, categories: as in `records_from_label_map`.
     """
     ids = result.object_ids
-    scores = mean_probability(label_map, result.label_probabilities.cpu().numpy(), ids)
+    rows, columns, _, probabilities = result.foreground
+    seen = np.asarray(label_map)[rows, columns]
+    scores = mean_probability(seen, probabilities.cpu().numpy(), ids) if seen.size else {}
     presence = None if result.presence is None else dict(zip(ids, result.presence.tolist(), strict=True))
-    return records_from_label_map(label_map, scores, ids, frame, categories, presence)
+    return records_from_label_map(label_map, scores, ids, frame, categories, presence, columns)
 
 
 def records_from_label_map(
@@ -158,6 +160,7 @@ def records_from_label_map(
     frame: Frame,
     categories: Mapping[int, str | None] | None = None,
     presence: Mapping[int, float] | None = None,
+    columns: slice = slice(None),
 ) -> list[MaskRecord]:
     """One record for every id of `object_ids`, in that order, whether the object is visible or not.
 
@@ -173,6 +176,7 @@ def records_from_label_map(
         frame: the frame, for index, times and size.
         categories: category per object id, where known.
         presence: presence score per object id, if the model gives one; 0 for an object without pixels.
+        columns: outside of these columns there are no objects.
 
     Raises:
         ValueError: the label map has another size than the frame or holds an id that is not in `object_ids`,
@@ -187,7 +191,7 @@ def records_from_label_map(
     for object_id in object_ids:
         if not 1 <= object_id <= MAX_OBJECT_ID:
             raise ValueError(f"object id {object_id} is out of range; ids go from 1 to {MAX_OBJECT_ID}")
-    runs = _runs(labels)
+    runs = _runs(labels, columns)
     position = {label: k for k, label in enumerate(runs.labels)}
     unknown = [label for label in runs.labels if label not in set(object_ids)]
     if unknown:
@@ -267,10 +271,10 @@ def record_of_mask(
     )
 
 
-def _runs(labels: NDArray[np.int32]) -> _Runs:
-    """All runs of equal non-zero labels."""
+def _runs(labels: NDArray[np.int32], within: slice = slice(None)) -> _Runs:
+    """All runs of equal non-zero labels, which lie in some columns."""
     # Only the columns between the first and the last label matter; on most frames that is a small part.
-    columns = np.flatnonzero(labels.any(axis=0))
+    columns = np.flatnonzero(labels[:, within].any(axis=0)) + (within.start or 0)
     if not columns.size:
         empty = np.zeros(0, np.int64)
         return _Runs([], [0], empty, empty)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import json
 import logging
@@ -442,11 +443,16 @@ def test_a_folder_of_images_at_its_own_size_and_only_partly_tracked(
         steps += 1
         if steps == 8:
             raise KeyboardInterrupt
+        frozen.append(gc.get_freeze_count())
         return advance(self, streams)
 
+    frozen: list[int] = []
+    before = gc.get_freeze_count()
     monkeypatch.setattr(executor.Executor, "advance", interrupted)
     arguments = ["--size", "0", "--chunk", "3"]
     assert track(made, tmp_path / "out", *arguments, video=tmp_path / "images") == 130
+    assert min(frozen) > before + 10_000  # the garbage collector leaves out what is loaded
+    assert gc.get_freeze_count() <= before
     assert "interrupted; the same command goes on" in error_line(capsys)
     monkeypatch.undo()
     assert call("render", tmp_path / "images", tmp_path / "out", "-o", tmp_path / "o.mp4") == 0
