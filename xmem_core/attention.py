@@ -15,6 +15,8 @@ from torch import Tensor
 
 # Queries per block on a CPU, so that the scores of a block stay in the cache.
 _CPU_BLOCK = 128
+# Scores of a block on a GPU, 256 MB, and its least number of queries.
+_GPU_SCORES, _LEAST_BLOCK = 1 << 26, 128
 # Group size of the staged top-k: scores per candidate of the next stage.
 _GROUP = 4
 _COARSE_GROUP = 8
@@ -131,11 +133,13 @@ def search(
     Returns:
         per reader weights (P, k) and indices (P, k), as `top_k_weights` gives them.
     """
-    positions = query_key.shape[1]
+    if query_key.device.type != "cpu":
+        assert isinstance(memory, Searchable)
+        return _search_all(memory, query_key.float(), query_selection.float(), top_k, barred, wanted)
     open_to = [None if bar is None else _Open.of(bar) for bar in barred]
-    block = _CPU_BLOCK if query_key.device.type == "cpu" else positions
+    block = _CPU_BLOCK
     found: list[list[tuple[Tensor, Tensor]]] = []
-    for start in range(0, positions, block):
+    for start in range(0, query_key.shape[1], block):
         part = slice(start, start + block)
         key, selection = query_key[:, part].float(), query_selection[:, part].float()
         if isinstance(memory, CoarselySearchable):
@@ -145,6 +149,38 @@ def search(
         own = [None if rows is None else rows[part] for rows in wanted or (None,) * len(barred)]
         queries = _Queries(memory, scores, key, selection)
         found.append(_read_by_each(queries, top_k, open_to, own, enough or (None,) * len(barred)))
+    return [
+        (torch.cat([w for w, _ in parts]), torch.cat([i for _, i in parts]))
+        for parts in zip(*found, strict=True)
+    ]
+
+
+def _search_all(
+    memory: Searchable,
+    query_key: Tensor,
+    query_selection: Tensor,
+    top_k: int,
+    barred: Sequence[Tensor | None],
+    wanted: Sequence[Tensor | None] | None,
+) -> list[tuple[Tensor, Tensor]]:
+    """`search` on a GPU: every reader gets exactly its best elements, and nothing waits for the device.
+
+    Queries are taken in blocks, so that the scores take bounded memory.
+    """
+    positions, elements = query_key.shape[1], memory.scale.shape[-1]
+    block = max(_LEAST_BLOCK, _GPU_SCORES // elements)
+    found: list[list[tuple[Tensor, Tensor]]] = []
+    for start in range(0, positions, block):
+        part = slice(start, start + block)
+        scores = _scores(memory, query_key[:, part], query_selection[:, part])
+        own = []
+        for bar, used in zip(barred, wanted or (None,) * len(barred), strict=True):
+            open_to = scores if bar is None else scores.masked_fill(bar, float("-inf"))
+            weights, index = top_k_weights(open_to, top_k)
+            if bar is not None and used is not None:
+                weights = weights * used[part].unsqueeze(1)
+            own.append((weights, index))
+        found.append(own)
     return [
         (torch.cat([w for w, _ in parts]), torch.cat([i for _, i in parts]))
         for parts in zip(*found, strict=True)

@@ -44,6 +44,9 @@ _LIFE_AT_BIRTH = 1e-7
 # Initial capacity of unlimited working memory, in frames.
 _FIRST_FRAMES = 16
 
+# What a weight of 1 is as a whole number: weights of float32 have 24 bits.
+_ONE = 2.0**40
+
 _COLUMNS = ("key", "shrinkage", "selection", "use", "life", "time")
 
 
@@ -85,6 +88,19 @@ def _barred(time: Tensor, first: int, spans: Iterable[tuple[int, int]]) -> Tenso
     return barred
 
 
+def _summed(places: Tensor, weights: Tensor, count: int) -> Tensor:
+    """Sum of the weights, (M,) in 0..1, at each of `count` places, (M,): float32.
+
+    A GPU adds floats in any order, so sums of equal input would differ; and its `bincount` waits for it.
+    There they are added as whole numbers.
+    """
+    if weights.device.type == "cpu":
+        return torch.bincount(places, weights, minlength=count).to(torch.float32)
+    whole = (weights.double() * _ONE).round().to(torch.int64)
+    sums = torch.zeros(count, dtype=torch.int64, device=weights.device).scatter_add_(0, places, whole)
+    return (sums.double() / _ONE).to(torch.float32)
+
+
 class _Region:
     """A span of the pool, filled from its start."""
 
@@ -105,7 +121,7 @@ class _Readable:
     Args:
         rows: rows of the pool, (N,)
         time: times of their frames, (N,)
-        oldest: the smallest time of this stream's elements; of copied ones if there are no others.
+        oldest: see `Memory._oldest`.
         elements: factors for `search`.
     """
 
@@ -341,16 +357,25 @@ class Memory:
         else:
             # One contiguous row per channel, which is the fast layout for the matrix products.
             elements = searchable(key.T.contiguous(), shrinkage.unsqueeze(0))
-        own = time[time >= 0] if self.copied.size else time
-        return _Readable(rows, time, int(own.min()) if len(own) else int(time.min()), elements)
+        return _Readable(rows, time, self._oldest(), elements)
+
+    def _oldest(self) -> int:
+        """A time that none of this stream's elements is before; of copied ones if there are no others.
+
+        From what the host knows: to ask a GPU for the smallest time would wait for it.
+        """
+        own = [first for first in self.first_time.values() if first >= 0]
+        if own:
+            return min(own)
+        there = self.working.size or self.permanent.size or self.long_term.size
+        return 0 if there else min(self.first_time.values())
 
     def _used_rows(self) -> Tensor:
         regions = (self.long_term, self.permanent, self.copied, self.working)
         return torch.cat([torch.arange(r.start, r.start + r.size, device=self.device) for r in regions])
 
     def _count_use(self, rows: Tensor, weights: Tensor, best: Tensor) -> None:
-        use = torch.bincount(best.flatten(), weights.flatten(), minlength=len(rows))
-        self._columns["use"][rows] += use.to(torch.float32)
+        self._columns["use"][rows] += _summed(best.flatten(), weights.flatten(), len(rows))
         self._columns["life"][rows] += 1
 
     # --- writing ---------------------------------------------------------------------------------
@@ -712,7 +737,8 @@ class Memory:
         for object_id, first in self.first_time.items():
             valid = ~_barred(time, first, self.doubted.get(object_id, ()))
             own = weights
-            if not bool(valid.all()):
+            # On a GPU always: to ask whether it is needed would wait for it.
+            if valid.device.type != "cpu" or not bool(valid.all()):
                 # If no candidate is valid for the object, the prototype is older than the object: not valid.
                 barred = scores.masked_fill(~valid.unsqueeze(1), float("-inf"))
                 own = torch.nan_to_num(torch.softmax(barred, 0), nan=0.0)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -20,6 +19,7 @@ from xmem_core.backbones import fold_batch_norms
 from xmem_core.config import AnyModelConfig, MemoryConfig, ModelConfig
 from xmem_core.corrections import contradicted
 from xmem_core.cutie_steps import CutieSteps
+from xmem_core.fingerprint import model_fingerprint
 from xmem_core.foreground import Foreground, foreground
 from xmem_core.fused import fuse
 from xmem_core.network import XMem, aggregate
@@ -30,6 +30,7 @@ from xmem_core.sought import end_search, keep_searching
 from xmem_core.state import TrackerState
 from xmem_core.steps import Features, ModelSteps, Network, XMemSteps, padding
 from xmem_core.tf32 import set_tf32
+from xmem_core.transfer import on_device
 from xmem_core.windows import STRIDE
 from xmem_core.winograd import use_winograd
 
@@ -467,7 +468,7 @@ class VideoSegmenter:
     def _prepare(self, frame: Frame, size: tuple[int, int]) -> Tensor:
         """Network input of a frame: (1, 3, h, w), normalised, resized and padded to the stride."""
         # H x W x 3 in memory is a (3, H, W) image in channels-last order already.
-        image = _as_tensor(frame).to(self.device).permute(2, 0, 1).unsqueeze(0)
+        image = on_device(_as_tensor(frame), self.device).permute(2, 0, 1).unsqueeze(0)
         return self._steps.network_input(image, size)
 
     def _encode_keys(self, images: list[Tensor | None]) -> list[Features | None]:
@@ -538,9 +539,8 @@ class VideoSegmenter:
             state.last_memory_time = state.time
             if deep_update:
                 state.last_deep_time = state.time
-            seen = (final[1:].flatten(1).amax(1) > 0.5).tolist()
-            sure = [i for i, there in zip(object_ids, seen, strict=True) if i in given or not there]
-            state.sure.update(dict.fromkeys(sure, state.time))
+            seen = final[1:].flatten(1).amax(1) > 0.5
+            state.once_known(seen, partial(_note_sure, state, object_ids, tuple(given), state.time))
         keep_searching(state, object_ids)
         top, left = padding(size)[2], padding(size)[0]
         cut = final[:, top : top + size[0], left : left + size[1]].contiguous()
@@ -553,7 +553,7 @@ class VideoSegmenter:
         fitted: dict[int, Tensor] = {}
         saved: list[Tensor] = []
         for object_id, mask in prompt.masks.items():
-            small = mask.to(self.device)[None, None].float()
+            small = on_device(mask, self.device)[None, None].float()
             vanished = False
             if prompt.size != size:
                 nearest = F.interpolate(small, size, mode="nearest-exact")
@@ -591,15 +591,14 @@ class VideoSegmenter:
         return self._steps.decode(state, keys, update_hidden, count_use=count_use)
 
 
+def _note_sure(
+    state: TrackerState, object_ids: tuple[int, ...], given: tuple[int, ...], time: int, seen: list[bool]
+) -> None:
+    """Note of which objects the masks of a memory frame are right: they were given, or there is no mask."""
+    sure = [i for i, there in zip(object_ids, seen, strict=True) if i in given or not there]
+    state.sure.update(dict.fromkeys(sure, time))
+
+
 def steps_of(config: AnyModelConfig) -> type[ModelSteps[Any, Any]]:
     """The steps of the model that a configuration describes."""
     return XMemSteps if isinstance(config, ModelConfig) else CutieSteps
-
-
-def model_fingerprint(model: Network) -> str:
-    """Fingerprint of a model: a hash of its configuration and of every tensor, 32 hex digits."""
-    digest = hashlib.blake2b(repr(model.config).encode(), digest_size=16)
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

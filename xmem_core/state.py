@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import safetensors.torch
@@ -24,6 +24,10 @@ _VERSION = 1
 _VERSION_WITH_COPIES = 2
 # Number of values from which a tensor is worth halving.
 _LARGE = 2**12
+
+
+# Values of a GPU that steps leave for later: more would be held for long.
+_MOST_AWAITED = 64
 
 
 class PoisonedStateError(RuntimeError):
@@ -68,8 +72,9 @@ class TrackerState:
         self.hidden: Tensor | None = None
         self.masks: Tensor | None = None
         self.windows: dict[int, Window] = {}
-        self.sure: dict[int, int] = {}
-        self.areas: dict[int, float] = {}
+        self._sure: dict[int, int] = {}
+        self._areas: dict[int, float] = {}
+        self._awaited: list[tuple[Tensor, Callable[[list[Any]], None]]] = []
         self.sought: set[int] = set()
         self.poisoned: str | None = None
 
@@ -83,6 +88,33 @@ class TrackerState:
             f"TrackerState(time={self.time}, objects={list(self.object_ids)}, "
             f"network_size={self.network_size}, memory={self.memory!r})"
         )
+
+    @property
+    def sure(self) -> dict[int, int]:
+        """By object id the time since which its mask may be wrong, see `VideoSegmenter`."""
+        self.settle()
+        return self._sure
+
+    @property
+    def areas(self) -> dict[int, float]:
+        """By object id the usual area of its mask; on a GPU, reading it waits for the device."""
+        self.settle()
+        return self._areas
+
+    def once_known(self, values: Tensor, use: Callable[[list[Any]], None]) -> None:
+        """Call `use` with the values: at once on a CPU, on a GPU when something depends on it.
+
+        So a step does not wait for a GPU. It does once in so many calls that little memory is held.
+        """
+        self._awaited.append((values, use))
+        if values.device.type == "cpu" or len(self._awaited) > _MOST_AWAITED:
+            self.settle()
+
+    def settle(self) -> None:
+        """Make the calls that `once_known` put off, in order."""
+        awaited, self._awaited = self._awaited, []
+        for values, use in awaited:
+            use(values.tolist())
 
     def check_usable(self) -> None:
         """Raise PoisonedStateError if an earlier step left this state half-changed."""
@@ -328,8 +360,8 @@ class TrackerState:
                 parts = {k.removeprefix("memory."): t for k, t in tensors.items() if k.startswith("memory.")}
                 state.memory = restore_memory(parts, facts["memory"], state.memory_config, device)
             state.windows = {int(i): Window.from_json(rest) for i, *rest in facts.get("windows", ())}
-            state.sure = {int(i): int(time) for i, time in facts.get("sure", ())}
-            state.areas = {int(i): float(area) for i, area in facts.get("areas", ())}
+            state._sure = {int(i): int(time) for i, time in facts.get("sure", ())}
+            state._areas = {int(i): float(area) for i, area in facts.get("areas", ())}
             state.sought = {int(i) for i in facts.get("sought", ())}
             if "hidden" in tensors:
                 state.hidden = tensors["hidden"].to(device)

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -329,12 +330,7 @@ class XMemSteps(ModelSteps[XMem, KeyFeatures]):
 
     def look_next(self, state: TrackerState, object_ids: tuple[int, ...], planes: Tensor) -> None:
         if self.settings.least_area is not None:
-            for object_id, area in zip(object_ids, _areas(planes), strict=True):
-                usual = state.areas.setdefault(object_id, float(area))
-                # An object out of sight keeps its usual area.
-                if area:
-                    rate = _AREA_GROWS if area > usual else _AREA_SHRINKS
-                    state.areas[object_id] = usual + rate * (area - usual)
+            state.once_known(_areas(planes), partial(_follow_areas, state, object_ids))
         if not self.settings.search_window:
             return
         grid = (planes.shape[1] // STRIDE, planes.shape[2] // STRIDE)
@@ -356,7 +352,7 @@ class XMemSteps(ModelSteps[XMem, KeyFeatures]):
         if least is None:
             return []
         hidden = []
-        for object_id, area in zip(object_ids, _areas(planes), strict=True):
+        for object_id, area in zip(object_ids, _areas(planes).tolist(), strict=True):
             usual = state.areas[object_id]
             if object_id in given:
                 state.areas[object_id] = float(area)
@@ -403,13 +399,22 @@ class XMemSteps(ModelSteps[XMem, KeyFeatures]):
         state.hidden = None if renewed is None else as_stored(renewed[0])
 
 
-def _areas(planes: Tensor) -> list[int]:
-    """Pixels of each object's mask, from probabilities (O, H', W')."""
+def _areas(planes: Tensor) -> Tensor:
+    """Pixels of each object's mask, (O,) int64, from probabilities (O, H', W')."""
     masks = above(planes, 0.5)
     if masks.device.type == "cpu":  # numpy counts many times faster than torch
-        return [int(np.count_nonzero(mask)) for mask in masks.numpy()]
-    areas: list[int] = masks.flatten(1).sum(1).tolist()
-    return areas
+        return torch.tensor([np.count_nonzero(mask) for mask in masks.numpy()], dtype=torch.int64)
+    return masks.flatten(1).sum(1)
+
+
+def _follow_areas(state: TrackerState, object_ids: tuple[int, ...], areas: list[int]) -> None:
+    """Let the objects' usual areas follow those of a frame."""
+    for object_id, area in zip(object_ids, areas, strict=True):
+        usual = state.areas.setdefault(object_id, float(area))
+        # An object out of sight keeps its usual area.
+        if area:
+            rate = _AREA_GROWS if area > usual else _AREA_SHRINKS
+            state.areas[object_id] = usual + rate * (area - usual)
 
 
 def as_stored(hidden: Tensor | None) -> Tensor | None:

@@ -23,8 +23,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from xmem_core.cache_folder import cache_folder
 from xmem_core.config import AnyModelConfig, CutieConfig, ModelConfig
 from xmem_core.cutie import Cutie
+from xmem_core.fingerprint import file_identity, note_source
 from xmem_core.network import XMem
 
 logger = logging.getLogger(__name__)
@@ -71,14 +73,6 @@ class WeightsError(ValueError):
     """Weights are missing, damaged, or belong to another network; the message says what to do."""
 
 
-def cache_folder() -> Path:
-    """Folder of downloaded weights: $XMEM_CACHE, else $XDG_CACHE_HOME/xmem, else ~/.cache/xmem."""
-    if own := os.environ.get("XMEM_CACHE"):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "xmem"
-
-
 def load_model(
     name: str | os.PathLike[str] = "xmem-lite",
     device: torch.device | str = "cpu",
@@ -101,6 +95,7 @@ def load_model(
         WeightsError: no such model or file, a failed download, or a file that does not fit the network.
     """
     path = find_weights(name, progress=progress)
+    identity = file_identity(path)
     state, metadata = read_weights(path)
     try:
         config = _config_of(json.loads(metadata["config"])) if "config" in metadata else infer_config(state)
@@ -108,7 +103,9 @@ def load_model(
         raise WeightsError(f"{path}: {error}") from error
     model = build_network(config)
     load_weights(model, state, str(path))
-    return model.eval().to(device)
+    model = model.eval().to(device)
+    note_source(model, path, identity)
+    return model
 
 
 def build_network(config: AnyModelConfig) -> XMem | Cutie:

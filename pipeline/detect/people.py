@@ -39,8 +39,8 @@ from pipeline.detect.protocol import Detection, Look
 from pipeline.detect.ssdlite import SSDLite, folded_weights, for_inference, people_in_each
 from pipeline.detect.tiles import Rotation, is_cut, thumbnail_of, tiles_of
 from pipeline.prompts.box_segmenters import Box
+from xmem_core.cache_folder import cache_folder
 from xmem_core.fused import has_bfloat16
-from xmem_core.weights import cache_folder
 
 logger = logging.getLogger(__name__)
 

@@ -54,7 +54,10 @@ def test_only_the_part_with_objects_is_computed() -> None:
     planes = blobs([(20, 30, 10, 8), (24, 50, 8, 8)], (72, 104))
     found = foreground(planes, (144, 208), (1, 2))
     assert found.labels.shape == found.probabilities.shape
-    assert found.labels.shape == (found.rows.stop - found.rows.start, found.columns.stop - found.columns.start)
+    assert found.labels.shape == (
+        found.rows.stop - found.rows.start,
+        found.columns.stop - found.columns.start,
+    )
     assert found.labels.numel() < 0.1 * 144 * 208
     whole = F.interpolate(planes[None], (144, 208), mode="bilinear")[0]
     outside = torch.ones(144, 208, dtype=torch.bool)

@@ -27,8 +27,9 @@ from xmem_core import (
 from xmem_core import segmenter as segmenter_module
 from xmem_core import steps as steps_module
 from xmem_core.corrections import contradicted
+from xmem_core.fingerprint import model_fingerprint
 from xmem_core.memory import Memory
-from xmem_core.segmenter import StepResult, model_fingerprint
+from xmem_core.segmenter import StepResult
 from xmem_core.steps import XMemSteps, padding
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -22,6 +22,7 @@ from support.small_net import SMALL, SMALL_CUTIE, small_cutie, small_model
 
 from xmem_core import Cutie, CutieConfig, ModelConfig, WeightsError, XMem, load_model
 from xmem_core import weights as module
+from xmem_core.cache_folder import cache_folder
 from xmem_core.weights import find_weights, infer_config, load_weights, save_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -153,13 +154,13 @@ def test_cuties_release_and_hash_are_its_own(
 
 def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XMEM_CACHE", "/a")
-    assert module.cache_folder() == Path("/a")
+    assert cache_folder() == Path("/a")
     monkeypatch.delenv("XMEM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/b")
-    assert module.cache_folder() == Path("/b/xmem")
+    assert cache_folder() == Path("/b/xmem")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/c")
-    assert module.cache_folder() == Path("/c/.cache/xmem")
+    assert cache_folder() == Path("/c/.cache/xmem")
 
 
 def test_a_saved_model_comes_back_with_its_configuration(tmp_path: Path) -> None:

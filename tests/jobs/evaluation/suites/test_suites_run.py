@@ -29,8 +29,8 @@ from jobs.evaluation.suites.runner import check_options, run_scene, run_suite
 from jobs.evaluation.suites.stage import Scene
 from pipeline.base.errors import UsageError
 from xmem_core import MemoryConfig, VideoSegmenter, load_model
+from xmem_core.fingerprint import model_fingerprint
 from xmem_core.presence import FEATURES, presence_features
-from xmem_core.segmenter import model_fingerprint
 from xmem_core.weights import find_weights
 
 HEIGHT = 48
