@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from xmem_core import attention
 from xmem_core.attention import (
     coarsely_searchable,
     readout,
@@ -237,3 +238,24 @@ def test_a_reader_of_few_elements_finds_among_them_what_it_finds_among_all(
     assert not young[apart[0][1]].any()
     assert not apart[2][0][1::4].any()
     assert apart[2][0][::4].sum(1).allclose(torch.ones(38))
+
+
+def test_scores_of_many_elements_are_computed_in_pieces_and_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(11)
+    keys, shrinkage = torch.randn(32, 9000, generator=generator), torch.rand(1, 9000, generator=generator)
+    memory = attention.searchable(keys, 1 + shrinkage)
+    query, selection = (torch.rand(32, 77, generator=generator) for _ in range(2))
+    pieces: list[int] = []
+    in_pieces = attention._scores_in_pieces
+
+    def noted(memory: attention.Searchable, q: Tensor, e: Tensor) -> Tensor:
+        pieces.append(memory.scale.shape[-1])
+        return in_pieces(memory, q, e)
+
+    monkeypatch.setattr(attention, "_scores_in_pieces", noted)
+    found = attention._scores(memory, query, selection)
+    assert pieces == [9000]
+    monkeypatch.setattr(attention, "_IN_PIECES_FROM", 9000)
+    whole = attention._scores(memory, query, selection)
+    assert len(pieces) == 1
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-5)
