@@ -44,6 +44,7 @@ _LIFE_AT_BIRTH = 1e-7
 # Initial capacity of unlimited working memory, in frames.
 _FIRST_FRAMES = 16
 
+_VALUE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # What a weight of 1 is as a whole number: weights of float32 have 24 bits.
 _ONE = 2.0**40
 
@@ -792,6 +793,8 @@ class Memory:
             "key_dim": self.key_dim,
             "value_dim": self.value_dim,
         }
+        if self.value_dtype != torch.float32:
+            facts["value_dtype"] = str(self.value_dtype).removeprefix("torch.")
         if pinned := [f.time for f in (*self.permanent_frames, *self.frames) if f.pinned]:
             facts["pinned"] = pinned
         if self.copied.size:
@@ -814,7 +817,10 @@ class Memory:
             ValueError: the tensors do not match the dict.
         """
         objects = {int(i): int(t) for i, t in facts["objects"]}
-        dtype = next((tensors[f"value.{i}"].dtype for i in objects), torch.float32)
+        kind = facts.get("value_dtype", "float32")
+        if kind not in _VALUE_DTYPES:
+            raise ValueError(f"values of {kind!r} are not allowed: {', '.join(_VALUE_DTYPES)}")
+        dtype = _VALUE_DTYPES[kind]
         memory = cls(config, facts["positions"], facts["key_dim"], facts["value_dim"], device, dtype)
         sizes = [int(n) for n in facts["sizes"]]
         given, pinned = _given(facts, objects), {int(time) for time in facts.get("pinned", ())}

@@ -216,8 +216,9 @@ class VideoSegmenter:
         memory_config: memory settings. Default: the published ones, with the model's own search window.
         size: shorter side of the network's input; frames are downscaled to it, never upscaled. None: not
             resized.
-        dtype: float32, or bfloat16 / float16 to run the network under autocast. Memory is read in float32;
-            with bfloat16 on a CPU, candidates among very many elements are found in bfloat16.
+        dtype: float32, or bfloat16 / float16 to run the network under autocast. Memory is searched in
+            float32; with bfloat16 on a CPU, candidates among very many elements are found in bfloat16. On a
+            GPU values are held in this precision (XMem).
         allow_tf32: on a GPU, whether float32 arithmetic may be done in TF32, which is faster and rounds to 10
             bits of mantissa. The setting is the process's: the segmenter that was made last decides.
         keep_model: False: the model itself is prepared for inference, which saves the copy's time and memory;

@@ -123,6 +123,9 @@ class ModelSteps(ABC, Generic[N, K]):
         self.dtype = dtype
         self.layout = layout
         self.coarse = dtype == torch.bfloat16 and device.type == "cpu"
+        # On a GPU memory is read in the network's precision, in half the space; keys stay in float32. On a
+        # CPU sums of half-precision values are not faster.
+        self.value_dtype = torch.float32 if device.type == "cpu" else dtype
         self.mean = torch.tensor(IMAGE_MEAN, device=device).view(1, 3, 1, 1)
         self.std = torch.tensor(IMAGE_STD, device=device).view(1, 3, 1, 1)
 
@@ -262,7 +265,7 @@ class XMemSteps(ModelSteps[XMem, KeyFeatures]):
                     wanted=look.wanted,
                     enough=look.enough,
                 )
-                read.index_copy_(2, look.cells, found)
+                read.index_copy_(2, look.cells, found.to(read.dtype))
             with self.autocast():
                 hidden, probabilities = decode_in_windows(
                     self.network,
@@ -378,7 +381,8 @@ class XMemSteps(ModelSteps[XMem, KeyFeatures]):
             )
         if state.memory is None:
             config = self.network.config
-            state.memory = Memory(self.settings, h * w, config.key_dim, config.value_dim, self.device)
+            dims = config.key_dim, config.value_dim
+            state.memory = Memory(self.settings, h * w, *dims, self.device, self.value_dtype)
         assert isinstance(state.memory, Memory)
         flat = value[0].flatten(2).float()
         state.memory.add_frame(

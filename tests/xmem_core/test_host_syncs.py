@@ -129,3 +129,45 @@ def test_what_was_put_off_is_there_once_it_is_asked_for(
     for number in range(100):
         state.once_known(Later(number), found.append)  # type: ignore[arg-type]
     assert len(state._awaited) <= 64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_values_are_held_in_the_networks_precision(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segmenter, "model_fingerprint", lambda _: "0" * 32)
+    monkeypatch.setattr(ModelSteps, "autocast", lambda _: nullcontext())
+    values = {}
+    for kind in (torch.float32, dtype):
+        tracker = VideoSegmenter(small_model().to("meta"), SETTINGS)
+        tracker._steps.value_dtype = VideoSegmenter(small_model().to("meta"), dtype=kind)._steps.value_dtype
+        state = tracker.new_state()
+        tracker.step(state, FRAME, Prompt(MASKS))
+        tracker.step(state, FRAME)
+        assert isinstance(state.memory, Memory)
+        assert state.memory.value_dtype == kind
+        values[kind] = sum(value.nbytes for value in state.memory._values.values())
+    assert values[dtype] * 2 == values[torch.float32]
+    assert VideoSegmenter(small_model(), dtype=torch.bfloat16)._steps.value_dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_values_are_read_and_restored(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(7)
+    key, value = torch.randn(8, 24, generator=generator), torch.randn(6, 24, generator=generator)
+    memories = [Memory(MemoryConfig(), 24, 8, 6, value_dtype=kind) for kind in (torch.float32, dtype)]
+    for memory in memories:
+        memory.add_frame(0, key, torch.ones(1, 24), torch.ones(8, 24), {3: value}, given=[3])
+    exact, half = (memory.read(key, torch.ones(8, 24)) for memory in memories)
+    assert half.dtype == dtype
+    torch.testing.assert_close(half.float(), exact, rtol=0, atol=0.03)
+    tensors, facts = memories[1].export()
+    restored = Memory.restore(
+        {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()},
+        facts,
+        MemoryConfig(),
+    )
+    assert restored.value_dtype == dtype
+    assert torch.equal(restored.read(key, torch.ones(8, 24)), half)
+    with pytest.raises(ValueError, match="'int8' are not allowed: float32, float16, bfloat16"):
+        Memory.restore(tensors, facts | {"value_dtype": "int8"}, MemoryConfig())
