@@ -19,6 +19,7 @@ scores and categories in davis and workspace.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -38,6 +39,8 @@ from pipeline.storage.opening import open_files
 from pipeline.tracks.layout import load_record
 from pipeline.tracks.masks import label_map_from_rles
 from pipeline.tracks.reader import TrackReader, stream_ids
+
+logger = logging.getLogger(__name__)
 
 
 def export(
@@ -307,12 +310,15 @@ def _palette_pngs(stream: Stream, folder: Path, digits: int, count: Count) -> No
     size = stream.height, stream.width
     found = iter(stream.reader.frames())
     following = next(found, None)
+    covered, covering = 0, set[int]()
     for frame in range(stream.reader.next_frame):
         rles: dict[int, str] = {}
+        pixels = 0
         if following is not None and following[0] == frame:
             rows = visible(following[1])
             size = following[1][0].frame_height, following[1][0].frame_width
             rles = {r.object_id: str(r.mask_rle) for r in rows}
+            pixels = sum(r.area for r in rows)
             following = next(found, None)
         large = [object_id for object_id in rles if object_id > MAX_VALUE]
         if large:
@@ -323,10 +329,20 @@ def _palette_pngs(stream: Stream, folder: Path, digits: int, count: Count) -> No
         count.frames += 1
         count.rows += len(rles)
         try:
-            picture = palette_png(label_map_from_rles(rles, *size))
+            labels = label_map_from_rles(rles, *size)
+            picture = palette_png(labels)
         except ValueError as error:
             raise StoreError(f"stream {stream.stream_id}, frame {frame}: {error}") from error
+        if (lost := pixels - int(np.count_nonzero(labels))) > 0:
+            covered += lost
+            covering.add(frame)
         (folder / f"{frame:0{digits}d}.png").write_bytes(picture)
+    if covered:
+        logger.warning(
+            "stream %s: masks overlap on %d frames (first %d), and palette PNGs have one object per pixel: "
+            "%d pixels went to the object with the higher id; coco and mots keep both",
+            stream.stream_id, len(covering), min(covering), covered,
+        )  # fmt: skip
 
 
 _WRITERS: dict[str, Callable[[Iterator[Stream], Path, Count], None]] = {

@@ -16,13 +16,14 @@ from support.walks import HEIGHT, WIDTH, Walk, random_walk, walked_folder
 
 from pipeline.analytics.query import query
 from pipeline.base.errors import StoreError, UsageError
-from pipeline.base.records import MaskRecord
+from pipeline.base.records import MaskRecord, events_table, tracks_table
 from pipeline.exchange.export import export
 from pipeline.exchange.importing import import_tracks
 from pipeline.exchange.palette_png import palette_png
 from pipeline.prompts.index_png import decode_index_png
 from pipeline.tracks.masks import mask_to_rle, record_of_mask, rle_to_mask
 from pipeline.tracks.reader import TrackReader
+from pipeline.tracks.store import StreamStore
 
 
 def apart(walk: Walk) -> Walk:
@@ -127,6 +128,24 @@ def test_davis_there_and_back(out: Path, tmp_path: Path) -> None:
         tmp_path / "again", "SELECT max(pts_seconds * 25 - frame_index) AS d FROM tracks"
     ).to_pylist()
     assert row["d"] == pytest.approx(0)
+
+
+def test_masks_that_overlap_are_named_where_a_format_cannot_hold_both(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mask = np.zeros((HEIGHT, WIDTH), np.bool_)
+    mask[2:6, 3:9] = True
+    first, shifted = (
+        record_of_mask(mask_to_rle(np.roll(mask, 2 * n, 1)), HEIGHT, WIDTH, frame_index=0, object_id=n + 1)
+        for n in range(2)
+    )
+    StreamStore(tmp_path / "out", "a").commit(0, 0, tracks_table([first, shifted]), events_table([]))
+    export(tmp_path / "out", "davis", tmp_path / "davis")
+    assert "stream a: masks overlap on 1 frames (first 0)" in caplog.text
+    assert "16 pixels went to the object with the higher id" in caplog.text
+    caplog.clear()
+    export(tmp_path / "out", "coco", tmp_path / "coco")
+    assert caplog.text == ""
 
 
 def test_palette_pngs_have_the_colours_of_davis() -> None:
