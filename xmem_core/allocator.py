@@ -3,8 +3,8 @@
 Each frame allocates and frees the same large maps. By default glibc takes blocks of more than 32 MiB from the
 system each time, gives free memory at the end of its heap back, and has a heap for every thread, whose blocks
 the other threads cannot use. All of these mean fresh pages, which the system has to provide and to clear:
-tracking three people at 384 pixels had three times as many page faults, took 3 to 8 % more CPU time (most on a
-busy machine) and more memory (692 against 650 MB).
+tracking three people at 384 pixels had three times as many page faults, took 3 to 8 % more CPU time (most
+on a busy machine) and more memory (692 against 650 MB).
 """
 
 from __future__ import annotations
