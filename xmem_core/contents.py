@@ -1,4 +1,4 @@
-"""What a memory holds, frame by frame: for people who look at it, not for reading it."""
+"""Contents of a memory, frame by frame, for display; reads do not use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stage writes beside its checkpoints: CSV logs, TensorBoard events and pictures of samples."""
+"""Outputs of a stage beside its checkpoints: CSV logs, TensorBoard events and pictures of samples."""
 
 from __future__ import annotations
 

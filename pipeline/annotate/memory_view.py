@@ -1,4 +1,4 @@
-"""What is remembered at a frame of an annotation: listed, read, and edits of it checked."""
+"""Memory at a frame of an annotation: its listing, its reads, and checks of edits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every HTTP application here has: error responses as `Problem`, and the files of its page."""
+"""Responses that all HTTP applications share: errors as `Problem`, and the files of the page."""
 
 from __future__ import annotations
 

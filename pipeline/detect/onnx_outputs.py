@@ -1,4 +1,4 @@
-"""What exported detection networks expect and return: recognises the family, and decodes its outputs.
+"""Inputs and outputs of exported detection networks: recognises the family and decodes its outputs.
 
 | family | outputs, for C classes | input |
 | --- | --- | --- |

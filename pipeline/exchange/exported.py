@@ -1,4 +1,4 @@
-"""What the writers of all export formats share: streams to export, numbers of categories, counts."""
+"""Shared by the writers of all export formats: streams to export, numbers of categories, counts."""
 
 from __future__ import annotations
 

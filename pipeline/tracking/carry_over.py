@@ -1,4 +1,4 @@
-"""What tracking with changed prompts can keep of a stream: its rows and states before the first change."""
+"""Reuse of rows and states before the first changed prompt when a stream is tracked again."""
 
 from __future__ import annotations
 

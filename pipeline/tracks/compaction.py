@@ -229,7 +229,7 @@ def _write(files: Files, copy: Copy, sizes: Sizes, skipped: dict[str, str], done
 def _readable(
     files: Files, copy: Copy, sizes: Sizes, skipped: dict[str, str]
 ) -> tuple[bytes, bytes, int] | None:
-    """See `_content`; None if a stream cannot be read, which is then in `skipped`."""
+    """The bytes and rows of `_content`; None if a stream cannot be read, which is added to `skipped`."""
     try:
         return _content(files, copy, sizes)
     except _StreamError as error:
