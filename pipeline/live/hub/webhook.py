@@ -51,6 +51,11 @@ class WebhookSettings:
             good = False
         if not good or not self.url.isascii() or not self.url.isprintable() or " " in self.url:
             raise UsageError(f"webhook {redacted(self.url)!r} is not allowed: an http or https URL")
+        if "@" in parts.netloc:
+            raise UsageError(
+                f"webhook {redacted(self.url)!r} is not allowed: user and password are not sent, requests "
+                "are signed instead; a secret may be part of the path"
+            )
         if len(self.secret) < _LEAST_SECRET:
             raise UsageError(f"the webhook's secret is too short: at least {_LEAST_SECRET} characters")
 

@@ -162,6 +162,12 @@ def test_addresses_that_are_none(url: str) -> None:
         WebhookSettings(url, SECRET)
 
 
+def test_credentials_in_an_address_are_refused_since_they_are_not_sent() -> None:
+    with pytest.raises(UsageError, match="user and password are not sent") as error:
+        WebhookSettings("https://me:pass-word@a/", SECRET)
+    assert "pass-word" not in str(error.value)
+
+
 def test_secrets_are_long_and_in_no_repr() -> None:
     with pytest.raises(UsageError, match="too short: at least 16"):
         WebhookSettings("https://a/", "short")
