@@ -14,8 +14,7 @@ from xmem_core.weights import MODEL_NAMES, WeightsError
 def open_segmenter(model: ModelSettings | None = None, memory: MemoryConfig | None = None) -> VideoSegmenter:
     """Open a segmenter from the same settings as `track`.
 
-    dtype "auto" means bfloat16 on a CPU that is faster in it (with AMX), else float32. The published models
-    keep the precision they were published for.
+    For dtype "auto" see `auto_dtype`.
 
     Raises:
         UsageError: one of the arguments is wrong. XmemError: a published model cannot be fetched.
@@ -31,12 +30,27 @@ def open_segmenter(model: ModelSettings | None = None, memory: MemoryConfig | No
     side = None if model.full_size else model.size or network.config.default_size
     dtype = model.dtype
     if dtype == AUTO:
-        fast = not network.config.published and torch.device(model.device).type == "cpu"
-        dtype = "bfloat16" if fast and has_bfloat16() else "float32"
+        dtype = auto_dtype(torch.device(model.device), published=network.config.published)
     try:
         return VideoSegmenter(network, memory, size=side, dtype=getattr(torch, dtype), keep_model=False)
     except ValueError as error:  # a memory setting that this model does not have
         raise UsageError(f"{model.name}: {error}") from None
+
+
+def auto_dtype(device: torch.device, *, published: bool) -> str:
+    """The precision that dtype "auto" means on a device.
+
+    float16 on a GPU: with `xmem-lite`, masks of real clips have a mean IoU of 0.998 with those in float32,
+    where bfloat16 has 0.98. bfloat16 on a CPU that is faster in it (with AMX), else float32.
+
+    Args:
+        published: whether it is a published model; these keep the precision they were published for.
+    """
+    if published:
+        return "float32"
+    if device.type == "cuda":
+        return "float16"
+    return "bfloat16" if device.type == "cpu" and has_bfloat16() else "float32"
 
 
 def weights_failure(model: str, error: WeightsError) -> XmemError:

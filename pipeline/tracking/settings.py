@@ -56,8 +56,9 @@ class ModelSettings:
             Default: the model's (xmem-lite: 512) if no `size` is given.
         full_size: do not resize frames; the same as a size of 0.
         device: device that the network runs on: cpu, cuda, cuda:1, ...
-        dtype: precision of the network: float32, bfloat16, float16, or auto: bfloat16 if the CPU has AMX.
-            With auto, a resumed stream keeps its precision.
+        dtype: precision of the network: float32, bfloat16, float16, or auto: float16 on a GPU, bfloat16 if
+            the CPU has AMX, float32 for the published models. With auto, a resumed stream keeps its
+            precision.
         threads: CPU threads of the network. Default: for a resumed stream, its previous number, else as many
             as the process or machine has. The number of threads affects the last bits of the results.
     """
