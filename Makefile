@@ -14,7 +14,7 @@ WORKERS ?= $(shell n=$$((2 * $(CORES))); [ $$n -le $(MEMORY) ] || n=$(MEMORY); [
 BESIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # The files with such tests: to collect all others takes longer than these tests.
 ALONE = $(shell grep -rl 'mark\.alone' tests --include='test_*.py')
-BENCHMARKS ?= speed parts batch scheduling long_video s3_reading query
+BENCHMARKS ?= speed parts batch scheduling long_video late_frames s3_reading query
 
 # Where it is set, every process of a test compiles all modules again.
 unexport PYTHONDONTWRITEBYTECODE
