@@ -164,7 +164,8 @@ def measure(
         first: NDArray[np.int32] | None = None
         for name, segmenter in variants.items():
             state, own, parts = states[name], found[name], Counter[str]()
-            state.last_memory_time = 0 if t <= frames else t - EVERY  # the last frame is a memory frame
+            # Only the last frame is a memory frame, however many there are.
+            state.last_memory_time = max(0, t - 1) if t <= frames else t - EVERY
             with timed_parts(segmenter, state, parts):
                 cpu, wall = time.process_time(), time.perf_counter()
                 labels = segmenter.step(state, image, None if t else prompt).label_map.numpy()
