@@ -8,14 +8,12 @@ Segmentation" (CVPR 2024), compatible with the published weights.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from xmem_core.allocator import keep_freed_memory
 from xmem_core.onednn import keep_few_primitives
 from xmem_core.openmp import wait_passively
 
 # Torch loads its OpenMP runtime when it is imported: all modules that import torch are imported after this.
 wait_passively()
 keep_few_primitives()
-keep_freed_memory()
 
 if TYPE_CHECKING:
     from xmem_core.config import CutieConfig, MemoryConfig, ModelConfig

@@ -35,6 +35,26 @@ for _ in range(10):
 print(json.dumps([kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before]))
 """
 
+# Page faults of the main thread and of another one that allocate and free 40 MB three times each, in units of
+# the pages of 40 MB.
+TWO_THREADS = """
+import numpy, resource, threading
+from pipeline.base.malloc import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        numpy.empty(40 << 20, numpy.uint8).fill(1)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * 4096 / (40 << 20)
+
+keep_freed_memory()
+found = [faults()]
+thread = threading.Thread(target=lambda: found.append(faults()))
+thread.start()
+thread.join()
+print(*found)
+"""
+
 
 def faults(how: str, **environment: str) -> tuple[bool, int]:
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
@@ -59,6 +79,18 @@ def test_freed_memory_is_used_again_without_page_faults() -> None:
     # and then nothing is left to gain: seen in one run of five.
     beginning = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
     assert count < 0.5 * faults("plain", **beginning)[1]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is where Linux is")
+def test_all_threads_have_one_heap() -> None:
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    # Huge pages, where the system gives them, would hide faults.
+    environment = plain | {"NUMPY_MADVISE_HUGEPAGE": "0"}
+    command = [sys.executable, "-c", TWO_THREADS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    main, other = map(float, done.stdout.split())
+    assert 0.9 < main < 1.5
+    assert other < 0.5
 
 
 def test_the_environment_has_the_last_word() -> None:
