@@ -387,7 +387,9 @@ def test_latest_drops_the_oldest_and_counts_them(shared: Camera) -> None:
         reader = Reader(source)
         reader.take(1)
         pause = threading.Event()
-        while source.ledger.counts().dropped_total < 35:
+        # On a busy machine, frames are dropped before the first one, too.
+        before = sum(e.count for e in reader.frames[0].losses if e.kind == "dropped")
+        while source.ledger.counts().dropped_total - before < 35:
             pause.wait(0.05)
         taken = reader.take(2)
         skipped = taken[0].frame_index - reader.frames[0].frame_index - 1
