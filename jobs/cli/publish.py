@@ -18,7 +18,7 @@ def publish(
         typer.Option(
             "--output",
             "-o",
-            help="Folder of the tables `tracks` and `events`. Default: `delta` ... in FOLDER.",
+            help="Folder of the tables `tracks` and `events`. Default: FOLDER/<format>.",
         ),
     ] = None,
 ) -> None:

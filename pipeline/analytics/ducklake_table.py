@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.analytics.published_table import OvertakenError, PublishedTable
-from pipeline.base.errors import StoreError, UsageError
+from pipeline.analytics.published_table import LocalTable, OvertakenError
+from pipeline.base.errors import StoreError
 
 CATALOG = "catalog.sqlite"
 _VERSION = "1.0"
@@ -70,19 +70,13 @@ ducklake_macro_parameters(macro_id BIGINT, impl_id BIGINT, column_id BIGINT, par
 """  # noqa: E501  a table a line, of the specification
 
 
-class DuckLakeTable(PublishedTable):
+class DuckLakeTable(LocalTable):
     """A DuckLake table in a folder of this machine. UsageError for another folder."""
 
     format = "DuckLake"
 
     def __init__(self, uri: str, kind: str, storage_options: Mapping[str, Any] | None) -> None:
-        if "://" in uri:
-            raise UsageError(
-                f"DuckLake tables cannot be written to {uri!r}: their catalog is an SQLite file, which needs "
-                "a folder of this machine"
-            )
         super().__init__(uri, kind, storage_options)
-        self._folder = Path(uri).absolute()
         self._id = 0
         self.reload()
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.analytics.published_table import OvertakenError, PublishedTable, of_streams
-from pipeline.base.errors import StoreError, UsageError
+from pipeline.analytics.published_table import LocalTable, OvertakenError, of_streams
+from pipeline.base.errors import StoreError
 
 CATALOG = "catalog.db"
 NAMESPACE = "xmem"
@@ -23,19 +22,13 @@ _RETRIES = "commit.retry.num-retries"
 _MARKS = ("xmem.number", "xmem.token")
 
 
-class IcebergTable(PublishedTable):
+class IcebergTable(LocalTable):
     """An Iceberg table in a folder of this machine. UsageError for another folder."""
 
     format = "Iceberg"
 
     def __init__(self, uri: str, kind: str, storage_options: Mapping[str, Any] | None) -> None:
-        if "://" in uri:
-            raise UsageError(
-                f"Iceberg tables cannot be written to {uri!r}: their catalog is an SQLite file, which needs "
-                "a folder of this machine"
-            )
         super().__init__(uri, kind, storage_options)
-        self._folder = Path(uri).absolute()
         self._table: Any = None
         self.reload()
 

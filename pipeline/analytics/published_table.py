@@ -12,11 +12,12 @@ import json
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.base.errors import StoreError, bare_reason
+from pipeline.base.errors import StoreError, UsageError, bare_reason
 from pipeline.base.records import EVENTS_SCHEMA, TRACKS_SCHEMA
 from pipeline.storage.opening import open_files
 
@@ -146,6 +147,19 @@ class PublishedTable(ABC):
 
     def _failure(self, verb: str, error: Exception) -> StoreError:
         return StoreError(f"the {self.format} table {self.uri} cannot be {verb}: {bare_reason(error)}")
+
+
+class LocalTable(PublishedTable):
+    """A table whose catalog is an SQLite file beside its folder. UsageError if it is not on this machine."""
+
+    def __init__(self, uri: str, kind: str, storage_options: Mapping[str, Any] | None) -> None:
+        if "://" in uri:
+            raise UsageError(
+                f"{self.format} tables cannot be written to {uri!r}: their catalog is an SQLite file, which "
+                "needs a folder of this machine"
+            )
+        super().__init__(uri, kind, storage_options)
+        self._folder = Path(uri).absolute()
 
 
 def _progress_name(number: int, token: int) -> str:

@@ -31,6 +31,7 @@ PAGE = {
     "/annotate.css": ("pipeline.annotate", "annotate.css", "text/css"),
     "/memory.css": ("pipeline.annotate", "memory.css", "text/css"),
     "/page.css": ("pipeline.api", "page.css", "text/css"),
+    "/pointer.js": ("pipeline.api", "pointer.js", "text/javascript"),
     **{
         f"/{name}.js": ("pipeline.annotate", f"{name}.js", "text/javascript")
         for name in (

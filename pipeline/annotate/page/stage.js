@@ -1,7 +1,8 @@
 // The picture with masks over it, and the gestures on it: box, polygon, brush, eraser, clicks and scribbles.
 
 import { counts, decode, disc, line, paint } from "./masks.js";
-import { drawAsked, drawPoints, drawPointer, longer, shortened } from "./scribbles.js";
+import { drawPointer } from "./pointer.js";
+import { drawAsked, drawPoints, longer, shortened } from "./scribbles.js";
 import { View } from "./view.js";
 
 const HANDLE = 8;

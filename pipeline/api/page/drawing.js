@@ -1,6 +1,8 @@
 // What is drawn over the large picture: the zones, and the gestures of the tools. Positions are pixels of the
 // camera's frames.
 
+import { drawPointer } from "./pointer.js";
+
 const HANDLE = 10, FINGER = 24;  // pixels of the screen around a corner that a mouse, a finger hits
 export const TOOLS = ["look", "box", "click", "zone", "line"];
 
@@ -154,7 +156,10 @@ export class Drawing {
       context.stroke();
       this.corners(context, pixel);
     }
-    if (this.keyed && this.pointer) this.cross(context, pixel, this.pointer);
+    if (this.keyed && this.pointer) {
+      context.setLineDash([]);
+      drawPointer(context, pixel, this.pointer);
+    }
   }
 
   // The first one is larger once the zone can be closed there.
@@ -168,21 +173,6 @@ export class Drawing {
       context.fillRect(x - half, y - half, 2 * half, 2 * half);
       context.strokeRect(x - half, y - half, 2 * half, 2 * half);
     });
-  }
-
-  // The cross that keys move.
-  cross(context, pixel, [x, y]) {
-    context.setLineDash([]);
-    for (const [ink, width] of [["#000", 4], ["#fff", 2]]) {
-      context.strokeStyle = ink;
-      context.lineWidth = width * pixel;
-      context.beginPath();
-      for (const [dx, dy] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
-        context.moveTo(x + 4 * dx * pixel, y + 4 * dy * pixel);
-        context.lineTo(x + 14 * dx * pixel, y + 14 * dy * pixel);
-      }
-      context.stroke();
-    }
   }
 
   // In pixels, whatever units the entry has.
