@@ -32,6 +32,7 @@ PAGE = {
     "/memory.css": ("pipeline.annotate", "memory.css", "text/css"),
     "/page.css": ("pipeline.api", "page.css", "text/css"),
     "/pointer.js": ("pipeline.api", "pointer.js", "text/javascript"),
+    "/keys.js": ("pipeline.api", "keys.js", "text/javascript"),
     **{
         f"/{name}.js": ("pipeline.annotate", f"{name}.js", "text/javascript")
         for name in (

@@ -36,7 +36,7 @@ PAGE = {
     "/live.css": ("live.css", "text/css"),
     **{
         f"/{name}.js": (f"{name}.js", "text/javascript")
-        for name in ("page", "server", "words", "wall", "stream", "drawing", "pointer", "adding")
+        for name in ("page", "server", "words", "wall", "stream", "drawing", "pointer", "keys", "adding")
     },
 }
 """Path: file in the folder `page`, media type. They need no token: they reveal nothing about any stream."""

@@ -1,12 +1,13 @@
 // The annotator: keeps the page in step with the server. What is shown as saved is stored there durably.
 
 import { NoAnswer, SignedOut, ask, download, picture, signIn } from "./server.js";
-import { counts, decode } from "./masks.js";
+import { counts, decode, deepest } from "./masks.js";
 import { Stage } from "./stage.js";
 import { MemoryPanel } from "./memory.js";
 import { bodyOf } from "./importing.js";
 import { drawObjects } from "./objects.js";
 import { beginLooks, flip, nextLook, opacity, query } from "./looks.js";
+import { keyName } from "./keys.js";
 import { drawTimeline, frameAt, jumps } from "./timeline.js";
 
 const part = (id) => document.getElementById(id);
@@ -272,9 +273,9 @@ async function pointOut(point, stroke) {
   if (!clicks.length && !strokes.length) base = stage.mine() ? counts(stage.mine(), stage.height, stage.width) : null;
   if (point) clicks = [...clicks, point];
   if (stroke) strokes = [...strokes, stroke];
-  // A mask that is corrected by negative ones only has no point on the object yet: its middle is one.
+  // A mask that is corrected by negative ones only has no point on the object yet.
   const onto = [...clicks, ...strokes].some((each) => each.positive);
-  const given = { clicks: onto ? clicks : [middle(), ...clicks], strokes, previous: base };
+  const given = { clicks: onto ? clicks : [onObject(), ...clicks], strokes, previous: base };
   Object.assign(stage, { clicks, strokes });
   stage.draw();
   const find = { key: null, dropped: false };
@@ -320,17 +321,11 @@ function undo() {
   say("The click was taken back");
 }
 
-// The pixel of the selected object's mask that is nearest to its mean.
-function middle() {
-  const pixels = stage.mine();
-  let [x, y, area] = [0, 0, 0];
-  pixels.forEach((value, i) => { if (value) { x += i % stage.width; y += Math.floor(i / stage.width); area++; } });
-  let [best, far] = [0, Infinity];
-  pixels.forEach((value, i) => {
-    const distance = (i % stage.width - x / area) ** 2 + (Math.floor(i / stage.width) - y / area) ** 2;
-    if (value && distance < far) [best, far] = [i, distance];
-  });
-  return { x: best % stage.width, y: Math.floor(best / stage.width), positive: true };
+// A point on the object for those who only take away from it: deep in its mask, far from what is taken away.
+function onObject() {
+  const away = [...clicks.map((click) => [click.x, click.y]), ...strokes.flatMap((stroke) => stroke.points)];
+  const [x, y] = deepest(stage.mine(), stage.height, stage.width, away);
+  return { x, y, positive: true };
 }
 
 function read(point) {
@@ -553,9 +548,8 @@ document.addEventListener("keydown", (event) => {
   if (event.target === part("canvas") && stage.key(event)) return event.preventDefault();
   if (event.target.matches("input[type=range]:not(#scrub)") && /^(Arrow|Home|End|Page)/.test(event.key)) return;
   if ((event.key === " " || event.key === "Enter") && event.target.matches("button, summary")) return;
-  const shift = event.shiftKey && !["?", "+", "#"].includes(event.key) ? "Shift+" : "";
-  const name = (event.ctrlKey || event.metaKey ? "Ctrl+" : "") + shift + event.key;
-  const number = /^[1-9]$/.test(event.key) ? state.objects[Number(event.key) - 1] : null;
+  const name = keyName(event);
+  const number = state.objects.find((object) => String(object.id) === name);
   if (number) select(number.id);
   else if (KEYS[name]) KEYS[name]();
   else return;

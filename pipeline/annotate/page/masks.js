@@ -57,6 +57,24 @@ export function line(mask, height, width, from, to, radius, value) {
   }
 }
 
+// The pixel of a mask that is farthest from its border and from other pixels, which need not be in it: [x, y].
+export function deepest(mask, height, width, away) {
+  const wide = width + 2;  // with a border that belongs to no mask
+  const depth = new Int32Array(wide * (height + 2));
+  for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) depth[(y + 1) * wide + x + 1] = mask[y * width + x] ? 1 << 28 : 0;
+  for (const [x, y] of away) depth[(Math.floor(y) + 1) * wide + Math.floor(x) + 1] = 0;
+  // Distances in thirds of a pixel: 3 to the sides, 4 across a corner; from above, then from below.
+  let [best, most] = [0, 0];
+  for (const way of [1, -1]) {
+    for (let n = wide; n < depth.length - wide; n++) {
+      const i = way > 0 ? n : depth.length - 1 - n;
+      if (depth[i]) depth[i] = Math.min(depth[i], 3 + depth[i - way], 4 + depth[i - way * (wide + 1)], 3 + depth[i - way * wide], 4 + depth[i - way * (wide - 1)]);
+      if (way < 0 && depth[i] > most) [best, most] = [i, depth[i]];
+    }
+  }
+  return [best % wide - 1, Math.floor(best / wide) - 1];
+}
+
 export function rgb(colour) {
   return [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
 }

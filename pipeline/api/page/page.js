@@ -1,6 +1,7 @@
 // The dashboard: signing in, the grid of streams, one of them large, and the newest events of all.
 
 import { setUpAdding } from "./adding.js";
+import { keyName } from "./keys.js";
 import { ask, forgetToken, keepToken, login, SignedOut, token } from "./server.js";
 import { Stream } from "./stream.js";
 import { Wall } from "./wall.js";
@@ -104,7 +105,8 @@ window.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]") || part("main").hidden) return;
   if (["INPUT", "SELECT", "BUTTON"].includes(event.target.tagName) && event.key === "Enter") return;
   if (["INPUT", "SELECT"].includes(event.target.tagName)) return;
-  if (KEYS[event.key]) KEYS[event.key]();
+  const name = keyName(event);
+  if (KEYS[name]) KEYS[name]();
   else if (stream.id === null || !stream.key(event)) return;
   event.preventDefault();  // else arrow keys scroll, too, and a key is typed into the form that it opens
 });

@@ -2,6 +2,7 @@
 // and events.
 
 import { Drawing, TOOLS } from "./drawing.js";
+import { keyName } from "./keys.js";
 import { ask, SignedOut, streamPath } from "./server.js";
 import { colour, element, eventText, eventTime, number, reasons } from "./words.js";
 
@@ -57,7 +58,7 @@ export class Stream {
   // Whether the key did something.
   key(event) {
     if (event.target === part("over") && this.drawing.key(event)) return true;
-    const tool = { v: "look", b: "box", c: "click", z: "zone", l: "line" }[event.key];
+    const tool = { v: "look", b: "box", c: "click", z: "zone", l: "line" }[keyName(event)];
     if (tool) this.use(tool);
     else if (event.key === "Enter") this.drawing.finish();
     else if (event.key === "Escape") this.drawing.cancel();

@@ -36,6 +36,7 @@ from pipeline.annotate.document import Change
 from pipeline.api.tokens import Sessions
 from pipeline.draw.look import Layer, Look
 from pipeline.draw.overlay import overlay as draw
+from pipeline.prompts.clicks import Click
 from pipeline.tracking.executor import Executor
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.track import track
@@ -545,6 +546,60 @@ def test_pointing_closely_and_by_keys(
         page.wait_for("document.getElementById('propagate').textContent === 'Propagate'")
         assert 0 < annotator.tracked < FRAMES
         assert page.unnamed() == []
+        assert page.errors == []
+
+
+@in_chromium
+def test_keys_of_any_keyboard_and_a_first_click_that_takes_away(
+    annotator: Annotator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Caps Lock, another script, ids with a gap; and a click in the very middle of a mask that takes away."""
+    asked: list[Sequence[Click]] = []
+    click = Annotator.click
+
+    def noted(self: Annotator, frame: int, clicks: Sequence[Click], *given: Any, **more: Any) -> Any:
+        asked.append(clicks)
+        return click(self, frame, clicks, *given, **more)
+
+    monkeypatch.setattr(Annotator, "click", noted)
+    with served_annotator(annotator) as (address, sessions), open_page(tmp_path, 1280, 720) as page:
+        hand = Hand(page)
+        page.open(f"{address}/#code={sessions.code}")
+        page.wait_for("document.getElementById('canvas').width > 300")
+        for edits in (1, 2):
+            hand.key("N")  # with Caps Lock
+            hand.saved(edits)
+        pressed = "document.querySelector('#tools [aria-pressed=true]').id"
+        page.do("Input.dispatchKeyEvent", type="keyDown", key="и", code="KeyB")
+        page.wait_for(f"{pressed} === 'tool-box'")
+        hand.drag((20, 20), (60, 50), (100, 80))
+        hand.saved(3)
+        assert list(annotator.project.document.prompts[0]) == [2]
+        annotator.edit([{"op": "delete", "id": 1}])
+        page.wait_for("document.querySelectorAll('#objects li').length === 1")
+        hand.key("n")
+        hand.saved(5)
+        selected = "document.querySelector('#objects li.selected b').textContent"
+        last = page.value(selected)
+        assert last != "2"
+        hand.key("2")
+        page.wait_for(f"{selected} === '2'")
+        hand.key(last)
+        page.wait_for(f"{selected} === '{last}'")
+        hand.key("2")
+        page.wait_for(f"{selected} === '2'")
+
+        mask = rle_to_mask(annotator.masks(0)[0]["rle"], HEIGHT, WIDTH)
+        ys, xs = np.nonzero(mask)
+        x, y = round(float(xs.mean())), round(float(ys.mean()))
+        hand.key("c")
+        hand.drag((x, y), button="right")
+        hand.saved(6)
+        (onto, away) = asked[0]
+        assert (onto.positive, away.positive) == (True, False)
+        assert (away.x, away.y) == (x, y)
+        assert mask[onto.y, onto.x]
+        assert np.hypot(onto.x - x, onto.y - y) > 5
         assert page.errors == []
 
 
