@@ -1,6 +1,7 @@
-"""A hub with real cameras and the bundled network, in its own process: python live_camera_worker.py OUT SIZE.
+"""A hub with real cameras and the bundled network, in its own process: live_camera_worker.py OUT [SIZE].
 
-Reads one JSON list [method, arguments...] per line and responds with one JSON line: "add", "status",
+With a size, on one thread with a small memory; without one, with the defaults of `xmem serve`. Reads one
+JSON list [method, arguments...] per line and responds with one JSON line: "add", "status", "request",
 "remove", "tracks" of a stream, and "exposition" for the Prometheus metrics.
 """
 
@@ -33,6 +34,8 @@ def respond(hub: LiveHub, method: str, arguments: list[Any]) -> Any:
             return hub.add(LiveSpec(**values))
         case "status":
             return hub.status(arguments[0])
+        case "request":
+            return hub.request(*arguments)
         case "tracks":
             stream_id, since, limit = arguments
             return hub.view(stream_id, LiveView.tracks, since, limit)
@@ -41,14 +44,15 @@ def respond(hub: LiveHub, method: str, arguments: list[Any]) -> Any:
             return hub.remove(stream_id, wait)
         case "exposition":
             return metrics_text(hub.list(), hub.capacity()).decode()
-    raise ValueError(f"method {method!r} is not one of add, status, tracks, remove, exposition")
+    raise ValueError(f"method {method!r} is not one of add, status, request, tracks, remove, exposition")
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO)
-    hub = LiveHub(
-        HubSettings(sys.argv[1], tracking=TrackSettings.of(memory=MEMORY, size=int(sys.argv[2]), threads=1))
-    )
+    tracking = TrackSettings()
+    if len(sys.argv) > 2:
+        tracking = TrackSettings.of(memory=MEMORY, size=int(sys.argv[2]), threads=1)
+    hub = LiveHub(HubSettings(sys.argv[1], tracking=tracking))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     for line in sys.stdin:

@@ -5,116 +5,27 @@ XMEM_SOAK_SECONDS says for how long; 600 by default.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from fractions import Fraction
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import av
 import pytest
 from support.live_books import Committed
-from support.measured import resident_bytes
+from support.live_camera_hub import PATIENCE, REAL, hub_at, the_clip
 from support.rtsp_camera import camera
-from support.videos import ENCODERS, make_video
 
 from pipeline.analytics.query import query
 
-WORKER = Path(__file__).parents[3] / "support" / "live_camera_worker.py"
-REAL = Path("/work/shared/data/video/vtest.avi")
 SECONDS = float(os.environ.get("XMEM_SOAK_SECONDS", "600"))
 WARM = min(180.0, 0.4 * SECONDS)  # until memory is full and everything has been done once
 LONG = 300.0  # shorter runs are for trying the test out: they prove little
 EVERY = 5.0
 LATEST = 10.0  # seconds after its frame that a row must be found by a query
 SIZE = 128  # of xmem-lite: small, so that a busy machine tracks some of the clip's 10 frames a second
-PATIENCE = 120.0
-# What is freed goes back at once: a leak is looked for, not how much glibc keeps for later.
-STRICT = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
-
-
-class Hub:
-    """The worker process, controlled by lines."""
-
-    def __init__(self, out: Path, log: Path) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **STRICT}
-        with log.open("wb") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, str(WORKER), str(out), str(SIZE)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env=environment,
-            )
-        assert self.process.stdout is not None
-        if self.process.stdout.readline() != "ready\n":
-            raise AssertionError(log.read_text(errors="replace")[-2000:])
-
-    def call(self, *request: Any) -> Any:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
-        assert not (isinstance(answer, dict) and "error" in answer), answer
-        return answer
-
-    def resident(self) -> int:
-        """Resident bytes."""
-        return resident_bytes(self.process.pid)
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        try:
-            self.process.wait(PATIENCE)
-        finally:
-            self.process.kill()
-            self.process.wait()
-            assert self.process.stdout is not None
-            self.process.stdout.close()
-
-
-@contextlib.contextmanager
-def hub_at(out: Path, log: Path) -> Iterator[Hub]:
-    hub = Hub(out, log)
-    try:
-        yield hub
-    finally:
-        hub.close()
-
-
-def as_h264(source: Path, target: Path) -> Path:
-    """Pictures of the camera, one by one, as the whole clip takes a gigabyte."""
-    with av.open(str(source)) as read, av.open(str(target), "w") as written:
-        video = read.streams.video[0]
-        rate = Fraction(video.average_rate or 10)
-        stream: Any = written.add_stream(ENCODERS["h264"], rate=rate)
-        stream.width, stream.height, stream.pix_fmt = video.width, video.height, "yuv420p"
-        stream.codec_context.gop_size, stream.codec_context.thread_count = 20, 1
-        stream.options = {"preset": "ultrafast", "crf": "23", "tune": "zerolatency"}
-        for i, frame in enumerate(read.decode(video)):
-            frame.pts, frame.time_base = i, 1 / rate
-            written.mux(stream.encode(frame))
-        written.mux(stream.encode(None))
-    return target
-
-
-def the_clip(folder: Path) -> Path:
-    if REAL.exists():
-        return as_h264(REAL, folder / "vtest.mp4")
-    from pipeline.testing.detectors import drawn_scene
-
-    return make_video(folder / "walk.mp4", [f.image for f in drawn_scene(200)], gop=10, rate=10)
 
 
 def counted(exposition: str) -> dict[str, Any]:
@@ -147,7 +58,7 @@ def test_people_are_followed_for_minutes_in_the_same_memory(tmp_path: Path) -> N
     published: list[datetime] = []  # of rows that were seen in the API
     latest = 0.0
     seen: set[int] = set()
-    with camera(the_clip(tmp_path)) as made, hub_at(out, tmp_path / "hub.log") as hub:
+    with camera(the_clip(tmp_path)) as made, hub_at(out, tmp_path / "hub.log", SIZE) as hub:
         settings = {"expected_height": 576, "expected_width": 768, "max_objects": 8}
         added = {"stream_id": "square", "url": made.url(), "detector": "motion", "settings": settings}
         hub.call("add", added)
