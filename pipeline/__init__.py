@@ -33,16 +33,16 @@ if TYPE_CHECKING:
     from pipeline.detect.protocol import Detection, Detector
     from pipeline.distributed.ray_data import TrackVideos
     from pipeline.draw.render import render
-    from pipeline.live.editing import edit_memory
-    from pipeline.live.memory_reads import MemoryReads, memory_reads
-    from pipeline.live.remembered import StreamMemory, stream_memory, write_thumbnails
+    from pipeline.memory.editing import edit_memory
+    from pipeline.memory.memory_reads import MemoryReads, memory_reads
+    from pipeline.memory.stream_memory import StreamMemory, stream_memory, write_thumbnails
     from pipeline.plots.stream_report import plot
     from pipeline.prompts.box_segmenters import BoxSegmenter
     from pipeline.prompts.files import PromptSet, gather_prompts, load_prompts
-    from pipeline.tracking.object_states import prompts_from_state
+    from pipeline.tracking.files.track import track
     from pipeline.tracking.settings import CommitSettings, DetectorSettings, ModelSettings, TrackSettings
+    from pipeline.tracking.snapshots.object_states import prompts_from_state
     from pipeline.tracking.stream_record import StreamSummary
-    from pipeline.tracking.track import track
     from pipeline.tracks.reader import TrackReader, open_tracks
     from pipeline.tracks.sinks import Sink
     from pipeline.video.plugin_video import Source
@@ -117,13 +117,13 @@ if not TYPE_CHECKING:
         "detect.protocol": ("Detection", "Detector"),
         "distributed.ray_data": ("TrackVideos",),
         "draw.render": ("render",),
-        "live.editing": ("edit_memory",),
-        "live.memory_reads": ("MemoryReads", "memory_reads"),
-        "live.remembered": ("StreamMemory", "stream_memory", "write_thumbnails"),
+        "memory.editing": ("edit_memory",),
+        "memory.memory_reads": ("MemoryReads", "memory_reads"),
+        "memory.stream_memory": ("StreamMemory", "stream_memory", "write_thumbnails"),
         "plots.stream_report": ("plot",),
         "prompts.box_segmenters": ("BoxSegmenter",),
         "prompts.files": ("PromptSet", "gather_prompts", "load_prompts"),
-        "tracking.object_states": ("prompts_from_state",),
+        "tracking.snapshots.object_states": ("prompts_from_state",),
         "tracking.settings": (
             "CommitSettings",
             "DetectorSettings",
@@ -132,7 +132,7 @@ if not TYPE_CHECKING:
             "TrackSettings",
         ),
         "tracking.stream_record": ("StreamSummary",),
-        "tracking.track": ("track",),
+        "tracking.files.track": ("track",),
         "tracks.reader": ("TrackReader", "open_tracks"),
         "tracks.sinks": ("Sink",),
         "video.plugin_video": ("Source",),

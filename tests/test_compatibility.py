@@ -16,9 +16,9 @@ from support.written import files
 from pipeline.analytics.query import query
 from pipeline.live.hub.hub import HubSettings, LiveHub
 from pipeline.prompts.resolving import PromptSet
+from pipeline.tracking.files.stream_tracker import StreamSummary
+from pipeline.tracking.files.track import track
 from pipeline.tracking.settings import TrackSettings
-from pipeline.tracking.stream_tracker import StreamSummary
-from pipeline.tracking.track import track
 from pipeline.tracks.masks import rle_to_mask
 from xmem_core import MemoryConfig, VideoSegmenter
 from xmem_core.weights import save_weights

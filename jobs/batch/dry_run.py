@@ -19,7 +19,7 @@ from pipeline.distributed.messages import WorkerSettings
 from pipeline.prompts.resolving import PromptSet, load_mask_png, load_prompts
 from pipeline.storage.files import Files
 from pipeline.storage.opening import open_files
-from pipeline.tracking.backward import BackwardPlan
+from pipeline.tracking.files.backward import BackwardPlan
 from pipeline.tracking.settings import BACKWARD
 from pipeline.tracking.stream_record import FINISHED
 from pipeline.tracks.layout import load_record

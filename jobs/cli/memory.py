@@ -72,8 +72,8 @@ def memory(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List what a stream remembers: frames, objects, use. Or edit it, before the next run goes on from it."""
-    from pipeline.live.editing import edit_memory
-    from pipeline.live.remembered import stream_memory, write_thumbnails
+    from pipeline.memory.editing import edit_memory
+    from pipeline.memory.stream_memory import stream_memory, write_thumbnails
 
     if read is not None:
         if thumbnails is not None or any(edit is not None for edit in (forget, pin, unpin, copy)):
@@ -118,7 +118,7 @@ def memory(
 def _show_reads(
     folder: str, read: str, object_id: int | None, stream_id: str | None, video: str | None, as_json: bool
 ) -> None:
-    from pipeline.live.memory_reads import memory_reads
+    from pipeline.memory.memory_reads import memory_reads
 
     match = re.fullmatch(r"(\d{1,15})(?:,(\d{1,9}),(\d{1,9}))?", read)
     if match is None:

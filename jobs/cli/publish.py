@@ -23,8 +23,8 @@ def publish(
     ] = None,
 ) -> None:
     """Write the rows as Delta Lake, Iceberg or DuckLake tables; each further run appends what is new."""
-    from pipeline.analytics.publish import FORMATS
-    from pipeline.analytics.publish import publish as run
+    from pipeline.analytics.publishing.publish import FORMATS
+    from pipeline.analytics.publishing.publish import publish as run
 
     if fmt not in FORMATS:
         raise UsageError(f"--to {fmt!r} is not a table format: {', '.join(FORMATS)}")

@@ -90,9 +90,9 @@ def track(
     from pipeline.base.malloc import keep_freed_memory
     from pipeline.prompts.pointing import add_clicks
     from pipeline.prompts.resolving import gather_prompts
-    from pipeline.tracking.object_states import prompts_from_state
-    from pipeline.tracking.stream_tracker import FINISHED, StreamTracker
-    from pipeline.tracking.track import track as track_video
+    from pipeline.tracking.files.stream_tracker import FINISHED, StreamTracker
+    from pipeline.tracking.files.track import track as track_video
+    from pipeline.tracking.snapshots.object_states import prompts_from_state
 
     if len(videos) > 1 and not join:
         raise UsageError(

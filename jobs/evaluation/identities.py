@@ -19,7 +19,7 @@ from rich.table import Table
 
 from pipeline.base.errors import UsageError
 from pipeline.base.redaction import shareable
-from pipeline.detect.assignment import assignment
+from pipeline.detect.lifecycle.assignment import assignment
 from pipeline.storage.locations import locate, read_error
 from pipeline.tracks.reader import open_tracks
 

@@ -1,4 +1,4 @@
 """Queries over mask tracks: SQL over output folders, and result formats.
 
-May use: base, storage, tracks, zones.
+May use: analytics.scan, zones.
 """

@@ -1,7 +1,8 @@
 """An output folder that is opened for questions: SQL, pyarrow, pandas and polars, and masks as arrays.
 
-DuckDB's views are pyarrow datasets (`pipeline.analytics.scan`). DuckDB itself opens no file and no socket:
-its access to both is switched off and the configuration locked, so a statement can only read these views.
+DuckDB's views are pyarrow datasets (`pipeline.analytics.scan.dataset`). DuckDB itself opens no file and no
+socket: its access to both is switched off and the configuration locked, so a statement can only read these
+views.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import pyarrow.fs
 from numpy.typing import NDArray
 
 from pipeline.analytics.compacted_tracks import TRIES, CompactedTracks
-from pipeline.analytics.listing import Listing
 from pipeline.analytics.mask_functions import MASKS_SQL, MaskFunctions
-from pipeline.analytics.scan import ChunkDataset, chunk_fragments
-from pipeline.analytics.stream_choice import narrowed, needed_streams, statement_tree, streams_use
+from pipeline.analytics.scan.dataset import ChunkDataset, chunk_fragments
+from pipeline.analytics.scan.listing import Listing
+from pipeline.analytics.scan.stream_choice import narrowed, needed_streams, statement_tree, streams_use
 from pipeline.analytics.streams import streams_table
 from pipeline.analytics.views import GAPS_SQL, OBJECTS_SQL, FileDataset, FrameDataset
 from pipeline.base.errors import StoreError, UsageError, XmemError

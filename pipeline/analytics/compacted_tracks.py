@@ -1,8 +1,8 @@
 """The view `tracks` of an archive that has compacted files: DuckDB reads these, pyarrow all other rows.
 
-Without compacted files, or on a store, the view is the dataset of `pipeline.analytics.scan` alone, which
-reads compacted files too. It takes three times as long for that, but falls back to the chunk files where a
-compacted file is gone or holds other rows.
+Without compacted files, or on a store, the view is the dataset of `pipeline.analytics.scan.dataset` alone,
+which reads compacted files too. It takes three times as long for that, but falls back to the chunk files
+where a compacted file is gone or holds other rows.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import duckdb
 
-from pipeline.analytics.copy_reader import CopyFiles
-from pipeline.analytics.listing import Listing
-from pipeline.analytics.scan import ChunkDataset
+from pipeline.analytics.scan.copy_reader import CopyFiles
+from pipeline.analytics.scan.dataset import ChunkDataset
+from pipeline.analytics.scan.listing import Listing
 from pipeline.base.errors import StoreError
 from pipeline.storage.local_files import LocalFiles
 from pipeline.tracks.copies import FOLDER, Copy

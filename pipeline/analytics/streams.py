@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.analytics.listing import Chunk, Listing
-from pipeline.analytics.parquet_file import read_metadata
-from pipeline.analytics.scan import check_chunk_file
+from pipeline.analytics.scan.dataset import check_chunk_file
+from pipeline.analytics.scan.listing import Chunk, Listing
+from pipeline.analytics.scan.parquet_file import read_metadata
 from pipeline.base.errors import StoreError
 from pipeline.storage.files import Files
 from pipeline.storage.local_files import LocalFiles

@@ -19,9 +19,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.analytics.archive import Archive
-from pipeline.analytics.listing import Chunk, Listing
-from pipeline.analytics.scan import check_chunk_file, open_chunk_file
-from pipeline.analytics.stream_choice import column_names, tree_nodes
+from pipeline.analytics.scan.dataset import check_chunk_file, open_chunk_file
+from pipeline.analytics.scan.listing import Chunk, Listing
+from pipeline.analytics.scan.stream_choice import column_names, tree_nodes
 from pipeline.base.errors import StoreError, UsageError
 from pipeline.storage.files import Files
 from pipeline.storage.opening import open_files

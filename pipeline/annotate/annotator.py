@@ -43,8 +43,8 @@ from pipeline.prompts.clicks import Click, Stroke, joined
 from pipeline.prompts.files import PromptObject, PromptSet
 from pipeline.prompts.resolving import ResolvedPrompt, resolve
 from pipeline.storage.opening import open_files
-from pipeline.tracking.memory_edit import MemoryEdit
 from pipeline.tracking.settings import FORWARD, TrackSettings
+from pipeline.tracking.snapshots.memory_edit import MemoryEdit
 from pipeline.tracks.layout import load_record
 from pipeline.tracks.masks import mask_to_rle, record_of_mask, rle_to_mask
 from pipeline.tracks.reader import TrackReader
@@ -457,7 +457,7 @@ class Annotator(Closing):
         """Edit what is remembered before a tracked frame; durable when it returns.
 
         Args:
-            edits: as `pipeline.live.editing.edit_memory` takes them, made in their order.
+            edits: as `pipeline.memory.editing.edit_memory` takes them, made in their order.
 
         Raises:
             UsageError: the frame is not tracked yet, or an edit cannot be made there. Nothing is edited then.

@@ -10,8 +10,8 @@ from pipeline.annotate.recipe import CHANGEABLE
 from pipeline.base.errors import PromptError, UsageError
 from pipeline.prompts import values as check
 from pipeline.prompts.files import PromptObject, PromptSet
-from pipeline.tracking.memory_edit import COPY, MemoryEdit
 from pipeline.tracking.settings import DIRECTIONS
+from pipeline.tracking.snapshots.memory_edit import COPY, MemoryEdit
 
 MOST_OBJECTS = 200
 MOST_EDITS = 200

@@ -13,7 +13,7 @@ from pipeline.annotate.strips import Strips, joined, strips_of_chunk, strips_of_
 from pipeline.base.errors import StoreError, UsageError
 from pipeline.base.records import MaskRecord
 from pipeline.storage.files import Files
-from pipeline.tracking.carry_over import stream_identity
+from pipeline.tracking.files.carry_over import stream_identity
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracks.layout import list_chunks
 from pipeline.tracks.reader import TrackReader

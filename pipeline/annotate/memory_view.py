@@ -12,9 +12,9 @@ from pipeline.annotate.propagation import Propagation
 from pipeline.annotate.recipe import Recipe
 from pipeline.base.closeable import Closing
 from pipeline.base.errors import UsageError
-from pipeline.live.memory_reads import shares_at
-from pipeline.tracking.memory_edit import MemoryEdit
-from pipeline.tracking.replay import Replay
+from pipeline.memory.memory_reads import shares_at
+from pipeline.tracking.files.replay import Replay
+from pipeline.tracking.snapshots.memory_edit import MemoryEdit
 from pipeline.tracks.masks import rle_to_mask
 from pipeline.video.random_access import FrameAccess
 from xmem_core import TrackerState

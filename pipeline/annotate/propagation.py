@@ -6,9 +6,9 @@ Each recipe is tracked in a work folder of its own, an ordinary output folder:
 
 Chunks are committed there exactly once, as by `track`, but cut after `CUT_FRAMES` and where tracking pauses,
 each with the state after it. A new recipe begins with what an earlier one has of it before the first frame
-that differs (`pipeline.tracking.carry_over`), so that a correction tracks only from the last state before it.
-Going back to a former recipe finds its folder again. When a stream is finished, its files, with cut chunks
-joined, replace those of the stream in OUT (`pipeline.tracks.copying.replace_stream`).
+that differs (`pipeline.tracking.files.carry_over`), so that a correction tracks only from the last state
+before it. Going back to a former recipe finds its folder again. When a stream is finished, its files, with
+cut chunks joined, replace those of the stream in OUT (`pipeline.tracks.copying.replace_stream`).
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from pipeline.base.closeable import Closing
 from pipeline.base.errors import SettingsConflictError, SourceError, UsageError, XmemError
 from pipeline.storage.files import Files
 from pipeline.storage.opening import open_files
-from pipeline.tracking.carry_over import carry_over
-from pipeline.tracking.executor import Begun, Executor
-from pipeline.tracking.replay import Replay
+from pipeline.tracking.files.carry_over import carry_over
+from pipeline.tracking.files.executor import Begun, Executor
+from pipeline.tracking.files.replay import Replay
+from pipeline.tracking.files.stream_tracker import StreamTracker
 from pipeline.tracking.segmenters import open_segmenter
 from pipeline.tracking.settings import TrackSettings
-from pipeline.tracking.stream_tracker import StreamTracker
 from pipeline.tracks.copying import replace_stream
 from pipeline.tracks.layout import load_record, remove_folder
 from pipeline.tracks.store import StreamStore

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from pipeline.base.errors import StoreError, UsageError
 from pipeline.prompts.files import PromptSet
 from pipeline.storage.files import Files
-from pipeline.tracking.backward import BackwardPlan
-from pipeline.tracking.memory_edit import COPY, MemoryEdit, planned_edits
+from pipeline.tracking.files.backward import BackwardPlan
 from pipeline.tracking.settings import FORWARD, TrackSettings
+from pipeline.tracking.snapshots.memory_edit import COPY, MemoryEdit, planned_edits
 from pipeline.tracks.edit_log import EditLog
 from pipeline.tracks.store import StreamStore
 from xmem_core.config import MemoryConfig

@@ -1,4 +1,4 @@
-"""Detectors, which start objects without prompts, and the lifecycle of the objects they found.
+"""Detectors, which find objects without prompts: their protocol, the built-in ones, and loading by name.
 
 May use: base, storage, video, tracks, prompts.
 """

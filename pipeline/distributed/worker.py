@@ -25,7 +25,8 @@ from pipeline.distributed.messages import ChunkReport, Outcome, StreamSpec, Stre
 from pipeline.prompts.resolving import PromptSet, load_mask_png, load_prompts
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
-from pipeline.tracking.executor import Begun, Executor, begun_with
+from pipeline.tracking.files.executor import Begun, Executor, begun_with
+from pipeline.tracking.files.stream_tracker import StreamTracker
 from pipeline.tracking.look_ahead import threads_of_step
 from pipeline.tracking.memory_plan import (
     device_bytes,
@@ -35,7 +36,6 @@ from pipeline.tracking.memory_plan import (
 )
 from pipeline.tracking.segmenters import open_segmenter
 from pipeline.tracking.settings import AUTO, TrackSettings, dtype_name
-from pipeline.tracking.stream_tracker import StreamTracker
 from pipeline.tracks.sinks import Sinks
 from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import open_source

@@ -40,7 +40,7 @@ def render(
     frames.
 
     Args:
-        video: the video that was tracked; path or fsspec URI, as for `pipeline.tracking.track.track`.
+        video: the video that was tracked; path or fsspec URI, as for `pipeline.tracking.files.track.track`.
         out: output folder of the tracking.
         output: video file to write; .mp4, .mov, .m4v, .mkv or .webm.
         stream_id: stream to draw; default: the video's own, or the folder's only one.

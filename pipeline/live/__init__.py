@@ -1,4 +1,4 @@
-"""One live stream: tracker, requests, record, recovery, recent results; listing of what streams remember.
+"""One live stream: tracker, requests, record, recovery, recent results.
 
-May use: tracking, draw and zones, what those may use, and live.camera.
+May use: memory, zones, what those may use, and live.camera.
 """

@@ -6,13 +6,13 @@ from collections.abc import Collection
 
 from pipeline.base.errors import PromptError
 from pipeline.base.records import Frame
-from pipeline.detect.lifecycle import ObjectFinder
+from pipeline.detect.lifecycle.object_finder import ObjectFinder
 from pipeline.live.record import LiveRecord, Request
 from pipeline.live.requests import LiveRequests
 from pipeline.prompts.box_segmenters import BoxSegmenter
 from pipeline.prompts.resolving import PromptSet, resolve
-from pipeline.tracking.memory_edit import COPY, MemoryEdit
 from pipeline.tracking.objects import Masks, TrackedObjects
+from pipeline.tracking.snapshots.memory_edit import COPY, MemoryEdit
 from pipeline.tracks.object_copies import ObjectCopies
 from xmem_core import VideoSegmenter
 

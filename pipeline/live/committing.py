@@ -20,8 +20,8 @@ from pipeline.live.requests import LiveRequests
 from pipeline.live.spec import LiveSettings
 from pipeline.live.zones import LiveZones
 from pipeline.tracking.committer import Committer
-from pipeline.tracking.live_snapshot import LiveSnapshot
 from pipeline.tracking.objects import TrackedObjects
+from pipeline.tracking.snapshots.live import LiveSnapshot
 from pipeline.zones.events import ZONE_EVENTS
 
 logger = logging.getLogger(__name__)

@@ -109,7 +109,7 @@ class LiveView:
         self._waiting.append((moment, within(picture, THUMBNAIL_SIDE)))
 
     def remember(self, listing: dict[str, Any], now: float) -> None:
-        """Set the listing of the memory, see `pipeline.live.remembered.memory_listing`."""
+        """Set the listing of the memory, see `pipeline.memory.stream_memory.memory_listing`."""
         times = {entry["time"] for entry in listing["frames"] if entry["age"] is not None}
         kept = {moment: data for moment, data in self._thumbnails.items() if moment in times}
         # Until the first prompt time stands still: the last frame of a time is the one that is remembered.

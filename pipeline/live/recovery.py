@@ -8,12 +8,12 @@ from datetime import datetime
 from typing import Any
 
 from pipeline.base.records import Event, Frame
-from pipeline.detect.lifecycle import ObjectFinder
+from pipeline.detect.lifecycle.object_finder import ObjectFinder
 from pipeline.live.record import Books
 from pipeline.live.spec import LiveSpec
 from pipeline.prompts.box_segmenters import BoxSegmenter
-from pipeline.tracking.live_snapshot import LiveSnapshot
 from pipeline.tracking.resume import new_finder, restored_state
+from pipeline.tracking.snapshots.live import LiveSnapshot
 from pipeline.tracks.store import StreamStore
 from xmem_core import TrackerState, VideoSegmenter
 

@@ -18,7 +18,7 @@ from pipeline.base.errors import PromptError, UsageError
 from pipeline.live.record import LiveRecord, Request
 from pipeline.live.spec import LivePrompts, LiveSpec
 from pipeline.prompts.remembered_object import RememberedObject
-from pipeline.tracking.memory_edit import MemoryEdit
+from pipeline.tracking.snapshots.memory_edit import MemoryEdit
 
 logger = logging.getLogger(__name__)
 

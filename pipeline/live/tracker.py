@@ -33,18 +33,18 @@ from pipeline.live.pending_rows import Unwritten
 from pipeline.live.recent import LiveView
 from pipeline.live.record import LiveRecord
 from pipeline.live.recovery import restart_events, restore, run_of
-from pipeline.live.remembered import memory_listing
 from pipeline.live.requests import LiveRequests, Rejected
 from pipeline.live.spec import LiveSpec
 from pipeline.live.zones import LiveZones
+from pipeline.memory.stream_memory import memory_listing
 from pipeline.prompts.box_segmenters import BoxSegmenter, load_box_segmenter
 from pipeline.prompts.remembered_object import RememberedObject
 from pipeline.tracking.committer import Committer
+from pipeline.tracking.files.stream_tracker import StepInput
 from pipeline.tracking.look_ahead import SideEncoder, looks_ahead
-from pipeline.tracking.object_states import read_object
 from pipeline.tracking.objects import Masks, TrackedObjects
 from pipeline.tracking.settings import TrackSettings
-from pipeline.tracking.stream_tracker import StepInput
+from pipeline.tracking.snapshots.object_states import read_object
 from pipeline.tracks.edit_log import EDITED
 from pipeline.tracks.sinks import Sinks
 from pipeline.tracks.store import StreamStore

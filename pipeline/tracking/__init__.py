@@ -1,4 +1,4 @@
-"""One video stream from frames to committed rows: settings, tracker, snapshots, stream record, memory plan.
+"""What files and cameras share: settings, opening models and streams, tracked objects, commits, memory plan.
 
-May use: base, storage, video, tracks, prompts, detect.
+May use: detect, detect.lifecycle, tracking.snapshots.
 """

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import PromptError
 from pipeline.base.records import Frame, MaskRecord
-from pipeline.detect.lifecycle import ObjectFinder
+from pipeline.detect.lifecycle.object_finder import ObjectFinder
 from pipeline.prompts.resolving import ResolvedPrompt
-from pipeline.tracking.memory_edit import MemoryEdit
-from pipeline.tracking.snapshot import Snapshot
+from pipeline.tracking.snapshots.memory_edit import MemoryEdit
+from pipeline.tracking.snapshots.stream import Snapshot
 from pipeline.tracks.edit_log import EDITED
 from pipeline.tracks.masks import tracked_records
 from xmem_core import StepResult, TrackerState

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.base.errors import PromptError, SettingsConflictError
-from pipeline.detect.lifecycle import ObjectFinder
+from pipeline.detect.lifecycle.object_finder import ObjectFinder
 from pipeline.detect.loading import load_detector
 from pipeline.detect.protocol import Detector
 from pipeline.detect.settings import FinderSettings
 from pipeline.prompts.box_segmenters import BoxSegmenter
 from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking.frame_prompts import FramePrompts
-from pipeline.tracking.object_states import read_object
 from pipeline.tracking.settings import TrackSettings
-from pipeline.tracking.snapshot import Snapshot
+from pipeline.tracking.snapshots.object_states import read_object
+from pipeline.tracking.snapshots.stream import Snapshot
 from pipeline.tracking.stream_record import (
     FINISHED,
     RUNNING,

@@ -3,7 +3,7 @@
 They are nested in `TrackSettings` and handed through whole: by the command line and the HTTP API to a batch,
 a live hub or a Ray Data stage, from there to the trackers, and into the stream record. To add an option, add
 a field to one of these classes (limits in `setting`, help in the docstring) and, for a typed keyword of
-`pipeline.tracking.track.track`, its name to `TrackOptions`. Commands, API limits and records follow.
+`pipeline.tracking.files.track.track`, its name to `TrackOptions`. Commands, API limits and records follow.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class CommitSettings:
     chunk_frames: int = setting(100, least=1)
     # Not decisive: the snapshot interval does not affect rows.
     snapshot_chunks: int = setting(4, least=1, decisive=False)
-    # Not decisive: a stream may be resumed with a larger limit, see `pipeline.tracking.stream_tracker`.
+    # Not decisive: a stream may be resumed with a larger limit, see `pipeline.tracking.files.stream_tracker`.
     max_frames: int | None = setting(None, least=1, decisive=False)
     max_pixels: int = setting(MAX_PIXELS, least=1, recorded=False)
     box_segmenter: str = setting("xmem-click")

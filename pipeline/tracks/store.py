@@ -337,7 +337,7 @@ class StreamStore:
     # Backward passes
 
     def backward(self, digest: str) -> StreamStore:
-        """The store of a backward pass of this stream, see `pipeline.tracking.backward`.
+        """The store of a backward pass of this stream, see `pipeline.tracking.files.backward`.
 
         Args:
             digest: says what determines its rows.

@@ -30,7 +30,7 @@ from jobs.evaluation.identities import evaluate_tracking, read_truth, score_boxe
 from pipeline.base.records import Frame
 from pipeline.detect.file_detector import FileDetector
 from pipeline.detect.people import PeopleDetector, PeopleSettings
-from pipeline.tracking.track import track
+from pipeline.tracking.files.track import track
 from pipeline.video.sources import open_source
 
 TRACKERS = ("SORT", "ByteTrack", "OC-SORT")

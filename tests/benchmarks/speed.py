@@ -33,7 +33,7 @@ from support.videos import make_video
 
 from pipeline.prompts.box_segmenters import GrabCut
 from pipeline.prompts.resolving import PromptSet, resolve
-from pipeline.tracking.track import track
+from pipeline.tracking.files.track import track
 from pipeline.video.sources import open_source
 from xmem_core import Prompt, VideoSegmenter, load_model
 

@@ -142,8 +142,8 @@ try:
 except UsageError as error:
     print(type(error).__module__)
 from xmem_pipeline import track, gather_prompts
-import pipeline.tracking.track
-assert track is pipeline.tracking.track.track
+import pipeline.tracking.files.track
+assert track is pipeline.tracking.files.track.track
 assert sorted(xmem_pipeline.__all__) == sorted(pipeline.__all__)
 assert set(xmem_pipeline.__all__) <= set(dir(xmem_pipeline))
 assert not hasattr(xmem_pipeline, "evaluate")

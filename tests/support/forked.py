@@ -32,7 +32,7 @@ TESTS = Path(__file__).parents[1]
 _START_SECONDS = 300.0
 _IMPORTED = (
     "support.live_fake", "support.small_net", "pipeline.distributed.worker", "pipeline.live.hub.hub",
-    "pipeline.tracking.track",
+    "pipeline.tracking.files.track",
 )  # fmt: skip
 # Packages that Ray and Ray Serve import.
 _IMPORTED_BY_RAY = (

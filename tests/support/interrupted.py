@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipeline.tracking.stream_tracker import StreamTracker
+from pipeline.tracking.files.stream_tracker import StreamTracker
 
 
 class InterruptedRunError(Exception):

@@ -1,14 +1,14 @@
 """Tracks a video in a separate process, to be killed: python track_worker.py JSON.
 
-JSON: the arguments of `pipeline.tracking.track.track`, prompts as the content of a prompts file. Prints "go"
-once it is loaded.
+JSON: the arguments of `pipeline.tracking.files.track.track`, prompts as the content of a prompts file. Prints
+"go" once it is loaded.
 """
 
 import json
 import sys
 
 from pipeline.prompts.resolving import PromptSet
-from pipeline.tracking.track import track
+from pipeline.tracking.files.track import track
 from xmem_core import MemoryConfig
 
 

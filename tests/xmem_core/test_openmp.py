@@ -37,7 +37,7 @@ def spin_count(done: subprocess.CompletedProcess[str]) -> str:
     "program",
     [
         "from xmem_core import load_model",
-        "from pipeline.tracking.track import track",
+        "from pipeline.tracking.files.track import track",
         "import pipeline.tracking.memory_plan",
         "import jobs.evaluation.suites.runner",
         "import jobs.cli.app, torch",

@@ -26,8 +26,8 @@ from pipeline.analytics.query import query
 from pipeline.base.errors import SettingsConflictError, StoreError, UsageError
 from pipeline.distributed.messages import StreamSpec, WorkerSettings
 from pipeline.prompts.resolving import PromptSet
+from pipeline.tracking.files.track import track
 from pipeline.tracking.settings import ModelSettings
-from pipeline.tracking.track import track
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

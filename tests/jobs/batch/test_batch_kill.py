@@ -22,7 +22,7 @@ from support.videos import make_video
 
 from pipeline.analytics.query import query
 from pipeline.prompts.resolving import PromptSet
-from pipeline.tracking.track import track
+from pipeline.tracking.files.track import track
 from xmem_core import MemoryConfig
 
 pytestmark = pytest.mark.ray

@@ -26,7 +26,7 @@ from jobs.cli.app import main
 from jobs.cluster import auth_token as ray_token
 from pipeline.base.errors import UsageError
 from pipeline.prompts.resolving import PromptSet
-from pipeline.tracking.track import track
+from pipeline.tracking.files.track import track
 
 # Ray's client calls aiohttp so.
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")

@@ -433,7 +433,7 @@ def test_names_with_spaces_brackets_and_letters_of_all_kinds(
 def test_a_folder_of_images_at_its_own_size_and_only_partly_tracked(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.tracking import executor
+    from pipeline.tracking.files import executor
 
     make_images(tmp_path / "images", 9)
     advance, steps = executor.Executor.advance, 0
@@ -496,7 +496,7 @@ def test_interrupted_while_starting_over_it_does_not_advise_to_start_over(
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.tracking.executor.Executor.advance", interrupted)
+    monkeypatch.setattr("pipeline.tracking.files.executor.Executor.advance", interrupted)
     assert track(made, tmp_path / "out", "--restart") == 130
     assert "the same command without --restart goes on" in error_line(capsys)
 

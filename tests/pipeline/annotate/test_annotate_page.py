@@ -37,9 +37,9 @@ from pipeline.api.tokens import Sessions
 from pipeline.draw.look import Layer, Look
 from pipeline.draw.overlay import overlay as draw
 from pipeline.prompts.clicks import Click
-from pipeline.tracking.executor import Executor
+from pipeline.tracking.files.executor import Executor
+from pipeline.tracking.files.track import track
 from pipeline.tracking.settings import TrackSettings
-from pipeline.tracking.track import track
 from pipeline.tracks.masks import rle_to_mask
 from pipeline.tracks.reader import TrackReader
 from pipeline.video.sources import open_source

@@ -12,7 +12,7 @@ from support.videos import make_video
 
 from pipeline.annotate.annotator import Annotator
 from pipeline.base.errors import UsageError
-from pipeline.live.memory_reads import memory_reads
+from pipeline.memory.memory_reads import memory_reads
 from pipeline.tracking.settings import TrackSettings
 
 FRAMES = 20

@@ -16,14 +16,14 @@ from pipeline.analytics.query import query
 from pipeline.annotate import propagation
 from pipeline.annotate.annotator import Annotator
 from pipeline.base.errors import SettingsConflictError, UsageError
-from pipeline.live.editing import edit_memory
+from pipeline.memory.editing import edit_memory
 from pipeline.prompts.files import PromptSet
 from pipeline.storage.opening import open_files
-from pipeline.tracking.carry_over import carry_over
-from pipeline.tracking.executor import Executor
+from pipeline.tracking.files.carry_over import carry_over
+from pipeline.tracking.files.executor import Executor
+from pipeline.tracking.files.stream_tracker import StreamTracker
+from pipeline.tracking.files.track import track
 from pipeline.tracking.settings import TrackSettings
-from pipeline.tracking.stream_tracker import StreamTracker
-from pipeline.tracking.track import track
 from xmem_core import StepResult
 
 FRAMES, CHUNK = 30, 8

@@ -25,8 +25,8 @@ from pipeline.prompts.files import load_mask_png
 from pipeline.prompts.index_png import decode_index_png
 from pipeline.prompts.resolving import PromptSet
 from pipeline.storage.failures import Failure
+from pipeline.tracking.files.track import track
 from pipeline.tracking.settings import TrackSettings
-from pipeline.tracking.track import track
 from pipeline.video.sources import open_source
 
 PICTURE = videos.scene(0, 53, 41)

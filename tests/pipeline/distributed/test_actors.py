@@ -22,8 +22,8 @@ from pipeline.distributed.actors import live_actor, tracker_actor
 from pipeline.distributed.messages import StreamSpec, StreamStatus, WorkerSettings
 from pipeline.live.hub.hub import HubSettings
 from pipeline.prompts.resolving import PromptSet
+from pipeline.tracking.files.track import track
 from pipeline.tracking.settings import TrackSettings
-from pipeline.tracking.track import track
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

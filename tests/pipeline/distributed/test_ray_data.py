@@ -23,7 +23,7 @@ from pipeline.base.stream_ids import generate_stream_id
 from pipeline.distributed.ray_data import RESULT_COLUMNS, TrackVideos
 from pipeline.distributed.worker import Worker
 from pipeline.prompts.resolving import PromptSet
-from pipeline.tracking.track import track
+from pipeline.tracking.files.track import track
 from pipeline.tracks.store import StreamStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -23,9 +23,9 @@ from pipeline.base.records import FrameChunk
 from pipeline.distributed.messages import ChunkReport, StreamSpec, WorkerSettings
 from pipeline.distributed.worker import Worker
 from pipeline.prompts.resolving import PromptSet
-from pipeline.tracking.executor import begun_with
+from pipeline.tracking.files.executor import begun_with
+from pipeline.tracking.files.track import track
 from pipeline.tracking.memory_plan import device_bytes
-from pipeline.tracking.track import track
 from pipeline.tracks.store import StreamStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

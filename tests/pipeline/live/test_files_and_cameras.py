@@ -33,9 +33,9 @@ from pipeline.live.record import LiveRecord
 from pipeline.live.spec import LiveSettings, LiveSpec
 from pipeline.live.tracker import LiveTracker
 from pipeline.prompts.resolving import PromptSet
+from pipeline.tracking.files.stream_tracker import StreamTracker
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.stream_record import StreamRecord
-from pipeline.tracking.stream_tracker import StreamTracker
 from pipeline.tracks.masks import mask_to_rle
 from pipeline.tracks.sinks import Sinks
 from pipeline.tracks.store import StreamStore

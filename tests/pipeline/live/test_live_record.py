@@ -24,8 +24,8 @@ from pipeline.live.camera.ledger import LedgerCounts
 from pipeline.live.recent import LiveView
 from pipeline.live.record import Books, LiveRecord
 from pipeline.live.spec import LivePrompts, LiveSettings, LiveSpec
-from pipeline.tracking.live_snapshot import LiveSnapshot
-from pipeline.tracking.snapshot import Snapshot
+from pipeline.tracking.snapshots.live import LiveSnapshot
+from pipeline.tracking.snapshots.stream import Snapshot
 from pipeline.tracks.store import StreamStore
 
 

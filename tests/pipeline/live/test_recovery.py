@@ -12,8 +12,8 @@ from pipeline.live.record import Books
 from pipeline.live.recovery import Restored, restore, run_of
 from pipeline.live.spec import LiveSpec
 from pipeline.prompts.box_segmenters import load_box_segmenter
-from pipeline.tracking.live_snapshot import LiveSnapshot
-from pipeline.tracking.snapshot import Snapshot
+from pipeline.tracking.snapshots.live import LiveSnapshot
+from pipeline.tracking.snapshots.stream import Snapshot
 from pipeline.tracks.store import StreamStore
 from xmem_core import Prompt, VideoSegmenter
 

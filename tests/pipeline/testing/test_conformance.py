@@ -42,7 +42,7 @@ def test_the_example_package_keeps_its_promises_and_tracks(
     program = """
 import json, sys
 from pipeline.testing.conformance import main
-from pipeline.tracking.track import track
+from pipeline.tracking.files.track import track
 from pipeline.prompts.resolving import PromptSet
 
 model, out = sys.argv[1:]

@@ -20,8 +20,8 @@ from support.written import files
 
 from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking import look_ahead, objects
+from pipeline.tracking.files.track import track
 from pipeline.tracking.memory_plan import predict_ahead_bytes
-from pipeline.tracking.track import track
 from pipeline.tracks.masks import tracked_records
 from pipeline.video.sources import open_source
 from xmem_core import VideoSegmenter
@@ -73,7 +73,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, video: Path, model: str) -> 
     """Files of a run without look-ahead, with as many threads."""
     out = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch, torch_threads(2):
-        patch.setattr("pipeline.tracking.stream_tracker.looks_ahead", lambda *_: False)
+        patch.setattr("pipeline.tracking.files.stream_tracker.looks_ahead", lambda *_: False)
         run(video, out, model)
     found = files(out)
     assert len(found) == 2 * 7  # rows and events of each chunk

@@ -15,7 +15,7 @@ from pipeline.base.setting_fields import options_of
 from pipeline.detect.settings import FinderSettings
 from pipeline.distributed.messages import WorkerSettings
 from pipeline.live.spec import LiveSettings
-from pipeline.tracking.executor import Begun
+from pipeline.tracking.files.executor import Begun
 from pipeline.tracking.settings import (
     CommitSettings,
     DetectorSettings,

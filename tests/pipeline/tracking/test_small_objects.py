@@ -17,9 +17,9 @@ from support.written import files
 from pipeline.analytics.query import query
 from pipeline.base.errors import SettingsConflictError, UsageError
 from pipeline.prompts.resolving import PromptSet
+from pipeline.tracking.files.track import track
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracking.small_objects import has_small_object
-from pipeline.tracking.track import track
 from xmem_core import ModelConfig, VideoSegmenter, XMem
 from xmem_core.weights import save_weights
 

@@ -24,9 +24,9 @@ import pytest
 from support.chunks import NO_EVENTS, events, rows
 from support.recorded import recorded
 
-from pipeline.analytics.copy_reader import CopyFile, CopyFiles
 from pipeline.analytics.query import query
-from pipeline.analytics.scan import ChunkDataset
+from pipeline.analytics.scan.copy_reader import CopyFile, CopyFiles
+from pipeline.analytics.scan.dataset import ChunkDataset
 from pipeline.base.errors import StoreError, UsageError
 from pipeline.storage.opening import open_files
 from pipeline.tracks import compaction
@@ -509,8 +509,8 @@ def test_a_file_that_is_merged_while_it_is_read(
     without_duckdbs_reader(monkeypatch)
     monkeypatch.setattr(compaction, "_ROWS_PER_GROUP", 30)
     hourly(root, 7)
-    monkeypatch.setattr("pipeline.analytics.parquet_file.WHOLE_BYTES", 0)
-    monkeypatch.setattr("pipeline.analytics.parquet_file._SMALL_BYTES", 0)
+    monkeypatch.setattr("pipeline.analytics.scan.parquet_file.WHOLE_BYTES", 0)
+    monkeypatch.setattr("pipeline.analytics.scan.parquet_file._SMALL_BYTES", 0)
     before = [answer(root), query(root, WHERE).to_pylist()]
     read = ChunkDataset._read_copy
     merged: list[int] = []
@@ -523,8 +523,8 @@ def test_a_file_that_is_merged_while_it_is_read(
         return read(self, *arguments)
 
     monkeypatch.setattr(ChunkDataset, "_read_copy", late)
-    monkeypatch.setattr("pipeline.analytics.scan._REMOTE_THREADS", 1)
-    monkeypatch.setattr("pipeline.analytics.scan._LOCAL_THREADS", 1)
+    monkeypatch.setattr("pipeline.analytics.scan.dataset._REMOTE_THREADS", 1)
+    monkeypatch.setattr("pipeline.analytics.scan.dataset._LOCAL_THREADS", 1)
     after = [answer(root), query(root, WHERE).to_pylist()]
     assert merged
     assert after == before

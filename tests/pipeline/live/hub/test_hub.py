@@ -27,8 +27,8 @@ from pipeline.live.hub.hub import HubSettings, LiveHub
 from pipeline.live.hub.webhook import WebhookSettings
 from pipeline.live.recent import LiveView
 from pipeline.live.spec import LiveSettings, LiveSpec
-from pipeline.tracking.live_snapshot import LiveSnapshot
 from pipeline.tracking.settings import TrackSettings
+from pipeline.tracking.snapshots.live import LiveSnapshot
 from pipeline.tracks.masks import mask_to_rle
 from pipeline.tracks.store import StreamStore
 from xmem_core import TrackerState, VideoSegmenter
