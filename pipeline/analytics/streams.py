@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.analytics.scan.dataset import check_chunk_file
+from pipeline.analytics.scan.chunk_files import check_chunk_file
 from pipeline.analytics.scan.listing import Chunk, Listing
 from pipeline.analytics.scan.parquet_file import read_metadata
 from pipeline.base.errors import StoreError

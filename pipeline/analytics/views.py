@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.analytics.scan.dataset import ChunkDataset, check_chunk_file, check_columns, open_chunk_file
+from pipeline.analytics.scan.chunk_files import check_chunk_file, check_columns, open_chunk_file
+from pipeline.analytics.scan.dataset import ChunkDataset
 from pipeline.analytics.scan.listing import Chunk, Listing
 from pipeline.base.errors import StoreError
 from pipeline.base.records import TRACKS_SCHEMA

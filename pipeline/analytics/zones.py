@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.analytics.archive import Archive
-from pipeline.analytics.scan.dataset import check_chunk_file, open_chunk_file
+from pipeline.analytics.scan.chunk_files import check_chunk_file, open_chunk_file
 from pipeline.analytics.scan.listing import Chunk, Listing
 from pipeline.analytics.scan.stream_choice import column_names, tree_nodes
 from pipeline.base.errors import StoreError, UsageError

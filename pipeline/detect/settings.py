@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pipeline.base.errors import UsageError
 from pipeline.base.setting_fields import check, setting
 
+SOON = 5
+"""Objects were out of sight for long after this share (one in five) of `out_of_sight`."""
+
 
 @dataclass(frozen=True)
 class FinderSettings:
@@ -45,6 +48,11 @@ class FinderSettings:
                 f"detect_classes={self.classes!r} is not allowed: give names of classes, separated by "
                 "commas, such as person,car"
             )
+
+    @property
+    def long_unseen(self) -> int:
+        """Frames after which an object was out of sight for long."""
+        return max(1, self.out_of_sight // SOON)
 
     @property
     def wanted(self) -> frozenset[str] | None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,18 +21,27 @@ from functools import partial, reduce
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.fs
 
+from pipeline.analytics.scan.chunk_files import check_chunk_file, check_columns, open_chunk_file
+from pipeline.analytics.scan.columns import column_of, emitted, encoded, stream_id_column
 from pipeline.analytics.scan.copy_reader import CopyFile
 from pipeline.analytics.scan.joined_chunks import BOUNDED, Bounds, ChunkJoiner
 from pipeline.analytics.scan.listing import Chunk, Listing
-from pipeline.analytics.scan.parquet_file import ParquetFile, open_parquet, parse_metadata
+from pipeline.analytics.scan.parquet_file import ParquetFile, open_parquet
+from pipeline.analytics.scan.pruning import (
+    PRUNING,
+    bounds_of,
+    known_frames,
+    known_of,
+    named_fields,
+    prunable,
+    satisfying,
+)
 from pipeline.base.errors import StoreError
-from pipeline.storage.files import Files
 from pipeline.storage.local_files import LocalFiles
 from pipeline.tracks.compaction import chunks_of_groups, copied_frames
 from pipeline.tracks.copies import FOLDER, Copy, copy_path
@@ -58,7 +66,6 @@ else:
 
 logger = logging.getLogger(__name__)
 
-_TAIL_BYTES = 1 << 13
 _COPY_TAIL_BYTES = 1 << 18
 _FILES_PER_TASK = 256
 _BYTES_PER_TASK = 1 << 24
@@ -72,12 +79,9 @@ _LOCAL_THREADS = min(8, (os.cpu_count() or 1) + 1)
 _REMOTE_THREADS = 16
 _TASKS_AHEAD = 2
 """Tasks per thread that are begun before their rows are asked for."""
-_GREATEST_KEY = 0x7FF << 52
 _GUESSED_ROWS = 1_000_000
 """Rows of a stream, for the plans of joins. Too many does no harm: what is joined to tracks is smaller."""
-_STREAM_IDS = pa.dictionary(pa.int32(), pa.string())
 _TIMES = {"pts_seconds", "wall_time"}
-_PRUNING = {"stream_id", "frame_index", *_TIMES}
 
 
 class ChunkDataset(_Source):
@@ -118,7 +122,7 @@ class ChunkDataset(_Source):
 
     def __arrow_c_schema__(self) -> object:
         """What DuckDB sees: stream ids as dictionaries, which are read and grouped in half the time."""
-        return _emitted(self._schema).__arrow_c_schema__()
+        return emitted(self._schema).__arrow_c_schema__()
 
     def rows(self) -> int:
         """About how many rows there are, without listing them."""
@@ -127,7 +131,7 @@ class ChunkDataset(_Source):
     def accepts(self, predicate: Any) -> bool:
         """Whether DuckDB leaves a condition to this dataset: what chooses files. It is faster at the rest."""
         named = set(re.findall(r'"(\w+)"|(\w+)', predicate.fragment()))
-        if not any(name in _PRUNING for pair in named for name in pair):
+        if not any(name in PRUNING for pair in named for name in pair):
             return False
         from duckdb._sources.nodes import Untranslatable
         from duckdb._sources.to_arrow import to_arrow
@@ -140,7 +144,7 @@ class ChunkDataset(_Source):
 
     def stream(self, columns: Sequence[int] | None, filters: Sequence[Any]) -> tuple[object, bool]:
         """DuckDB's entry: a stream of the rows that fulfil all of its filters."""
-        found: tuple[object, bool] = super().stream(columns, [_prunable(node) for node in filters])
+        found: tuple[object, bool] = super().stream(columns, [prunable(node) for node in filters])
         return found
 
     def scanner(
@@ -152,10 +156,10 @@ class ChunkDataset(_Source):
 
     def batches(self, names: Sequence[str], condition: pc.Expression | None) -> Iterator[pa.RecordBatch]:
         """The rows, by stream and frame. An error is kept in `failure`: DuckDB passes on only its text."""
-        schema = _emitted(pa.schema([self._schema.field(name) for name in names]))
+        schema = emitted(pa.schema([self._schema.field(name) for name in names]))
         try:
             for batch in self._batches(names, condition):
-                yield _encoded(batch, schema)
+                yield encoded(batch, schema)
         except StoreError as error:
             self.failure = error
             raise
@@ -182,8 +186,8 @@ class ChunkDataset(_Source):
         copied: dict[str, tuple[Copy, list[tuple[Chunk, bool]]]] = {}
         bounds: Bounds = {}
         if condition is not None and self.joins_files:
-            timed = _fields(condition, self._schema) & {*BOUNDED}
-            bounds = {name: _bounds(condition, self._schema, name) for name in sorted(timed)}
+            timed = named_fields(condition, self._schema) & {*BOUNDED}
+            bounds = {name: bounds_of(condition, self._schema, name) for name in sorted(timed)}
 
         def own() -> Iterator[tuple[Chunk, bool]]:
             stream_id, copies = None, {}
@@ -267,8 +271,8 @@ class ChunkDataset(_Source):
                 some_groups, whole = groups, {*groups}
             else:
                 filtered = reduce(lambda a, b: a & b, parts)
-                known = {group: _known(metadata.row_group(int(group))) for group in groups}
-                some_groups, whole = self._chosen(filtered, _fields(filtered, self._schema), known)
+                known = {group: known_of(metadata.row_group(int(group))) for group in groups}
+                some_groups, whole = self._chosen(filtered, named_fields(filtered, self._schema), known)
         tasks: list[Callable[[], list[pa.RecordBatch]]] = []
         for exact in (True, False):
             of_kind = [int(group) for group in some_groups if (group in whole) == exact]
@@ -292,14 +296,14 @@ class ChunkDataset(_Source):
         batches = []
         try:
             with self._reporting_copy(copy):
-                as_is = "stream_id" in names and "stream_id" not in _fields(condition, self._schema)
+                as_is = "stream_id" in names and "stream_id" not in named_fields(condition, self._schema)
                 file = self._open_copy(copy, source, metadata, ["stream_id"] if as_is else None)
-                schema = _emitted(schema) if as_is else schema
+                schema = emitted(schema) if as_is else schema
                 there = [name for name in schema.names if name in file.names]
                 for group in groups:
                     rows = metadata.row_group(group).num_rows
                     table = file.read_row_group(group, there) if there else None
-                    columns = [_column(field, table, rows) for field in schema]
+                    columns = [column_of(field, table, rows) for field in schema]
                     batches.append(pa.RecordBatch.from_arrays(columns, schema=schema))
         except FileNotFoundError:  # it was merged with others since it was opened
             chunks = self._chunks_of(copy, metadata, groups, {*stream_ids})
@@ -384,7 +388,7 @@ class ChunkDataset(_Source):
 
     def _needed(self, condition: pc.Expression | None) -> Iterator[tuple[Chunk, bool]]:
         ids = [s for s in self._listing.tracked if self.only is None or s in self.only]
-        fields = _fields(condition, self._schema)
+        fields = named_fields(condition, self._schema)
         exact: set[str] = set()
         if condition is not None and "stream_id" in fields:
             ids, exact = self._chosen(condition, fields, {s: ds.field("stream_id") == s for s in ids})
@@ -407,7 +411,7 @@ class ChunkDataset(_Source):
         """The chunks of a stream that may have rows that fulfil the condition; many are compared at once."""
         size = _COMPARED_TOGETHER if len(chunks) > _COMPARED_TOGETHER else 1
         parts = [chunks[start : start + size] for start in range(0, len(chunks), size)]
-        known = {str(i): _frames(part[0], part[-1]) for i, part in enumerate(parts)}
+        known = {str(i): known_frames(part[0], part[-1]) for i, part in enumerate(parts)}
         some, whole = self._chosen(condition, fields, known)
         for i in some:
             if size == 1 or i in whole:
@@ -419,10 +423,10 @@ class ChunkDataset(_Source):
         self, condition: pc.Expression, fields: set[str], known: Mapping[str, pc.Expression]
     ) -> tuple[list[str], set[str]]:
         """What may have rows that fulfil the condition, and of what all rows do for certain."""
-        some = _satisfying(condition, self._schema, known)
+        some = satisfying(condition, self._schema, known)
         if not fields <= {"stream_id", "frame_index"}:  # the others may be null, which no negation finds
             return some, set()
-        return some, {*some} - {*_satisfying(~condition, self._schema, {key: known[key] for key in some})}
+        return some, {*some} - {*satisfying(~condition, self._schema, {key: known[key] for key in some})}
 
     def _read_all(
         self,
@@ -431,7 +435,7 @@ class ChunkDataset(_Source):
         condition: pc.Expression | None,
         bounds: Bounds | None = None,
     ) -> list[pa.RecordBatch]:
-        schema, fields = self._with_needed(names, condition), _fields(condition, self._schema)
+        schema, fields = self._with_needed(names, condition), named_fields(condition, self._schema)
         batches = self._read_joined(chunks, schema, fields, bounds or {})
         if batches is None:  # one of them is not as expected: each by itself, which names it
             batches = [batch for chunk in chunks for batch in self._read(chunk, schema, condition, fields)]
@@ -447,12 +451,12 @@ class ChunkDataset(_Source):
         if joined is None:
             return None
         if "stream_id" not in fields:
-            schema = _emitted(schema)
+            schema = emitted(schema)
         try:
             columns = [
-                _stream_ids(field, chunks, joined.counts)
+                stream_id_column(field, chunks, joined.counts)
                 if field.name == "stream_id"
-                else _column(field, joined.table, 0)
+                else column_of(field, joined.table, 0)
                 for field in schema
             ]
         except pa.ArrowException:
@@ -461,7 +465,7 @@ class ChunkDataset(_Source):
 
     def _with_needed(self, names: Sequence[str], condition: pc.Expression | None) -> pa.Schema:
         """The columns to read: those asked for, and those of the condition."""
-        needed = [*names, *sorted(_fields(condition, self._schema) - {*names})]
+        needed = [*names, *sorted(named_fields(condition, self._schema) - {*names})]
         return pa.schema([self._schema.field(name) for name in needed])
 
     def _read(
@@ -469,7 +473,7 @@ class ChunkDataset(_Source):
     ) -> Iterator[pa.RecordBatch]:
         """A chunk's rows, of which `condition` may leave some out; it names `fields`."""
         if "stream_id" not in fields:
-            schema = _emitted(schema)
+            schema = emitted(schema)
         timed = not _TIMES.isdisjoint(fields)
         with self._reporting(chunk):
             try:
@@ -479,7 +483,7 @@ class ChunkDataset(_Source):
                     raise
                 # The events file is a copy, which can be lost.
                 events = chunk_footer(self._files, chunk.stream_id, chunk.first).events
-                columns = [_column(field, events, events.num_rows, chunk.stream_id) for field in schema]
+                columns = [column_of(field, events, events.num_rows, chunk.stream_id) for field in schema]
                 yield pa.RecordBatch.from_arrays(columns, schema=schema)
                 return
             check_chunk_file(file.metadata, self._kind, chunk, self._files)
@@ -498,7 +502,7 @@ class ChunkDataset(_Source):
                         raise pa.ArrowInvalid(f"{table.num_rows} rows instead of {rows}")
                 else:
                     table = None
-                columns = [_column(field, table, rows, chunk.stream_id) for field in schema]
+                columns = [column_of(field, table, rows, chunk.stream_id) for field in schema]
                 yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
     @contextmanager
@@ -520,8 +524,8 @@ class ChunkDataset(_Source):
 
     def _may_hold(self, condition: Any, group: Any, chunk: Chunk) -> bool:
         """Whether a row group may have rows that fulfil a condition on times, by its statistics."""
-        known = _frames(chunk, chunk) & _known(group, _TIMES)
-        return bool(_satisfying(condition, self._schema, {"0": known}))
+        known = known_frames(chunk, chunk) & known_of(group, _TIMES)
+        return bool(satisfying(condition, self._schema, {"0": known}))
 
 
 class Scan:
@@ -529,103 +533,13 @@ class Scan:
 
     def __init__(self, dataset: ChunkDataset, names: Sequence[str], condition: pc.Expression | None) -> None:
         self.dataset = dataset
-        self.projected_schema = _emitted(pa.schema([dataset.schema.field(name) for name in names]))
+        self.projected_schema = emitted(pa.schema([dataset.schema.field(name) for name in names]))
         self._condition = condition
 
     def to_reader(self) -> pa.RecordBatchReader:
         """The rows, read as they are asked for."""
         batches = self.dataset.batches(self.projected_schema.names, self._condition)
         return pa.RecordBatchReader.from_batches(self.projected_schema, batches)
-
-
-def _fields(condition: pc.Expression | None, schema: pa.Schema) -> set[str]:
-    """Columns that an expression may name. pyarrow tells only its text, where strings may look like names."""
-    if condition is None:
-        return set()
-    words = set(re.findall(r"\w+", str(condition)))
-    return {name for name in schema.names if name in words}
-
-
-def _satisfying(condition: pc.Expression, schema: pa.Schema, known: Mapping[str, pc.Expression]) -> list[str]:
-    """Those of which a row may fulfil the condition, given what is known of all of their rows."""
-    if not known:
-        return []
-    dataset = ds.FileSystemDataset.from_paths(
-        list(known),
-        schema=schema,
-        format=ds.ParquetFileFormat(),
-        filesystem=pyarrow.fs.LocalFileSystem(),  # it opens none of them
-        partitions=list(known.values()),
-    )
-    return [fragment.path for fragment in dataset.get_fragments(filter=condition)]
-
-
-def _bounds(condition: pc.Expression, schema: pa.Schema, name: str) -> tuple[float, float]:
-    """Values of a column in BOUNDED between which all rows lie that fulfil a condition.
-
-    An expression cannot be taken apart, only be compared with what is known. So both values are searched for,
-    until they are as near as 1 in 2 ** 32, or a second.
-    """
-    field, kind = ds.field(name), schema.field(name).type
-    value: Callable[[int], float] = _double if pa.types.is_floating(kind) else int
-
-    def may_hold(known: pc.Expression) -> bool:
-        return bool(_satisfying(condition, schema, {"0": known}))
-
-    low = _last_false(lambda key: may_hold(field <= pa.scalar(value(key), kind)))
-    high = -_last_false(lambda key: may_hold(field >= pa.scalar(value(-key), kind)))
-    return value(low), value(high)
-
-
-def _last_false(test: Callable[[int], bool]) -> int:
-    """A key at which a test fails that succeeds soon above it; the least key if it succeeds for all."""
-    low, high = -_GREATEST_KEY, _GREATEST_KEY
-    if test(low):
-        return low
-    while high - low > 1 << 20:
-        middle = (low + high) // 2
-        low, high = (low, middle) if test(middle) else (middle, high)
-    return low
-
-
-def _double(key: int) -> float:
-    """Doubles in the order of integers: of 0 it is 0, of `_GREATEST_KEY` infinity."""
-    found: tuple[float] = struct.unpack("<d", struct.pack("<q", abs(key)))
-    return found[0] if key >= 0 else -found[0]
-
-
-def _prunable(node: Any) -> Any:
-    """A filter of DuckDB, equal to the given one, that statistics can be compared with.
-
-    A NaN is greater than all numbers, so that DuckDB's "x > 1" becomes "x > 1 or x is NaN", of which no
-    statistics say that it is false. "Not x <= 1" is as true for a NaN, and for a null as unknown.
-    """
-    from duckdb._sources.nodes import Binary, Unary
-
-    opposite = {">": "<=", ">=": "<"}
-    if isinstance(node, Binary) and node.op in ("AND", "OR"):
-        return Binary(node.op, _prunable(node.left), _prunable(node.right))
-    if isinstance(node, Unary):
-        return Unary(node.op, _prunable(node.operand))
-    if (
-        isinstance(node, Binary)
-        and node.op in opposite
-        and getattr(node.left, "parts", ())[:1] == ("pts_seconds",)
-    ):
-        return Unary("NOT", Binary(opposite[node.op], node.left, node.right))
-    return node
-
-
-def _known(group: Any, names: Set[str] = _PRUNING) -> pc.Expression:
-    """What the statistics of a row group say of some columns."""
-    known = pc.scalar(True)
-    for index in range(group.num_columns):
-        column = group.column(index)
-        stats = column.statistics if column.path_in_schema in names else None
-        if stats is not None and stats.has_min_max and stats.null_count == 0:
-            field = ds.field(column.path_in_schema)
-            known = known & (field >= stats.min) & (field <= stats.max)
-    return known
 
 
 def _filtered(
@@ -640,13 +554,6 @@ def _filtered(
         schema = batches[0].schema
     table = pa.Table.from_batches(batches, schema).filter(condition).select(list(names))
     return [batch for batch in table.to_batches() if batch.num_rows]
-
-
-def _frames(first: Chunk, last: Chunk) -> pc.Expression:
-    """What is known of the rows of consecutive chunks."""
-    frames = ds.field("frame_index")
-    known = (ds.field("stream_id") == first.stream_id) & (frames >= first.first)
-    return known if last.following is None else known & (frames < last.following)
 
 
 def chunk_fragments(listing: Listing, kind: str, schema: pa.Schema) -> ds.Dataset:
@@ -668,109 +575,5 @@ def chunk_fragments(listing: Listing, kind: str, schema: pa.Schema) -> ds.Datase
         schema=schema,
         format=ds.ParquetFileFormat(default_fragment_scan_options=checked),
         filesystem=filesystem,
-        partitions=[_frames(chunk, chunk) for chunk in chunks],
+        partitions=[known_frames(chunk, chunk) for chunk in chunks],
     )
-
-
-def open_chunk_file(files: Files, kind: str, chunk: Chunk) -> ParquetFile:
-    """A chunk's file, whose footer is read once, and of whose pages only those that are asked for.
-
-    Raises:
-        FileNotFoundError: there is none. StoreError, OSError, pyarrow.ArrowException: it cannot be read.
-    """
-    # An events file was not listed: it is small, and may be a link, which `read` refuses.
-    size = chunk.size if kind == "tracks" else None
-    return open_parquet(files, chunk_name(kind, chunk.stream_id, chunk.first), size, _TAIL_BYTES)
-
-
-def check_columns(there: Sequence[str], schema: pa.Schema) -> None:
-    """pyarrow.ArrowInvalid if a file lacks columns: damage to a footer, which has no checksum, hides them.
-
-    Args:
-        there: the columns of the file.
-        schema: with the columns that it must have.
-    """
-    missing = [name for name in schema.names if name not in there and name != "stream_id"]
-    if missing and (missing != ["presence"] or len(there) >= len(schema.names) - 1):  # older files have none
-        raise pa.ArrowInvalid(f"it has no column {missing[0]}")
-
-
-def check_chunk_file(metadata: Any, kind: str, chunk: Chunk, files: Files) -> None:
-    """StoreError if a file is not what its name says, or if the next one is missing."""
-    uri = files.uri(chunk_name(kind, chunk.stream_id, chunk.first))
-    meta = metadata.metadata or {}
-    try:
-        stream_id = meta[b"xmem.stream_id"].decode()
-        first, last = int(meta[b"xmem.first"]), int(meta[b"xmem.last"])
-    except (KeyError, ValueError):
-        raise StoreError(
-            f"{uri} is no {kind} file of xmem, though it is named like one: move it out of the output folder"
-        ) from None
-    if (stream_id, first) != (chunk.stream_id, chunk.first) or last < first:
-        raise StoreError(
-            f"{uri} holds frames {first}..{last} of stream {stream_id!r}, not what its name says: {MEND}"
-        )
-    if chunk.following is None or last + 1 == chunk.following:
-        return
-    if last + 1 > chunk.following:
-        following = files.uri(chunk_name("tracks", chunk.stream_id, chunk.following))
-        raise StoreError(f"{following} begins before frame {last + 1}, where the file before it ends: {MEND}")
-    _check_foreign(files, chunk.stream_id, chunk.following)
-    missing = files.uri(chunk_name("tracks", chunk.stream_id, last + 1))
-    raise StoreError(f"{missing} is missing, though files of later frames exist: {MEND}")
-
-
-def _check_foreign(files: Files, stream_id: str, first: int) -> None:
-    """StoreError if a file that seems to leave a gap before it is none of ours."""
-    name = chunk_name("tracks", stream_id, first)
-    try:
-        found = parse_metadata(files.read(name), is_part=False).metadata or {}
-    except (FileNotFoundError, StoreError, OSError, pa.ArrowException):
-        return
-    if b"xmem.stream_id" not in found:
-        raise StoreError(
-            f"{files.uri(name)} is no tracks file of xmem, though it is named like one: move it out of the "
-            "output folder"
-        )
-
-
-def _emitted(schema: pa.Schema) -> pa.Schema:
-    """A schema with `stream_id` as dictionary."""
-    position = schema.get_field_index("stream_id")
-    return schema if position < 0 else schema.set(position, pa.field("stream_id", _STREAM_IDS))
-
-
-def _encoded(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """A batch with the stream ids of `_emitted`."""
-    if batch.schema.equals(schema):
-        return batch
-    columns = [
-        column.dictionary_encode() if field.name == "stream_id" and column.type != field.type else column
-        for column, field in zip(batch.columns, schema, strict=True)
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _stream_ids(field: pa.Field, chunks: Sequence[Chunk], counts: Sequence[int]) -> pa.Array:
-    """The column `stream_id` of files that were read together."""
-    ids = sorted({chunk.stream_id for chunk in chunks})
-    place = {stream_id: index for index, stream_id in enumerate(ids)}
-    indices = np.repeat(np.array([place[chunk.stream_id] for chunk in chunks], np.int32), counts)
-    column = pa.DictionaryArray.from_arrays(indices, pa.array(ids, pa.string()))
-    return column if field.type == _STREAM_IDS else column.dictionary_decode()
-
-
-def _column(field: pa.Field, table: pa.Table | None, rows: int, stream_id: str | None = None) -> pa.Array:
-    if field.name == "stream_id" and stream_id is not None:
-        if field.type == _STREAM_IDS:
-            return pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), pa.array([stream_id]))
-        return pa.repeat(stream_id, rows)
-    if table is None or field.name not in table.column_names:
-        return pa.nulls(rows, field.type)
-    column = table[field.name]
-    if column.type != field.type:
-        column = column.cast(field.type)
-    column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    if pa.types.is_dictionary(column.type):
-        column.validate(full=True)  # the number of values in a dictionary's header is under no checksum
-    return column

@@ -16,7 +16,7 @@ from support.recorded import recorded
 from support.walks import Walk, random_walk, record, walked_folder
 
 from pipeline.analytics import zones as zones_module
-from pipeline.analytics.scan.dataset import open_chunk_file
+from pipeline.analytics.scan.chunk_files import open_chunk_file
 from pipeline.analytics.scan.listing import Chunk
 from pipeline.analytics.zones import SUMMARY, VIEWS, query_zones, zone_views
 from pipeline.base.errors import StoreError, UsageError

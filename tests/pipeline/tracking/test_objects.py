@@ -12,7 +12,7 @@ from support.small_net import SMALL_MEMORY, frame_at, small_model, square
 
 from pipeline.base.errors import PromptError
 from pipeline.base.records import Event, Frame
-from pipeline.detect.lifecycle.object_finder import Decisions, NewObject
+from pipeline.detect.lifecycle.decisions import Decisions, NewObject
 from pipeline.live.pending_rows import Unwritten
 from pipeline.live.record import Books
 from pipeline.prompts.box_segmenters import load_box_segmenter

@@ -16,6 +16,7 @@ from support.recorded import recorded
 from pipeline.analytics import query as module
 from pipeline.analytics.query import query
 from pipeline.analytics.scan import dataset as scan
+from pipeline.analytics.scan import pruning
 from pipeline.analytics.scan.dataset import ChunkDataset
 from pipeline.analytics.scan.parquet_file import ParquetFile
 from pipeline.base.errors import StoreError
@@ -102,13 +103,14 @@ def test_files_are_not_compared_one_by_one(
     out: Path, monkeypatch: pytest.MonkeyPatch, where: str, most: int
 ) -> None:
     compared = [0]
-    satisfying = scan._satisfying
+    satisfying = pruning.satisfying
 
     def note(condition: Any, schema: pa.Schema, known: Any) -> list[str]:
         compared.append(len(known))
         return satisfying(condition, schema, known)
 
-    monkeypatch.setattr(scan, "_satisfying", note)
+    for where_used in (scan, pruning):
+        monkeypatch.setattr(where_used, "satisfying", note)
     monkeypatch.setattr(scan, "_COMPARED_TOGETHER", 2)
     query(out, f"SELECT count(*) FROM tracks WHERE {where}")
     assert max(compared) == most

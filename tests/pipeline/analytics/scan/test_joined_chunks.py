@@ -15,10 +15,10 @@ from support.chunks import NO_EVENTS, events, rows
 from support.recorded import recorded
 
 from pipeline.analytics.query import query
-from pipeline.analytics.scan import dataset as scan
 from pipeline.analytics.scan.dataset import ChunkDataset
 from pipeline.analytics.scan.joined_chunks import ChunkJoiner
 from pipeline.analytics.scan.listing import Chunk, Listing
+from pipeline.analytics.scan.pruning import bounds_of
 from pipeline.base.errors import StoreError
 from pipeline.base.records import TRACKS_SCHEMA
 from pipeline.storage.local_files import LocalFiles
@@ -157,7 +157,7 @@ def test_only_files_of_the_time_asked_for_are_read(out: Path, monkeypatch: pytes
     ],
 )
 def test_bounds_of_a_condition(condition: Any, low: float, high: float) -> None:
-    found = scan._bounds(condition, TRACKS_SCHEMA, "pts_seconds")
+    found = bounds_of(condition, TRACKS_SCHEMA, "pts_seconds")
     assert found == pytest.approx((low, high), rel=1e-8)
     assert found[0] <= low
     assert found[1] >= high

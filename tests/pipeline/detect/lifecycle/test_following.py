@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.base.records import Frame
-from pipeline.detect.lifecycle.object_finder import Decisions, ObjectFinder
+from pipeline.detect.lifecycle.decisions import Decisions
+from pipeline.detect.lifecycle.object_finder import ObjectFinder
 from pipeline.detect.protocol import Detection, Look
 from pipeline.detect.settings import FinderSettings
 from pipeline.prompts.box_segmenters import Box, inscribed_ellipse

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from pipeline.base.errors import UsageError, XmemError
 from pipeline.base.records import Frame
-from pipeline.detect.lifecycle.object_finder import NewObject, ObjectFinder
+from pipeline.detect.lifecycle.decisions import NewObject
+from pipeline.detect.lifecycle.object_finder import ObjectFinder
 from pipeline.detect.protocol import Detection
 from pipeline.detect.settings import FinderSettings
 from pipeline.prompts.box_segmenters import Box

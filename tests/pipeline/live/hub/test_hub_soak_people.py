@@ -1,7 +1,7 @@
 """A real camera for an hour: as many objects are found as people come, and a user's box is always taken.
 
 XMEM_SOAK_SECONDS says for how long; 3,600 by default. The hub has the defaults of `xmem serve`. A machine
-that cannot track the clip's 10 frames a second drops the others.
+that cannot track the clip's 10 frames a second drops the others; XMEM_SOAK_FPS tracks fewer on purpose.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from jobs.evaluation.identities import read_truth
 SECONDS = float(os.environ.get("XMEM_SOAK_SECONDS", "3600"))
 TRUTH = Path("/work/shared/data/mot/PETS09-S2L1/gt-every10.csv")
 CLIP_SECONDS = 79.5  # 795 frames, 10 a second
+FPS = float(os.environ.get("XMEM_SOAK_FPS", "0"))
 EVERY = 60.0  # seconds between two boxes of a user
 STAYS = 20.0
 BIN = [445.0, 222.0, 40.0, 55.0]  # x, y, width, height: the foot of the lamp post with its sign
@@ -39,7 +40,7 @@ def test_as_many_people_are_found_as_come_and_a_box_is_always_taken(tmp_path: Pa
     given: list[int] = []
     resident: list[int] = []
     with camera(the_clip(tmp_path)) as made, hub_at(out, tmp_path / "hub.log") as hub:
-        settings = {"expected_height": 576, "expected_width": 768}
+        settings = {"expected_height": 576, "expected_width": 768, **({"fps": FPS} if FPS else {})}
         hub.call(
             "add", {"stream_id": "square", "url": made.url(), "detector": "people", "settings": settings}
         )
