@@ -52,7 +52,8 @@ def evaluate(
         str | None,
         typer.Option(
             help="Evaluate on composed scenes with exact ground truth instead of a data set: crowd "
-            "(identities of 3 to 8 people) or synthetic (one difficulty per scene)."
+            "(identities of 3 to 8 people), far (the same, a tenth to a fifth of the picture high) "
+            "or synthetic (one difficulty per scene)."
         ),
     ] = None,
     data: Annotated[

@@ -1,8 +1,13 @@
-"""The crowd suite: 3 to 8 people walk, cross, occlude each other, leave and return; half are labelled."""
+"""The crowd suites: 3 to 8 people walk, cross, occlude each other, leave and return; half are labelled.
+
+In the suite `crowd` they are 0.3 to 0.68 of the picture's height, in `far` a tenth to a fifth of it: 40 to 80
+pixels at xmem-lite's size of 384.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,24 +18,47 @@ from jobs.evaluation.suites.stage import Actor, Image, Rng, Scene, compose, film
 WHOLE = 0.97
 """A person is complete if this share of it is within the picture and not occluded."""
 
-_SMALLEST, _TALLEST = 0.3, 0.68
-_STEP = 0.042
-"""Distance that a person walks per frame, in own heights, at normal pace and 15 frames per second."""
+
+@dataclass(frozen=True)
+class Crowd:
+    """What people of a suite look like.
+
+    Args:
+        name: of the suite.
+        middle: the least and greatest mean height of a scene's people, as shares of the picture's height.
+        sizes: the smallest and the tallest person, likewise; on their way they grow and shrink a little.
+        bounds: their heights never leave these shares.
+        step: distance that a person walks per frame at normal pace, in own heights.
+    """
+
+    name: str
+    middle: tuple[float, float]
+    sizes: tuple[float, float]
+    bounds: tuple[float, float]
+    step: float
 
 
-def crowd_scenes(pictures: Pictures, count: int, seed: int, height: int = 480) -> Iterator[Scene]:
+NEAR = Crowd("crowd", (0.38, 0.58), (0.3, 0.68), (0.2, 0.75), 0.042)  # 15 frames per second
+FAR = Crowd(
+    "far", (0.125, 0.175), (0.104, 0.208), (0.104, 0.208), 0.08
+)  # 8 frames per second, as cameras send
+
+
+def crowd_scenes(
+    pictures: Pictures, count: int, seed: int, height: int = 480, crowd: Crowd = NEAR
+) -> Iterator[Scene]:
     """`count` scenes of 60 to 100 frames of (height, 4/3 height); a seed always gives the same ones."""
     for index in range(count):
-        yield crowd_scene(pictures, seed, index, height)
+        yield crowd_scene(pictures, seed, index, height, crowd)
 
 
-def crowd_scene(pictures: Pictures, seed: int, index: int, height: int = 480) -> Scene:
+def crowd_scene(pictures: Pictures, seed: int, index: int, height: int = 480, crowd: Crowd = NEAR) -> Scene:
     """The index-th scene of a seed; it does not depend on the number of scenes."""
     for attempt in range(20):
         rng = np.random.default_rng([seed, index, attempt])
         frames = int(rng.integers(60, 101))
         people = 3 + (index + int(rng.integers(2))) % 6
-        scene = _scene(pictures, rng, f"crowd-{index:02d}", people, frames, height, leaves=index % 3 != 2)
+        scene = _scene(pictures, rng, crowd, index, people, frames, height)
         if scene is not None:
             return scene
     raise RuntimeError(
@@ -39,9 +67,9 @@ def crowd_scene(pictures: Pictures, seed: int, index: int, height: int = 480) ->
 
 
 def _scene(
-    pictures: Pictures, rng: Rng, name: str, people: int, count: int, height: int, leaves: bool
+    pictures: Pictures, rng: Rng, crowd: Crowd, index: int, people: int, count: int, height: int
 ) -> Scene | None:
-    width = height * 4 // 3
+    width, leaves = height * 4 // 3, index % 3 != 2
     labelled = (people + int(rng.integers(2))) // 2
     cast = _cast(pictures, rng, people)
     camera = _camera(rng, count, height)
@@ -49,15 +77,16 @@ def _scene(
     horizon = rng.uniform(0.1, 0.3) * height
     # People lower in the picture are nearer and larger; neighbouring lanes are so close that people of about
     # the same size cross.
-    middle = rng.uniform(0.38, 0.58)
-    sizes = np.clip(middle * np.exp(rng.normal(0, 0.14, people)), _SMALLEST, _TALLEST) * height
+    middle = rng.uniform(*crowd.middle)
+    sizes = np.clip(middle * np.exp(rng.normal(0, 0.14, people)), *crowd.sizes) * height
     starts = (rng.permutation(people) + rng.uniform(0.25, 0.75, people)) / people * width
     actors = []
     for i in range(people):
-        pace = _STEP * sizes[i] * float(np.exp(rng.normal(0, 0.3)))
+        pace = crowd.step * sizes[i] * float(np.exp(rng.normal(0, 0.3)))
         away = leaves and (i == 0 or rng.random() < 0.25)
         x = _way(rng, count, float(starts[i]), pace, width, 0.45 * sizes[i], away)
-        actors.append(_walker(rng, pictures.walker(cast[i]), i + 1, x, sizes[i], horizon, height, camera))
+        most = (crowd.bounds[0] * height, crowd.bounds[1] * height)
+        actors.append(_walker(rng, pictures.walker(cast[i]), i + 1, x, sizes[i], horizon, most, camera))
     frames, truth, own, overlap = compose(backdrop, actors)
     whole = np.stack([np.bincount(t.ravel(), minlength=people + 1)[: people + 1] for t in truth])
     given: dict[int, int] = {}
@@ -67,7 +96,7 @@ def _scene(
             given[identity] = int(shown[0])
     if len(given) < max(1, labelled - 1) or 1 not in given:
         return None
-    return Scene(name, "crowd", filmed(rng, frames), truth, own, overlap, given)
+    return Scene(f"{crowd.name}-{index:02d}", crowd.name, filmed(rng, frames), truth, own, overlap, given)
 
 
 def _cast(pictures: Pictures, rng: Rng, people: int) -> list[int]:
@@ -142,13 +171,13 @@ def _walker(
     x: NDArray[np.float64],
     tall: float,
     horizon: float,
-    height: int,
+    bounds: tuple[float, float],
     camera: NDArray[np.float64],
 ) -> Actor:
     count = len(x)
     # People come nearer or move away, and their ground line follows their size.
     nearer = np.exp(np.linspace(0, rng.normal(0, 0.08), count))
-    heights = np.clip(tall * nearer, 0.2 * height, 0.75 * height)
+    heights = np.clip(tall * nearer, *bounds)
     ground = horizon + heights * rng.uniform(1.22, 1.3)
     steps = np.diff(x, prepend=x[0])
     jumps = np.abs(steps) > 0.5 * tall

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from jobs.evaluation.davis import Segmenter
-from jobs.evaluation.suites.crowd import crowd_scenes
+from jobs.evaluation.suites.crowd import FAR, NEAR, crowd_scenes
 from jobs.evaluation.suites.measures import SceneMeasure, Tally
 from jobs.evaluation.suites.pictures import Pictures
 from jobs.evaluation.suites.presence import Observations
@@ -23,9 +23,10 @@ from pipeline.base.errors import UsageError
 from xmem_core import Prompt
 from xmem_core.presence import FEATURES, presence_features
 
-SUITES = ("crowd", "synthetic")
-DEFAULT_SCENES = {"crowd": 12, "synthetic": 4}
-"""Scenes of the crowd suite, and scenes of each kind of the synthetic suite."""
+CROWDS = {"crowd": NEAR, "far": FAR}
+SUITES = (*CROWDS, "synthetic")
+DEFAULT_SCENES = {"crowd": 12, "far": 12, "synthetic": 4}
+"""Scenes of the crowd suites, and scenes of each kind of the synthetic suite."""
 MIN_HEIGHT = 48
 
 OnFrame = Callable[[Scene, int, NDArray[np.int32]], None]
@@ -47,7 +48,7 @@ def run_suite(
     """Compose scenes and measure a segmenter; the same seed and pictures always give the same scenes.
 
     Args:
-        suite: "crowd" or "synthetic".
+        suite: "crowd", "far" or "synthetic".
         data: folder of the stills, see `jobs.evaluation.suites.pictures`.
         segmenter: tracks the objects; gets a new state per scene.
         scenes: number of scenes; for "synthetic", of each kind. None: `DEFAULT_SCENES`.
@@ -73,8 +74,8 @@ def run_suite(
             raise UsageError(f"no kind {kind!r} of synthetic scene; available: {', '.join(KINDS)}")
     pictures = Pictures(data, held_out)
     made: Iterator[Scene]
-    if suite == "crowd":
-        made, total = crowd_scenes(pictures, count, seed, height), count
+    if suite in CROWDS:
+        made, total = crowd_scenes(pictures, count, seed, height, CROWDS[suite]), count
     else:
         made, total = synthetic_scenes(pictures, count, seed, height, wanted), count * len(wanted)
     measured: list[SceneMeasure] = []
@@ -88,7 +89,7 @@ def run_suite(
             js = ", ".join(f"{o.identity}: {100 * o.j:.1f}" for o in measure.objects)
             rate = scene.frames.shape[0] / max(measure.seconds, 1e-9)
             progress(f"{number}/{total} {scene.name}: J {js} ({measure.frames} frames at {rate:.1f}/s)")
-    goals: dict[str, Goal] = dict(CROWD_GOALS) if suite == "crowd" else {}
+    goals: dict[str, Goal] = dict(CROWD_GOALS) if suite in CROWDS else {}
     joined = Observations.joined(observed) if observed else None
     return SuiteReport(suite, seed, height, tuple(measured), joined, goals)
 

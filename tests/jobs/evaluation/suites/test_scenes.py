@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support.pictures import flat, flat_sprite, write_pictures
 
-from jobs.evaluation.suites.crowd import WHOLE, crowd_scene, crowd_scenes
+from jobs.evaluation.suites.crowd import FAR, WHOLE, crowd_scene, crowd_scenes
 from jobs.evaluation.suites.measures import Tally
 from jobs.evaluation.suites.pictures import HELD_OUT_PEOPLE, Pictures, look
 from jobs.evaluation.suites.stage import Actor, Scene, compose, compressed, filmed, walk_phases
@@ -208,6 +208,20 @@ def test_crowds_hold_what_they_promise(pictures: Pictures) -> None:
     assert left >= 3
     assert crossed >= 3
     assert len({s.own.shape[1] for s in scenes}) > 3
+
+
+def test_people_of_far_crowds_are_a_tenth_to_a_fifth_of_the_picture_and_cross(pictures: Pictures) -> None:
+    crossed = 0
+    for scene in crowd_scenes(pictures, 3, 0, 240, FAR):
+        assert (scene.kind, scene.name[:4]) == ("far", "far-")
+        assert len(scene.given) >= 1
+        for identity in range(1, scene.own.shape[1]):
+            whole = np.flatnonzero(scene.visible[:, identity] >= WHOLE * scene.own[:, identity].max())
+            for t in whole:
+                rows = np.flatnonzero((scene.truth[t] == identity).any(1))
+                assert 0.09 * 240 <= rows[-1] - rows[0] + 1 <= 0.22 * 240
+        crossed += int((scene.overlap[:, 1, 2:] > 0).any())
+    assert crossed >= 2
 
 
 # --- troubles ------------------------------------------------------------------------------------

@@ -155,6 +155,10 @@ def test_a_report_of_a_segmenter_that_stands_still(root: Path) -> None:
     again = run_suite("crowd", root, Holds(), scenes=2, seed=5, height=HEIGHT)
     assert [s.objects for s in again.scenes] == [s.objects for s in report.scenes]
 
+    far = run_suite("far", root, Holds(), scenes=1, seed=5, height=2 * HEIGHT)
+    assert [s.name for s in far.scenes] == ["far-00"]
+    assert far.goals == report.goals
+
     found = report.to_json()
     assert json.loads(json.dumps(found)) == found
     assert found["goals"]["j"] == {"value": 80, "at_least": True}
@@ -240,7 +244,7 @@ def test_observations_are_the_scores_of_the_masks_that_were_given(root: Path) ->
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"suite": "crowds"}, "no suite 'crowds'; available: crowd, synthetic"),
+        ({"suite": "crowds"}, "no suite 'crowds'; available: crowd, far, synthetic"),
         ({"suite": "crowd", "height": 20}, "scenes of 20 pixels are too small"),
         ({"suite": "crowd", "scenes": 0}, "0 scenes leave nothing to measure"),
         (
