@@ -55,7 +55,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "jobs.scheduling": ("pipeline.distributed",),
     "jobs.cluster": ("jobs", "pipeline"),
     "jobs.batch": ("jobs.scheduling", "jobs.cluster"),
-    "jobs.evaluation": ("pipeline.tracking",),
+    "jobs.evaluation": ("pipeline.tracking", "pipeline.exchange"),
     "jobs.evaluation.suites": ("jobs.evaluation", "xmem_core.training.clicks"),
     "jobs.training": ("jobs.evaluation", "jobs.cluster", "xmem_core.training.clicks"),
     "jobs.cli": (

@@ -37,8 +37,9 @@ def evaluate(
         typer.Option(
             "--tracking",
             metavar="TRUTH",
-            help="Score the committed tracks of the output folder given as the argument against true boxes: "
-            "MOT text or CSV, frame,id,x,y,w,h with frames from 1. Frames without boxes are not scored.",
+            help="Score the committed tracks of the output folder given as the argument against true boxes, "
+            "MOT text or CSV (frame,id,x,y,w,h with frames from 1), or true masks: MOTS text, COCO JSON or a "
+            "folder of index PNGs. Frames without any are not scored.",
         ),
     ] = None,
     stream: Annotated[

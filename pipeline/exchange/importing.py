@@ -16,7 +16,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class ImportedStream:
 
     Args:
         numbered: object ids that the tool did not give, but this import.
+        unjudged: by frame, masks of regions that are not to be judged: objects there need not be marked.
     """
 
     stream_id: str
@@ -50,6 +51,7 @@ class ImportedStream:
     frames: int
     times: Mapping[int, tuple[float | None, datetime | None]]
     numbered: frozenset[int] = frozenset()
+    unjudged: Mapping[int, list[MaskRecord]] = field(default_factory=dict)
 
 
 def import_tracks(
@@ -294,6 +296,7 @@ def _mots(path: Path) -> Iterator[ImportedStream]:
     labels = named.read_text(encoding="utf-8").splitlines() if named is not None else []
     for text in texts:
         rows: dict[int, list[MaskRecord]] = {}
+        unjudged: dict[int, list[MaskRecord]] = {}
         for number, line in enumerate(text.read_text(encoding="ascii", errors="replace").splitlines(), 1):
             where = f"{text}, line {number}"
             words = line.split()
@@ -302,16 +305,16 @@ def _mots(path: Path) -> Iterator[ImportedStream]:
             if len(words) != 6 or not all(re.fullmatch(r"\d{1,9}", word) for word in words[:5]):
                 raise UsageError(f"{where}: it needs frame, id, class, height, width and run lengths")
             frame, track, kind, height, width = map(int, words[:5])
-            if kind == _MOTS_IGNORED and not labels:
-                continue
             if frame < 1:
                 raise UsageError(f"{where}: frames count from 1")
             label = labels[kind - 1] if 0 < kind <= len(labels) else str(kind)
             category = None if label == NO_CATEGORY else label
             made = _record(frame - 1, track, (height, width), words[5], where, category=category)
             if made is not None:
-                rows.setdefault(frame - 1, []).append(made)
-        yield ImportedStream(_stream_id(text.stem), rows, max(rows, default=0) + 1, {})
+                there = unjudged if kind == _MOTS_IGNORED and not labels else rows
+                there.setdefault(frame - 1, []).append(made)
+        last = max(rows, default=0)
+        yield ImportedStream(_stream_id(text.stem), rows, last + 1, {}, unjudged=unjudged)
 
 
 # --- davis ---------------------------------------------------------------------------------------
