@@ -107,14 +107,15 @@ def score_boxes(true: Boxes, found: Boxes) -> TrackingScores:
     frames = []
     for frame in sorted(true):
         ours = found.get(frame, {})
-        ious = _ious(list(true[frame].values()), list(ours.values()))
+        ious = box_ious(list(true[frame].values()), list(ours.values()))
         frames.append(Overlaps([*true[frame]], [*ours], ious))
     return score_overlaps(frames)
 
 
-def _ious(
+def box_ious(
     these: list[tuple[float, float, float, float]], those: list[tuple[float, float, float, float]]
 ) -> NDArray[np.float64]:
+    """N x M, intersection over union of boxes x, y, width, height."""
     a, b = np.array(these, float).reshape(-1, 1, 4), np.array(those, float).reshape(1, -1, 4)
     low = np.maximum(a[..., :2], b[..., :2])
     high = np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])

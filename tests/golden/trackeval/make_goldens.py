@@ -62,6 +62,7 @@ def scored(true, found):
         "idf1": 100 * float(identity["IDF1"]),
         "hota": 100 * float(np.mean(hota["HOTA"])),
         "mota": 100 * float(clear["MOTA"]),
+        "smotsa": 100 * float(clear["sMOTA"]),
         "recall": 100 * float(clear["CLR_Re"]),
         "precision": 100 * float(clear["CLR_Pr"]),
         "id_switches": int(clear["IDSW"]),

@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli.app import app
-from jobs.evaluation.identities import evaluate_tracking, read_truth, score_boxes
+from jobs.evaluation.identities import box_ious, evaluate_tracking, read_truth, score_boxes
+from jobs.evaluation.mot_measures import Overlaps, score_overlaps
 from pipeline.base.errors import UsageError
 from pipeline.base.records import EVENTS_SCHEMA, MaskRecord, tracks_table
 from pipeline.tracks.store import StreamStore
@@ -71,9 +72,15 @@ def test_scores_equal_those_of_trackeval(case: int) -> None:
         {frame: {row[0]: tuple(row[1:]) for row in rows} for frame, rows in enumerate(golden[name])}
         for name in ("true", "found")
     )
-    scores = score_boxes(true, found).to_json()
+    frames = [
+        Overlaps([*true[at]], [*found[at]], box_ious([*true[at].values()], [*found[at].values()]))
+        for at in range(len(true))
+    ]
+    of_boxes, of_masks = score_boxes(true, found).to_json(), score_overlaps(frames, masks=True).to_json()
     for name, expected in golden["scores"].items():
-        assert scores[name] == pytest.approx(expected, abs=1e-9), name
+        assert of_masks[name] == pytest.approx(expected, abs=1e-9), name
+        assert name == "smotsa" or of_boxes[name] == of_masks[name]
+    assert "smotsa" not in of_boxes
 
 
 def test_mot_text_and_csv_are_read_and_rows_not_to_be_scored_left_out(tmp_path: Path) -> None:
