@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -137,9 +137,12 @@ class MaskTrunk(nn.Module):
         self.layer2 = _stage(BasicBlock, widths[0], widths[1], blocks[1], 2)
         self.layer3 = _stage(BasicBlock, widths[1], widths[2], blocks[2], 2)
 
-    def forward(self, image: Tensor, masks: Tensor) -> Tensor:
-        """image (B, 3, H, W), masks (B, O, 2, H, W): own, others -> (B, O, widths[2], H/16, W/16)."""
-        x = conv_shared(self.conv1, image, masks).flatten(0, 1)
+    def forward(self, image: Tensor, masks: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        """image (B, 3, H, W), masks (B, O, 2, H, W): own, others -> (B, O, widths[2], H/16, W/16).
+
+        `counts`: see `xmem_core.blocks`.
+        """
+        x = conv_shared(self.conv1, image, masks, counts).flatten(0, 1)
         # Pooling comes before the ReLU in the published order; the two commute.
         x = torch.relu_(self.maxpool(self.bn1(x)))
         out: Tensor = self.layer3(self.layer2(self.layer1(x)))

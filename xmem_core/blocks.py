@@ -3,11 +3,15 @@
 Per-object tensors are (B, O, C, h, w); convolutions take them as (B*O, C, h, w). Features that all objects of
 an image share are (B, C, h, w) and are convolved once: a convolution over the concatenation of shared and
 per-object channels is the sum of the convolutions over each part.
+
+Images of several streams have different numbers of objects. Their objects are then (N, 1, C, h, w), those of
+the first image first, and `counts` says how many each image has; None: each has O.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -43,13 +47,35 @@ def _part(conv: nn.Conv2d, channels: slice, bias: Tensor | None) -> nn.Conv2d:
     return part
 
 
-def conv_shared(conv: nn.Module, shared: Tensor, own: Tensor) -> Tensor:
+def spread(shared: Tensor, counts: Sequence[int] | None) -> Tensor:
+    """What is shared by an image's objects, to be added to what is theirs.
+
+    Args:
+        shared: (B, C, h, w)
+        counts: numbers of objects, see the module.
+
+    Returns:
+        (B, 1, C, h, w), a view; with `counts` (N, 1, C, h, w) in the same layout.
+    """
+    if counts is None:
+        return shared.unsqueeze(1)
+    nhwc = shared.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if nhwc else torch.contiguous_format
+    size = (sum(counts), *shared.shape[1:])
+    out = torch.empty(size, dtype=shared.dtype, device=shared.device, memory_format=layout)
+    for part, image in zip(out.split(list(counts)), shared, strict=True):
+        part.copy_(image)
+    return out.unsqueeze(1)
+
+
+def conv_shared(conv: nn.Module, shared: Tensor, own: Tensor, counts: Sequence[int] | None = None) -> Tensor:
     """`conv` of cat(shared, own) for every object, without repeating the work on what is shared.
 
     Args:
         conv: a convolution that takes C_s + C_o channels, whole or split after C_s.
         shared: (B, C_s, h, w), the image's.
         own: (B, O, C_o, h, w), the objects'.
+        counts: numbers of objects, see the module.
 
     Returns:
         (B, O, C, h, w)
@@ -57,7 +83,7 @@ def conv_shared(conv: nn.Module, shared: Tensor, own: Tensor) -> Tensor:
     b, o = own.shape[:2]
     if isinstance(conv, SplitConv2d):
         for_each: Tensor = conv.own(own.flatten(0, 1))
-        return for_each.view(b, o, *for_each.shape[1:]).add_(conv.shared(shared).unsqueeze(1))
+        return for_each.view(b, o, *for_each.shape[1:]).add_(spread(conv.shared(shared), counts))
     assert isinstance(conv, nn.Conv2d)
     split = shared.shape[1]
     from_shared = F.conv2d(shared, conv.weight[:, :split], conv.bias, conv.stride, conv.padding)
@@ -68,7 +94,7 @@ def conv_shared(conv: nn.Module, shared: Tensor, own: Tensor) -> Tensor:
         each = each.contiguous(memory_format=torch.channels_last)
     from_own = F.conv2d(each, conv.weight[:, split:], None, conv.stride, conv.padding)
     # In place: allocating a new tensor of that size costs more than the addition.
-    return from_own.view(b, o, *from_own.shape[1:]).add_(from_shared.unsqueeze(1))
+    return from_own.view(b, o, *from_own.shape[1:]).add_(spread(from_shared, counts))
 
 
 def flattened(own: Tensor) -> Tensor:
@@ -108,15 +134,15 @@ class ResidualBlock(nn.Module):
         residual: Tensor = self.conv2(torch.relu_(self.conv1(torch.relu(z))))
         return residual + (z if self.downsample is None else self.downsample(z))
 
-    def forward_shared(self, shared: Tensor, own: Tensor) -> Tensor:
+    def forward_shared(self, shared: Tensor, own: Tensor, counts: Sequence[int] | None = None) -> Tensor:
         """`forward` of cat(shared, own): (B, C_s, h, w), (B, O, C_o, h, w) -> (B*O, out_dim, h, w)."""
-        r = conv_shared(self.conv1, torch.relu(shared), torch.relu(own)).flatten(0, 1)
+        r = conv_shared(self.conv1, torch.relu(shared), torch.relu(own), counts).flatten(0, 1)
         r = self.conv2(torch.relu_(r))
         if self.downsample is None:
             b, o = own.shape[:2]
-            z = torch.cat([shared.unsqueeze(1).expand(b, o, -1, -1, -1), own], 2).flatten(0, 1)
+            z = torch.cat([spread(shared, counts).expand(b, o, -1, -1, -1), own], 2).flatten(0, 1)
         else:
-            z = conv_shared(self.downsample, shared, own).flatten(0, 1)
+            z = conv_shared(self.downsample, shared, own, counts).flatten(0, 1)
         return torch.add(r, z)
 
 
@@ -169,9 +195,9 @@ class FeatureFusion(nn.Module):
         self.attention = CBAM(out_dim)
         self.block2 = ResidualBlock(out_dim, out_dim)
 
-    def forward(self, shared: Tensor, own: Tensor) -> Tensor:
-        """(B, C_s, h, w), (B, O, C_o, h, w) -> (B, O, out_dim, h, w)."""
-        z = self.block1.forward_shared(shared, own)
+    def forward(self, shared: Tensor, own: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        """(B, C_s, h, w), (B, O, C_o, h, w) -> (B, O, out_dim, h, w); `counts`: see the module."""
+        z = self.block1.forward_shared(shared, own, counts)
         out: Tensor = self.block2(z + self.attention(z))
         return out.view(*own.shape[:2], *out.shape[1:])
 
@@ -269,7 +295,7 @@ class UpBlock(nn.Module):
         return self.joined(self.skip_conv(skip), g)
 
     def joined(self, skip: Tensor, g: Tensor) -> Tensor:
-        """`forward` with what `skip_conv` makes of the image's features."""
+        """`forward` with what `skip_conv` makes of the image's features: (B, in_dim, 2h, 2w)."""
         b, o = g.shape[:2]
         up = F.interpolate(flattened(g), scale_factor=2, mode="bilinear", align_corners=False)
         # Autocast interpolates in float32 on a CPU.

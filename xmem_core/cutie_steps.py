@@ -13,6 +13,7 @@ from torch import Tensor
 from xmem_core.config import CutieConfig, MemoryConfig
 from xmem_core.cutie import Cutie, PixelFeatures
 from xmem_core.grouped_memory import GroupedMemory
+from xmem_core.joint import Stacked, Work
 from xmem_core.network import aggregate
 from xmem_core.state import TrackerState
 from xmem_core.steps import Choice, ModelSteps, as_stored, padding
@@ -84,7 +85,7 @@ class CutieSteps(ModelSteps[Cutie, PixelFeatures]):
 
     def decode(
         self, state: TrackerState, keys: PixelFeatures, update_hidden: bool, *, count_use: bool = True
-    ) -> Tensor:
+    ) -> Work[Tensor]:
         memory = state.memory
         assert isinstance(memory, GroupedMemory)
         assert state.hidden is not None
@@ -96,19 +97,17 @@ class CutieSteps(ModelSteps[Cutie, PixelFeatures]):
         read = []
         for group, places in memory.members():
             found = group.read(key, selection, coarse=self.searches_coarsely(group), count_use=count_use)
-            with self.autocast():
-                refined = self.network.read_objects(
-                    keys.p16,
-                    found.view(1, *found.shape[:2], *grid),
-                    state.hidden[places].unsqueeze(0),
-                    state.masks[places].unsqueeze(0),
-                    summaries[places].unsqueeze(0),
-                )
-            read.append(refined)
-        with self.autocast():
-            hidden, logits = self.network.decode(
-                keys.s8, keys.s4, torch.cat(read, 1), state.hidden.unsqueeze(0), update_hidden=update_hidden
+            given: tuple[Tensor, ...] = (
+                keys.p16,
+                found.view(1, *found.shape[:2], *grid),
+                state.hidden[places].unsqueeze(0),
+                state.masks[places].unsqueeze(0),
+                summaries[places].unsqueeze(0),
             )
+            (refined,) = yield [Stacked("read_objects", given)]
+            read.append(refined)
+        given = (keys.s8, keys.s4, torch.cat(read, 1), state.hidden.unsqueeze(0))
+        ((hidden, logits),) = yield [Stacked("decode", given, {"update_hidden": update_hidden})]
         state.hidden = as_stored(hidden[0])
         # Aggregated at stride 4, then enlarged: the other way round than XMem.
         joint = aggregate(torch.sigmoid(logits.float()))
@@ -140,12 +139,12 @@ class CutieSteps(ModelSteps[Cutie, PixelFeatures]):
         object_ids: tuple[int, ...],
         given: tuple[int, ...],
         deep_update: bool,
-    ) -> None:
+    ) -> Work[None]:
         h, w = keys.key.shape[2:]
         hidden = self.hidden_for(state, len(object_ids), (h, w))
         assert hidden is not None
-        with self.autocast():
-            value, summaries, renewed = self.network.encode_value(image, keys.p16, hidden, masks.unsqueeze(0))
+        call = Stacked("encode_value", (image, keys.p16, hidden, masks.unsqueeze(0)))
+        ((value, summaries, renewed),) = yield [call]
         if state.memory is None:
             config = self.network.config
             state.memory = GroupedMemory(self.settings, h * w, config.key_dim, config.value_dim, self.device)

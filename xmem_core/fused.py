@@ -9,7 +9,7 @@ without them, the plain modules are used.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import torch
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xmem_core.backbones import BasicBlock, Bottleneck, EfficientNetLite0Trunk, InvertedResidual
-from xmem_core.blocks import ResidualBlock, SplitConv2d, as_channels_last
+from xmem_core.blocks import ResidualBlock, SplitConv2d, as_channels_last, spread
 from xmem_core.network import XMem
 from xmem_core.winograd import WinogradConv2d
 
@@ -175,14 +175,14 @@ class _FusedResidual(nn.Module):
         )
         return out
 
-    def forward_shared(self, shared: Tensor, own: Tensor) -> Tensor:
+    def forward_shared(self, shared: Tensor, own: Tensor, counts: Sequence[int] | None = None) -> Tensor:
         """`forward` of cat(shared, own): (B, C_s, h, w), (B, O, C_o, h, w) -> (B*O, out_dim, h, w)."""
         b, o = own.shape[:2]
         shared, each = _channels_last(shared.to(self.dtype)), _channels_last(own.flatten(0, 1).to(self.dtype))
         assert isinstance(self.conv1, nn.ModuleDict)
         assert isinstance(self.downsample, nn.ModuleDict)
         once = self.conv1["shared"](torch.relu(shared)), self.downsample["shared"](shared)
-        of_image = [x.unsqueeze(1).expand(b, o, *x.shape[1:]).flatten(0, 1) for x in once]
+        of_image = [spread(x, counts).expand(b, o, *x.shape[1:]).flatten(0, 1) for x in once]
         inner = self.conv1["own"](torch.relu(each), of_image[0])
         out: Tensor = self.conv2(inner, self.downsample["own"](each, of_image[1]))
         return out

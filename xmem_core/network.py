@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xmem_core.backbones import EfficientNetLite0Trunk, MaskTrunk, key_trunk
-from xmem_core.blocks import FeatureFusion, GatedUpdate, SensoryUpdate, SplitConv2d, UpBlock, flattened
+from xmem_core.blocks import (
+    FeatureFusion,
+    GatedUpdate,
+    SensoryUpdate,
+    SplitConv2d,
+    UpBlock,
+    flattened,
+    spread,
+)
 from xmem_core.config import ModelConfig
 
 # Probabilities are clamped to [eps, 1 - eps] before the logit.
@@ -163,7 +171,14 @@ class XMem(nn.Module):
         return KeyFeatures(key, shrinkage, selection, f16, f8, f4)
 
     def encode_value(
-        self, image: Tensor, f16: Tensor, hidden: Tensor | None, masks: Tensor, *, deep_update: bool = True
+        self,
+        image: Tensor,
+        f16: Tensor,
+        hidden: Tensor | None,
+        masks: Tensor,
+        *,
+        deep_update: bool = True,
+        counts: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Encode each object's memory value on a frame that enters memory.
 
@@ -173,14 +188,19 @@ class XMem(nn.Module):
             hidden: (B, O, C_h, h, w), or None for a model without sensory memory.
             masks: (B, O, H, W) in 0..1.
             deep_update: update the sensory memory from the value.
+            counts: number of objects of each image; what is theirs is then (N, 1, ...), see
+                `xmem_core.blocks`. None: each image has O.
 
         Returns:
             value (B, O, C_v, h, w), and the sensory memory, updated or unchanged.
         """
         encoder = self.value_encoder
-        others = masks.sum(1, keepdim=True) - masks if masks.shape[1] > 1 else torch.zeros_like(masks)
-        g = encoder(image, torch.stack([masks, others], 2))
-        value = encoder.fuser(f16, g)
+        if counts is not None:
+            others = torch.cat([part.sum(0, keepdim=True) - part for part in masks.split(list(counts))])
+        else:
+            others = masks.sum(1, keepdim=True) - masks if masks.shape[1] > 1 else torch.zeros_like(masks)
+        g = encoder(image, torch.stack([masks, others], 2), counts)
+        value = encoder.fuser(f16, g, counts)
         if deep_update and hidden is not None:
             hidden = encoder.hidden_reinforce(value, hidden)
         return value, hidden
@@ -192,6 +212,7 @@ class XMem(nn.Module):
         hidden: Tensor | None,
         *,
         update_hidden: bool = True,
+        counts: Sequence[int] | None = None,
     ) -> tuple[Tensor | None, Tensor]:
         """Mask logits of every object.
 
@@ -200,6 +221,7 @@ class XMem(nn.Module):
             readout: (B, O, C_v, h, w), read from memory.
             hidden: (B, O, C_h, h, w), or None for a model without sensory memory.
             update_hidden: also compute the next sensory memory.
+            counts: as for `encode_value`.
 
         Returns:
             the next sensory memory (or `hidden` unchanged), and logits (B, O, H, W).
@@ -208,8 +230,10 @@ class XMem(nn.Module):
         f16, f8, f4 = scales
         b, o = readout.shape[:2]
         own = readout if hidden is None else torch.cat([readout, hidden], 2)
-        g16 = decoder.fuser(f16, own)
+        g16 = decoder.fuser(f16, own, counts)
         skip8, skip4 = decoder.up_16_8.skip_conv(f8), decoder.up_8_4.skip_conv(f4)
+        if counts is not None:
+            skip8, skip4 = (spread(skip, counts).squeeze(1) for skip in (skip8, skip4))
         # On a CPU one object after the other, when tracking: their large maps then take the same memory, and
         # the system need not provide new memory for each operation.
         apart = g16.device.type == "cpu" and not torch.is_grad_enabled()

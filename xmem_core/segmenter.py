@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, SupportsIndex
@@ -22,6 +22,7 @@ from xmem_core.cutie_steps import CutieSteps
 from xmem_core.fingerprint import model_fingerprint
 from xmem_core.foreground import Foreground, foreground
 from xmem_core.fused import fuse
+from xmem_core.joint import Caller, EncodeKey, Work
 from xmem_core.network import XMem, aggregate
 from xmem_core.object_copy import ObjectCopy
 from xmem_core.presence import PresenceConstants, presence_scores
@@ -206,6 +207,24 @@ def _at_size(planes: Tensor, size: tuple[int, int]) -> Tensor:
     return full
 
 
+@dataclass(eq=False)
+class _Step:
+    """A step that has begun: nothing of its state is changed yet.
+
+    Args:
+        state, frame, prompt: as given, the frame as H x W x 3.
+        size: (height, width) of the network's input before padding.
+        image, keys: the network's input and what the key encoder made of it; None where nothing is tracked.
+    """
+
+    state: TrackerState
+    frame: Frame
+    prompt: Prompt | None
+    size: tuple[int, int]
+    image: Tensor | None = None
+    keys: Features | None = None
+
+
 class VideoSegmenter:
     """Tracks objects frame by frame with a model, under given memory settings.
 
@@ -223,6 +242,11 @@ class VideoSegmenter:
             bits of mantissa. The setting is the process's: the segmenter that was made last decides.
         keep_model: False: the model itself is prepared for inference, which saves the copy's time and memory;
             it cannot be used otherwise afterwards.
+        batch_streams: whether `step_many` and `step_each` put the objects of several streams into one batch.
+            None: on a GPU.
+
+    Attributes:
+        batches_streams: whether they do.
 
     Raises:
         ValueError: size is under 16 or dtype is none of these.
@@ -237,6 +261,7 @@ class VideoSegmenter:
         dtype: torch.dtype = torch.float32,
         allow_tf32: bool = False,
         keep_model: bool = True,
+        batch_streams: bool | None = None,
     ) -> None:
         if size is not None and size < STRIDE:
             raise ValueError(f"size={size} is not allowed: at least {STRIDE} pixels, or None")
@@ -255,6 +280,8 @@ class VideoSegmenter:
         network = (copy.deepcopy(model) if keep_model else model).eval().requires_grad_(False)
         layout = torch.channels_last
         on_cpu = self.device.type == "cpu"
+        self.batches_streams = not on_cpu if batch_streams is None else batch_streams
+        self._most_rows: dict[Hashable, int] = {}  # see `Caller`
         if isinstance(network, XMem):
             fold_batch_norms(network)
         elif on_cpu:
@@ -306,8 +333,8 @@ class VideoSegmenter:
         """
         size = self._network_size(frame, network_size)
         image = self._prepare(frame, size)
-        (features,) = self._encode_keys([image])
-        assert features is not None
+        with self._steps.autocast():
+            features = self._network.encode_key(image)
         return EncodedFrame(frame, size, image, features, self.fingerprint)
 
     def step(
@@ -369,40 +396,61 @@ class VideoSegmenter:
     def step_many(
         self, steps: Sequence[tuple[TrackerState, Frame | EncodedFrame, Prompt | None]]
     ) -> list[StepResult]:
-        """`step` for several streams at once; on a GPU frames of one size share a pass of the key encoder.
+        """`step` for several streams at once.
 
-        On a CPU nothing is batched, so that a stream's results do not depend on the other streams. All input
-        is checked before any state changes.
+        With `batches_streams`, the objects of all streams of one size share a pass of each network; memory is
+        read stream by stream. Masks then equal those of `step` but for rounding, see `docs/operations.md`.
+        Otherwise nothing is batched, and a stream's results do not depend on the other streams to the bit.
+
+        All input is checked before any state changes. If a step fails, its state is poisoned and the error
+        raised; without `batches_streams` the streams after it are unchanged, with it all others advance. Use
+        `step_each` to keep their results.
         """
-        seen: set[int] = set()
-        sizes, frames = [], []
-        for state, given, prompt in steps:
-            if id(state) in seen:
-                raise ValueError("the same state twice in one call: one frame of a stream at a time")
-            seen.add(id(state))
-            frame, size = self._check(state, given, prompt)
-            frames.append(frame)
-            sizes.append(size)
-        ahead = [
-            given if isinstance(given, EncodedFrame) and given.size == size else None
-            for (_, given, _), size in zip(steps, sizes, strict=True)
-        ]
-        images = [
-            self._prepare(frame, size) if done is None and (state.object_ids or prompt) else None
-            for (state, _, prompt), frame, size, done in zip(steps, frames, sizes, ahead, strict=True)
-        ]
-        features = self._encode_keys(images)
-        results = []
-        for i, (state, _, prompt) in enumerate(steps):
-            image, keys = images[i], features[i]
-            if (done := ahead[i]) is not None and (state.object_ids or prompt):
-                image, keys = done.image, done.features
+        todo = self._begun(steps)
+        for error in self._encode_keys(todo):
+            if error is not None:
+                raise error
+        if not self.batches_streams:
+            return [self._finish(step) for step in todo]
+        outcomes = self._finish_together(todo)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+        return [outcome for outcome in outcomes if isinstance(outcome, StepResult)]
+
+    @torch.no_grad()
+    def step_each(
+        self, steps: Sequence[tuple[TrackerState, Frame | EncodedFrame, Prompt | None]]
+    ) -> list[StepResult | Exception]:
+        """`step_many` with the error of a stream in place of its result: the other streams advance.
+
+        A batch that fails, such as for want of memory, is done again stream by stream.
+
+        Raises:
+            ValueError: a state is there twice.
+        """
+        _check_distinct([state for state, _, _ in steps])
+        outcomes: list[StepResult | Exception | None] = [None] * len(steps)
+        todo: dict[int, _Step] = {}
+        for i, given in enumerate(steps):
             try:
-                results.append(self._advance(state, frames[i], prompt, sizes[i], image, keys))
-            except BaseException as error:
-                state.poisoned = f"{type(error).__name__}: {error}"
-                raise
-        return results
+                todo[i] = self._begin(*given)
+            except Exception as error:
+                outcomes[i] = error
+        for i, failed in zip(list(todo), self._encode_keys(list(todo.values())), strict=True):
+            if failed is not None:
+                outcomes[i] = failed
+                del todo[i]
+        if self.batches_streams:
+            for i, outcome in zip(todo, self._finish_together(list(todo.values())), strict=True):
+                outcomes[i] = outcome
+        else:
+            for i, step in todo.items():
+                try:
+                    outcomes[i] = self._finish(step)
+                except Exception as error:
+                    outcomes[i] = error
+        return [outcome for outcome in outcomes if outcome is not None]
 
     def network_size(self, height: int, width: int, size: int | None = None) -> tuple[int, int]:
         """(height, width) at which a stream is seen whose first frame has this size, before padding.
@@ -472,33 +520,78 @@ class VideoSegmenter:
         image = on_device(_as_tensor(frame), self.device).permute(2, 0, 1).unsqueeze(0)
         return self._steps.network_input(image, size)
 
-    def _encode_keys(self, images: list[Tensor | None]) -> list[Features | None]:
-        features: list[Features | None] = [None] * len(images)
-        groups: dict[object, list[int]] = {}
-        for i, image in enumerate(images):
-            if image is not None:
-                groups.setdefault(i if self.device.type == "cpu" else image.shape, []).append(i)
-        for members in groups.values():
-            batch = torch.cat([image for i in members if (image := images[i]) is not None])
-            with self._steps.autocast():
-                keys = self._network.encode_key(batch)
-            for row, i in enumerate(members):
-                features[i] = keys.at(row)
-        return features
+    # --- several streams -------------------------------------------------------------------------
+
+    def _begun(
+        self, steps: Sequence[tuple[TrackerState, Frame | EncodedFrame, Prompt | None]]
+    ) -> list[_Step]:
+        """Check the input of all steps."""
+        _check_distinct([state for state, _, _ in steps])
+        checked = [self._check(*given) for given in steps]
+        return [self._begin(*given, checked=done) for given, done in zip(steps, checked, strict=True)]
+
+    def _begin(
+        self,
+        state: TrackerState,
+        given: Frame | EncodedFrame,
+        prompt: Prompt | None,
+        *,
+        checked: tuple[Frame, tuple[int, int]] | None = None,
+    ) -> _Step:
+        """Check a step's input, and prepare its image."""
+        frame, size = checked or self._check(state, given, prompt)
+        step = _Step(state, frame, prompt, size)
+        if state.object_ids or prompt:
+            if isinstance(given, EncodedFrame) and given.size == size:
+                step.image, step.keys = given.image, given.features
+            else:
+                step.image = self._prepare(frame, size)
+        return step
+
+    def _encode_keys(self, steps: Sequence[_Step]) -> list[Exception | None]:
+        """Encode the images that are not yet; of each step the error, if it failed."""
+        errors: list[Exception | None] = [None] * len(steps)
+        calls = {i: EncodeKey(s.image) for i, s in enumerate(steps) if s.image is not None and s.keys is None}
+        caller = self._caller()
+        if self.batches_streams:
+            made = caller.made(list(calls.values()))
+        else:
+            made = [caller.made([call])[0] for call in calls.values()]
+        for i, found in zip(calls, made, strict=True):
+            if isinstance(found, Exception):
+                errors[i] = found
+            else:
+                steps[i].keys = found
+        return errors
+
+    def _caller(self) -> Caller:
+        return Caller(self._network, self._steps.autocast, self._most_rows)
+
+    def _finish(self, step: _Step) -> StepResult:
+        try:
+            return self._caller().alone(self._advance(step))
+        except BaseException as error:
+            step.state.poisoned = f"{type(error).__name__}: {error}"
+            raise
+
+    def _finish_together(self, steps: Sequence[_Step]) -> list[StepResult | Exception]:
+        try:
+            outcomes = self._caller().together([self._advance(step) for step in steps])
+        except BaseException as error:
+            for step in steps:
+                step.state.poisoned = f"{type(error).__name__}: {error}"
+            raise
+        for step, outcome in zip(steps, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                step.state.poisoned = f"{type(outcome).__name__}: {outcome}"
+        return outcomes
 
     # --- one stream ------------------------------------------------------------------------------
 
-    def _advance(
-        self,
-        state: TrackerState,
-        frame: Frame,
-        prompt: Prompt | None,
-        size: tuple[int, int],
-        image: Tensor | None,
-        keys: Features | None,
-    ) -> StepResult:
+    def _advance(self, step: _Step) -> Work[StepResult]:
+        state, prompt, size, image, keys = step.state, step.prompt, step.size, step.image, step.keys
         state.network_size = size
-        frame_size = (int(frame.shape[0]), int(frame.shape[1]))
+        frame_size = (int(step.frame.shape[0]), int(step.frame.shape[1]))
         if state.time >= 0 or prompt is not None or state.object_ids:
             state.time += 1
         if image is None or keys is None:
@@ -513,15 +606,15 @@ class VideoSegmenter:
         if not given or self._steps.predicts(known, given):
             update = self._steps.keeps_update(state, deep_update)
             hidden = state.hidden
-            decoded = self._decode(state, keys, update)
+            decoded = yield from self._steps.decode(state, keys, update)
             wrong = contradicted(decoded, known, given) if settings.forget_contradicted and given else []
             if wrong:
                 self._forget(state, wrong, hidden)
-                decoded = self._decode(state, keys, update)
+                decoded = yield from self._steps.decode(state, keys, update)
             probabilities = dict(zip(known, decoded[1:], strict=True))
         elif known and settings.forget_contradicted:
             hidden = state.hidden
-            shown = self._decode(state, keys, update_hidden=False, count_use=False)
+            shown = yield from self._steps.decode(state, keys, False, count_use=False)
             self._forget(state, contradicted(shown, known, given), hidden)
         if given:
             claimed = torch.stack(list(given.values())).any(0)
@@ -536,7 +629,9 @@ class VideoSegmenter:
         self._steps.look_next(state, object_ids, final[1:])
         end_search(state, object_ids, final, given, self._presence)
         if is_memory_frame:
-            self._steps.remember(state, image, keys, final[1:], object_ids, tuple(given), deep_update)
+            yield from self._steps.remember(
+                state, image, keys, final[1:], object_ids, tuple(given), deep_update
+            )
             state.last_memory_time = state.time
             if deep_update:
                 state.last_deep_time = state.time
@@ -585,11 +680,10 @@ class VideoSegmenter:
             state.memory.doubt(i, state.sure.get(i, state.memory.first_time[i]))
             state.windows.pop(i, None)
 
-    def _decode(
-        self, state: TrackerState, keys: Features, update_hidden: bool, *, count_use: bool = True
-    ) -> Tensor:
-        """Read memory and decode: (O + 1, H', W') probabilities of the known objects."""
-        return self._steps.decode(state, keys, update_hidden, count_use=count_use)
+
+def _check_distinct(states: Sequence[TrackerState]) -> None:
+    if len({id(state) for state in states}) < len(states):
+        raise ValueError("the same state twice in one call: one frame of a stream at a time")
 
 
 def _note_sure(

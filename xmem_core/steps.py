@@ -23,6 +23,7 @@ from xmem_core.blocks import as_channels_last
 from xmem_core.bounds import above
 from xmem_core.config import MemoryConfig, ModelConfig
 from xmem_core.cutie import Cutie, PixelFeatures
+from xmem_core.joint import Decode, EncodeValue, Work
 from xmem_core.memory import Memory
 from xmem_core.network import KeyFeatures, XMem, aggregate
 from xmem_core.state import TrackerState
@@ -157,7 +158,9 @@ class ModelSteps(ABC, Generic[N, K]):
         """Whether a frame with masks given of these objects is decoded too."""
 
     @abstractmethod
-    def decode(self, state: TrackerState, keys: K, update_hidden: bool, *, count_use: bool = True) -> Tensor:
+    def decode(
+        self, state: TrackerState, keys: K, update_hidden: bool, *, count_use: bool = True
+    ) -> Work[Tensor]:
         """Read memory and decode: (O + 1, H', W') probabilities of the known objects."""
 
     @abstractmethod
@@ -178,7 +181,7 @@ class ModelSteps(ABC, Generic[N, K]):
         object_ids: tuple[int, ...],
         given: tuple[int, ...],
         deep_update: bool,
-    ) -> None:
+    ) -> Work[None]:
         """Store a frame in memory, and renew the sensory memory on a deep update."""
 
     def searches_coarsely(self, memory: Memory) -> bool:
@@ -249,7 +252,7 @@ class XMemSteps(ModelSteps[XMem, KeyFeatures]):
 
     def decode(
         self, state: TrackerState, keys: KeyFeatures, update_hidden: bool, *, count_use: bool = True
-    ) -> Tensor:
+    ) -> Work[Tensor]:
         assert isinstance(state.memory, Memory)
         grid = (int(keys.key.shape[2]), int(keys.key.shape[3]))
         look = self._look(state, keys, state.time)
@@ -266,25 +269,21 @@ class XMemSteps(ModelSteps[XMem, KeyFeatures]):
                     enough=look.enough,
                 )
                 read.index_copy_(2, look.cells, found.to(read.dtype))
-            with self.autocast():
-                hidden, probabilities = decode_in_windows(
-                    self.network,
-                    keys.scales,
-                    read.view(*read.shape[:2], *grid),
-                    state.hidden,
-                    windows,
-                    update_hidden=update_hidden,
-                )
+            hidden, probabilities = yield from decode_in_windows(
+                keys.scales,
+                read.view(*read.shape[:2], *grid),
+                state.hidden,
+                windows,
+                update_hidden=update_hidden,
+            )
             state.hidden = as_stored(hidden)
             return aggregated_within(probabilities, union(windows.values()))
         read = state.memory.read(
             look.key, look.selection, coarse=look.coarse, count_use=count_use, enough=look.enough
         )
         hidden = None if state.hidden is None else state.hidden.unsqueeze(0)
-        with self.autocast():
-            hidden, logits = self.network.decode(
-                keys.scales, read.view(1, *read.shape[:2], *grid), hidden, update_hidden=update_hidden
-            )
+        own = read.view(1, *read.shape[:2], *grid)
+        ((hidden, logits),) = yield [Decode(keys.scales, own, hidden, update_hidden)]
         if hidden is not None:
             state.hidden = as_stored(hidden[0])
         return torch.softmax(aggregate(torch.sigmoid(logits.float())), 1)[0]
@@ -372,13 +371,11 @@ class XMemSteps(ModelSteps[XMem, KeyFeatures]):
         object_ids: tuple[int, ...],
         given: tuple[int, ...],
         deep_update: bool,
-    ) -> None:
+    ) -> Work[None]:
         h, w = keys.key.shape[2:]
         hidden = self.hidden_for(state, len(object_ids), (h, w))
-        with self.autocast():
-            value, renewed = self.network.encode_value(
-                image, keys.f16, hidden, masks.unsqueeze(0), deep_update=deep_update
-            )
+        call = EncodeValue(image, keys.f16, hidden, masks.unsqueeze(0), deep_update)
+        ((value, renewed),) = yield [call]
         if state.memory is None:
             config = self.network.config
             dims = config.key_dim, config.value_dim

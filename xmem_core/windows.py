@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xmem_core.bounds import above, bounds
-from xmem_core.network import XMem, aggregate
+from xmem_core.joint import Decode, Work
+from xmem_core.network import aggregate
 
 STRIDE = 16
 """Pixels of a cell: a position of keys, values and sensory memory."""
@@ -188,18 +189,16 @@ def aggregated_within(probabilities: Tensor, window: Window) -> Tensor:
 
 
 def decode_in_windows(
-    network: XMem,
     scales: tuple[Tensor, Tensor, Tensor],
     readout: Tensor,
     hidden: Tensor | None,
     windows: Mapping[int, Window],
     *,
     update_hidden: bool,
-) -> tuple[Tensor | None, Tensor]:
+) -> Work[tuple[Tensor | None, Tensor]]:
     """`XMem.decode` for each object of a frame, restricted to the object's window.
 
     Args:
-        network: the model.
         scales: (f16, f8, f4) of the frame, (1, C, ...).
         readout: (O, C_v, h, w); values outside an object's window are ignored.
         hidden: (O, C_h, h, w), or None for a model without sensory memory.
@@ -212,7 +211,8 @@ def decode_in_windows(
     count, _, h, w = readout.shape
     probabilities = readout.new_zeros((count, h * STRIDE, w * STRIDE))
     renewed = hidden.clone() if hidden is not None and update_hidden else hidden
-    for members in _of_one_size(windows):
+    groups, calls = _of_one_size(windows), []
+    for members in groups:
         looked = [windows[k] for k in members]
         # Each entry of the batch has one image and one object.
         features = [
@@ -224,7 +224,8 @@ def decode_in_windows(
         if hidden is not None:
             sensed = torch.stack([windows[k].cut(hidden[k]) for k in members]).unsqueeze(1)
         f16, f8, f4 = features
-        sensed, logits = network.decode((f16, f8, f4), own, sensed, update_hidden=update_hidden)
+        calls.append(Decode((f16, f8, f4), own, sensed, update_hidden))
+    for members, (sensed, logits) in zip(groups, (yield calls) if calls else (), strict=True):
         found = torch.sigmoid(logits.float())
         for n, k in enumerate(members):
             windows[k].cut(probabilities[k], STRIDE).copy_(found[n, 0])

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from xmem_core.blocks import ResidualBlock, SplitConv2d
+from xmem_core.blocks import ResidualBlock, SplitConv2d, spread
 from xmem_core.network import XMem
 
 _TILE = 4
@@ -239,13 +239,15 @@ class _Residual(nn.Module):
         out = self.conv2(out, z if self.downsample is None else self.downsample(z), relu=True)
         return out
 
-    def forward_shared(self, shared: Tensor, own: Tensor) -> Tensor:
+    def forward_shared(self, shared: Tensor, own: Tensor, counts: Sequence[int] | None = None) -> Tensor:
         """`forward` of cat(shared, own): (B, C_s, h, w), (B, O, C_o, h, w) -> (B*O, out_dim, h, w)."""
         assert isinstance(self.conv1, SplitConv2d)
         assert isinstance(self.downsample, SplitConv2d)
         each = own.flatten(0, 1)
-        out: Tensor = self.conv1.own(each, self.conv1.shared(shared, relu=True), relu=True)
-        out = self.conv2(out, self.downsample.own(each, self.downsample.shared(shared)), relu=True)
+        once = self.conv1.shared(shared, relu=True), self.downsample.shared(shared)
+        inner, beside = once if counts is None else (spread(x, counts).squeeze(1) for x in once)
+        out: Tensor = self.conv1.own(each, inner, relu=True)
+        out = self.conv2(out, self.downsample.own(each, beside), relu=True)
         return out
 
 

@@ -7,7 +7,7 @@ by a dense matrix product, and the whole frame is searched. What `xmem_core` doe
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from xmem_core import MemoryConfig, VideoSegmenter, XMem
 from xmem_core.attention import similarity
 from xmem_core.blocks import FeatureFusion
+from xmem_core.joint import Work
 from xmem_core.memory import Memory
 from xmem_core.steps import XMemSteps
 
@@ -37,8 +38,16 @@ class PlainXMem(XMem):
     """The network without shared convolutions."""
 
     def encode_value(
-        self, image: Tensor, f16: Tensor, hidden: Tensor | None, masks: Tensor, *, deep_update: bool = True
+        self,
+        image: Tensor,
+        f16: Tensor,
+        hidden: Tensor | None,
+        masks: Tensor,
+        *,
+        deep_update: bool = True,
+        counts: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
+        assert counts is None, "one stream at a time"
         encoder = self.value_encoder
         others = masks.sum(1, keepdim=True) - masks
         x = encoder.conv1(_each(image, torch.stack([masks, others], 2)))
@@ -56,7 +65,9 @@ class PlainXMem(XMem):
         hidden: Tensor | None,
         *,
         update_hidden: bool = True,
+        counts: Sequence[int] | None = None,
     ) -> tuple[Tensor | None, Tensor]:
+        assert counts is None, "one stream at a time"
         decoder = self.decoder
         f16, f8, f4 = scales
         own = readout if hidden is None else torch.cat([readout, hidden], 2)
@@ -122,8 +133,8 @@ class DenseMemory(Memory):
 class PlainSteps(XMemSteps):
     """XMem's part of a step with these."""
 
-    def remember(self, state: Any, *others: Any) -> None:
-        super().remember(state, *others)
+    def remember(self, state: Any, *others: Any) -> Work[None]:
+        yield from super().remember(state, *others)
         state.memory.__class__ = DenseMemory
 
 

@@ -28,6 +28,7 @@ from xmem_core import segmenter as segmenter_module
 from xmem_core import steps as steps_module
 from xmem_core.corrections import contradicted
 from xmem_core.fingerprint import model_fingerprint
+from xmem_core.joint import Work
 from xmem_core.memory import Memory
 from xmem_core.segmenter import StepResult
 from xmem_core.steps import XMemSteps, padding
@@ -202,17 +203,17 @@ def make_it_show(
     monkeypatch: pytest.MonkeyPatch, segmenter: VideoSegmenter, masks: dict[int, NDArray[np.bool_]]
 ) -> None:
     """Makes the network return these masks for any frame, and nothing for other objects."""
-    decode = segmenter._decode
+    decode = segmenter._steps.decode
 
-    def painted(state: TrackerState, *args: Any, **options: Any) -> torch.Tensor:
-        planes = torch.full_like(decode(state, *args, **options), 0.01)
+    def painted(state: TrackerState, *args: Any, **options: Any) -> Work[torch.Tensor]:
+        planes = torch.full_like((yield from decode(state, *args, **options)), 0.01)
         for k, i in enumerate(state.object_ids, 1):
             if i in masks:
                 planes[k][torch.from_numpy(masks[i])] = 0.9
         planes[0] = 1 - planes[1:].amax(0)
         return planes
 
-    monkeypatch.setattr(segmenter, "_decode", painted)
+    monkeypatch.setattr(segmenter._steps, "decode", painted)
 
 
 @pytest.mark.parametrize(
@@ -243,14 +244,14 @@ def test_the_sensory_memory_of_who_is_contradicted_begins_anew(monkeypatch: pyte
     segmenter = VideoSegmenter(small_model(), SMALL_MEMORY)
     make_it_show(monkeypatch, segmenter, {1: MASK, 2: OTHER})
     seen: list[torch.Tensor] = []
-    painted = segmenter._decode
+    painted = segmenter._steps.decode
 
-    def spy(state: TrackerState, *args: Any, **options: Any) -> torch.Tensor:
+    def spy(state: TrackerState, *args: Any, **options: Any) -> Work[torch.Tensor]:
         assert state.hidden is not None
         seen.append(state.hidden.clone())
-        return painted(state, *args, **options)
+        return (yield from painted(state, *args, **options))
 
-    monkeypatch.setattr(segmenter, "_decode", spy)
+    monkeypatch.setattr(segmenter._steps, "decode", spy)
     state, _ = follow(segmenter, {0: Prompt({1: MASK, 2: OTHER})}, 6)
     seen.clear()
     segmenter.step(state, frame_at(6), Prompt({3: MASK}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from support.small_net import SMALL, SMALL_MEMORY, frame_at, small_model, square
 from torch import Tensor
 
-from xmem_core import MemoryConfig, Prompt, TrackerState, VideoSegmenter, XMem
+from xmem_core import MemoryConfig, Prompt, TrackerState, VideoSegmenter, XMem, windows
+from xmem_core.joint import Caller
 from xmem_core.memory import Memory
 from xmem_core.network import aggregate
 from xmem_core.windows import (
@@ -21,7 +23,6 @@ from xmem_core.windows import (
     Window,
     aggregated_within,
     covered,
-    decode_in_windows,
     looked_for,
     next_window,
     union,
@@ -167,15 +168,18 @@ def inputs(model: XMem) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
     return scales, read, torch.randn(3, SMALL.hidden_dim, 8, 10, generator=g)
 
 
+def decoded(model: XMem, *given: Any, update_hidden: bool) -> tuple[Tensor | None, Tensor]:
+    work = windows.decode_in_windows(*given, update_hidden=update_hidden)
+    return Caller(model, nullcontext, {}).alone(work)
+
+
 @torch.no_grad()
 def test_windows_of_the_whole_frame_change_nothing(
     model: XMem, inputs: tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]
 ) -> None:
     scales, read, hidden = inputs
     expected_hidden, logits = model.decode(scales, read[None], hidden[None])
-    got = decode_in_windows(
-        model, scales, read, hidden, dict.fromkeys(range(3), whole((8, 10))), update_hidden=True
-    )
+    got = decoded(model, scales, read, hidden, dict.fromkeys(range(3), whole((8, 10))), update_hidden=True)
     assert got[0] is not None
     assert expected_hidden is not None
     torch.testing.assert_close(got[0], expected_hidden[0], rtol=1e-4, atol=1e-5)
@@ -191,7 +195,7 @@ def test_each_object_is_decoded_as_if_its_window_were_the_image(
     windows = [Window(1, 2, 4, 6), Window(0, 0, 8, 10), Window(4, 4, 4, 6)]  # two of them of one size
     before = hidden.clone()
     looked = dict(enumerate(windows))
-    renewed, found = decode_in_windows(model, scales, read, hidden, looked, update_hidden=update)
+    renewed, found = decoded(model, scales, read, hidden, looked, update_hidden=update)
     assert renewed is not None
     assert torch.equal(hidden, before)
     for k, window in enumerate(windows):
@@ -213,7 +217,7 @@ def test_without_sensory_memory_too() -> None:
     model = small_model(replace(SMALL, hidden_dim=0))
     scales = model.encode_key(torch.zeros(1, 3, 96, 96)).scales
     read = torch.randn(1, SMALL.value_dim, 6, 6)
-    renewed, found = decode_in_windows(model, scales, read, None, {0: Window(1, 1, 4, 4)}, update_hidden=True)
+    renewed, found = decoded(model, scales, read, None, {0: Window(1, 1, 4, 4)}, update_hidden=True)
     assert renewed is None
     assert found.shape == (1, 96, 96)
 
