@@ -31,8 +31,9 @@ from pipeline.base.closeable import Closing
 from pipeline.base.errors import PromptError, SourceError
 from pipeline.base.records import Frame, MaskRecord
 from pipeline.prompts.box_segmenters import BoxSegmenter
-from pipeline.prompts.resolving import PromptObject, PromptSet
+from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking.committer import Committer
+from pipeline.tracking.files.arrivals import Arrivals
 from pipeline.tracking.files.backward import (
     BackwardPlan,
     BackwardPrompts,
@@ -43,12 +44,10 @@ from pipeline.tracking.files.backward import (
 from pipeline.tracking.files.chunk_rows import ChunkRows
 from pipeline.tracking.frame_prompts import FramePrompts
 from pipeline.tracking.look_ahead import Arrived, arriving, looks_ahead, thread_aside
-from pipeline.tracking.objects import Masks, TrackedObjects
+from pipeline.tracking.objects import TrackedObjects
 from pipeline.tracking.resume import open_stream, resume
 from pipeline.tracking.settings import BACKWARD, FORWARD, TrackSettings
-from pipeline.tracking.small_objects import has_small_object
-from pipeline.tracking.snapshots.memory_edit import COPY, planned_edits
-from pipeline.tracking.snapshots.object_states import read_object
+from pipeline.tracking.snapshots.memory_edit import planned_edits
 from pipeline.tracking.snapshots.stream import Snapshot
 from pipeline.tracking.stream_record import FINISHED, RUNNING, StreamSummary
 from pipeline.tracks.sinks import Sinks
@@ -57,7 +56,7 @@ from pipeline.video.prefetch import Prefetch
 from pipeline.video.reversed_video import ReversedVideo
 from pipeline.video.sources import VideoSource
 from xmem_core import EncodedFrame, Prompt, StepResult, TrackerState, VideoSegmenter
-from xmem_core.object_copy import MOST_ELEMENTS, ObjectCopy
+from xmem_core.object_copy import MOST_ELEMENTS
 from xmem_core.segmenter import Frame as Image
 
 __all__ = ["FINISHED", "RUNNING", "StepInput", "StreamSummary", "StreamTracker"]
@@ -207,7 +206,19 @@ class StreamTracker(Closing):
         if found.next_frame < self._committed:
             self.summary.rows += sum(footer.rows for footer in self.store.footers(found.next_frame))
         self._snapshot_at = found.next_frame
-        self._edits = planned_edits(self.store, found.next_frame, self._committed)
+        self._arrivals = Arrivals(
+            self.settings,
+            self._segmenter,
+            self.store,
+            self.summary,
+            self._frame_prompts,
+            self._prompts,
+            self._starts,
+            planned_edits(self.store, found.next_frame, self._committed),
+            self._rows,
+            self._objects,
+            self._keep_prompts,
+        )
         if opened.outdated:
             self._record.update(RUNNING, self.summary)
         if self._plan is not None and found.next_frame < self._plan.rows_until:
@@ -353,7 +364,7 @@ class StreamTracker(Closing):
 
     @property
     def _copies_planned(self) -> int:
-        return 0 if self._ended else sum(planned.edit.kind == COPY for planned in self._edits)
+        return 0 if self._ended else self._arrivals.copies_planned
 
     # --- stepping --------------------------------------------------------------------------------
 
@@ -375,7 +386,7 @@ class StreamTracker(Closing):
         assert arrived is not None
         frame, image = arrived
         try:
-            step = StepInput(self.state, image, self._arrive(frame))
+            step = StepInput(self.state, image, self._arrivals.arrive(frame))
             self._pending = (frame, step)
         except BaseException as error:
             self._failure = error
@@ -534,41 +545,6 @@ class StreamTracker(Closing):
         if self._rows.next_frame - self._snapshot_at >= chosen.snapshot_chunks * chosen.chunk_frames:
             self._take_snapshot()
 
-    def _arrive(self, frame: Frame) -> Prompt | None:
-        """Do what precedes the step on a frame; returns the masks given on it."""
-        for loss in frame.losses:
-            self._rows.add(loss)
-        self._edit_memory(frame)
-        self._objects.arrive(frame)
-        if self.settings.direction == BACKWARD:
-            self._pass_on(frame)
-            return None
-        prompt = self._frame_prompts.at(frame, self._prompts, self._keep_prompts)
-        for object_id in self._prompts.removals_at(frame.frame_index):
-            if self._starts.get(object_id, 0) > frame.frame_index:
-                continue  # it ended the object backward
-            if not self._objects.remove(frame, object_id, "requested") and self._rows.is_new(frame):
-                self.summary.warn(
-                    f"frame {frame.frame_index}: no object {object_id} is tracked that could be removed"
-                )
-        for entry in self._prompts.at(frame.frame_index):
-            if entry.state is not None:
-                self._begin_from_state(frame, entry)
-        masks: Masks = {} if prompt is None else self._objects.prompt(frame, prompt)
-        self._objects.look(frame, masks)
-        self._choose_size(frame, masks)
-        return Prompt(masks) if masks else None
-
-    def _choose_size(self, frame: Frame, masks: Masks) -> None:
-        """Let the network see the video larger if an object of the first frame with prompts is small."""
-        size = self.settings.model.small_size
-        if size is None or not masks or self.state.memory is not None:
-            return
-        height, width = frame.size
-        seen = self._segmenter.network_size(height, width)
-        if has_small_object(masks, seen[0] / height):
-            self.state.network_size = self._segmenter.network_size(height, width, size)
-
     @property
     def network_shorter_side(self) -> int | None:
         """Shorter side of the network's input at most; None: that of the frames."""
@@ -577,53 +553,6 @@ class StreamTracker(Closing):
             chosen = None if self._ended else self.state.network_size
             return size if size is None or chosen is None else max(size, min(chosen))
         return model.small_size
-
-    def _pass_on(self, frame: Frame) -> None:
-        """Record what begins on a frame that gets rows of the backward pass only."""
-        for entry in self._prompts.at(frame.frame_index):
-            if self._starts[entry.object_id] == frame.frame_index:
-                detail = {"category": entry.category}
-                self._rows.happened(
-                    frame, "object_added", object_id=entry.object_id, reason="prompt", detail=detail
-                )
-
-    def _edit_memory(self, frame: Frame) -> None:
-        """Make the edits that take effect before a frame."""
-
-        def begin(state: TrackerState, object_id: int, copy: ObjectCopy) -> None:
-            self._segmenter.adopt(state, object_id, copy, frame.size)
-
-        while self._edits and self._edits[0].frame <= frame.frame_index:
-            edit = self._edits.pop(0).edit
-            detail = edit.to_json()
-            try:
-                edit.apply(self.state, frame.frame_index - 1, self.store.object_copies, begin)
-                if edit.kind == COPY and edit.object_id is not None:
-                    self._objects.copied(frame, edit.object_id, edit.category)
-            except ValueError as error:
-                # It was checked on the newest snapshot, after which other frames followed.
-                detail["refused"] = str(error)
-                if self._rows.is_new(frame):
-                    self.summary.warn(f"frame {frame.frame_index}: {edit.kind} was not possible: {error}")
-            self._objects.memory_edited(frame, edit, detail)
-
-    def _begin_from_state(self, frame: Frame, entry: PromptObject) -> None:
-        """Start an object from another stream's state, as it was when this was done first."""
-        assert entry.state is not None
-        copies = self.store.object_copies
-        about = f"{frame.frame_index} {entry.object_id} {entry.state.to_json()}"
-        key = copies.key(about.encode("utf-8", "surrogatepass"))
-        if not copies.holds(key):
-            share = self._segmenter.memory_config.max_long_term_elements // len(self._prompts.states)
-            copy, _ = read_object(entry.state, self.store, self._segmenter.fingerprint, share)
-            # Durable before any row that depends on it.
-            copies.add(copy.to_bytes(), about)
-        try:
-            copy = ObjectCopy.from_bytes(copies.read(key))
-            self._segmenter.adopt(self.state, entry.object_id, copy, frame.size)
-        except ValueError as error:
-            raise PromptError(f"object {entry.object_id} on frame {frame.frame_index}: {error}") from error
-        self._objects.copied(frame, entry.object_id, entry.category)
 
     def _keep_prompts(self) -> None:
         """Store the resolved prompts before any row that depends on them: each box is segmented once."""
