@@ -5,8 +5,8 @@ the states of all streams on a device add up. The workspace is what one step nee
 step one after another share it, and only the largest counts.
 
 The state is a formula: memory is preallocated to its caps. The workspace is found by running the network's
-own code on PyTorch's meta device (tensors without data) and counting the bytes alive at the same time, so
-that no table of layers has to follow the network's changes; memory's part of it is a formula again.
+own code on tensors without data (see `pipeline.tracking.shapes`) and counting the bytes alive at the same
+time, so that no table of layers has to follow the network's changes; memory's part of it is a formula again.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline.base.errors import UsageError
 from pipeline.base.setting_fields import MIN_SIZE
 from pipeline.tracking.look_ahead import AHEAD
 from pipeline.tracking.settings import DTYPES
+from pipeline.tracking.shapes import Shapes
 from xmem_core import Cutie, CutieConfig, MemoryConfig, XMem
 from xmem_core.backbones import fold_batch_norms
 from xmem_core.config import AnyModelConfig
@@ -242,7 +242,7 @@ def _keeping_peak(model: AnyModelConfig, memory: MemoryConfig, positions: int, o
 # --- the network ---------------------------------------------------------------------------------
 
 
-class _Alive(TorchDispatchMode):
+class _Alive(Shapes):
     """Counts the bytes of the tensors that are created in this mode and alive at the same time.
 
     Args:
@@ -259,7 +259,7 @@ class _Alive(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = super().__torch_dispatch__(func, types, args, kwargs)
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._count(tensor)
@@ -280,15 +280,21 @@ class _Alive(TorchDispatchMode):
         self.peak = max(self.peak, self.bytes)
 
 
+def _without_data(model: AnyModelConfig) -> XMem | Cutie:
+    """The network as it is when it tracks, on the meta device."""
+    with Shapes(), torch.device("meta"):  # type: ignore[no-untyped-call]
+        network = build_network(model).eval().requires_grad_(False)
+        if not model.published:
+            fold_batch_norms(network)
+    return network
+
+
 @cache
 def _network_peaks(model: AnyModelConfig, height: int, width: int, objects: int) -> tuple[int, int, int, int]:
     """Bytes of one network step with all objects present: the peak, the tensors kept across stages (image,
     features, probabilities), the network's weights, and the largest weight tensor.
     """
-    with torch.device("meta"):
-        network = build_network(model).eval().requires_grad_(False)
-    if not model.published:
-        fold_batch_norms(network)
+    network = _without_data(model)
     weights = [p.nbytes for p in network.parameters()]
     with torch.no_grad(), _Alive(network) as alive:
         image = _empty(1, 3, height, width)
@@ -300,10 +306,7 @@ def _network_peaks(model: AnyModelConfig, height: int, width: int, objects: int)
 @cache
 def _encoding_peaks(model: AnyModelConfig, height: int, width: int) -> tuple[int, int]:
     """Bytes of encoding a frame: the peak, and the network's input and features that are kept."""
-    with torch.device("meta"):
-        network = build_network(model).eval().requires_grad_(False)
-    if not model.published:
-        fold_batch_norms(network)
+    network = _without_data(model)
     with torch.no_grad(), _Alive(network) as alive:
         image = _empty(1, 3, height, width)
         keys = network.encode_key(image)

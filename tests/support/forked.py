@@ -203,10 +203,7 @@ def _serve(connection: socket.socket, listener: socket.socket) -> None:
 
 
 def _warm_up() -> None:
-    """Track two frames and cut an object out, so that the forks find their kernels compiled.
-
-    To predict what a step takes imports torch's compiler, for a second and a half.
-    """
+    """Track two frames, predict memory, and cut an object out: the forks find their kernels compiled."""
     import cv2
     import numpy as np
     from support.tiny import SHORT_MEMORY, tiny_model
