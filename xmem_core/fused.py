@@ -237,7 +237,7 @@ def fuse(network: XMem) -> None:
     if not can_fuse(dtype):
         return
     trunk = network.key_encoder
-    if isinstance(trunk, EfficientNetLite0Trunk):
+    if isinstance(trunk, EfficientNetLite0Trunk) and can_fuse(trunk.conv_stem.weight.dtype):
         network.key_encoder = FusedTrunk(trunk)  # type: ignore[assignment]
     for module in list(network.modules()):
         for name, child in list(module.named_children()):

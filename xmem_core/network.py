@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,6 +159,8 @@ class XMem(nn.Module):
     def __init__(self, config: ModelConfig | None = None) -> None:
         super().__init__()
         self.config = config or ModelConfig()
+        self.exact_keys = False
+        """Whether images are encoded outside of autocast, whose precision their weights do not have then."""
         self.key_encoder = key_trunk(self.config.key_backbone)
         channels = self.key_encoder.channels
         self.value_encoder = ValueEncoder(self.config, channels[0])
@@ -166,8 +169,9 @@ class XMem(nn.Module):
 
     def encode_key(self, image: Tensor) -> KeyFeatures:
         """Encode images (B, 3, H, W), normalised, H and W multiples of 16."""
-        f16, f8, f4 = self.key_encoder(image)
-        key, shrinkage, selection = self.key_proj(f16)
+        with torch.autocast(image.device.type, enabled=False) if self.exact_keys else nullcontext():
+            f16, f8, f4 = self.key_encoder(image)
+            key, shrinkage, selection = self.key_proj(f16)
         return KeyFeatures(key, shrinkage, selection, f16, f8, f4)
 
     def encode_value(

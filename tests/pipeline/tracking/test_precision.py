@@ -60,18 +60,19 @@ def labels(
 @pytest.mark.parametrize(
     ("name", "boxes", "frames"), [("carphone", [(50, 20, 70, 110)], 40), ("people", PEOPLE, 25)]
 )
-def test_float16_has_the_masks_of_float32(
+def test_half_precision_has_the_masks_of_float32(
     name: str, boxes: list[tuple[int, int, int, int]], frames: int
 ) -> None:
-    exact, half = (labels(clip(name), boxes, frames, dtype) for dtype in (torch.float32, torch.float16))
-    agree = []
-    for a, b in zip(exact, half, strict=True):
-        for object_id in range(1, len(boxes) + 1):
-            mask, other = a == object_id, b == object_id
-            if (mask | other).any():
-                agree.append(float((mask & other).sum() / (mask | other).sum()))
-    assert len(agree) >= frames
-    assert statistics.mean(agree) >= BAR
+    exact = labels(clip(name), boxes, frames, torch.float32)
+    for dtype in (torch.float16, torch.bfloat16):
+        agree = []
+        for a, b in zip(exact, labels(clip(name), boxes, frames, dtype), strict=True):
+            for object_id in range(1, len(boxes) + 1):
+                mask, other = a == object_id, b == object_id
+                if (mask | other).any():
+                    agree.append(float((mask & other).sum() / (mask | other).sum()))
+        assert len(agree) >= frames
+        assert statistics.mean(agree) >= BAR, dtype
 
 
 def test_auto_takes_it_on_a_gpu_except_for_the_published_models() -> None:
