@@ -1,8 +1,9 @@
 """LiveHub: several live streams in one process with one segmenter. Does not import Ray.
 
-One thread tracks frame by frame, streams with a promised rate first (`pipeline.live.hub.turns`). Other
-threads open and close streams, which may wait for storage and networks. A stream that fails is closed with
-its cause and retried later; other streams are not affected. No method waits for tracking.
+One thread tracks frame by frame, streams with a promised rate first (`pipeline.live.hub.turns`), on a GPU
+several streams at once (`pipeline.live.hub.together`). Other threads open and close streams, which may wait
+for storage and networks. A stream that fails is closed with its cause and retried later; other streams are
+not affected. No method waits for tracking.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pipeline.live.hub.registry import LiveList
 from pipeline.live.hub.settings import HubSettings
 from pipeline.live.hub.status import metrics_of, state_of, status_of
 from pipeline.live.hub.stream import HubStream
+from pipeline.live.hub.together import EXPECTED_SECONDS, MOST_TOGETHER, WAIT_SECONDS, Batch, Ready, stepped
 from pipeline.live.hub.turns import Turn, Turns
 from pipeline.live.hub.webhook import Webhook
 from pipeline.live.recent import LiveView
@@ -43,7 +45,7 @@ from pipeline.tracking.segmenters import open_segmenter
 from pipeline.tracking.stream_record import FINISHED, RUNNING
 from pipeline.tracks.sinks import Sinks
 from pipeline.tracks.store import StreamStore
-from xmem_core import VideoSegmenter
+from xmem_core import StepResult, VideoSegmenter
 
 __all__ = ["HubSettings", "LiveHub"]
 
@@ -326,11 +328,8 @@ class LiveHub(Closing):
                 streams = list(self._streams.values())
             worked = False
             for stream in streams:  # before each frame, whosever it is
-                worked |= self._guarded(self._manage, stream)
-            for stream in self._in_turn(streams):
-                if self._guarded(self._track, stream):
-                    worked = True
-                    break
+                worked |= bool(self._guarded(self._manage, stream))
+            worked |= self._advance(streams)
             if not worked:
                 self._wake.wait(_IDLE_SECONDS)
                 self._wake.clear()
@@ -345,12 +344,12 @@ class LiveHub(Closing):
         seconds = (stream.ms_per_frame or 0.0) / 1000
         return Turn(stream.spec.stream_id, stream.spec.settings.fps, seconds)
 
-    def _guarded(self, do: Callable[[HubStream], bool], stream: HubStream) -> bool:
+    def _guarded(self, do: Callable[[HubStream], T], stream: HubStream) -> T | None:
         try:
             return do(stream)
         except Exception as error:  # a bug in the hub: must not stop the other streams
             logger.error("stream %s: %s", stream.spec.stream_id, redacted_trace(error))
-            return False
+            return None
 
     def _manage(self, stream: HubStream) -> bool:
         """Start pending work of a stream other than tracking. Returns whether there was any."""
@@ -378,30 +377,91 @@ class LiveHub(Closing):
             return True
         return False
 
-    def _track(self, stream: HubStream) -> bool:
-        """Track one frame of a stream. Returns whether there was one."""
+    def _advance(self, streams: Sequence[HubStream]) -> bool:
+        """Track the next frame of a stream, or of several together. Returns whether there was one."""
+        batch = self._gathered(streams) if self._segmenter.batches_streams else self._first(streams)
+        for ready, (outcome, seconds) in zip(batch, stepped(batch), strict=True):
+            self._take(ready, outcome, seconds)
+        return bool(batch)
+
+    def _first(self, streams: Sequence[HubStream]) -> Batch:
+        """The stream whose turn it is, if one has a frame."""
+        for stream in self._in_turn(streams):
+            if (ready := self._guarded(self._prepared, stream)) is not None:
+                return [ready]
+        return []
+
+    def _gathered(self, streams: Sequence[HubStream]) -> Batch:
+        """The streams to track together, in their order; waits a moment for others once there is one."""
+        batch: Batch = []
+        end: float | None = None
+        while True:
+            there = {id(ready.stream) for ready in batch}
+            asked = [stream for stream in self._in_turn(streams) if id(stream) not in there]
+            refused = self._join(batch, asked, self._turns.joins)
+            if all(ready.stream.spec.settings.fps is None for ready in batch):
+                # No promised stream has a frame, so the time is the others'.
+                refused = self._join(batch, refused, partial(self._turns.joins, alone=True))
+            now = time.monotonic()
+            if end is None and batch:
+                end = now + WAIT_SECONDS
+            done = {id(stream) for stream in (*refused, *(ready.stream for ready in batch))}
+            late = [s for s in asked if now - s.tracked_at < EXPECTED_SECONDS and id(s) not in done]
+            if end is None or now >= end or len(batch) >= MOST_TOGETHER or not late:
+                return batch
+            self._stop.wait(WAIT_SECONDS / 3)
+
+    def _join(
+        self,
+        batch: Batch,
+        streams: Iterable[HubStream],
+        may_join: Callable[[Turn, Sequence[Turn]], bool],
+    ) -> Sequence[HubStream]:
+        """Add those to a batch that have a frame and may join it; returns those that may not."""
+        refused = []
+        for stream in streams:
+            if len(batch) >= MOST_TOGETHER:
+                break
+            if not may_join(self._turn_of(stream), [self._turn_of(ready.stream) for ready in batch]):
+                refused.append(stream)
+            elif (ready := self._guarded(self._prepared, stream)) is not None:
+                batch.append(ready)
+        return refused
+
+    def _prepared(self, stream: HubStream) -> Ready | None:
+        """The next frame of a stream, ready to be tracked; None if there is none."""
         tracker = stream.tracker
         if stream.busy or tracker is None or self._stop.is_set():
-            return False
+            return None
         begun = time.perf_counter()
         try:
             if stream.unfit is not None:
                 raise stream.unfit
             step = tracker.next_input()
-            if step is None:
-                return False
-            if stream.size != (size := (tracker.source.height, tracker.source.width)):
-                stream.size = size
-                self._pool.submit(self._recheck, stream)
-            result = stream.segmenter.step(step.state, step.image, step.prompt)
-            tracker.accept(result)
-            took = time.perf_counter() - begun
         except Exception as error:
             self._failed(stream, tracker, error)
-            return True
+            return None
+        if step is None:
+            return None
+        if stream.size != (size := (tracker.source.height, tracker.source.width)):
+            stream.size = size
+            self._pool.submit(self._recheck, stream)
+        return Ready(stream, tracker, step, time.perf_counter() - begun)
+
+    def _take(self, ready: Ready, outcome: StepResult | Exception, seconds: float) -> None:
+        """Take what the segmenter made of a stream's frame in its share of the time."""
+        stream, begun = ready.stream, time.perf_counter()
+        if isinstance(outcome, Exception):
+            self._failed(stream, ready.tracker, outcome)
+            return
+        try:
+            ready.tracker.accept(outcome)
+        except Exception as error:
+            self._failed(stream, ready.tracker, error)
+            return
+        took = ready.seconds + seconds + time.perf_counter() - begun
         stream.tracked(1000 * took, time.monotonic())
         self._turns.tracked(self._turn_of(stream), took, time.monotonic())
-        return True
 
     def _failed(self, stream: HubStream, tracker: LiveTracker, error: Exception) -> None:
         tracker.failed(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ class HubStream:
         tracker: the tracker while the stream is open, else None.
         busy: whether another thread is opening or closing it.
         failure: the last failure.
-        retry_at, opened_at: times of `time.monotonic`.
+        retry_at, opened_at, tracked_at: times of `time.monotonic`; `tracked_at` of its last frame.
         failures: number of failures since it was last stable.
         size: (height, width) of its frames, once known.
         reopen: whether it must be closed and opened again with the current `spec`.
@@ -53,6 +54,7 @@ class HubStream:
     failure: Failure | None = None
     retry_at: float = 0.0
     opened_at: float = 0.0
+    tracked_at: float = -math.inf
     failures: int = 0
     ms_per_frame: float | None = None
     removed: bool = False
@@ -119,6 +121,7 @@ class HubStream:
     def tracked(self, ms: float, now: float) -> None:
         """Record the time of a tracked frame, in milliseconds. Warm-up frames are not counted."""
         self._timed += 1
+        self.tracked_at = now
         if self._timed > _WARM_UP:
             known = self.ms_per_frame
             self.ms_per_frame = ms if known is None else 0.95 * known + 0.05 * ms

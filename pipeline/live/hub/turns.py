@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,7 @@ class Turns:
     def __init__(self, promised: float) -> None:
         self._ratio = max(0.0, 1 - promised) / promised
         self._owed = 0.0  # seconds owed to the streams without a promise
+        self._gap = math.inf  # seconds between two frames at the highest promised rate
         self._next = 0.0  # seconds that the first of them will take
         self._due: dict[Hashable, float] = {}  # promised streams: time at which the next frame is due
         self._served: dict[Hashable, int] = {}  # other streams: sequence number of their last turn
@@ -57,11 +59,30 @@ class Turns:
             self._served.pop(gone, None)
         promised = [turn for turn in streams if turn.fps is not None]
         others = [turn for turn in streams if turn.fps is None]
+        self._gap = min((1 / turn.fps for turn in promised if turn.fps), default=math.inf)
         promised.sort(key=lambda turn: self._due.get(turn.key, now))
         others.sort(key=lambda turn: self._served.get(turn.key, -1))
         self._next = others[0].seconds if others else 0.0
         owed_first = self._owed > 0 and self._owed >= self._next
         return [t.key for t in ((*others, *promised) if owed_first else (*promised, *others))]
+
+    def joins(self, stream: Turn, batch: Sequence[Turn], *, alone: bool = False) -> bool:
+        """Whether a stream may be tracked together with those that come before it in the order.
+
+        No batch takes longer than the time between two frames of the highest promised rate, by what frames
+        took so far: a stream gets one frame a batch. Beside promised streams the others join only as far as
+        time is owed to them.
+
+        Args:
+            alone: none of the promised streams has a frame.
+        """
+        if not batch:
+            return True
+        if stream.seconds + sum(turn.seconds for turn in batch) > self._gap:
+            return False
+        if stream.fps is not None or alone:
+            return True
+        return 0 < stream.seconds + sum(turn.seconds for turn in batch if turn.fps is None) <= self._owed
 
     def tracked(self, stream: Turn, seconds: float, now: float) -> None:
         """Record a tracked frame of a stream and its duration in seconds."""
