@@ -70,10 +70,14 @@ def presence_features(probabilities: Tensor, names: Sequence[str] = FEATURES) ->
     whole = probabilities[1:].flatten(1)
     if not len(whole):
         return probabilities.new_zeros(0, len(names))
-    spans = contested(probabilities[0])
-    if spans is None:
-        return probabilities.new_zeros(len(whole), len(names))
-    planes = probabilities[:, spans[0], spans[1]].flatten(1)
+    planes = probabilities
+    if probabilities.device.type == "cpu":
+        spans = contested(probabilities[0])
+        if spans is None:
+            return probabilities.new_zeros(len(whole), len(names))
+        planes = probabilities[:, spans[0], spans[1]]
+    # On a GPU the whole frame: to find the part with objects would wait for the device.
+    planes = planes.flatten(1)
     objects = planes[1:]
     # Plane by plane: a reduction over the outermost dimension is many times slower on a CPU.
     best, winner = planes[0].clone(), torch.zeros_like(planes[0], dtype=torch.int32)
@@ -93,7 +97,11 @@ def presence_features(probabilities: Tensor, names: Sequence[str] = FEATURES) ->
         for plane in objects[1:]:
             torch.maximum(second, torch.minimum(first, plane), out=second)
             torch.maximum(first, plane, out=first)
-        return torch.stack([second[winner == k].sum() for k in range(1, len(planes))]) / some
+        if second.device.type == "cpu":
+            sums = [second[winner == k].sum() for k in range(1, len(planes))]
+        else:
+            sums = [(second * (winner == k)).sum() for k in range(1, len(planes))]
+        return torch.stack(sums) / some
 
     of = {
         "mean": lambda: total / some,
@@ -111,7 +119,10 @@ def presence_scores(probabilities: Tensor, constants: PresenceConstants) -> Tens
     """(O,) float32, 0 to 1: probability that each object's mask is on the object; 0 without a mask."""
     import torch
 
+    from xmem_core.transfer import on_device
+
     weighed = {"mean": 0.0} | {n: w for n, w in zip(FEATURES, constants.weights, strict=True) if w}
     features = presence_features(probabilities, tuple(weighed))
-    score = torch.sigmoid(features @ features.new_tensor(tuple(weighed.values())) + constants.intercept)
+    weights = on_device(torch.tensor(tuple(weighed.values()), dtype=features.dtype), features.device)
+    score = torch.sigmoid(features @ weights + constants.intercept)
     return score * (features[:, 0] > 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, SupportsIndex
@@ -27,6 +27,7 @@ from xmem_core.network import XMem, aggregate
 from xmem_core.object_copy import ObjectCopy
 from xmem_core.presence import PresenceConstants, presence_scores
 from xmem_core.reads import ReadShare, cells_of, read_shares
+from xmem_core.runs import LabelRuns, begin_runs
 from xmem_core.sought import end_search, keep_searching
 from xmem_core.state import TrackerState
 from xmem_core.steps import Features, ModelSteps, Network, XMemSteps, padding
@@ -131,6 +132,7 @@ class StepResult:
         frame_size: (H, W) of the frame.
         network_probabilities: (O + 1, h, w) float32 at the network's size, background first.
         presence_constants: constants of `presence`; None if none were fitted to the weights.
+        finds_runs: whether `runs` are found, where the planes are. None: on a GPU.
     """
 
     def __init__(
@@ -139,11 +141,14 @@ class StepResult:
         frame_size: tuple[int, int],
         network_probabilities: Tensor,
         presence_constants: PresenceConstants | None = None,
+        finds_runs: bool | None = None,
     ) -> None:
         self.object_ids = object_ids
         self.frame_size = frame_size
         self.network_probabilities = network_probabilities
         self.presence_constants = presence_constants
+        self.finds_runs = network_probabilities.device.type != "cpu" if finds_runs is None else finds_runs
+        self._begun_runs: Callable[[], LabelRuns] | None = None
 
     def __repr__(self) -> str:
         height, width = self.frame_size
@@ -163,7 +168,7 @@ class StepResult:
         if self.network_probabilities.device.type == "cpu":
             return foreground(self.network_probabilities, self.frame_size, self.object_ids)
         planes = self.probabilities
-        ids = torch.tensor((0, *self.object_ids), dtype=torch.int32, device=planes.device)
+        ids = on_device(torch.tensor((0, *self.object_ids), dtype=torch.int32), planes.device)
         best, index = planes.max(0)
         return Foreground(slice(0, planes.shape[1]), slice(0, planes.shape[2]), ids[index], best)
 
@@ -197,6 +202,20 @@ class StepResult:
         if self.presence_constants is None:
             return None
         return presence_scores(self.network_probabilities, self.presence_constants)
+
+    def begin_runs(self) -> None:
+        """Start finding `runs`, beside what the device computes next. Does nothing on a CPU."""
+        if self.finds_runs and self._begun_runs is None:
+            self._begun_runs = begin_runs(self.label_map, self.label_probabilities, self.presence)
+
+    @cached_property
+    def runs(self) -> LabelRuns | None:
+        """What rows are made of, in place of labels and probabilities of all pixels; None on a CPU.
+
+        Reading it waits for what `begin_runs` began.
+        """
+        self.begin_runs()
+        return None if self._begun_runs is None else self._begun_runs()
 
 
 def _at_size(planes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -151,6 +151,8 @@ def predict_workspace_bytes(
     planes = (objects + 1) * (height * width + seen_h * seen_w)
     masks = objects * (height * width + padded_h * padded_w)
     leaving = planes * _FLOAT + height * width * (_LONG + _FLOAT)
+    if torch.device(device).type != "cpu":
+        leaving += height * width * (3 * _LONG + 4 * _FLOAT)  # runs of labels are found there
     given = masks + (height * width + 2 * padded_h * padded_w) * _FLOAT
     # Prompted masks, as given and merged with the network's output.
     joined = masks + 2 * objects * padded_h * padded_w * _FLOAT

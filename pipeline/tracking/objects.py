@@ -227,26 +227,35 @@ class TrackedObjects:
         recorded = recorded and bool(ids)
         if not recorded and self.finder is None:
             return []  # nothing needs the label map: it stays on the device
+        if recorded:
+            result.begin_runs()
+        if self.finder is None:
+            return tracked_records(result, None, frame, self.categories)
         label_map = result.label_map.cpu().numpy()  # once: it may come off a GPU
-        if self.finder is not None:
-            label_map = self.finder.saw(frame.frame_index, label_map, ids)
-        return tracked_records(result, label_map, frame, self.categories) if recorded else []
+        shown = self.finder.saw(frame.frame_index, label_map, ids)
+        if not recorded:
+            return []
+        # Without the probabilities of all pixels, if they are on a GPU and nothing was removed.
+        same = result.finds_runs and np.array_equal(shown, label_map)
+        return tracked_records(result, None if same else shown, frame, self.categories)
 
     def seen_aside(
         self, pool: Executor, frame: Frame, result: StepResult
     ) -> Future[list[MaskRecord]] | list[MaskRecord]:
         """`seen`, with the records made in a thread while the next frame is tracked.
 
-        Not so with a finder, which needs the label map first, nor where a thread would take much memory.
+        Not so with a finder, which needs the label map first, nor where a thread would take much memory. On a
+        GPU the thread waits for the runs, while the next frame's work is given to the device.
         """
         size = (len(result.object_ids) + 1) * frame.size[0] * frame.size[1]
-        if self.finder is not None or not result.object_ids or size > _MOST_ASIDE:
+        if self.finder is not None or not result.object_ids or (size > _MOST_ASIDE and not result.finds_runs):
             return self.seen(frame, result)
         self.frame_size = frame.size
+        result.begin_runs()
         categories = dict(self.categories)  # the next frame may rename or remove objects
 
         def made() -> list[MaskRecord]:
-            return tracked_records(result, result.label_map.cpu().numpy(), frame, categories)
+            return tracked_records(result, None, frame, categories)
 
         return pool.submit(made)
 

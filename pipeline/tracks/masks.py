@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -20,6 +20,7 @@ from pipeline.base.records import Frame, MaskRecord
 
 if TYPE_CHECKING:  # what only reads masks needs no torch
     from xmem_core import StepResult
+    from xmem_core.runs import LabelRuns
 
 MAX_OBJECT_ID = 2**31 - 1
 
@@ -134,7 +135,7 @@ def mean_probability(
 
 def tracked_records(
     result: StepResult,
-    label_map: ArrayLike,
+    label_map: ArrayLike | None,
     frame: Frame,
     categories: Mapping[int, str | None] | None = None,
 ) -> list[MaskRecord]:
@@ -142,10 +143,20 @@ def tracked_records(
 
     Args:
         result: result of the step.
-        label_map: the result's label map on the CPU, from which objects may have been removed.
+        label_map: the result's label map on the CPU, from which objects were removed; None: as it is. Then
+            nothing but the runs is copied from a GPU.
         frame, categories: as in `records_from_label_map`.
     """
     ids = result.object_ids
+    found = result.runs if label_map is None else None
+    if found is not None:
+        sums = _sums(found, ids)
+        likely = None if found.presence is None else dict(zip(ids, found.presence.tolist(), strict=True))
+        return _records(
+            _of_labels(found.labels, found.starts, found.ends), sums, ids, frame, categories, likely
+        )
+    if label_map is None:
+        label_map = result.label_map.cpu().numpy()
     rows, columns, _, probabilities = result.foreground
     seen = np.asarray(label_map)[rows, columns]
     scores = mean_probability(seen, probabilities.cpu().numpy(), ids) if seen.size else {}
@@ -191,7 +202,29 @@ def records_from_label_map(
     for object_id in object_ids:
         if not 1 <= object_id <= MAX_OBJECT_ID:
             raise ValueError(f"object id {object_id} is out of range; ids go from 1 to {MAX_OBJECT_ID}")
-    runs = _runs(labels, columns)
+    return _records(_runs(labels, columns), scores, object_ids, frame, categories, presence)
+
+
+def _sums(found: LabelRuns, object_ids: Sequence[int]) -> dict[int, float]:
+    """Scores as `mean_probability` gives them, from the sums of runs."""
+    scores = {}
+    for object_id in object_ids:
+        own = found.labels == object_id
+        area = int((found.ends[own] - found.starts[own]).sum())
+        scores[object_id] = float(np.float32(found.sums[own].sum() / area)) if area else 0.0
+    return scores
+
+
+def _records(
+    runs: _Runs,
+    scores: Mapping[int, float],
+    object_ids: Sequence[int],
+    frame: Frame,
+    categories: Mapping[int, str | None] | None,
+    presence: Mapping[int, float] | None,
+) -> list[MaskRecord]:
+    """`records_from_label_map` from the runs of its labels."""
+    height, width = frame.size
     position = {label: k for k, label in enumerate(runs.labels)}
     unknown = [label for label in runs.labels if label not in set(object_ids)]
     if unknown:
@@ -283,14 +316,20 @@ def _runs(labels: NDArray[np.int32], within: slice = slice(None)) -> _Runs:
     cuts = np.flatnonzero(down[1:] != down[:-1]) + 1
     starts = np.concatenate(([0], cuts))
     ends = np.concatenate((cuts, [down.size]))
-    values = down[starts]
+    offset = left * labels.shape[0]
+    return _of_labels(down[starts], starts + offset, ends + offset)
+
+
+def _of_labels(values: NDArray[Any], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> _Runs:
+    """The foreground among all runs, which are in column order."""
     inside = values != 0
     starts, ends, values = starts[inside], ends[inside], values[inside]
     order = np.argsort(values, kind="stable")
     starts, ends, values = starts[order], ends[order], values[order]
+    if not values.size:
+        return _Runs([], [0], starts, ends)
     first = np.concatenate(([0], np.flatnonzero(values[1:] != values[:-1]) + 1))
-    offset = left * labels.shape[0]
-    return _Runs(values[first].tolist(), [*first.tolist(), len(values)], starts + offset, ends + offset)
+    return _Runs(values[first].tolist(), [*first.tolist(), len(values)], starts, ends)
 
 
 def _extent(

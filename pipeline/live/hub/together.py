@@ -55,13 +55,16 @@ def stepped(batch: Sequence[Ready]) -> list[tuple[StepResult | Exception, float]
     found: dict[int, tuple[StepResult | Exception, float]] = {}
     for members in groups.values():
         segmenter = batch[members[0]].stream.segmenter
-        steps = [batch[i].step for i in members]
+        steps = [(step.state, step.image, step.prompt) for step in (batch[i].step for i in members)]
         begun = time.perf_counter()
-        outcomes: list[StepResult | Exception]
+        outcomes: Sequence[StepResult | Exception]
         try:
-            outcomes = segmenter.step_each([(step.state, step.image, step.prompt) for step in steps])
+            outcomes = [segmenter.step(*steps[0])] if len(steps) == 1 else segmenter.step_each(steps)
         except Exception as error:
             outcomes = [error] * len(members)
         share = (time.perf_counter() - begun) / len(members)
+        for outcome in outcomes:
+            if isinstance(outcome, StepResult):
+                outcome.begin_runs()  # of all, before the rows of the first wait for them
         found |= {i: (outcome, share) for i, outcome in zip(members, outcomes, strict=True)}
     return [found[i] for i in range(len(batch))]

@@ -562,7 +562,8 @@ class StreamTracker(Closing):
     def _take(self, frame: Frame, result: StepResult) -> None:
         objects = len(result.object_ids)
         records: list[MaskRecord] | Future[list[MaskRecord]]
-        if self.looks_ahead and self._earlier is None and self._rows.is_new(frame):
+        aside = self.looks_ahead or result.finds_runs
+        if aside and self._earlier is None and self._rows.is_new(frame):
             if self._aside is None:
                 self._aside = thread_aside(self._segmenter, self.settings.threads, "xmem-rows")
             records = self._objects.seen_aside(self._aside, frame, result)

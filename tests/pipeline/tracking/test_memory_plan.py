@@ -257,3 +257,14 @@ def test_bad_numbers(values: dict[str, object], named: str) -> None:
     for predict in (predict_state_bytes, predict_workspace_bytes):
         with pytest.raises(UsageError, match=named):
             predict(ModelConfig.lite(), MemoryConfig(), **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("objects", [1, 10])
+def test_on_a_gpu_there_is_room_for_the_runs_of_labels(objects: int) -> None:
+    """Per pixel a label, whether it changes, and how often up to there; a probability and its sum, twice."""
+    sizes = 2160, 3840, objects, 48  # so large that nothing of the step takes more
+    on_cpu, on_gpu = (
+        predict_workspace_bytes(tiny_model().config, MemoryConfig(), *sizes, device=device)
+        for device in ("cpu", "cuda")
+    )
+    assert on_gpu - on_cpu >= 2160 * 3840 * (4 + 1 + 4 + 4 + 3 * 8)

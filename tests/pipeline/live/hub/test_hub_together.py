@@ -48,13 +48,18 @@ class Batches:
     def __init__(self, *, joint: bool) -> None:
         self.segmenter = VideoSegmenter(small_model(), SMALL_MEMORY, batch_streams=joint)
         self.sizes: list[int] = []
-        step_each = self.segmenter.step_each
+        step, step_each = self.segmenter.step, self.segmenter.step_each
 
-        def noted(steps: Any) -> Any:
+        def noted_step(*given: Any) -> Any:
+            self.sizes.append(1)
+            return step(*given)
+
+        def noted_each(steps: Any) -> Any:
             self.sizes.append(len(steps))
             return step_each(steps)
 
-        self.segmenter.step_each = noted  # type: ignore[method-assign]
+        self.segmenter.step = noted_step  # type: ignore[assignment, method-assign]
+        self.segmenter.step_each = noted_each  # type: ignore[method-assign]
 
 
 @pytest.fixture
