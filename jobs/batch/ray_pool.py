@@ -104,7 +104,8 @@ class RayPool:
         self._needs = {"CPU": cpus, "GPU": gpus}
         self._slots: list[_Slot] = []
         self._wanted = 0
-        self._pending: dict[Any, tuple[_Slot, Call | None]] = {}  # None: a call for the actor's facts
+        # None: a call for the actor's facts.
+        self._pending: dict[Any, tuple[_Slot, Call | tuple[Track, ...] | None]] = {}
         self._numbers = itertools.count(1)
         self._by_number: dict[int, _Slot] = {}
         self._requests: deque[Callable[[], Any]] = deque()
@@ -146,14 +147,30 @@ class RayPool:
                         self._requests.popleft()()
                     now = time.monotonic()
                     self._look_after_actors(now)
-                    for action in scheduler.actions(now):
-                        self._do(action)
+                    self._do_all(scheduler.actions(now))
                     self._report(now)
                     if not scheduler.done:
                         self._take(self._ready())
         finally:
             self._end()
             self._report(time.monotonic(), always=True)
+
+    def _do_all(self, actions: Sequence[Action]) -> None:
+        """Execute actions: chunks that one worker is asked for at once are one call."""
+        tracks: dict[int, list[Track]] = {}
+        for action in actions:
+            if isinstance(action, Track):
+                tracks.setdefault(action.worker, []).append(action)
+            else:
+                self._do(action)
+        for number, chunks in tracks.items():
+            if len(chunks) == 1:
+                self._do(chunks[0])
+                continue
+            slot = self._by_number[number]
+            ref = slot.actor.track_many.remote([chunk.ref for chunk in chunks])
+            self._pending[ref] = (slot, tuple(chunks))
+            slot.calls.add(ref)
 
     def _do(self, action: Action) -> None:
         slot = self._by_number[action.worker]
@@ -212,9 +229,11 @@ class RayPool:
                 self._answered_first(answer)
             elif call is None:
                 self._introduced(slot, answer, now)
-            elif isinstance(call, Track):
-                self._log(answer)
-                self._scheduler.reported(call.call, self._located(slot, answer), now)
+            elif isinstance(call, tuple | Track):
+                calls, reports = ((call,), (answer,)) if isinstance(call, Track) else (call, answer)
+                for one, report in zip(calls, reports, strict=True):
+                    self._log(report)
+                    self._scheduler.reported(one.call, self._located(slot, report), now)
             elif isinstance(call, Open):
                 self._log(answer)
                 self._scheduler.opened(call.call, self._located(slot, answer), now)
@@ -359,7 +378,9 @@ class RayPool:
                 continue
             self._doubtful.remove((at, number, machine))
 
-    def _raised(self, slot: _Slot, call: Call | None, error: RayTaskError, now: float) -> None:
+    def _raised(
+        self, slot: _Slot, call: Call | tuple[Track, ...] | None, error: RayTaskError, now: float
+    ) -> None:
         cause = getattr(error, "cause", None)
         failure = Failure.of(cause if isinstance(cause, BaseException) else error)
         logger.warning("worker %d: %s", slot.number, failure.message)
@@ -368,7 +389,8 @@ class RayPool:
         elif call is None:
             slot.next_try = now + _PROBE_SECONDS
         else:
-            self._scheduler.call_failed(call.call, failure, now)
+            for one in call if isinstance(call, tuple) else (call,):
+                self._scheduler.call_failed(one.call, failure, now)
 
     def _end(self) -> None:
         """End all actors. Another run resumes the streams that they still hold."""

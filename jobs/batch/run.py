@@ -34,6 +34,8 @@ from pipeline.tracks.store import StreamStore
 
 logger = logging.getLogger(__name__)
 
+# Streams that a worker on a GPU tracks together at most; with so many the device is busy.
+_TOGETHER = 8
 # Share of a device's memory that weights and states may take together.
 _USABLE = 0.85
 _WRITERS = 16
@@ -177,9 +179,10 @@ def run_batch(
         tracking = tracking.with_options({"threads": chosen.threads})
         settings = dataclasses.replace(settings, tracking=tracking, probe=probe)
         logger.info("%d videos on %s: %s", len(jobs), resources, chosen)
-        scheduler = _Stoppable(
-            SchedulerOptions(chunk_frames=tracking.commit.chunk_frames, max_tries=options.max_tries), on_stop
-        )
+        schedule = SchedulerOptions(chunk_frames=tracking.commit.chunk_frames, max_tries=options.max_tries)
+        if tracking.model.device != "cpu":
+            schedule = dataclasses.replace(schedule, max_streams=_TOGETHER, depth=_TOGETHER, together=True)
+        scheduler = _Stoppable(schedule, on_stop)
         for job in jobs:
             scheduler.add(job)
         most_workers = 0

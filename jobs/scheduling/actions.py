@@ -24,7 +24,8 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """Call `track(ref)` of a worker; pass the result to `Scheduler.reported`."""
+    """Call `track(ref)` of a worker, or `track_many` of all that are asked for at once; pass the results to
+    `Scheduler.reported`."""
 
     call: int
     worker: int
@@ -68,6 +69,8 @@ class SchedulerOptions:
         chunk_frames: frames per chunk; chunks end at its multiples.
         max_streams: maximum number of streams per worker.
         depth: maximum number of pending calls per worker, each for another stream.
+        together: ask for chunks of all streams of a worker at once, when those before are done, so that it
+            can track them together.
         quantum: chunks after which a stream makes room for waiting ones.
         max_tries: tries without progress after which a video is quarantined.
         backoff_seconds, max_backoff_seconds: wait before the second try, doubled before each further one.
@@ -83,6 +86,7 @@ class SchedulerOptions:
     chunk_frames: int = 100
     max_streams: int = 2
     depth: int = 2
+    together: bool = False
     quantum: int = 8
     max_tries: int = 4
     backoff_seconds: float = 1.0

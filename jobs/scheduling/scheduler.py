@@ -388,10 +388,18 @@ class Scheduler:
         self._touch(worker)
 
     def _dispatch(self, worker: Worker, actions: list[Action]) -> None:
+        busy = any(video.where is Where.TRACKING for video in worker.calls.values())
+        latest: float | None = None
         while len(worker.calls) < self.options.depth:
             video = worker.next_video()
             if video is None:
                 return
+            if self.options.together and video.where is Where.IDLE:
+                # A chunk of a stream with a large share is shorter in virtual time. Others join it only if
+                # they are not further ahead than that, so that shares stay the same.
+                latest = video.turn + 1.0 / video.weight if latest is None else latest
+                if busy or video.turn > latest:
+                    return
             self._last_call += 1
             call, stream_id = self._last_call, video.spec.stream_id
             worker.calls[call] = self._calls[call] = video

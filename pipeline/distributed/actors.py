@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -76,6 +76,10 @@ class Tracker:
     def track(self, chunk: FrameChunk) -> ChunkReport:
         """Track a chunk as a `Worker` does; ends the process if the device has become unusable."""
         return self._usable(self._worker.track(chunk))
+
+    def track_many(self, chunks: Sequence[FrameChunk]) -> list[ChunkReport]:
+        """Track chunks as a `Worker` does; ends the process if the device has become unusable."""
+        return self._usable(self._worker.track_many(chunks))
 
     def _usable(self, answer: T) -> T:
         """The answer; ends the process if the device is unusable, since every further stream would fail.

@@ -93,7 +93,7 @@ class StreamStatus:
         objects: largest number of objects in its prompts.
         state_bytes: predicted largest device memory of its state. States of open streams add up.
         workspace_bytes: predicted device memory of its steps, in addition. The streams of a worker take
-            turns, so only the largest counts.
+            turns, or share a batch that is made in parts if memory is short, so only the largest counts.
         failure: why it could not be opened; the other values are meaningless then.
     """
 

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +26,7 @@ from pipeline.prompts.resolving import PromptSet, load_mask_png, load_prompts
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
 from pipeline.tracking.files.executor import Begun, Executor, begun_with
-from pipeline.tracking.files.stream_tracker import StreamTracker
+from pipeline.tracking.files.stream_tracker import StepInput, StreamTracker
 from pipeline.tracking.look_ahead import threads_of_step
 from pipeline.tracking.memory_plan import (
     device_bytes,
@@ -39,10 +39,13 @@ from pipeline.tracking.settings import AUTO, TrackSettings, dtype_name
 from pipeline.tracks.sinks import Sinks
 from pipeline.tracks.store import StreamStore
 from pipeline.video.sources import open_source
+from xmem_core import StepResult
 
 logger = logging.getLogger(__name__)
 
 _READERS = 16
+# How long frames wait for those of other streams: about as long as a step of one stream takes on a GPU.
+_WAIT_SECONDS = 0.005
 # Device faults that persist after the call. Older releases of torch identify them only by their message.
 _BREAKING: tuple[type[BaseException], ...] = tuple(filter(None, [getattr(torch, "AcceleratorError", None)]))
 
@@ -58,8 +61,18 @@ class _Open:
         return new
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    """A chunk under way; `before` frames of its stream were tracked when it began."""
+
+    held: _Open
+    chunk: FrameChunk
+    begun: float
+    before: int
+
+
 class Worker:
-    """Tracks chunks of several streams on one device, one at a time.
+    """Tracks chunks of several streams on one device: one at a time, on a GPU also together.
 
     Errors of a single stream are not raised but returned as a `Failure`; the other streams continue.
 
@@ -160,62 +173,137 @@ class Worker:
 
     def track(self, chunk: FrameChunk) -> ChunkReport:
         """Track a chunk, up to its last frame or the end of the video."""
-        begun = time.monotonic()
+        return self.track_many([chunk])[0]
+
+    def track_many(self, chunks: Sequence[FrameChunk]) -> list[ChunkReport]:
+        """Track chunks of several streams: on a GPU frame by frame together, else one after another.
+
+        Each is reported as `track` does; all reports come when all chunks are done.
+        """
+        reports: dict[int, ChunkReport] = {}
+        running: dict[int, _Chunk] = {}
+        for i, chunk in enumerate(chunks):
+            begun = self._begin_chunk(chunk)
+            if isinstance(begun, ChunkReport):
+                reports[i] = begun
+            else:
+                running[i] = begun
+        if self._segmenter.batches_streams:
+            self._track_together(running, reports)
+        else:
+            for i, one in running.items():
+                while i not in reports:
+                    self._track_frame({i: one}, reports)
+        return [reports[i] for i in range(len(chunks))]
+
+    def _begin_chunk(self, chunk: FrameChunk) -> _Chunk | ChunkReport:
         held = self._streams.get(chunk.stream_id)
         if held is None:
             return ChunkReport(chunk.stream_id, "unknown")
         stream = held.stream
-        before = stream.summary.tracked
-        outcome: Outcome = "tracked"
+        running = _Chunk(held, chunk, time.monotonic(), stream.summary.tracked)
         try:
             if stream.ended:
-                outcome = "finished"
-            elif chunk.first != _position(stream):
-                outcome = "refused"
-            elif (chunk.last + 1) % stream.settings.commit.chunk_frames:
+                return self._end_chunk(running, "finished")
+            if chunk.first != _position(stream):
+                return self._end_chunk(running, "refused")
+            if (chunk.last + 1) % stream.settings.commit.chunk_frames:
                 raise UsageError(
                     f"a chunk that ends at frame {chunk.last} is not allowed: rows are committed by "
                     f"{stream.settings.commit.chunk_frames} frames"
                 )
-            else:
-                torch.set_num_threads(threads_of_step(self._segmenter, stream.settings.threads))
-                outcome = self._advance(stream, chunk.last)
         except Exception as error:
-            failure = self._failure(chunk.stream_id, error)
-            self.close(chunk.stream_id)  # flushes what can be written, so that the numbers match the store
-            return ChunkReport(
-                chunk.stream_id,
-                "failed",
-                next_frame=_offset(stream) + stream.summary.frames,
-                frames=stream.summary.tracked - before,
-                rows=stream.summary.rows,
-                losses=stream.summary.losses,
-                ellipses=stream.ellipses,
-                seconds=time.monotonic() - begun,
-                failure=failure,
-            )
+            return self._fail_chunk(running, error)
+        return running
+
+    def _end_chunk(self, running: _Chunk, outcome: Outcome) -> ChunkReport:
+        stream, stream_id = running.held.stream, running.chunk.stream_id
         report = ChunkReport(
-            chunk.stream_id,
+            stream_id,
             outcome,
             next_frame=_position(stream),
-            frames=stream.summary.tracked - before,
+            frames=stream.summary.tracked - running.before,
             rows=stream.rows,
             losses=stream.summary.losses,
             ellipses=stream.ellipses,
-            seconds=time.monotonic() - begun,
-            warnings=held.news(),
+            seconds=time.monotonic() - running.begun,
+            warnings=running.held.news(),
         )
         if outcome == "finished":
-            self.close(chunk.stream_id)
+            self.close(stream_id)
         return report
 
-    def _advance(self, stream: StreamTracker, last: int) -> Outcome:
-        # Only the next frame shows whether the chunk is complete, and whether a pass or the video ends here.
-        while stream.settle():
-            if stream.next_frame + _before(stream) > last:
-                return "tracked"
-            self._executors[stream.settings.model.dtype].advance([stream])
-        return "finished"
+    def _fail_chunk(self, running: _Chunk, error: Exception) -> ChunkReport:
+        stream, stream_id = running.held.stream, running.chunk.stream_id
+        failure = self._failure(stream_id, error)
+        self.close(stream_id)  # flushes what can be written, so that the numbers match the store
+        return ChunkReport(
+            stream_id,
+            "failed",
+            next_frame=_offset(stream) + stream.summary.frames,
+            frames=stream.summary.tracked - running.before,
+            rows=stream.summary.rows,
+            losses=stream.summary.losses,
+            ellipses=stream.ellipses,
+            seconds=time.monotonic() - running.begun,
+            failure=failure,
+        )
+
+    def _track_together(self, running: Mapping[int, _Chunk], reports: dict[int, ChunkReport]) -> None:
+        """Track chunks to their ends, a frame of each stream that has one at a time."""
+        while left := {i: chunk for i, chunk in running.items() if i not in reports}:
+            end = time.monotonic() + _WAIT_SECONDS
+            ready = {}
+            for i, chunk in left.items():
+                if chunk.held.stream.settles_within(max(0.0, end - time.monotonic())):
+                    ready[i] = chunk
+            # None is decoded: wait for the first one.
+            self._track_frame(ready or dict([next(iter(left.items()))]), reports)
+
+    def _track_frame(self, running: Mapping[int, _Chunk], reports: dict[int, ChunkReport]) -> None:
+        """Track one frame of each stream; a chunk that ends there, or fails, is reported."""
+        inputs: dict[int, StepInput] = {}
+        for i, chunk in running.items():
+            stream = chunk.held.stream
+            torch.set_num_threads(threads_of_step(self._segmenter, stream.settings.threads))
+            try:
+                # Only the next frame shows whether the chunk is complete, and whether a pass or the video
+                # ends here.
+                if not stream.settle():
+                    reports[i] = self._end_chunk(chunk, "finished")
+                elif stream.next_frame + _before(stream) > chunk.chunk.last:
+                    reports[i] = self._end_chunk(chunk, "tracked")
+                elif (step := stream.next_input()) is not None:
+                    inputs[i] = step
+            except Exception as error:
+                reports[i] = self._fail_chunk(chunk, error)
+        for i, outcome in self._stepped({i: (running[i].held.stream, step) for i, step in inputs.items()}):
+            try:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                running[i].held.stream.accept(outcome)
+            except Exception as error:
+                reports[i] = self._fail_chunk(running[i], error)
+
+    def _stepped(
+        self, inputs: Mapping[int, tuple[StreamTracker, StepInput]]
+    ) -> Iterator[tuple[int, StepResult | Exception]]:
+        """Step the streams, those of one precision together; of each its result or its error."""
+        by_dtype: dict[str, list[int]] = {}
+        for i, (stream, _) in inputs.items():
+            by_dtype.setdefault(stream.settings.model.dtype, []).append(i)
+        for dtype, members in by_dtype.items():
+            steps = [(s.state, s.image, s.prompt) for s in (inputs[i][1] for i in members)]
+            outcomes: Sequence[StepResult | Exception]
+            try:
+                segmenter = self._executors[dtype].segmenter
+                outcomes = [segmenter.step(*steps[0])] if len(steps) == 1 else segmenter.step_each(steps)
+            except Exception as error:
+                outcomes = [error] * len(members)
+            for outcome in outcomes:
+                if isinstance(outcome, StepResult):
+                    outcome.begin_runs()
+            yield from zip(members, outcomes, strict=True)
 
     def release(self, stream_id: str, to_store: bool = True) -> bytes | None:
         """Close a stream between two chunks, so that another worker may continue it.

@@ -46,6 +46,12 @@ class Prefetch(Generic[T]):
             raise StopIteration
         raise self._end
 
+    def there(self, seconds: float) -> bool:
+        """Wait for the next item, or the end; False if it takes longer."""
+        waiting = self._queue
+        with waiting.not_empty:
+            return self._end is not None or waiting.not_empty.wait_for(waiting._qsize, seconds) > 0
+
     def close(self) -> None:
         """Stop decoding and wait until the thread has released the source."""
         self._stop.set()

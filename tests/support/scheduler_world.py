@@ -109,6 +109,9 @@ class World:
                 self.closed_workers.append(action.worker)
                 continue
             machine = self.machines[action.worker]
+            if self.options.together and isinstance(action, Track):
+                earlier = [c for c in machine.calls if isinstance(c, Track) and c not in actions]
+                assert not earlier, "a chunk was asked for before those under way were done"
             machine.calls.append(action)
             assert len(machine.calls) <= self.options.depth
             names = [name_of(c) for m in self.machines.values() for c in m.calls]

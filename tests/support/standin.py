@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -67,6 +68,10 @@ class StandIn:
         if not status.finished:
             self.streams[spec.stream_id] = (traits, done)
         return status
+
+    def track_many(self, refs: Sequence[FrameChunk]) -> list[ChunkReport]:
+        self.note("together", " ".join(ref.stream_id for ref in refs))
+        return [self.track(ref) for ref in refs]
 
     def track(self, ref: FrameChunk) -> ChunkReport:
         if ref.stream_id not in self.streams:

@@ -428,6 +428,13 @@ class StreamTracker(Closing):
             raise
         return True
 
+    def settles_within(self, seconds: float) -> bool:
+        """Whether `settle` need not wait for a frame, or only so long."""
+        if self._backward is not None:
+            return self._backward.settles_within(seconds)
+        ready = self._failure is not None or self._pending is not None or self._waiting is not None
+        return ready or self._frames is None or self._frames.there(seconds)
+
     def _in_backward(self, call: Callable[[], T]) -> T:
         """Call something of the backward pass, whose failures are failures of the stream."""
         try:

@@ -106,6 +106,19 @@ def test_all_videos_are_done_by_several_actors(tmp_path: Path) -> None:
         wait_for(lambda pid=pid: not alive(pid))  # type: ignore[misc]
 
 
+def test_chunks_of_a_workers_streams_are_one_call(tmp_path: Path) -> None:
+    """Also when a process is killed, and one of the videos fails again and again."""
+    options = replace(OPTIONS, max_streams=3, depth=3, together=True)
+    jobs = [video(f"v{i}", chunks=8, ms=10) for i in range(3)] + [video("bad", fail=2)]
+    run = Run(tmp_path, jobs, workers=1, options=options)
+    run.chances = [run.kill_newest]
+    run.pool.run()
+    run.assert_complete_but("bad")
+    assert run.states()["bad"] == "quarantined"
+    assert run.chances == []
+    assert max(len(names.split()) for names in notes(tmp_path, "together")) == 3
+
+
 def test_a_killed_process_loses_and_doubles_nothing(tmp_path: Path) -> None:
     # One worker: another might finish everything before the killed one is back to be killed again.
     run = Run(tmp_path, [video(f"v{i}", chunks=12, ms=10) for i in range(6)], workers=1)

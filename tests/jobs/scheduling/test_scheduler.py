@@ -63,9 +63,18 @@ def expected(film: Film, options: SchedulerOptions) -> str:
     quantum=st.integers(1, 5),
     lag=st.booleans(),
     accidents=st.integers(0, 12),
+    together=st.booleans(),
 )
 def test_every_video_ends_as_it_deserves(
-    seed: int, count: int, workers: int, streams: int, depth: int, quantum: int, lag: bool, accidents: int
+    seed: int,
+    count: int,
+    workers: int,
+    streams: int,
+    depth: int,
+    quantum: int,
+    lag: bool,
+    accidents: int,
+    together: bool,
 ) -> None:
     """Crashing and failing videos, and lost machines: all good videos finish, and no others."""
     source = random.Random(seed)
@@ -75,6 +84,7 @@ def test_every_video_ends_as_it_deserves(
         depth=depth,
         quantum=quantum,
         guess_bytes=source.choice([1, 20, 500]),
+        together=together,
     )
     films = films_of(source, count, faults=True)
     world = World(films, options, workers, budget=80, seed=seed, lag=lag)
@@ -207,14 +217,32 @@ def test_priority_is_a_share_of_the_work() -> None:
     )
 
 
-def test_streams_of_one_worker_take_turns_by_their_weight() -> None:
+@pytest.mark.parametrize(("depth", "together"), [(1, False), (4, True)])
+def test_streams_of_one_worker_take_turns_by_their_weight(depth: int, together: bool) -> None:
     films = [Film("heavy", 10_000, priority=2.0), *(Film(f"light{i}", 10_000) for i in range(3))]
-    world = World(films, SchedulerOptions(chunk_frames=10, max_streams=4, depth=1), workers=1)
+    options = SchedulerOptions(chunk_frames=10, max_streams=4, depth=depth, together=together)
+    world = World(films, options, workers=1)
     while len(world.tracked) < 1000:
         world.step()
     counts = Counter(name for name, _ in world.tracked)
     assert counts["heavy"] == pytest.approx(400, abs=5)
     assert counts["light1"] == pytest.approx(200, abs=5)
+
+
+def test_streams_that_are_tracked_together_stay_together() -> None:
+    """Also those that were opened one after another, and after one of them has ended."""
+    films = [Film(f"film{i}", 40) for i in range(3)] + [Film("short", 20)]
+    world = World(films, SchedulerOptions(chunk_frames=10, max_streams=4, depth=4, together=True))
+    batches = []
+    while not world.scheduler.done:
+        asked = [action for action in world.ask() if isinstance(action, Track)]
+        if asked:
+            batches.append(len(asked))
+        if not world.scheduler.done:
+            world.step()
+    assert sum(batches) == 3 * 40 + 20
+    assert batches.count(4) >= 15
+    assert batches.count(3) >= 15
 
 
 def test_a_low_priority_is_no_exclusion() -> None:

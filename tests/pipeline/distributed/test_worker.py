@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from support.prompted import three_objects
 from support.tiny import CAPPED_MEMORY
 from support.videos import make_video
@@ -26,6 +29,7 @@ from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking.files.executor import begun_with
 from pipeline.tracking.files.track import track
 from pipeline.tracking.memory_plan import device_bytes
+from pipeline.tracks.masks import rle_to_mask
 from pipeline.tracks.store import StreamStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -62,6 +66,12 @@ def one_pass(tmp_path_factory: pytest.TempPathFactory, video: Path, model: str) 
 def rows(out: Path, stream_id: str = "cam") -> pa.Table:
     files = sorted((out / "tracks" / f"stream_id={stream_id}").glob("*.parquet"))
     return pa.concat_tables([pq.ParquetFile(f).read() for f in files]).combine_chunks()
+
+
+def masks_of(table: pa.Table) -> list[NDArray[np.bool_]]:
+    size = 122, 158
+    counts = table["mask_rle"].to_pylist()
+    return [np.zeros(size, np.bool_) if rle is None else rle_to_mask(rle, *size) for rle in counts]
 
 
 def workers(out: Path, model: str, **changes: Any) -> WorkerSettings:
@@ -218,6 +228,79 @@ def test_streams_take_turns_and_a_bad_one_disturbs_nobody(
         assert a.outcome == b.outcome
     assert rows(tmp_path / "out", "a").equals(one_pass)
     assert rows(tmp_path / "out", "b").equals(one_pass)
+
+
+def test_streams_that_are_tracked_together_have_the_rows_of_one_pass(
+    tmp_path: Path, video: Path, model: str, one_pass: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: one of the streams fails, one has a shorter video, one is behind the others."""
+    worker = Worker(workers(tmp_path / "out", model))
+    worker._segmenter.batches_streams = True
+    short = make_video(tmp_path / "short.mkv", 12, width=158, height=122, gop=8)
+    broken = tmp_path / "broken.mkv"
+    shutil.copy(video, broken)
+    sizes: list[int] = []
+    step_each = worker._segmenter.step_each
+
+    def noted(steps: Any) -> Any:
+        sizes.append(len(steps))
+        return step_each(steps)
+
+    monkeypatch.setattr(worker._segmenter, "step_each", noted)
+    names = {"cam": video, "late": video, "short": short, "broken": broken}
+    first = {name: worker.open(spec(path, name)).next_frame for name, path in names.items()}
+    assert worker.track(FrameChunk("cam", 0, 4)).outcome == "tracked"
+    first["cam"] = 5
+    memory: Any = None
+    ends: dict[str, ChunkReport] = {}
+    while left := [name for name in names if name not in ends]:
+        chunks = [FrameChunk(name, first[name], first[name] + 4) for name in left]
+        if memory is None and first["broken"] == 10:
+            memory = worker._streams["broken"].stream.state.memory
+
+            def damaged(*given: Any, **options: Any) -> Any:
+                raise RuntimeError("a damaged memory")
+
+            memory.choose = damaged
+        for report in worker.track_many(chunks):
+            first[report.stream_id] = report.next_frame
+            if report.outcome != "tracked":
+                ends[report.stream_id] = report
+    assert {name: report.outcome for name, report in ends.items()} == {
+        "cam": "finished",
+        "late": "finished",
+        "short": "finished",
+        "broken": "failed",
+    }
+    failure = ends["broken"].failure
+    assert failure is not None
+    assert "a damaged memory" in failure.message
+    assert ends["broken"].next_frame == 10
+    assert ends["short"].next_frame == 12
+    assert max(sizes) == 4
+    for name in ("cam", "late"):
+        found = rows(tmp_path / "out", name)
+        exact = ["frame_index", "pts_seconds", "object_id", "category", "frame_height", "frame_width"]
+        assert found.select(exact).equals(one_pass.select(exact))
+        pairs = list(zip(masks_of(found), masks_of(one_pass), strict=True))
+        differ = sum(int((one != other).sum()) for one, other in pairs)
+        assert differ <= 1e-4 * sum(one.size for one, _ in pairs)  # rounding
+    assert worker.track_many([FrameChunk("gone", 0, 4), FrameChunk("cam", 0, 4)])[0].outcome == "unknown"
+
+
+def test_on_a_cpu_chunks_asked_for_together_are_tracked_one_after_another(
+    tmp_path: Path, video: Path, model: str, one_pass: pa.Table
+) -> None:
+    worker = Worker(workers(tmp_path / "out", model, chunk_frames=40))
+    assert not worker._segmenter.batches_streams
+    names = ["cam", "other"]
+    for name in names:
+        worker.open(spec(video, name))
+    reports = worker.track_many([FrameChunk(name, 0, 39) for name in names])
+    assert [report.outcome for report in reports] == ["finished", "finished"]
+    assert [report.stream_id for report in reports] == names
+    for name in names:
+        assert rows(tmp_path / "out", name).equals(one_pass)
 
 
 def test_a_video_that_changed_under_its_rows_fails_and_keeps_them(
