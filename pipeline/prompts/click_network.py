@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from pipeline.prompts.boxes import Box, inscribed_ellipse
 from pipeline.prompts.clicks import Click, Mask
-from pipeline.prompts.mask_parts import clicked_part
+from pipeline.prompts.mask_choice import Candidate, Round, best, candidates
+from pipeline.prompts.mask_parts import clicked_part, tidied, without_crumbs
 
 if TYPE_CHECKING:
     from xmem_core.clicks import ClickNet, Features
@@ -36,8 +37,6 @@ _SAME = 0.7
 _KEPT_FEATURES = 12
 _KEPT_ROUNDS = 64
 _MOST_ROUNDS = 24
-# Pieces without a click, as a share of the largest piece, that are dropped.
-_CRUMB = 0.05
 # A box is shown to the network as the probability of a mask so far, in the ellipse inside the box, and as
 # clicks outside, at this distance as a share of its longer side. Measured on 166 objects kept out of
 # training, in boxes whose sides are 5 % off: mean IoU 77, of people 88 (GrabCut: 64 and 65).
@@ -96,10 +95,10 @@ class ClickNetwork:
 
     Clicks are taken one after another, each on the mask of those before it: the first on the whole frame,
     then in a window around the mask found there, later ones in such a window only. If that mask is uncertain,
-    the first click is looked at closer, too. After a click that takes away, a mask with necks is of several
-    like things: the parts without a click on them are left out. What was computed for the last few windows
-    and clicks is kept, so that a click more on the same frame costs only itself. May be called from several
-    threads.
+    the first click is looked at closer, too. Later clicks say which of several masks is meant, see
+    `mask_choice`: of more or fewer pixels, with the mask so far or without it, cut at their necks, only the
+    pieces with a click. What was computed for the last few windows and clicks is kept, so that a click more
+    on the same frame costs only itself. May be called from several threads.
 
     Args:
         weights: a click model's safetensors. None: the bundled one.
@@ -124,13 +123,17 @@ class ClickNetwork:
             previous = None
         base = b"" if previous is None else hashlib.blake2b(previous.tobytes(), digest_size=16).digest()
         seen: _Seen | None = None
+        rounds: list[Round] = []
+        shown = np.zeros(frame.shape[:2], np.bool_) if previous is None else previous
+        begin = 0
         for end in _rounds(clicks, min(frame.shape[:2])):
+            rounds.append(Round(clicks[begin:end], shown))
             key = (digest, base, tuple(clicks[:end]))
             known = self._rounds.get(key)
             if known is None:
-                known = self._round(frame, digest, clicks[:end], previous, seen)
+                known = self._round(frame, digest, clicks[:end], previous, seen, rounds)
                 self._rounds.put(key, known)
-            seen = known
+            seen, shown, begin = known, known.mask, end
         assert seen is not None
         return seen.mask.copy()
 
@@ -141,27 +144,33 @@ class ClickNetwork:
         clicks: Sequence[Click],
         previous: Mask | None,
         seen: _Seen | None,
+        rounds: Sequence[Round],
     ) -> _Seen:
         height, width = frame.shape[:2]
         prior = np.zeros((height, width), np.float32)
         whole = _Window(0, 0, width, height)
         if seen is not None:
             prior[seen.window.cut] = seen.probabilities
-            again = self._looks(frame, digest, clicks, _around(seen.mask, clicks), prior, afresh=True)
+            around = _around(seen.mask, clicks)
+            again, logits = self._looks(frame, digest, clicks, around, prior, afresh=True)
+            window = again.window
+            inside = _inside(window, clicks)
             # Which clicks the parts of a mask given to begin with come from is not known: it stays whole.
-            return again if previous is not None else _of_clicked_part(again, clicks)
+            found = candidates(logits, inside, height, width, parts=previous is None)
+            chosen = found[best(found, window.left, window.top, rounds)]
+            return _seen(chosen, window, height, width)
         if previous is not None:
             prior = previous.astype(np.float32)
-            return self._looks(frame, digest, clicks, _around(previous, clicks), prior)
-        best = self._looks(frame, digest, clicks, whole, prior)
-        if best.certainty < _UNCERTAIN:
+            return self._looks(frame, digest, clicks, _around(previous, clicks), prior)[0]
+        first, _ = self._looks(frame, digest, clicks, whole, prior)
+        if first.certainty < _UNCERTAIN:
             newest = next(c for c in reversed(clicks) if c.positive)
             for share in _CLOSER:
                 window = _centred(newest, share * max(height, width) / 2, height, width)
-                closer = self._looks(frame, digest, clicks, window, prior)
-                if closer.certainty > best.certainty + _MARGIN:
-                    best = closer
-        return _of_clicked_part(best, clicks)
+                closer, _ = self._looks(frame, digest, clicks, window, prior)
+                if closer.certainty > first.certainty + _MARGIN:
+                    first = closer
+        return _of_clicked_part(first, clicks)
 
     def _looks(
         self,
@@ -171,26 +180,30 @@ class ClickNetwork:
         window: _Window,
         prior: NDArray[np.float32],
         afresh: bool = False,
-    ) -> _Seen:
+    ) -> tuple[_Seen, NDArray[np.float32]]:
         """Look at a window, and then at one around the mask that was found there, if it is another one.
 
         Args:
             prior: H x W probabilities of the mask so far; unchanged.
             afresh: see `_logits`.
+
+        Returns:
+            the mask of the mean logits, and the logits of the last look
         """
         height, width = frame.shape[:2]
         for look in range(_MOST_LOOKS):
             logits = self._look(frame, digest, window, clicks, prior, afresh)
+            mean = logits.mean(0)
             found = np.zeros((height, width), np.bool_)
-            found[window.cut] = logits > 0
-            found = _tidied(found, clicks, height, width)
+            found[window.cut] = mean > 0
+            found = tidied(found, clicks, height, width)
             prior = np.zeros((height, width), np.float32)
-            prior[window.cut] = 1 / (1 + np.exp(-logits))
+            prior[window.cut] = 1 / (1 + np.exp(-mean))
             following = _around(found, clicks)
             if following.overlap(window) > _SAME or look + 1 == _MOST_LOOKS:
                 break
             window = following
-        return _Seen(found, window, prior[window.cut].astype(np.float16))
+        return _Seen(found, window, prior[window.cut].astype(np.float16)), logits
 
     def segment_box(self, frame: NDArray[np.uint8], box: Box) -> NDArray[np.bool_]:
         """The mask of the object in a box of an H x W x 3 uint8 RGB frame; no pixel is outside the box.
@@ -211,11 +224,11 @@ class ClickNetwork:
         prior = np.where(inscribed_ellipse((height, width), box), np.float32(_LIKELY), np.float32(0))
         features = self._encode(frame, window, size)
         for _ in range(_BOX_LOOKS):
-            logits = self._logits(features, window, size, clicks, prior, afresh=False)
+            logits = self._logits(features, window, size, clicks, prior, afresh=False)[0]
             prior[window.cut] = 1 / (1 + np.exp(-logits))
         found = np.zeros((height, width), np.bool_)
         found[y : y + h, x : x + w] = prior[y : y + h, x : x + w] > 0.5
-        found = _without_crumbs(found, [])
+        found = without_crumbs(found, [])
         return found if found.sum() >= _LEAST_SHARE * w * h else np.zeros_like(found)
 
     def _look(
@@ -252,7 +265,7 @@ class ClickNetwork:
         prior: NDArray[np.float32],
         afresh: bool,
     ) -> NDArray[np.float32]:
-        """Logits of the window's pixels; with `afresh` their mean with those that no mask so far gives.
+        """1 x H x W logits of the window's pixels; with `afresh` 2 x H x W, the second without a mask so far.
 
         A mask so far keeps what is right; without one, a wrong first mask is given up sooner.
         """
@@ -278,10 +291,10 @@ class ClickNetwork:
                 so_far = torch.cat([so_far, torch.zeros_like(so_far)])
             maps = click_maps([points] * len(so_far), so_far, self._net.config)
             several = tuple(f.expand(len(so_far), -1, -1, -1) for f in features)
-            logits = self._net(several, maps.contiguous(memory_format=torch.channels_last)).mean(0, True)
+            logits = self._net(several, maps.contiguous(memory_format=torch.channels_last))
             whole = (window.height, window.width)
             large = F.interpolate(logits, whole, mode="bilinear", align_corners=False)
-        return np.asarray(large[0, 0].numpy())
+        return np.asarray(large[:, 0].numpy())
 
     def _encode(self, frame: NDArray[np.uint8], window: _Window, size: tuple[int, int]) -> Features:
         import torch
@@ -352,10 +365,19 @@ def _of_clicked_part(seen: _Seen, clicks: Sequence[Click]) -> _Seen:
         return seen
     mask = np.zeros_like(seen.mask)
     mask[cut] = part
-    mask = _tidied(mask, clicks, *mask.shape)
+    mask = tidied(mask, clicks, *mask.shape)
     probabilities = seen.probabilities.copy()
     probabilities[seen.mask[cut] & ~mask[cut]] = 0
     return _Seen(mask, seen.window, probabilities)
+
+
+def _seen(chosen: Candidate, window: _Window, height: int, width: int) -> _Seen:
+    """A candidate as a round's outcome: what was left out of its mask is improbable from now on."""
+    mask = np.zeros((height, width), np.bool_)
+    mask[window.cut] = chosen.mask
+    probabilities = 1 / (1 + np.exp(-chosen.logits))
+    probabilities[(chosen.logits > chosen.level) & ~chosen.mask] = 0
+    return _Seen(mask, window, probabilities.astype(np.float16))
 
 
 def _rounds(clicks: Sequence[Click], side: int) -> list[int]:
@@ -374,6 +396,15 @@ def _rounds(clicks: Sequence[Click], side: int) -> list[int]:
     first = next((i for i, c in enumerate(clicks) if c.positive), 0)
     ends = [end for end in ends if end > first]
     return [*(ends if len(ends) < _MOST_ROUNDS else []), len(clicks)]
+
+
+def _inside(window: _Window, clicks: Sequence[Click]) -> list[Click]:
+    """The clicks in a window, in its pixels."""
+    return [
+        Click(c.x - window.left, c.y - window.top, c.positive)
+        for c in clicks
+        if window.left <= c.x < window.right and window.top <= c.y < window.bottom
+    ]
 
 
 def _around(mask: Mask, clicks: Sequence[Click]) -> _Window:
@@ -406,27 +437,3 @@ def _cut(x: float, y: float, half: float, height: int, width: int) -> _Window:
         min(width, round(x + half)),
         min(height, round(y + half)),
     )
-
-
-def _tidied(mask: Mask, clicks: Sequence[Click], height: int, width: int) -> Mask:
-    """The mask without small pieces that no click is in, and right at the clicks."""
-    radius = max(1, round(0.004 * min(height, width)))
-    drawn = mask.astype(np.uint8)
-    for c in clicks:
-        if mask[c.y, c.x] != c.positive:
-            cv2.circle(drawn, (c.x, c.y), radius, int(c.positive), -1)
-    for c in clicks:  # a disc of a neighbour may have covered it
-        drawn[c.y, c.x] = c.positive
-    return _without_crumbs(drawn, clicks)
-
-
-def _without_crumbs(mask: NDArray[np.uint8] | Mask, clicks: Sequence[Click]) -> Mask:
-    """The mask without small pieces that no click is in."""
-    _, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    areas = np.asarray(stats[:, cv2.CC_STAT_AREA])
-    areas[0] = 0
-    kept = areas > _CRUMB * areas.max()
-    kept[[int(pieces[c.y, c.x]) for c in clicks if c.positive]] = True
-    kept[0] = False
-    tidy: Mask = kept[pieces]
-    return tidy

@@ -1,4 +1,4 @@
-"""A mask that holds several like things, cut at its necks: the part that was clicked."""
+"""Parts of a mask: the clicked one of several like things, cut at their necks; crumbs, which are dropped."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ _LEAST_SHARE = 0.1
 # Longer side, in pixels, at which masks are cut.
 _SIDE = 256
 _LEAST_PIXELS, _LEAST_PART = 60, 30
+# Pieces without a click, as a share of the largest piece, that are dropped.
+_CRUMB = 0.05
 # A group of many is cut again and again.
 _MOST_CUTS = 4
 
@@ -55,16 +57,52 @@ def clicked_part(mask: Mask, clicks: Sequence[Click]) -> Mask:
     return part
 
 
+def tidied(mask: Mask, clicks: Sequence[Click], height: int, width: int) -> Mask:
+    """The mask without small pieces that no click is in, and right at the clicks.
+
+    Args:
+        mask: of the whole frame or of a window, whose pixels the clicks are in.
+        height: the frame's.
+        width: the frame's.
+    """
+    radius = max(1, round(0.004 * min(height, width)))
+    drawn = mask.astype(np.uint8)
+    for c in clicks:
+        if mask[c.y, c.x] != c.positive:
+            cv2.circle(drawn, (c.x, c.y), radius, int(c.positive), -1)
+    for c in clicks:  # a disc of a neighbour may have covered it
+        drawn[c.y, c.x] = c.positive
+    return without_crumbs(drawn, clicks)
+
+
+def without_crumbs(mask: NDArray[np.uint8] | Mask, clicks: Sequence[Click], crumb: float = _CRUMB) -> Mask:
+    """The mask without pieces that no click is in and that are below this share of the largest piece."""
+    _, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    areas = np.asarray(stats[:, cv2.CC_STAT_AREA])
+    areas[0] = 0
+    kept = areas > crumb * areas.max()
+    kept[[int(pieces[c.y, c.x]) for c in clicks if c.positive]] = True
+    kept[0] = False
+    tidy: Mask = kept[pieces]
+    return tidy
+
+
 def _cut(mask: NDArray[np.bool_]) -> NDArray[np.int32] | None:
     """Parts of a mask, numbered from 1, cut at the widest necks that are narrow enough; None without one."""
     padded = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 5)
     depth = np.asarray(padded, np.float32)[1:-1, 1:-1]
     top = float(depth.max(initial=0))
+    # Pixels of the mask, the deepest last.
+    order = np.flatnonzero(mask)
+    order = order[np.argsort(depth.ravel()[order])]
+    depths = depth.ravel()[order]
     for level in np.linspace(0.05, 0.9, 18) * top:
         count, pieces = cv2.connectedComponents((depth > level).astype(np.uint8), connectivity=4)
+        if count < 3:
+            continue
         # Of each piece: how deep it is. At this level it meets the others in a neck of this half width.
         deepest = np.zeros(count)
-        np.maximum.at(deepest, pieces.ravel(), depth.ravel())
+        deepest[pieces.ravel()[order]] = depths
         bodies = [piece for piece in range(1, count) if level < _NECK * deepest[piece]]
         if len(bodies) < 2:
             continue

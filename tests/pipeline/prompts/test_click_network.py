@@ -160,7 +160,7 @@ def test_an_uncertain_first_mask_is_looked_at_closer(monkeypatch: pytest.MonkeyP
         sides.append(window.width)
         near = window.width <= 160
         seen = (small if near else large)[window.cut]
-        return np.where(seen, np.float32(3 if near or sure else 0.2), np.float32(-3))
+        return np.where(seen, np.float32(3 if near or sure else 0.2), np.float32(-3))[None]
 
     monkeypatch.setattr(ClickNetwork, "_look", look)
     click = Click(120, 70)
@@ -182,7 +182,7 @@ def test_a_click_that_takes_away_takes_the_like_with_it(monkeypatch: pytest.Monk
     group = np.any([*discs, (abs(rows - 70) < 5) & (columns > 50) & (columns < 170)], 0)
 
     def look(self: ClickNetwork, frame: Image, digest: bytes, window: Any, *given: Any, **more: Any) -> Any:
-        return np.where(group[window.cut], np.float32(4), np.float32(-4))
+        return np.where(group[window.cut], np.float32(4), np.float32(-4))[None]
 
     monkeypatch.setattr(ClickNetwork, "_look", look)
 
