@@ -15,9 +15,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.prompts import mask_choice
 from pipeline.prompts.boxes import Box, inscribed_ellipse
 from pipeline.prompts.clicks import Click, Mask
-from pipeline.prompts.mask_choice import Candidate, Round, best, candidates
+from pipeline.prompts.mask_choice import Candidate, Round
 from pipeline.prompts.mask_parts import clicked_part, tidied, without_crumbs
 
 if TYPE_CHECKING:
@@ -156,8 +157,8 @@ class ClickNetwork:
             window = again.window
             inside = _inside(window, clicks)
             # Which clicks the parts of a mask given to begin with come from is not known: it stays whole.
-            found = candidates(logits, inside, height, width, parts=previous is None)
-            chosen = found[best(found, window.left, window.top, rounds)]
+            found = mask_choice.candidates(logits, inside, height, width, parts=previous is None)
+            chosen = found[mask_choice.best(found, window.left, window.top, rounds)]
             return _seen(chosen, window, height, width)
         if previous is not None:
             prior = previous.astype(np.float32)

@@ -21,7 +21,7 @@ import torch
 from clicks import objects
 from numpy.typing import NDArray
 
-from pipeline.prompts import click_network, mask_choice
+from pipeline.prompts import mask_choice
 from pipeline.prompts.click_network import ClickNetwork
 from pipeline.prompts.clicks import Click, Mask
 from pipeline.prompts.mask_choice import FEATURES, Candidate, Round
@@ -63,9 +63,8 @@ def collect(data: Path, random: np.random.Generator) -> list[State]:
             for number in random.permutation(len(found))[:FROM_ONE]:
                 if taken < count:
                     taken += 1
-                    states += _of_object(
-                        kind, f"{picture.parent.name}/{picture.stem}", *found[number], random
-                    )
+                    name, (image, truth) = f"{picture.parent.name}/{picture.stem}", found[number]
+                    states += _of_object(kind, name, image, truth, random)
             if taken == count:
                 break
         _say(f"{kind}: {taken} objects, {len(states)} states so far, {time.process_time():.0f} s")
@@ -91,7 +90,7 @@ def _of_object(
     exact = random.random() < 0.5
     segmenter = ClickNetwork()
     shown, clicks = np.zeros_like(truth), list[Click]()
-    before, click_network.best = click_network.best, pick
+    before, mask_choice.best = mask_choice.best, pick
     try:
         for _ in range(CLICKS):
             following = next_click(shown, truth, None if exact else random)
@@ -100,7 +99,7 @@ def _of_object(
             clicks.append(Click(*following))
             shown = segmenter.segment(image, clicks, None)
     finally:
-        click_network.best = before
+        mask_choice.best = before
     return states
 
 

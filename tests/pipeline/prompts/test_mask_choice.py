@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.prompts import click_network
+from pipeline.prompts import mask_choice
 from pipeline.prompts.click_network import ClickNetwork
 from pipeline.prompts.clicks import Click
 from pipeline.prompts.mask_choice import FEATURES, Candidate, Round, best, candidates, features
@@ -116,7 +116,7 @@ def test_later_clicks_choose_and_the_first_does_not(monkeypatch: pytest.MonkeyPa
         asked.append(([mask], list(rounds)))
         return len(found) - 1
 
-    monkeypatch.setattr(click_network, "best", last)
+    monkeypatch.setattr(mask_choice, "best", last)
     network = ClickNetwork()
     clicks = [Click(45, 50), Click(105, 50), Click(80, 10, False)]
     shown = [network.segment(image, clicks[:count], None) for count in (1, 2, 3)]
