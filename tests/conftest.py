@@ -8,6 +8,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -60,8 +61,8 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by their needs.
 
-    On pytest-xdist's workers, files with tests that use `local_ray` come first, so that each worker starts it
-    once; then the files that cost most, so that the workers end together.
+    On pytest-xdist's workers, files with tests that use `local_ray` come first, since one worker runs all of
+    them; then the files that cost most, so that the workers end together.
     """
     seconds = costs.listed()
     of_files: dict[Path, float] = collections.defaultdict(float)
@@ -80,6 +81,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: (item.path not in _with_ray, -of_files[item.path], item.path))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile`, have one worker run all files with `local_ray`."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from support.one_ray import OneRay
+
+    return OneRay(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

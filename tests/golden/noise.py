@@ -16,14 +16,14 @@ from golden.weights import fill
 from test_golden import distance, follow
 from support.threads import torch_threads
 
-from xmem_core import ModelConfig, XMem
+from xmem_core import ModelConfig, VideoSegmenter, XMem
 
 NOISE, SEEDS = 1e-6, range(4)
 
 
-def noisy_models(seed: int) -> dict[int, XMem]:
+def noisy(seed: int) -> dict[int, VideoSegmenter]:
     """The published network with and without sensory memory, each weight times 1 + noise."""
-    models = {}
+    segmenters = {}
     for dim in (64, 0):
         model = XMem(ModelConfig(hidden_dim=dim)).eval()
         generator = torch.Generator().manual_seed(seed)
@@ -32,8 +32,8 @@ def noisy_models(seed: int) -> dict[int, XMem]:
             for name, t in fill(model.state_dict()).items()
         }
         model.load_state_dict(weights)
-        models[dim] = model
-    return models
+        segmenters[dim] = VideoSegmenter(model, keep_model=False)
+    return segmenters
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     with torch_threads(2):
         for case in sys.argv[1:] or ["defaults"]:
             for seed in SEEDS:
-                sys.stdout.write(f"{case}, seed {seed}: {distance(follow(case, noisy_models(seed)))}\n")
+                sys.stdout.write(f"{case}, seed {seed}: {distance(follow(case, noisy(seed)))}\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from golden.weights import fill
 from numpy.typing import NDArray
+from support.other_memory import with_memory
 from support.threads import torch_threads
 
 from xmem_core import MemoryConfig, ModelConfig, Prompt, TrackerState, VideoSegmenter, XMem
@@ -54,27 +55,31 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def models(two_threads: None) -> dict[int, XMem]:
+def segmenters(two_threads: None) -> dict[int, VideoSegmenter]:
     """The published network with and without sensory memory, by hidden_dim."""
     built = {dim: XMem(ModelConfig(hidden_dim=dim)).eval() for dim in (64, 0)}
     for model in built.values():
         model.load_state_dict(fill(model.state_dict()))
-    return built
+    return {dim: VideoSegmenter(model, keep_model=False) for dim, model in built.items()}
 
 
 @pytest.fixture(scope="module", params=CASES)
-def run(request: pytest.FixtureRequest, models: dict[int, XMem]) -> Run:
-    return follow(request.param, models)
+def run(request: pytest.FixtureRequest, segmenters: dict[int, VideoSegmenter]) -> Run:
+    return follow(request.param, segmenters)
 
 
-def follow(case: str, models: dict[int, XMem], **changes: int) -> Run:
-    """Run a case, with memory settings changed by `changes`."""
+def follow(case: str, segmenters: dict[int, VideoSegmenter], **changes: int) -> Run:
+    """Run a case, with memory settings changed by `changes`.
+
+    Args:
+        segmenters: by hidden_dim, with any memory settings.
+    """
     with np.load(GOLDEN / f"{case}.npz", allow_pickle=False) as file:
         golden = {name: file[name] for name in file.files}
     options = json.loads(str(golden["config"]))
     ours = {f.name for f in fields(MemoryConfig)}
     config = MemoryConfig(**{name: value for name, value in options.items() if name in ours} | changes)
-    segmenter = VideoSegmenter(models[options["hidden_dim"]], config)
+    segmenter = with_memory(segmenters[options["hidden_dim"]], config)
     state = segmenter.new_state()
     labels, probabilities, sizes = [], [], []
     given_t, prob_t = golden["given_t"].tolist(), golden["prob_t"].tolist()
@@ -133,8 +138,8 @@ def test_labels_are_equal_but_for_a_few_pixels(run: Run) -> None:
     assert distance(run).labels <= LABELS
 
 
-def test_a_prototype_fewer_breaks_every_bound(models: dict[int, XMem]) -> None:
-    found = distance(follow("defaults", models, num_prototypes=127))
+def test_a_prototype_fewer_breaks_every_bound(segmenters: dict[int, VideoSegmenter]) -> None:
+    found = distance(follow("defaults", segmenters, num_prototypes=127))
     assert found.mean > MEAN
     assert found.high_quantile > HIGH_QUANTILE
     assert found.labels > LABELS

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from golden.cutie.weights import fill
 from numpy.typing import NDArray
+from support.other_memory import with_memory
 from support.threads import torch_threads
 
 from xmem_core import Cutie, CutieConfig, MemoryConfig, Prompt, TrackerState, VideoSegmenter
@@ -53,20 +54,20 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def models() -> Iterator[dict[str, Cutie]]:
+def segmenters() -> Iterator[dict[str, VideoSegmenter]]:
     with torch_threads(2):
         built = {"base": Cutie(CutieConfig()).eval(), "small": Cutie(CutieConfig.small()).eval()}
         for model in built.values():
             model.load_state_dict(fill(model.state_dict()))
-        yield built
+        yield {name: VideoSegmenter(model, keep_model=False) for name, model in built.items()}
 
 
 @pytest.fixture(scope="module", params=CASES)
-def run(request: pytest.FixtureRequest, models: dict[str, Cutie]) -> Run:
-    return follow(request.param, models)
+def run(request: pytest.FixtureRequest, segmenters: dict[str, VideoSegmenter]) -> Run:
+    return follow(request.param, segmenters)
 
 
-def follow(case: str, models: dict[str, Cutie], **changes: int) -> Run:
+def follow(case: str, segmenters: dict[str, VideoSegmenter], **changes: int) -> Run:
     """Run a case, with other memory settings than its own where `changes` says so."""
     with np.load(GOLDEN / f"{case}.npz", allow_pickle=False) as file:
         golden = {name: file[name] for name in file.files}
@@ -74,7 +75,7 @@ def follow(case: str, models: dict[str, Cutie], **changes: int) -> Run:
     ours = {_OURS.get(n, n): v for n, v in options.items() if n not in _ALWAYS} | changes
     # Without long-term memory the lower limit has no meaning, but has to be under the upper one.
     ours.setdefault("min_mid_term_frames", 1)
-    segmenter = VideoSegmenter(models[options["model"]], MemoryConfig(**ours))
+    segmenter = with_memory(segmenters[options["model"]], MemoryConfig(**ours))
     state = segmenter.new_state()
     labels, probabilities, sizes = [], [], []
     given_t, prob_t = golden["given_t"].tolist(), golden["prob_t"].tolist()
@@ -150,7 +151,9 @@ def test_object_memory_is_close(run: Run) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"top_k": 29}, {"num_prototypes": 15}, {"buffer_tokens": 0}], ids=str)
-def test_a_setting_slightly_off_breaks_the_bounds(models: dict[str, Cutie], changes: dict[str, int]) -> None:
-    largest, mean = largest_and_mean(follow("one_object_long_term", models, **changes))
+def test_a_setting_slightly_off_breaks_the_bounds(
+    segmenters: dict[str, VideoSegmenter], changes: dict[str, int]
+) -> None:
+    largest, mean = largest_and_mean(follow("one_object_long_term", segmenters, **changes))
     assert largest > LARGEST
     assert mean > MEAN
