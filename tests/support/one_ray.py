@@ -22,7 +22,7 @@ def uses_local_ray(path: Path) -> bool:
     return path.is_file() and bool(_USED.search(path.read_text(encoding="utf-8")))
 
 
-class OneRay(LoadFileScheduling):
+class OneRay(LoadFileScheduling):  # type: ignore[misc]
     """Gives a worker one file after the other, and the files with `local_ray` as if they were one."""
 
     def _split_scope(self, nodeid: str) -> str:
