@@ -15,7 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.evaluation.mask_truth import is_mask_truth, score_masks
-from jobs.evaluation.mot_measures import TINY, Boxes, Overlaps, TrackingScores, score_overlaps
+from jobs.evaluation.mot_measures import (
+    TINY,
+    Boxes,
+    Overlaps,
+    TrackingScores,
+    frames_to_score,
+    score_overlaps,
+)
 from pipeline.base.errors import UsageError
 from pipeline.base.redaction import shareable
 from pipeline.storage.locations import locate, read_error
@@ -41,17 +48,9 @@ def evaluate_tracking(
     """
     if is_mask_truth(truth):
         return score_masks(truth, out, stream_id=stream_id, first=first, last=last)
-    true = {
-        frame: boxes for frame, boxes in read_truth(truth).items() if frame >= first and frame <= _end(last)
-    }
-    if not true:
-        raise UsageError(f"{truth} has no boxes on frames {first} to {'the end' if last is None else last}")
+    boxes = read_truth(truth)
     reader = open_tracks(truth, out, stream_id)  # the only stream, if no id is given
-    if max(true) >= reader.next_frame:
-        raise UsageError(
-            f"{truth} has boxes on frame {max(true)}, but tracks are committed up to frame "
-            f"{reader.next_frame - 1} only: track more, or give the range of frames to score"
-        )
+    true = {frame: boxes[frame] for frame in frames_to_score(truth, "boxes", boxes, reader, first, last)}
     found: dict[int, dict[int, tuple[float, float, float, float]]] = {}
     for frame_index in true:
         rows = reader.at(frame_index)
@@ -124,7 +123,3 @@ def box_ious(
         a[..., 2:].prod(-1) + b[..., 2:].prod(-1) - shared, TINY
     )
     return result
-
-
-def _end(last: int | None) -> float:
-    return math.inf if last is None else last

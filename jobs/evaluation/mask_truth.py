@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.evaluation.mot_measures import LEAST_IOU, Overlaps, TrackingScores, score_overlaps
+from jobs.evaluation.mot_measures import LEAST_IOU, Overlaps, TrackingScores, frames_to_score, score_overlaps
 from pipeline.base.errors import UsageError
 from pipeline.base.records import MaskRecord
 from pipeline.detect.lifecycle.assignment import assignment
@@ -58,15 +58,7 @@ def score_masks(
     """
     reader = open_tracks(truth, out, stream_id)
     true = _of_stream(truth, reader.stream_id if stream_id is None else stream_id)
-    end = float("inf") if last is None else last
-    frames = sorted(f for f in {*true.rows, *true.unjudged} if first <= f <= end)
-    if not frames:
-        raise UsageError(f"{truth} has no masks on frames {first} to {'the end' if last is None else last}")
-    if frames[-1] >= reader.next_frame:
-        raise UsageError(
-            f"{truth} has masks on frame {frames[-1]}, but tracks are committed up to frame "
-            f"{reader.next_frame - 1} only: track more, or give the range of frames to score"
-        )
+    frames = frames_to_score(truth, "masks", {*true.rows, *true.unjudged}, reader, first, last)
     overlaps = []
     for frame in frames:
         ours = [row for row in reader.at(frame) if row.bbox is not None]

@@ -7,7 +7,7 @@ of masks (Voigtlaender et al. 2019).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from pipeline.base.errors import UsageError
 from pipeline.detect.lifecycle.assignment import assignment
+from pipeline.tracks.reader import TrackReader
 
 LEAST_IOU = 0.5
 TINY = 1e-9
@@ -86,6 +88,28 @@ class TrackingScores:
             table.add_column(name, justify="right")
         table.add_row(*values.values())
         return table
+
+
+def frames_to_score(
+    truth: str, what: str, covered: Iterable[int], reader: TrackReader, first: int, last: int | None
+) -> list[int]:
+    """The frames of a range that the truth covers, in order.
+
+    Args:
+        truth, what: its path and what it has, boxes or masks; for the messages.
+
+    Raises:
+        UsageError: there are none, or not all of them are committed.
+    """
+    frames = sorted(f for f in covered if first <= f <= (math.inf if last is None else last))
+    if not frames:
+        raise UsageError(f"{truth} has no {what} on frames {first} to {'the end' if last is None else last}")
+    if frames[-1] >= reader.next_frame:
+        raise UsageError(
+            f"{truth} has {what} on frame {frames[-1]}, but tracks are committed up to frame "
+            f"{reader.next_frame - 1} only: track more, or give the range of frames to score"
+        )
+    return frames
 
 
 def score_overlaps(frames: Sequence[Overlaps], *, masks: bool = False) -> TrackingScores:

@@ -25,7 +25,7 @@ from pipeline.distributed.messages import ChunkReport, Outcome, StreamSpec, Stre
 from pipeline.prompts.resolving import PromptSet, load_mask_png, load_prompts
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
-from pipeline.tracking.files.executor import Begun, Executor, begun_with
+from pipeline.tracking.files.executor import Begun, begun_with, step_inputs
 from pipeline.tracking.files.stream_tracker import StepInput, StreamTracker
 from pipeline.tracking.look_ahead import threads_of_step
 from pipeline.tracking.memory_plan import (
@@ -88,7 +88,7 @@ class Worker:
         self._tracking = settings.tracking
         self._sinks = Sinks.load(self._tracking.commit.sinks)
         self._segmenter = open_segmenter(self._tracking.model, self._tracking.memory)
-        self._executors = {dtype_name(self._segmenter): Executor(self._segmenter)}
+        self._segmenters = {dtype_name(self._segmenter): self._segmenter}
         self._threads = self._tracking.model.threads or torch.get_num_threads()
         self._streams: dict[str, _Open] = {}
         # After an illegal access or a failed assertion on a GPU, every later call of any stream fails.
@@ -293,16 +293,7 @@ class Worker:
         for i, (stream, _) in inputs.items():
             by_dtype.setdefault(stream.settings.model.dtype, []).append(i)
         for dtype, members in by_dtype.items():
-            steps = [(s.state, s.image, s.prompt) for s in (inputs[i][1] for i in members)]
-            outcomes: Sequence[StepResult | Exception]
-            try:
-                segmenter = self._executors[dtype].segmenter
-                outcomes = [segmenter.step(*steps[0])] if len(steps) == 1 else segmenter.step_each(steps)
-            except Exception as error:
-                outcomes = [error] * len(members)
-            for outcome in outcomes:
-                if isinstance(outcome, StepResult):
-                    outcome.begin_runs()
+            outcomes = step_inputs(self._segmenters[dtype], [inputs[i][1] for i in members])
             yield from zip(members, outcomes, strict=True)
 
     def release(self, stream_id: str, to_store: bool = True) -> bytes | None:
@@ -357,9 +348,9 @@ class Worker:
         model = begun.keep(self._tracking.model, threads=True)
         if model.dtype == AUTO:
             model = replace(model, dtype=dtype_name(self._segmenter))
-        if model.dtype not in self._executors:
-            self._executors[model.dtype] = Executor(open_segmenter(model, self._tracking.memory))
-        segmenter = self._executors[model.dtype].segmenter
+        if model.dtype not in self._segmenters:
+            self._segmenters[model.dtype] = open_segmenter(model, self._tracking.memory)
+        segmenter = self._segmenters[model.dtype]
         tracking = _directed(self._tracking, spec.direction)
         settings = tracking.of_segmenter(segmenter, model.threads or self._threads)
         source = open_source(

@@ -62,7 +62,8 @@ class FinderState:
 
     def has_left(self, object_id: int, frame: Frame) -> bool:
         """Whether an object is expected at the edge of the frame, or beyond it."""
-        return reaches_out(self.known[object_id].expected(frame.frame_index), frame)
+        found = self.objects.get(object_id) or self.remembered[object_id]
+        return reaches_out(found.expected(frame.frame_index), frame)
 
     def give_up(self, object_id: int, reason: str, decided: Decisions) -> None:
         """Track an object no longer; it is remembered if it was confirmed often enough."""

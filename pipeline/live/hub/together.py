@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.live.hub.stream import HubStream
 from pipeline.live.tracker import LiveTracker
+from pipeline.tracking.files.executor import step_inputs
 from pipeline.tracking.files.stream_tracker import StepInput
 from xmem_core import StepResult
 
@@ -55,16 +56,8 @@ def stepped(batch: Sequence[Ready]) -> list[tuple[StepResult | Exception, float]
     found: dict[int, tuple[StepResult | Exception, float]] = {}
     for members in groups.values():
         segmenter = batch[members[0]].stream.segmenter
-        steps = [(step.state, step.image, step.prompt) for step in (batch[i].step for i in members)]
         begun = time.perf_counter()
-        outcomes: Sequence[StepResult | Exception]
-        try:
-            outcomes = [segmenter.step(*steps[0])] if len(steps) == 1 else segmenter.step_each(steps)
-        except Exception as error:
-            outcomes = [error] * len(members)
+        outcomes = step_inputs(segmenter, [batch[i].step for i in members])
         share = (time.perf_counter() - begun) / len(members)
-        for outcome in outcomes:
-            if isinstance(outcome, StepResult):
-                outcome.begin_runs()  # of all, before the rows of the first wait for them
         found |= {i: (outcome, share) for i, outcome in zip(members, outcomes, strict=True)}
     return [found[i] for i in range(len(batch))]

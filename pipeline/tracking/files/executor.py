@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from pipeline.tracking.files.stream_tracker import StreamSummary, StreamTracker
+from pipeline.tracking.files.stream_tracker import StepInput, StreamSummary, StreamTracker
 from pipeline.tracking.look_ahead import threads_of_step
 from pipeline.tracking.settings import AUTO, DTYPES, ModelSettings
 from pipeline.tracks.store import StreamStore
-from xmem_core import VideoSegmenter
+from xmem_core import StepResult, VideoSegmenter
 
 OnFrame = Callable[[StreamTracker], None]
 
@@ -55,6 +55,25 @@ class Executor:
             if on_frame is not None:
                 on_frame(stream)
         return stream.summary
+
+
+def step_inputs(segmenter: VideoSegmenter, inputs: Sequence[StepInput]) -> list[StepResult | Exception]:
+    """Step several streams of one segmenter, together where it batches them; errors stay each stream's own.
+
+    Returns:
+        of each stream its result or its error. On a GPU, what rows are made of is on its way for all of them,
+        before the rows of the first wait for it.
+    """
+    steps = [(step.state, step.image, step.prompt) for step in inputs]
+    outcomes: list[StepResult | Exception]
+    try:
+        outcomes = [segmenter.step(*steps[0])] if len(steps) == 1 else segmenter.step_each(steps)
+    except Exception as error:
+        outcomes = [error] * len(steps)
+    for outcome in outcomes:
+        if isinstance(outcome, StepResult):
+            outcome.begin_runs()
+    return outcomes
 
 
 @dataclass(frozen=True)
