@@ -83,9 +83,11 @@ def _of_stream(truth: str, stream_id: str) -> ImportedStream:
     else:
         fmt = "coco" if path.suffix.lower() == ".json" else "mots"
     streams = list(read_streams(truth, fmt))
+    if not streams:
+        raise UsageError(f"{truth} has no masks")
     named = [s for s in streams if s.stream_id == stream_id] or streams
     if len(named) != 1:
-        names = ", ".join(sorted(s.stream_id for s in streams)[:8]) or "none"
+        names = ", ".join(sorted(s.stream_id for s in streams)[:8])
         raise UsageError(f"{truth} has no masks of stream {stream_id!r}; it has those of {names}")
     return named[0]
 

@@ -150,6 +150,9 @@ def test_the_truth_of_another_stream_is_refused(out: Path, tmp_path: Path) -> No
     folder.mkdir()
     for name in ("one", "two"):
         (folder / f"{name}.txt").write_text(line(0, 1, A))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"empty has no masks$"):
+        evaluate_tracking(str(tmp_path / "empty"), str(out))
     with pytest.raises(UsageError, match=r"no masks of stream 'cam'; it has those of one, two"):
         evaluate_tracking(str(folder), str(out))
     (folder / "cam.txt").write_text(line(0, 1, A) + line(0, 2, B))
