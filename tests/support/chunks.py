@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.base.records import Event, MaskRecord, events_table, tracks_table
+from pipeline.tracks.store import StreamStore
 
 START = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
 NO_EVENTS = events_table([])
+FRAMES = 5
 
 
 def rows(first: int, last: int, salt: int = 0) -> pa.Table:
@@ -68,3 +71,13 @@ def events(first: int, salt: int = 0) -> pa.Table:
             Event(first + 1, "object_added", object_id=7, detail={"by": "prompt", "größe": [1, 2.5]}),
         ]
     )
+
+
+def fill(
+    root: str | Path, stream_id: str, first: int = 0, chunks: int = 6, salt: int = 0, **more: Any
+) -> None:
+    """Chunks of `FRAMES` frames with two rows each; two events in each second one."""
+    store = StreamStore(root, stream_id, more.get("options"))
+    for start in range(first, first + chunks * FRAMES, FRAMES):
+        last = start + FRAMES - 1
+        store.commit(start, last, rows(start, last, salt), events(start, salt) if start % 2 else NO_EVENTS)

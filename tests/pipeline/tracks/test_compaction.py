@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from support.chunks import NO_EVENTS, events, rows
+from support.chunks import FRAMES, fill, rows
+from support.opened_chunks import opened_chunks
 from support.recorded import recorded
 
 from pipeline.analytics.query import query
@@ -35,18 +36,8 @@ from pipeline.tracks.copies import copy_path, is_withdrawn, load_copies, plan_na
 from pipeline.tracks.layout import chunk_name
 from pipeline.tracks.store import StreamStore
 
-STREAMS, CHUNKS, FRAMES = ("cam-1", "cam-2", "door-1"), 6, 5
+STREAMS, CHUNKS = ("cam-1", "cam-2", "door-1"), 6
 TESTS = Path(__file__).parents[2]
-
-
-def fill(
-    root: str | Path, stream_id: str, first: int = 0, chunks: int = CHUNKS, salt: int = 0, **more: Any
-) -> None:
-    """Chunks of five frames with two rows each; two events in each second one."""
-    store = StreamStore(root, stream_id, more.get("options"))
-    for start in range(first, first + chunks * FRAMES, FRAMES):
-        last = start + FRAMES - 1
-        store.commit(start, last, rows(start, last, salt), events(start, salt) if start % 2 else NO_EVENTS)
 
 
 @pytest.fixture
@@ -59,21 +50,7 @@ def out(tmp_path: Path) -> Path:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """The chunk files that were read by themselves since it was last asked."""
-    names: list[str] = []
-    read = ChunkDataset._read_all
-
-    def note(self: ChunkDataset, chunks: Any, *arguments: Any) -> Any:
-        names.extend(f"{chunk.stream_id}/{chunk.first}" for chunk in chunks)
-        return read(self, chunks, *arguments)
-
-    monkeypatch.setattr(ChunkDataset, "_read_all", note)
-
-    def since() -> list[str]:
-        found = sorted(names)
-        names.clear()
-        return found
-
-    return since
+    return opened_chunks(monkeypatch)
 
 
 WHERE = "SELECT * FROM tracks WHERE stream_id = 'cam-2' AND frame_index BETWEEN 3 AND 21 ORDER BY ALL"

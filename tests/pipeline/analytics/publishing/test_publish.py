@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.chunks import NO_EVENTS, events, rows
+from support.chunks import NO_EVENTS, fill, rows
 from support.recorded import recorded
 
 from pipeline.analytics.publishing.publish import Published, publish
@@ -32,15 +32,6 @@ from pipeline.tracks.store import StreamStore
 deltalake = pytest.importorskip("deltalake")
 
 ROOT = Path(__file__).parents[4]
-FRAMES = 5
-
-
-def fill(root: str | Path, stream_id: str, first: int, chunks: int, salt: int = 0, **more: Any) -> None:
-    """Chunks of five frames with two rows each; two events in each second one."""
-    store = StreamStore(root, stream_id, more.get("options"))
-    for start in range(first, first + chunks * FRAMES, FRAMES):
-        last = start + FRAMES - 1
-        store.commit(start, last, rows(start, last, salt), events(start, salt) if start % 2 else NO_EVENTS)
 
 
 @pytest.fixture

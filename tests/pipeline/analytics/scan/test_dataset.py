@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.chunks import NO_EVENTS, events, rows
+from support.opened_chunks import opened_chunks
 from support.recorded import recorded
 
 from pipeline.analytics import query as module
@@ -42,21 +43,7 @@ def out(tmp_path: Path) -> Path:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """The names of the files that were opened since it was last asked."""
-    names: list[str] = []
-    read = ChunkDataset._read_all
-
-    def note(self: ChunkDataset, chunks: Any, *arguments: Any) -> Any:
-        names.extend(f"{chunk.stream_id}/{chunk.first}" for chunk in chunks)
-        return read(self, chunks, *arguments)
-
-    monkeypatch.setattr(ChunkDataset, "_read_all", note)
-
-    def since() -> list[str]:
-        found = sorted(names)
-        names.clear()
-        return found
-
-    return since
+    return opened_chunks(monkeypatch)
 
 
 def chunk(out: Path, stream_id: str, first: int) -> Path:
