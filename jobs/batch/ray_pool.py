@@ -156,10 +156,10 @@ class RayPool:
             self._report(time.monotonic(), always=True)
 
     def _do_all(self, actions: Sequence[Action]) -> None:
-        """Execute actions: chunks that one worker is asked for at once are one call."""
+        """Execute actions. Chunks that a worker is to track together are one call; else each is its own."""
         tracks: dict[int, list[Track]] = {}
         for action in actions:
-            if isinstance(action, Track):
+            if isinstance(action, Track) and self._scheduler.options.together:
                 tracks.setdefault(action.worker, []).append(action)
             else:
                 self._do(action)

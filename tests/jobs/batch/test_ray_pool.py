@@ -119,6 +119,16 @@ def test_chunks_of_a_workers_streams_are_one_call(tmp_path: Path) -> None:
     assert max(len(names.split()) for names in notes(tmp_path, "together")) == 3
 
 
+def test_chunks_that_are_not_tracked_together_are_calls_of_their_own(tmp_path: Path) -> None:
+    """So that what one of them raises is told of no other one."""
+    jobs = [video(f"v{i}", chunks=4) for i in range(3)] + [video("raises", boom=1)]
+    run = Run(tmp_path, jobs, workers=1, options=replace(OPTIONS, max_streams=4, depth=4))
+    run.pool.run()
+    run.assert_complete_but("raises")
+    assert notes(tmp_path, "together") == []
+    assert {run.scheduler.result(f"v{i}").tries for i in range(3)} == {1}  # type: ignore[union-attr]
+
+
 def test_a_killed_process_loses_and_doubles_nothing(tmp_path: Path) -> None:
     # One worker: another might finish everything before the killed one is back to be killed again.
     run = Run(tmp_path, [video(f"v{i}", chunks=12, ms=10) for i in range(6)], workers=1)
