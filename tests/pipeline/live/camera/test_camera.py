@@ -397,7 +397,8 @@ def test_latest_drops_the_oldest_and_counts_them(shared: Camera) -> None:
         assert [(e.reason, e.count) for e in drops] == [("queue full", skipped)]
         assert skipped >= 35
         assert taken[1].frame_index == taken[0].frame_index + 1
-        assert not taken[1].losses
+        # The camera's own clock may become known at any frame.
+        assert {e.kind for e in taken[1].losses} <= {"clock"}
         reader.finish()
 
 
