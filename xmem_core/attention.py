@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from xmem_core.aside import each, helper
 
 # Queries per block on a CPU, so that the scores of a block stay in the cache.
 _CPU_BLOCK = 128
@@ -140,6 +143,8 @@ def search(
 ) -> list[tuple[Tensor, Tensor]]:
     """Find the elements that each query reads and their weights, computing scores once for all readers.
 
+    On a CPU blocks of queries are shared with another thread, see `xmem_core.aside`.
+
     Args:
         memory: N elements without a batch dimension. Coarsely searchable ones are faster where a CPU
             multiplies bfloat16 itself and there are many of them, see `ModelSteps.searches_coarsely`.
@@ -159,10 +164,9 @@ def search(
         assert isinstance(memory, Searchable)
         return _search_all(memory, query_key.float(), query_selection.float(), top_k, barred, wanted)
     open_to = [None if bar is None else _Open.of(bar) for bar in barred]
-    block = _CPU_BLOCK
-    found: list[list[tuple[Tensor, Tensor]]] = []
-    for start in range(0, query_key.shape[1], block):
-        part = slice(start, start + block)
+
+    def of_block(start: int) -> list[tuple[Tensor, Tensor]]:
+        part = slice(start, start + _CPU_BLOCK)
         key, selection = query_key[:, part].float(), query_selection[:, part].float()
         if isinstance(memory, CoarselySearchable):
             scores = _coarse_scores(memory, key, selection)
@@ -170,7 +174,10 @@ def search(
             scores = _scores(memory, key, selection)
         own = [None if rows is None else rows[part] for rows in wanted or (None,) * len(barred)]
         queries = _Queries(memory, scores, key, selection)
-        found.append(_read_by_each(queries, top_k, open_to, own, enough or (None,) * len(barred)))
+        return _read_by_each(queries, top_k, open_to, own, enough or (None,) * len(barred))
+
+    starts = range(0, query_key.shape[1], _CPU_BLOCK)
+    found = each([partial(of_block, start) for start in starts], helper())
     return [
         (torch.cat([w for w, _ in parts]), torch.cat([i for _, i in parts]))
         for parts in zip(*found, strict=True)

@@ -7,8 +7,9 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from xmem_core.aside import in_parts
 from xmem_core.blocks import conv_shared
 
 _M = TypeVar("_M", bound=nn.Module)
@@ -143,10 +144,14 @@ class MaskTrunk(nn.Module):
         `counts`: see `xmem_core.blocks`.
         """
         x = conv_shared(self.conv1, image, masks, counts).flatten(0, 1)
+        out = in_parts(self._after_stem, x)
+        return out.view(*masks.shape[:2], *out.shape[1:])
+
+    def _after_stem(self, x: Tensor) -> Tensor:
         # Pooling comes before the ReLU in the published order; the two commute.
         x = torch.relu_(self.maxpool(self.bn1(x)))
         out: Tensor = self.layer3(self.layer2(self.layer1(x)))
-        return out.view(*masks.shape[:2], *out.shape[1:])
+        return out
 
 
 class InvertedResidual(nn.Module):
@@ -277,6 +282,12 @@ def fold_batch_norms(module: _M) -> _M:
         for conv_name, norm_name in _NORMALISED:
             conv, norm = getattr(parent, conv_name, None), getattr(parent, norm_name, None)
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
+                assert norm.running_mean is not None
+                assert norm.running_var is not None
+                statistics = norm.running_mean, norm.running_var, norm.eps
+                # Not `fuse_conv_bn_eval`, which copies the convolution first.
+                conv.weight, conv.bias = fuse_conv_bn_weights(
+                    conv.weight, conv.bias, *statistics, norm.weight, norm.bias
+                )
                 setattr(parent, norm_name, nn.Identity())
     return module

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xmem_core.aside import in_parts
+
 
 class SplitConv2d(nn.Module):
     """A convolution of cat(shared, own) as the sum of two, which `conv_shared` applies. Only for inference.
@@ -198,7 +200,8 @@ class FeatureFusion(nn.Module):
     def forward(self, shared: Tensor, own: Tensor, counts: Sequence[int] | None = None) -> Tensor:
         """(B, C_s, h, w), (B, O, C_o, h, w) -> (B, O, out_dim, h, w); `counts`: see the module."""
         z = self.block1.forward_shared(shared, own, counts)
-        out: Tensor = self.block2(z + self.attention(z))
+        # Not the attention: last bits of its matrix products depend on the number of objects.
+        out = in_parts(self.block2, z + self.attention(z))
         return out.view(*own.shape[:2], *out.shape[1:])
 
 

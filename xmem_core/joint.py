@@ -12,10 +12,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
+
+from xmem_core.aside import each, helper
 
 logger = logging.getLogger(__name__)
 
@@ -274,11 +277,11 @@ class Caller:
         self._network, self._context, self._most = network, context, most
 
     def alone(self, work: Work[T]) -> T:
-        """Run a step whose calls are made one by one."""
+        """Run a step whose calls are made one by one, or shared with another thread."""
         try:
             calls = next(work)
             while True:
-                calls = work.send([self._alone(call) for call in calls])
+                calls = work.send(each([partial(self._alone, call) for call in calls], helper()))
         except StopIteration as stop:
             result: T = stop.value
             return result

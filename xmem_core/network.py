@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xmem_core.aside import each, helper
 from xmem_core.backbones import EfficientNetLite0Trunk, MaskTrunk, key_trunk
 from xmem_core.blocks import (
     FeatureFusion,
@@ -241,16 +243,22 @@ class XMem(nn.Module):
         # On a CPU one object after the other, when tracking: their large maps then take the same memory, and
         # the system need not provide new memory for each operation.
         apart = g16.device.type == "cpu" and not torch.is_grad_enabled()
-        found, summed = [], []
-        for part in g16.split(1 if apart else o, 1):
+
+        def upsampled(part: Tensor) -> tuple[Tensor, Tensor | None]:
+            """Logits of some of the objects, and what their sensory memory is renewed from."""
             g8 = decoder.up_16_8.joined(skip8, part)
             g4 = flattened(decoder.up_8_4.joined(skip4, g8))
             logit = decoder.pred(torch.relu(g4))  # B*O, 1, H/4, W/4
+            x = None
             if update_hidden and hidden is not None:
                 x = decoder.hidden_update.summed(flattened(part), flattened(g8), g4, logit)
-                summed.append(x.unflatten(0, (b, -1)))
+                x = x.unflatten(0, (b, -1))
             logits = F.interpolate(logit, scale_factor=4, mode="bilinear", align_corners=False)
-            found.append(logits.view(b, -1, *logits.shape[2:]))
+            return logits.view(b, -1, *logits.shape[2:]), x
+
+        parts = [partial(upsampled, part) for part in g16.split(1 if apart else o, 1)]
+        done = each(parts, helper() if apart else None)
+        found, summed = [logits for logits, _ in done], [x for _, x in done if x is not None]
         if hidden is not None and summed:
             hidden = decoder.hidden_update(torch.cat(summed, 1).flatten(0, 1), hidden)
         return hidden, torch.cat(found, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, SupportsIndex
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from xmem_core.aside import shared_with
 from xmem_core.backbones import fold_batch_norms
 from xmem_core.config import AnyModelConfig, MemoryConfig, ModelConfig
 from xmem_core.corrections import contradicted
@@ -266,6 +268,9 @@ class VideoSegmenter:
 
     Attributes:
         batches_streams: whether they do.
+        aside: a thread that may do parts of a step on a CPU; None, as at first: the caller does it all. It
+            must have as many threads of torch as the threads that call `step`: results are then the same. It
+            is shared by all streams.
 
     Raises:
         ValueError: size is under 16 or dtype is none of these.
@@ -287,6 +292,7 @@ class VideoSegmenter:
         if dtype not in _DTYPES:
             raise ValueError(f"dtype={dtype} is not allowed: choose one of {', '.join(map(str, _DTYPES))}")
         self.size = size
+        self.aside: Executor | None = None
         self.dtype = dtype
         self.config = model.config
         self.fingerprint = model_fingerprint(model)
@@ -594,7 +600,8 @@ class VideoSegmenter:
 
     def _finish(self, step: _Step) -> StepResult:
         try:
-            return self._caller().alone(self._advance(step))
+            with shared_with(self.aside):
+                return self._caller().alone(self._advance(step))
         except BaseException as error:
             step.state.poisoned = f"{type(error).__name__}: {error}"
             raise

@@ -60,11 +60,11 @@ class _FusedConv(nn.Module):
         super().__init__()
         activation = "relu6" if conv.relu6 else None
         self._fused = FusedConv2d(conv, activation)
-        self._at_end = FusedConv2d(conv, activation, padding=(0, 0))
+        self._at_end = FusedConv2d(conv, activation, padding=(0, 0)) if conv.stride == (2, 2) else None
         self._conv = conv
 
     def forward(self, features: Tensor) -> Tensor:
-        if _is_padded_at_end(self._conv, features):
+        if self._at_end is not None and _is_padded_at_end(self._conv, features):
             return cast(Tensor, self._at_end(_padded_at_end(features)))
         return cast(Tensor, self._fused(features))
 

@@ -92,7 +92,8 @@ class Arrivals:
             try:
                 asked = PromptSet.from_record(request.content["prompts"]).at(0)
                 self._objects.check_room([entry.object_id for entry in asked])
-                masks.update(self._objects.prompt(frame, resolve(asked, frame, self._boxes)))
+                resolved = resolve(asked, frame, self._boxes, self._segmenter.aside)
+                masks.update(self._objects.prompt(frame, resolved))
             except PromptError as error:
                 self._requests.reject(request, str(error))
 

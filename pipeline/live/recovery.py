@@ -56,7 +56,8 @@ def restore(
 
     def fresh() -> ObjectFinder | None:
         device = str(segmenter.device)
-        return new_finder(spec.detector, spec.settings.finder, lambda: boxes, device=device)
+        finder = spec.settings.finder
+        return new_finder(spec.detector, finder, lambda: boxes, device=device, aside=segmenter.aside)
 
     def validated(blob: bytes) -> tuple[LiveSnapshot, TrackerState, ObjectFinder | None]:
         snapshot = LiveSnapshot.from_bytes(blob)

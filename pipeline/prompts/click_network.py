@@ -314,7 +314,13 @@ class ClickNetwork:
 
 
 class BoxNetwork:
-    """A box segmenter by the same network; see `ClickNetwork` for the arguments and errors."""
+    """A box segmenter by the same network; see `ClickNetwork` for the arguments and errors.
+
+    Attributes:
+        concurrent: it may be called from several threads at once.
+    """
+
+    concurrent = True
 
     def __init__(self, weights: str | Path | None = None, size: int | None = None) -> None:
         self._network = ClickNetwork(weights, size)

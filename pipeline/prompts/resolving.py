@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,10 +75,19 @@ class ResolvedPrompt:
         return cls(masks, categories, ellipses=tuple(record.get("ellipses", ())))
 
 
-def resolve(objects: Iterable[PromptObject], frame: Frame, segmenter: BoxSegmenter) -> ResolvedPrompt:
+def resolve(
+    objects: Iterable[PromptObject],
+    frame: Frame,
+    segmenter: BoxSegmenter,
+    aside: Executor | None = None,
+) -> ResolvedPrompt:
     """Convert a frame's prompts to masks of its size.
 
     If masks overlap, the later entry gets the pixels, and one warning is logged.
+
+    Args:
+        aside: a thread that may segment some of the boxes, if the segmenter may be used by several threads
+            at once (`concurrent`); with as many threads of torch as the caller.
 
     Raises:
         PromptError: a mask has another size than the frame or is empty, a box or polygon lies outside the
@@ -88,9 +99,12 @@ def resolve(objects: Iterable[PromptObject], frame: Frame, segmenter: BoxSegment
     ellipses: list[int] = []
     overlapping: set[int] = set()
     covered_by: dict[int, int] = {}
-    for entry in objects:
-        name = f"object {entry.object_id} on frame {frame.frame_index}"
-        mask, is_ellipse = _mask_of(entry, frame, segmenter, name)
+    entries = list(objects)
+    names = [f"object {entry.object_id} on frame {frame.frame_index}" for entry in entries]
+    made = [
+        partial(_mask_of, entry, frame, segmenter, name) for entry, name in zip(entries, names, strict=True)
+    ]
+    for entry, name, (mask, is_ellipse) in zip(entries, names, _each(made, segmenter, aside), strict=True):
         if is_ellipse:
             ellipses.append(entry.object_id)
             warnings.append(f"{name}: no object found in the box; an ellipse is used instead")
@@ -117,6 +131,19 @@ def resolve(objects: Iterable[PromptObject], frame: Frame, segmenter: BoxSegment
     for warning in warnings:
         logger.warning("%s", warning)
     return ResolvedPrompt(masks, categories, tuple(warnings), tuple(ellipses))
+
+
+def _each(
+    calls: Sequence[Callable[[], tuple[NDArray[np.bool_], bool]]],
+    segmenter: BoxSegmenter,
+    aside: Executor | None,
+) -> list[tuple[NDArray[np.bool_], bool]]:
+    """Results of the calls, in their order."""
+    if aside is None or not getattr(segmenter, "concurrent", False):
+        return [call() for call in calls]
+    from xmem_core.aside import each  # needs torch, as whoever has such a thread
+
+    return each(calls, aside)
 
 
 def _mask_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 
 from pipeline.base.records import Frame
 from pipeline.prompts.box_segmenters import BoxSegmenter, load_box_segmenter
@@ -18,15 +19,23 @@ class FramePrompts:
         name: name of the box segmenter, which is loaded when one is needed.
         box_segmenter: used instead of the one named `name`.
         warnings: list that warnings about prompts are appended to.
+        aside: a thread that may segment some of the boxes, see `resolve`.
 
     Attributes:
         name: name of the box segmenter.
         resolved: masks that were made from boxes. Each box is segmented once; a resumed run reuses the mask.
     """
 
-    def __init__(self, name: str, box_segmenter: BoxSegmenter | None, warnings: list[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        box_segmenter: BoxSegmenter | None,
+        warnings: list[str],
+        aside: Executor | None = None,
+    ) -> None:
         self.resolved = ResolvedPrompts()
         self.name, self._boxes, self._warnings = name, box_segmenter, warnings
+        self._aside = aside
         self._tried: tuple[int, ResolvedPrompt] | None = None
 
     def boxes(self) -> BoxSegmenter:
@@ -69,7 +78,7 @@ class FramePrompts:
 
     def _resolve(self, frame: Frame, prompts: PromptSet) -> ResolvedPrompt:
         objects = _shown(prompts, frame.frame_index)
-        found = resolve(objects, frame, self.boxes())
+        found = resolve(objects, frame, self.boxes(), self._aside)
         self._warnings.extend(w for w in found.warnings if w not in self._warnings)
         if any(entry.box is not None for entry in objects):
             self.resolved.put(frame.frame_index, found)

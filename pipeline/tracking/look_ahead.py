@@ -11,7 +11,7 @@ Rows do not depend on which frames are encoded ahead: both threads compute with 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -58,16 +58,32 @@ def thread_aside(segmenter: VideoSegmenter, threads: int, name: str) -> ThreadPo
     return ThreadPoolExecutor(1, name, torch.set_num_threads, (threads_of_step(segmenter, threads),))
 
 
+def help_steps(segmenter: VideoSegmenter, threads: int) -> None:
+    """Let a thread do parts of the segmenter's steps, if its streams may use so many threads.
+
+    Encoding ahead seldom takes as long as the steps: with many objects, or while a detector looks, the thread
+    that encodes has nothing to do.
+    """
+    if looks_ahead(segmenter, threads) and segmenter.aside is None:
+        segmenter.aside = thread_aside(segmenter, threads, "xmem-step")
+
+
 def arriving(
-    frames: Prefetch[Arrived], segmenter: VideoSegmenter, state: TrackerState, threads: int
+    frames: Prefetch[Arrived],
+    segmenter: VideoSegmenter,
+    state: TrackerState,
+    threads: int,
+    begins: Callable[[int], bool] = lambda _: False,
 ) -> Prefetch[Arrived]:
     """The frames in order, encoded in a thread. Closing the result closes `frames`.
 
     Args:
         state: state of the stream, read only: frames are encoded while it has objects, at its network size.
         threads: threads that the stream may use, see `threads_of_step`.
+        begins: whether objects begin on the frame of an index, as far as it is known: then this frame and
+            those after it are encoded while their masks are made.
     """
-    encoded = _Encoded(frames, segmenter, state, threads_of_step(segmenter, threads))
+    encoded = _Encoded(frames, segmenter, state, threads_of_step(segmenter, threads), begins)
     return Prefetch(encoded, _DEPTH, name="xmem-encode")
 
 
@@ -75,14 +91,24 @@ class _Encoded(Iterator[Arrived]):
     """Encodes each frame when it is asked for. To be used by one thread."""
 
     def __init__(
-        self, frames: Prefetch[Arrived], segmenter: VideoSegmenter, state: TrackerState, threads: int
+        self,
+        frames: Prefetch[Arrived],
+        segmenter: VideoSegmenter,
+        state: TrackerState,
+        threads: int,
+        begins: Callable[[int], bool],
     ) -> None:
         self._frames, self._segmenter, self._state, self._threads = frames, segmenter, state, threads
-        self._begun = False
+        self._begins = begins
+        self._begun = self._expected = False
 
     def __next__(self) -> Arrived:
         frame, image = next(self._frames)
-        if not self._state.object_ids:
+        if self._state.object_ids:
+            self._expected = False
+        elif self._begins(frame.frame_index):
+            self._expected = True  # until they are there
+        elif not self._expected:
             return frame, image
         if not self._begun:  # the setting is the thread's
             torch.set_num_threads(self._threads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -213,6 +214,7 @@ def resume(
             ids,
             device=settings.model.device,
             detector=loaded.pop() if loaded else None,
+            aside=segmenter.aside,
         )
 
     def validated(blob: bytes) -> Resumed:
@@ -258,6 +260,7 @@ def new_finder(
     *,
     device: str = "cpu",
     detector: Detector | None = None,
+    aside: Executor | None = None,
 ) -> ObjectFinder | None:
     """A finder in its initial state, with its own detector; None without a detector.
 
@@ -267,10 +270,16 @@ def new_finder(
         used_ids: object ids that prompts use, now or later.
         device: device of detectors with a network.
         detector: an unused detector of that name, if one is loaded already.
+        aside: a thread that may search a part of what `people` looks at, see `VideoSegmenter.aside`.
     """
     if name is None:
         return None
     detector = detector or load_detector(name, device=device, classes=settings.classes)
+    if name == "people":
+        from pipeline.detect.people import PeopleDetector
+
+        if isinstance(detector, PeopleDetector):
+            detector.aside = aside
     return ObjectFinder(detector, settings, boxes(), used_ids)
 
 

@@ -163,11 +163,17 @@ def test_weights_are_ordered_once_for_a_size_and_never_for_too_many() -> None:
 
 
 @needs_operators
-def test_in_float32_no_copy_of_the_weights_is_kept() -> None:
-    conv = nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False)
+def test_in_float32_the_weights_are_kept_in_onednns_layout_only() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 24, 3, padding=1).requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     own = FusedConv2d(conv)
-    own(torch.zeros(1, 8, 8, 8).contiguous(memory_format=torch.channels_last))
-    assert not own._packed
+    held = [*own.parameters(), *own.buffers()]
+    assert [w.layout for w in held if w.ndim == 4] == [torch._mkldnn]  # type: ignore[attr-defined]
+    convolve = torch.ops.mkldnn._convolution_pointwise
+    for size in ((8, 8), (40, 9), (1, 1), (64, 96)):
+        x = torch.randn(1, 8, *size).contiguous(memory_format=torch.channels_last)
+        plain = convolve(x, conv.weight, conv.bias, (1, 1), (1, 1), (1, 1), 1, "none", [], None)
+        assert torch.equal(own(x), plain)
 
 
 def lite() -> XMem:

@@ -40,7 +40,7 @@ from pipeline.live.spec import LiveSpec
 from pipeline.live.tracker import LiveFeed, LiveTracker, OpenFeed
 from pipeline.storage.failures import Failure
 from pipeline.storage.opening import open_files
-from pipeline.tracking.look_ahead import threads_of_step
+from pipeline.tracking.look_ahead import help_steps, threads_of_step
 from pipeline.tracking.segmenters import open_segmenter
 from pipeline.tracking.stream_record import FINISHED, RUNNING
 from pipeline.tracks.sinks import Sinks
@@ -86,6 +86,7 @@ class LiveHub(Closing):
         self.settings = settings = replace(settings, tracking=tracking)
         self._sinks = Sinks.load(tracking.commit.sinks)
         self._segmenter = segmenter or open_segmenter(tracking.model, tracking.memory)
+        help_steps(self._segmenter, threads)
         self._open_feed = open_feed or self._live_source
         files = open_files(settings.out, settings.out_storage_options)
         self._list = LiveList(files, settings.hub, Path(settings.secrets) if settings.secrets else None)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.tracking.files.stream_tracker import StepInput, StreamSummary, StreamTracker
-from pipeline.tracking.look_ahead import threads_of_step
+from pipeline.tracking.look_ahead import help_steps, threads_of_step
 from pipeline.tracking.settings import AUTO, DTYPES, ModelSettings
 from pipeline.tracks.store import StreamStore
 from xmem_core import StepResult, VideoSegmenter
@@ -29,6 +29,7 @@ class Executor:
         self.segmenter = segmenter
         if threads is not None:
             torch.set_num_threads(threads_of_step(segmenter, threads))
+            help_steps(segmenter, threads)
 
     def advance(self, streams: Sequence[StreamTracker]) -> list[StreamTracker]:
         """Track one frame of every stream; return the streams that have not ended.

@@ -128,7 +128,7 @@ class StreamTracker(Closing):
         self.summary = StreamSummary(store.stream_id)
         self._segmenter = segmenter
         self._frame_prompts = frame_prompts or FramePrompts(
-            settings.commit.box_segmenter, box_segmenter, self.summary.warnings
+            settings.commit.box_segmenter, box_segmenter, self.summary.warnings, segmenter.aside
         )
         self._committer = Committer(store, sinks, self._check_owner)
         self._frames: Prefetch[Arrived] | None = None
@@ -256,7 +256,15 @@ class StreamTracker(Closing):
         frames = Prefetch(self._limited(start, previous_pts))
         if not self.looks_ahead:
             return frames
-        return arriving(frames, self._segmenter, self._objects.state, self.settings.threads)
+        state = self._objects.state
+        return arriving(frames, self._segmenter, state, self.settings.threads, self._masks_begin)
+
+    def _masks_begin(self, frame_index: int) -> bool:
+        """Whether masks are given on a frame, and its size for the network is known before they are made."""
+        if self.settings.direction == BACKWARD:
+            return False
+        sized = self.settings.model.small_size is None or self._objects.state.network_size is not None
+        return sized and any(entry.state is None for entry in self._prompts.at(frame_index))
 
     @property
     def looks_ahead(self) -> bool:

@@ -15,7 +15,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from support.beside import Beside
 from support.onnx_models import exported, ultralytics_metadata, with_metadata
+from support.threads import torch_threads
 
 from pipeline.base.errors import UsageError
 from pipeline.base.records import Frame
@@ -187,6 +189,17 @@ def test_later_looks_search_a_few_pictures_and_the_wanted_ones_first(monkeypatch
 
 def summary(found: list[Detection]) -> list[object]:
     return [(d.bounds, d.score) for d in found]
+
+
+@needs_weights
+def test_another_thread_that_searches_some_pictures_makes_no_difference() -> None:
+    alone, shared = PeopleDetector(), PeopleDetector()
+    shared.aside = beside = Beside()
+    with torch_threads(1):
+        found = summary(alone.detect(scene()))
+        assert found
+        assert summary(shared.detect(scene())) == found
+    assert beside.done == 3  # of the seven pictures, two each; the caller had the first two
 
 
 @needs_weights

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.beside import Beside
 
 from pipeline.base.errors import PromptError
 from pipeline.base.records import Frame
@@ -80,6 +81,22 @@ def test_masks_boxes_and_polygons_become_masks_of_the_frame() -> None:
     assert all(m.dtype == np.bool_ for m in found.masks.values())
     assert found.categories == {7: None, 3: "car", 9: "dog"}
     assert found.warnings == ()
+
+
+@pytest.mark.parametrize("concurrent", [True, False])
+def test_boxes_are_shared_with_another_thread_if_the_segmenter_allows_it(concurrent: bool) -> None:
+    segmenter, beside = WholeBox(), Beside()
+    if concurrent:
+        segmenter.concurrent = True  # type: ignore[attr-defined]
+    asked = [box(1, 1, 1, 4, 4), box(2, 8, 1, 4, 4), rle(3, rectangle(0, 8, 3, 3))]
+    found = resolve(asked, frame(), segmenter, beside)
+    alone = resolve(asked, frame(), WholeBox())
+    assert list(found.masks) == list(alone.masks) == [1, 2, 3]
+    assert all(np.array_equal(found.masks[i], alone.masks[i]) for i in (1, 2, 3))
+    assert len(segmenter.asked) == 2
+    assert beside.done == (2 if concurrent else 0)
+    with pytest.raises(PromptError, match="object 4 on frame 5"):
+        resolve([box(1, 1, 1, 4, 4), box(4, 90, 90, 2, 2)], frame(), segmenter, beside)
 
 
 def test_where_prompts_overlap_the_later_entry_wins_with_one_warning(

@@ -20,6 +20,7 @@ from support.written import files
 
 from pipeline.prompts.resolving import PromptSet
 from pipeline.tracking import look_ahead, objects
+from pipeline.tracking.files.executor import Executor
 from pipeline.tracking.files.track import track
 from pipeline.tracking.memory_plan import predict_ahead_bytes
 from pipeline.tracks.masks import tracked_records
@@ -86,8 +87,8 @@ def test_rows_are_those_of_a_run_without_it(
     summary = run(video, tmp_path / "out", model)
     assert (summary.state, summary.frames) == ("finished", FRAMES)
     assert files(tmp_path / "out") == alone
-    # All but the first few, which may have been decoded before the first objects began.
-    assert len(encoded) >= FRAMES - 1 - look_ahead.AHEAD
+    # The first ones as well: that objects begin there is known before their masks are made.
+    assert len(encoded) == FRAMES
     assert set(encoded) == {("xmem-encode", 1)}
 
 
@@ -199,6 +200,15 @@ def test_it_is_used_on_a_cpu_with_several_threads(device: str, threads: int, ahe
     segmenter = VideoSegmenter(small_model())
     segmenter.device = torch.device(device)
     assert look_ahead.looks_ahead(segmenter, threads) is ahead
+
+
+@pytest.mark.parametrize(("threads", "helped"), [(1, False), (2, True)])
+def test_a_thread_helps_with_the_steps_where_several_may_be_used(threads: int, helped: bool) -> None:
+    segmenter = VideoSegmenter(small_model())
+    Executor(segmenter, threads)
+    assert (segmenter.aside is not None) is helped
+    if segmenter.aside is not None:
+        assert segmenter.aside.submit(torch.get_num_threads).result() == torch.get_num_threads() == 1
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(96, 128, None), (240, 320, 64)])
