@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,25 +50,40 @@ def evaluate_tracking(
     if is_mask_truth(truth):
         return score_masks(truth, out, stream_id=stream_id, first=first, last=last)
     boxes = read_truth(truth)
-    reader = open_tracks(truth, out, stream_id)  # the only stream, if no id is given
+    reader = open_tracks(truth, out, stream_id, option="--stream")  # the only stream, if no id is given
     true = {frame: boxes[frame] for frame in frames_to_score(truth, "boxes", boxes, reader, first, last)}
     found: dict[int, dict[int, tuple[float, float, float, float]]] = {}
+    sizes: dict[int, tuple[int, int]] = {}
     for frame_index in true:
         rows = reader.at(frame_index)
         for row in rows[:1]:
-            height, width = row.frame_height, row.frame_width
-            for x, y, w, h in true[frame_index].values():
-                if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-                    raise UsageError(
-                        f"{truth} has the box {x:g},{y:g},{w:g},{h:g} outside frame {frame_index} of "
-                        f"{width}x{height} pixels: it is of another video"
-                    )
+            sizes[frame_index] = (row.frame_width, row.frame_height)
         found[frame_index] = {
             r.object_id: (float(r.bbox[0]), float(r.bbox[1]), float(r.bbox[2]), float(r.bbox[3]))
             for r in rows
             if r.bbox is not None
         }
+    _check_inside(truth, true, sizes)
     return score_boxes(true, found)
+
+
+def _check_inside(truth: str, true: Boxes, sizes: Mapping[int, tuple[int, int]]) -> None:
+    """UsageError if a true box has no pixel in its frame. Frames of unknown size are as large as the others.
+
+    Args:
+        sizes: width and height in pixels of the frames that have rows.
+    """
+    if not sizes:
+        return
+    largest = max(w for w, _ in sizes.values()), max(h for _, h in sizes.values())
+    for frame_index, boxes in true.items():
+        width, height = sizes.get(frame_index, largest)
+        for x, y, w, h in boxes.values():
+            if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+                raise UsageError(
+                    f"{truth} has the box {x:g},{y:g},{w:g},{h:g} outside frame {frame_index} of "
+                    f"{width}x{height} pixels: it is of another video"
+                )
 
 
 def read_truth(uri: str) -> dict[int, dict[int, tuple[float, float, float, float]]]:

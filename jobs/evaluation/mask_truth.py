@@ -56,7 +56,7 @@ def score_masks(
         UsageError: the truth cannot be read or does not fit the video, or there is no such stream.
         StoreError: the folder cannot be read.
     """
-    reader = open_tracks(truth, out, stream_id)
+    reader = open_tracks(truth, out, stream_id, option="--stream")
     true = _of_stream(truth, reader.stream_id if stream_id is None else stream_id)
     frames = frames_to_score(truth, "masks", {*true.rows, *true.unjudged}, reader, first, last)
     overlaps = []

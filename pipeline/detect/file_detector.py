@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.base.errors import UsageError, XmemError
+from pipeline.base.errors import UsageError
 from pipeline.base.records import Frame
 from pipeline.base.redaction import shareable
 from pipeline.detect.boxes import pixel_box
@@ -72,7 +72,7 @@ class FileDetector:
         """The frame's detections in the file's order, boxes in whole pixels and cut at the frame's edge.
 
         Raises:
-            XmemError: a box has no pixel inside the frame.
+            UsageError: a box has no pixel inside the frame, so the file is of another video.
         """
         height, width = frame.size
         found = []
@@ -80,7 +80,7 @@ class FileDetector:
             box = pixel_box(row.box, width, height)
             if box is None:
                 x, y, w, h = row.box
-                raise XmemError(
+                raise UsageError(
                     f"{self._uri} line {row.line}: box {x:g},{y:g},{w:g},{h:g} is outside frame "
                     f"{frame.frame_index} of {width}x{height} pixels; use detections of this video, in its "
                     "pixels"

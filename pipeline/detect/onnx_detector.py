@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.errors import SourceError, UsageError, XmemError, one_line
+from pipeline.base.errors import SourceError, UsageError, one_line
 from pipeline.base.records import Frame
 from pipeline.base.redaction import shareable
 from pipeline.detect.boxes import pixel_box, suppressed
@@ -76,7 +76,7 @@ class OnnxDetector:
         """The frame's detections, best first, boxes in whole pixels and cut at the frame's edge.
 
         Raises:
-            XmemError: the network failed, or returned a class without a name.
+            UsageError: the network failed, or returned a class without a name.
         """
         network, settings = self._network, self._settings
         values, placement = prepared(frame.image, network.size, network.family)
@@ -142,7 +142,7 @@ class _Network:
         if self.names is None:
             return str(number)
         if not 0 <= number < len(self.names):
-            raise XmemError(
+            raise UsageError(
                 f"{self.uri} returned class {number}, but there are {len(self.names)} names: give one for "
                 f"each class, one a line, in {_names_uri(self.uri)}"
             )

@@ -115,11 +115,16 @@ def open_tracks(
     root: str | os.PathLike[str],
     stream_id: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    *,
+    option: str = "--stream-id",
 ) -> TrackReader:
     """The tracks of a video in an output folder.
 
     The stream is `stream_id` if given, else the one with the id that `track` gives this video, else the only
     stream of the folder: the video may have been moved since.
+
+    Args:
+        option: how the stream is chosen, for the message.
 
     Raises:
         UsageError: there are no tracks, or the choice is ambiguous.
@@ -131,8 +136,12 @@ def open_tracks(
     if not list_chunks(files, own):
         tracked = stream_ids(files)
         if len(tracked) != 1:
-            there = f"it has tracks of {_some(tracked)}" if tracked else "it has no tracks"
-            raise UsageError(f"no tracks of {video} in {files.root}; {there}: choose one with --stream-id")
+            if not tracked:
+                raise UsageError(f"{files.root} is no output folder of xmem: nothing in it under tracks/")
+            raise UsageError(
+                f"no tracks of {video} in {files.root}; it has tracks of {_some(tracked)}: choose one with "
+                f"{option}"
+            )
         own = tracked[0]
     return TrackReader(root, own, storage_options)
 

@@ -82,3 +82,14 @@ def test_an_unknown_detector_is_one_line(clip: Path, tmp_path: Path, capsys: Any
     assert lines == ["xmem: error: no detector 'emotion'; available: motion, people, file:PATH, onnx:FILE"]
     assert call(clip, tmp_path / "out", "--detect", "motion", "--max-objects", "0") == 2
     assert "max_objects=0 is not allowed: a whole number from 1 to 256" in capsys.readouterr().err
+
+
+def test_detections_of_another_video_are_one_line(clip: Path, tmp_path: Path, capsys: Any) -> None:
+    detections = tmp_path / "det.txt"
+    detections.write_text("1,-1,10,10,20,40,0.9\n2,-1,500,10,20,40,0.9\n")
+    assert call(clip, tmp_path / "out", "--detect", f"file:{detections}", "--detect-every", "1") == 2
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("xmem: error: ")]
+    assert lines == [
+        f"xmem: error: {detections} line 2: box 500,10,20,40 is outside frame 1 of 128x96 pixels; use "
+        "detections of this video, in its pixels"
+    ]

@@ -147,3 +147,22 @@ def test_truth_that_does_not_fit_the_video_is_one_line(
     with pytest.raises(UsageError, match=complaint) as raised:
         evaluate_tracking(str(truth), str(tracked))
     assert "\n" not in str(raised.value)
+
+
+def test_boxes_off_frames_without_rows_do_not_fit_the_video_either(tmp_path: Path) -> None:
+    row = MaskRecord(9, 3, 30, 40, 100, 0.9, bbox=(0, 0, 10, 10), centroid=(5.0, 5.0), mask_rle="PQ1")
+    out, truth = tmp_path / "out", tmp_path / "gt.txt"
+    StreamStore(str(out), "cam").commit(0, 9, tracks_table([row]), EVENTS_SCHEMA.empty_table())
+    truth.write_text("1,1,400,0,10,10\n10,1,0,0,10,10\n")
+    with pytest.raises(UsageError, match=r"has the box 400,0,10,10 outside frame 0 of 40x30 pixels"):
+        evaluate_tracking(str(truth), str(out))
+
+
+def test_folders_and_streams_without_tracks_are_named(tracked: Path, tmp_path: Path) -> None:
+    truth = tmp_path / "gt.txt"
+    truth.write_text("1,1,0,0,10,10\n")
+    with pytest.raises(UsageError, match=r"nowhere is no output folder of xmem: nothing in it under tracks/"):
+        evaluate_tracking(str(truth), str(tmp_path / "nowhere"))
+    StreamStore(str(tracked), "gate").commit(0, 9, tracks_table([]), EVENTS_SCHEMA.empty_table())
+    with pytest.raises(UsageError, match=r"it has tracks of cam, gate: choose one with --stream$"):
+        evaluate_tracking(str(truth), str(tracked))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.base.errors import UsageError, XmemError
+from pipeline.base.errors import UsageError
 from pipeline.base.records import Frame
 from pipeline.detect.file_detector import FileDetector
 from pipeline.detect.loading import load_detector
@@ -97,5 +97,5 @@ def test_files_that_are_no_text_or_missing_are_named(tmp_path: Path) -> None:
 
 def test_a_box_off_the_frame_is_an_error_with_its_line(tmp_path: Path) -> None:
     detector = FileDetector(written(tmp_path, "1,-1,50,2,3,4,1\n"))
-    with pytest.raises(XmemError, match=r"det.txt line 1: box 50,2,3,4 is outside frame 0 of 40x30 pixels"):
+    with pytest.raises(UsageError, match=r"det.txt line 1: box 50,2,3,4 is outside frame 0 of 40x30 pixels"):
         detector.detect(frame_at(0))

@@ -22,7 +22,7 @@ from support.onnx_models import (
     with_metadata,
 )
 
-from pipeline.base.errors import UsageError, XmemError
+from pipeline.base.errors import UsageError
 from pipeline.base.records import Frame
 from pipeline.detect.loading import load_detector
 from pipeline.detect.onnx_detector import OnnxDetector, OnnxSettings
@@ -247,7 +247,7 @@ def test_scores_that_are_no_probabilities(tmp_path: Path) -> None:
 def test_a_class_beyond_the_names_is_an_error_when_it_is_found(tmp_path: Path) -> None:
     path = model_of("rtdetr", tmp_path / "net.onnx", metadata={"names": "['red', 'green']"})
     detector = OnnxDetector(str(path))
-    with pytest.raises(XmemError, match=r"net.onnx returned class 2, but there are 2 names"):
+    with pytest.raises(UsageError, match=r"net.onnx returned class 2, but there are 2 names"):
         detector.detect(frame_of(WIDE))
 
 
