@@ -63,21 +63,23 @@ def evaluate_tracking(
             for r in rows
             if r.bbox is not None
         }
-    _check_inside(truth, true, sizes)
+    largest = max((w for w, _ in sizes.values()), default=0), max((h for _, h in sizes.values()), default=0)
+    if size := largest if sizes else reader.recorded_size():
+        _check_inside(truth, true, sizes, size)
     return score_boxes(true, found)
 
 
-def _check_inside(truth: str, true: Boxes, sizes: Mapping[int, tuple[int, int]]) -> None:
-    """UsageError if a true box has no pixel in its frame. Frames of unknown size are as large as the others.
+def _check_inside(
+    truth: str, true: Boxes, sizes: Mapping[int, tuple[int, int]], others: tuple[int, int]
+) -> None:
+    """UsageError if a true box has no pixel in its frame.
 
     Args:
         sizes: width and height in pixels of the frames that have rows.
+        others: that of the other frames.
     """
-    if not sizes:
-        return
-    largest = max(w for w, _ in sizes.values()), max(h for _, h in sizes.values())
     for frame_index, boxes in true.items():
-        width, height = sizes.get(frame_index, largest)
+        width, height = sizes.get(frame_index, others)
         for x, y, w, h in boxes.values():
             if x >= width or y >= height or x + w <= 0 or y + h <= 0:
                 raise UsageError(

@@ -6,6 +6,7 @@ ledger, several replicas count nothing twice, and removed streams disappear.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -70,6 +71,11 @@ def _states(streams: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Metric
     )
     objects = GaugeMetricFamily("xmem_objects", "Objects tracked", labels=_STREAM)
     visible = GaugeMetricFamily("xmem_objects_visible", "Objects visible", labels=_STREAM)
+    kinds = GaugeMetricFamily(
+        "xmem_objects_visible_by_category",
+        "Objects visible, by category of those tracked; empty: without one",
+        labels=(*_STREAM, "category"),
+    )
     following = GaugeMetricFamily("xmem_next_frame", "frame_index of the next frame", labels=_STREAM)
     failures = GaugeMetricFamily("xmem_failures", "Consecutive failures", labels=_STREAM)
     for name, status in streams:
@@ -78,9 +84,14 @@ def _states(streams: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Metric
         seen = status.get("objects") or []
         objects.add_metric([name], len(seen))
         visible.add_metric([name], sum(1 for entry in seen if entry.get("area")))
+        of_kind: Counter[str] = Counter()
+        for entry in seen:
+            of_kind[_label(entry.get("category") or "")] += bool(entry.get("area"))
+        for category, count in sorted(of_kind.items()):
+            kinds.add_metric([name, category], count)
         following.add_metric([name], status.get("next_frame") or 0)
         failures.add_metric([name], status.get("failures") or 0)
-    yield from (state, objects, visible, following, failures)
+    yield from (state, objects, visible, kinds, following, failures)
 
 
 def _speed(streams: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Metric]:

@@ -16,7 +16,7 @@ from pipeline.base.records import MaskRecord
 from pipeline.base.stream_ids import generate_stream_id, validate_stream_id
 from pipeline.storage.files import Files
 from pipeline.storage.opening import open_files
-from pipeline.tracks.layout import MEND, chunk_footer, chunk_name, list_chunks
+from pipeline.tracks.layout import MEND, chunk_footer, chunk_name, list_chunks, load_record
 
 _CHUNKS_KEPT = 2
 _IDS_NAMED = 5
@@ -67,6 +67,12 @@ class TrackReader:
             end = self._firsts[i + 1] if i + 1 < len(self._firsts) else self.next_frame
             if start <= high and low < end:
                 yield from ((f, r) for f, r in self._chunk(start).items() if low <= f <= high)
+
+    def recorded_size(self) -> tuple[int, int] | None:
+        """Width and height in pixels of the video, as the stream's record has them; None: it has none."""
+        record = load_record(self._files, self.stream_id) or {}
+        width, height = record.get("width"), record.get("height")
+        return (width, height) if isinstance(width, int) and isinstance(height, int) else None
 
     def _chunk(self, first: int) -> dict[int, list[MaskRecord]]:
         if first in self._kept:

@@ -156,6 +156,12 @@ def test_boxes_off_frames_without_rows_do_not_fit_the_video_either(tmp_path: Pat
     truth.write_text("1,1,400,0,10,10\n10,1,0,0,10,10\n")
     with pytest.raises(UsageError, match=r"has the box 400,0,10,10 outside frame 0 of 40x30 pixels"):
         evaluate_tracking(str(truth), str(out))
+    # The stream's record has the size where no frame of the truth has rows.
+    truth.write_text("1,1,400,0,10,10\n")
+    assert evaluate_tracking(str(truth), str(out)).recall == 0
+    StreamStore(str(out), "cam").write_record({"width": 40, "height": 30})
+    with pytest.raises(UsageError, match=r"has the box 400,0,10,10 outside frame 0 of 40x30 pixels"):
+        evaluate_tracking(str(truth), str(out))
 
 
 def test_folders_and_streams_without_tracks_are_named(tracked: Path, tmp_path: Path) -> None:

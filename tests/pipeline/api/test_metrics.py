@@ -54,6 +54,19 @@ def test_states_rates_objects() -> None:
     assert ("xmem_capacity_device",) not in found
 
 
+def test_objects_by_category() -> None:
+    objects = [
+        {"id": 1, "category": "person", "area": 40},
+        {"id": 2, "category": "person", "area": 30},
+        {"id": 3, "category": "person", "area": 0},
+        {"id": 4, "category": "car", "area": 0},
+        {"id": 5, "category": None, "area": 9},
+    ]
+    found = samples([{"id": "gate", "state": "running", "objects": objects}])
+    of = {key[1]: value for key, value in found.items() if key[0] == "xmem_objects_visible_by_category"}
+    assert of == {"person": 2, "car": 0, "": 1}
+
+
 def test_zones_and_lines() -> None:
     zones = {
         "zones": [{"name": "door", "inside": 2, "entered": 7, "left": 5}],
