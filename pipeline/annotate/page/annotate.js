@@ -452,6 +452,7 @@ function drawProgress() {
   const rest = state.published && state.tracked >= total ? `All ${total} frames are tracked and written`
     : state.published ? `Tracked backward from frame ${state.tracked - 1}, and written`
     : state.available > state.tracked ? `Changed from frame ${state.tracked} on: propagate again`
+    : state.tracked >= total ? `All ${total} frames are tracked: Propagate writes them`
     : state.tracked ? `${state.tracked} of ${total} frames are tracked` : "Nothing is tracked yet";
   const failed = run.state === "failed";
   part("doing").textContent = failed ? `Failed: ${run.message}` : words[run.state] ?? rest;

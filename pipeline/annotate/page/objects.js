@@ -56,10 +56,10 @@ function regrouping(object, state, did) {
 }
 
 function here(shown) {
-  const what = { prompt: "given here", tracked: shown?.area ? "tracked" : "out of sight", stale: "outdated" }[shown?.source];
+  const what = { prompt: "prompt here", tracked: shown?.area ? "tracked" : "out of sight", stale: "outdated" }[shown?.source];
   const sure = shown?.presence ?? shown?.score;
   const doubt = shown?.area && typeof sure === "number" ? ` · ${Math.round(100 * sure)} %` : "";
-  return `${what ?? "not here"}${shown?.area ? ` · ${shown.area} px` : ""}${doubt}`;
+  return `${what ?? "not on this frame"}${shown?.area ? ` · ${shown.area} px` : ""}${doubt}`;
 }
 
 // How often it is seen, for those who cannot see the strip.

@@ -40,7 +40,10 @@ function leave() {
 }
 
 const stream = new Stream(say, leave);
-const wall = new Wall(part("streams"), (id) => { location.hash = encodeURIComponent(id); });
+const wall = new Wall(part("streams"), (id) => {
+  say("");  // what was said was of another stream
+  location.hash = encodeURIComponent(id);
+});
 
 function drawEvents(streams) {
   const events = streams.flatMap((one) => one.recent_events.map((event) => ({ ...event, stream: one.id })));

@@ -98,7 +98,6 @@ export class Stream {
         this.drawObjects(news.records.map((record) => ({ ...record, id: record.object_id })));
       };
       this.socket.onclose = () => this.again(mine, 2000);
-      this.say("");
     } catch (error) {
       if (mine !== this.turn || error instanceof SignedOut) return;  // signing in opens it again
       this.say(error.message);

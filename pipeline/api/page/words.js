@@ -39,6 +39,7 @@ const KINDS = {
   gap: "Gap in the picture", reconnect: "Camera connected again", restart: "Tracking restarted",
   resized: "Size of the picture changed", clock: "Camera's clock changed", zones_changed: "Zones changed",
 };
+const DIRECTIONS = { left_to_right: " to the right", right_to_left: " to the left" };
 const OF_ZONES = new Set(["zone_entered", "zone_left", "line_crossed"]);
 
 export function eventText(event) {
@@ -46,7 +47,9 @@ export function eventText(event) {
     ? `named ${event.detail.category}` : KINDS[event.kind] ?? event.kind;
   if (event.object_id === null || event.object_id === undefined) return event.name ? `${kind} (${event.name})` : kind;
   const category = event.detail?.category && event.kind === "object_added" ? ` ${event.detail.category}` : "";
-  if (OF_ZONES.has(event.kind)) return `Object ${event.object_id} ${kind} ${event.name}`;
+  if (OF_ZONES.has(event.kind)) {
+    return `Object ${event.object_id} ${kind} ${event.name}${DIRECTIONS[event.detail?.direction] ?? ""}`;
+  }
   return `Object ${event.object_id}${category} ${kind}${event.name && event.name !== "renamed" ? ` (${event.name.replaceAll("_", " ")})` : ""}`;
 }
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from support.annotating import until
 from support.browser import Page, chromium, open_page
 from support.live_books import Committed
 from support.live_reader import options
 from support.local_hub import LocalHub, served_hub
 from support.rtsp_camera import camera
-from support.small_net import SMALL_MEMORY, small_model
-from support.videos import make_video
+from support.small_net import SMALL_MEMORY
+from support.videos import make_video, scene, shapes
 
 from pipeline.api.guard import LOOPBACK_HOSTS
 from pipeline.api.service import ApiSettings
@@ -23,10 +24,18 @@ from pipeline.api.tokens import TokenSet
 from pipeline.live.hub.hub import HubSettings, LiveHub
 from pipeline.live.spec import LiveSettings
 from pipeline.tracking.settings import TrackSettings
-from xmem_core import VideoSegmenter
+from xmem_core import VideoSegmenter, load_model
 
 TOKEN = "a-token-for-tests-0123456789"
 WIDTH, HEIGHT = 160, 120
+SCENE = 30
+"""The picture of `scene` that the camera shows: its shapes are apart, and stay where they are. So do the
+objects, however many frames a busy machine drops."""
+SIZE = 96
+SOCKETS = """
+    window.sockets = [];
+    WebSocket = class extends WebSocket { constructor(...how) { super(...how); sockets.push(this); } };
+"""
 HOSTILE = "<img src=x onerror=document.title='broken'>"
 
 pytestmark = [
@@ -97,15 +106,18 @@ class Hand:
 
 
 def test_point_name_draw_zones_and_remove(tmp_path: Path) -> None:
-    clip = make_video(tmp_path / "clip.mp4", 50, width=WIDTH, height=HEIGHT, gop=10)
+    clip = make_video(tmp_path / "clip.mp4", [scene(SCENE, WIDTH, HEIGHT)] * 50, gop=10)
+    at = shapes(SCENE, WIDTH, HEIGHT)
+    (left, top), side = at["square"], HEIGHT // 5
     settings = HubSettings(
         str(tmp_path / "out"),
-        tracking=TrackSettings.of(memory=SMALL_MEMORY, size=48, threads=1),
+        tracking=TrackSettings.of(memory=SMALL_MEMORY, size=SIZE, threads=1),
         options=options(),
         calibrate=False,
         secrets=str(tmp_path / "secrets"),
     )
-    segmenter = VideoSegmenter(small_model(), SMALL_MEMORY, size=48)
+    # Trained weights: with others, masks do not stay on their objects.
+    segmenter = VideoSegmenter(load_model("xmem-lite"), SMALL_MEMORY, size=SIZE)
     with camera(clip) as made, LiveHub(settings, segmenter=segmenter) as hub:
         api = ApiSettings(
             TokenSet([TOKEN]),
@@ -116,6 +128,16 @@ def test_point_name_draw_zones_and_remove(tmp_path: Path) -> None:
         )
         with served_hub(LocalHub(hub), api) as address, open_page(tmp_path) as page:
             hand = Hand(page)
+
+            def in_force(name: str) -> None:
+                """Wait until the page shows a count of the zone or line: a frame was tracked with it.
+
+                Changes that come between two tracked frames would be one `zones_changed`.
+                """
+                counted = f"/{name} \\d+ (inside|to the right)/"
+                page.wait_for(f"{counted}.test(document.querySelector('#zones').innerText)")
+
+            page.do("Page.addScriptToEvaluateOnNewDocument", source=SOCKETS)
             page.open(address)
             page.wait_for("!document.getElementById('login').hidden")
             hand.fill("#token", TOKEN)
@@ -145,16 +167,17 @@ def test_point_name_draw_zones_and_remove(tmp_path: Path) -> None:
             page.wait_for("document.querySelector('#state').textContent === 'running'")
             page.wait_for("document.getElementById('picture').naturalWidth > 0")
             page.wait_for("document.querySelector('#adding [name=url]').value === ''")
+            hand.says("yard is followed")  # still there when its picture is
             page.errors.clear()  # there was no picture yet
 
             # A box, a click, a name.
             hand.press("#tool-box")
             hand.fill("#category", "square")
-            hand.drag((40, 30), (80, 70))
+            hand.drag((left - 4, top - 4), (left + side + 4, top + side + 4))
             page.wait_for("document.querySelectorAll('#objects tr').length === 1")
             hand.fill("#category", HOSTILE)
             hand.key("c")
-            hand.drag((100, 60))
+            hand.drag(at["disc"])
             page.wait_for("document.querySelectorAll('#objects tr').length === 2")
             (first, second) = hub.status("yard")["objects"]
             assert (first["category"], second["category"]) == ("square", HOSTILE)
@@ -165,20 +188,24 @@ def test_point_name_draw_zones_and_remove(tmp_path: Path) -> None:
 
             hand.fill("#category", "")
             hand.press(f"[aria-label='Correct object {first['id']}']")
-            hand.drag((50, 40), (90, 80))
+            hand.drag((left - 6, top - 2), (left + side + 2, top + side + 6))
+            hand.says(f"Object {first['id']} is corrected")
+            connections = page.value("sockets.length")
+            page.value("sockets.at(-1).close()")  # a connection that breaks takes no message away
+            page.wait_for(f"sockets.length > {connections} && sockets.at(-1).readyState === WebSocket.OPEN")
             hand.says(f"Object {first['id']} is corrected")
 
             # Zones and lines.
             hand.key("z")
             hand.fill("#zone-name", "door")
-            for corner in ((10, 10), (150, 10), (150, 110), (10, 110)):
+            for corner in ((10, 10), (150, 10), (150, 70), (10, 70)):
                 hand.drag(corner)
             hand.key("Enter")
             page.wait_for("document.querySelector('#zones li')?.innerText.includes('door')")
-            page.wait_for("/[1-9] inside/.test(document.querySelector('#zones').innerText)")
+            page.wait_for("document.querySelector('#zones').innerText.includes('1 inside')")
             hand.key("l")
             hand.drag((80, 5), (80, 115))
-            page.wait_for("document.querySelector('#zones').innerText.includes('line 1')")
+            in_force("line 1")
             assert [zone["name"] for zone in hub.status("yard")["zones_file"]["zones"]] == ["door"]
             page.screenshot(tmp_path / "dashboard.png")
 
@@ -187,18 +214,18 @@ def test_point_name_draw_zones_and_remove(tmp_path: Path) -> None:
             page.wait_for("matchMedia('(pointer: coarse)').matches")  # the controls are larger then
             hand.press("#tool-zone")
             hand.fill("#zone-name", "pad")
-            top = page.value("document.getElementById('over').getBoundingClientRect().top")
+            above = page.value("document.getElementById('over').getBoundingClientRect().top")
             for corner in ((20, 20), (60, 20), (60, 60)):
                 hand.tap(corner)
-            assert page.value("document.getElementById('over').getBoundingClientRect().top") == top
+            assert page.value("document.getElementById('over').getBoundingClientRect().top") == above
             page.screenshot(tmp_path / "corners.png")
             assert hub.status("yard")["zones_file"]["zones"][-1]["name"] == "door"
             hand.press("#zone-close")
-            page.wait_for("document.querySelector('#zones').innerText.includes('pad')")
+            in_force("pad")
             hand.press("#tool-line")
             hand.fill("#zone-name", "kerb")
             hand.tap((20, 100), (60, 100), (140, 100))
-            page.wait_for("document.querySelector('#zones').innerText.includes('kerb')")
+            in_force("kerb")
             page.do("Emulation.setTouchEmulationEnabled", enabled=False)
             hand.key("z")
             page.value("document.getElementById('over').focus()")
@@ -207,7 +234,7 @@ def test_point_name_draw_zones_and_remove(tmp_path: Path) -> None:
                     hand.key(key, modifiers=8)
                 hand.key(" ")
             hand.key("Enter")
-            page.wait_for("document.querySelector('#zones').innerText.includes('zone 1')")
+            in_force("zone 1")
             zones, lines = (hub.status("yard")["zones_file"][kind] for kind in ("zones", "lines"))
             corners = {zone["name"]: zone["polygon"] for zone in zones}
             assert np.abs(np.array(corners["pad"]) - [(20, 20), (60, 20), (60, 60)]).max() <= 1
@@ -219,6 +246,7 @@ def test_point_name_draw_zones_and_remove(tmp_path: Path) -> None:
             page.value("document.getElementById('keys').close()")
             hand.press("[aria-label='Remove door']")
             page.wait_for("!document.querySelector('#zones').innerText.includes('door')")
+            until(lambda: "door" not in [zone["name"] for zone in hub.status("yard")["zones"]["zones"]])
 
             hand.key("v")
             hand.press(f"[aria-label='Remove object {first['id']}']")
@@ -238,10 +266,10 @@ def test_point_name_draw_zones_and_remove(tmp_path: Path) -> None:
             assert page.value("document.title") == "xmem live"
     committed = Committed(tmp_path / "out", "yard")
     assert committed.ids == {first["id"], second["id"]}
-    drawn = next(row for row in committed.rows if row["object_id"] == first["id"])
-    assert drawn["category"] == "square"
-    assert 30 <= drawn["centroid_x"] <= 90
-    assert 20 <= drawn["centroid_y"] <= 80
+    drawn = [row for row in committed.rows if row["object_id"] == first["id"]]
+    assert drawn[0]["category"] == "square"
+    middles = np.array([(row["centroid_x"], row["centroid_y"]) for row in drawn])
+    assert np.abs(middles - [left + side / 2, top + side / 2]).max() < 4
     assert first["id"] in [event["object_id"] for event in committed.of("corrected")]
     assert [row["category"] for row in committed.rows if row["object_id"] == second["id"]][-1] == "spot"
     assert [event["object_id"] for event in committed.of("object_removed")] == [first["id"]]

@@ -18,7 +18,11 @@ from pipeline.api.guard import LOOPBACK_HOSTS
 from pipeline.api.models import Clicks, Outline
 from pipeline.api.service import ApiSettings
 from pipeline.api.tokens import TokenSet
+from pipeline.live.recent import event_json
 from pipeline.live.spec import LiveSpec
+from pipeline.zones.events import change_events
+from pipeline.zones.results import Change, Crossing
+from pipeline.zones.rows import Moment
 
 TOKEN = "a-token-for-tests-0123456789"
 HOSTILE = "<img src=x onerror=document.title='broken'>"
@@ -93,6 +97,13 @@ def test_page(address: str, hub: StandInHub, tmp_path: Path) -> None:
         hub.publish("gate-3", *(record(1, number) for number in (1, 2, 5, 9)))  # comes by the WebSocket
         page.wait_for("document.querySelectorAll('#objects tr').length === 4")
         page.screenshot(tmp_path / "page.png")
+        at = Moment(1, 0.1, None)
+        crossing = Crossing("kerb", 9, "person", "right_to_left", at, 30.0, 40.0, None, None)
+        (crossed,) = change_events([Change("line_crossed", at, crossing)])
+        hub.happened["gate-3"] = [event_json(crossed)]
+        page.wait_for(
+            "document.getElementById('events').innerText.includes('Object 9 crossed kerb to the left')"
+        )
 
         page.value("document.getElementById('pause').click()")
         page.wait_for("document.getElementById('state').textContent === 'paused'")
