@@ -46,12 +46,19 @@ class FusedConv2d(nn.Module):
         conv: its weights are copied into oneDNN's layout in float32, and used as they are in bfloat16.
         activation: `relu`, `relu6` or None.
         padding: vertical and horizontal padding, if not the convolution's own.
+        laid_out_for: height and width of the input for which float32 weights are laid out. Inputs of other
+            sizes give the same result; but where oneDNN prefers another layout for them, reordering the
+            weights on each call can take longer than the convolution.
     """
 
     weight: Tensor
 
     def __init__(
-        self, conv: nn.Module, activation: str | None = None, padding: tuple[int, int] | None = None
+        self,
+        conv: nn.Module,
+        activation: str | None = None,
+        padding: tuple[int, int] | None = None,
+        laid_out_for: tuple[int, int] = _LAID_OUT_FOR,
     ) -> None:
         super().__init__()
         assert isinstance(conv, nn.Conv2d)
@@ -67,7 +74,7 @@ class FusedConv2d(nn.Module):
         weight: Tensor = conv.weight
         if self.dtype == torch.float32:
             # oneDNN would reorder them on each call, for a tenth of the time of an average convolution.
-            weight = self._laid_out(weight, (1, conv.in_channels, *_LAID_OUT_FOR))
+            weight = self._laid_out(weight, (1, conv.in_channels, *laid_out_for))
         self.register_buffer("weight", weight, persistent=False)
         # bfloat16 weights in oneDNN's layout, for the most recent input sizes.
         self._packed: dict[torch.Size, Tensor] = {}

@@ -55,8 +55,6 @@ _CACHED = f"{PACKAGE}-{VERSION}.safetensors"
 _MAGIC = b"xmem-people-1\n"
 # The network often overlooks people whose height is a smaller share of the picture that it sees.
 _LEAST_SHARE = 0.18
-# Pictures that are searched at once. Fewer take longer in all; of more, two threads could not share the work.
-_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,9 @@ class PeopleDetector:
             np.ascontiguousarray(picture[top : top + down, left : left + across])
             for left, top, across, down in tiles
         ]
-        some = [parts[at : at + _AT_ONCE] for at in range(0, len(parts), _AT_ONCE)]
+        # Two halves, for two threads: in smaller parts they would take longer in all.
+        half = -(-len(parts) // 2)
+        some = [parts[at : at + half] for at in range(0, len(parts), half)]
         search = partial(people_in_each, self._network, least=self._settings.least_score)
         found = each([partial(search, pictures) for pictures in some], self.aside)
         return [

@@ -53,35 +53,9 @@ class _Conv(nn.Conv2d):
         return F.relu6(out, inplace=True) if self.relu6 else out
 
 
-class _FusedConv(nn.Module):
-    """A `_Conv` whose activation is applied while oneDNN writes the output."""
-
-    def __init__(self, conv: _Conv) -> None:
-        super().__init__()
-        activation = "relu6" if conv.relu6 else None
-        self._fused = FusedConv2d(conv, activation)
-        self._at_end = FusedConv2d(conv, activation, padding=(0, 0)) if conv.stride == (2, 2) else None
-        self._conv = conv
-
-    def forward(self, features: Tensor) -> Tensor:
-        if self._at_end is not None and _is_padded_at_end(self._conv, features):
-            return cast(Tensor, self._at_end(_padded_at_end(features)))
-        return cast(Tensor, self._fused(features))
-
-
 def _is_padded_at_end(conv: _Conv, features: Tensor) -> bool:
     """Whether TensorFlow pads on the right and below only."""
     return conv.stride == (2, 2) and features.shape[-1] % 2 == 0
-
-
-def _padded_at_end(features: Tensor) -> Tensor:
-    """Like `F.pad` by one on the right and below, which would fill all of the output first."""
-    batch, channels, height, width = features.shape
-    out = features.new_empty((batch, height + 1, width + 1, channels)).permute(0, 3, 1, 2)
-    out[..., :height, :width] = features
-    out[..., height, :] = 0
-    out[..., width] = 0
-    return out
 
 
 class _Block(nn.Module):
@@ -110,9 +84,11 @@ class _Head(nn.Module):
         self.depthwise = _Conv(source, source, 3, groups=source)
         self.project = _Conv(source, target, relu6=False)
 
-    def forward(self, features: Tensor, values: int) -> Tensor:
-        """B x C x H x W to B x (H W anchors) x values."""
+    def forward(self, features: Tensor, values: int, turned: bool = False) -> Tensor:
+        """B x C x H x W to B x (H W anchors) x values; `turned`: the features are turned by 180 degrees."""
         out: Tensor = self.project(self.depthwise(features))
+        if turned:
+            out = out.flip(2, 3)
         return out.permute(0, 2, 3, 1).reshape(features.shape[0], -1, values)
 
 
@@ -121,10 +97,15 @@ class SSDLite(nn.Module):
 
     `forward` takes B x 3 x 300 x 300 float32 RGB from -1 to 1 and gives boxes, B x 1917 x 4 (top, left,
     bottom, right as shares of the picture), and scores of persons, B x 1917.
+
+    Attributes:
+        stem_dtype: precision that pictures are converted to.
+        turned: whether the convolutions are those of a picture turned by 180 degrees, see `for_inference`.
     """
 
     anchors: Tensor
     stem_dtype = torch.float32
+    turned = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,9 +132,12 @@ class SSDLite(nn.Module):
         self.register_buffer("anchors", torch.from_numpy(anchors()), persistent=False)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        maps = self._feature_maps(pictures.to(self.stem_dtype))
-        codes = torch.cat([head(m, 4) for head, m in zip(self.boxes, maps, strict=True)], 1)
-        logits = torch.cat([head(m, 2) for head, m in zip(self.classes, maps, strict=True)], 1)
+        pictures = pictures.to(self.stem_dtype)
+        if self.turned:
+            pictures = pictures.flip(2, 3)
+        maps = self._feature_maps(pictures)
+        codes = torch.cat([head(m, 4, self.turned) for head, m in zip(self.boxes, maps, strict=True)], 1)
+        logits = torch.cat([head(m, 2, self.turned) for head, m in zip(self.classes, maps, strict=True)], 1)
         return decoded(codes.float(), self.anchors), logits[..., 1].float().sigmoid()
 
     def _feature_maps(self, pictures: Tensor) -> list[Tensor]:
@@ -171,6 +155,10 @@ class SSDLite(nn.Module):
 def for_inference(network: SSDLite, dtype: torch.dtype) -> SSDLite:
     """The network with faster convolutions, in the given precision; boxes and scores stay float32.
 
+    TensorFlow pads maps of even size on the right and below only, which costs a copy of the map for operators
+    that pad all sides alike. On the turned picture, with turned kernels, the padding is on the left and
+    above, and what is padded on the right and below is never read. So this network is turned.
+
     Without PyTorch's fused operators, the same network.
 
     Args:
@@ -182,12 +170,32 @@ def for_inference(network: SSDLite, dtype: torch.dtype) -> SSDLite:
     fast = SSDLite().eval()
     fast.load_state_dict(network.state_dict())
     fast.stem_dtype = dtype
-    for module in [m for m in fast.modules() if not isinstance(m, _Conv)]:
-        for name, child in list(module.named_children()):
-            if isinstance(child, _Conv):
-                conv = child.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-                setattr(module, name, _FusedConv(conv))
+    fast.turned = True
+    sizes = _input_sizes()
+    for path, module in [(p, m) for p, m in fast.named_modules() if not isinstance(m, _Conv)]:
+        for name, conv in list(module.named_children()):
+            if isinstance(conv, _Conv):
+                conv.weight.data = conv.weight.flip(2, 3)
+                conv = conv.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                activation = "relu6" if conv.relu6 else None
+                size = sizes[f"{path}.{name}" if path else name]
+                setattr(module, name, FusedConv2d(conv, activation, laid_out_for=size))
     return fast
+
+
+def _input_sizes() -> dict[str, tuple[int, int]]:
+    """Height and width of each convolution's input, by its name."""
+    sizes: dict[str, tuple[int, int]] = {}
+
+    def note(name: str, features: Tensor) -> None:
+        sizes[name] = (features.shape[2], features.shape[3])
+
+    network = SSDLite().to("meta")
+    for name, module in network.named_modules():
+        if isinstance(module, _Conv):
+            module.register_forward_pre_hook(lambda _, given, name=name: note(name, given[0]))
+    network(torch.empty(1, 3, SIDE, SIDE, device="meta"))
+    return sizes
 
 
 def anchors() -> NDArray[np.float32]:
