@@ -28,7 +28,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 from support import costs
-from support.needs import needs
+from support.needs import needs, selected_by
 from support.servers import s3_server  # noqa: F401
 
 # Before any test imports torch: see `xmem_core.openmp`.
@@ -58,8 +58,10 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
         gc.set_threshold(20_000, 20, 20)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark tests by their needs.
+
+    Each worker of pytest-xdist collects all tests: where nothing selects by needs, they do not look for them.
 
     On pytest-xdist's workers, files with tests that use `local_ray` come first, since one worker runs all of
     them; then the files that cost most, so that the workers end together.
@@ -68,18 +70,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     of_files: dict[Path, float] = collections.defaultdict(float)
     for name, cost in seconds.items():
         of_files[costs.TESTS / name.partition("::")[0]] += cost
+    on_worker = "PYTEST_XDIST_WORKER" in os.environ
+    with_needs = not on_worker or selected_by(config.option.markexpr, config.option.keyword)
     for item in items:
         if not isinstance(item, pytest.Function):
             continue
-        fixtures = (f.func for group in item._fixtureinfo.name2fixturedefs.values() for f in group)
-        for marker in sorted({m for function in (item.function, *fixtures) for m in needs(function)}):
-            item.add_marker(marker)
+        if with_needs:
+            fixtures = (f.func for group in item._fixtureinfo.name2fixturedefs.values() for f in group)
+            for marker in sorted({m for function in (item.function, *fixtures) for m in needs(function)}):
+                item.add_marker(marker)
         if "local_ray" in item.fixturenames:
             item.add_marker("ray")
             _with_ray.add(item.path)
         if costs.name_of(item) in seconds:
             item.add_marker("slow")
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if on_worker:
         items.sort(key=lambda item: (item.path not in _with_ray, -of_files[item.path], item.path))
 
 

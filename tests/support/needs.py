@@ -16,6 +16,8 @@ from typing import Any
 
 TESTS = Path(__file__).parents[1]
 
+MARKERS = ("process", "ray", "s3", "rtsp")
+
 _OF_MODULES = {
     "subprocess": "process",
     "multiprocessing": "process",
@@ -29,6 +31,12 @@ _OF_NAMES = {
     "Service": "ray",
     "connected": "ray",
 }
+
+
+def selected_by(*expressions: str) -> bool:
+    """Whether expressions of pytest's options `-m` and `-k` may select tests by what they need."""
+    # Part of a word counts, too: `-k` matches parts of names.
+    return any(marker in expression for marker in MARKERS for expression in expressions)
 
 
 @functools.cache
