@@ -142,10 +142,18 @@ def _frames(bench: Bench, objects: int) -> tuple[list[Tensor], Prompt]:
     return images + images[::-1], prompt
 
 
-def _fetched(result: StepResult) -> None:
-    """Bring what rows need to the host."""
+def _planes(result: StepResult) -> None:
+    """Bring labels and probabilities of all pixels to the host, and presence: more than rows need."""
     result.label_map.cpu()
     result.label_probabilities.cpu()
+    if result.presence is not None:
+        result.presence.cpu()
+
+
+def _runs(result: StepResult) -> None:
+    """Bring what rows need to the host."""
+    if result.runs is None:  # on a CPU
+        _planes(result)
 
 
 # --- measurements -------------------------------------------------------------------------------------
@@ -214,7 +222,9 @@ def ceiling(bench: Bench, dtype: str) -> dict[str, Any]:
 
 
 def speed(bench: Bench, model: str, dtype: str, objects: int) -> dict[str, Any]:
-    """Milliseconds a frame with new and with full long-term memory: free-running, and with rows fetched."""
+    """Milliseconds a frame with new and with full long-term memory: free-running, and with the runs of labels
+    that rows need; with new memory also with runs of the frame before, as files are tracked, and with planes.
+    """
     network, size = (published(bench.device), None) if model == "published" else (lite(bench.device), 384)
     segmenter = VideoSegmenter(network, size=size, dtype=DTYPES[dtype])
     if bench.device.type == "cuda":
@@ -222,19 +232,35 @@ def speed(bench: Bench, model: str, dtype: str, objects: int) -> dict[str, Any]:
     stream = Stream(bench, segmenter, objects)
     per, found = (5 if bench.quick else 25), {}
 
-    def run(fetch: bool) -> None:
+    def run(fetch: Callable[[StepResult], None] | None, late: bool = False) -> None:
+        before: StepResult | None = None
         for _ in range(per):
             result = stream.step()
-            if fetch:
-                _fetched(result)
+            if late:
+                result.begin_runs()
+            wanted = before if late else result
+            if fetch is not None and wanted is not None:
+                fetch(wanted)
+            before = result
+
+    ways: dict[str, tuple[Callable[[StepResult], None] | None, bool]] = {
+        "free": (None, False),
+        "runs": (_runs, False),
+        "runs of the frame before": (_runs, True),
+        "planes": (_planes, False),
+    }
 
     for memory in ("new", "full"):
         if memory == "full":
             fill_memory(stream.state)
-        run(False)  # the device warms up
-        for name, fetch in (("free", False), ("fetched", True)):
-            bench.check()
-            rounds = [bench.seconds(partial(run, fetch)) / per for _ in range(1 if bench.quick else 3)]
+        run(_runs)  # the device warms up
+        asked = ways if memory == "new" else {name: ways[name] for name in ("free", "runs")}
+        spent: dict[str, list[float]] = {name: [] for name in asked}
+        for _ in range(1 if bench.quick else 3):  # in turns
+            for name, way in asked.items():
+                bench.check()
+                spent[name].append(bench.seconds(partial(run, *way)) / per)
+        for name, rounds in spent.items():
             found[f"ms, {memory} memory, {name}"] = 1e3 * statistics.median(rounds)
     free = {memory: found[f"ms, {memory} memory, free"] for memory in ("new", "full")}
     found |= {"frames/s": 1e3 / free["new"], "full over new": free["full"] / free["new"]}
@@ -247,26 +273,36 @@ def speed(bench: Bench, model: str, dtype: str, objects: int) -> dict[str, Any]:
     return found | {"elements": elements, "peak MB": bench.memory_mb()}
 
 
-def streams(bench: Bench, model: str, dtype: str) -> dict[str, Any]:
-    """Streams of one object by `step_many` against one after another, in turns; and whether masks agree."""
+def streams(bench: Bench, model: str, dtype: str, objects: tuple[int, ...] = (1,)) -> dict[str, Any]:
+    """Streams by `step_many` against one after another, in turns, with rows; and whether masks agree.
+
+    Args:
+        objects: numbers of objects of the streams, in turn.
+    """
     network, size = (published(bench.device), None) if model == "published" else (lite(bench.device), 384)
-    segmenter = VideoSegmenter(network, size=size, dtype=DTYPES[dtype])
+    segmenter = VideoSegmenter(network, size=size, dtype=DTYPES[dtype], batch_streams=True)
     count = 2 if bench.quick else STREAMS
-    alone, together = ([Stream(bench, segmenter, 1, shift) for shift in range(count)] for _ in range(2))
+    alone, together = (
+        [Stream(bench, segmenter, objects[shift % len(objects)], shift) for shift in range(count)]
+        for _ in range(2)
+    )
     per, agree = (2 if bench.quick else 10), []
 
     def one_by_one() -> list[StepResult]:
         for _ in range(per):
-            results = [stream.step() for stream in alone]
-            for result in results:
-                _fetched(result)
+            results = []
+            for stream in alone:
+                results.append(stream.step())
+                _runs(results[-1])
         return results
 
     def at_once() -> list[StepResult]:
         for _ in range(per):
             results = segmenter.step_many([stream.input() for stream in together])
             for result in results:
-                _fetched(result)
+                result.begin_runs()
+            for result in results:
+                _runs(result)
         return results
 
     one_by_one(), at_once()
@@ -280,6 +316,7 @@ def streams(bench: Bench, model: str, dtype: str) -> dict[str, Any]:
     rates = {name: count * per / statistics.median(own) for name, own in spent.items()}
     return {
         "streams": count,
+        "objects": [objects[k % len(objects)] for k in range(count)],
         "frames/s one after another": rates["alone"],
         "frames/s together": rates["together"],
         "ratio": rates["together"] / rates["alone"],
@@ -366,6 +403,8 @@ def measurements(quick: bool) -> Iterator[tuple[str, Callable[[Bench], dict[str,
             yield f"published, {objects} objects, {dtype}", run
     yield f"published, {STREAMS} streams, {half[0]}", partial(streams, model="published", dtype=half[0])
     yield f"xmem-lite, {STREAMS} streams, {half[0]}", partial(streams, model="xmem-lite", dtype=half[0])
+    mixed = partial(streams, model="published", dtype=half[0], objects=(1, 3, 2))
+    yield f"published, {STREAMS} streams of 1 to 3 objects, {half[0]}", mixed
     for dtype in half:
         yield f"xmem-lite against float32, {dtype}", partial(precision, dtype=dtype)
     yield f"state of one object, {half[0]}", partial(state_bytes, dtype=half[0])
