@@ -380,6 +380,8 @@ class Propagation(Closing):
             threads=0,
             storage_options=self._options,
             max_pixels=self._settings.commit.max_pixels,
+            decoder=self._settings.commit.decoder,
+            device=self._settings.model.device,
         )
         if source.fingerprint != self._fingerprint:
             source.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -113,6 +113,15 @@ class Frame:
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return int(self.image.shape[0]), int(self.image.shape[1])
+
+    @property
+    def picture(self) -> Any:
+        """The image for the tracker: `image`, or a tensor of it on the device that decoded it."""
+        return self.image
+
+    def renumbered(self, frame_index: int, pts_seconds: float | None, losses: tuple[Event, ...]) -> Frame:
+        """The frame with another number, time and losses."""
+        return replace(self, frame_index=frame_index, pts_seconds=pts_seconds, losses=losses)
 
     def __repr__(self) -> str:
         height, width = self.size

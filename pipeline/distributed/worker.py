@@ -358,6 +358,8 @@ class Worker:
             threads=0,
             storage_options=options.storage_options,
             max_pixels=options.tracking.commit.max_pixels,
+            decoder=options.tracking.commit.decoder,
+            device=tracking.model.device,
         )
         return StreamTracker(
             source,

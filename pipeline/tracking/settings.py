@@ -25,6 +25,7 @@ from pipeline.base.setting_fields import (
     setting,
 )
 from pipeline.detect.settings import FinderSettings
+from pipeline.video.torchcodec_decoding import AV, DECODERS
 from xmem_core.config import MemoryConfig
 
 if TYPE_CHECKING:
@@ -111,6 +112,9 @@ class CommitSettings:
         box_segmenter: what converts boxes to masks: xmem-click (a small network), grabcut (OpenCV), or an
             installed plugin.
         sinks: plugin that also receives the rows, by name; repeatable.
+        decoder: what decodes video files: av (PyAV, on the CPU), or torchcodec, on the network's device: by
+            NVDEC on a GPU, where images stay. Frames have the same numbers and times; images differ by
+            rounding. PyAV decodes what torchcodec cannot.
         keep_state: save a snapshot at the end of the video, from which its objects are found in other videos.
     """
 
@@ -122,6 +126,8 @@ class CommitSettings:
     max_pixels: int = setting(MAX_PIXELS, least=1, recorded=False)
     box_segmenter: str = setting("xmem-click")
     sinks: tuple[str, ...] = setting((), recorded=False)
+    # Not recorded, as the device is not: images differ by rounding.
+    decoder: str = setting(AV, choices=DECODERS, recorded=False)
     keep_state: bool = setting(True, recorded=False)
 
     def __post_init__(self) -> None:
@@ -156,6 +162,7 @@ class TrackOptions(TypedDict, total=False):
     max_pixels: int
     box_segmenter: str
     sinks: Sequence[str]
+    decoder: str
     keep_state: bool
     direction: str
 
@@ -302,6 +309,7 @@ NOT_LIVE = {
     "snapshot_chunks": "a live stream's snapshots follow after snapshot_seconds",
     "max_frames": "a camera has no end",
     "keep_state": "a camera has no end",
+    "decoder": "a camera's packets are decoded by PyAV, which tells damaged pictures",
     "max_pixels": "cameras have a limit of their own, see LiveOptions",
     "direction": "a camera's earlier frames are gone",
 }

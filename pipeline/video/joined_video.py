@@ -168,7 +168,7 @@ class JoinedVideo(Closing):
             losses += frame.losses
             if index >= start:
                 renumbered = tuple(replace(e, frame_index=index, pts_seconds=pts) for e in losses)
-                yield replace(frame, frame_index=index, pts_seconds=pts, losses=renumbered)
+                yield frame.renumbered(index, pts, renumbered)
         self.damaged |= video.damaged
         self._known[number] = _Part(count, first, last, video.rate, video.trailing_losses)
 

@@ -19,6 +19,7 @@ from dataclasses import replace
 
 from pipeline.base.errors import SourceError
 from pipeline.base.records import Event, Frame
+from pipeline.video.device_frame import DeviceFrame
 from pipeline.video.plugin_video import OpenedVideo
 from pipeline.video.sources import VideoSource
 
@@ -86,6 +87,8 @@ class ReversedVideo(OpenedVideo):
         frames = self._source.frames(first, previous_pts_seconds=before)
         try:
             for frame in frames:
+                if isinstance(frame, DeviceFrame):  # a GPU's memory is scarcer
+                    frame = frame.on_host()
                 if times is not None:
                     times.append(math.nan if frame.pts_seconds is None else frame.pts_seconds)
                 kept.append(frame)

@@ -31,6 +31,7 @@ from pipeline.storage.locations import BLOCK_BYTES, locate, scheme_of
 from pipeline.video.image_folder import ImageFolder
 from pipeline.video.joined_video import JoinedVideo
 from pipeline.video.plugin_video import PluginVideo, find_plugin
+from pipeline.video.torchcodec_decoding import AV
 from pipeline.video.video_file import VideoFile
 
 
@@ -83,6 +84,8 @@ def open_source(
     storage_options: Mapping[str, Any] | None = None,
     block_size: int = BLOCK_BYTES,
     max_pixels: int = MAX_PIXELS,
+    decoder: str = AV,
+    device: str = "cpu",
 ) -> VideoSource:
     """Open a video and decode its first frame.
 
@@ -95,18 +98,29 @@ def open_source(
         max_pixels: larger pictures are not decoded. A video that begins with such pictures, and a folder that
             has such an image, are refused; later in a video they count as lost. Plugins have limits of their
             own.
+        decoder: what decodes the images of video files: av, or torchcodec, see
+            `pipeline.video.torchcodec_decoding`. Numbers, times and losses are PyAV's with both.
+        device: device that torchcodec decodes on and leaves the images on.
 
     Raises:
+        UsageError: there is no such decoder, or it cannot be used here.
         NoSuchSourceError: there is no such file or folder.
         PictureTooLargeError: the pictures are larger than `max_pixels`.
         NotAVideoError: the file could be read but is not a video, or has no decodable frame.
         SourceError: the input cannot be read now.
     """
+    options: dict[str, Any] = {
+        "threads": threads,
+        "block_size": block_size,
+        "max_pixels": max_pixels,
+        "decoder": decoder,
+        "device": device,
+    }
     if (parts := joined_parts(uri)) is not None:
 
         def open_file(part: str) -> VideoFile:
             location = locate(part, storage_options)
-            return VideoFile(location, threads=threads, block_size=block_size, max_pixels=max_pixels)
+            return VideoFile(location, **options)
 
         return JoinedVideo(uri, parts, open_file, storage_options)
     if plugin := find_plugin(scheme_of(uri)):
@@ -114,4 +128,4 @@ def open_source(
     location = locate(uri, storage_options)
     if location.is_folder():
         return ImageFolder(location, max_pixels=max_pixels)
-    return VideoFile(location, threads=threads, block_size=block_size, max_pixels=max_pixels)
+    return VideoFile(location, **options)

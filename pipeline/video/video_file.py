@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from fractions import Fraction
 from typing import Any
 
-from pipeline.base.errors import NotAVideoError, SourceError, one_line
+from pipeline.base.errors import NotAVideoError, SourceError, UsageError, one_line
 from pipeline.base.picture_size import MAX_PIXELS, check_limit
 from pipeline.base.records import Event, Frame
-from pipeline.base.redaction import redacted
-from pipeline.storage.locations import BLOCK_BYTES, Location
+from pipeline.base.redaction import redacted, shareable
+from pipeline.storage.locations import BLOCK_BYTES, Location, read_error
 from pipeline.video import decoding
 from pipeline.video import packet_index as packets
+from pipeline.video.device_frame import DeviceFrame
 from pipeline.video.plugin_video import OpenedVideo
+from pipeline.video.torchcodec_decoding import (
+    AV,
+    DECODERS,
+    TORCHCODEC,
+    DifferenceError,
+    Pictures,
+    check_alike,
+    check_torchcodec,
+)
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +61,13 @@ class VideoFile(OpenedVideo):
         threads: int = 0,
         block_size: int = BLOCK_BYTES,
         max_pixels: int = MAX_PIXELS,
+        decoder: str = AV,
+        device: str = "cpu",
     ) -> None:
+        if decoder not in DECODERS:
+            raise UsageError(f"decoder={decoder!r} is not allowed: one of {', '.join(DECODERS)}")
+        if decoder == TORCHCODEC:
+            check_torchcodec()
         if threads < 0:
             raise SourceError(f"threads={threads}: must be 0 (automatic) or a positive number")
         self.uri = location.uri
@@ -74,6 +90,9 @@ class VideoFile(OpenedVideo):
             )
         self.height, self.width = first.size
         self._begun: tuple[Frame, Generator[Frame]] | None = (first, rest)
+        # The device of torchcodec, as long as that decodes this file, and what its first image must be.
+        self._device = device if decoder == TORCHCODEC else None
+        self._first_image = first.image if decoder == TORCHCODEC else None
 
     def _begin(self) -> tuple[Frame | None, Generator[Frame]]:
         """Return the first frame, None if there is none, and the decode from the start that follows it."""
@@ -136,8 +155,12 @@ class VideoFile(OpenedVideo):
         reached = start
         keyframes_back = 0  # number of keyframes by which decoding starts earlier than needed
         while True:
+            whole = self._whole_index(start, previous)
             index = self._index_for(reached, previous, keyframes_back) if reached == start else None
-            if reached == 0 and self._begun is not None:
+            if whole is not None:
+                self.close()
+                way = self._by_torchcodec(reached, whole)
+            elif reached == 0 and self._begun is not None:
                 way = self._continued(*self._begun)
             elif index is not None:
                 way = self._after_seek(reached, index, keyframes_back)
@@ -152,6 +175,9 @@ class VideoFile(OpenedVideo):
                         self._delivered = (frame.frame_index, frame.pts_seconds)
                         yield frame
                 return
+            except DifferenceError as sign:
+                log.warning("%s: PyAV decodes in place of torchcodec: %s", self._name, sign)
+                self._device = None
             except (decoding.Damage, _Misprediction) as sign:
                 log.info("%s: decoding starts over near frame %d: %s", self._name, reached, sign)
                 if index is None:
@@ -189,11 +215,58 @@ class VideoFile(OpenedVideo):
             self._describe(session)
             yield from self._numbered(session, decoding.guarded(session), 0, start)
 
+    def _whole_index(self, start: int, previous: float | None) -> packets.PacketIndex | None:
+        """The index of all frames if torchcodec decodes them; then the number of `start` is certain."""
+        if self._device is None or self.damaged or not self._indexable:
+            return None
+        index = self._index_reaching(_ALL)
+        if index is None or not index.complete or start > len(index.order):
+            return None
+        if start and previous != _seconds(index.order[start - 1], self._time_base):
+            return None
+        return index
+
+    def _by_torchcodec(self, start: int, index: packets.PacketIndex) -> Generator[Frame]:
+        assert self._device is not None
+        handle = None if self._location.is_local else self._location.open(self._block_size)
+        try:
+            pictures = Pictures(
+                self._location.path if handle is None else handle,
+                self._stream_index,
+                device=self._device,
+                threads=self._threads,
+                time_base=self._time_base,
+            )
+            if len(pictures) != len(index.order):
+                raise DifferenceError(f"{len(pictures)} frames, not {len(index.order)}")
+            assert self._first_image is not None
+            check_alike(pictures.at(0, index.order[0]), self._first_image)
+            if (reason := pictures.fallback) is not None:
+                log.info("%s: decoded by the CPU: %s", self._name, reason)
+            for number in range(start, len(index.order)):
+                image = pictures.at(number, index.order[number])
+                if tuple(image.shape) != self._first_image.shape:
+                    raise DifferenceError(f"frame {number} has shape {tuple(image.shape)}")
+                yield DeviceFrame(image, number, _seconds(index.order[number], self._time_base))
+        except DifferenceError as error:
+            if handle is not None and handle.failure is not None:
+                raise read_error(self.uri, handle.failure) from shareable(error)
+            raise
+        finally:
+            if handle is not None:
+                with suppress(Exception):  # nothing was written, so a failed close loses nothing
+                    handle.close()
+        with self._session(threads=1, strict=False) as session:
+            session.packets_read, session.last_pts = len(index.pts), max(index.pts)
+            losses = decoding.trailing_losses(session, 0, damaged=False)
+        self.trailing_losses = _events(len(index.order), None, losses)
+
     def _describe(self, session: decoding.Session) -> None:
         self.rate, self._time_base = session.rate, session.time_base
         self.container = str(session.container.format.name)
         self.codec = str(session.stream.codec_context.name)
         self.frame_count = _estimate(session)
+        self._stream_index = int(session.stream.index)
 
     def _after_seek(self, start: int, index: packets.PacketIndex, back: int) -> Generator[Frame]:
         with self._session(threads=self._threads, strict=True) as session:

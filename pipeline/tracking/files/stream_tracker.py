@@ -276,7 +276,7 @@ class StreamTracker(Closing):
         if limit is not None and start >= limit:
             return
         for frame in self.source.frames(start, previous_pts_seconds=previous_pts):
-            yield frame, frame.image
+            yield frame, frame.picture
             # Reading another frame would decode it, and report losses beyond the limit.
             if limit is not None and frame.frame_index + 1 >= limit:
                 return

@@ -65,7 +65,12 @@ def track(
     store = StreamStore(out, stream_id or generate_stream_id(uri), out_storage_options)
     try:
         source = open_source(
-            uri, threads=0, storage_options=storage_options, max_pixels=chosen.commit.max_pixels
+            uri,
+            threads=0,
+            storage_options=storage_options,
+            max_pixels=chosen.commit.max_pixels,
+            decoder=chosen.commit.decoder,
+            device=chosen.model.device,
         )
     except SourceError as error:
         mark_failed(store, Failure.of(error))

@@ -30,13 +30,13 @@ WITHOUT = {
     "batch run": {"full_size"},
     "serve": {
         "full_size", "small_size", "detector", "chunk_frames", "snapshot_chunks", "max_frames", "max_pixels",
-        "direction", "keep_state",
+        "direction", "keep_state", "decoder",
     },
     "evaluate": {
         "full_size", "detector", "detect_every", "detect_confirmations", "max_objects", "out_of_sight_frames",
         "detect_classes", "detect_score", "give_up_looks", "kept_for_prompts",
         "chunk_frames", "snapshot_chunks", "max_frames", "max_pixels", "box_segmenter",
-        "sinks", "size", "small_size", "direction", "keep_state",
+        "sinks", "size", "small_size", "direction", "keep_state", "decoder",
     },
 }  # fmt: skip
 # Figures of different machines are compared, and not all have bfloat16.
@@ -68,6 +68,7 @@ def another_value(option: Option) -> Any:
         "detect_score": 0.25,
         "detect_classes": "person,car",
         "direction": "both",
+        "decoder": "torchcodec",
     }
     if option.name in given:
         return given[option.name]
