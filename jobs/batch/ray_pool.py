@@ -388,9 +388,12 @@ class RayPool:
             self._answered_first(None)  # each video reports the error itself
         elif call is None:
             slot.next_try = now + _PROBE_SECONDS
+        elif isinstance(call, tuple):
+            # Which of the chunks it was, only calls of their own show; what is done of them is refused there.
+            for one in call:
+                self._do(one)
         else:
-            for one in call if isinstance(call, tuple) else (call,):
-                self._scheduler.call_failed(one.call, failure, now)
+            self._scheduler.call_failed(call.call, failure, now)
 
     def _end(self) -> None:
         """End all actors. Another run resumes the streams that they still hold."""

@@ -119,6 +119,32 @@ def test_chunks_of_a_workers_streams_are_one_call(tmp_path: Path) -> None:
     assert max(len(names.split()) for names in notes(tmp_path, "together")) == 3
 
 
+def test_what_a_call_of_several_chunks_raises_counts_against_the_chunk_that_raises_alone(
+    tmp_path: Path,
+) -> None:
+    jobs = [video(f"v{i}", chunks=4) for i in range(3)] + [video("raises", boom=1), video("z", chunks=4)]
+    options = replace(OPTIONS, max_streams=5, depth=5, together=True)
+    run = Run(tmp_path, jobs, workers=1, options=options)
+    run.pool.run()
+    run.assert_complete_but("raises")
+    raised = [names for names in notes(tmp_path, "together") if "raises" in names.split()]
+    assert len(raised) > 1  # the calls that raised were of several chunks
+    result = run.scheduler.result("raises")
+    assert result is not None
+    assert (result.state, result.tries) == ("quarantined", OPTIONS.max_tries)
+    others = [run.scheduler.result(name) for name in ("v0", "v1", "v2", "z")]
+    assert [other.tries for other in others if other is not None] == [1, 1, 1, 1]
+
+
+def test_a_call_of_several_chunks_that_raises_once_costs_nothing(tmp_path: Path) -> None:
+    jobs = [video(f"v{i}", chunks=4) for i in range(2)] + [video("raises", boom=1, once=1)]
+    options = replace(OPTIONS, max_streams=3, depth=3, together=True)
+    run = Run(tmp_path, jobs, workers=1, options=options)
+    run.pool.run()
+    run.assert_complete_but()
+    assert {run.scheduler.result(job.spec.stream_id).tries for job in jobs} == {1}  # type: ignore[union-attr]
+
+
 def test_chunks_that_are_not_tracked_together_are_calls_of_their_own(tmp_path: Path) -> None:
     """So that what one of them raises is told of no other one."""
     jobs = [video(f"v{i}", chunks=4) for i in range(3)] + [video("raises", boom=1)]
