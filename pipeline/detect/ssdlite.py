@@ -162,7 +162,7 @@ def for_inference(network: SSDLite, dtype: torch.dtype) -> SSDLite:
     Without PyTorch's fused operators, the same network.
 
     Args:
-        network: in evaluation mode; not changed.
+        network: in evaluation mode, used by nobody else meanwhile; not changed.
         dtype: float32 or bfloat16.
     """
     if not can_fuse(dtype):
@@ -171,7 +171,7 @@ def for_inference(network: SSDLite, dtype: torch.dtype) -> SSDLite:
     fast.load_state_dict(network.state_dict())
     fast.stem_dtype = dtype
     fast.turned = True
-    sizes = _input_sizes()
+    sizes = _input_sizes(network)
     for path, module in [(p, m) for p, m in fast.named_modules() if not isinstance(m, _Conv)]:
         for name, conv in list(module.named_children()):
             if isinstance(conv, _Conv):
@@ -183,18 +183,25 @@ def for_inference(network: SSDLite, dtype: torch.dtype) -> SSDLite:
     return fast
 
 
-def _input_sizes() -> dict[str, tuple[int, int]]:
-    """Height and width of each convolution's input, by its name."""
+def _input_sizes(network: SSDLite) -> dict[str, tuple[int, int]]:
+    """Height and width of each convolution's input, by its name, when the network runs."""
     sizes: dict[str, tuple[int, int]] = {}
 
     def note(name: str, features: Tensor) -> None:
         sizes[name] = (features.shape[2], features.shape[3])
 
-    network = SSDLite().to("meta")
-    for name, module in network.named_modules():
-        if isinstance(module, _Conv):
-            module.register_forward_pre_hook(lambda _, given, name=name: note(name, given[0]))
-    network(torch.empty(1, 3, SIDE, SIDE, device="meta"))
+    # Not of tensors of the device "meta", whose operators take a second to be imported.
+    hooks = [
+        module.register_forward_pre_hook(lambda _, given, name=name: note(name, given[0]))
+        for name, module in network.named_modules()
+        if isinstance(module, _Conv)
+    ]
+    try:
+        with torch.inference_mode():
+            network(torch.zeros(1, 3, SIDE, SIDE))
+    finally:
+        for hook in hooks:
+            hook.remove()
     return sizes
 
 
