@@ -56,6 +56,13 @@ def serve(
         list[str] | None,
         typer.Option(help="Detector that streams may use; repeatable. Default: people and motion."),
     ] = None,
+    click_segmenter: Annotated[
+        str | None,
+        typer.Option(
+            help="What makes a mask of clicks on a stream's page: xmem-click (the bundled network; the "
+            "default), grabcut, or an installed plugin's name."
+        ),
+    ] = None,
     max_streams: Annotated[int, typer.Option(help="Maximum number of streams at the same time.")] = 16,
     hub: Annotated[
         str, typer.Option(help="Name of the hub; one process per output folder and name.")
@@ -96,7 +103,7 @@ def serve(
     if address is None:  # a cluster may have plugins that this machine lacks
         from pipeline.tracking.plugins import check_plugins
 
-        check_plugins(tracking, allow_detector or ())
+        check_plugins(tracking, allow_detector or (), click_segmenter)
     fetch_model(tracking.model.name)
 
     from jobs.cluster.connection import connected
@@ -115,6 +122,7 @@ def serve(
             hosts=_hosts(host, allow_host or []),
             detectors=tuple(allow_detector or ApiSettings(None).detectors),
             max_streams=max_streams,
+            click_segmenter=click_segmenter,
         ),
         hub=hub,
         secrets=secrets,

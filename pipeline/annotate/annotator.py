@@ -100,7 +100,12 @@ class Annotator(Closing):
             if header is None:
                 header = self._begin(asked)
             self._check(header, None if video is None else settings)
-            self.settings = _asked(header.settings).with_options({"device": asked.model.device})
+            here = {
+                "device": asked.model.device,
+                "decoder": asked.commit.decoder,
+                "max_pixels": asked.commit.max_pixels,
+            }
+            self.settings = _asked(header.settings).with_options(here)
             first = Document()
             if header.imported is not None:
                 first = Document.of_prompts(PromptSet.from_record(dict(header.imported))).changed(

@@ -162,7 +162,7 @@ def _router(service: Service) -> APIRouter:
     async def clicks(stream_id: StreamIdPath, given: models.Clicks) -> models.Outline:
         """Changes nothing: a prompt with the returned `rle` starts or corrects an object."""
         jpeg = await service.about(stream_id, hub.view(stream_id, LiveView.jpeg, False, JPEG_SIDES[1], 95))
-        return await service.check(outline, jpeg, given, seconds=CLICK_SECONDS)
+        return await service.check(outline, jpeg, given, settings.click_segmenter, seconds=CLICK_SECONDS)
 
     @router.get(
         "/streams/{stream_id}/memory", response_model=models.MemoryView, summary="What the stream remembers"

@@ -63,6 +63,7 @@ class ApiSettings:
         max_streams: maximum number of streams.
         max_viewers: maximum number of simultaneous live views (previews and WebSockets), per replica.
         hub_seconds: time limit for the hub's answers, in seconds.
+        click_segmenter: what makes a mask of clicks, see `load_click_segmenter`.
     """
 
     tokens: TokenSet | None
@@ -75,6 +76,7 @@ class ApiSettings:
     max_viewers: int = 32
     max_body_bytes: int = 2**20
     hub_seconds: float = 5.0
+    click_segmenter: str | None = None
     tickets: TicketOffice = field(default_factory=TicketOffice)
 
 

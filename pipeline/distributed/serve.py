@@ -157,8 +157,8 @@ def settings_from(options: Mapping[str, str], environment: Mapping[str, str]) ->
     Args:
         options: `out` is required. The others are those of `xmem serve`: gpus, hub, max_streams,
             allow_network (CIDRs separated by commas), allow_port, allow_detector, hosts, token_file, secrets,
-            and every option of tracking of a live stream, by its name: model, device, dtype, threads, size,
-            mem_every, sinks, ...
+            click_segmenter, and every option of tracking of a live stream, by its name: model, device, dtype,
+            threads, size, mem_every, sinks, ...
         environment: environment variables; XMEM_API_TOKENS is read.
 
     Raises:
@@ -185,6 +185,7 @@ def settings_from(options: Mapping[str, str], environment: Mapping[str, str]) ->
             hosts=tuple(_listed(words.get("hosts", ""))) or None,
             detectors=tuple(_listed(words.get("allow_detector", ""))) or ApiSettings(None).detectors,
             max_streams=_whole(words.get("max_streams", "16")),
+            click_segmenter=words.get("click_segmenter") or None,
         ),
         hub=words.get("hub", "default"),
         secrets=words.get("secrets"),
@@ -248,7 +249,7 @@ def app(options: Mapping[str, str]) -> serve.Application:
 
 _WORDS = (
     "out", "gpus", "hub", "max_streams", "allow_network", "allow_port", "allow_detector", "hosts",
-    "token_file", "secrets",
+    "token_file", "secrets", "click_segmenter",
 )  # fmt: skip
 
 
