@@ -45,7 +45,6 @@ class FusedConv2d(nn.Module):
     Args:
         conv: its weights are copied into oneDNN's layout in float32, and used as they are in bfloat16.
         activation: `relu`, `relu6` or None.
-        padding: vertical and horizontal padding, if not the convolution's own.
         laid_out_for: height and width of the input for which float32 weights are laid out. Inputs of other
             sizes give the same result; but where oneDNN prefers another layout for them, reordering the
             weights on each call can take longer than the convolution.
@@ -57,7 +56,6 @@ class FusedConv2d(nn.Module):
         self,
         conv: nn.Module,
         activation: str | None = None,
-        padding: tuple[int, int] | None = None,
         laid_out_for: tuple[int, int] = _LAID_OUT_FOR,
     ) -> None:
         super().__init__()
@@ -65,7 +63,7 @@ class FusedConv2d(nn.Module):
         self.bias = conv.bias
         self.dtype, self.out_channels = conv.weight.dtype, conv.out_channels
         self._geometry = (
-            conv.padding if padding is None else padding,
+            conv.padding,
             conv.stride,
             conv.dilation,
             conv.groups,

@@ -47,15 +47,11 @@ class _Conv(nn.Conv2d):
     def forward(self, features: Tensor) -> Tensor:
         """B x C x H x W to B x C' x ceil(H / stride) x ceil(W / stride)."""
         padding = self.padding
-        if _is_padded_at_end(self, features):
+        # Of maps of even size, TensorFlow pads the right and below only.
+        if self.stride == (2, 2) and features.shape[-1] % 2 == 0:
             features, padding = F.pad(features, (0, 1, 0, 1)), (0, 0)
         out = F.conv2d(features, self.weight, self.bias, self.stride, padding, groups=self.groups)
         return F.relu6(out, inplace=True) if self.relu6 else out
-
-
-def _is_padded_at_end(conv: _Conv, features: Tensor) -> bool:
-    """Whether TensorFlow pads on the right and below only."""
-    return conv.stride == (2, 2) and features.shape[-1] % 2 == 0
 
 
 class _Block(nn.Module):
