@@ -124,9 +124,9 @@ def test_a_click_stays_with_its_stream(
 ) -> None:
     quick = clicking.outline
 
-    def slow(jpeg: bytes, given: Clicks) -> Outline:
+    def slow(jpeg: bytes, given: Clicks, segmenter: str | None) -> Outline:
         time.sleep(0.8)
-        return quick(jpeg, given)
+        return quick(jpeg, given, segmenter)
 
     monkeypatch.setattr(app, "outline", slow)
     with open_page(tmp_path) as page:
