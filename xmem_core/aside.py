@@ -1,4 +1,4 @@
-"""Dividing a computation between the thread that does it and another one.
+"""Runs independent parts of a computation on a second thread, beside the calling one.
 
 Most operations of a step are too small for several threads of torch, but a step has parts that do not depend
 on each other: objects, blocks of queries. Which thread computes a part makes no difference to its result, if

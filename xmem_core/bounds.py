@@ -1,4 +1,4 @@
-"""Parts of a frame outside of which there is nothing to compute."""
+"""Bounding regions of the pixels for which a computation is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folder of what can be had again: downloaded weights, fingerprints."""
+"""The cache folder: downloaded weights and fingerprints, which can be deleted at any time."""
 
 from __future__ import annotations
 

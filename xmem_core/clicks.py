@@ -1,4 +1,4 @@
-"""ClickNet: a small network that makes a mask of clicks. Its trunk is that of xmem-lite.
+"""ClickNet: a small network that turns clicks into a mask, with the backbone of xmem-lite.
 
 The image is encoded once (`encode`); each further click runs only the rest of the trunk, from stride 8 on,
 and the decoder. Clicks and the mask so far enter at stride 8, before the trunk's last six blocks, and once

@@ -1,4 +1,4 @@
-"""Calls of the network, made for one stream or for several together.
+"""Network calls of a step, run for one stream at a time or batched over several streams.
 
 A step of a stream is a generator that yields the calls of the network that it needs next, and is sent their
 results. Whoever runs it decides whether they are made alone or in one batch with those of other streams. A

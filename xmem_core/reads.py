@@ -1,4 +1,4 @@
-"""Which remembered frames an object is read from: shares of the read weights, by frame."""
+"""Attention of memory reads by frame: how much each remembered frame contributed to an object's mask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objects that were copied from another stream, until they are seen in this one.
+"""Sought objects: copied from another stream's memory, and not yet seen in this stream.
 
 Until then an object is background on every frame. If it could read these frames, they would answer better
 than what was copied, which is of another picture, and it would stay background wherever it stands. So it

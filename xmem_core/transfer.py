@@ -1,4 +1,4 @@
-"""Copies to and from a GPU that do not wait for it."""
+"""Asynchronous copies between host memory and a GPU."""
 
 from __future__ import annotations
 

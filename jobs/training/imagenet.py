@@ -1,4 +1,4 @@
-"""Start of the published network: ImageNet weights of ResNet-50 and ResNet-18 in torchvision's names."""
+"""Initial weights of the published network: ResNet-50 and ResNet-18 from ImageNet, by torchvision's names."""
 
 from __future__ import annotations
 

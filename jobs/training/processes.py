@@ -1,4 +1,4 @@
-"""The processes that train together: torchrun's environment, and what they tell each other."""
+"""Distributed training processes: torchrun's environment variables, and collective communication."""
 
 from __future__ import annotations
 

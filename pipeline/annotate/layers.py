@@ -1,4 +1,4 @@
-"""Tracked rows as the page shows them: those that fit the present recipe, and those of former ones."""
+"""Tracked rows as the page shows them: rows of the current recipe, and outdated rows of earlier ones."""
 
 from __future__ import annotations
 

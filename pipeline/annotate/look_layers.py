@@ -1,4 +1,4 @@
-"""The look chosen last, and pictures that the annotator lays over frames, kept with the project.
+"""Display settings of a project: the look chosen last, and the pictures that it uses as layers.
 
 OUT/annotate/<stream>/layers/<digest>       one picture each, created and never replaced
 OUT/annotate/<stream>/look.json             the look chosen last

@@ -1,4 +1,4 @@
-"""Merging and splitting of objects: the changes of a document that give masks to another id."""
+"""Merging and splitting objects: edits of a document that move masks from one object id to another."""
 
 from __future__ import annotations
 

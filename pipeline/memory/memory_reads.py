@@ -1,4 +1,4 @@
-"""From which remembered frames a pixel or an object of a tracked file was read, with thumbnails."""
+"""Explains a mask of a tracked file: the remembered frames that a pixel or an object was read from."""
 
 from __future__ import annotations
 

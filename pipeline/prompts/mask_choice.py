@@ -1,4 +1,4 @@
-"""Which of several masks is meant, by the clicks that led to it and by how sure the network is of each."""
+"""Chooses among several mask proposals by the user's clicks and the network's confidence in each."""
 
 from __future__ import annotations
 

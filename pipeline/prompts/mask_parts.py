@@ -1,4 +1,4 @@
-"""Parts of a mask: the clicked one of several like things, cut at their necks; crumbs, which are dropped."""
+"""Trims a click's mask: keeps the clicked one of several similar things, drops small fragments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operations on PyTorch's meta device (tensors without data) whose outcomes are made from shapes alone.
+"""Shape inference for operations on PyTorch's meta device (tensors without data), without its compiler.
 
 PyTorch runs many of these operations by Python code that imports its compiler (torch._dynamo): over a second
 of CPU time in each process that starts to track. The few that the networks use are therefore done here; all

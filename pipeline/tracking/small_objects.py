@@ -1,4 +1,4 @@
-"""Small objects, for which the network sees a video larger."""
+"""Recognises small objects in the first masks: their videos are tracked at a larger network size."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Crowds.
-
-Cut-out people, often look-alikes, walking on their own paths, crossing and occluding each other.
+"""Crowd scenes: cut-out people, often look-alikes, who walk, cross and occlude each other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Chunk files as a scan opens them, and the checks whether they are what their names say."""
+"""Opens chunk files for a scan, and checks that their contents agree with their names."""
 
 from __future__ import annotations
 

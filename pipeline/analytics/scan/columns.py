@@ -1,4 +1,4 @@
-"""Columns as a scan hands them out: `stream_id` as a dictionary, the others as the schema says."""
+"""Column types of a scan's results: `stream_id` dictionary-encoded, all others as in the schema."""
 
 from __future__ import annotations
 

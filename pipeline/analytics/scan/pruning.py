@@ -1,4 +1,4 @@
-"""Which rows may fulfil a condition, by what is known of all rows of a file or a row group."""
+"""Skips files and row groups whose statistics rule out every row that a query's condition could match."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which streams a statement can need: conditions on `stream_id` that DuckDB evaluates only after reading.
+"""Chooses the streams to read for a statement by conditions on `stream_id` that DuckDB does not push down.
 
 DuckDB offers comparisons with constants to a scan, but neither patterns (LIKE, regular expressions) nor what
 a join with `streams` leaves. Here its own parser gives the statement as a tree. A condition of a WHERE that

@@ -1,4 +1,4 @@
-"""One run of the detector on a frame: its detections, and the labels as they are changed by decisions."""
+"""One run of the detector on a frame: its detections, and the label map that the decisions edit."""
 
 from __future__ import annotations
 

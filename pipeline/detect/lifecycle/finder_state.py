@@ -1,4 +1,4 @@
-"""What an `ObjectFinder` knows of its stream, which is stored in the stream's snapshots."""
+"""State of an `ObjectFinder`: objects it started, candidates, contacts; part of the stream's snapshots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows from one run of the detector for the objects that were started before: see `object_finder`."""
+"""Updates existing objects after a detector run: confirmed, corrected, continued or given up."""
 
 from __future__ import annotations
 
