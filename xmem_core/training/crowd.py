@@ -1,5 +1,4 @@
-"""Crowd scenes: cut-out people, often look-alikes, who walk, cross and occlude each other.
-"""
+"""Crowd scenes: cut-out people, often look-alikes, who walk, cross and occlude each other."""
 
 from __future__ import annotations
 
