@@ -52,17 +52,22 @@ def propagated(annotator: Annotator, frames: int | None = None) -> None:
 def served_annotator(annotator: Annotator) -> Iterator[tuple[str, Sessions]]:
     """Its address and sessions, while it is served."""
     sessions = Sessions()
+    with served_app(create_app(annotator, sessions)) as address:
+        yield address, sessions
+
+
+@contextlib.contextmanager
+def served_app(app: Any) -> Iterator[str]:
+    """The address of an application, while it is served."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(
-            create_app(annotator, sessions), log_level="warning", timeout_graceful_shutdown=1
-        )
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         until(lambda: server.started or not thread.is_alive())
         try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}", sessions
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join()

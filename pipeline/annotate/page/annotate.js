@@ -6,7 +6,7 @@ import { Stage } from "./stage.js";
 import { MemoryPanel } from "./memory.js";
 import { bodyOf } from "./importing.js";
 import { drawObjects } from "./objects.js";
-import { beginLooks, flip, nextLook, opacity, query } from "./looks.js";
+import { beginLooks, flip, flipMasks, nextLook, opacity, query } from "./looks.js";
 import { keyName } from "./keys.js";
 import { drawTimeline, frameAt, jumps } from "./timeline.js";
 
@@ -14,6 +14,7 @@ const part = (id) => document.getElementById(id);
 const TOOLS = ["select", "click", "scribble", "box", "polygon", "brush", "eraser", "read"];
 const BUSY = ["loading", "running", "publishing"];
 const FINDING = "Finding the outline …";
+const USER = decodeURIComponent(location.pathname.split("/")[1]);  // of several on a server; else ""
 const READ_MS = 10000;  // that an error stays to be read
 
 let state = null;
@@ -406,8 +407,9 @@ async function save(format) {
 function draw() {
   if (!state) return;
   part("main").dataset.edits = String(state.edits);
-  document.title = `${state.video.name} – xmem annotate`;
-  part("video").textContent = state.video.name;
+  const named = USER ? `${state.video.name} · ${USER}` : state.video.name;
+  document.title = `${named} – xmem annotate`;
+  part("video").textContent = named;
   part("scrub").max = String(last());
   if (document.activeElement !== part("scrub") || !loading) part("scrub").value = String(frame);
   part("scrub").setAttribute("aria-valuetext", `frame ${frame} of ${last()}`);
@@ -522,7 +524,8 @@ const KEYS = {
   c: () => choose("click"), r: () => choose("scribble"), i: () => choose("read"), "Shift+I": () => { if (selected !== null) memory.readAt(null); }, m: () => memory.toggle(), b: () => choose("box"), o: () => choose("polygon"), p: () => choose("brush"), e: () => choose("eraser"),
   f: () => ACTIONS.import(), k: () => flip("negative"), y: () => turn(), w: () => flip("follow"), "#": () => part("goto").focus(), v: nextLook, u: () => flip("outlines"), d: () => flip("ids"),
   "[": () => resize(-2), "]": () => resize(2), n: () => ACTIONS.add(), h: () => toggle("hidden"), l: () => toggle("locked"), x: removeHere, s: () => { if (selected !== null) did.split(selected); }, j: nextKind,
-  Delete: takePrompt, Enter: () => stage.finishPolygon(), Escape: () => stage.cancel(),
+  PageUp: () => step(-1), PageDown: () => step(1), t: () => flipMasks(), z: () => stage.zoomToMine(),
+  Delete: takePrompt, Backspace: () => stage.dropPoint() || takePrompt(), Enter: () => stage.finishPolygon(), Escape: () => stage.cancel(),
   g: () => propagate(), "Shift+G": toNext, "Ctrl+z": () => ACTIONS.undo(), "Ctrl+Shift+Z": () => ACTIONS.redo(),
   "Ctrl+y": () => ACTIONS.redo(), "?": () => ACTIONS.help(),
 };
@@ -531,6 +534,12 @@ function turn(to = null) {
   const all = ["forward", "backward", "both"];
   const direction = to ?? all[(all.indexOf(state.direction) + 1) % all.length];
   change("v1/direction", "PUT", { direction });
+}
+
+// The object before or after the selected one; from the last one to the first.
+function step(by) {
+  const ids = state.objects.map((object) => object.id);
+  if (ids.length) select(ids.at((ids.includes(selected) ? ids.indexOf(selected) + by : Math.min(by, 0)) % ids.length));
 }
 
 function resize(by) {
@@ -556,6 +565,9 @@ document.addEventListener("keydown", (event) => {
   else return;
   event.preventDefault();
 });
+
+// What is not saved yet would be lost with the page: the browser asks.
+window.addEventListener("beforeunload", (event) => { if (working || finds.length) event.preventDefault(); });
 
 async function begin() {
   try {

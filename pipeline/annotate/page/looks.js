@@ -24,6 +24,9 @@ export function nextLook() {
   part("overlay").dispatchEvent(new Event("change"));
 }
 
+// The picture alone, or again with the masks as they were shown before.
+export let flipMasks = () => {};
+
 export function flip(id) { if (!part(id).disabled) part(id).click(); }
 
 function keep(failed) {
@@ -49,6 +52,13 @@ export async function beginLooks(changed, failed) {
     const marked = MARKED.includes(overlay);
     set({ overlay, opacity: OWN[overlay] ?? look.opacity, outlines: marked, ids: marked });
   });
+  let before = null;
+  flipMasks = () => {
+    const now = { overlay: look.overlay, opacity: look.opacity, outlines: look.outlines, ids: look.ids };
+    if (look.overlay) set({ overlay: "" });
+    else set(before ?? { overlay: "davis" });
+    before = now.overlay ? now : null;
+  };
   part("opacity").addEventListener("input", () => set({ opacity: Number(part("opacity").value) }));
   for (const id of ["outlines", "ids"]) part(id).addEventListener("change", () => set({ [id]: part(id).checked }));
   part("layer-place").addEventListener("change", () => set({ layer_place: part("layer-place").value }));

@@ -40,6 +40,21 @@ export function counts(mask, height, width) {
   return runs;
 }
 
+// The box around a mask: [left, top, width, height]; null without a pixel.
+export function bounds(mask, height, width) {
+  let [left, right, top, bottom] = [width, -1, height, -1];
+  for (let y = 0, i = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, i++) {
+      if (!mask[i]) continue;
+      left = Math.min(left, x);
+      right = Math.max(right, x);
+      top = Math.min(top, y);
+      bottom = y;
+    }
+  }
+  return right < 0 ? null : [left, top, right - left + 1, bottom - top + 1];
+}
+
 export function disc(mask, height, width, x, y, radius, value) {
   const reach = Math.ceil(radius);
   for (let row = Math.max(0, Math.floor(y) - reach); row <= Math.min(height - 1, Math.floor(y) + reach); row++) {

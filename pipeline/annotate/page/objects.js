@@ -8,6 +8,8 @@ export function drawObjects(list, { state, timeline, selected, frame, masks, did
   const inside = list.contains(document.activeElement) && ["INPUT", "SELECT"].includes(document.activeElement.tagName);
   if (key === drawn || inside) return;
   drawn = key;
+  const categories = [...new Set(state.objects.map((object) => object.category).filter(Boolean))].sort();
+  document.getElementById("categories").replaceChildren(...categories.map((category) => new Option(category)));
   const focused = document.activeElement?.dataset?.key;
   list.replaceChildren(...state.objects.map((object) => item(object, { state, timeline, selected, masks, did })));
   if (focused) list.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
@@ -25,6 +27,7 @@ function item(object, { state, timeline, selected, masks, did }) {
   const colour = element("input", { type: "color", value: object.colour, onchange: (event) => did.edit(object.id, { colour: event.target.value }) });
   colour.setAttribute("aria-label", `Colour of object ${object.id}`);
   const rename = element("input", { type: "text", value: object.category ?? "", maxLength: 200, placeholder: "category" });
+  rename.setAttribute("list", "categories");
   rename.setAttribute("aria-label", `Category of object ${object.id}`);
   rename.onchange = () => { did.edit(object.id, { category: rename.value || null }); rename.blur(); };
   const line = element("div", { className: "line" });

@@ -1,6 +1,6 @@
 // The picture with masks over it, and the gestures on it: box, polygon, brush, eraser, clicks and scribbles.
 
-import { counts, decode, disc, line, paint } from "./masks.js";
+import { bounds, counts, decode, disc, line, paint } from "./masks.js";
 import { drawPointer } from "./pointer.js";
 import { drawAsked, drawPoints, longer, shortened } from "./scribbles.js";
 import { View } from "./view.js";
@@ -158,6 +158,13 @@ export class Stage {
     this.draw();
   }
 
+  // The selected object as large as there is room; the whole picture, if it is shown so already.
+  zoomToMine() {
+    const box = this.mine() && bounds(this.mine(), this.height, this.width);
+    if (box) this.view.zoomTo(box);
+    this.draw();
+  }
+
   // --- keys --------------------------------------------------------------------------------------
 
   // Arrows move the pointer, the space bar is its button. Whether the key is one of these.
@@ -229,6 +236,14 @@ export class Stage {
     const [first] = this.points;
     if (this.points.length > 2 && Math.hypot(point[0] - first[0], point[1] - first[1]) * this.view.scale() < HANDLE) this.finishPolygon();
     else this.points.push(point);
+  }
+
+  // The polygon's newest corner is taken back. Whether there was one.
+  dropPoint() {
+    const any = this.points.length > 0;
+    this.points.pop();
+    this.draw();
+    return any;
   }
 
   finishPolygon() {

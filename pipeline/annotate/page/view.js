@@ -1,6 +1,7 @@
 // Which part of the picture is seen, and how large. At zoom 1 the whole picture fits the room around the canvas.
 
 const MOST_ZOOM = 40;
+const MARGIN = 1.4;  // of the room, to the side of a box that is zoomed to
 
 export class View {
   constructor(canvas) {
@@ -43,6 +44,19 @@ export class View {
     const scale = this.scale();
     this.moveTo(x - (place.clientX - after.left) / scale, y - (place.clientY - after.top) / scale);
     this.changed(this.zoom);
+  }
+
+  // The box [left, top, width, height] in the middle, as large as there is room; if it is so already, the whole picture.
+  zoomTo([left, top, width, height]) {
+    const before = [this.zoom, this.left, this.top];
+    const room = this.canvas.parentElement.getBoundingClientRect();
+    this.zoom = 1;
+    const whole = this.scale();
+    this.zoom = Math.min(MOST_ZOOM, Math.max(1, Math.min(room.width / width, room.height / height) / MARGIN / whole));
+    const [wide, high] = this.seen();
+    this.moveTo(left + (width - wide) / 2, top + (height - high) / 2);
+    if ([this.zoom, this.left, this.top].every((value, i) => Math.abs(value - before[i]) < 0.01)) this.reset();
+    else this.changed(this.zoom);
   }
 
   reset() {

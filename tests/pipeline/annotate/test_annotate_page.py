@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 import tracemalloc
 import zipfile
@@ -616,6 +617,112 @@ def carphone(tmp_path: Path) -> Path:
     clip = Path(spec.origin).parent / "datasets" / "data" / "carphone_pristine.mp4"
     pictures = [frame.image for frame in itertools.islice(open_source(str(clip)).frames(), 60)]
     return make_video(tmp_path / "carphone.mp4", pictures)
+
+
+@in_chromium
+def test_keys_that_select_zoom_hide_and_take_back(annotator: Annotator, tmp_path: Path) -> None:
+    for object_id in range(1, 12):
+        annotator.edit([{"op": "object", "id": object_id, "category": f"kind {object_id % 2}"}])
+    # So far from the edges that it can be in the middle of what is seen, and one in a corner.
+    for object_id, (x, y) in ((2, (70, 45)), (11, (10, 90))):
+        polygon = [x, y, x + 28, y, x + 28, y + 28, x, y + 28]
+        annotator.edit([{"op": "prompt", "frame": 0, "object": {"id": object_id, "polygons": [polygon]}}])
+    edits = annotator.project.edits
+    zoom = "document.getElementById('zoom-fit').textContent"
+    chosen = "document.querySelector('#objects li.selected b')?.textContent"
+    with served_annotator(annotator) as (address, sessions), open_page(tmp_path) as page:
+        hand = Hand(page)
+        page.open(f"{address}/#code={sessions.code}")
+        page.wait_for("document.getElementById('canvas').width > 300")
+        # Objects whose ids have no key, round the list in both directions.
+        for key, wanted in (("PageUp", "11"), ("PageUp", "10"), ("PageDown", "11"), ("PageDown", "1")):
+            hand.key(key)
+            page.wait_for(f"{chosen} === {wanted!r}")
+        assert page.value("[...document.getElementById('categories').options].map(each => each.value)") == [
+            "kind 0",
+            "kind 1",
+        ]
+        assert page.value("document.querySelector('#objects input[type=text]').list.id") == "categories"
+
+        # The selected object, large and in the middle of what is seen; one without a mask changes nothing.
+        hand.key("z")
+        assert page.value(zoom) == "100 %"
+        hand.key("2")
+        hand.key("z")
+        page.wait_for(f"parseInt({zoom}) > 150")
+        canvas = page.value(
+            "(({left, top, width, height}) => [left, top, width, height])"
+            "(document.getElementById('canvas').getBoundingClientRect())"
+        )
+        hand.key("a")
+        hand.key("PageUp")
+        middle_of_it = canvas[0] + canvas[2] / 2, canvas[1] + canvas[3] / 2
+        for kind in ("mousePressed", "mouseReleased"):
+            hand._mouse(kind, *middle_of_it, "left")
+        page.wait_for(f"{chosen} === '2'")  # it is what the middle shows
+        page.screenshot(tmp_path / "zoomed.png")
+        hand.key("z")
+        page.wait_for(f"{zoom} === '100 %'")
+
+        # The picture without masks, and with them as they were.
+        hand.choose("overlay", "popup")
+        popup = cv2.imdecode(
+            np.frombuffer(annotator.jpeg(0, look=annotator.look("popup")), np.uint8), cv2.IMREAD_COLOR
+        )
+        assert popup is not None
+        masked = np.asarray(popup[..., ::-1], np.uint8)
+        hand.shows(masked)
+        hand.key("t")
+        hand.shows(annotator.frames.at(0).image)
+        hand.key("t")
+        hand.shows(masked)
+
+        # A corner too many is taken back; without a polygon, the prompt is.
+        hand.key("o")
+        hand.key("1")
+        for corner in ((10, 10), (40, 10), (150, 110), (150, 115)):
+            hand.drag(corner)
+        hand.key("Backspace")
+        hand.key("Backspace")
+        hand.drag((40, 40))
+        hand.key("Enter")
+        hand.saved(edits + 1)
+        (mask,) = (m for m in annotator.masks(0) if m["id"] == 1)
+        assert 400 < mask["area"] < 520  # of the triangle, and not of what the two corners would add
+        hand.key("Backspace")
+        hand.saved(edits + 2)
+        assert [m["id"] for m in annotator.masks(0)] == [2, 11]
+        assert page.errors == []
+
+
+@in_chromium
+def test_a_page_with_something_unsaved_asks_before_it_is_closed(
+    annotator: Annotator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, quick = threading.Event(), annotator.click
+
+    def held(*arguments: Any) -> NDArray[np.bool_]:
+        slow.wait(60)
+        return quick(*arguments)
+
+    monkeypatch.setattr(annotator, "click", held)
+    asks = (
+        "(() => { const event = new Event('beforeunload', { cancelable: true });"
+        " return !window.dispatchEvent(event); })()"
+    )
+    with served_annotator(annotator) as (address, sessions), open_page(tmp_path) as page:
+        hand = Hand(page)
+        page.open(f"{address}/#code={sessions.code}")
+        page.wait_for("document.getElementById('canvas').width > 300")
+        assert not page.value(asks)
+        try:
+            hand.drag(middle("square", 0))
+            page.wait_for("document.getElementById('notice').textContent === 'Finding the outline …'")
+            assert page.value(asks)
+        finally:
+            slow.set()
+        hand.saved(2)
+        assert not page.value(asks)
 
 
 @in_chromium

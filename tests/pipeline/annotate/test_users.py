@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
+from support.annotating import served_app
+from support.browser import Page, chromium, open_page
 from support.videos import make_video
 
 from pipeline.annotate.annotator import Annotator
@@ -45,6 +48,56 @@ def test_each_user_has_work_of_their_own(tmp_path: Path) -> None:
             annotator.close()
     with Annotator(None, user_folder(out, "ann")) as alone:  # an ordinary folder
         assert sorted(alone.project.document.objects) == [1]
+
+
+@pytest.mark.skipif(chromium() is None, reason="no Chromium: apt-get install chromium")
+def test_two_users_in_two_browsers(tmp_path: Path) -> None:
+    """Each page says whose it is; undoing in one takes nothing back in the other."""
+    video = str(make_video(tmp_path / "v.mp4", 4, width=80, height=60))
+    sessions = {name: Sessions() for name in ("ann", "bob")}
+
+    def objects(page: Page, count: int) -> None:
+        page.wait_for(f"document.querySelectorAll('#objects li').length === {count}")
+        page.wait_for("document.getElementById('notice').textContent === 'Saved'")
+
+    def press(page: Page, key: str, modifiers: int = 0) -> None:
+        for kind in ("keyDown", "keyUp"):
+            page.do("Input.dispatchKeyEvent", type=kind, key=key, modifiers=modifiers)
+
+    with contextlib.ExitStack() as opened:
+        annotators = {
+            name: opened.enter_context(Annotator(video, user_folder(str(tmp_path / "out"), name), "v"))
+            for name in sessions
+        }
+        apps = UserApps({name: create_app(annotators[name], sessions[name]) for name in sessions})
+        address = opened.enter_context(served_app(apps))
+        pages: dict[str, Page] = {}
+        for name in sessions:
+            (tmp_path / name).mkdir()
+            pages[name] = opened.enter_context(open_page(tmp_path / name, 1000, 700))
+            pages[name].open(f"{address}/{name}/#code={sessions[name].code}")
+            pages[name].wait_for("document.getElementById('canvas').width > 300")
+            assert pages[name].value("document.title") == f"v.mp4 · {name} – xmem annotate"
+        for name, count in (("ann", 1), ("bob", 1), ("ann", 2), ("bob", 2)):
+            press(pages[name], "n")
+            objects(pages[name], count)
+        press(pages["ann"], "z", modifiers=2)
+        objects(pages["ann"], 1)
+        assert {name: len(a.project.document.objects) for name, a in annotators.items()} == {
+            "ann": 1,
+            "bob": 2,
+        }
+        press(pages["bob"], "n")
+        objects(pages["bob"], 3)
+        press(pages["ann"], "y", modifiers=2)
+        objects(pages["ann"], 2)
+        assert {name: len(a.project.document.objects) for name, a in annotators.items()} == {
+            "ann": 2,
+            "bob": 3,
+        }
+        pages["ann"].open(f"{address}/bob/")  # without a link of bob's
+        pages["ann"].wait_for("!document.getElementById('signed-out').hidden")
+        assert [page.errors for page in pages.values()] == [[], []]
 
 
 def test_names_of_users() -> None:
