@@ -37,6 +37,10 @@ _MOST_SIZES = 8
 # Height and width of the input for which float32 weights are laid out. Not those of the first input: which
 # frames a process has seen must not make a difference to last bits.
 _LAID_OUT_FOR = (32, 32)
+# oneDNN lays weights out in blocks of output channels. With AVX-512 it prefers other blocks for inputs of so
+# few positions, if the channels are no multiple of 64, and takes 5 ms to reorder 96 x 96 x 3 x 3 weights.
+_FEW_POSITIONS = 81
+_LAID_OUT_FOR_FEW = (4, 4)
 
 
 class FusedConv2d(nn.Module):
@@ -47,7 +51,8 @@ class FusedConv2d(nn.Module):
         activation: `relu`, `relu6` or None.
         laid_out_for: height and width of the input for which float32 weights are laid out. Inputs of other
             sizes give the same result; but where oneDNN prefers another layout for them, reordering the
-            weights on each call can take longer than the convolution.
+            weights on each call can take longer than the convolution. For inputs of few positions, weights
+            may be laid out a second time, when the first of them comes.
     """
 
     weight: Tensor
@@ -73,6 +78,9 @@ class FusedConv2d(nn.Module):
         if self.dtype == torch.float32:
             # oneDNN would reorder them on each call, for a tenth of the time of an average convolution.
             weight = self._laid_out(weight, (1, conv.in_channels, *laid_out_for))
+        few = laid_out_for[0] * laid_out_for[1] <= _FEW_POSITIONS
+        self._one_layout = few or conv.groups > 1 or conv.out_channels % 64 == 0
+        self._for_few: Tensor | None = None
         self.register_buffer("weight", weight, persistent=False)
         # bfloat16 weights in oneDNN's layout, for the most recent input sizes.
         self._packed: dict[torch.Size, Tensor] = {}
@@ -92,7 +100,11 @@ class FusedConv2d(nn.Module):
 
     def _packed_for(self, x: Tensor) -> Tensor:
         if self.dtype == torch.float32:
-            return self.weight
+            if self._one_layout or x.shape[2] * x.shape[3] > _FEW_POSITIONS:
+                return self.weight
+            if self._for_few is None:
+                self._for_few = self._laid_out(self.weight.to_dense(), (1, x.shape[1], *_LAID_OUT_FOR_FEW))
+            return self._for_few
         packed = self._packed.get(x.shape)
         if packed is None:
             if len(self._packed) >= _MOST_SIZES:

@@ -165,7 +165,7 @@ def test_weights_are_ordered_once_for_a_size_and_never_for_too_many() -> None:
 @needs_operators
 def test_in_float32_the_weights_are_kept_in_onednns_layout_only() -> None:
     torch.manual_seed(0)
-    conv = nn.Conv2d(8, 24, 3, padding=1).requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    conv = nn.Conv2d(8, 96, 3, padding=1).requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     own = FusedConv2d(conv)
     held = [*own.parameters(), *own.buffers()]
     assert [w.layout for w in held if w.ndim == 4] == [torch._mkldnn]  # type: ignore[attr-defined]
@@ -174,6 +174,23 @@ def test_in_float32_the_weights_are_kept_in_onednns_layout_only() -> None:
         x = torch.randn(1, 8, *size).contiguous(memory_format=torch.channels_last)
         plain = convolve(x, conv.weight, conv.bias, (1, 1), (1, 1), (1, 1), 1, "none", [], None)
         assert torch.equal(own(x), plain)
+
+
+@needs_operators
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="other CPUs' blocks")
+def test_float32_weights_are_not_reordered_on_each_call(capfd: pytest.CaptureFixture[str]) -> None:
+    """oneDNN prefers another layout for up to 81 positions if the channels are no multiple of 64."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(16, 96, 3, padding=1).requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    own, sizes = FusedConv2d(conv), ((3, 4), (9, 9), (6, 14), (32, 32))
+    images = [torch.randn(1, 16, *size).contiguous(memory_format=torch.channels_last) for size in sizes]
+    first = [own(x) for x in images]
+    with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+        again = [own(x) for x in images]
+    said = [line for line in capfd.readouterr().out.splitlines() if ",exec," in line]
+    assert len([line for line in said if ",convolution," in line]) == len(sizes)
+    assert [line for line in said if ",reorder," in line] == []
+    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
 
 
 def lite() -> XMem:
