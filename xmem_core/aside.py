@@ -38,6 +38,8 @@ def shared_with(aside: Executor | None) -> Iterator[None]:
 
 def helper() -> Executor | None:
     """The thread that the calling one shares its work with; None: it does it all."""
+    if torch.compiler.is_compiling():
+        return None  # a compiled function is one piece
     found: Executor | None = getattr(_here, "helper", None)
     return found
 

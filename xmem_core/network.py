@@ -242,7 +242,8 @@ class XMem(nn.Module):
             skip8, skip4 = (spread(skip, counts).squeeze(1) for skip in (skip8, skip4))
         # On a CPU one object after the other, when tracking: their large maps then take the same memory, and
         # the system need not provide new memory for each operation.
-        apart = g16.device.type == "cpu" and not torch.is_grad_enabled()
+        # Not where it is compiled: each would be compiled by itself.
+        apart = g16.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
         def upsampled(part: Tensor) -> tuple[Tensor, Tensor | None]:
             """Logits of some of the objects, and what their sensory memory is renewed from."""

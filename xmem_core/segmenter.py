@@ -6,7 +6,7 @@ import copy
 import operator
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, SupportsIndex
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from xmem_core.aside import shared_with
 from xmem_core.backbones import fold_batch_norms
+from xmem_core.compiled import compile_parts
 from xmem_core.config import AnyModelConfig, MemoryConfig, ModelConfig
 from xmem_core.corrections import contradicted
 from xmem_core.cutie_steps import CutieSteps
@@ -265,15 +266,19 @@ class VideoSegmenter:
             it cannot be used otherwise afterwards.
         batch_streams: whether `step_many` and `step_each` put the objects of several streams into one batch.
             None: on a GPU.
+        compile: whether the encoders and the decoder are compiled by `torch.compile` for each shape of input,
+            on a GPU into CUDA graphs, see `xmem_core.compiled`. On a CPU this replaces the fused operators
+            and Winograd's convolutions, and whole frames are searched: windows have too many sizes.
 
     Attributes:
         batches_streams: whether they do.
+        compiled: whether the network is compiled; False also if it was asked for and is impossible here.
         aside: a thread that may do parts of a step on a CPU; None, as at first: the caller does it all. It
             must have as many threads of torch as the threads that call `step`: results are then the same. It
             is shared by all streams.
 
     Raises:
-        ValueError: size is under 16 or dtype is none of these.
+        ValueError: size is under 16, dtype is none of these, or a search window is to be compiled.
     """
 
     def __init__(
@@ -286,6 +291,7 @@ class VideoSegmenter:
         allow_tf32: bool = False,
         keep_model: bool = True,
         batch_streams: bool | None = None,
+        compile: bool = False,
     ) -> None:
         if size is not None and size < STRIDE:
             raise ValueError(f"size={size} is not allowed: at least {STRIDE} pixels, or None")
@@ -301,7 +307,10 @@ class VideoSegmenter:
         presence = model.config.presence
         self._presence = None if presence is None else PresenceConstants.from_list(presence)
         steps = steps_of(model.config)
-        self.memory_config = steps.resolve(memory_config or MemoryConfig(), model.config, self.device)
+        settings = memory_config or MemoryConfig()
+        if compile:
+            settings = _without_windows(settings, self.device)
+        self.memory_config = steps.resolve(settings, model.config, self.device)
         network = (copy.deepcopy(model) if keep_model else model).eval().requires_grad_(False)
         layout = torch.channels_last
         on_cpu = self.device.type == "cpu"
@@ -317,7 +326,7 @@ class VideoSegmenter:
         for parameter in network.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=layout)
-        if on_cpu and isinstance(network, XMem):
+        if (on_cpu or compile) and isinstance(network, XMem):
             network.split_shared()
         # With the 8 bits of bfloat16 the small trunk's keys are too coarse to tell far people apart: masks of
         # vtest.avi have a mean IoU of 0.978 with those in float32, and of 0.999 if only keys are exact.
@@ -330,7 +339,8 @@ class VideoSegmenter:
             for module in network.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear) and module not in exact:
                     module.to(dtype)
-        if on_cpu and isinstance(network, XMem):
+        self.compiled = compile and compile_parts(network, self.device)
+        if not compile and on_cpu and isinstance(network, XMem):
             if dtype == torch.float32:
                 use_winograd(network)
             if dtype in (torch.float32, torch.bfloat16):
@@ -711,6 +721,17 @@ class VideoSegmenter:
         for i in wrong:
             state.memory.doubt(i, state.sure.get(i, state.memory.first_time[i]))
             state.windows.pop(i, None)
+
+
+def _without_windows(settings: MemoryConfig, device: torch.device) -> MemoryConfig:
+    """Settings for a compiled network. Raises ValueError if they name a search window."""
+    if settings.search_window:
+        raise ValueError(
+            f"search_window={settings.search_window} is not allowed with compile: windows have too many "
+            "sizes to compile the decoder for each; use search_window=0, or compile=False"
+        )
+    # On a GPU whole frames are searched anyway, and None is what states made there have.
+    return replace(settings, search_window=0) if device.type == "cpu" else settings
 
 
 def _check_distinct(states: Sequence[TrackerState]) -> None:

@@ -32,8 +32,15 @@ def open_segmenter(model: ModelSettings | None = None, memory: MemoryConfig | No
     if dtype == AUTO:
         dtype = auto_dtype(torch.device(model.device), published=network.config.published)
     try:
-        return VideoSegmenter(network, memory, size=side, dtype=getattr(torch, dtype), keep_model=False)
-    except ValueError as error:  # a memory setting that this model does not have
+        return VideoSegmenter(
+            network,
+            memory,
+            size=side,
+            dtype=getattr(torch, dtype),
+            keep_model=False,
+            compile=model.compile,
+        )
+    except ValueError as error:  # a memory setting that this model does not have, or that excludes another
         raise UsageError(f"{model.name}: {error}") from None
 
 

@@ -62,6 +62,9 @@ class ModelSettings:
             precision.
         threads: CPU threads of the network. Default: for a resumed stream, its previous number, else as many
             as the process or machine has. The number of threads affects the last bits of the results.
+        compile: compile the network with torch.compile (on a GPU into CUDA graphs), which takes up to a
+            minute for each size and number of objects. Needs a compiler on the machine; on a CPU objects are
+            then searched in whole frames. Affects the last bits of the results.
     """
 
     name: str = setting("xmem-lite", flat="model", decisive=False)
@@ -71,6 +74,7 @@ class ModelSettings:
     device: str = setting("cpu", recorded=False)
     dtype: str = setting(AUTO, choices=(*DTYPES, AUTO))
     threads: int | None = setting(None, least=1)
+    compile: bool = setting(False, later=True)
 
     def __post_init__(self) -> None:
         if self.size == 0 and not isinstance(self.size, bool):
@@ -146,6 +150,7 @@ class TrackOptions(TypedDict, total=False):
     device: str
     dtype: str
     threads: int | None
+    compile: bool
     memory: MemoryConfig | None
     detector: str | None
     detect_every: int
@@ -319,7 +324,7 @@ _RECORDED = tuple(o for o in track_options() if o.path[0] != "memory" and o.meta
 # The model's name may differ (a file name, for instance): its fingerprint is compared instead.
 _INDIFFERENT = tuple(o.name for o in _RECORDED if not o.metadata.get("decisive", True))
 # Left out of records while they have their default.
-_DEFAULTS = {"direction": FORWARD, "small_size": None}
+_DEFAULTS = {"direction": FORWARD, "small_size": None, "compile": False}
 # The default box segmenter of earlier versions.
 _FORMER_BOXES = "grabcut"
 # Ignored without a detector, so that records written before detectors existed still match.

@@ -13,13 +13,14 @@ random weights of the goldens.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
@@ -83,8 +84,9 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def check(self) -> None:
-        if time.monotonic() > self.deadline:
+    def check(self, needed: float = 0) -> None:
+        """Raise OutOfTimeError unless so many seconds are left."""
+        if time.monotonic() + needed > self.deadline:
             raise OutOfTimeError
 
     def seconds(self, function: Callable[[], object]) -> float:
@@ -94,6 +96,14 @@ class Bench:
         function()
         self.sync()
         return time.perf_counter() - started
+
+    def cost(self, function: Callable[[], object]) -> float:
+        """Seconds of a call; on a CPU those of its threads, which other processes disturb less."""
+        if self.device.type == "cuda":
+            return self.seconds(function)
+        started = time.process_time()
+        function()
+        return time.process_time() - started
 
     def memory_mb(self) -> float | None:
         return torch.cuda.max_memory_allocated(self.device) / 2**20 if self.device.type == "cuda" else None
@@ -342,6 +352,94 @@ def precision(bench: Bench, dtype: str) -> dict[str, Any]:
     return {"mean IoU with float32": statistics.mean(agree), "least": min(agree), "frames": count}
 
 
+def compiled(bench: Bench, model: str, dtype: str, objects: int) -> dict[str, Any]:
+    """Milliseconds of each part and of a step, as it is and compiled, in turns; and what compiling takes.
+
+    On a CPU milliseconds of CPU time, and whole frames are searched either way.
+    """
+    network, size = (published(bench.device), None) if model == "published" else (lite(bench.device), 384)
+    settings = MemoryConfig(search_window=0)
+    ways = {
+        name: VideoSegmenter(network, settings, size=size, dtype=DTYPES[dtype], compile=name == "compiled")
+        for name in ("eager", "compiled")
+    }
+    if not ways["compiled"].compiled:
+        return {"skipped": "torch.compile does not work here, see the warning"}
+    found: dict[str, Any] = {}
+    repeats, rounds = (2, 2) if bench.quick else (4, 3) if bench.device.type == "cpu" else (50, 3)
+
+    def compare(name: str, calls: Mapping[str, Callable[[], object]], each: int) -> None:
+        results = {}
+        for way, call in calls.items():
+            # Compiling cannot be interrupted, and the long video needs a minute after it.
+            bench.check(0 if bench.quick else 100)
+            seconds = bench.seconds(lambda c=call, w=way: results.update({w: c()}))  # type: ignore[misc]
+            if way == "compiled":
+                found[f"s to compile, {name}"] = seconds
+        gc.collect()  # what compiling left, so that it is not collected during a measurement
+        spent: dict[str, list[float]] = {way: [] for way in calls}
+        for _ in range(rounds):
+            for way, call in calls.items():
+                call()
+                spent[way].append(bench.cost(lambda c=call: [c() for _ in range(each)]) / each)  # type: ignore[misc]
+        for way, seconds_each in spent.items():
+            found[f"ms, {name}, {way}"] = 1e3 * statistics.median(seconds_each)
+        found[f"ratio, {name}"] = found[f"ms, {name}, eager"] / found[f"ms, {name}, compiled"]
+        pairs = zip(_tensors(results["eager"]), _tensors(results["compiled"]), strict=True)
+        found[f"largest difference, {name}"] = max(float((a - b).abs().max()) for a, b in pairs)
+
+    with torch.no_grad():
+        inputs = _inputs(bench, ways["eager"], objects)
+        for part, (given, flags) in inputs.items():
+            calls = {way: partial(_called, ways[way], part, given, flags) for way in ways}
+            compare(part, calls, repeats)
+    streams = {way: Stream(bench, segmenter, objects) for way, segmenter in ways.items()}
+
+    def steps(stream: Stream, count: int) -> Tensor:
+        for _ in range(count):
+            result = stream.step()
+        return result.network_probabilities
+
+    # One part a memory frame, four parts ordinary ones.
+    calls = {way: partial(steps, stream, 5) for way, stream in streams.items()}
+    compare("five steps", calls, 1 if bench.device.type == "cpu" else 5)
+    return found
+
+
+def _called(segmenter: VideoSegmenter, part: str, given: tuple[Any, ...], flags: dict[str, bool]) -> Any:
+    with segmenter._steps.autocast():
+        return getattr(segmenter._network, part)(*given, **flags)
+
+
+def _inputs(
+    bench: Bench, segmenter: VideoSegmenter, objects: int
+) -> dict[str, tuple[tuple[Any, ...], dict[str, bool]]]:
+    """Arguments and flags of each part of the network, for the first frame of the clip."""
+    images, _ = _frames(bench, objects)
+    image = segmenter.encode(images[0]).image
+    keys = _called(segmenter, "encode_key", (image,), {})
+    config, (h, w), (height, width) = segmenter.config, keys.key.shape[2:], image.shape[2:]
+    rng = torch.Generator().manual_seed(0)
+    read = torch.randn(1, objects, config.value_dim, h, w, generator=rng).to(bench.device)
+    hidden = torch.randn(1, objects, config.hidden_dim, h, w, generator=rng).to(bench.device)
+    masks = torch.rand(1, objects, height, width, generator=rng).to(bench.device) / objects
+    return {
+        "encode_key": ((image,), {}),
+        "decode": ((keys.scales, read, hidden), {"update_hidden": True}),
+        "encode_value": ((image, keys.f16, hidden, masks), {"deep_update": True}),
+    }
+
+
+def _tensors(found: Any) -> list[Tensor]:
+    """The tensors in what a part returns."""
+    if isinstance(found, Tensor):
+        return [found.float()]
+    parts = (
+        found if isinstance(found, tuple) else (found.key, found.shrinkage, found.selection, *found.scales)
+    )
+    return [tensor for part in parts if part is not None for tensor in _tensors(part)]
+
+
 def state_bytes(bench: Bench, dtype: str) -> dict[str, Any]:
     """Seconds to serialise a full state of one object and to restore it, and its size."""
     segmenter = VideoSegmenter(published(bench.device), dtype=DTYPES[dtype])
@@ -411,6 +509,9 @@ def measurements(quick: bool) -> Iterator[tuple[str, Callable[[Bench], dict[str,
     for objects in (1,) if quick else (1, 3):
         run = partial(speed, model="xmem-lite", dtype=half[0], objects=objects)
         yield f"xmem-lite, {objects} objects, {half[0]}", run
+    for model, objects in (("xmem-lite", 1),) if quick else (("published", 1), ("xmem-lite", 3)):
+        run = partial(compiled, model=model, dtype="float32" if quick else half[0], objects=objects)
+        yield f"compiled, {model}, {objects} objects", run
     yield f"long video, xmem-lite, {half[0]}", partial(long_video, model="xmem-lite", dtype=half[0])
 
 

@@ -51,7 +51,7 @@ def track(
         storage_options, out_storage_options: passed to the fsspec file systems of video and output.
         on_open, on_frame: called with the stream once it is open, and after every frame.
         options: single settings by name, which override `settings`: model, size, device, dtype, threads,
-            memory, detector, detect_every, chunk_frames, sinks, ...; see `TrackOptions` for all.
+            compile, memory, detector, detect_every, chunk_frames, sinks, ...; see `TrackOptions` for all.
 
     Returns:
         the stream's summary.

@@ -100,6 +100,13 @@ def test_a_command_offers_every_option_alike(path: tuple[str, ...]) -> None:
         assert parameter.show_default or parameter.default is None
 
 
+def test_annotations_are_tracked_with_the_options_of_the_network() -> None:
+    parameters = {p.name: p for p in command_of(("annotate",)).params}
+    for option in OPTIONS:
+        if option.path[0] == "model" and option.name != "full_size":
+            assert parameters[option.name].default == option.default, option.name
+
+
 def test_what_is_given_arrives() -> None:
     app, seen = typer.Typer(), []
 
