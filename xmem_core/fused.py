@@ -37,8 +37,9 @@ _MOST_SIZES = 8
 # Height and width of the input for which float32 weights are laid out. Not those of the first input: which
 # frames a process has seen must not make a difference to last bits.
 _LAID_OUT_FOR = (32, 32)
-# oneDNN lays weights out in blocks of output channels. With AVX-512 it prefers other blocks for inputs of so
-# few positions, if the channels are no multiple of 64, and takes 5 ms to reorder 96 x 96 x 3 x 3 weights.
+# oneDNN lays weights out in blocks of up to 64 output channels. With AVX-512 it prefers other blocks for
+# inputs of so few positions if the channels do not fill blocks of 64; reordering 96 x 96 x 3 x 3 takes
+# 5 ms.
 _FEW_POSITIONS = 81
 _LAID_OUT_FOR_FEW = (4, 4)
 
