@@ -168,7 +168,7 @@ def test_in_float32_the_weights_are_kept_in_onednns_layout_only() -> None:
     conv = nn.Conv2d(8, 96, 3, padding=1).requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     own = FusedConv2d(conv)
     held = [*own.parameters(), *own.buffers()]
-    assert [w.layout for w in held if w.ndim == 4] == [torch._mkldnn]  # type: ignore[attr-defined]
+    assert [w.layout for w in held if w.ndim == 4] == [torch._mkldnn] * 2  # type: ignore[attr-defined]
     convolve = torch.ops.mkldnn._convolution_pointwise
     for size in ((8, 8), (40, 9), (1, 1), (64, 96)):
         x = torch.randn(1, 8, *size).contiguous(memory_format=torch.channels_last)
