@@ -145,6 +145,30 @@ def test_masks_that_do_not_fit_are_one_line(out: Path, tmp_path: Path, text: str
     assert "\n" not in str(raised.value)
 
 
+def test_masks_of_another_size_are_refused_on_frames_where_nothing_is_seen(tmp_path: Path) -> None:
+    hidden = record_of_mask(mask_to_rle(A & FAR), HEIGHT, WIDTH, frame_index=1, object_id=3)
+    assert hidden.bbox is None
+    rows = tracks_table([row(0, 3, A), hidden])
+    store = StreamStore(str(tmp_path / "out"), "cam")
+    store.commit(0, 4, rows, EVENTS_SCHEMA.empty_table())
+    truth = tmp_path / "gt.txt"
+    for frame in (1, 2):  # a hidden object's row, no row
+        other = f"{frame + 1} 1 2 20 40 {SMALLER}\n"
+        truth.write_text(line(0, 1, A) + other)
+        with pytest.raises(
+            UsageError, match=f"40x20 pixels on frame {frame} of 40x30: it is of another video"
+        ):
+            evaluate_tracking(str(truth), str(tmp_path / "out"))
+        truth.write_text(line(0, 1, A) + line(frame, 1, A))
+        assert evaluate_tracking(str(truth), str(tmp_path / "out")).recall == 50
+    # No scored frame has a row: the stream's record has the size, if there is one.
+    truth.write_text(f"3 1 2 20 40 {SMALLER}\n")
+    assert evaluate_tracking(str(truth), str(tmp_path / "out")).recall == 0
+    store.write_record({"width": WIDTH, "height": HEIGHT})
+    with pytest.raises(UsageError, match="40x20 pixels on frame 2 of 40x30: it is of another video"):
+        evaluate_tracking(str(truth), str(tmp_path / "out"))
+
+
 def test_the_truth_of_another_stream_is_refused(out: Path, tmp_path: Path) -> None:
     folder = tmp_path / "instances_txt"
     folder.mkdir()
