@@ -29,6 +29,9 @@ from pipeline.base.redaction import shareable
 from pipeline.storage.locations import locate, read_error
 from pipeline.tracks.reader import open_tracks
 
+_NEEDED = 6
+"""Values of a line: frame, id, x, y, w, h."""
+
 
 def evaluate_tracking(
     truth: str, out: str, *, stream_id: str | None = None, first: int = 0, last: int | None = None
@@ -103,20 +106,40 @@ def read_truth(uri: str) -> dict[int, dict[int, tuple[float, float, float, float
         if not any(field.strip() for field in fields) or (line == 1 and fields[0].strip() == "frame"):
             continue
         try:
-            number, identity, x, y, w, h, *more = (float(field) for field in fields)
-            if not all(map(math.isfinite, (number, identity, x, y, w, h))) or min(w, h) <= 0 or number < 1:
-                raise ValueError("a frame below 1, a box without area or a value that is not finite")
+            number, identity, box, scored = _row(fields)
         except ValueError as error:
             raise UsageError(
                 f"{uri} line {line}: {error}; expected frame,id,x,y,w,h with frames from 1"
             ) from error
-        on_frame = boxes.setdefault(int(number) - 1, {})
-        if more and more[0] == 0:
+        on_frame = boxes.setdefault(number - 1, {})
+        if not scored:
             continue
-        if int(identity) in on_frame:
-            raise UsageError(f"{uri} line {line}: id {int(identity)} is twice on frame {int(number)}")
-        on_frame[int(identity)] = (x, y, w, h)
+        if identity in on_frame:
+            raise UsageError(f"{uri} line {line}: id {identity} is twice on frame {number}")
+        on_frame[identity] = box
     return boxes
+
+
+def _row(fields: list[str]) -> tuple[int, int, tuple[float, float, float, float], bool]:
+    """Frame from 1, id, x, y, width and height in pixels of a line, and whether it is scored.
+
+    Raises:
+        ValueError: it says which value is wrong.
+    """
+    if len(fields) < _NEEDED:
+        raise ValueError(f"{len(fields)} values")
+    values = [float(field) for field in fields]
+    for text, value in zip(fields[:_NEEDED], values, strict=False):
+        if not math.isfinite(value):
+            raise ValueError(f"{text.strip()} is not a finite number")
+    number, identity, x, y, w, h, *more = values
+    if number < 1 or number != int(number):
+        raise ValueError(f"frame {number:g}, not a whole number from 1 on")
+    if identity != int(identity):
+        raise ValueError(f"id {identity:g}, not a whole number")
+    if w <= 0 or h <= 0:
+        raise ValueError(f"box of {w:g} x {h:g} pixels")
+    return int(number), int(identity), (x, y, w, h), not more or more[0] != 0
 
 
 def score_boxes(true: Boxes, found: Boxes) -> TrackingScores:

@@ -92,9 +92,13 @@ def test_mot_text_and_csv_are_read_and_rows_not_to_be_scored_left_out(tmp_path: 
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("1,1,2,3\n", "line 1: not enough values"),
-        ("1,1,a,2,3,4\n", "line 1: could not convert"),
-        ("0,1,1,2,3,4\n", "line 1: a frame below 1"),
+        ("1,1,2,3\n", "line 1: 4 values; expected frame,id,x,y,w,h with frames from 1"),
+        ("1,1,a,2,3,4\n", "line 1: could not convert string to float: 'a'"),
+        ("0,1,1,2,3,4\n", "line 1: frame 0, not a whole number from 1 on"),
+        ("1,1,1,2,3,4\n2.5,1,1,2,3,4\n", "line 2: frame 2.5, not a whole number from 1 on"),
+        ("1,1.5,1,2,3,4\n", "line 1: id 1.5, not a whole number"),
+        ("1,1,1,2,-3,4\n", "line 1: box of -3 x 4 pixels"),
+        ("1,1,nan,2,3,4\n", "line 1: nan is not a finite number"),
         ("1,1,1,2,3,4\n1,1,5,6,7,8\n", "line 2: id 1 is twice on frame 1"),
     ],
 )
