@@ -9,12 +9,15 @@ acknowledged.
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
+
+import pyarrow as pa
 
 from pipeline.base.errors import AnotherWriterError, SettingsConflictError, StoreError, XmemError
 from pipeline.live.camera.ledger import LedgerCounts
@@ -35,7 +38,8 @@ class Books:
         ledger: counts of those frames, with none in flight.
         rows: number of mask records.
         objects: categories of the tracked objects by id.
-        pts_seconds, wall_time: times of the last tracked frame.
+        pts_seconds, wall_time: times of the last tracked frame; of files whose commit the record does not
+            know yet, of the last frame that has rows or events. No later frame's pts may be lower.
     """
 
     frames: int = 0
@@ -69,8 +73,8 @@ class Books:
             wall_time=None if wall is None else datetime.fromisoformat(wall),
         )
 
-    def after(self, footer: ChunkFooter) -> Books:
-        """The state after the next committed file."""
+    def after(self, footer: ChunkFooter, rows: pa.Table) -> Books:
+        """The state after the next committed file, of its footer and its rows."""
         dropped, corrupt = dict(self.ledger.dropped), dict(self.ledger.corrupt)
         objects = dict(self.objects)
         for event in footer.events.to_pylist():
@@ -85,7 +89,12 @@ class Books:
         received = footer.last + 1
         tracked = received - sum(dropped.values()) - sum(corrupt.values())
         ledger = LedgerCounts(received, tracked, dropped, corrupt)
-        return replace(self, frames=received, ledger=ledger, rows=self.rows + footer.rows, objects=objects)
+        times = [(self.pts_seconds, self.wall_time)]
+        # Rows are sorted by frame; events may be of later frames, on which nothing was seen.
+        for table in (rows.slice(max(0, rows.num_rows - 1)), footer.events):
+            times += zip(table["pts_seconds"].to_pylist(), table["wall_time"].to_pylist(), strict=True)
+        pts, wall = max(times, key=lambda time: -math.inf if time[0] is None else time[0])
+        return Books(received, ledger, self.rows + footer.rows, objects, pts, wall)
 
 
 @dataclass(frozen=True)
@@ -185,7 +194,7 @@ class LiveRecord:
                 f"files hold {committed.next_frame}: restore the files from a copy, or choose another id"
             )
         for footer in store.footers(books.frames):
-            books = books.after(footer)
+            books = books.after(footer, store.read_rows(footer.first))
         self._said = replace(said, books=books)
 
     @property

@@ -78,9 +78,10 @@ def restore(
     gone = [i for i in state.object_ids if i not in books.objects]
     if gone:
         state.remove_objects(gone)
-    wall = snapshot.wall_time
-    if wall is not None and (previous[1] is None or wall > previous[1]):
-        previous = (snapshot.stream.previous_pts_seconds, wall)
+    # Times of day may have been set back in between, those of the stream never are.
+    pts = snapshot.stream.previous_pts_seconds
+    if pts is not None and (previous[0] is None or pts > previous[0]):
+        previous = (pts, snapshot.wall_time)
     return Restored(
         state,
         finder,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from pipeline.live.spec import LivePrompts, LiveSettings, LiveSpec
 from pipeline.tracking.snapshots.live import LiveSnapshot
 from pipeline.tracking.snapshots.stream import Snapshot
 from pipeline.tracks.store import StreamStore
+
+NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 
 
 def rows(*frames: int) -> list[MaskRecord]:
@@ -58,7 +62,33 @@ def test_files_that_the_record_does_not_know_yet_count(tmp_path: Path) -> None:
     assert again.books.ledger == LedgerCounts(32, 23, {"queue full": 5}, {"damaged": 4})
     assert again.books.rows == 6
     assert again.books.objects == {2: "dog"}
+    assert again.books.pts_seconds == 0.5  # neither rows nor events have times
     assert (again.frames_reserved, again.ids_reserved) == (70, 16)
+
+
+@pytest.mark.parametrize(("row", "event", "newest"), [(None, None, 2), (3, None, 3), (3, 4, 4), (None, 4, 4)])
+def test_times_go_on_after_those_of_files_that_the_record_does_not_know_yet(
+    tmp_path: Path, row: int | None, event: int | None, newest: int
+) -> None:
+    """Killed between a file and the record: the next frame's time must be after that of the file's rows."""
+
+    def times(second: int) -> dict[str, Any]:
+        return {"pts_seconds": float(second), "wall_time": NOON + timedelta(seconds=second)}
+
+    store = StreamStore(tmp_path, "cam")
+    record = LiveRecord(store, {"source": "x"})
+    record.reserve(frames=64, ids=16)
+    commit(store, 0, 9, [])
+    record.committed(Books(10, LedgerCounts(10, 10), 2, {}, **times(2)), frames=70, facts={})
+    mine = (
+        [] if row is None else [replace(r, **times(s)) for r, s in zip(rows(11, 12), (1, row), strict=True)]
+    )
+    events = [] if event is None else [Event(13, "dropped", "queue full", **times(event))]
+    store.commit(10, 13, tracks_table(mine), events_table(events))
+
+    found = LiveRecord(StreamStore(tmp_path, "cam"), {"source": "x"}).books
+    assert found.frames == 14
+    assert {"pts_seconds": found.pts_seconds, "wall_time": found.wall_time} == times(newest)
 
 
 def test_requests_are_durable_and_roll_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
