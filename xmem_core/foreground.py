@@ -47,18 +47,20 @@ def foreground(planes: Tensor, frame_size: tuple[int, int], object_ids: Sequence
         return Foreground(slice(0, 0), slice(0, 0), nothing, nothing.float())
     if tuple(planes.shape[1:]) == frame_size:
         rows, columns = spans
-        part = planes[:, rows, columns]
+        parts = iter(planes[:, rows, columns])
     else:
         axes = [
             _Axis.of(size, wanted, span)
             for size, wanted, span in zip(planes.shape[1:], frame_size, spans, strict=True)
         ]
         rows, columns = (axis.span for axis in axes)
-        part = torch.from_numpy(_interpolated(planes.numpy(), *axes))
-    best, labels = part[0].clone(), torch.zeros(part.shape[1:], dtype=torch.int32)
+        # Each when it is needed: they take the same memory, and the system need not provide new one.
+        parts = (torch.from_numpy(_interpolated(plane, *axes)) for plane in planes.numpy())
+    best = next(parts).clone()
+    labels = torch.zeros_like(best, dtype=torch.int32)
     # A reduction over the outermost dimension is many times slower than this loop over planes, which gives
     # the same result (in a tie, the first wins).
-    for object_id, plane in zip(object_ids, part[1:], strict=True):
+    for object_id, plane in zip(object_ids, parts, strict=True):
         labels.masked_fill_(plane > best, object_id)
         torch.maximum(best, plane, out=best)
     return Foreground(rows, columns, labels, best)
@@ -91,20 +93,21 @@ class _Axis(NamedTuple):
         return cls(own, first[own], second[own], source[own] - first[own].astype(np.float32))
 
 
-def _interpolated(planes: NDArray[np.float32], down: _Axis, across: _Axis) -> NDArray[np.float32]:
-    """(O, h, w) -> (O, h', w') at the positions of two axes."""
+def _interpolated(plane: NDArray[np.float32], down: _Axis, across: _Axis) -> NDArray[np.float32]:
+    """(h, w) -> (h', w') at the positions of two axes."""
     if not down.first.size or not across.first.size:
-        return np.zeros((len(planes), down.first.size, across.first.size), np.float32)
+        return np.zeros((down.first.size, across.first.size), np.float32)
     top = int(down.first[0])
-    needed = planes[:, top : int(down.second[-1]) + 1]
-    near = np.take(needed, across.first, axis=2)
+    needed = plane[top : int(down.second[-1]) + 1]
+    # Without `mode` each index is checked once more: none lies outside.
+    near = np.take(needed, across.first, axis=1, mode="wrap")
     near *= 1 - across.share
-    far = np.take(needed, across.second, axis=2)
+    far = np.take(needed, across.second, axis=1, mode="wrap")
     far *= across.share
     near += far
-    out = np.take(near, down.first - top, axis=1)
+    out = np.take(near, down.first - top, axis=0)
     out *= (1 - down.share)[:, None]
-    below = np.take(near, down.second - top, axis=1)
+    below = np.take(near, down.second - top, axis=0)
     below *= down.share[:, None]
     out += below
     return out

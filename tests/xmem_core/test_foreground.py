@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -78,3 +80,16 @@ def test_a_result_at_the_networks_own_size_is_not_interpolated() -> None:
     planes = blobs([(10, 12, 20, 9)], (72, 104))
     found = foreground(planes, (72, 104), (3,))
     assert torch.equal(found.probabilities, planes[:, found.rows, found.columns].amax(0))
+
+
+def test_the_planes_of_many_objects_are_not_held_at_the_frames_size() -> None:
+    planes = blobs([(8 * i, 8 * i, 16, 20) for i in range(7)], (72, 104))
+    foreground(planes, (720, 1040), range(1, 8))
+    tracemalloc.start()
+    try:
+        found = foreground(planes, (720, 1040), range(1, 8))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 5 * found.probabilities.numel() * 4  # of eight planes, and what computing them takes
+    assert most > found.probabilities.numel() * 4  # so they are counted

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.small_net import SMALL, SMALL_MEMORY, frame_at, small_model, square
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from xmem_core import MemoryConfig, Prompt, TrackerState, VideoSegmenter, XMem, windows
 from xmem_core.joint import Caller
@@ -380,6 +382,38 @@ def test_aggregation_within_a_window_is_that_of_the_frame(objects: int) -> None:
         rtol=1e-6,
         atol=1e-7,
     )
+
+
+class Sizes(TorchDispatchMode):
+    """Notes how many elements the results of operations have that are in new memory."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            given = {
+                x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)
+            }
+            if out.untyped_storage().data_ptr() not in given:
+                self.found.append(out.numel())
+        return out
+
+
+def test_aggregation_takes_no_memory_but_for_its_result_and_changes_no_bit() -> None:
+    window = Window(1, 2, 7, 5)
+    probabilities = torch.zeros(4, 9 * STRIDE, 8 * STRIDE)
+    part = window.cut(probabilities, STRIDE)
+    part.copy_(torch.rand(part.shape, generator=torch.Generator().manual_seed(0)))
+    with Sizes() as sizes:
+        own = aggregated_within(probabilities, window)
+    at_once = torch.softmax(aggregate(part.unsqueeze(0)), 1)[0]
+    assert torch.equal(window.cut(own, STRIDE), at_once)
+    *others, result = sorted(sizes.found)
+    assert result == own.numel()
+    assert max(others) <= at_once.numel() / 3
 
 
 @pytest.mark.parametrize("seed", range(6))
