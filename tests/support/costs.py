@@ -4,6 +4,10 @@
 of pytest-xdist end together. To measure anew, in one process:
 
     python -m pytest --measure-costs
+
+Processes of Ray, of jobs and of services are nobody's children that are waited for, and their seconds are not
+seen so. Those of the functions that have them were measured with a cgroup's `cpuacct.usage`: such a
+function's entry is raised by a new measurement, and never lowered or removed.
 """
 
 from __future__ import annotations
@@ -20,6 +24,9 @@ TESTS = Path(__file__).parents[1]
 LIST = TESTS / "costs.txt"
 LEAST = 0.2
 """CPU seconds per case from which on a function is listed."""
+
+_WITH_OTHERS = ("ray", "process")
+"""Markers of tests with processes that need not be children of pytest's."""
 
 
 def listed() -> dict[str, float]:
@@ -38,6 +45,7 @@ class Measuring:
 
     def __init__(self) -> None:
         self._seconds: dict[str, list[float]] = collections.defaultdict(list)
+        self._with_others: set[str] = set()  # functions with processes that are not seen
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
@@ -45,14 +53,18 @@ class Measuring:
         before = _cpu_seconds()
         yield
         self._seconds[name_of(item)].append(_cpu_seconds() - before)
+        if any(item.get_closest_marker(name) for name in _WITH_OTHERS):
+            self._with_others.add(name_of(item))
 
     def pytest_sessionfinish(self) -> None:
         """Write the list."""
         found = listed()
         for name, seconds in self._seconds.items():
-            found.pop(name, None)
+            before = found.pop(name, 0.0)
             if sum(seconds) >= LEAST * len(seconds):
                 found[name] = sum(seconds)
+            if name in self._with_others and before > found.get(name, 0.0):
+                found[name] = before
         LIST.write_text("".join(f"{found[name]:.1f} {name}\n" for name in sorted(found)))
 
 
