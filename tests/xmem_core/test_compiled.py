@@ -286,6 +286,7 @@ def test_a_gpu_gets_cuda_graphs() -> None:
     assert compile_options(CPU) == {}
 
 
+@pytest.mark.soak  # Inductor and the C++ compiler take half a minute of CPU time
 @needs_compiler
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within torch
 def test_by_inductor_masks_hold_and_a_restart_gives_the_same_bits(caplog: pytest.LogCaptureFixture) -> None:
