@@ -21,6 +21,7 @@ from support.videos import make_video
 
 from jobs.batch.ray_pool import RayPool, room_for
 from jobs.batch.run import BatchOptions, run_batch
+from jobs.cluster import local_ray
 from jobs.cluster.connection import unreported
 from jobs.scheduling.actions import Progress, SchedulerOptions
 from jobs.scheduling.scheduler import Scheduler
@@ -34,6 +35,8 @@ _CLONE_NEWNS, _CLONE_FS = 0x00020000, 0x00000200
 @pytest.fixture
 def cluster() -> Iterator[Any]:
     root = Path(__file__).parents[3]
+    with local_ray.protected():
+        pass  # Ray reads RAY_AUTH_MODE again: commands of earlier tests set it after Ray had read it
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{root}{os.pathsep}{root / 'tests'}")
         # The head runs no actors, so that it outlives them.
