@@ -19,7 +19,7 @@ from pipeline.base.records import MaskRecord
 from pipeline.detect.lifecycle.assignment import assignment
 from pipeline.exchange.importing import ImportedStream, read_streams
 from pipeline.tracks.mask_arrays import MaskArray
-from pipeline.tracks.reader import TrackReader, open_tracks
+from pipeline.tracks.reader import open_tracks
 
 _MOTS_LINE = re.compile(r"\d+ \d+ \d+ \d+ \d+ \S+")
 _UNJUDGED = 0.5
@@ -59,34 +59,35 @@ def score_masks(
     reader = open_tracks(truth, out, stream_id, option="--stream")
     true = _of_stream(truth, reader.stream_id if stream_id is None else stream_id)
     frames = frames_to_score(truth, "masks", {*true.rows, *true.unjudged}, reader, first, last)
-    _check_sizes(truth, frames, true, reader)
-    overlaps = []
+    overlaps, unsized = [], []
+    recorded = reader.recorded_size()
+    known = set() if recorded is None else {recorded}
     for frame in frames:
-        ours = [row for row in reader.at(frame) if row.bbox is not None]
+        rows = reader.at(frame)
+        if rows:
+            size = rows[0].frame_width, rows[0].frame_height
+            known.add(size)
+            _check_size(truth, frame, true, size)
+        else:
+            unsized.append(frame)
+        ours = [row for row in rows if row.bbox is not None]
         overlaps.append(_overlaps(true.rows.get(frame, []), ours, true.unjudged.get(frame, [])))
+    if (
+        len(known) == 1
+    ):  # frames without rows have the size of the others; where these differ, it is not known
+        for frame in unsized:
+            _check_size(truth, frame, true, *known)
     return score_overlaps(overlaps, masks=True)
 
 
-def _check_sizes(truth: str, frames: Sequence[int], true: ImportedStream, reader: TrackReader) -> None:
-    """UsageError if a true mask has another size than its frame.
-
-    A frame without rows has the size of the others. Where these differ, it is not known, and not checked.
-    """
-    sizes: dict[int, tuple[int, int]] = {}
-    for frame in frames:
-        for row in reader.at(frame)[:1]:
-            sizes[frame] = row.frame_width, row.frame_height
-    recorded = reader.recorded_size()
-    known = {*sizes.values(), *([recorded] if recorded else [])}
-    usual = known.pop() if len(known) == 1 else None
-    for frame in frames:
-        size = sizes.get(frame, usual)
-        for mask in (*true.rows.get(frame, []), *true.unjudged.get(frame, [])):
-            if size is not None and (mask.frame_width, mask.frame_height) != size:
-                raise UsageError(
-                    f"{truth} has a mask of {mask.frame_width}x{mask.frame_height} pixels on frame "
-                    f"{frame} of {size[0]}x{size[1]}: it is of another video"
-                )
+def _check_size(truth: str, frame: int, true: ImportedStream, size: tuple[int, int]) -> None:
+    """UsageError if a true mask on a frame has another size, width and height, than the frame."""
+    for mask in (*true.rows.get(frame, []), *true.unjudged.get(frame, [])):
+        if (mask.frame_width, mask.frame_height) != size:
+            raise UsageError(
+                f"{truth} has a mask of {mask.frame_width}x{mask.frame_height} pixels on frame "
+                f"{frame} of {size[0]}x{size[1]}: it is of another video"
+            )
 
 
 def _of_stream(truth: str, stream_id: str) -> ImportedStream:
