@@ -29,6 +29,9 @@ class FinderSettings:
         give_up_looks: runs of the detector in a row that search where an object is and do not detect it,
             after which it ends; three times as many while its mask moves on as one thing and is inside
             another object's detection, or it was detected often.
+        span: frames that runs of the detector must be apart to count one by one among `give_up_looks`; half as
+            many among `confirmations`, if `every` is smaller than that. Frames that are closer look nearly the
+            same: what is missed on one of them is missed on the next one, too.
         kept_for_prompts: number of the `max_objects` that the detector leaves free for prompts.
     """
 
@@ -39,6 +42,7 @@ class FinderSettings:
     classes: str | None = setting(None, flat="detect_classes", later=True)
     least_score: float = setting(0.5, least=0.0, most=1.0, flat="detect_score", later=True)
     give_up_looks: int = setting(4, least=1, most=100_000, later=True)
+    span: int = setting(5, least=1, most=100_000, flat="detect_span", later=True)
     kept_for_prompts: int = setting(0, least=0, most=255, later=True)
 
     def __post_init__(self) -> None:

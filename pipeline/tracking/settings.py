@@ -157,6 +157,7 @@ class TrackOptions(TypedDict, total=False):
     detect_confirmations: int
     detect_score: float
     give_up_looks: int
+    detect_span: int
     max_objects: int
     out_of_sight_frames: int
     detect_classes: str | None

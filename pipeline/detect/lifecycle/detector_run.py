@@ -33,7 +33,8 @@ class DetectorRun:
     def __init__(self, frame: Frame, look: Look, labels: NDArray[np.int32], given: Collection[int]) -> None:
         self.frame, self.look, self.labels, self.given = frame, look, labels, given
         self.tracked = labels  # without what objects hold of other things
-        self.regular = True
+        self.regular = True  # far enough from the last run to disprove something
+        self.counts = True  # far enough from it to be another detection or view of something
         self.weight = 1  # what its detections and misses count
         self.free: list[int] = []  # positions of the detections that are not of users' objects
         self.distinct: frozenset[int] = frozenset()  # positions of those that are not another one's again

@@ -170,8 +170,11 @@ class ObjectFinder:
         tracked = set(live) - set(decided.gone)
         labels = self._labels_on(frame, tracked, given)
         run = DetectorRun(frame, self._detected(frame, self._wanted(frame)), labels, set(given))
-        # Looks between the regular ones confirm, but do not hurry what takes several looks to be disproved.
-        run.regular = frame.frame_index // self._settings.every != self._state.looked // self._settings.every
+        # Looks between the regular ones confirm, but do not hurry what takes several looks to be disproved. Of
+        # looks at nearly the same picture one counts.
+        every, half = self._settings.every, max(1, self._settings.span // 2)
+        run.regular = self._apart(frame, max(every, self._settings.span))
+        run.counts = every >= half or self._apart(frame, half)
         run.weight = _SPARSE if 0 <= self._state.looked < frame.frame_index - self._settings.every else 1
         self._state.looked = frame.frame_index
         # What lies on objects of users is theirs.
@@ -230,6 +233,10 @@ class ObjectFinder:
             < _SCRAP * self._state.objects[i].box[2] * self._state.objects[i].box[3]
         ]
         return np.where(np.isin(labels, scraps), 0, labels).astype(np.int32) if scraps else labels
+
+    def _apart(self, frame: Frame, span: int) -> bool:
+        """Whether a frame is in another span of so many frames than the last look."""
+        return frame.frame_index // span != self._state.looked // span
 
     # --- ends ------------------------------------------------------------------------------------
 
@@ -338,7 +345,7 @@ class ObjectFinder:
             run.look,
             run.frame,
             self._settings.confirmations,
-            run.weight,
+            run.weight if run.counts else 0,
         )
         position = {id(detection): k for k, detection in unknown.items()}
         for candidate, detection in confirmed:

@@ -51,8 +51,8 @@ checks = [["source", "squares://40x30/12", "--missing", "squares://40x30/many"],
 codes = [main(check) for check in checks]
 prompts = PromptSet.from_record({"version": 1, "objects": [{"id": 4, "box": [60, 0, 16, 16]}]})
 summary = track("squares://80x60/11", out, prompts, stream_id="cam", model=model, threads=1, chunk_frames=4,
-                box_segmenter="diamond", detector="bright", detect_every=1, give_up_looks=100,
-                sinks=["jsonfiles"])
+                box_segmenter="diamond", detector="bright", detect_every=1, detect_span=1,
+                give_up_looks=100, sinks=["jsonfiles"])
 print(json.dumps([codes, summary.state, summary.frames, summary.rows]))
 """
     sink, out = tmp_path / "sink", tmp_path / "out"

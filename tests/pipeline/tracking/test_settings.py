@@ -253,7 +253,7 @@ def test_files_and_cameras_have_the_same_limits() -> None:
     shared = [o for o in options_of(LiveSettings) if o.name in files]
     assert {o.name for o in shared} == {
         "size", "detect_every", "detect_confirmations", "max_objects", "out_of_sight_frames",
-        "detect_classes", "detect_score", "give_up_looks", "kept_for_prompts", "box_segmenter",
+        "detect_classes", "detect_score", "give_up_looks", "detect_span", "kept_for_prompts", "box_segmenter",
     }  # fmt: skip
     for option in shared:
         other = files[option.name]

@@ -18,7 +18,7 @@ from pipeline.detect.settings import FinderSettings
 from pipeline.prompts.box_segmenters import Box, inscribed_ellipse
 
 HEIGHT, WIDTH = 120, 240
-EACH = FinderSettings(every=1, confirmations=2, out_of_sight=50, give_up_looks=4)
+EACH = FinderSettings(every=1, confirmations=2, out_of_sight=50, give_up_looks=4, span=1)
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 
 
@@ -340,7 +340,7 @@ def test_a_given_up_object_holds_no_place_and_keeps_its_id() -> None:
         first = [person(50)] if index < 5 or index >= 20 else []
         return [*first, *([person(150)] if 12 <= index < 16 else [])]
 
-    stream = Stream(Scripted(script), FinderSettings(1, 2, 1, out_of_sight=50, give_up_looks=4))
+    stream = Stream(Scripted(script), FinderSettings(1, 2, 1, out_of_sight=50, give_up_looks=4, span=1))
     stream.run(12)
     assert stream.log == [(1, "detector", 1), (8, "unconfirmed", 1)]
     assert stream.run(6) == [(13, "detector", 2)]
@@ -395,12 +395,33 @@ def test_looks_between_the_regular_ones_do_not_hurry_the_end_of_an_object() -> N
     assert [entry for entry in stream.log if entry[2] == 1] == [(4, "detector", 1), (20, "unconfirmed", 1)]
 
 
+def test_looks_at_nearly_the_same_picture_count_once() -> None:
+    def script(index: int) -> list[Detection]:
+        return [person(50)] if index < 12 else []
+
+    every_frame = FinderSettings(every=1, confirmations=3, give_up_looks=4, span=5)
+    stream = Stream(Scripted(script), every_frame)
+    stream.run(12)
+    assert len(stream.detector.wanted) == 12
+    # Of two frames in a row one counts: hits on 0, 2 and 4, views on 6, 8 and 10.
+    assert stream.log == [(4, "detector", 1)]
+    assert stream.finder.to_bytes().count(b'"views": 3') == 1
+    # Of five frames in a row one counts: misses on 15, 20, 25 and 30.
+    assert stream.run(30) == [(30, "unconfirmed", 1)]
+    # Frames further apart than that count one by one (a hit after more than `every` frames twice).
+    stream = Stream(Scripted(script), every_frame)
+    for index in range(0, 60, 6):
+        stream.index = index
+        stream.step()
+    assert stream.log == [(6, "detector", 1), (30, "unconfirmed", 1)]
+
+
 def test_a_mask_that_wandered_off_takes_no_detection_of_another_thing() -> None:
     def script(index: int) -> list[Detection]:
         return [person(20)] if index < 5 else [person(180)] if index >= 20 else []
 
     stream = Stream(Scripted(script))
-    stream.chosen = FinderSettings(every=1, confirmations=2, out_of_sight=50, give_up_looks=1000)
+    stream.chosen = FinderSettings(every=1, confirmations=2, out_of_sight=50, give_up_looks=1000, span=1)
     stream.finder = ObjectFinder(stream.detector, stream.chosen, Ellipse())
     stream.run(10)
     stream.masks[1] = mask_of((180, 40, 16, 40))  # where another person appears

@@ -20,7 +20,7 @@ from pipeline.detect.settings import FinderSettings
 from pipeline.prompts.box_segmenters import Box
 
 SIZE = (80, 120)
-EACH = FinderSettings(every=1, confirmations=3, max_objects=4, out_of_sight=10, give_up_looks=1000)
+EACH = FinderSettings(every=1, confirmations=3, max_objects=4, out_of_sight=10, give_up_looks=1000, span=1)
 
 
 class Scripted:
@@ -307,7 +307,7 @@ def test_who_is_unseen_for_longest_makes_room_for_who_waits() -> None:
     things = [thing(2, 30), thing(22, 30), thing(105, 30)]
     script = {i: things[:2] if i < 4 else things[1:2] if i < 6 else [] for i in range(8)}
     script |= {i: [things[2]] for i in range(8, 60)}
-    stream = Stream(script, FinderSettings(1, 3, max_objects=2, out_of_sight=40, give_up_looks=1000))
+    stream = Stream(script, FinderSettings(1, 3, max_objects=2, out_of_sight=40, give_up_looks=1000, span=1))
     for i in range(30):
         if i == 4:
             stream.masks[1] = np.zeros(SIZE, np.bool_)
@@ -326,7 +326,7 @@ def filled() -> Stream:
     things = [thing(2 + 20 * i, 30) for i in range(4)]
     stream = Stream(
         dict.fromkeys(range(6), things),
-        FinderSettings(1, 3, max_objects=4, out_of_sight=40, give_up_looks=1000),
+        FinderSettings(1, 3, max_objects=4, out_of_sight=40, give_up_looks=1000, span=1),
     )
     for i in range(10):
         for object_id in {5: [3], 7: [1]}.get(i, []):
