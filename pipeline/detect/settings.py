@@ -29,9 +29,9 @@ class FinderSettings:
         give_up_looks: runs of the detector in a row that search where an object is and do not detect it,
             after which it ends; three times as many while its mask moves on as one thing and is inside
             another object's detection, or it was detected often.
-        span: frames that runs of the detector must be apart to count one by one among `give_up_looks`; half as
-            many among `confirmations`, if `every` is smaller than that. Frames that are closer look nearly the
-            same: what is missed on one of them is missed on the next one, too.
+        span: frames that runs of the detector must be apart to count one by one among `give_up_looks`; half
+            as many among `confirmations`, if `every` is smaller than that. Frames that are closer look nearly
+            the same: what is missed on one of them is missed on the next one, too.
         kept_for_prompts: number of the `max_objects` that the detector leaves free for prompts.
     """
 

@@ -111,7 +111,7 @@ def confirmed_among(
         look: where the detector searched.
         frame: the frame that they are of.
         needed: detections that make a candidate an object; twice as many while it touches the frame's edge.
-        weight: what a detection of a known candidate counts; 0 if the last look was at nearly the same picture.
+        weight: what a detection of a known candidate counts; 0 if the last look saw nearly the same.
 
     Returns:
         the candidates for the next look, and those of them that may become objects now, with the detection.

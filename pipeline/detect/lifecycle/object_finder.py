@@ -170,8 +170,8 @@ class ObjectFinder:
         tracked = set(live) - set(decided.gone)
         labels = self._labels_on(frame, tracked, given)
         run = DetectorRun(frame, self._detected(frame, self._wanted(frame)), labels, set(given))
-        # Looks between the regular ones confirm, but do not hurry what takes several looks to be disproved. Of
-        # looks at nearly the same picture one counts.
+        # Looks between the regular ones confirm, but do not hurry what takes several looks to be disproved.
+        # Of looks at nearly the same picture one counts.
         every, half = self._settings.every, max(1, self._settings.span // 2)
         run.regular = self._apart(frame, max(every, self._settings.span))
         run.counts = every >= half or self._apart(frame, half)
