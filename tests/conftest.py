@@ -112,6 +112,10 @@ def _process_restored() -> Iterator[None]:
     """Undo what the command line sets in the test's process: log handlers, their level, torch's threads."""
     root, torch = logging.root, sys.modules.get("torch")
     handlers, level, threads = root.handlers[:], root.level, torch.get_num_threads() if torch else 0
+    if "pipeline.tracking.files.track" in sys.modules:
+        from support import opened
+
+        opened.share()
     yield
     root.handlers[:] = handlers
     root.setLevel(level)

@@ -203,15 +203,26 @@ def _serve(connection: socket.socket, listener: socket.socket) -> None:
 
 
 def _warm_up() -> None:
-    """Track two frames, predict memory, and cut an object out: the forks find their kernels compiled."""
+    """Track two frames, predict memory, and cut an object out: the forks find their kernels compiled.
+
+    They find the tiny network opened with frequent memory settings, too: see `support.opened`.
+    """
     import cv2
     import numpy as np
-    from support.tiny import SHORT_MEMORY, tiny_model
+    from support import opened
+    from support.tiny import CAPPED_MEMORY, SHORT_MEMORY, tiny_model, tiny_weights
 
     from pipeline.prompts.box_segmenters import load_box_segmenter
+    from pipeline.tracking import segmenters
     from pipeline.tracking.memory_plan import predict_workspace_bytes
-    from xmem_core import Prompt, VideoSegmenter
+    from pipeline.tracking.settings import ModelSettings
+    from xmem_core import MemoryConfig, Prompt, VideoSegmenter
 
+    opened.share()
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = ModelSettings(tiny_weights(Path(folder)))
+        for memory in (SHORT_MEMORY, CAPPED_MEMORY, MemoryConfig()):
+            segmenters.open_segmenter(tiny, memory)
     segmenter, frame = VideoSegmenter(tiny_model(), SHORT_MEMORY, size=48), np.zeros((48, 64, 3), np.uint8)
     state, mask = segmenter.new_state(), np.zeros((48, 64), np.bool_)
     mask[10:40, 10:40] = True

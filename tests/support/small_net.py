@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from golden.cutie.weights import fill as fill_cutie
@@ -40,13 +42,23 @@ SMALL_MEMORY = MemoryConfig(
 
 def small_model(config: ModelConfig = SMALL) -> XMem:
     """Model with fixed weights that react to the input; torch's default ones give nearly constant outputs."""
+    return copy.deepcopy(_filled(config))
+
+
+def small_cutie(config: CutieConfig = SMALL_CUTIE) -> Cutie:
+    """The other network, with weights from the same kind of source."""
+    return copy.deepcopy(_filled_cutie(config))
+
+
+@cache
+def _filled(config: ModelConfig) -> XMem:
     model = XMem(config)
     model.load_state_dict(fill(model.state_dict()))
     return model.eval()
 
 
-def small_cutie(config: CutieConfig = SMALL_CUTIE) -> Cutie:
-    """The other network, with weights from the same kind of source."""
+@cache
+def _filled_cutie(config: CutieConfig) -> Cutie:
     model = Cutie(config)
     model.load_state_dict(fill_cutie(model.state_dict()))
     return model.eval()

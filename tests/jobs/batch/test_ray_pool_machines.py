@@ -39,13 +39,19 @@ def cluster() -> Iterator[Any]:
         pass  # Ray reads RAY_AUTH_MODE again: commands of earlier tests set it after Ray had read it
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{root}{os.pathsep}{root / 'tests'}")
-        # The head runs no actors, so that it outlives them.
-        made = Cluster(
-            initialize_head=True,
-            connect=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 100 * 2**20},
-        )
-        yield made
+        # Its nodes, like a local Ray, without processes that nothing here asks.
+        with local_ray.lean_start(logs=False):
+            # The head runs no actors, so that it outlives them.
+            made = Cluster(
+                initialize_head=True,
+                connect=True,
+                head_node_args={
+                    "num_cpus": 0,
+                    "include_dashboard": False,
+                    "object_store_memory": 100 * 2**20,
+                },
+            )
+            yield made
         ray.shutdown()
         made.shutdown()
 
