@@ -1,6 +1,8 @@
 """Fixtures and markers that many tests share."""
 
 import collections
+import contextlib
+import ctypes
 import gc
 import logging
 import os
@@ -26,6 +28,10 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 # All Rays of a process share one token: Ray keeps the first that it read, also for a Ray started later.
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+# Without fastbins, as in processes that only track: see `pipeline.base.malloc`.
+with contextlib.suppress(OSError, AttributeError, TypeError):
+    ctypes.CDLL(None).mallopt(1, 0)
 
 from support import costs
 from support.needs import needs, selected_by

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from xmem_core.network import XMem
     from xmem_core.segmenter import EncodedFrame, Prompt, StepResult, VideoSegmenter
     from xmem_core.state import PoisonedStateError, TrackerState
-    from xmem_core.weights import WeightsError, load_model
+    from xmem_core.weight_files import WeightsError
+    from xmem_core.weights import load_model
 
 __all__ = [
     "Cutie",
@@ -52,7 +53,7 @@ if not TYPE_CHECKING:
         "StepResult": "segmenter",
         "TrackerState": "state",
         "VideoSegmenter": "segmenter",
-        "WeightsError": "weights",
+        "WeightsError": "weight_files",
         "XMem": "network",
         "load_model": "weights",
     }

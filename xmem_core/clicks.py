@@ -19,9 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xmem_core.backbones import EfficientNetLite0Trunk, fold_batch_norms
-from xmem_core.weights import BUNDLED_FOLDER, WeightsError, load_weights, read_weights
-
-BUNDLED_CLICKS = BUNDLED_FOLDER / "xmem-click.safetensors"
+from xmem_core.weight_files import BUNDLED_CLICKS, WeightsError
+from xmem_core.weights import load_weights, read_weights
 
 Features = tuple[Tensor, Tensor, Tensor]
 """Features of an image at strides 2, 4 and 8."""

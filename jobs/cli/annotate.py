@@ -13,6 +13,7 @@ import typer
 from jobs.cli.options import SAID_BY_SIZE, tracking_options
 from jobs.cli.terminal import fetch_model, say
 from pipeline.base.errors import UsageError, bare_reason
+from pipeline.base.garbage import no_collection
 from pipeline.base.redaction import redacted
 from pipeline.tracking.settings import TrackSettings
 
@@ -75,15 +76,16 @@ def annotate(
     The page is served on this machine only. `xmem annotate OUT` goes on where it was left; with --user,
     give the same users.
     """
-    import uvicorn
+    with no_collection():
+        import uvicorn
 
-    from pipeline.annotate.annotator import Annotator
-    from pipeline.annotate.app import create_app
-    from pipeline.annotate.users import UserApps, check_users, user_folder
-    from pipeline.api.guard import App
-    from pipeline.api.tokens import Sessions
-    from pipeline.base.malloc import keep_freed_memory
-    from pipeline.exchange.masks_as_prompts import read_masks_as_prompts
+        from pipeline.annotate.annotator import Annotator
+        from pipeline.annotate.app import create_app
+        from pipeline.annotate.users import UserApps, check_users, user_folder
+        from pipeline.api.guard import App
+        from pipeline.api.tokens import Sessions
+        from pipeline.base.malloc import keep_freed_memory
+        from pipeline.exchange.masks_as_prompts import read_masks_as_prompts
 
     check_users(users or ())
     keep_freed_memory()

@@ -18,6 +18,7 @@ from jobs.cli.options import tracking_options
 from jobs.cli.terminal import console, fetch_model, say
 from jobs.cluster import auth_token as ray_token
 from pipeline.base.errors import UsageError, XmemError, one_line
+from pipeline.base.garbage import no_collection
 from pipeline.base.redaction import redacted
 from pipeline.tracking.settings import TrackSettings
 
@@ -165,13 +166,14 @@ def run(
 
         check_paths()
 
-    from jobs.batch.listing import Skipped
-    from jobs.batch.manifest import load_manifest
-    from jobs.batch.run import BatchOptions, run_batch
-    from jobs.batch.storage_options import parse_storage_options
-    from jobs.cli.progress import BatchDisplay
-    from pipeline.distributed.messages import WorkerSettings
-    from pipeline.storage.locations import scheme_of
+    with no_collection():
+        from jobs.batch.listing import Skipped
+        from jobs.batch.manifest import load_manifest
+        from jobs.batch.run import BatchOptions, run_batch
+        from jobs.batch.storage_options import parse_storage_options
+        from jobs.cli.progress import BatchDisplay
+        from pipeline.distributed.messages import WorkerSettings
+        from pipeline.storage.locations import scheme_of
 
     if ids not in ("uri", "relative", "name"):
         raise UsageError(f"--ids {ids!r} is not allowed: uri, relative or name")

@@ -15,6 +15,7 @@ import typer
 from jobs.cli.options import tracking_options
 from jobs.cli.terminal import fetch_model, say
 from pipeline.base.errors import UsageError, XmemError
+from pipeline.base.garbage import no_collection
 from pipeline.base.redaction import redacted
 from pipeline.tracking.settings import NOT_LIVE, TrackSettings
 
@@ -106,11 +107,12 @@ def serve(
         check_plugins(tracking, allow_detector or (), click_segmenter)
     fetch_model(tracking.model.name)
 
-    from jobs.cluster.connection import connected
-    from pipeline.api import slow_clients
-    from pipeline.api.service import ApiSettings
-    from pipeline.distributed.serve import application, live_settings
-    from pipeline.live.camera.url_guard import CAMERA_PORTS
+    with no_collection():
+        from jobs.cluster.connection import connected
+        from pipeline.api import slow_clients
+        from pipeline.api.service import ApiSettings
+        from pipeline.distributed.serve import application, live_settings
+        from pipeline.live.camera.url_guard import CAMERA_PORTS
 
     api, place = live_settings(
         out,

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from pipeline.base.redaction import redacted
+from pipeline.tracking.model_files import find_model
 
 SPEAK_EVERY_S = 30.0
 """Interval of progress lines where there is no terminal for a bar."""
@@ -47,9 +48,6 @@ def fetch_model(name: str) -> None:
     Raises:
         UsageError: there is no such model or file. XmemError: the download failed.
     """
-    from pipeline.tracking.segmenters import weights_failure
-    from xmem_core.weights import WeightsError, find_weights
-
     with Progress(console=console(), transient=True, disable=not console().is_terminal) as progress:
         task: TaskID | None = None
 
@@ -59,10 +57,7 @@ def fetch_model(name: str) -> None:
                 task = progress.add_task(f"downloading {name}", total=expected)
             progress.update(task, completed=received)
 
-        try:
-            find_weights(name, progress=report)
-        except WeightsError as error:
-            raise weights_failure(name, error) from error
+        find_model(name, report)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from rich.text import Text
 from jobs.cli.options import tracking_options
 from jobs.cli.terminal import SPEAK_EVERY_S, console, fetch_model, frame_bar, say, short_name
 from pipeline.base.errors import UsageError
+from pipeline.base.garbage import no_collection
 from pipeline.base.redaction import redacted
 from pipeline.tracking.settings import TrackSettings
 
@@ -86,13 +87,14 @@ def track(
 
     An interrupted stream is resumed by the same command; a finished stream is left unchanged.
     """
-    from pipeline.base.joined_uris import joined_uri
-    from pipeline.base.malloc import keep_freed_memory
-    from pipeline.prompts.pointing import add_clicks
-    from pipeline.prompts.resolving import gather_prompts
-    from pipeline.tracking.files.stream_tracker import FINISHED, StreamTracker
-    from pipeline.tracking.files.track import track as track_video
-    from pipeline.tracking.snapshots.object_states import prompts_from_state
+    with no_collection():
+        from pipeline.base.joined_uris import joined_uri
+        from pipeline.base.malloc import keep_freed_memory
+        from pipeline.prompts.pointing import add_clicks
+        from pipeline.prompts.resolving import gather_prompts
+        from pipeline.tracking.files.stream_tracker import FINISHED, StreamTracker
+        from pipeline.tracking.files.track import track as track_video
+        from pipeline.tracking.snapshots.object_states import prompts_from_state
 
     if len(videos) > 1 and not join:
         raise UsageError(

@@ -10,8 +10,9 @@ import sys
 logger = logging.getLogger(__name__)
 
 # Parameters from malloc.h, and their values here, bytes but for the last one.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
+_M_MXFAST, _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = 1, -1, -2, -3, -8
 _SETTINGS = {
+    _M_MXFAST: 0,
     _M_TRIM_THRESHOLD: 512 << 20,
     _M_TOP_PAD: 16 << 20,
     _M_ARENA_MAX: 1,
@@ -26,7 +27,9 @@ def keep_freed_memory() -> bool:
 
     By default glibc returns large blocks to the system at once, and has a heap for every thread, whose blocks
     the other threads cannot use. Every frame then takes thousands of page faults on fresh pages: a tenth of
-    a step of xmem-lite on a virtual machine. Only for the pipeline's own processes: a process that calls
+    a step of xmem-lite on a virtual machine. Nor are small freed blocks put on lists of their own (fastbins),
+    which glibc goes through whenever a tensor is allocated: 3 % of such a step, and more of a step on small
+    frames. Only for the pipeline's own processes: a process that calls
     `track` chooses its allocator settings itself.
 
     Returns:

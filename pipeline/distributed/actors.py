@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 
+from pipeline.base.garbage import no_collection
 from pipeline.base.malloc import keep_freed_memory
 from pipeline.base.records import FrameChunk
 from pipeline.distributed.messages import ChunkReport, StreamSpec, StreamStatus, WorkerSettings
@@ -61,7 +62,8 @@ class Tracker:
         os.environ.update(environment or {})
         end_with_parent()
         keep_freed_memory()
-        from pipeline.distributed.worker import Worker
+        with no_collection():
+            from pipeline.distributed.worker import Worker
 
         self._worker = Worker(settings)
 
@@ -135,7 +137,8 @@ class Live:
     def __init__(self, settings: HubSettings) -> None:
         end_with_parent()
         keep_freed_memory()
-        from pipeline.live.hub.hub import LiveHub
+        with no_collection():
+            from pipeline.live.hub.hub import LiveHub
 
         self._hub = LiveHub(settings)
 

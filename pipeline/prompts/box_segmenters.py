@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.base.errors import UsageError
 from pipeline.base.plugins import load_plugin
 from pipeline.prompts.boxes import Box, inscribed_ellipse
+from xmem_core.weight_files import BUNDLED_CLICKS, WeightsError
 
 __all__ = [
     "BUILT_IN",
@@ -25,6 +26,7 @@ __all__ = [
     "GrabCut",
     "inscribed_ellipse",
     "load_box_segmenter",
+    "require_box_segmenter",
 ]
 
 ENTRY_POINT_GROUP = "xmem.box_segmenters"
@@ -39,7 +41,7 @@ class BoxSegmenter(Protocol):
     `segment` gets an H x W x 3 uint8 RGB frame, which it must not modify, and a box inside it. It returns an
     H x W bool mask with no pixel outside the box. An empty mask means that object and background could not be
     told apart; the caller then uses `inscribed_ellipse`. Equal input must give equal masks, in any process.
-    `check_box_segmenter` tests an implementation.
+    `require_box_segmenter` tests an implementation.
     """
 
     def segment(self, frame: NDArray[np.uint8], box: Box) -> NDArray[np.bool_]: ...
@@ -109,6 +111,20 @@ class GrabCut:
         return cut
 
 
+def require_box_segmenter(name: str) -> None:
+    """Check that a box segmenter is installed. The bundled one's network is not loaded, nor torch.
+
+    Raises:
+        UsageError: as `load_box_segmenter` does.
+    """
+    if name != DEFAULT:
+        load_box_segmenter(name)
+    elif not BUNDLED_CLICKS.is_file():
+        raise UsageError(
+            f"box segmenter {name!r}: its weights are not at {BUNDLED_CLICKS}: reinstall the package"
+        )
+
+
 def load_box_segmenter(name: str = DEFAULT) -> BoxSegmenter:
     """Create a box segmenter by name: built in, or an entry point of the group `xmem.box_segmenters`.
 
@@ -122,7 +138,6 @@ def load_box_segmenter(name: str = DEFAULT) -> BoxSegmenter:
     if name == DEFAULT:
         # Imported here: whoever names another segmenter needs no torch.
         from pipeline.prompts.click_network import BoxNetwork
-        from xmem_core.weights import WeightsError
 
         try:
             return BoxNetwork()

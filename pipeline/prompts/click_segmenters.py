@@ -166,7 +166,7 @@ def load_click_segmenter(name: str | None = None) -> ClickSegmenter:
     if name is None or name == BUILT_IN[0]:
         # Imported here: whoever names another segmenter needs no torch.
         from pipeline.prompts.click_network import ClickNetwork
-        from xmem_core.weights import WeightsError
+        from xmem_core.weight_files import WeightsError
 
         try:
             return ClickNetwork()

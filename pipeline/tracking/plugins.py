@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pipeline.detect.loading import load_detector
-from pipeline.prompts.box_segmenters import load_box_segmenter
+from pipeline.prompts.box_segmenters import require_box_segmenter
 from pipeline.prompts.click_segmenters import load_click_segmenter
 from pipeline.tracking.settings import TrackSettings
 from pipeline.tracks.sinks import Sinks
@@ -24,7 +24,7 @@ def check_plugins(
     Raises:
         UsageError: a plugin is not installed, or cannot be loaded.
     """
-    load_box_segmenter(tracking.commit.box_segmenter)
+    require_box_segmenter(tracking.commit.box_segmenter)
     Sinks.load(tracking.commit.sinks)
     device, own = tracking.model.device, tracking.detector
     if own.name is not None:

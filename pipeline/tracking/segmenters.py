@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.base.errors import UsageError, XmemError
+from pipeline.base.errors import UsageError
+from pipeline.tracking.model_files import weights_failure
 from pipeline.tracking.settings import AUTO, ModelSettings
 from xmem_core import MemoryConfig, VideoSegmenter, load_model
 from xmem_core.fused import has_bfloat16
-from xmem_core.weights import MODEL_NAMES, WeightsError
+from xmem_core.weight_files import WeightsError
 
 
 def open_segmenter(model: ModelSettings | None = None, memory: MemoryConfig | None = None) -> VideoSegmenter:
@@ -59,11 +60,6 @@ def auto_dtype(device: torch.device, *, published: bool) -> str:
     if device.type == "cuda":
         return "float16"
     return "bfloat16" if device.type == "cpu" and has_bfloat16() else "float32"
-
-
-def weights_failure(model: str, error: WeightsError) -> XmemError:
-    """The error to report: a name or file that was given is a request, a known model's absence a failure."""
-    return XmemError(str(error)) if model in MODEL_NAMES else UsageError(str(error))
 
 
 def check_device(device: str) -> None:

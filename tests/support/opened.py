@@ -29,7 +29,7 @@ from pipeline.tracking import segmenters
 from xmem_core import MemoryConfig, VideoSegmenter, load_model
 from xmem_core.config import AnyModelConfig
 from xmem_core.fingerprint import file_identity
-from xmem_core.weights import find_weights
+from xmem_core.weight_files import find_weights
 
 T = TypeVar("T")
 

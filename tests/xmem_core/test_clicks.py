@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from xmem_core.clicks import BUNDLED_CLICKS, ClickConfig, ClickNet, click_maps, load_click_model
+from xmem_core.clicks import ClickConfig, ClickNet, click_maps, load_click_model
 from xmem_core.training.keep import publish_weights
-from xmem_core.weights import WeightsError
+from xmem_core.weight_files import BUNDLED_CLICKS, WeightsError
 
 SMALL = ClickConfig(dims=(16, 8, 8, 8), click_dims=(4, 4, 8), heads=2, attention_blocks=1)
 

@@ -21,9 +21,10 @@ from golden.weights import fill
 from support.small_net import SMALL, SMALL_CUTIE, small_cutie, small_model
 
 from xmem_core import Cutie, CutieConfig, ModelConfig, WeightsError, XMem, load_model
-from xmem_core import weights as module
+from xmem_core import weight_files as module
 from xmem_core.cache_folder import cache_folder
-from xmem_core.weights import find_weights, infer_config, load_weights, save_weights
+from xmem_core.weight_files import find_weights
+from xmem_core.weights import infer_config, load_weights, save_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

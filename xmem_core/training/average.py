@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from xmem_core import Cutie, XMem, load_model
-from xmem_core.weights import WeightsError, mean_state, save_weights
+from xmem_core.weight_files import WeightsError
+from xmem_core.weights import mean_state, save_weights
 
 
 def average_models(paths: Sequence[str | Path]) -> XMem | Cutie:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from pipeline.base.errors import StoreError, UsageError
+from pipeline.base.garbage import no_collection
 from pipeline.base.stream_ids import is_stream_id
 from pipeline.storage.files import Files
 from pipeline.tracks.copies import Copy, load_copies
@@ -48,18 +47,6 @@ def _chunks(stream_id: str, sizes: Mapping[int, int]) -> list[Chunk]:
         Chunk(stream_id, first, following, sizes[first], first == firsts[0])
         for first, following in zip(firsts, [*firsts[1:], None], strict=True)
     ]
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Garbage is not looked for: among many objects that stay, that takes longer than to make them."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class Listing:
@@ -107,7 +94,7 @@ class Listing:
         """The chunks of some or all streams, by stream, ascending; streams without tracks are left out."""
         found = {}
         sizes = self.sizes(stream_ids)
-        with _no_garbage_collection():
+        with no_collection():
             for stream_id, of_stream in sizes.items():
                 if stream_id not in self._known:
                     self._known[stream_id] = _chunks(stream_id, of_stream)
@@ -116,7 +103,7 @@ class Listing:
 
     def sizes(self, stream_ids: Iterable[str] | None = None) -> dict[str, dict[int, int]]:
         """Bytes of the chunks' files by stream and first frame, as in `chunks`; their order is any."""
-        with self._lock, _no_garbage_collection():
+        with self._lock, no_collection():
             wanted = self.tracked if stream_ids is None else sorted(self._tracked & {*stream_ids})
             unknown = [stream_id for stream_id in wanted if stream_id not in self._sizes]
             if len(unknown) > _ONE_BY_ONE or len(unknown) == len(self.tracked) > 1:
@@ -142,7 +129,7 @@ class Listing:
 
     def all_copies(self) -> list[Copy]:
         """The compacted files that are written and not withdrawn. Streams may be others by now."""
-        with self._lock, _no_garbage_collection():
+        with self._lock, no_collection():
             if self._copies is None:
                 found = load_copies(self.files)
                 if found.problem is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -55,6 +56,27 @@ thread.join()
 print(*found)
 """
 
+# Free blocks in fastbins after many small blocks were freed: `fsmblks` of glibc's mallinfo2.
+FASTBINS = """
+import ctypes, sys
+from pipeline.base.malloc import keep_freed_memory
+
+class Info(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+libc = ctypes.CDLL(None)
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+allocate, free, about = libc.malloc, libc.free, libc.mallinfo2
+about.restype, allocate.restype, free.argtypes = Info, ctypes.c_void_p, [ctypes.c_void_p]
+about()
+blocks = [allocate(40) for _ in range(1000)]
+for block in blocks:
+    free(block)
+print(about().fsmblks)
+"""
+
 
 def faults(how: str, **environment: str) -> tuple[bool, int]:
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
@@ -91,6 +113,18 @@ def test_all_threads_have_one_heap() -> None:
     main, other = map(float, done.stdout.split())
     assert 0.9 < main < 1.5
     assert other < 0.5
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="of glibc 2.33 and later")
+def test_small_freed_blocks_are_not_kept_apart() -> None:
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    apart = []
+    for how in ("plain", "kept"):
+        command = [sys.executable, "-c", FASTBINS, how]
+        done = subprocess.run(command, env=plain, capture_output=True, text=True, check=True, timeout=120)
+        apart.append(int(done.stdout))
+    assert apart[0] > 20_000
+    assert apart[1] < 1000
 
 
 def test_the_environment_has_the_last_word() -> None:

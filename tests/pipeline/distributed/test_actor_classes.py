@@ -25,3 +25,17 @@ def test_drivers_and_replicas_import_no_torch(module: str) -> None:
     program = f"import {module}, sys; print('ray' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "True False\n"
+
+
+def test_what_drivers_check_before_they_start_needs_no_torch() -> None:
+    program = """
+import sys
+from jobs.cli.terminal import fetch_model
+from pipeline.tracking.plugins import check_plugins
+from pipeline.tracking.settings import TrackSettings
+fetch_model("xmem-lite")
+check_plugins(TrackSettings(), ["motion"])
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -15,7 +15,12 @@ import pytest
 import pipeline.base.plugins
 import pipeline.prompts.box_segmenters
 from pipeline.base.errors import UsageError
-from pipeline.prompts.box_segmenters import GrabCut, inscribed_ellipse, load_box_segmenter
+from pipeline.prompts.box_segmenters import (
+    GrabCut,
+    inscribed_ellipse,
+    load_box_segmenter,
+    require_box_segmenter,
+)
 from pipeline.prompts.click_network import BoxNetwork
 from pipeline.testing.boxes import check_box_segmenter
 
@@ -213,6 +218,8 @@ def test_a_plugin_is_found_by_name(plugins: Any) -> None:
     assert type(load_box_segmenter("whole")).__name__ == "WholeBox"
     assert isinstance(load_box_segmenter("grabcut"), GrabCut)
     assert isinstance(load_box_segmenter(), BoxNetwork)
+    for name in ("whole", "grabcut", "xmem-click"):
+        require_box_segmenter(name)
 
 
 @pytest.mark.parametrize(
@@ -224,5 +231,14 @@ def test_a_plugin_is_found_by_name(plugins: Any) -> None:
     ],
 )
 def test_unusable_plugins_are_named(plugins: Any, name: str, complaint: str) -> None:
-    with pytest.raises(UsageError, match=complaint):
-        load_box_segmenter(name)
+    for find in (load_box_segmenter, require_box_segmenter):
+        with pytest.raises(UsageError, match=complaint):
+            find(name)
+
+
+def test_missing_weights_of_the_bundled_one_are_named_without_loading_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("pipeline.prompts.box_segmenters.BUNDLED_CLICKS", tmp_path / "none.safetensors")
+    with pytest.raises(UsageError, match=r"'xmem-click': its weights are not at .*none.safetensors: reinst"):
+        require_box_segmenter("xmem-click")

@@ -141,7 +141,7 @@ def test_a_box_is_segmented_by_the_same_network() -> None:
 
 
 def test_weights_that_are_no_click_models_are_refused(tmp_path: Path) -> None:
-    from xmem_core.weights import WeightsError
+    from xmem_core.weight_files import WeightsError
 
     with pytest.raises(WeightsError, match=r"no click model at .*nowhere\.safetensors"):
         BoxNetwork(tmp_path / "nowhere.safetensors")

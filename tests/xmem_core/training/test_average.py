@@ -10,7 +10,8 @@ from support.tiny import TINY, tiny_model
 from xmem_core import load_model
 from xmem_core.network import XMem
 from xmem_core.training.average import average_models, main
-from xmem_core.weights import WeightsError, save_weights
+from xmem_core.weight_files import WeightsError
+from xmem_core.weights import save_weights
 
 PRESENCE = (20.0, 0.0, 0.0, 0.0, 1.0, 0.0, -15.0)
 

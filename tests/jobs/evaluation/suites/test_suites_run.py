@@ -31,7 +31,7 @@ from pipeline.base.errors import UsageError
 from xmem_core import MemoryConfig, VideoSegmenter, load_model
 from xmem_core.fingerprint import model_fingerprint
 from xmem_core.presence import FEATURES, presence_features
-from xmem_core.weights import find_weights
+from xmem_core.weight_files import find_weights
 
 HEIGHT = 48
 
