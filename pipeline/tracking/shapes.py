@@ -1,8 +1,8 @@
 """Shape inference for operations on PyTorch's meta device (tensors without data), without its compiler.
 
-PyTorch runs many of these operations by Python code that imports its compiler (torch._dynamo): over a second
-of CPU time in each process that starts to track. The few that the networks use are therefore done here; all
-others are left to the meta device.
+PyTorch runs many of these operations by Python code that imports its compiler (torch._dynamo) or what that
+imports (sympy): over a second of CPU time in each process that starts to track. The few that the networks use
+are therefore done here; all others are left to the meta device.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -63,13 +64,36 @@ def _elementwise(tensors: list[Tensor], *, comparing: bool) -> Tensor | None:
         return None
     if not dtype.is_floating_point and dtype != torch.bool:
         return None  # quotients and roots of integers are floating-point numbers
-    shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+    shape = np.broadcast_shapes(*(tuple(tensor.shape) for tensor in tensors))  # torch's imports sympy
     dtype = torch.bool if comparing else dtype
     # In the layout of the first argument that has one.
     first = next((tensor for tensor in tensors if sum(side > 1 for side in tensor.shape) > 1), tensors[0])
     if first.shape == shape and not first.is_contiguous():
-        return torch.empty_like(first, dtype=dtype)
+        return _alike(first, dtype)
     return first.new_empty(shape, dtype=dtype)
+
+
+def _like(x: Tensor, *, dtype: torch.dtype | None = None, **others: Any) -> Tensor | None:
+    """`empty_like`, `zeros_like` and `ones_like` without other arguments than a dtype."""
+    others.pop("pin_memory", None)
+    if any(value is not None for value in others.values()):
+        return None
+    return _alike(x, dtype)
+
+
+def _alike(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An empty tensor in the same layout; `torch.empty_like` imports sympy."""
+    dtype = dtype or x.dtype
+    longer = [(t, s) for t, s in zip(x.stride(), x.shape, strict=True) if s != 1]
+    step = 1
+    for stride, side in sorted(longer):
+        if stride < step:  # overlaps
+            return torch.empty_like(x, dtype=dtype)
+        if stride > step:  # gaps
+            in_order = longer == sorted(longer, reverse=True)
+            return x.new_empty(x.shape, dtype=dtype) if in_order else torch.empty_like(x, dtype=dtype)
+        step *= side
+    return torch.empty_strided(tuple(x.shape), x.stride(), dtype=dtype, device=x.device)
 
 
 def _cat(tensors: list[Tensor], dim: int = 0) -> Tensor | None:
@@ -96,6 +120,19 @@ def _mean(
     return x.new_empty(_reduced(x, dims or range(x.dim()), keepdim), dtype=dtype)
 
 
+def _total(
+    x: Tensor, dims: list[int] | int | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor | None:
+    """`sum` and `prod`."""
+    if dtype is None and not x.dtype.is_floating_point:
+        return None  # of another type
+    return _mean(x, [dims] if isinstance(dims, int) else dims, keepdim, dtype=dtype)
+
+
+def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor | None:
+    return x.new_empty(x.shape) if x.is_contiguous() and not half_to_float else None
+
+
 def _truth(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """`all` and `any`."""
     return x.new_empty(_reduced(x, range(x.dim()) if dim is None else (dim,), keepdim), dtype=torch.bool)
@@ -112,36 +149,91 @@ def _arange(*bounds: int, dtype: torch.dtype | None = None, **others: Any) -> Te
     return torch.empty(len(range(*bounds)), dtype=dtype or torch.int64, device="meta")
 
 
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    *others: Any,
+) -> Tensor | None:
+    if transposed or x.dim() != 4 or not len(stride) == len(padding) == len(dilation) == 2:
+        return None
+    sides = [
+        (side + 2 * p - d * (kernel - 1) - 1) // s + 1
+        for side, kernel, s, p, d in zip(
+            x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True
+        )
+    ]
+    return x.new_empty((x.shape[0], weight.shape[0], *sides)) if min(sides) > 0 else None
+
+
 def _addmm(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     return left.new_empty(left.shape[0], right.shape[1])
 
 
 def _batch_norm(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The normalised; mean and deviation of each channel."""
-    return torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+    return _alike(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
 
 
 def _layer_norm(x: Tensor, normalized: list[int], *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The normalised; mean and deviation over the last dimensions."""
     shape = _reduced(x, range(x.dim() - len(normalized), x.dim()), True)
-    return torch.empty_like(x), x.new_empty(shape), x.new_empty(shape)
+    return _alike(x), x.new_empty(shape), x.new_empty(shape)
 
 
 def _upsample(x: Tensor, size: list[int], align_corners: bool, *scales: float | None) -> Tensor:
+    return _resized(x, size)
+
+
+def _avg_pool(x: Tensor, kernel: list[int], stride: Sequence[int] = (), *others: Any) -> Tensor | None:
+    """Of windows that neither overlap nor reach beyond the image."""
+    if others or x.dim() != 4 or len(kernel) != 2 or list(stride or kernel) != list(kernel):
+        return None
+    sides = [side // width for side, width in zip(x.shape[2:], kernel, strict=True)]
+    return _resized(x, sides) if min(sides) > 0 else None
+
+
+def _max_pool(
+    x: Tensor, kernel: list[int], stride: Sequence[int] = (), padding: Sequence[int] = (), *others: Any
+) -> tuple[Tensor, Tensor] | None:
+    """The maxima and their places."""
+    if others or x.dim() != 4 or not len(kernel) == len(stride) == len(padding) == 2:
+        return None
+    parts = zip(x.shape[2:], kernel, stride, padding, strict=True)
+    sides = [(side + 2 * p - width) // s + 1 for side, width, s, p in parts]
+    return (_resized(x, sides), _resized(x, sides, torch.int64)) if min(sides) > 0 else None
+
+
+def _resized(x: Tensor, size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
     layout = torch.contiguous_format
     if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         layout = torch.channels_last
-    return torch.empty(*x.shape[:2], *size, dtype=x.dtype, device=x.device, memory_format=layout)
+    return torch.empty(*x.shape[:2], *size, dtype=dtype or x.dtype, device=x.device, memory_format=layout)
 
 
 _RULES: dict[str, Callable[..., Any]] = {
+    "empty_like": _like,
+    "zeros_like": _like,
+    "ones_like": _like,
     "cat": _cat,
     "stack": _stack,
     "mean": _mean,
+    "amax": _mean,
+    "amin": _mean,
+    "sum": _total,
+    "prod": _total,
+    "_softmax": _softmax,
     "all": _truth,
     "any": _truth,
     "arange": _arange,
     "addmm": _addmm,
+    "avg_pool2d": _avg_pool,
+    "max_pool2d_with_indices": _max_pool,
+    "convolution": _convolution,
     "native_batch_norm": _batch_norm,
     "native_layer_norm": _layer_norm,
     "upsample_bilinear2d": _upsample,
