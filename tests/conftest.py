@@ -42,6 +42,11 @@ import xmem_core as _core  # noqa: F401
 
 sys.dont_write_bytecode = False  # this process too, see above
 
+# Of pytest-xdist's workers themselves (see `pytest_xdist_setupnodes`), not of the processes that tests start.
+_TUNABLES = "glibc.malloc.tcache_count=200:glibc.malloc.tcache_max=4096"
+if "PYTEST_XDIST_WORKER" in os.environ and os.environ.get("GLIBC_TUNABLES") == _TUNABLES:
+    del os.environ["GLIBC_TUNABLES"]
+
 # Test machines may be busy, so no test has a deadline.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
@@ -92,6 +97,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("slow")
     if on_worker:
         items.sort(key=lambda item: (item.path not in _with_ray, -of_files[item.path], item.path))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Start the workers with larger caches of small freed blocks: a twentieth of the time of a step."""
+    os.environ.setdefault("GLIBC_TUNABLES", _TUNABLES)
 
 
 @pytest.hookimpl(optionalhook=True)
