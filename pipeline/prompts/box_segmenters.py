@@ -41,7 +41,7 @@ class BoxSegmenter(Protocol):
     `segment` gets an H x W x 3 uint8 RGB frame, which it must not modify, and a box inside it. It returns an
     H x W bool mask with no pixel outside the box. An empty mask means that object and background could not be
     told apart; the caller then uses `inscribed_ellipse`. Equal input must give equal masks, in any process.
-    `require_box_segmenter` tests an implementation.
+    `check_box_segmenter` tests an implementation.
     """
 
     def segment(self, frame: NDArray[np.uint8], box: Box) -> NDArray[np.bool_]: ...
