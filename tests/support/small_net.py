@@ -42,12 +42,16 @@ SMALL_MEMORY = MemoryConfig(
 
 def small_model(config: ModelConfig = SMALL) -> XMem:
     """Model with fixed weights that react to the input; torch's default ones give nearly constant outputs."""
-    return copy.deepcopy(_filled(config))
+    model = copy.deepcopy(_filled(config))
+    model.config = config  # equal configurations may differ in defaults of memory and in presence
+    return model
 
 
 def small_cutie(config: CutieConfig = SMALL_CUTIE) -> Cutie:
     """The other network, with weights from the same kind of source."""
-    return copy.deepcopy(_filled_cutie(config))
+    model = copy.deepcopy(_filled_cutie(config))
+    model.config = config
+    return model
 
 
 @cache

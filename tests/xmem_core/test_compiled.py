@@ -273,6 +273,7 @@ def test_the_special_paths_of_a_cpu_are_left_out(backend: Backend) -> None:
 
 def test_whole_frames_are_searched(backend: Backend) -> None:
     config = replace(SMALL, default_search_window=64)
+    small_model()  # it has the same network, so weights are shared
     model = small_model(config)
     assert VideoSegmenter(model, SMALL_MEMORY).memory_config.search_window == 64
     assert VideoSegmenter(model, SMALL_MEMORY, compile=True).memory_config.search_window == 0
