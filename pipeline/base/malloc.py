@@ -27,10 +27,9 @@ def keep_freed_memory() -> bool:
 
     By default glibc returns large blocks to the system at once, and has a heap for every thread, whose blocks
     the other threads cannot use. Every frame then takes thousands of page faults on fresh pages: a tenth of
-    a step of xmem-lite on a virtual machine. Nor are small freed blocks put on lists of their own (fastbins),
-    which glibc goes through whenever a tensor is allocated: 3 % of such a step, and more of a step on small
-    frames. Only for the pipeline's own processes: a process that calls
-    `track` chooses its allocator settings itself.
+    a step of xmem-lite on a virtual machine. It also keeps lists of small freed blocks (fastbins), and goes
+    through them whenever a tensor is allocated: 3 % of such a step. Only for the pipeline's own
+    processes: a process that calls `track` chooses its allocator settings itself.
 
     Returns:
         Whether the settings are in effect. They are not without glibc, nor if the environment's MALLOC_ or

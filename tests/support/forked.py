@@ -168,10 +168,11 @@ def _serve(connection: socket.socket, listener: socket.socket) -> None:
         connection: to the process that has started this one.
         listener: at which workers of Ray are asked for.
     """
-    gc.disable()
-    for name in _IMPORTED:
-        importlib.import_module(name)
-    gc.enable()
+    from pipeline.base.garbage import no_collection
+
+    with no_collection():
+        for name in _IMPORTED:
+            importlib.import_module(name)
     _warm_up()
     statuses: dict[int, int] = {}
     woken, wake = os.pipe()

@@ -2,7 +2,7 @@
 
 A tracked clip of thirty frames takes 0.3 s of CPU time. A quarter of it went into reading the tiny network,
 hashing it and preparing it for inference, and a tenth into the click network's look at the boxes, each time
-with the same result. Within `share`, `open_segmenter` reads a file of other content, or takes other settings,
+with the same result. After `share`, `open_segmenter` reads a file of other content, or takes other settings,
 as ever. What it has made before it gives out again: a copy of the segmenter, which shares the network, as the
 streams of a process do. Tests of models, of fused layers and of `pipeline.prompts` make their own.
 """

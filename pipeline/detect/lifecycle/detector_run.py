@@ -34,8 +34,7 @@ class DetectorRun:
         self.frame, self.look, self.labels, self.given = frame, look, labels, given
         self.tracked = labels  # without what objects hold of other things
         self.regular = True  # far enough from the last run to disprove something
-        self.counts = True  # far enough from it to be another detection or view of something
-        self.weight = 1  # what its detections and misses count
+        self.weight = 1  # what a detection or view of something known counts; 0: it saw nearly the same again
         self.free: list[int] = []  # positions of the detections that are not of users' objects
         self.distinct: frozenset[int] = frozenset()  # positions of those that are not another one's again
         self.shown: dict[int, Shown] = {}

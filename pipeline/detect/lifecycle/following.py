@@ -113,7 +113,7 @@ class Following:
         self.state.objects[object_id] = (
             confirmed if fits else replace(confirmed, disagreed=found.disagreed + self.run.regular)
         )
-        if clear and self.run.counts:
+        if clear and self.run.weight:
             view = self.run.colours_of_mask(object_id)
             self.state.objects[object_id] = after_view(self.state.objects[object_id], view)
         self.run.agreed.add(object_id)

@@ -174,8 +174,9 @@ class ObjectFinder:
         # Of looks at nearly the same picture one counts.
         every, half = self._settings.every, max(1, self._settings.span // 2)
         run.regular = self._apart(frame, max(every, self._settings.span))
-        run.counts = every >= half or self._apart(frame, half)
-        run.weight = _SPARSE if 0 <= self._state.looked < frame.frame_index - self._settings.every else 1
+        run.weight = _SPARSE if 0 <= self._state.looked < frame.frame_index - every else 1
+        if every < half and not self._apart(frame, half):
+            run.weight = 0
         self._state.looked = frame.frame_index
         # What lies on objects of users is theirs.
         users = np.where(np.isin(labels, list(self._state.objects)), 0, labels)
@@ -345,7 +346,7 @@ class ObjectFinder:
             run.look,
             run.frame,
             self._settings.confirmations,
-            run.weight if run.counts else 0,
+            run.weight,
         )
         position = {id(detection): k for k, detection in unknown.items()}
         for candidate, detection in confirmed:

@@ -34,8 +34,7 @@ WITHOUT = {
     },
     "evaluate": {
         "full_size", "detector", "detect_every", "detect_confirmations", "max_objects", "out_of_sight_frames",
-        "detect_classes", "detect_score", "give_up_looks", "detect_span",
-        "kept_for_prompts",
+        "detect_classes", "detect_score", "give_up_looks", "detect_span", "kept_for_prompts",
         "chunk_frames", "snapshot_chunks", "max_frames", "max_pixels", "box_segmenter",
         "sinks", "size", "small_size", "direction", "keep_state", "decoder",
     },
