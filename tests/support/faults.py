@@ -26,6 +26,9 @@ Act = Literal["drop", "lose", "late", "truncate", "stall", "shorten", "slow"]
 Answer = Literal["cut", "reset", "hang"]
 
 _PIECE = 1 << 14
+_DELIVERIES = 3
+"""Attempts to forward a late request: on a busy machine the server was once seen to leave one unanswered."""
+
 _HALVED = ("truncate", "stall", "shorten")
 _HOP_BY_HOP = {"connection", "keep-alive", "proxy-connection", "expect", "te", "upgrade"}
 
@@ -94,12 +97,14 @@ class Happened:
         requests: (method, unquoted path, status that the client got or the fault's name).
         faults: number of injected faults, by "<fault> <method>".
         late: (path, status) of late requests that have arrived.
+        undelivered: path and last error of late requests that the server did not answer.
         sent: bytes of bodies that went to clients.
     """
 
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
     late: list[tuple[str, int]] = field(default_factory=list)
+    undelivered: list[str] = field(default_factory=list)
     sent: int = 0
 
     def count(self, act: str = "") -> int:
@@ -162,12 +167,19 @@ class Proxy:
         return {**options, "client_kwargs": client, "config_kwargs": config}
 
     def settle(self) -> list[tuple[str, int]]:
-        """Wait for all late requests to arrive; (path, status) of each."""
+        """Wait for all late requests to arrive; (path, status) of each.
+
+        AssertionError if the server did not answer one.
+        """
+        self._join()
+        assert not self.happened.undelivered
+        return list(self.happened.late)
+
+    def _join(self) -> None:
         with self.lock:
             waiting, self._late = self._late, []
         for thread in waiting:
             thread.join()
-        return list(self.happened.late)
 
     def start(self) -> None:
         proxy = self
@@ -183,7 +195,7 @@ class Proxy:
         self.stopping.set()
         self._http.shutdown()
         self._http.server_close()
-        self.settle()
+        self._join()
 
     # For the handlers
 
@@ -218,12 +230,19 @@ class Proxy:
     def deliver_late(self, seconds: float, path: str, forward: Any) -> None:
         def deliver() -> None:
             self.stopping.wait(seconds)
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                connection, response = forward()
-                response.read()
-                connection.close()
+            for _ in range(_DELIVERIES):
+                try:
+                    connection, response = forward()
+                    response.read()
+                    connection.close()
+                except (OSError, http.client.HTTPException) as failed:
+                    reason = f"{path}: {failed!r}"
+                    continue
                 with self.lock:
                     self.happened.late.append((path, response.status))
+                return
+            with self.lock:
+                self.happened.undelivered.append(reason)
 
         thread = threading.Thread(target=deliver, daemon=True)
         with self.lock:
