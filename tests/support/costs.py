@@ -1,7 +1,7 @@
 """What tests cost: CPU seconds per test function, measured, in `tests/costs.txt`.
 
 `conftest.py` marks the listed functions `slow` and starts the most expensive files first, so that the workers
-of pytest-xdist end together. To measure anew, in one process:
+of pytest-xdist end together. Fixtures are listed by the name of their file. To measure anew, in one process:
 
     python -m pytest --measure-costs
 
@@ -25,19 +25,30 @@ LIST = TESTS / "costs.txt"
 LEAST = 0.2
 """CPU seconds per case from which on a function is listed."""
 
+LEAST_FIXTURES = 5.0
+"""CPU seconds from which on a file's fixtures are listed."""
+
 _WITH_OTHERS = ("ray", "process")
 """Markers of tests with processes that need not be children of pytest's."""
 
 
 def listed() -> dict[str, float]:
-    """CPU seconds of all cases of each function, by `path::function`, the path relative to `tests/`."""
+    """CPU seconds of all cases of each function, by `path::function`, and of fixtures, by `path`.
+
+    Paths are relative to `tests/`.
+    """
     lines = (line.split() for line in LIST.read_text().splitlines())
     return {name: float(seconds) for seconds, name in lines}
 
 
 def name_of(item: pytest.Item) -> str:
     """The name under which an item's function is listed."""
-    return f"{item.path.relative_to(TESTS).as_posix()}::{getattr(item, 'originalname', item.name)}"
+    return f"{file_of(item)}::{getattr(item, 'originalname', item.name)}"
+
+
+def file_of(item: pytest.Item) -> str:
+    """The name under which the fixtures of an item's file are listed."""
+    return item.path.relative_to(TESTS).as_posix()
 
 
 class Measuring:
@@ -45,7 +56,14 @@ class Measuring:
 
     def __init__(self) -> None:
         self._seconds: dict[str, list[float]] = collections.defaultdict(list)
+        self._fixtures: dict[str, float] = collections.defaultdict(float)
         self._with_others: set[str] = set()  # functions with processes that are not seen
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[None]:
+        before = _cpu_seconds()
+        yield
+        self._fixtures[file_of(item)] += _cpu_seconds() - before
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
@@ -65,6 +83,10 @@ class Measuring:
                 found[name] = sum(seconds)
             if name in self._with_others and before > found.get(name, 0.0):
                 found[name] = before
+        for name, cost in self._fixtures.items():
+            found.pop(name, None)
+            if cost >= LEAST_FIXTURES:
+                found[name] = cost
         LIST.write_text("".join(f"{found[name]:.1f} {name}\n" for name in sorted(found)))
 
 

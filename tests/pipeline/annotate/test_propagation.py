@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from xmem_core import StepResult
 FRAMES, CHUNK = 30, 8
 SQUARE = {"op": "prompt", "frame": 0, "object": {"id": 1, "box": [10, 10, 40, 40]}}
 CORRECTION = {"op": "prompt", "frame": 20, "object": {"id": 1, "box": [60, 40, 40, 40]}}
+ByTrack = Callable[[PromptSet, TrackSettings], Path]
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +52,30 @@ def annotator(video: str, settings: TrackSettings, tmp_path: Path) -> Iterator[A
         yield opened
 
 
-def tracked_by_track(video: str, prompts: PromptSet, settings: TrackSettings, out: Path) -> dict[str, bytes]:
-    track(video, out, prompts, stream_id="v", settings=settings)
-    return files(out)
+@pytest.fixture(scope="module")
+def by_track(video: str, tmp_path_factory: pytest.TempPathFactory) -> ByTrack:
+    """Returns a folder into which `track` has tracked the video, with each prompts and settings once."""
+    written: dict[tuple[str, TrackSettings], Path] = {}
+
+    def tracked(prompts: PromptSet, settings: TrackSettings) -> Path:
+        key = json.dumps(prompts.to_record()), settings
+        if key not in written:
+            out = tmp_path_factory.mktemp("track")
+            track(video, out, prompts, stream_id="v", settings=settings)
+            written[key] = out
+        return written[key]
+
+    return tracked
 
 
 def test_rows_are_those_of_track(
-    annotator: Annotator, video: str, settings: TrackSettings, tmp_path: Path
+    annotator: Annotator, video: str, settings: TrackSettings, tmp_path: Path, by_track: ByTrack
 ) -> None:
     propagated(annotator, 13)  # in the middle of a chunk
     assert not files(tmp_path / "out")  # nothing is published before the end
     propagated(annotator)
     first = annotator.project.document.prompt_set()
-    assert files(tmp_path / "out") == tracked_by_track(video, first, settings, tmp_path / "first")
+    assert files(tmp_path / "out") == files(by_track(first, settings))
     before = files(tmp_path / "out")
     areas = query(tmp_path / "out", "SELECT area FROM tracks").to_pydict()["area"]
     assert min(areas) > 100
@@ -75,7 +89,7 @@ def test_rows_are_those_of_track(
     assert files(tmp_path / "out") == before  # readers still see the whole former result
     propagated(annotator)
     after = files(tmp_path / "out")
-    assert after == tracked_by_track(video, second, settings, tmp_path / "second")
+    assert after == files(by_track(second, settings))
     same = [after[name] == before[name] for name in sorted(after) if name.startswith("tracks")]
     assert same[:3] == [True, True, False]  # chunks of frames 0 to 7, 8 to 15, 16 to 23
 
@@ -89,7 +103,7 @@ def test_rows_are_those_of_track(
 
 
 def test_a_correction_tracks_again_only_what_it_changes(
-    video: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    video: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_track: ByTrack
 ) -> None:
     monkeypatch.setattr(propagation, "CUT_FRAMES", 6)
     settings = TrackSettings.of(chunk_frames=12, threads=1)
@@ -111,7 +125,7 @@ def test_a_correction_tracks_again_only_what_it_changes(
             propagated(opened)
             assert len(tracked) == FRAMES - first
         prompts = opened.project.document.prompt_set()
-        expected = tracked_by_track(video, prompts, settings, tmp_path / "other")
+        expected = files(by_track(prompts, settings))
         assert files(tmp_path / "out") == expected
 
 
@@ -147,7 +161,7 @@ def test_tracking_pauses_where_an_edit_outdates_it(
 
 
 def test_a_removal_and_a_second_object(
-    annotator: Annotator, video: str, settings: TrackSettings, tmp_path: Path
+    annotator: Annotator, settings: TrackSettings, tmp_path: Path, by_track: ByTrack
 ) -> None:
     annotator.edit(
         [
@@ -158,12 +172,14 @@ def test_a_removal_and_a_second_object(
     )
     propagated(annotator)
     prompts = annotator.project.document.prompt_set()
-    assert files(tmp_path / "out") == tracked_by_track(video, prompts, settings, tmp_path / "other")
+    assert files(tmp_path / "out") == files(by_track(prompts, settings))
     assert [m["id"] for m in annotator.masks(15)] == [1, 2]
     assert [m["id"] for m in annotator.masks(22)] == [2]
 
 
-def test_both_ways_rows_are_those_of_track(video: str, settings: TrackSettings, tmp_path: Path) -> None:
+def test_both_ways_rows_are_those_of_track(
+    video: str, settings: TrackSettings, tmp_path: Path, by_track: ByTrack
+) -> None:
     both = settings.with_options({"direction": "both"})
     late = {"op": "prompt", "frame": 12, "object": {"id": 1, "box": [40, 10, 40, 40]}}
     with Annotator(video, str(tmp_path / "out"), "v", both) as annotator:
@@ -171,7 +187,7 @@ def test_both_ways_rows_are_those_of_track(video: str, settings: TrackSettings, 
         propagated(annotator)
         assert [m["source"] for m in annotator.masks(0)] == ["tracked"]
         first = annotator.project.document.prompt_set()
-        assert files(tmp_path / "out") == tracked_by_track(video, first, both, tmp_path / "first")
+        assert files(tmp_path / "out") == files(by_track(first, both))
 
         annotator.edit([CORRECTION])
         assert annotator.tracked == 20  # a correction acts forward
@@ -187,20 +203,20 @@ def test_both_ways_rows_are_those_of_track(video: str, settings: TrackSettings, 
         propagated(annotator)
         assert [m["id"] for m in annotator.masks(3)] == [1, 2]
         second = annotator.project.document.prompt_set()
-        assert files(tmp_path / "out") == tracked_by_track(video, second, both, tmp_path / "second")
+        assert files(tmp_path / "out") == files(by_track(second, both))
 
         new = annotator.split(1, 15)
         propagated(annotator)
         assert [m["id"] for m in annotator.masks(14)] == [1, 2]
         assert [m["id"] for m in annotator.masks(15)] == [2, new]
         third = annotator.project.document.prompt_set()
-        assert files(tmp_path / "out") == tracked_by_track(video, third, both, tmp_path / "third")
+        assert files(tmp_path / "out") == files(by_track(third, both))
 
         annotator.edit([{"op": "direction", "value": "forward"}])  # for this propagation
         assert annotator.tracked == 0
         propagated(annotator)
         assert annotator.masks(4) == []
-        assert files(tmp_path / "out") == tracked_by_track(video, third, settings, tmp_path / "forward")
+        assert files(tmp_path / "out") == files(by_track(third, settings))
         annotator.project.undo()
         assert not annotator.state()["published"]
         assert annotator.state()["direction"] == "both"
@@ -208,7 +224,7 @@ def test_both_ways_rows_are_those_of_track(video: str, settings: TrackSettings, 
 
 
 def test_changed_memory_gives_the_rows_of_track(
-    annotator: Annotator, video: str, settings: TrackSettings, tmp_path: Path
+    annotator: Annotator, video: str, settings: TrackSettings, tmp_path: Path, by_track: ByTrack
 ) -> None:
     """Settings of the memory act on the whole stream, edits from their frame on, also after a restart."""
     propagated(annotator)
@@ -223,7 +239,7 @@ def test_changed_memory_gives_the_rows_of_track(
     prompts = annotator.project.document.prompt_set()
     other = settings.with_options(changed)
     first = files(tmp_path / "out")
-    assert first == tracked_by_track(video, prompts, other, tmp_path / "other")
+    assert first == files(by_track(prompts, other))
     assert first != usual
 
     forgets = {"forget": [9, 13]}
@@ -268,19 +284,23 @@ def test_a_new_prompt_keeps_rows_and_states_before_it(
     assert summary.tracked == FRAMES - 20  # from the state before the correction
 
 
-def test_what_track_wrote_is_corrected(video: str, settings: TrackSettings, tmp_path: Path) -> None:
+def test_what_track_wrote_is_corrected(
+    video: str, settings: TrackSettings, tmp_path: Path, by_track: ByTrack
+) -> None:
     prompts = PromptSet.from_record({"version": 1, "objects": [SQUARE["object"]]})
-    track(video, tmp_path / "out", prompts, stream_id="v", settings=settings)
+    shutil.copytree(by_track(prompts, settings), tmp_path / "out")
     with Annotator(video, str(tmp_path / "out"), "v") as annotator:
         assert annotator.tracked == FRAMES
         assert annotator.state()["published"]
         annotator.edit([CORRECTION])
         propagated(annotator)
         corrected = annotator.project.document.prompt_set()
-        assert files(tmp_path / "out") == tracked_by_track(video, corrected, settings, tmp_path / "other")
+        assert files(tmp_path / "out") == files(by_track(corrected, settings))
 
 
-def test_going_on(annotator: Annotator, video: str, settings: TrackSettings, tmp_path: Path) -> None:
+def test_going_on(
+    annotator: Annotator, video: str, settings: TrackSettings, tmp_path: Path, by_track: ByTrack
+) -> None:
     propagated(annotator, 20)
     annotator.close()
     out = str(tmp_path / "out")
@@ -293,7 +313,7 @@ def test_going_on(annotator: Annotator, video: str, settings: TrackSettings, tmp
         assert again.project.can_undo
         propagated(again)
         prompts = again.project.document.prompt_set()
-    assert files(tmp_path / "out") == tracked_by_track(video, prompts, settings, tmp_path / "other")
+    assert files(tmp_path / "out") == files(by_track(prompts, settings))
 
 
 def test_closed_while_it_tracks(annotator: Annotator, tmp_path: Path) -> None:
@@ -321,7 +341,9 @@ def test_a_video_that_changes(settings: TrackSettings, tmp_path: Path) -> None:
         Annotator(str(video), str(tmp_path / "out"), "v", settings)
 
 
-def test_killed_while_it_tracks(video: str, settings: TrackSettings, tmp_path: Path) -> None:
+def test_killed_while_it_tracks(
+    video: str, settings: TrackSettings, tmp_path: Path, by_track: ByTrack
+) -> None:
     out = tmp_path / "out"
     options = ["--model", settings.model.name, "--chunk", str(CHUNK), "--threads", "1", "--stream-id", "v"]
     first = AnnotateProcess(tmp_path / "first.log", video, "--out", str(out), *options)
@@ -349,4 +371,4 @@ def test_killed_while_it_tracks(video: str, settings: TrackSettings, tmp_path: P
     finally:
         again.kill()
     changed = settings.with_options({"mem_every": 3})
-    assert files(out) == tracked_by_track(video, prompts, changed, tmp_path / "other")
+    assert files(out) == files(by_track(prompts, changed))
