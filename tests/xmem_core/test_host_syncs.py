@@ -51,7 +51,7 @@ def test_a_step_waits_for_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(7):
         tracker.step(state, FRAME)
     tracker.step(state, FRAME, Prompt({5: MASKS[5]}))
-    for _ in range(40):
+    for _ in range(24):
         result = tracker.step(state, FRAME)
     assert result.network_probabilities.device.type == "meta"
     assert result.foreground.labels.shape == SIZE
