@@ -9,7 +9,6 @@ without them, the plain modules are used.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 
@@ -38,11 +37,10 @@ _MOST_SIZES = 8
 # Height and width of the input for which float32 weights are laid out. Not those of the first input: which
 # frames a process has seen must not make a difference to last bits.
 _LAID_OUT_FOR = (32, 32)
-# oneDNN lays weights out in blocks of up to 64 output channels. With AVX-512 it prefers other blocks for
-# inputs of so few positions if the channels do not fill blocks of 64; reordering 96 x 96 x 3 x 3 takes
-# 5 ms.
-_FEW_POSITIONS = 81
-_LAID_OUT_FOR_FEW = (4, 4)
+# Number of input sizes for which the layout that oneDNN prefers is cached, and of a weight's layouts: for all
+# sizes together it prefers one or two.
+_MOST_KNOWN_SIZES = 256
+_MOST_LAYOUTS = 4
 
 
 class FusedConv2d(nn.Module):
@@ -51,14 +49,12 @@ class FusedConv2d(nn.Module):
     Args:
         conv: its weights are copied into oneDNN's layout in float32, and used as they are in bfloat16.
         activation: `relu`, `relu6` or None.
-        laid_out_for: height and width of the input for which float32 weights are laid out. Inputs of other
-            sizes give the same result; but where oneDNN prefers another layout for them, reordering the
-            weights on each call can take longer than the convolution. Weights of which that is known for
-            small inputs are laid out twice.
+        laid_out_for: height and width of the input for which float32 weights are laid out. Where oneDNN
+            prefers another layout for inputs of another size, they are laid out in that too, once: on each
+            call it could take 20 times as long as the convolution. The result is the same.
     """
 
     weight: Tensor
-    weight_for_few: Tensor | None
 
     def __init__(
         self,
@@ -78,16 +74,14 @@ class FusedConv2d(nn.Module):
         )
         self._name, self._arguments = _ACTIVATIONS[activation]
         weight: Tensor = conv.weight
-        few: Tensor | None = None
         if self.dtype == torch.float32:
             # oneDNN would reorder them on each call, for a tenth of the time of an average convolution.
-            if self._prefers_two_layouts(conv) and math.prod(laid_out_for) > _FEW_POSITIONS:
-                few = self._laid_out(weight, (1, conv.in_channels, *_LAID_OUT_FOR_FEW))
             weight = self._laid_out(weight, (1, conv.in_channels, *laid_out_for))
         self.register_buffer("weight", weight, persistent=False)
-        self.register_buffer("weight_for_few", few, persistent=False)
-        # bfloat16 weights in oneDNN's layout, for the most recent input sizes.
-        self._packed: dict[torch.Size, Tensor] = {}
+        # Weights in oneDNN's layout for the most recent input sizes; in float32 for these and numbers of
+        # threads, but each layout, in `_layouts`, is there once.
+        self._packed: dict[tuple[torch.Size, int], Tensor] = {}
+        self._layouts: dict[bytes | None, Tensor] = {}
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """x (N, C, h, w) -> (N, C', h', w'); `add`, of that shape, is added before the activation."""
@@ -103,20 +97,31 @@ class FusedConv2d(nn.Module):
         return out
 
     def _packed_for(self, x: Tensor) -> Tensor:
-        if self.dtype == torch.float32:
-            few = self.weight_for_few
-            return self.weight if few is None or x.shape[2] * x.shape[3] > _FEW_POSITIONS else few
-        packed = self._packed.get(x.shape)
+        float32 = self.dtype == torch.float32
+        key = x.shape, torch.get_num_threads() if float32 else 0
+        packed = self._packed.get(key)
         if packed is None:
-            if len(self._packed) >= _MOST_SIZES:
+            if len(self._packed) >= (_MOST_KNOWN_SIZES if float32 else _MOST_SIZES):
                 self._packed = {}  # a new dict: another thread may be reading the old one
-            packed = self._packed[x.shape] = self._laid_out(self.weight, x.shape)
+            packed = self._preferred(x.shape) if float32 else self._laid_out(self.weight, x.shape)
+            self._packed[key] = packed
         return packed
 
-    @staticmethod
-    def _prefers_two_layouts(conv: nn.Conv2d) -> bool:
-        filled = conv.out_channels < 64 or conv.out_channels % 64 == 0
-        return not filled and conv.groups == 1 and conv.kernel_size != (1, 1)
+    def _preferred(self, shape: torch.Size) -> Tensor:
+        """The float32 weights in the layout that oneDNN prefers for inputs of this shape, kept once."""
+        if self._geometry[-1] != 1:  # weights of few bytes
+            return self.weight
+        if not self._layouts:
+            self._layouts = {_layout_of(self.weight): self.weight}
+        # Only the layout is wanted, so any values do: those of `weight` would first have to be put in order.
+        values = torch.empty(
+            self.weight.shape, dtype=self.dtype, device="cpu", memory_format=torch.channels_last
+        )
+        layout = _layout_of(self._laid_out(values, shape))
+        known = self._layouts.get(layout)
+        if known is None and len(self._layouts) < _MOST_LAYOUTS:
+            known = self._layouts[layout] = self._laid_out(self.weight.to_dense(), shape)
+        return self.weight if known is None else known
 
     def _laid_out(self, weight: Tensor, shape: Sequence[int]) -> Tensor:
         """The weights in the layout that oneDNN prefers for inputs of this shape.
@@ -128,6 +133,19 @@ class FusedConv2d(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, object]) -> FusedConv2d:
         raise NotImplementedError("packed weights cannot be copied: fuse a copy of the network instead")
+
+
+def _layout_of(weight: Tensor) -> bytes | None:
+    """What tells layouts of the same weights apart; None if this PyTorch does not say it.
+
+    These are the strides and blocks in oneDNN's `dnnl_memory_desc`. The rest is the same in all layouts or
+    undefined.
+    """
+    try:
+        described = bytes(torch.ops.mkldnn._get_mkldnn_serialized_md(weight).tolist())
+    except (AttributeError, RuntimeError):
+        return None
+    return described[320:420] + described[424:616]
 
 
 class _FusedInvertedResidual(nn.Module):

@@ -21,9 +21,15 @@ from xmem_core.blocks import ResidualBlock
 from xmem_core.fused import FusedConv2d, FusedTrunk, can_fuse, fuse
 
 DTYPES = (torch.float32, torch.bfloat16)
-needs_operators = pytest.mark.skipif(
-    not all(map(can_fuse, DTYPES)), reason="this PyTorch or CPU has no such operators"
-)
+
+
+def needs(dtype: torch.dtype) -> pytest.MarkDecorator:
+    """Skips where this PyTorch or CPU cannot fuse in this precision."""
+    return pytest.mark.skipif(not can_fuse(dtype), reason=f"this PyTorch or CPU cannot fuse in {dtype}")
+
+
+needs_float32, needs_bfloat16 = map(needs, DTYPES)
+EACH = [pytest.param(dtype, marks=needs(dtype)) for dtype in DTYPES]
 
 
 def trunk(dtype: torch.dtype) -> EfficientNetLite0Trunk:
@@ -51,7 +57,7 @@ def test_this_machine_can_fuse(dtype: torch.dtype) -> None:
     assert can_fuse(dtype) or (dtype == torch.bfloat16 and not supported)
 
 
-@needs_operators
+@needs_float32
 def test_in_float32_it_computes_what_the_trunk_does_up_to_rounding() -> None:
     plain = trunk(torch.float32)
     fast = FusedTrunk(copy.deepcopy(plain))
@@ -63,7 +69,7 @@ def test_in_float32_it_computes_what_the_trunk_does_up_to_rounding() -> None:
                 assert (own - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 
-@needs_operators
+@needs_float32
 @pytest.mark.parametrize("height", [96, 80, 112])
 def test_strips_give_the_same_bits(height: int, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = FusedTrunk(trunk(torch.float32))
@@ -87,7 +93,7 @@ def test_strips_give_the_same_bits(height: int, monkeypatch: pytest.MonkeyPatch)
     assert len(set(done)) > 5  # of all kernels and strides, in two and more strips
 
 
-@needs_operators
+@needs_float32
 def test_no_large_block_is_new_memory() -> None:
     """glibc takes blocks of 32 MiB and more from the system each time; `xmem-lite` at 512 had one."""
     sizes = []
@@ -105,7 +111,7 @@ def test_no_large_block_is_new_memory() -> None:
     assert max(sizes) < 32 << 20
 
 
-@needs_operators
+@needs_bfloat16
 def test_it_computes_what_the_trunk_does() -> None:
     whole = trunk(torch.float32)
     plain = copy.deepcopy(whole).bfloat16()
@@ -130,7 +136,7 @@ def channels_last(conv: nn.Conv2d) -> nn.Conv2d:
     return made
 
 
-@needs_operators
+@needs_bfloat16
 def test_an_activation_is_not_lost_and_an_addition_is_added() -> None:
     conv = channels_last(nn.Conv2d(8, 8, 1))
     conv.weight.copy_(torch.eye(8)[:, :, None, None] * 4)
@@ -147,7 +153,7 @@ def test_an_activation_is_not_lost_and_an_addition_is_added() -> None:
     assert torch.equal(FusedConv2d(conv)(x), 4 * x)
 
 
-@needs_operators
+@needs_bfloat16
 def test_weights_are_ordered_once_for_a_size_and_never_for_too_many() -> None:
     conv = channels_last(nn.Conv2d(8, 8, 3, padding=1))
     own = FusedConv2d(conv)
@@ -167,35 +173,89 @@ def test_weights_are_ordered_once_for_a_size_and_never_for_too_many() -> None:
         copy.deepcopy(own)
 
 
-@needs_operators
-def test_in_float32_the_weights_are_kept_in_onednns_layout_only() -> None:
+SIZES = ((2, 3), (4, 4), (8, 8), (8, 10), (9, 9), (6, 14), (40, 9), (1, 1), (32, 32), (64, 96))
+# Of these oneDNN prefers several layouts: the first with AVX-512, all with AVX2.
+CONVS = ((16, 96, 3), (672, 112, 1), (112, 672, 1))
+
+
+def convolution(channels: int, out_channels: int, kernel: int) -> nn.Conv2d:
     torch.manual_seed(0)
-    conv = nn.Conv2d(8, 96, 3, padding=1).requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    own = FusedConv2d(conv)
-    held = [*own.parameters(), *own.buffers()]
-    assert [w.layout for w in held if w.ndim == 4] == [torch._mkldnn] * 2  # type: ignore[attr-defined]
+    conv: Any = nn.Conv2d(channels, out_channels, kernel, padding=kernel // 2).requires_grad_(False)
+    made: nn.Conv2d = conv.to(memory_format=torch.channels_last)
+    return made
+
+
+def unpacked(conv: nn.Conv2d, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
+    """The same operators on weights in their own order."""
     convolve = torch.ops.mkldnn._convolution_pointwise
-    for size in ((8, 8), (40, 9), (1, 1), (64, 96)):
-        x = torch.randn(1, 8, *size).contiguous(memory_format=torch.channels_last)
-        plain = convolve(x, conv.weight, conv.bias, (1, 1), (1, 1), (1, 1), 1, "none", [], None)
+    geometry = conv.padding, conv.stride, conv.dilation, 1
+    found: torch.Tensor
+    if add is None:
+        found = convolve(x, conv.weight, conv.bias, *geometry, "none", [], None)
+    else:
+        found = convolve.binary(x, add, conv.weight, conv.bias, *geometry, "add", 1.0, None, [], None)
+    return found
+
+
+def inputs(channels: int) -> list[torch.Tensor]:
+    return [torch.randn(1, channels, *s).contiguous(memory_format=torch.channels_last) for s in SIZES]
+
+
+@needs_float32
+@pytest.mark.parametrize("shape", CONVS)
+def test_in_float32_the_weights_are_kept_in_onednns_layouts_only(shape: tuple[int, int, int]) -> None:
+    conv = convolution(*shape)
+    own = FusedConv2d(conv)
+    for x in 2 * inputs(shape[0]):
+        plain = unpacked(conv, x)
         assert torch.equal(own(x), plain)
+        assert torch.equal(own(x, plain), unpacked(conv, x, plain))
+    held = [*own.parameters(), *own.buffers(), *own._packed.values(), *own._layouts.values()]
+    kept = {id(w): w for w in held if w.ndim == 4}
+    assert {w.layout for w in kept.values()} == {torch._mkldnn}  # type: ignore[attr-defined]
+    assert len(kept) == len(own._layouts) <= 3
+    assert len(own._packed) == len(SIZES)
 
 
-@needs_operators
-@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="other CPUs' blocks")
-def test_float32_weights_are_not_reordered_on_each_call(capfd: pytest.CaptureFixture[str]) -> None:
-    """oneDNN prefers another layout for up to 81 positions if the channels are no multiple of 64."""
-    torch.manual_seed(0)
-    conv = nn.Conv2d(16, 96, 3, padding=1).requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    own, sizes = FusedConv2d(conv), ((3, 4), (9, 9), (6, 14), (32, 32))
-    images = [torch.randn(1, 16, *size).contiguous(memory_format=torch.channels_last) for size in sizes]
+@needs_float32
+@pytest.mark.parametrize("shape", CONVS)
+def test_float32_weights_are_not_reordered_on_each_call(
+    shape: tuple[int, int, int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    own, images = FusedConv2d(convolution(*shape)), inputs(shape[0])
     first = [own(x) for x in images]
     with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
         again = [own(x) for x in images]
     said = [line for line in capfd.readouterr().out.splitlines() if ",exec," in line]
-    assert len([line for line in said if ",convolution," in line]) == len(sizes)
+    assert len([line for line in said if ",convolution," in line]) == len(SIZES)
     assert [line for line in said if ",reorder," in line] == []
     assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+
+
+@needs_float32
+def test_layouts_and_known_sizes_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_MOST_KNOWN_SIZES", 5)
+    conv = convolution(*CONVS[0])
+    own = FusedConv2d(conv)
+    # As if each size had a layout of its own.
+    monkeypatch.setattr(fused, "_layout_of", lambda _: bytes(torch.randint(256, (8,)).tolist()))
+    for x in inputs(16):
+        assert torch.equal(own(x), unpacked(conv, x))
+        assert 1 <= len(own._packed) <= 5
+    assert len(own._layouts) == 4
+
+
+@needs_float32
+def test_without_a_description_of_layouts_the_first_one_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: torch.Tensor) -> torch.Tensor:
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_get_mkldnn_serialized_md", missing)
+    conv = convolution(*CONVS[0])
+    own = FusedConv2d(conv)
+    for x in inputs(16):
+        assert torch.equal(own(x), unpacked(conv, x))
+    assert {id(weight) for weight in own._packed.values()} == {id(own.weight)}
 
 
 def lite() -> XMem:
@@ -223,9 +283,8 @@ def prepared(config: ModelConfig, dtype: torch.dtype) -> XMem:
     return network.to(dtype)
 
 
-@needs_operators
 @pytest.mark.parametrize("backbone", ["resnet50", "efficientnet-lite0"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EACH)
 def test_the_whole_network_computes_the_same(dtype: torch.dtype, backbone: Any) -> None:
     """Key encoder, value encoder and decoder, in float32 up to rounding, in bfloat16 about as far from it."""
     config = replace(SMALL, key_backbone=backbone)
@@ -255,9 +314,8 @@ def test_the_whole_network_computes_the_same(dtype: torch.dtype, backbone: Any) 
             assert (own - true).abs().mean() < 1.5 * (rounded - true).abs().mean() + 1e-6
 
 
-@needs_operators
 @pytest.mark.parametrize("objects", [1, 3])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", EACH)
 def test_the_decoder_stays_in_one_layout(
     dtype: torch.dtype, objects: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
