@@ -51,7 +51,8 @@ class FusedConv2d(nn.Module):
         activation: `relu`, `relu6` or None.
         laid_out_for: height and width of the input for which float32 weights are laid out. Where oneDNN
             prefers another layout for inputs of another size, they are laid out in that too, once: on each
-            call it could take 20 times as long as the convolution. The result is the same.
+            call it could take 20 times as long as the convolution. The result is the same. A layout that no
+            input has needed is not kept.
     """
 
     weight: Tensor
@@ -111,17 +112,22 @@ class FusedConv2d(nn.Module):
         """The float32 weights in the layout that oneDNN prefers for inputs of this shape, kept once."""
         if self._geometry[-1] != 1:  # weights of few bytes
             return self.weight
-        if not self._layouts:
-            self._layouts = {_layout_of(self.weight): self.weight}
         # Only the layout is wanted, so any values do: those of `weight` would first have to be put in order.
         values = torch.empty(
             self.weight.shape, dtype=self.dtype, device="cpu", memory_format=torch.channels_last
         )
         layout = _layout_of(self._laid_out(values, shape))
+        del values
         known = self._layouts.get(layout)
-        if known is None and len(self._layouts) < _MOST_LAYOUTS:
-            known = self._layouts[layout] = self._laid_out(self.weight.to_dense(), shape)
-        return self.weight if known is None else known
+        if known is not None or len(self._layouts) >= _MOST_LAYOUTS:
+            return self.weight if known is None else known
+        known = self.weight
+        if _layout_of(known) != layout:
+            known = self._laid_out(known.to_dense(), shape)
+            if not self._layouts:  # nothing has been computed with the first one: memory for one is enough
+                self.weight = known
+        self._layouts[layout] = known
+        return known
 
     def _laid_out(self, weight: Tensor, shape: Sequence[int]) -> Tensor:
         """The weights in the layout that oneDNN prefers for inputs of this shape.

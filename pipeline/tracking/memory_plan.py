@@ -40,8 +40,11 @@ _FIRST_FRAMES = 16
 # Queries per block when memory is searched on a CPU.
 _CPU_QUERIES = 128
 # Convolutions need scratch memory and reorder their inputs; how much depends on kernel and processor. On a
-# CPU, a copy of the widest weights (counted separately) and up to a tenth of the rest was measured.
+# CPU, copies of the widest weights (counted separately) and up to a tenth of the rest were measured.
 _SCRATCH = 0.25
+# Copies of the widest weights that are there at the same time: on a CPU the first step at a size lays weights
+# out (`FusedConv2d`), from one copy into another.
+_CPU_COPIES, _GPU_COPIES = 2, 1
 
 
 def network_grid(height: int, width: int, size: int | None) -> tuple[int, int, int, int]:
@@ -140,7 +143,8 @@ def predict_workspace_bytes(
         return 0
     seen_h, seen_w, padded_h, padded_w = network_grid(height, width, size)
     positions = padded_h * padded_w // _STRIDE**2
-    at_once = _CPU_QUERIES if torch.device(device).type == "cpu" else positions
+    on_cpu = torch.device(device).type == "cpu"
+    at_once = _CPU_QUERIES if on_cpu else positions
     network, prepared, weights, widest = _network_peaks(model, padded_h, padded_w, objects)
     elements = _capacity(memory, positions, frames) + copied
     reading = _reading_peak(model, memory, elements, positions, objects, at_once)
@@ -151,7 +155,7 @@ def predict_workspace_bytes(
     planes = (objects + 1) * (height * width + seen_h * seen_w)
     masks = objects * (height * width + padded_h * padded_w)
     leaving = planes * _FLOAT + height * width * (_LONG + _FLOAT)
-    if torch.device(device).type != "cpu":
+    if not on_cpu:
         leaving += height * width * (3 * _LONG + 4 * _FLOAT)  # runs of labels are found there
     given = masks + (height * width + 2 * padded_h * padded_w) * _FLOAT
     # Prompted masks, as given and merged with the network's output.
@@ -159,7 +163,8 @@ def predict_workspace_bytes(
     stepping = max(network, reading + prepared, keeping + prepared) + frame + joined
     cast = weights // 2 if dtype != "float32" else 0
     peak = max(stepping, arriving, arriving - 3 * height * width * _FLOAT + given, leaving + frame)
-    return round(peak * (1 + _SCRATCH)) + widest + cast
+    copies = widest * (_CPU_COPIES if on_cpu else _GPU_COPIES)
+    return round(peak * (1 + _SCRATCH)) + copies + cast
 
 
 def predict_ahead_bytes(

@@ -215,6 +215,7 @@ def test_a_thread_helps_with_the_steps_where_several_may_be_used(threads: int, h
 def test_its_memory_is_predicted(height: int, width: int, size: int | None) -> None:
     segmenter = VideoSegmenter(small_model(), size=size)
     frame = np.zeros((height, width, 3), np.uint8)
+    segmenter.encode(frame)  # lays the weights out for this size
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profiler:
