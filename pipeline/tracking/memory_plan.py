@@ -40,11 +40,8 @@ _FIRST_FRAMES = 16
 # Queries per block when memory is searched on a CPU.
 _CPU_QUERIES = 128
 # Convolutions need scratch memory and reorder their inputs; how much depends on kernel and processor. On a
-# CPU, copies of the widest weights (counted separately) and up to a tenth of the rest were measured.
+# CPU, a copy of the widest weights (counted separately) and up to a tenth of the rest was measured.
 _SCRATCH = 0.25
-# Copies of the widest weights that are there at the same time: on a CPU the first step at a size lays weights
-# out (`FusedConv2d`), from one copy into another.
-_CPU_COPIES, _GPU_COPIES = 2, 1
 
 
 def network_grid(height: int, width: int, size: int | None) -> tuple[int, int, int, int]:
@@ -163,8 +160,12 @@ def predict_workspace_bytes(
     stepping = max(network, reading + prepared, keeping + prepared) + frame + joined
     cast = weights // 2 if dtype != "float32" else 0
     peak = max(stepping, arriving, arriving - 3 * height * width * _FLOAT + given, leaving + frame)
-    copies = widest * (_CPU_COPIES if on_cpu else _GPU_COPIES)
-    return round(peak * (1 + _SCRATCH)) + copies + cast
+    computing = round(peak * (1 + _SCRATCH))
+    # On a CPU the first step at a size lays weights out (`FusedConv2d`), from a second copy, which is freed
+    # before they are used. Cutie's convolutions are not fused.
+    if on_cpu and not isinstance(model, CutieConfig):
+        computing = max(computing, peak + widest)
+    return computing + widest + cast
 
 
 def predict_ahead_bytes(

@@ -71,22 +71,24 @@ def _is_within(predicted: int, state: TrackerState) -> bool:
     return _state_bytes(state) <= predicted == exact + prepared
 
 
-def _changes(run: Callable[[], object]) -> list[int]:
-    """Bytes by which the allocator's memory grows or shrinks while `run` runs, including PyTorch's kernels.
+def _peak_of_steps(run: Callable[[], object]) -> int:
+    """The highest increase of the allocator's memory in one of the parts of `run` that are marked as steps.
 
-    What was there before `run` and is freed in it is not among them.
+    In bytes, including PyTorch's kernels. `run` also makes what the steps use: the profiler does not see
+    that memory is freed which was taken before it started, such as weights that a step lays out anew.
     """
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         run()
     assert profiler.profiler is not None
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    return [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
-
-
-def _peak(run: Callable[[], object]) -> int:
-    """Highest increase of the allocator's memory while `run` runs, in bytes."""
-    return max(accumulate(_changes(run)), default=0)
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    steps = [(e.start_ns(), e.end_ns()) for e in events if e.name() == "step"]
+    assert steps
+    return max(
+        max(accumulate(size for time, size in changes if begin <= time <= end), default=0)
+        for begin, end in steps
+    )
 
 
 def _frame(index: int, height: int, width: int) -> np.ndarray:
@@ -109,29 +111,22 @@ def _track(
     size: int | None,
     frames: int,
 ) -> tuple[TrackerState, int]:
-    """A state after that many frames, with one new object per frame; and the steps' highest peak.
+    """A state after that many frames, with one new object per frame; and the steps' highest peak."""
+    states: list[TrackerState] = []
 
-    Before them the segmenter takes other steps: in a size's first ones the network's weights are laid out.
-    """
-    segmenter = VideoSegmenter(model, memory, size=size)
+    def run() -> None:
+        segmenter = VideoSegmenter(model, memory, size=size)
+        states.append(segmenter.new_state())
+        for index in range(frames):
+            prompt = _prompt(index + 1, height, width) if index < objects else None
+            frame = _frame(index, height, width)
+            with torch.profiler.record_function("step"):
+                result = segmenter.step(states[0], frame, prompt)
+                assert result.label_map.shape == result.probabilities.shape[1:]
+                del result
 
-    def given(index: int) -> Prompt | None:
-        return _prompt(index + 1, height, width) if index < objects else None
-
-    before = segmenter.new_state()
-    for index in range(objects + 1):
-        segmenter.step(before, _frame(index, height, width), given(index))
-    state = segmenter.new_state()
-    peak = 0
-    for index in range(frames):
-        prompt, frame = given(index), _frame(index, height, width)
-
-        def step(frame: np.ndarray = frame, prompt: Prompt | None = prompt) -> None:
-            result = segmenter.step(state, frame, prompt)
-            assert result.label_map.shape == result.probabilities.shape[1:]
-
-        peak = max(peak, _peak(step))
-    return state, peak
+    peak = _peak_of_steps(run)
+    return states[0], peak
 
 
 @pytest.mark.parametrize("objects", [1, 2, 4])
@@ -146,8 +141,7 @@ def test_tiny_network(height: int, width: int, size: int | None, objects: int) -
     predicted = predict_state_bytes(model.config, SMALL_MEMORY, height, width, objects, size)
     assert _is_within(predicted, state)
     workspace = predict_workspace_bytes(model.config, SMALL_MEMORY, height, width, objects, size)
-    # Two copies of its widest weights, 0.3 MB each, are counted; they are made in a size's first step only.
-    assert peak <= workspace <= 1.5 * peak + 800_000
+    assert peak <= workspace <= 1.5 * peak + 500_000
 
 
 @pytest.mark.parametrize("objects", [1, 4])
@@ -162,8 +156,8 @@ def test_bundled_network(
     state, peak = _track(model, memory, height, width, objects, size, frames=8)
     assert _is_within(predict_state_bytes(model.config, memory, height, width, objects, size), state)
     workspace = predict_workspace_bytes(model.config, memory, height, width, objects, size)
-    # Memory is not full yet, and reading it is counted as if it were; two copies of weights, 0.9 MB each.
-    assert peak <= workspace <= 1.5 * peak + 11_000_000
+    # Memory is not full yet, and reading it is counted as if it were.
+    assert peak <= workspace <= 1.5 * peak + 10_000_000
 
 
 def test_published_shape() -> None:
@@ -172,37 +166,7 @@ def test_published_shape() -> None:
     assert _is_within(predict_state_bytes(model.config, SMALL_MEMORY, 128, 160, 2), state)
     workspace = predict_workspace_bytes(model.config, SMALL_MEMORY, 128, 160, 2)
     # Two copies of its widest weights, 30 MB each, are counted; they are made in a size's first step only.
-    assert peak <= workspace <= 1.5 * peak + 60_000_000
-
-
-@pytest.mark.parametrize(
-    ("model", "height", "width", "size"),
-    [
-        (tiny_model, 48, 64, None),
-        (tiny_model, 100, 151, 48),
-        (lambda: XMem(ModelConfig()).eval(), 128, 160, None),
-    ],
-    ids=["tiny", "tiny-resized", "published"],
-)
-def test_first_step_of_a_size(model: Callable[[], XMem], height: int, width: int, size: int | None) -> None:
-    """The network's weights are laid out in it."""
-    network = model()
-    prompt, frame = _prompt(1, height, width), _frame(0, height, width)
-    made: list[VideoSegmenter] = []
-
-    def make() -> None:
-        made.append(VideoSegmenter(network, SMALL_MEMORY, size=size))
-
-    def make_and_step() -> None:
-        make()
-        made[-1].step(made[-1].new_state(), frame, prompt)
-
-    making = _changes(make)
-    made.clear()
-    both = list(accumulate(_changes(make_and_step)))
-    assert both[len(making) - 1] == sum(making)  # the same, in the same order
-    peak = max(both[len(making) :]) - sum(making)
-    assert 0 < peak <= predict_workspace_bytes(network.config, SMALL_MEMORY, height, width, 1, size)
+    assert peak <= workspace <= 1.5 * peak + 30_000_000
 
 
 @pytest.mark.parametrize("objects", [1, 3])
@@ -213,7 +177,7 @@ def test_cutie(objects: int) -> None:
     assert _is_within(predict_state_bytes(model.config, SMALL_MEMORY, 96, 128, objects), state)
     workspace = predict_workspace_bytes(model.config, SMALL_MEMORY, 96, 128, objects)
     # Two copies of its widest weights, 2.4 MB each, are counted and not always made.
-    assert peak <= workspace <= 1.5 * peak + 5_400_000
+    assert peak <= workspace <= 1.5 * peak + 3_000_000
 
 
 @pytest.mark.parametrize(
